@@ -1,0 +1,34 @@
+"""Which form computes a statistic: the Numba kernel or plain torch. The choice is made here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+
+Backend = Literal["kernel", "plain"]
+
+_forced: Backend | None = None
+
+
+def choose(x: torch.Tensor, *constants: torch.Tensor | None) -> Backend:
+    """The kernel for float32 and float64 on the CPU; plain torch elsewhere, or when a constant asks for a gradient."""
+    if _forced is not None:
+        return _forced
+    served = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    if not served or any(t is not None and t.requires_grad for t in constants):
+        return "plain"
+    return "kernel"
+
+
+@contextmanager
+def forced(backend: Backend) -> Iterator[None]:
+    """Compute every statistic within the block with `backend`, in all threads. For tests and benchmarks."""
+    global _forced
+    before, _forced = _forced, backend
+    try:
+        yield
+    finally:
+        _forced = before

@@ -1,0 +1,124 @@
+"""Dice loss and masked Dice loss; the twin of `reference/dice.py`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+from torch import Tensor
+
+from twinloss.fast.segmentation import ClassWeight, SegmentationLoss, checked_weight
+
+
+class DiceLoss(SegmentationLoss):
+    r"""One minus the Dice overlap (or the Jaccard index) of prediction and target, for each item and class.
+
+    .. math::
+        L = 1 - \frac{2 \sum_i p_i g_i + \nu}{\sum_i p_i + \sum_i g_i + \delta}
+
+    with the squares of p and g in the denominator for ``squared_pred`` (the form of Milletari et al. 2016, section 3)
+    and :math:`L = 1 - (2I + \nu) / (2(D - I) + \delta)` for ``jaccard``, where I is the sum of products and D the
+    denominator above without δ.
+
+    Args:
+        include_background: if False, channel 0 takes no part in the loss (it still does in the softmax).
+        to_onehot_y: the target holds labels, (B, 1, *S), of any integer or float type.
+        sigmoid: p is the sigmoid of the input.
+        softmax: p is the softmax of the input over all its channels.
+        other_act: p is ``other_act(input)``.
+        squared_pred: squares in the denominator.
+        jaccard: Jaccard index in place of Dice.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for (B, C', 1, …), C' the classes that take part.
+        smooth_nr: ν.
+        smooth_dr: δ; 0 gives NaN for a class absent from both prediction and target.
+        batch: sum over the batch before dividing; ``"none"`` then gives (1, C', 1, …).
+        weight: a number, or one for each class that takes part.
+        soft_label: overlap min(p, g) in place of the product, so that p = g is the minimum for soft targets too
+            (Wang et al. 2023, Dice semimetric losses).
+        ignore_index: voxels with this label take no part, whatever they hold; for a target in one-hot form those
+            with a 1 in this channel.
+
+    Shape:
+        input (B, C, *S); target (B, C, *S), or (B, 1, *S) with ``to_onehot_y``; any spatial rank, 0 included.
+
+    Raises:
+        TypeError: if ``other_act`` is neither None nor callable, or the input holds no floating-point numbers.
+        ValueError: if more than one of ``sigmoid``, ``softmax``, ``other_act`` is given; for an unknown reduction,
+            negative or NaN weights or as many as there are no classes, labels that name no class, an empty input.
+        AssertionError: if the shapes of input and target differ (the error is a ValueError, too).
+
+    Reference:
+        Milletari, F. et al. (2016) V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image
+        Segmentation, 3DV.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[[4.0, -4.0], [-4.0, 4.0]]])
+        >>> DiceLoss(softmax=True, to_onehot_y=True)(logits, torch.tensor([[[0, 1]]]))
+        tensor(0.0003)
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        squared_pred: bool = False,
+        jaccard: bool = False,
+        reduction: str = "mean",
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        *,
+        weight: ClassWeight | None = None,
+        soft_label: bool = False,
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__(
+            include_background, to_onehot_y, sigmoid, softmax, other_act, reduction, smooth_nr, smooth_dr, batch,
+            ignore_index,
+        )  # fmt: skip
+        self.squared_pred = squared_pred
+        self.jaccard = jaccard
+        self.weight = checked_weight(weight)
+        self.soft_label = soft_label
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss; see the class for shapes and errors."""
+        return self._loss(input, target, None)
+
+    def _loss(self, input: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        # With squares, min(p, g) in place of the product gives the same sums: see reference/dice.py.
+        overlap = "squared" if self.squared_pred else "minimum" if self.soft_label else "product"
+        tp, fp, fn = self.confusion(input, target, mask, overlap)
+        # D = 2 TP + FP + FN and D - 2I = FP + FN: the loss as one fraction, without the cancelling 1 - (…).
+        # Jaccard: 2 (D - I) = 2 TP + 2 (FP + FN), and the same numerator with twice the errors.
+        errors = (fp + fn) * (2 if self.jaccard else 1)
+        loss = (errors + (self.smooth_dr - self.smooth_nr)) / (2 * tp + errors + self.smooth_dr)
+        if self.weight is not None:
+            loss = loss * self.class_weight(self.weight, loss)
+        return self.reduce(loss, input)
+
+
+class MaskedDiceLoss(DiceLoss):
+    """Dice loss of the voxels under a mask.
+
+    The activation comes first, then the mask on prediction and target: voxels where the mask is 0 contribute nothing
+    to value or gradient, whatever they hold; a soft mask multiplies both. Arguments, shapes and errors are those of
+    :class:`DiceLoss`.
+    """
+
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The loss under `mask`, (B, 1, *S) or (1, 1, *S); without one a warning and plain Dice.
+
+        Raises:
+            ValueError: if the mask's shape does not fit the input's, or its values lie outside [0, 1].
+        """
+        if mask is None:
+            warnings.warn("no mask given: the loss is that of DiceLoss", UserWarning, stacklevel=2)
+        return self._loss(input, target, mask)
+
+
+Dice = dice = DiceLoss

@@ -1,0 +1,1 @@
+"""Numba kernels: one fused pass over the voxels, forward or backward. Nothing else lives here."""

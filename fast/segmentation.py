@@ -1,0 +1,176 @@
+"""What every segmentation loss shares: options and their errors, shapes, the statistic, the reduction."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.modules.loss import _Loss
+
+from twinloss.fast.confusion import Activation, Overlap, confusion
+
+ClassWeight = float | Sequence[float] | np.ndarray | Tensor
+
+
+class ShapeError(AssertionError, ValueError):
+    """Two shapes that must agree do not; documented as AssertionError, caught by newer code as ValueError."""
+
+
+def checked_reduction(reduction: Any) -> str:
+    """The plain string of a reduction given as a string or as an enum of strings."""
+    name = getattr(reduction, "value", reduction)
+    if name not in ("none", "mean", "sum"):
+        raise ValueError(f'reduction must be "none", "mean" or "sum", got {reduction!r}')
+    return name
+
+
+def checked_weight(weight: ClassWeight | None, name: str = "weight") -> float | tuple[float, ...] | None:
+    """A class weight as Python numbers, which no `.half()` of a surrounding module rounds."""
+    if weight is None:
+        return None
+    values = torch.as_tensor(weight, dtype=torch.float64).detach().cpu()
+    if values.ndim > 1:
+        raise ValueError(f"{name} must be a number or one number per class, got shape {tuple(values.shape)}")
+    if not bool((values >= 0).all()) or bool(values.isinf().any()):
+        raise ValueError(f"{name} must be finite and not negative, got {values.tolist()}")
+    return values.item() if values.ndim == 0 else tuple(values.tolist())
+
+
+def checked_number(value: Any, name: str) -> float:
+    """A finite, non-negative constant such as a smoothing term."""
+    if not isinstance(value, (int, float, np.number)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} must be finite and not negative, got {value}")
+    return float(value)
+
+
+class SegmentationLoss(_Loss):
+    """Input (B, C, *S) against a target of the same shape, or labels (B, 1, *S); spatial rank 0 to 3 and beyond."""
+
+    def __init__(
+        self,
+        include_background: bool,
+        to_onehot_y: bool,
+        sigmoid: bool,
+        softmax: bool,
+        other_act: Callable[[Tensor], Tensor] | None,
+        reduction: str,
+        smooth_nr: float,
+        smooth_dr: float,
+        batch: bool,
+        ignore_index: int | None,
+    ) -> None:
+        super().__init__(reduction=checked_reduction(reduction))
+        if other_act is not None and not callable(other_act):
+            raise TypeError(f"other_act must be None or callable, got {type(other_act).__name__}")
+        if bool(sigmoid) + bool(softmax) + (other_act is not None) > 1:
+            raise ValueError(
+                "sigmoid, softmax and other_act exclude each other: give at most one, got "
+                f"sigmoid={sigmoid}, softmax={softmax}, other_act={other_act}"
+            )
+        if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral)):
+            raise ValueError(f"ignore_index must be None or a whole number, got {ignore_index!r}")
+        self.include_background = include_background
+        self.to_onehot_y = to_onehot_y
+        self.sigmoid = sigmoid
+        self.softmax = softmax
+        self.other_act = other_act
+        self.smooth_nr = checked_number(smooth_nr, "smooth_nr")
+        self.smooth_dr = checked_number(smooth_dr, "smooth_dr")
+        self.batch = batch
+        self.ignore_index = None if ignore_index is None else int(ignore_index)
+
+    def confusion(self, input: Tensor, target: Tensor, mask: Tensor | None, overlap: Overlap) -> tuple[Tensor, ...]:
+        """TP, FP, FN of the classes that take part, each (B, C'), or (1, C') with `batch`."""
+        labels, background = self._check(input, target, mask)
+        activation: Activation = "identity"
+        if self.softmax and input.shape[1] > 1:
+            activation = "softmax"
+        elif self.sigmoid:
+            activation = "sigmoid"
+        x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+        if self.other_act is not None:
+            x = self._activated(x, target, mask, labels)
+        statistics = confusion(
+            x.flatten(2) if x.ndim > 2 else x.unsqueeze(-1),
+            target.flatten(2) if target.ndim > 2 else target.unsqueeze(-1),
+            None if mask is None else mask.flatten(2) if mask.ndim > 2 else mask.unsqueeze(-1),
+            activation=activation,
+            overlap=overlap,
+            labels=labels,
+            ignore_index=self.ignore_index,
+        )
+        if not background:
+            statistics = statistics[:, :, 1:]
+        return statistics.sum(1, keepdim=True).unbind() if self.batch else statistics.unbind()
+
+    def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
+        """Reduce per-item values; with "none" they keep a shape that broadcasts against the input."""
+        reduction = checked_reduction(self.reduction)
+        if reduction == "none":
+            loss = loss.reshape(*loss.shape, *[1] * (input.ndim - 2))
+        else:
+            loss = loss.mean() if reduction == "mean" else loss.sum()
+        return loss.to(input.dtype)
+
+    def _activated(self, x: Tensor, target: Tensor, mask: Tensor | None, labels: bool) -> Tensor:
+        # A NaN logit in a voxel that takes no part must not meet other_act: its backward would make 0 * NaN.
+        if mask is not None:
+            x = torch.where(mask != 0, x, 0)
+        if self.ignore_index is not None:
+            if labels or target.shape[1] == 1:
+                ignored = target == self.ignore_index
+            else:
+                ignored = target[:, self.ignore_index : self.ignore_index + 1] == 1
+            x = torch.where(ignored, 0, x)
+        p = self.other_act(x)
+        if p.shape != x.shape:
+            raise ShapeError(f"other_act must keep the shape {tuple(x.shape)}, it returned {tuple(p.shape)}")
+        return p
+
+    def _check(self, input: Tensor, target: Tensor, mask: Tensor | None) -> tuple[bool, bool]:
+        """Whether the target holds labels, and whether the background takes part."""
+        shape = tuple(input.shape)
+        if not input.is_floating_point():
+            raise TypeError(f"input must be a floating-point tensor of logits or probabilities, got {input.dtype}")
+        if input.ndim < 2 or input.numel() == 0:
+            raise ValueError(f"input must be (batch, classes, *spatial) with at least one voxel, got shape {shape}")
+        single = shape[1] == 1
+        if single:
+            for option, ignored in (
+                ("softmax=True", self.softmax),
+                ("to_onehot_y=True", self.to_onehot_y),
+                ("include_background=False", not self.include_background),
+            ):
+                if ignored:
+                    warnings.warn(f"single channel prediction, `{option}` ignored", UserWarning, stacklevel=5)
+        labels = self.to_onehot_y and not single
+        expected = (shape[0], 1, *shape[2:]) if labels else shape
+        if tuple(target.shape) != expected:
+            hint = "labels" if labels else "the shape of the input; for labels (B, 1, *S) pass to_onehot_y=True"
+            raise ShapeError(f"target has shape {tuple(target.shape)} and input {shape}: expected {expected}, {hint}")
+        if mask is not None and (tuple(mask.shape[1:]) != (1, *shape[2:]) or mask.shape[0] not in (1, shape[0])):
+            raise ShapeError(
+                f"mask has shape {tuple(mask.shape)} and input {shape}: expected ({shape[0]} or 1, 1, *{shape[2:]})"
+            )
+        if self.ignore_index is not None and not labels and not single and not 0 <= self.ignore_index < shape[1]:
+            raise ValueError(
+                f"ignore_index={self.ignore_index} names no channel of a one-hot target with {shape[1]} channels"
+            )
+        return labels, self.include_background or single
+
+    def class_weight(self, weight: float | tuple[float, ...], loss: Tensor) -> Tensor:
+        """The weight of each class of `loss` (B, C')."""
+        if isinstance(weight, tuple) and len(weight) != loss.shape[1]:
+            raise ValueError(
+                f"weight has {len(weight)} values but {loss.shape[1]} classes take part in the loss: give one value "
+                "for each (without the background if include_background=False), or a single number"
+            )
+        return torch.as_tensor(weight, dtype=loss.dtype, device=loss.device)
