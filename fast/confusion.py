@@ -210,7 +210,7 @@ def _confusion_op(
     labels: bool,
     ignore_index: int | None,
 ) -> Tensor:
-    from twinloss.fast.kernels import voxel  # imports Numba, which takes longer than the rest of the package
+    from twinloss.fast.kernels import confusion as kernel  # imports Numba, which takes longer than all the rest
 
     arguments = _kernel_arguments(x, target, mask, activation, overlap, labels, ignore_index)
     items, classes, voxels = x.shape
@@ -219,7 +219,7 @@ def _confusion_op(
     bad = np.zeros(chunks, np.int64)
 
     def work(chunk: int) -> None:
-        bad[chunk] = voxel.confusion(*arguments, *_chunk_bounds(chunk, voxels), sums[chunk])
+        bad[chunk] = kernel.confusion(*arguments, *_chunk_bounds(chunk, voxels), sums[chunk])
 
     for_each_chunk(work, chunks)
     if bad.any():
@@ -238,7 +238,7 @@ def _confusion_backward_op(
     labels: bool,
     ignore_index: int | None,
 ) -> Tensor:
-    from twinloss.fast.kernels import voxel
+    from twinloss.fast.kernels import confusion as kernel
 
     arguments = _kernel_arguments(x, target, mask, activation, overlap, labels, ignore_index)
     gradient = torch.empty(x.shape, dtype=x.dtype)
@@ -246,7 +246,7 @@ def _confusion_backward_op(
     voxels = x.shape[2]
 
     def work(chunk: int) -> None:
-        voxel.confusion_backward(*arguments, slopes_by_class, *_chunk_bounds(chunk, voxels), out)
+        kernel.confusion_backward(*arguments, slopes_by_class, *_chunk_bounds(chunk, voxels), out)
 
     for_each_chunk(work, x.shape[0] * -(-voxels // _CHUNK))
     return gradient

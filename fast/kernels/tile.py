@@ -1,0 +1,238 @@
+"""A tile of voxels: reading logits, target and mask, and turning logits into probabilities.
+
+A tile stays in the caches nearest to the core. Loops run over one row of it and write few arrays, so that LLVM proves
+them free of aliasing and vectorises; flags are tested once a row, never once a voxel.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from twinloss.fast.kernels.elementary import exp_nonpositive
+
+# Voxels of a tile for four classes or fewer; more classes share the same room.
+TILE = 1024
+# Sums are float32 over so many voxels, spread over vector lanes of a few additions each, and float64 beyond.
+BLOCK = 512
+IDENTITY, SIGMOID, SOFTMAX = 0, 1, 2
+EXCLUDED = np.int32(-1)
+
+# error_model="numpy": a division by zero gives infinity instead of a branch that raises, so that loops vectorise.
+stage = njit(cache=True, error_model="numpy")
+# A row's sum is spread over vector lanes: the order of the sum changes, the terms do not. The order depends on the
+# machine's vector width but never on the number of threads. No flag here assumes anything about NaN or infinity.
+sums_stage = njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
+
+
+# --- reading a tile --------------------------------------------------------------------------------------------------
+
+
+@stage
+def _read_labels(values, classes, ignore, y):
+    """Labels as int32, EXCLUDED where equal to `ignore` (NaN: none is); counts those that are no class."""
+    bad = 0
+    for i in range(values.size):
+        v = values[i]
+        inside = (v >= 0) & (v < classes)
+        label = np.int32(v) if inside else EXCLUDED
+        known = inside & (label == v)
+        ignored = v == ignore
+        y[i] = label if known & (not ignored) else EXCLUDED
+        bad += not (known | ignored)
+    return bad
+
+
+@stage
+def _read(values, row):
+    real = row.dtype.type
+    for i in range(values.size):
+        row[i] = real(values[i])
+
+
+@stage
+def _labels(raw, item, classes, ignore, y):
+    """Labels from bytes of the type with number `item`, so that one compiled kernel reads every label type."""
+    if item == 0:
+        return _read_labels(raw, classes, ignore, y)
+    if item == 1:
+        return _read_labels(raw.view(np.int32), classes, ignore, y)
+    if item == 2:
+        return _read_labels(raw.view(np.int64), classes, ignore, y)
+    if item == 3:
+        return _read_labels(raw.view(np.float32), classes, ignore, y)
+    return _read_labels(raw.view(np.float64), classes, ignore, y)
+
+
+@stage
+def _values(raw, item, row):
+    if item == 0:
+        _read(raw, row)
+    elif item == 1:
+        _read(raw.view(np.int32), row)
+    elif item == 2:
+        _read(raw.view(np.int64), row)
+    elif item == 3:
+        _read(raw.view(np.float32), row)
+    else:
+        _read(raw.view(np.float64), row)
+
+
+@stage
+def _clear_excluded(x, w):
+    """Logits of voxels that take no part may be NaN: put 0 in their place."""
+    zero = x.dtype.type(0)
+    for c in range(x.shape[0]):
+        row = x[c]
+        for i in range(w.size):
+            value = row[i]
+            row[i] = zero if w[i] == zero else value
+
+
+@stage
+def _one_hot(y, g):
+    one, zero = g.dtype.type(1), g.dtype.type(0)
+    for c in range(g.shape[0]):
+        row = g[c]
+        for i in range(y.size):
+            row[i] = one if y[i] == c else zero
+
+
+# --- probabilities ---------------------------------------------------------------------------------------------------
+
+
+@stage
+def exponentials(p, scale, rest, ties):
+    """Logits in p -> e in p, so that softmax is e * scale and 1 - softmax is `rest` where e = 1.
+
+    The largest logits of a voxel have e = 1; those of the others sum to `rest`. So 1 - p is (rest + ties) / (1 + rest +
+    ties) for the largest, with `ties` of them beyond the first: no difference cancels.
+    """
+    one, zero = p.dtype.type(1), p.dtype.type(0)
+    width = scale.size
+    scale[:] = p[0]
+    for c in range(1, p.shape[0]):
+        x = p[c]
+        for i in range(width):
+            a, b = x[i], scale[i]
+            scale[i] = a if a > b else b
+    rest[:] = zero
+    ties[:] = -one
+    for c in range(p.shape[0]):
+        e = p[c]
+        for i in range(width):
+            value = exp_nonpositive(e[i] - scale[i])
+            e[i] = value
+            rest[i] += zero if value == one else value
+            ties[i] += one if value == one else zero
+    for i in range(width):
+        rest[i] += ties[i]
+        scale[i] = one / (one + rest[i])
+        rest[i] *= scale[i]
+
+
+@stage
+def _softmax(p, q, scale, rest, ties):
+    exponentials(p, scale, rest, ties)
+    one = p.dtype.type(1)
+    for c in range(p.shape[0]):
+        e, complement = p[c], q[c]
+        for i in range(e.size):
+            value = e[i] * scale[i]
+            complement[i] = rest[i] if e[i] == one else one - value
+            e[i] = value
+
+
+@stage
+def _sigmoid(p, q):
+    one, zero = p.dtype.type(1), p.dtype.type(0)
+    for c in range(p.shape[0]):
+        x, complement = p[c], q[c]
+        for i in range(x.size):
+            positive = x[i] > zero
+            e = exp_nonpositive(-x[i] if positive else x[i])
+            large = one / (one + e)
+            small = e * large
+            complement[i] = small if positive else large
+            x[i] = large if positive else small
+
+
+@stage
+def _probabilities(activation, p, q, scale, rest, ties):
+    """Logits in p -> probabilities in p and 1 - p in q, not by a difference that cancels."""
+    if activation == SOFTMAX:
+        _softmax(p, q, scale, rest, ties)
+    elif activation == SIGMOID:
+        _sigmoid(p, q)
+    else:
+        one = p.dtype.type(1)
+        for c in range(p.shape[0]):
+            x, complement = p[c], q[c]
+            for i in range(x.size):
+                complement[i] = one - x[i]
+
+
+# --- the whole tile --------------------------------------------------------------------------------------------------
+
+
+@stage
+def tile_width(classes, voxels):
+    """Voxels of a tile: at most `voxels`, and no more than the caches hold for so many classes."""
+    return min(max(4 * TILE // max(classes, 4), BLOCK), voxels)
+
+
+@stage
+def scratch(classes, width, real):
+    """Return p, q, g, h by class, then w, scale, rest, ties by voxel, then the labels y."""
+    rows = np.empty((4, classes, width), real)
+    row = np.empty((4, width), real)
+    return rows[0], rows[1], rows[2], rows[3], row[0], row[1], row[2], row[3], np.empty(width, np.int32)
+
+
+@stage
+def read_labels(target, item, classes, ignore, b, lo, voxels, y):
+    """Labels of the voxels of item b from `lo` on; returns how many are no class."""
+    size = target.shape[2] // voxels
+    return _labels(target[b, 0, lo * size : (lo + y.size) * size], item, classes, ignore, y)
+
+
+@stage
+def read_logits(x, b, lo, p):
+    """Logits of the voxels of item b from `lo` on."""
+    for c in range(p.shape[0]):
+        _read(x[b, c, lo : lo + p.shape[1]], p[c])
+
+
+@stage
+def read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers):
+    """Fill p, q, g and w: probabilities, target and weight, 0 in voxels that take no part; returns the bad labels."""
+    p, q, g, _, w, scale, rest, ties, y = buffers
+    classes, width = p.shape
+    one, zero = w.dtype.type(1), w.dtype.type(0)
+    ignoring, masked = not np.isnan(ignore), mask.shape[0] > 0
+    bad = 0
+    w[:] = one
+    read_logits(x, b, lo, p)
+    if dense:
+        size = target.shape[2] // x.shape[2]
+        for c in range(classes):
+            _values(target[b, c, lo * size : (lo + width) * size], item, g[c])
+        if ignoring:
+            channel, value = (int(ignore), one) if classes > 1 else (0, w.dtype.type(ignore))
+            for i in range(width):
+                w[i] = zero if g[channel, i] == value else one
+    else:
+        bad = read_labels(target, item, classes, ignore, b, lo, x.shape[2], y)
+        _one_hot(y, g)
+        if ignoring:
+            for i in range(width):
+                w[i] = zero if y[i] < 0 else one
+    if masked:
+        row = mask[min(b, mask.shape[0] - 1), lo : lo + width]
+        for i in range(width):
+            w[i] *= row[i]
+    if ignoring or masked:
+        _clear_excluded(p, w)
+        _clear_excluded(g, w)
+    _probabilities(activation, p, q, scale, rest, ties)
+    return bad
