@@ -1,0 +1,39 @@
+# PYTHON makes the environment; ARGS go to the command: make verify ARGS="--help", make test ARGS="-k dice"
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.DEFAULT_GOAL := help
+.PHONY: verify test lint bench clean help
+
+verify: $(INSTALLED)  ## look for an input on which a fast loss differs from its reference
+	$(BIN)/twinloss verify $(ARGS)
+
+test: $(INSTALLED)  ## run the tests and the doctests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED)  ## ruff, and mypy --strict on reference and harness
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## time the fast losses
+	$(BIN)/twinloss bench $(ARGS)
+
+# The stamp is touched last: an install that was cut short is taken up again by the next make.
+$(INSTALLED): pyproject.toml constraints.txt
+	@rm -f $@
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("twinloss needs Python 3.11 or newer, and $(PYTHON) is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+clean:  ## remove the environment and all that tools left behind
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find reference fast harness src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:
+	@sed -n 's/^\([a-z]*\):.*##/make \1\t/p' Makefile

@@ -1,0 +1,27 @@
+"""The command `twinloss`, also `python -m twinloss`."""
+
+import sys
+
+from twinloss import __version__
+
+# What the extra `harness` brings: `twinloss.reference` and `twinloss.fast` work without it.
+HARNESS_ONLY = {"hypothesis", "pytest", "rich", "typer"}
+
+
+def main() -> None:
+    """Run the harness's command line, or say how to install what it needs."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"twinloss {__version__}")
+        return
+    try:
+        from twinloss.harness.cli import main as command
+
+        command()
+    except ModuleNotFoundError as error:
+        if error.name not in HARNESS_ONLY:
+            raise
+        sys.exit(f'twinloss: no module {error.name}. Run: pip install "twinloss[harness]"')
+
+
+if __name__ == "__main__":
+    main()

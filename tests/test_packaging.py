@@ -1,0 +1,147 @@
+"""Every way to install gives the import name `twinloss` and nothing else."""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import twinloss
+
+ROOT = Path(__file__).parent.parent
+PARTS = ["reference", "fast", "harness"]
+
+
+def run(*command, cwd):
+    """The standard output of a command that sees neither the repository nor PYTHONPATH."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def build(source, what, into):
+    """Build with the backend that is installed, so that no network is needed."""
+    run(sys.executable, "-m", "build", "--no-isolation", what, "-o", into, source, cwd=into)
+
+
+def files(wheel):
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory):
+    """The folder with the wheel and the sdist of the working tree."""
+    into = tmp_path_factory.mktemp("dist")
+    build(ROOT, "--wheel", into)
+    build(ROOT, "--sdist", into)
+    return into
+
+
+@pytest.fixture(scope="module")
+def wheel(dist):
+    return next(dist.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def environment(wheel, tmp_path_factory):
+    """An empty environment with the wheel alone in it."""
+    home = tmp_path_factory.mktemp("environment")
+    venv.create(home, symlinks=True)
+    python = home / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    run(*pip, "install", "--no-deps", "--no-index", wheel, cwd=home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def with_dependencies(environment):
+    """The same, with the dependencies of the running interpreter behind the wheel.
+
+    Python follows no .pth file in a folder that a .pth file names: an editable twinloss there
+    stays hidden.
+    """
+    purelib = sysconfig.get_path("purelib", "venv", {"base": str(environment)})
+    Path(purelib, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return environment
+
+
+def test_wheel_holds_twinloss_alone(wheel):
+    top = {name.split("/")[0] for name in files(wheel)}
+    assert top == {"twinloss", f"twinloss-{twinloss.__version__}.dist-info"}
+    for part in PARTS:
+        for file in ROOT.glob(f"{part}/**/*.py"):
+            assert f"twinloss/{file.relative_to(ROOT)}" in files(wheel)
+    assert "twinloss/py.typed" in files(wheel)
+    assert not [name for name in files(wheel) if "__pycache__" in name]
+
+
+def test_sdist_builds_the_same_wheel(dist, wheel, tmp_path):
+    (sdist,) = dist.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.iterdir()
+    build(source, "--wheel", tmp_path)
+    assert files(next(tmp_path.glob("*.whl"))) == files(wheel)
+
+
+def test_wheel_in_an_empty_environment(environment, tmp_path):
+    site = Path(sysconfig.get_path("purelib", "venv", {"base": str(environment)}))
+    installed = {path.name for path in site.iterdir() if path.suffix != ".pth"}
+    assert installed == {"twinloss", f"twinloss-{twinloss.__version__}.dist-info"}
+    version = f"twinloss {twinloss.__version__}\n"
+    assert run(environment / "bin" / "twinloss", "--version", cwd=tmp_path) == version
+
+
+def test_readme_example_from_the_wheel(with_dependencies, tmp_path):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    script = f"import twinloss\nprint(twinloss.__file__)\n{example}"
+    out = run(with_dependencies / "bin" / "python", "-c", script, cwd=tmp_path)
+    where, values = out.splitlines()
+    assert Path(where).is_relative_to(with_dependencies)
+    fast, slow = map(float, values.split())
+    assert fast == pytest.approx(slow, rel=1e-6)
+
+
+def test_import_of_the_installed_package(tmp_path):
+    """In this environment, editable as a rule: all parts resolve, and no top-level name does."""
+    script = f"""
+import importlib, importlib.util, sys
+import twinloss
+assert not {{"numpy", "torch"}} & set(sys.modules), "import twinloss must stay light"
+for part in {PARTS}:
+    assert importlib.util.find_spec(f"twinloss.{{part}}").origin, part
+    assert importlib.util.find_spec(part) is None, part
+"""
+    run(sys.executable, "-c", script, cwd=tmp_path)
+
+
+def test_reference_does_not_import_torch(tmp_path):
+    script = "import sys, twinloss.reference; assert 'torch' not in sys.modules"
+    run(sys.executable, "-c", script, cwd=tmp_path)
+
+
+def test_module_is_the_command(tmp_path):
+    version = f"twinloss {twinloss.__version__}\n"
+    assert run(sys.executable, "-m", "twinloss", "--version", cwd=tmp_path) == version
+
+
+def test_command_without_the_harness_extra(tmp_path):
+    """A module that is None in sys.modules is one that is not installed."""
+    script = """
+import sys
+sys.modules["typer"] = None
+sys.argv = ["twinloss", "verify"]
+try:
+    from twinloss.__main__ import main
+    main()
+except SystemExit as exit:
+    print(exit.code)
+"""
+    assert 'pip install "twinloss[harness]"' in run(sys.executable, "-c", script, cwd=tmp_path)
