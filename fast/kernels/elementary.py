@@ -1,4 +1,4 @@
-"""exp as a polynomial that LLVM vectorises; NumPy's `exp` in Numba is one scalar libm call a value."""
+"""exp and log1p as polynomials that LLVM vectorises; NumPy's in Numba are one scalar libm call a value."""
 
 from __future__ import annotations
 
@@ -78,3 +78,72 @@ def _overload_exp_nonpositive(x):
     if x == types.float32:
         return lambda x: _exp_32(x)
     return lambda x: _exp_64(x)
+
+
+# log1p(s), s >= 0: 1 + s = 2^k m with m in [sqrt(1/2), sqrt(2)), and log(m) = 2 artanh(f / (2 + f)), f = m - 1, as
+# its power series. For small s, k = 0 and f = s, which is exact; else what rounding 1 + s has lost is added, divided
+# by 1 + s.
+_LOG_LIMIT = np.sqrt(2.0) - 1.0
+
+
+@intrinsic
+def _exponent_and_mantissa(typingctx, x):
+    """(k, m) with x = 2^k m and m in [sqrt(1/2), sqrt(2)), for positive normal x."""
+    bits, digits, bias, root = (32, 23, 127, 0x3F3504F3) if x == types.float32 else (64, 52, 1023, 0x3FE6A09E667F3BCD)
+
+    def codegen(context, builder, signature, arguments):
+        integer = ir.IntType(bits)
+        one = ir.Constant(integer, bias << digits)
+        raw = builder.bitcast(arguments[0], integer)
+        shifted = builder.add(raw, builder.sub(one, ir.Constant(integer, root)))
+        k = builder.sub(builder.ashr(shifted, ir.Constant(integer, digits)), ir.Constant(integer, bias))
+        fraction = builder.and_(shifted, ir.Constant(integer, (1 << digits) - 1))
+        m = builder.bitcast(builder.add(fraction, ir.Constant(integer, root)), arguments[0].type)
+        return context.make_tuple(builder, signature.return_type, [builder.sitofp(k, arguments[0].type), m])
+
+    return types.UniTuple(x, 2)(x), codegen
+
+
+@njit(error_model="numpy")
+def _log1p_32(s):
+    one, two = np.float32(1), np.float32(2)
+    u = one + s
+    k, m = _exponent_and_mantissa(u)
+    small = s < np.float32(_LOG_LIMIT)
+    f = s if small else m - one
+    lost = np.float32(0) if small else (s - (u - one)) / u
+    t = f / (two + f)
+    z = t * t
+    series = z * (np.float32(2 / 3) + z * (np.float32(2 / 5) + z * (np.float32(2 / 7) + z * np.float32(2 / 9))))
+    high = np.float32(0) if small else k * _LN2_HI_32
+    low = np.float32(0) if small else k * _LN2_LO_32
+    return high + ((two * t + t * series) + (low + lost))
+
+
+@njit(error_model="numpy")
+def _log1p_64(s):
+    u = 1.0 + s
+    k, m = _exponent_and_mantissa(u)
+    small = s < _LOG_LIMIT
+    f = s if small else m - 1.0
+    lost = 0.0 if small else (s - (u - 1.0)) / u
+    t = f / (2.0 + f)
+    z = t * t
+    series = 2 / 15 + z * (2 / 17 + z * (2 / 19 + z * (2 / 21 + z * (2 / 23))))
+    series = 2 / 9 + z * (2 / 11 + z * (2 / 13 + z * series))
+    series = z * (2 / 3 + z * (2 / 5 + z * (2 / 7 + z * series)))
+    high = 0.0 if small else k * _LN2_HI_64
+    low = 0.0 if small else k * _LN2_LO_64
+    return high + ((2.0 * t + t * series) + (low + lost))
+
+
+def log1p_nonnegative(s):
+    """log(1 + s) for finite s >= 0 within 2 ulp; NaN stays NaN."""
+    raise NotImplementedError("only called from compiled code")
+
+
+@overload(log1p_nonnegative, inline="always")
+def _overload_log1p_nonnegative(s):
+    if s == types.float32:
+        return lambda s: _log1p_32(s)
+    return lambda s: _log1p_64(s)

@@ -1,0 +1,87 @@
+"""Tversky loss; the twin of `reference/tversky.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from twinloss.fast.segmentation import SegmentationLoss, checked_number
+
+
+class TverskyLoss(SegmentationLoss):
+    r"""One minus the Tversky index of prediction and target, for each item and class.
+
+    .. math::
+        L = 1 - \frac{TP + \nu}{TP + \alpha FP + \beta FN + \delta}, \quad
+        TP = \sum_i p_i g_i,\; FP = \sum_i p_i (1 - g_i),\; FN = \sum_i (1 - p_i) g_i
+
+    (Salehi et al. 2017, eq. 3, with smoothing terms). α = β = ½ is the Dice loss with ν and δ halved.
+
+    Args:
+        include_background: if False, channel 0 takes no part in the loss (it still does in the softmax).
+        to_onehot_y: the target holds labels, (B, 1, *S), of any integer or float type.
+        sigmoid: p is the sigmoid of the input.
+        softmax: p is the softmax of the input over all its channels.
+        other_act: p is ``other_act(input)``.
+        alpha: α, the weight of false positives.
+        beta: β, the weight of false negatives.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for (B, C', 1, …), C' the classes that take part.
+        smooth_nr: ν.
+        smooth_dr: δ; 0 gives NaN for a class absent from both prediction and target.
+        batch: sum over the batch before dividing; ``"none"`` then gives (1, C', 1, …).
+        soft_label: TP is the sum of min(p, g), so that p = g is the minimum for soft targets too
+            (Wang et al. 2023, Dice semimetric losses).
+        ignore_index: voxels with this label take no part, whatever they hold; for a target in one-hot form those
+            with a 1 in this channel.
+
+    Shape:
+        input (B, C, *S); target (B, C, *S), or (B, 1, *S) with ``to_onehot_y``; any spatial rank, 0 included.
+
+    Raises:
+        TypeError: if ``other_act`` is neither None nor callable, or the input holds no floating-point numbers.
+        ValueError: if more than one of ``sigmoid``, ``softmax``, ``other_act`` is given; for an unknown reduction,
+            negative α or β, labels that name no class, an empty input.
+        AssertionError: if the shapes of input and target differ (the error is a ValueError, too).
+
+    Reference:
+        Salehi, S. S. M. et al. (2017) Tversky loss function for image segmentation using 3D fully convolutional deep
+        networks, MLMI (arXiv:1706.05721).
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[[4.0, -4.0], [-4.0, 4.0]]])
+        >>> TverskyLoss(softmax=True, to_onehot_y=True, alpha=0.3, beta=0.7)(logits, torch.tensor([[[0, 1]]]))
+        tensor(0.0003)
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        alpha: float = 0.5,
+        beta: float = 0.5,
+        reduction: str = "mean",
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        *,
+        soft_label: bool = False,
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__(
+            include_background, to_onehot_y, sigmoid, softmax, other_act, reduction, smooth_nr, smooth_dr, batch,
+            ignore_index,
+        )  # fmt: skip
+        self.alpha = checked_number(alpha, "alpha")
+        self.beta = checked_number(beta, "beta")
+        self.soft_label = soft_label
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss; see the class for shapes and errors."""
+        tp, fp, fn = self.confusion(input, target, None, "minimum" if self.soft_label else "product")
+        errors = self.alpha * fp + self.beta * fn
+        return self.reduce((errors + (self.smooth_dr - self.smooth_nr)) / (tp + errors + self.smooth_dr), input)
