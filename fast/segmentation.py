@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
-from twinloss.fast.confusion import Activation, Overlap, confusion
+from twinloss.fast.statistics import Activation, Overlap, statistics
 
 ClassWeight = float | Sequence[float] | np.ndarray | Tensor
 
@@ -98,7 +98,7 @@ class SegmentationLoss(_Loss):
         x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
         if self.other_act is not None:
             x = self._activated(x, target, mask, labels)
-        statistics = confusion(
+        sums = statistics(
             x.flatten(2) if x.ndim > 2 else x.unsqueeze(-1),
             target.flatten(2) if target.ndim > 2 else target.unsqueeze(-1),
             None if mask is None else mask.flatten(2) if mask.ndim > 2 else mask.unsqueeze(-1),
@@ -107,9 +107,8 @@ class SegmentationLoss(_Loss):
             labels=labels,
             ignore_index=self.ignore_index,
         )
-        if not background:
-            statistics = statistics[:, :, 1:]
-        return statistics.sum(1, keepdim=True).unbind() if self.batch else statistics.unbind()
+        confusion = [rows if background else rows[:, 1:] for rows in (sums.tp, sums.fp, sums.fn)]
+        return tuple(rows.sum(0, keepdim=True) if self.batch else rows for rows in confusion)
 
     def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
         """Reduce per-item values; with "none" they keep a shape that broadcasts against the input."""

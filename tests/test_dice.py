@@ -462,12 +462,13 @@ def test_weight_survives_half_and_copying():
 
 def test_operators_pass_opcheck():
     x, y, mask = logits(2, 3, 5, dtype=torch.float64), labels(2, 1, 5), torch.rand(1, 1, 5, dtype=torch.float64)
-    for options in [("softmax", "product", True, None), ("sigmoid", "squared", True, 1)]:
+    for options in [("softmax", "product", "none", 0.0, True, None), ("sigmoid", "squared", "target", 2.0, True, 1)]:
         for m in (None, mask):
-            arguments = (x.clone().requires_grad_(), y, m, *options)
-            torch.library.opcheck(torch.ops.twinloss.confusion.default, arguments)
+            arguments = (x.clone().requires_grad_(), y, m, None, *options)
+            torch.library.opcheck(torch.ops.twinloss.voxel_sums.default, arguments)
             torch.library.opcheck(
-                torch.ops.twinloss.confusion_backward.default, (torch.rand(3, 2, 3), x, y, m, *options)
+                torch.ops.twinloss.voxel_sums_backward.default,
+                (torch.rand(7, 2, 3, dtype=x.dtype), x, y, m, None, *options),
             )
 
 

@@ -6,6 +6,8 @@ them free of aliasing and vectorises; flags are tested once a row, never once a 
 
 from __future__ import annotations
 
+from collections import namedtuple
+
 import numpy as np
 from numba import njit
 
@@ -17,6 +19,10 @@ TILE = 1024
 BLOCK = 512
 IDENTITY, SIGMOID, SOFTMAX = 0, 1, 2
 EXCLUDED = np.int32(-1)
+
+# By class: p; q = 1 - p; target g; slopes h = dL/dp; logits x. By voxel: weight w; largest logit; scale and rest of
+# `exponentials`; room for intermediate values; labels y.
+Buffers = namedtuple("Buffers", "p q g h x w top scale rest spare mean own factor y")
 
 # error_model="numpy": a division by zero gives infinity instead of a branch that raises, so that loops vectorise.
 stage = njit(cache=True, error_model="numpy")
@@ -102,44 +108,43 @@ def _one_hot(y, g):
 
 
 @stage
-def exponentials(p, scale, rest, ties):
-    """Logits in p -> e in p, so that softmax is e * scale and 1 - softmax is `rest` where e = 1.
+def exponentials(p, top, scale, rest, ties):
+    """Logits in p -> e in p, so that softmax is e * scale, and 1 - softmax is rest * scale where e = 1.
 
-    The largest logits of a voxel have e = 1; those of the others sum to `rest`. So 1 - p is (rest + ties) / (1 + rest +
-    ties) for the largest, with `ties` of them beyond the first: no difference cancels.
+    `top` is the largest logit. The classes that have it have e = 1; `rest` sums the e of the others, and 1 for each of
+    the `ties` beyond the first that has it: so 1 - p is no difference that cancels.
     """
     one, zero = p.dtype.type(1), p.dtype.type(0)
     width = scale.size
-    scale[:] = p[0]
+    top[:] = p[0]
     for c in range(1, p.shape[0]):
         x = p[c]
         for i in range(width):
-            a, b = x[i], scale[i]
-            scale[i] = a if a > b else b
+            a, b = x[i], top[i]
+            top[i] = a if a > b else b
     rest[:] = zero
     ties[:] = -one
     for c in range(p.shape[0]):
         e = p[c]
         for i in range(width):
-            value = exp_nonpositive(e[i] - scale[i])
+            value = exp_nonpositive(e[i] - top[i])
             e[i] = value
             rest[i] += zero if value == one else value
             ties[i] += one if value == one else zero
     for i in range(width):
         rest[i] += ties[i]
         scale[i] = one / (one + rest[i])
-        rest[i] *= scale[i]
 
 
 @stage
-def _softmax(p, q, scale, rest, ties):
-    exponentials(p, scale, rest, ties)
+def _softmax(p, q, top, scale, rest, ties):
+    exponentials(p, top, scale, rest, ties)
     one = p.dtype.type(1)
     for c in range(p.shape[0]):
         e, complement = p[c], q[c]
         for i in range(e.size):
             value = e[i] * scale[i]
-            complement[i] = rest[i] if e[i] == one else one - value
+            complement[i] = rest[i] * scale[i] if e[i] == one else one - value
             e[i] = value
 
 
@@ -158,10 +163,11 @@ def _sigmoid(p, q):
 
 
 @stage
-def _probabilities(activation, p, q, scale, rest, ties):
+def _probabilities(activation, buffers):
     """Logits in p -> probabilities in p and 1 - p in q, not by a difference that cancels."""
+    p, q = buffers.p, buffers.q
     if activation == SOFTMAX:
-        _softmax(p, q, scale, rest, ties)
+        _softmax(p, q, buffers.top, buffers.scale, buffers.rest, buffers.spare)
     elif activation == SIGMOID:
         _sigmoid(p, q)
     else:
@@ -183,10 +189,12 @@ def tile_width(classes, voxels):
 
 @stage
 def scratch(classes, width, real):
-    """Return p, q, g, h by class, then w, scale, rest, ties by voxel, then the labels y."""
-    rows = np.empty((4, classes, width), real)
-    row = np.empty((4, width), real)
-    return rows[0], rows[1], rows[2], rows[3], row[0], row[1], row[2], row[3], np.empty(width, np.int32)
+    """Room for one tile."""
+    rows, row = np.empty((5, classes, width), real), np.empty((8, width), real)
+    y = np.empty(width, np.int32)
+    return Buffers(
+        rows[0], rows[1], rows[2], rows[3], rows[4], row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], y
+    )
 
 
 @stage
@@ -205,8 +213,8 @@ def read_logits(x, b, lo, p):
 
 @stage
 def read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers):
-    """Fill p, q, g and w: probabilities, target and weight, 0 in voxels that take no part; returns the bad labels."""
-    p, q, g, _, w, scale, rest, ties, y = buffers
+    """Fill all but the slopes; voxels that take no part get weight 0 and logits 0. Returns how many labels are bad."""
+    p, g, w, y = buffers.p, buffers.g, buffers.w, buffers.y
     classes, width = p.shape
     one, zero = w.dtype.type(1), w.dtype.type(0)
     ignoring, masked = not np.isnan(ignore), mask.shape[0] > 0
@@ -234,5 +242,6 @@ def read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffe
     if ignoring or masked:
         _clear_excluded(p, w)
         _clear_excluded(g, w)
-    _probabilities(activation, p, q, scale, rest, ties)
+    buffers.x[:] = p
+    _probabilities(activation, buffers)
     return bad

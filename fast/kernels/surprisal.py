@@ -1,0 +1,191 @@
+"""Focal cross entropy of a class in a tile: sums of (1 - p)^gamma (-log p), and their adjoint; gamma = 0 is plain."""
+
+from __future__ import annotations
+
+from twinloss.fast.kernels.elementary import exp_nonpositive, log1p_nonnegative
+from twinloss.fast.kernels.tile import SOFTMAX, stage, sums_stage
+
+NONE, TARGET, ALL = 0, 1, 2
+
+
+@stage
+def focus(q, gamma, values):
+    """Values *= q^gamma."""
+    if gamma == 0:
+        return
+    if gamma == 1:
+        for i in range(q.size):
+            values[i] *= q[i]
+    elif gamma == 2:
+        for i in range(q.size):
+            values[i] *= q[i] * q[i]
+    else:
+        for i in range(q.size):
+            values[i] *= q[i] ** gamma
+
+
+@stage
+def _slope(p, q, gamma, values):
+    """Values = -log p -> p d/dp of (1 - p)^gamma (-log p) = -q^gamma (1 + gamma p (-log p) / q).
+
+    (-log p) / q tends to 1 as q does to 0, so that also for gamma < 1 nothing is infinite at p = 1.
+    """
+    zero, one = p.dtype.type(0), p.dtype.type(1)
+    for i in range(p.size):
+        ratio = values[i] / q[i] if q[i] > zero else one
+        values[i] = -(one + gamma * (p[i] * ratio)) if p[i] > zero else -one
+    focus(q, gamma, values)
+
+
+# --- softmax against labels: only the logit of a voxel's own class is needed -----------------------------------------
+
+
+@stage
+def own_surprisal(x, b, lo, y, top, scale, rest, p, q, values):
+    """p, 1 - p and -log p of each voxel's own class."""
+    zero, one = p.dtype.type(0), p.dtype.type(1)
+    p[:] = zero
+    for c in range(x.shape[1]):
+        row = x[b, c, lo : lo + y.size]
+        for i in range(y.size):
+            new, old = row[i], p[i]
+            p[i] = new if y[i] == c else old
+    for i in range(y.size):
+        below = p[i] - top[i]
+        e = exp_nonpositive(below)
+        p[i] = e * scale[i]
+        q[i] = rest[i] * scale[i] if e == one else one - e * scale[i]
+        values[i] = log1p_nonnegative(rest[i]) - below
+
+
+@sums_stage
+def class_sum(values, y, c):
+    """Sum of the values and count of the voxels of class c."""
+    zero, one = values.dtype.type(0), values.dtype.type(1)
+    total, count = zero, zero
+    for i in range(y.size):
+        hit = y[i] == c
+        total += values[i] if hit else zero
+        count += one if hit else zero
+    return total, count
+
+
+@stage
+def own_slope(p, q, y, gamma, slopes, values):
+    """Values = -log p of a voxel's own class -> p dL/dp, where slopes = dL/d(sum of its class)."""
+    _slope(p, q, gamma, values)
+    p[:] = p.dtype.type(0)
+    for c in range(slopes.size):
+        slope = slopes[c]
+        for i in range(y.size):
+            old = p[i]
+            p[i] = slope if y[i] == c else old
+    for i in range(y.size):
+        values[i] *= p[i]
+
+
+@stage
+def add_gradient_labels(e, scale, y, q, own_slopes, out, b, lo):
+    """dL/dx_c += p dL/dp (own class: 1 - p; other classes: -p_c)."""
+    for c in range(e.shape[0]):
+        row, gradient = e[c], out[b, c, lo : lo + y.size]
+        for i in range(y.size):
+            other = row[i] * scale[i]
+            gradient[i] += own_slopes[i] * (q[i] if y[i] == c else -other)
+
+
+# --- any target, soft or weighted ------------------------------------------------------------------------------------
+
+
+@stage
+def _surprisals(activation, p, x, top, rest, positive, negative):
+    """-log p in `positive`; for sigmoid -log(1 - p) in `negative`, for softmax -log p again."""
+    zero = p.dtype.type(0)
+    for i in range(p.size):
+        if activation == SOFTMAX:
+            value = log1p_nonnegative(rest[i]) + (top[i] - x[i])
+            positive[i] = value
+            negative[i] = value
+        else:
+            above = x[i] > zero
+            tail = log1p_nonnegative(exp_nonpositive(-x[i] if above else x[i]))
+            positive[i] = tail if above else tail - x[i]
+            negative[i] = tail + x[i] if above else tail
+
+
+@sums_stage
+def _weighted_sum(values, weights, w):
+    """Sum of w * weights * values, where a weight of 0 silences an infinite value."""
+    zero = values.dtype.type(0)
+    total = zero
+    for i in range(values.size):
+        weight = w[i] * weights[i]
+        total += zero if weight == zero else weight * values[i]
+    return total
+
+
+@sums_stage
+def product_sum(weights, w):
+    """Sum of w * weights."""
+    total = w.dtype.type(0)
+    for i in range(w.size):
+        total += w[i] * weights[i]
+    return total
+
+
+@stage
+def surprisal_soft(activation, p, q, g, x, w, top, rest, gamma, every, positive, negative):
+    """Sums of a class: focal terms where g, where 1 - g (softmax: everywhere, if asked for), and the volume of g."""
+    one = p.dtype.type(1)
+    _surprisals(activation, p, x, top, rest, positive, negative)
+    focus(q, gamma, positive)
+    hits = _weighted_sum(positive, g, w)
+    misses = p.dtype.type(0)
+    if activation != SOFTMAX:
+        focus(p, gamma, negative)
+        for i in range(w.size):
+            positive[i] = one - g[i]
+        misses = _weighted_sum(negative, positive, w)
+    elif every:
+        positive[:] = one
+        misses = _weighted_sum(negative, positive, w)
+    return hits, misses, product_sum(g, w)
+
+
+@stage
+def add_gradient_soft(activation, buffers, gamma, hits, misses):
+    """Add dL/dx to h, where hits and misses are dL/d(the sums of each class) of `surprisal_soft`."""
+    p, q, g, x, h, w = buffers.p, buffers.q, buffers.g, buffers.x, buffers.h, buffers.w
+    positive, negative = buffers.own, buffers.factor
+    one, zero = p.dtype.type(1), p.dtype.type(0)
+    width = w.size
+    for c in range(p.shape[0]):
+        hit, miss = hits[c], misses[c]
+        _surprisals(activation, p[c], x[c], buffers.top, buffers.rest, positive, negative)
+        _slope(p[c], q[c], gamma, positive)
+        if activation == SOFTMAX:
+            for i in range(width):  # u = p dL/dp, in place of the logits
+                x[c, i] = w[i] * (g[c, i] * hit * positive[i] - miss)
+        else:
+            _slope(q[c], p[c], gamma, negative)
+            for i in range(width):
+                up, down = g[c, i] * hit * positive[i] * q[c, i], (one - g[c, i]) * miss * negative[i] * p[c, i]
+                h[c, i] += w[i] * (up - down)
+    if activation != SOFTMAX:
+        return
+    # dL/dx_c = u_c - p_c sum_k u_k = q_c u_c - p_c (sum over k != c), where the largest logit's u is not subtracted
+    # from a sum that holds it: nothing cancels.
+    largest, others = positive, negative
+    largest[:] = zero
+    others[:] = zero
+    for c in range(p.shape[0]):
+        for i in range(width):
+            u = x[c, i]
+            largest[i] += u if p[c, i] == buffers.scale[i] else zero
+            others[i] += zero if p[c, i] == buffers.scale[i] else u
+    for c in range(p.shape[0]):
+        for i in range(width):
+            u = x[c, i]
+            own = u if p[c, i] == buffers.scale[i] else zero
+            kept = q[c, i] * u if p[c, i] == buffers.scale[i] else u
+            h[c, i] += kept - p[c, i] * (others[i] + (largest[i] - own))

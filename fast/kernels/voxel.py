@@ -1,0 +1,191 @@
+"""The voxel engine of the segmentation losses: one pass over a chunk of voxels, forward or backward.
+
+Logits are read once forward and once backward, a tile at a time; from their probabilities come all the sums that a loss
+asks for, or the gradient. Nothing of the size of the input is ever stored but the gradient itself. To add a statistic:
+a module beside `confusion.py` with its sums and its slope, a row below, and a call of each in the two functions here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from twinloss.fast.kernels import confusion, surprisal
+from twinloss.fast.kernels.confusion import (
+    add_confusion_slope,
+    adjoint,
+    confusion_labels,
+    confusion_soft,
+    gradient_labels,
+)
+from twinloss.fast.kernels.distance import add_distance_slope, distances
+from twinloss.fast.kernels.surprisal import (
+    add_gradient_labels,
+    add_gradient_soft,
+    class_sum,
+    own_slope,
+    own_surprisal,
+    surprisal_soft,
+)
+from twinloss.fast.kernels.tile import (
+    BLOCK,
+    SOFTMAX,
+    exponentials,
+    read_labels,
+    read_logits,
+    read_weighted,
+    scratch,
+    stage,
+    tile_width,
+)
+
+NO_OVERLAP, SQUARED = confusion.NONE, confusion.SQUARED
+NO_SURPRISAL, ALL = surprisal.NONE, surprisal.ALL
+
+# Rows of the sums.
+TP, FP, FN, HITS, MISSES, VOLUME, DISTANCE = range(7)
+ROWS = 7
+
+
+@stage
+def _common(dense, mask, activation, overlap, surprisals, matrix, ignore):
+    """Whether it is the case that trainings spend their time in: softmax against labels, all voxels counting.
+
+    There min(p, g) is the product; and at its kink p = g = 1 the softmax has no slope.
+    """
+    everywhere = mask.shape[0] == 0 and np.isnan(ignore)
+    plain = overlap != SQUARED and surprisals != ALL and matrix.shape[0] == 0
+    return activation == SOFTMAX and plain and everywhere and not dense
+
+
+@njit(cache=True, nogil=True)
+def forward(
+    x, target, item, dense, mask, activation, overlap, surprisals, gamma, matrix, ignore, b, start, stop, sums
+):  # fmt: skip
+    """Add the statistics of the voxels start:stop of item b to `sums`, (ROWS, C); returns how many labels are bad.
+
+    x is (B, C, N); target its bytes, (B, 1 or C, N * itemsize), of the type with number `item`; mask (B or 1, N), or
+    (0, 0) for none, like the distance matrix (C, C); ignore is NaN for none.
+    """
+    classes = x.shape[1]
+    common = _common(dense, mask, activation, overlap, surprisals, matrix, ignore)
+    step = tile_width(classes, stop - start)
+    buffers = scratch(classes, step, x.dtype)
+    bad = 0
+    for lo in range(start, stop, step):
+        if stop - lo < step:
+            buffers = scratch(classes, stop - lo, x.dtype)
+        if common:
+            bad += _forward_common(x, target, item, overlap, surprisals, gamma, ignore, b, lo, buffers, sums)
+        else:
+            bad += read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers)
+            _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, sums)
+    return bad
+
+
+@stage
+def _forward_common(x, target, item, overlap, surprisals, gamma, ignore, b, lo, buffers, sums):
+    p, y, top, scale, rest = buffers.p, buffers.y, buffers.top, buffers.scale, buffers.rest
+    bad = read_labels(target, item, x.shape[1], ignore, b, lo, x.shape[2], y)
+    read_logits(x, b, lo, p)
+    exponentials(p, top, scale, rest, buffers.spare)
+    if surprisals != NO_SURPRISAL:
+        own_surprisal(x, b, lo, y, top, scale, rest, buffers.own, buffers.factor, buffers.spare)
+        surprisal.focus(buffers.factor, gamma, buffers.spare)
+    for c in range(p.shape[0]):
+        for k in range(0, y.size, BLOCK):
+            block = slice(k, k + BLOCK)
+            if overlap != NO_OVERLAP:
+                tp, fp, fn = confusion_labels(p[c, block], scale[block], rest[block], y[block], c)
+                sums[TP, c] += tp
+                sums[FP, c] += fp
+                sums[FN, c] += fn
+            if surprisals != NO_SURPRISAL:
+                hits, volume = class_sum(buffers.spare[block], y[block], c)
+                sums[HITS, c] += hits
+                sums[VOLUME, c] += volume
+    return bad
+
+
+@stage
+def _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, sums):
+    p, q, g, w, y = buffers.p, buffers.q, buffers.g, buffers.w, buffers.y
+    far = matrix.shape[0] > 0
+    if far:
+        distances(p, y, w, matrix, buffers.mean)
+    for c in range(p.shape[0]):
+        for k in range(0, y.size, BLOCK):
+            block = slice(k, k + BLOCK)
+            if overlap != NO_OVERLAP:
+                tp, fp, fn = confusion_soft(p[c, block], q[c, block], g[c, block], w[block], overlap)
+                sums[TP, c] += tp
+                sums[FP, c] += fp
+                sums[FN, c] += fn
+            if surprisals != NO_SURPRISAL:
+                hits, misses, volume = surprisal_soft(
+                    activation, p[c, block], q[c, block], g[c, block], buffers.x[c, block], w[block],
+                    buffers.top[block], buffers.rest[block], gamma, surprisals == ALL,
+                    buffers.own[block], buffers.factor[block],
+                )  # fmt: skip
+                sums[HITS, c] += hits
+                sums[MISSES, c] += misses
+                sums[VOLUME, c] += volume
+            if far:
+                sums[DISTANCE, c] += class_sum(buffers.mean[block], y[block], c)[0]
+                sums[VOLUME, c] += surprisal.product_sum(g[c, block], w[block])
+
+
+@njit(cache=True, nogil=True)
+def backward(
+    x, target, item, dense, mask, activation, overlap, surprisals, gamma, matrix, ignore, slopes, b, start, stop, out
+):  # fmt: skip
+    """Write dL/dx of the voxels start:stop of item b, given slopes = dL/d(statistics), (ROWS, B, C).
+
+    The matrix is (C, C) and holds the distances times dL/d(DISTANCE) of their row.
+    """
+    classes = x.shape[1]
+    common = _common(dense, mask, activation, overlap, surprisals, matrix, ignore)
+    step = tile_width(classes, stop - start)
+    buffers = scratch(classes, step, x.dtype)
+    for lo in range(start, stop, step):
+        if stop - lo < step:
+            buffers = scratch(classes, stop - lo, x.dtype)
+        if common:
+            _backward_common(x, target, item, overlap, surprisals, gamma, ignore, slopes, b, lo, buffers, out)
+            continue
+        read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers)
+        _backward_weighted(activation, overlap, surprisals, gamma, matrix, slopes[:, b], buffers)
+        for c in range(classes):
+            out[b, c, lo : lo + buffers.y.size] = buffers.h[c]
+
+
+@stage
+def _backward_common(x, target, item, overlap, surprisals, gamma, ignore, slopes, b, lo, buffers, out):
+    p, y, top, scale, rest = buffers.p, buffers.y, buffers.top, buffers.scale, buffers.rest
+    read_labels(target, item, x.shape[1], ignore, b, lo, x.shape[2], y)
+    read_logits(x, b, lo, p)
+    exponentials(p, top, scale, rest, buffers.spare)
+    if overlap != NO_OVERLAP:
+        hits, misses = slopes[TP, b] - slopes[FN, b], slopes[FP, b]
+        gradient_labels(p, scale, y, hits, misses, buffers.spare, buffers.mean, out, b, lo)
+    else:
+        out[b, :, lo : lo + y.size] = x.dtype.type(0)
+    if surprisals != NO_SURPRISAL:
+        own_p, own_q, own_slopes = buffers.own, buffers.factor, buffers.spare
+        own_surprisal(x, b, lo, y, top, scale, rest, own_p, own_q, own_slopes)
+        own_slope(own_p, own_q, y, gamma, slopes[HITS, b], own_slopes)
+        add_gradient_labels(p, scale, y, own_q, own_slopes, out, b, lo)
+
+
+@stage
+def _backward_weighted(activation, overlap, surprisals, gamma, matrix, slopes, buffers):
+    p, q, h, w = buffers.p, buffers.q, buffers.h, buffers.w
+    h[:] = p.dtype.type(0)
+    for c in range(p.shape[0]):
+        if overlap != NO_OVERLAP:
+            add_confusion_slope(p[c], q[c], buffers.g[c], w, slopes[TP, c], slopes[FP, c], slopes[FN, c], overlap, h[c])
+        if matrix.shape[0] > 0:
+            add_distance_slope(buffers.y, w, matrix, c, h[c])
+    adjoint(activation, p, q, h, buffers.scale, buffers.spare, buffers.mean)
+    if surprisals != NO_SURPRISAL:
+        add_gradient_soft(activation, buffers, gamma, slopes[HITS], slopes[MISSES])

@@ -1,0 +1,361 @@
+r"""The statistics of the segmentation losses: a few sums over voxels for each item and class, all from one pass.
+
+With prediction $p$, target $g$ and voxel weight $w$ (a mask; $P = wp$, $G = wg$), over the voxels $i$:
+
+=========  ==========================  ==========================  ==========================
+overlap    TP                          FP                          FN
+=========  ==========================  ==========================  ==========================
+product    $\sum P G$                  $\sum P (1 - G)$            $\sum G (1 - P)$
+minimum    $\sum \min(P, G)$           $\sum \max(P - G, 0)$       $\sum \max(G - P, 0)$
+squared    $\sum P G$                  $\sum \max(P - G, 0)^2$     $\sum \max(G - P, 0)^2$
+=========  ==========================  ==========================  ==========================
+
+Always $TP + FP = \sum P$ and $TP + FN = \sum G$ (squared: $2 TP + FP + FN = \sum P^2 + \sum G^2$). None of the three
+is the difference of two larger sums, so a formula on them is as accurate for a nearly perfect prediction as for a
+poor one.
+
+==========  ======================================  =======================================================
+surprisal   hits                                    misses
+==========  ======================================  =======================================================
+softmax     $\sum w g (1 - p)^\gamma (-\log p)$      $\sum w (-\log p)$, if "all" is asked for
+sigmoid     $\sum w g (1 - p)^\gamma (-\log p)$      $\sum w (1 - g) p^\gamma (-\log (1 - p))$
+==========  ======================================  =======================================================
+
+volume is $\sum w g$, which carries no gradient to p; distance is $\sum w W$ over the voxels of true class c, with
+$W_i = \sum_l M_{y_i l} p_{il}$ (Fidon et al. 2017, eq. 6).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twinloss.fast import backend
+from twinloss.fast.threads import for_each_chunk
+
+Activation = Literal["identity", "sigmoid", "softmax"]
+Overlap = Literal["none", "product", "minimum", "squared"]
+Surprisal = Literal["none", "target", "all"]
+
+_ACTIVATIONS = ("identity", "sigmoid", "softmax")
+_OVERLAPS = ("none", "product", "minimum", "squared")
+_SURPRISALS = ("none", "target", "all")
+
+# Voxels of a chunk: the unit that threads share out, and the unit of the fixed order of float64 sums.
+_CHUNK = 2**15
+
+# Target types that the kernel reads as they are, by the number it knows them by; others are widened first.
+_NATIVE = {
+    torch.bool: 0, torch.uint8: 0, torch.int32: 1, torch.int64: 2, torch.float32: 3, torch.float64: 4,
+}  # fmt: skip
+_WIDENED = {
+    torch.int8: torch.int32, torch.int16: torch.int32, torch.float16: torch.float32, torch.bfloat16: torch.float32,
+}  # fmt: skip
+
+
+class Statistics(NamedTuple):
+    """Sums over the voxels, each (B, C) float64; 0 where they were not asked for."""
+
+    tp: Tensor
+    fp: Tensor
+    fn: Tensor
+    hits: Tensor
+    misses: Tensor
+    volume: Tensor
+    distance: Tensor
+
+
+class _Plan(NamedTuple):
+    """What to compute, as the operators take it: types that a torch schema knows."""
+
+    activation: str
+    overlap: str
+    surprisal: str
+    gamma: float
+    labels: bool
+    ignore_index: int | None
+
+
+def statistics(
+    x: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    *,
+    activation: Activation = "identity",
+    overlap: Overlap = "none",
+    surprisal: Surprisal = "none",
+    gamma: float = 0.0,
+    matrix: Tensor | None = None,
+    labels: bool = False,
+    ignore_index: int | None = None,
+) -> Statistics:
+    """Sum the statistics of every item and class in one pass.
+
+    Args:
+        x: logits, or probabilities for `activation="identity"`, (B, C, N), float32 or float64.
+        target: labels (B, 1, N) if `labels`, else one-hot or soft (B, C, N), of any type.
+        mask: voxel weights in [0, 1], (B or 1, 1, N); a voxel of weight 0 takes no part, whatever it holds.
+        activation: what turns x into the prediction p; softmax or sigmoid if the surprisal is asked for.
+        overlap: a row of the table above.
+        surprisal: "target" for the terms of the target; "all" also for those of every class under softmax.
+        gamma: the focal exponent.
+        matrix: distances between classes, (C, C) float64, for `labels` and softmax.
+        labels: whether the target holds labels.
+        ignore_index: voxels with this label take no part; in a target of C > 1 channels those with a 1 in this channel.
+
+    Raises:
+        ValueError: if a label is no whole number in [0, C) or a mask value lies outside [0, 1].
+    """
+    plan = _Plan(activation, overlap, surprisal, gamma, labels, ignore_index)
+    if backend.choose(x, target, mask, matrix) == "kernel":
+        return Statistics(*torch.ops.twinloss.voxel_sums(x, target, mask, matrix, *plan).unbind())
+    return Statistics(*_plain(x, target, mask, matrix, plan).unbind())
+
+
+# --- plain torch: other devices, gradients of the target and the mask, double backward --------------------------------
+
+
+def _plain(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, plan: _Plan) -> Tensor:
+    weight = torch.ones_like(x[:, :1]) if mask is None else _checked_mask(mask, x)
+    if plan.ignore_index is not None:
+        weight = weight.masked_fill(_ignored(target, plan.labels, plan.ignore_index), 0)
+    taken = weight != 0
+    x = torch.where(taken, x, 0)
+    if plan.activation == "softmax":
+        p = torch.softmax(x, 1)
+        q = 1 - p
+    elif plan.activation == "sigmoid":
+        p, q = torch.sigmoid(x), torch.sigmoid(-x)
+    else:
+        p, q = x, 1 - x
+    if not plan.labels:
+        g = torch.where(taken, target.to(x.dtype), 0)
+        return torch.stack([_total(term) for term in _terms(x, p, q, g, weight, plan)] + [_total(0 * p)])
+    # Every voxel's terms with g = 0, save those of its own class, which are put in its place: no one-hot tensor.
+    y = _checked_labels(target, x.shape[1], plan.ignore_index)
+    one, zero = torch.ones_like(weight), torch.zeros_like(weight)
+    log_p = torch.log_softmax(x, 1) if plan.activation == "softmax" else x
+    own = _terms(log_p.gather(1, y), p.gather(1, y), q.gather(1, y), one, weight, plan, normalised=True)
+    others = _terms(log_p, p, q, zero, weight, plan, normalised=True)
+    sums = [
+        _by_class(of_own, y, _total(of_others.expand_as(p).scatter(1, y, 0)))
+        for of_own, of_others in zip(own, others, strict=True)
+    ]
+    distance = zero
+    if matrix is not None:
+        rows = matrix.to(x.dtype)[y[:, 0]].movedim(-1, 1)
+        distance = weight * (rows * p).sum(1, keepdim=True)
+    return torch.stack([*sums, _by_class(distance, y, _total(0 * p))])
+
+
+def _total(term: Tensor) -> Tensor:
+    return term.sum(-1, dtype=torch.float64)
+
+
+def _by_class(values: Tensor, y: Tensor, start: Tensor) -> Tensor:
+    """Start (B, C) plus the values (B, 1, N) summed by class."""
+    return start.scatter_add(1, y[:, 0], values.expand_as(y)[:, 0].double())
+
+
+def _terms(
+    x: Tensor, p: Tensor, q: Tensor, g: Tensor, weight: Tensor, plan: _Plan, normalised: bool = False
+) -> tuple[Tensor, ...]:
+    """The terms of all sums but the distance, (B, C, N) or what broadcasts to it; `normalised`: x is log p already."""
+    nothing = 0 * p
+    tp, fp, fn, hits, misses = nothing, nothing, nothing, nothing, nothing
+    target = weight * g
+    if plan.overlap != "none":
+        prediction, complement = weight * p, (1 - weight) + weight * q
+        d = prediction - target
+        excess, lack = (d.abs() + d) / 2, (d.abs() - d) / 2
+        if plan.overlap == "product":
+            tp, fp, fn = prediction * target, prediction * (1 - target), target * complement
+        elif plan.overlap == "minimum":
+            tp, fp, fn = target - lack, excess, lack
+        else:
+            tp, fp, fn = prediction * target, excess**2, lack**2
+    if plan.surprisal != "none" and plan.activation == "softmax":
+        surprisal = -x if normalised else -torch.log_softmax(x, 1)
+        hits = _silenced(target, _focus(q, plan.gamma) * surprisal)
+        if plan.surprisal == "all":
+            misses = weight * surprisal
+    elif plan.surprisal != "none":
+        hits = _silenced(target, _focus(q, plan.gamma) * torch.nn.functional.softplus(-x))
+        misses = _silenced(weight * (1 - g), _focus(p, plan.gamma) * torch.nn.functional.softplus(x))
+    return tp, fp, fn, hits, misses, target
+
+
+def _silenced(weight: Tensor, term: Tensor) -> Tensor:
+    """Weight * term, where a weight of 0 silences an infinite term."""
+    return weight * torch.where(weight == 0, 0, term)
+
+
+def _focus(q: Tensor, gamma: float) -> Tensor:
+    """q^gamma with a finite slope at q = 0, where the surprisal beside it is 0 as well."""
+    if gamma >= 1 or gamma == 0:
+        return q**gamma
+    return q.clamp_min(torch.finfo(q.dtype).tiny) ** gamma
+
+
+def _ignored(target: Tensor, labels: bool, ignore_index: int) -> Tensor:
+    if labels or target.shape[1] == 1:
+        return target == ignore_index
+    return target[:, ignore_index : ignore_index + 1] == 1
+
+
+def _checked_mask(mask: Tensor, x: Tensor) -> Tensor:
+    low, high = mask.detach().to(x.dtype).aminmax()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"mask values must lie in [0, 1], got {low.item():g} to {high.item():g}: divide by the maximum, or compare"
+        )
+    return mask.to(x.dtype)
+
+
+def _wrong_labels(target: Tensor, classes: int, ignore_index: int | None) -> Tensor:
+    wrong = (target < 0) | (target >= classes) | (target != target.to(torch.int64))
+    return wrong if ignore_index is None else wrong & (target != ignore_index)
+
+
+def _checked_labels(target: Tensor, classes: int, ignore_index: int | None) -> Tensor:
+    if _wrong_labels(target, classes, ignore_index).any():
+        _raise_wrong_labels(target, classes, ignore_index)
+    labels = target.to(torch.int64)
+    return labels if ignore_index is None else labels.masked_fill(target == ignore_index, 0)
+
+
+def _raise_wrong_labels(target: Tensor, classes: int, ignore_index: int | None) -> None:
+    values = target[_wrong_labels(target, classes, ignore_index)]
+    found = values.unique()
+    shown = ", ".join(f"{v:g}" for v in found[:5].tolist()) + (", …" if found.numel() > 5 else "")
+    raise ValueError(
+        f"labels must be whole numbers in [0, {classes}), one for each of the input's {classes} channels; got "
+        f"{values.numel()} voxels with {shown}: relabel the target, or pass ignore_index for a label to leave out"
+    )
+
+
+# --- the kernels as torch operators ----------------------------------------------------------------------------------
+
+
+def _kernel_arguments(x: Tensor, target: Tensor, mask: Tensor | None, plan: _Plan) -> tuple[tuple[Any, ...], ...]:
+    """The kernel's arguments before and after the distance matrix."""
+    target = target.to(_WIDENED.get(target.dtype, target.dtype))
+    if target.dtype not in _NATIVE:
+        target = target.to(torch.int64)
+    values = x.contiguous().numpy()
+    real = values.dtype.type
+    weights = np.empty((0, 0), real) if mask is None else _checked_mask(mask, x)[:, 0].contiguous().numpy()
+    before = (
+        values,
+        target.contiguous().numpy().view(np.uint8),
+        _NATIVE[target.dtype],
+        not plan.labels,
+        weights,
+        _ACTIVATIONS.index(plan.activation),
+        _OVERLAPS.index(plan.overlap),
+        _SURPRISALS.index(plan.surprisal),
+        real(plan.gamma),
+    )
+    return before, (np.nan if plan.ignore_index is None else float(plan.ignore_index),)
+
+
+def _chunk_bounds(chunk: int, voxels: int) -> tuple[int, int, int]:
+    """Item, first voxel and end of a chunk; items are cut alike, whatever the number of threads."""
+    item, part = divmod(chunk, -(-voxels // _CHUNK))
+    return item, part * _CHUNK, min((part + 1) * _CHUNK, voxels)
+
+
+@torch.library.custom_op("twinloss::voxel_sums", mutates_args=(), device_types="cpu")
+def _voxel_sums(
+    x: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    matrix: Tensor | None,
+    activation: str,
+    overlap: str,
+    surprisal: str,
+    gamma: float,
+    labels: bool,
+    ignore_index: int | None,
+) -> Tensor:
+    from twinloss.fast.kernels import voxel  # imports Numba, which takes longer than all the rest
+
+    plan = _Plan(activation, overlap, surprisal, gamma, labels, ignore_index)
+    before, after = _kernel_arguments(x, target, mask, plan)
+    distances = np.empty((0, 0), before[0].dtype) if matrix is None else matrix.to(x.dtype).numpy()
+    items, classes, voxels = x.shape
+    chunks = items * -(-voxels // _CHUNK)
+    sums = np.zeros((chunks, voxel.ROWS, classes))
+    bad = np.zeros(chunks, np.int64)
+
+    def work(chunk: int) -> None:
+        bad[chunk] = voxel.forward(*before, distances, *after, *_chunk_bounds(chunk, voxels), sums[chunk])
+
+    for_each_chunk(work, chunks)
+    if bad.any():
+        _raise_wrong_labels(target, classes, ignore_index)
+    return torch.from_numpy(sums.reshape(items, -1, voxel.ROWS, classes).sum(1).transpose(1, 0, 2).copy())
+
+
+@torch.library.custom_op("twinloss::voxel_sums_backward", mutates_args=(), device_types="cpu")
+def _voxel_sums_backward(
+    slopes: Tensor,
+    x: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    matrix: Tensor | None,
+    activation: str,
+    overlap: str,
+    surprisal: str,
+    gamma: float,
+    labels: bool,
+    ignore_index: int | None,
+) -> Tensor:
+    from twinloss.fast.kernels import voxel
+
+    plan = _Plan(activation, overlap, surprisal, gamma, labels, ignore_index)
+    before, after = _kernel_arguments(x, target, mask, plan)
+    gradient = torch.empty(x.shape, dtype=x.dtype)
+    out, voxels = gradient.numpy(), x.shape[2]
+    by_item = [np.empty((0, 0), out.dtype)] * x.shape[0]
+    if matrix is not None:
+        by_item = list((slopes[voxel.DISTANCE][:, :, None] * matrix).to(x.dtype).numpy())
+    slopes_by_row = slopes.to(x.dtype).contiguous().numpy()
+
+    def work(chunk: int) -> None:
+        bounds = _chunk_bounds(chunk, voxels)
+        voxel.backward(*before, by_item[bounds[0]], *after, slopes_by_row, *bounds, out)
+
+    for_each_chunk(work, x.shape[0] * -(-voxels // _CHUNK))
+    return gradient
+
+
+@_voxel_sums.register_fake
+def _(x: Tensor, *_: object) -> Tensor:
+    return x.new_empty((len(Statistics._fields), x.shape[0], x.shape[1]), dtype=torch.float64)
+
+
+@_voxel_sums_backward.register_fake
+def _(slopes: Tensor, x: Tensor, *_: object) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, target, mask, matrix, *ctx.plan = inputs
+    ctx.save_for_backward(x, target, mask, matrix)
+
+
+def _backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
+    x, *constants = ctx.saved_tensors
+    if torch.is_grad_enabled():  # a graph of the gradient is asked for: plain torch has one
+        sums = _plain(x, *constants, _Plan(*ctx.plan))
+        gradient = torch.autograd.grad(sums, x, slopes, create_graph=True, materialize_grads=True)[0]
+    else:
+        gradient = torch.ops.twinloss.voxel_sums_backward(slopes, x, *constants, *ctx.plan)
+    return gradient, *[None] * (len(constants) + len(ctx.plan))
+
+
+_voxel_sums.register_autograd(_backward, setup_context=_setup_context)
