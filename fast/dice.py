@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from twinloss.fast.segmentation import ClassWeight, SegmentationLoss, checked_weight
+from twinloss.fast.segmentation import ClassWeight, SegmentationLoss, Voxels, checked_weight, weight_by_class
+from twinloss.fast.statistics import Overlap, Statistics
 
 
 class DiceLoss(SegmentationLoss):
@@ -90,16 +91,26 @@ class DiceLoss(SegmentationLoss):
         return self._loss(input, target, None)
 
     def _loss(self, input: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-        # With squares, min(p, g) in place of the product gives the same sums: see reference/dice.py.
-        overlap = "squared" if self.squared_pred else "minimum" if self.soft_label else "product"
-        tp, fp, fn = self.confusion(input, target, mask, overlap)
+        voxels = self.voxels(input, target, mask)
+        sums = voxels.sums(self.activation(input), overlap=self.overlap())
+        return self.reduce(self.dice(sums, voxels), input)
+
+    def overlap(self) -> Overlap:
+        """The overlap of `fast/statistics.py`; with squares min(p, g) gives the same sums as the product."""
+        return "squared" if self.squared_pred else "minimum" if self.soft_label else "product"
+
+    def dice(self, sums: Statistics, voxels: Voxels) -> Tensor:
+        """The loss of each item and class that takes part, (B, C') or (1, C'), not yet reduced."""
+        tp, fp, fn = self.confusion(sums, voxels)
         # D = 2 TP + FP + FN and D - 2I = FP + FN: the loss as one fraction, without the cancelling 1 - (…).
         # Jaccard: 2 (D - I) = 2 TP + 2 (FP + FN), and the same numerator with twice the errors.
         errors = (fp + fn) * (2 if self.jaccard else 1)
         loss = (errors + (self.smooth_dr - self.smooth_nr)) / (2 * tp + errors + self.smooth_dr)
-        if self.weight is not None:
-            loss = loss * self.class_weight(self.weight, loss)
-        return self.reduce(loss, input)
+        return loss if self.weight is None else loss * self.class_weight(loss, voxels)
+
+    def class_weight(self, loss: Tensor, voxels: Voxels) -> Tensor:
+        """The weight of each class that takes part."""
+        return weight_by_class(self.weight, loss.shape[1], loss)
 
 
 class MaskedDiceLoss(DiceLoss):

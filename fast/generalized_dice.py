@@ -89,7 +89,9 @@ class GeneralizedDiceLoss(SegmentationLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
-        tp, fp, fn = self.confusion(input, target, None, "minimum" if self.soft_label else "product")
+        voxels = self.voxels(input, target)
+        sums = voxels.sums(self.activation(input), overlap="minimum" if self.soft_label else "product")
+        tp, fp, fn = self.confusion(sums, voxels)
         # TP + FN is the target's volume: constant in p, so that its gradient to p would be rounding and nothing else.
         volume = tp + fn
         w = self._class_weights(volume if target.requires_grad else volume.detach())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
-from twinloss.fast.statistics import Activation, Overlap, statistics
+from twinloss.fast.statistics import Activation, Statistics, ignored, statistics
 
 ClassWeight = float | Sequence[float] | np.ndarray | Tensor
 
@@ -49,6 +50,80 @@ def checked_number(value: Any, name: str) -> float:
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} must be finite and not negative, got {value}")
     return float(value)
+
+
+def weight_by_class(weight: float | tuple[float, ...], classes: int, like: Tensor) -> Tensor:
+    """A checked weight as a tensor that broadcasts over the classes of `like`."""
+    if isinstance(weight, tuple) and len(weight) != classes:
+        raise ValueError(
+            f"weight has {len(weight)} values but {classes} classes take part in the loss: give one value "
+            "for each (without the background if include_background=False), or a single number"
+        )
+    return torch.as_tensor(weight, dtype=like.dtype, device=like.device)
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """The arguments of one forward call, checked.
+
+    Attributes:
+        input: (B, C, *S).
+        target: (B, C, *S), or labels (B, 1, *S).
+        mask: (B or 1, 1, *S).
+        labels: whether the target holds labels.
+        background: whether channel 0 takes part.
+        ignore_index: as given to the loss.
+    """
+
+    input: Tensor
+    target: Tensor
+    mask: Tensor | None
+    labels: bool
+    background: bool
+    ignore_index: int | None
+
+    def sums(self, activation: Activation | Callable[[Tensor], Tensor], **plan: Any) -> Statistics:
+        """The statistics that `plan` asks for, in one pass; halves are computed in float32."""
+        x = self.input.float() if self.input.dtype in (torch.float16, torch.bfloat16) else self.input
+        if callable(activation):
+            x, activation = self._activated(x, activation), "identity"
+        return statistics(
+            _flat(x),
+            _flat(self.target),
+            None if self.mask is None else _flat(self.mask),
+            activation=activation,
+            labels=self.labels,
+            ignore_index=self.ignore_index,
+            **plan,
+        )
+
+    def ignored(self) -> Tensor | None:
+        """Where ignore_index tells to leave a voxel out, (B, 1, *S)."""
+        return None if self.ignore_index is None else ignored(self.target, self.labels, self.ignore_index)
+
+    def counts(self) -> Tensor:
+        """How many voxels of each item are not ignored, (B,) float64."""
+        ignored = self.ignored()
+        if ignored is None:
+            voxels = self.input[0, 0].numel()
+            return torch.full((self.input.shape[0],), float(voxels), dtype=torch.float64, device=self.input.device)
+        return (~ignored).flatten(1).sum(1).double()
+
+    def _activated(self, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+        # A NaN logit in a voxel that takes no part must not meet the activation: its backward would make 0 * NaN.
+        if self.mask is not None:
+            x = torch.where(self.mask != 0, x, 0)
+        if (ignored := self.ignored()) is not None:
+            x = torch.where(ignored, 0, x)
+        p = activation(x)
+        if p.shape != x.shape:
+            raise ShapeError(f"other_act must keep the shape {tuple(x.shape)}, it returned {tuple(p.shape)}")
+        return p
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """(B, C, *S) as (B, C, N)."""
+    return tensor.flatten(2) if tensor.ndim > 2 else tensor.unsqueeze(-1)
 
 
 class SegmentationLoss(_Loss):
@@ -87,28 +162,23 @@ class SegmentationLoss(_Loss):
         self.batch = batch
         self.ignore_index = None if ignore_index is None else int(ignore_index)
 
-    def confusion(self, input: Tensor, target: Tensor, mask: Tensor | None, overlap: Overlap) -> tuple[Tensor, ...]:
-        """TP, FP, FN of the classes that take part, each (B, C'), or (1, C') with `batch`."""
+    def voxels(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Voxels:
+        """The checked arguments of forward."""
         labels, background = self._check(input, target, mask)
-        activation: Activation = "identity"
-        if self.softmax and input.shape[1] > 1:
-            activation = "softmax"
-        elif self.sigmoid:
-            activation = "sigmoid"
-        x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+        return Voxels(input, target, mask, labels, background, self.ignore_index)
+
+    def activation(self, input: Tensor) -> Activation | Callable[[Tensor], Tensor]:
+        """What turns the input into the prediction."""
         if self.other_act is not None:
-            x = self._activated(x, target, mask, labels)
-        sums = statistics(
-            x.flatten(2) if x.ndim > 2 else x.unsqueeze(-1),
-            target.flatten(2) if target.ndim > 2 else target.unsqueeze(-1),
-            None if mask is None else mask.flatten(2) if mask.ndim > 2 else mask.unsqueeze(-1),
-            activation=activation,
-            overlap=overlap,
-            labels=labels,
-            ignore_index=self.ignore_index,
-        )
-        confusion = [rows if background else rows[:, 1:] for rows in (sums.tp, sums.fp, sums.fn)]
-        return tuple(rows.sum(0, keepdim=True) if self.batch else rows for rows in confusion)
+            return self.other_act
+        if self.softmax and input.shape[1] > 1:
+            return "softmax"
+        return "sigmoid" if self.sigmoid else "identity"
+
+    def confusion(self, sums: Statistics, voxels: Voxels) -> tuple[Tensor, ...]:
+        """TP, FP, FN of the classes that take part, each (B, C'), or (1, C') with `batch`."""
+        rows = [row if voxels.background else row[:, 1:] for row in (sums.tp, sums.fp, sums.fn)]
+        return tuple(row.sum(0, keepdim=True) if self.batch else row for row in rows)
 
     def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
         """Reduce per-item values; with "none" they keep a shape that broadcasts against the input."""
@@ -118,21 +188,6 @@ class SegmentationLoss(_Loss):
         else:
             loss = loss.mean() if reduction == "mean" else loss.sum()
         return loss.to(input.dtype)
-
-    def _activated(self, x: Tensor, target: Tensor, mask: Tensor | None, labels: bool) -> Tensor:
-        # A NaN logit in a voxel that takes no part must not meet other_act: its backward would make 0 * NaN.
-        if mask is not None:
-            x = torch.where(mask != 0, x, 0)
-        if self.ignore_index is not None:
-            if labels or target.shape[1] == 1:
-                ignored = target == self.ignore_index
-            else:
-                ignored = target[:, self.ignore_index : self.ignore_index + 1] == 1
-            x = torch.where(ignored, 0, x)
-        p = self.other_act(x)
-        if p.shape != x.shape:
-            raise ShapeError(f"other_act must keep the shape {tuple(x.shape)}, it returned {tuple(p.shape)}")
-        return p
 
     def _check(self, input: Tensor, target: Tensor, mask: Tensor | None) -> tuple[bool, bool]:
         """Whether the target holds labels, and whether the background takes part."""
@@ -149,7 +204,7 @@ class SegmentationLoss(_Loss):
                 ("include_background=False", not self.include_background),
             ):
                 if ignored:
-                    warnings.warn(f"single channel prediction, `{option}` ignored", UserWarning, stacklevel=5)
+                    warnings.warn(f"single channel prediction, `{option}` ignored", UserWarning, stacklevel=6)
         labels = self.to_onehot_y and not single
         expected = (shape[0], 1, *shape[2:]) if labels else shape
         if tuple(target.shape) != expected:
@@ -164,12 +219,3 @@ class SegmentationLoss(_Loss):
                 f"ignore_index={self.ignore_index} names no channel of a one-hot target with {shape[1]} channels"
             )
         return labels, self.include_background or single
-
-    def class_weight(self, weight: float | tuple[float, ...], loss: Tensor) -> Tensor:
-        """The weight of each class of `loss` (B, C')."""
-        if isinstance(weight, tuple) and len(weight) != loss.shape[1]:
-            raise ValueError(
-                f"weight has {len(weight)} values but {loss.shape[1]} classes take part in the loss: give one value "
-                "for each (without the background if include_background=False), or a single number"
-            )
-        return torch.as_tensor(weight, dtype=loss.dtype, device=loss.device)

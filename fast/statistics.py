@@ -121,25 +121,26 @@ def statistics(
 def _plain(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, plan: _Plan) -> Tensor:
     weight = torch.ones_like(x[:, :1]) if mask is None else _checked_mask(mask, x)
     if plan.ignore_index is not None:
-        weight = weight.masked_fill(_ignored(target, plan.labels, plan.ignore_index), 0)
+        weight = weight.masked_fill(ignored(target, plan.labels, plan.ignore_index), 0)
     taken = weight != 0
     x = torch.where(taken, x, 0)
+    surprisal = None
     if plan.activation == "softmax":
-        p = torch.softmax(x, 1)
-        q = 1 - p
+        surprisal = _surprisal(x)
+        p, q = torch.exp(-surprisal), -torch.expm1(-surprisal)
     elif plan.activation == "sigmoid":
         p, q = torch.sigmoid(x), torch.sigmoid(-x)
     else:
         p, q = x, 1 - x
     if not plan.labels:
         g = torch.where(taken, target.to(x.dtype), 0)
-        return torch.stack([_total(term) for term in _terms(x, p, q, g, weight, plan)] + [_total(0 * p)])
+        return torch.stack([_total(term) for term in (*_terms(x, surprisal, p, q, g, weight, plan), 0 * p)])
     # Every voxel's terms with g = 0, save those of its own class, which are put in its place: no one-hot tensor.
     y = _checked_labels(target, x.shape[1], plan.ignore_index)
     one, zero = torch.ones_like(weight), torch.zeros_like(weight)
-    log_p = torch.log_softmax(x, 1) if plan.activation == "softmax" else x
-    own = _terms(log_p.gather(1, y), p.gather(1, y), q.gather(1, y), one, weight, plan, normalised=True)
-    others = _terms(log_p, p, q, zero, weight, plan, normalised=True)
+    own_values = [None if values is None else values.gather(1, y) for values in (x, surprisal, p, q)]
+    own = _terms(*own_values, one, weight, plan)
+    others = _terms(x, surprisal, p, q, zero, weight, plan)
     sums = [
         _by_class(of_own, y, _total(of_others.expand_as(p).scatter(1, y, 0)))
         for of_own, of_others in zip(own, others, strict=True)
@@ -160,10 +161,17 @@ def _by_class(values: Tensor, y: Tensor, start: Tensor) -> Tensor:
     return start.scatter_add(1, y[:, 0], values.expand_as(y)[:, 0].double())
 
 
+def _surprisal(x: Tensor) -> Tensor:
+    """-log softmax(x), as log(1 + the others' exponentials) + (largest - x): small ones are not rounded away."""
+    top, index = x.max(1, keepdim=True)
+    rest = torch.exp(x - top).scatter(1, index, 0).sum(1, keepdim=True)
+    return torch.log1p(rest) + (top - x)
+
+
 def _terms(
-    x: Tensor, p: Tensor, q: Tensor, g: Tensor, weight: Tensor, plan: _Plan, normalised: bool = False
+    x: Tensor, surprisal: Tensor | None, p: Tensor, q: Tensor, g: Tensor, weight: Tensor, plan: _Plan
 ) -> tuple[Tensor, ...]:
-    """The terms of all sums but the distance, (B, C, N) or what broadcasts to it; `normalised`: x is log p already."""
+    """The terms of all sums but the distance, (B, C, N) or what broadcasts to it."""
     nothing = 0 * p
     tp, fp, fn, hits, misses = nothing, nothing, nothing, nothing, nothing
     target = weight * g
@@ -178,7 +186,6 @@ def _terms(
         else:
             tp, fp, fn = prediction * target, excess**2, lack**2
     if plan.surprisal != "none" and plan.activation == "softmax":
-        surprisal = -x if normalised else -torch.log_softmax(x, 1)
         hits = _silenced(target, _focus(q, plan.gamma) * surprisal)
         if plan.surprisal == "all":
             misses = weight * surprisal
@@ -200,7 +207,8 @@ def _focus(q: Tensor, gamma: float) -> Tensor:
     return q.clamp_min(torch.finfo(q.dtype).tiny) ** gamma
 
 
-def _ignored(target: Tensor, labels: bool, ignore_index: int) -> Tensor:
+def ignored(target: Tensor, labels: bool, ignore_index: int) -> Tensor:
+    """Where a target (B, 1 or C, …) says that the voxel takes no part, (B, 1, …)."""
     if labels or target.shape[1] == 1:
         return target == ignore_index
     return target[:, ignore_index : ignore_index + 1] == 1

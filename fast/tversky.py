@@ -82,6 +82,8 @@ class TverskyLoss(SegmentationLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
-        tp, fp, fn = self.confusion(input, target, None, "minimum" if self.soft_label else "product")
+        voxels = self.voxels(input, target)
+        sums = voxels.sums(self.activation(input), overlap="minimum" if self.soft_label else "product")
+        tp, fp, fn = self.confusion(sums, voxels)
         errors = self.alpha * fp + self.beta * fn
         return self.reduce((errors + (self.smooth_dr - self.smooth_nr)) / (tp + errors + self.smooth_dr), input)

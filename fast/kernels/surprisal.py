@@ -155,7 +155,7 @@ def surprisal_soft(activation, p, q, g, x, w, top, rest, gamma, every, positive,
 @stage
 def add_gradient_soft(activation, buffers, gamma, hits, misses):
     """Add dL/dx to h, where hits and misses are dL/d(the sums of each class) of `surprisal_soft`."""
-    p, q, g, x, h, w = buffers.p, buffers.q, buffers.g, buffers.x, buffers.h, buffers.w
+    p, q, g, x, h, w = buffers.p, buffers.q, buffers.g, buffers.x[0], buffers.h, buffers.w
     positive, negative = buffers.own, buffers.factor
     one, zero = p.dtype.type(1), p.dtype.type(0)
     width = w.size

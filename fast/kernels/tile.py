@@ -14,14 +14,14 @@ from numba import njit
 from twinloss.fast.kernels.elementary import exp_nonpositive
 
 # Voxels of a tile for four classes or fewer; more classes share the same room.
-TILE = 1024
+TILE = 1472
 # Sums are float32 over so many voxels, spread over vector lanes of a few additions each, and float64 beyond.
 BLOCK = 512
 IDENTITY, SIGMOID, SOFTMAX = 0, 1, 2
 EXCLUDED = np.int32(-1)
 
-# By class: p; q = 1 - p; target g; slopes h = dL/dp; logits x. By voxel: weight w; largest logit; scale and rest of
-# `exponentials`; room for intermediate values; labels y.
+# By class: p; q = 1 - p; target g; slopes h = dL/dp; logits x, (1, C, width) like an input. By voxel: weight w; largest
+# logit, scale and rest of `exponentials`; room for intermediate values; labels y.
 Buffers = namedtuple("Buffers", "p q g h x w top scale rest spare mean own factor y")
 
 # error_model="numpy": a division by zero gives infinity instead of a branch that raises, so that loops vectorise.
@@ -108,26 +108,26 @@ def _one_hot(y, g):
 
 
 @stage
-def exponentials(p, top, scale, rest, ties):
-    """Logits in p -> e in p, so that softmax is e * scale, and 1 - softmax is rest * scale where e = 1.
+def exponentials(x, b, lo, p, top, scale, rest, ties):
+    """Logits of item b from `lo` on -> e in p, so that softmax is e * scale, and 1 - softmax rest * scale where e = 1.
 
     `top` is the largest logit. The classes that have it have e = 1; `rest` sums the e of the others, and 1 for each of
     the `ties` beyond the first that has it: so 1 - p is no difference that cancels.
     """
     one, zero = p.dtype.type(1), p.dtype.type(0)
     width = scale.size
-    top[:] = p[0]
+    top[:] = x[b, 0, lo : lo + width]
     for c in range(1, p.shape[0]):
-        x = p[c]
+        logits = x[b, c, lo : lo + width]
         for i in range(width):
-            a, b = x[i], top[i]
-            top[i] = a if a > b else b
+            new, old = logits[i], top[i]
+            top[i] = new if new > old else old
     rest[:] = zero
     ties[:] = -one
     for c in range(p.shape[0]):
-        e = p[c]
+        logits, e = x[b, c, lo : lo + width], p[c]
         for i in range(width):
-            value = exp_nonpositive(e[i] - top[i])
+            value = exp_nonpositive(logits[i] - top[i])
             e[i] = value
             rest[i] += zero if value == one else value
             ties[i] += one if value == one else zero
@@ -137,8 +137,8 @@ def exponentials(p, top, scale, rest, ties):
 
 
 @stage
-def _softmax(p, q, top, scale, rest, ties):
-    exponentials(p, top, scale, rest, ties)
+def _softmax(x, p, q, top, scale, rest, ties):
+    exponentials(x, 0, 0, p, top, scale, rest, ties)
     one = p.dtype.type(1)
     for c in range(p.shape[0]):
         e, complement = p[c], q[c]
@@ -149,33 +149,34 @@ def _softmax(p, q, top, scale, rest, ties):
 
 
 @stage
-def _sigmoid(p, q):
+def _sigmoid(x, p, q):
     one, zero = p.dtype.type(1), p.dtype.type(0)
     for c in range(p.shape[0]):
-        x, complement = p[c], q[c]
-        for i in range(x.size):
-            positive = x[i] > zero
-            e = exp_nonpositive(-x[i] if positive else x[i])
+        logits, probability, complement = x[0, c], p[c], q[c]
+        for i in range(logits.size):
+            positive = logits[i] > zero
+            e = exp_nonpositive(-logits[i] if positive else logits[i])
             large = one / (one + e)
             small = e * large
             complement[i] = small if positive else large
-            x[i] = large if positive else small
+            probability[i] = large if positive else small
 
 
 @stage
 def _probabilities(activation, buffers):
-    """Logits in p -> probabilities in p and 1 - p in q, not by a difference that cancels."""
-    p, q = buffers.p, buffers.q
+    """Logits in x -> probabilities in p and 1 - p in q, not by a difference that cancels."""
+    x, p, q = buffers.x, buffers.p, buffers.q
     if activation == SOFTMAX:
-        _softmax(p, q, buffers.top, buffers.scale, buffers.rest, buffers.spare)
+        _softmax(x, p, q, buffers.top, buffers.scale, buffers.rest, buffers.spare)
     elif activation == SIGMOID:
-        _sigmoid(p, q)
+        _sigmoid(x, p, q)
     else:
         one = p.dtype.type(1)
         for c in range(p.shape[0]):
-            x, complement = p[c], q[c]
-            for i in range(x.size):
-                complement[i] = one - x[i]
+            logits, probability, complement = x[0, c], p[c], q[c]
+            for i in range(logits.size):
+                probability[i] = logits[i]
+                complement[i] = one - logits[i]
 
 
 # --- the whole tile --------------------------------------------------------------------------------------------------
@@ -193,7 +194,7 @@ def scratch(classes, width, real):
     rows, row = np.empty((5, classes, width), real), np.empty((8, width), real)
     y = np.empty(width, np.int32)
     return Buffers(
-        rows[0], rows[1], rows[2], rows[3], rows[4], row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], y
+        rows[0], rows[1], rows[2], rows[3], rows[4:], row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], y
     )
 
 
@@ -205,22 +206,16 @@ def read_labels(target, item, classes, ignore, b, lo, voxels, y):
 
 
 @stage
-def read_logits(x, b, lo, p):
-    """Logits of the voxels of item b from `lo` on."""
-    for c in range(p.shape[0]):
-        _read(x[b, c, lo : lo + p.shape[1]], p[c])
-
-
-@stage
 def read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers):
     """Fill all but the slopes; voxels that take no part get weight 0 and logits 0. Returns how many labels are bad."""
-    p, g, w, y = buffers.p, buffers.g, buffers.w, buffers.y
-    classes, width = p.shape
+    g, w, y = buffers.g, buffers.w, buffers.y
+    classes, width = g.shape
     one, zero = w.dtype.type(1), w.dtype.type(0)
     ignoring, masked = not np.isnan(ignore), mask.shape[0] > 0
     bad = 0
     w[:] = one
-    read_logits(x, b, lo, p)
+    for c in range(classes):
+        _read(x[b, c, lo : lo + width], buffers.x[0, c])
     if dense:
         size = target.shape[2] // x.shape[2]
         for c in range(classes):
@@ -240,8 +235,7 @@ def read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffe
         for i in range(width):
             w[i] *= row[i]
     if ignoring or masked:
-        _clear_excluded(p, w)
+        _clear_excluded(buffers.x[0], w)
         _clear_excluded(g, w)
-    buffers.x[:] = p
     _probabilities(activation, buffers)
     return bad

@@ -32,7 +32,6 @@ from twinloss.fast.kernels.tile import (
     SOFTMAX,
     exponentials,
     read_labels,
-    read_logits,
     read_weighted,
     scratch,
     stage,
@@ -87,8 +86,7 @@ def forward(
 def _forward_common(x, target, item, overlap, surprisals, gamma, ignore, b, lo, buffers, sums):
     p, y, top, scale, rest = buffers.p, buffers.y, buffers.top, buffers.scale, buffers.rest
     bad = read_labels(target, item, x.shape[1], ignore, b, lo, x.shape[2], y)
-    read_logits(x, b, lo, p)
-    exponentials(p, top, scale, rest, buffers.spare)
+    exponentials(x, b, lo, p, top, scale, rest, buffers.spare)
     if surprisals != NO_SURPRISAL:
         own_surprisal(x, b, lo, y, top, scale, rest, buffers.own, buffers.factor, buffers.spare)
         surprisal.focus(buffers.factor, gamma, buffers.spare)
@@ -123,7 +121,7 @@ def _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, s
                 sums[FN, c] += fn
             if surprisals != NO_SURPRISAL:
                 hits, misses, volume = surprisal_soft(
-                    activation, p[c, block], q[c, block], g[c, block], buffers.x[c, block], w[block],
+                    activation, p[c, block], q[c, block], g[c, block], buffers.x[0, c, block], w[block],
                     buffers.top[block], buffers.rest[block], gamma, surprisals == ALL,
                     buffers.own[block], buffers.factor[block],
                 )  # fmt: skip
@@ -163,8 +161,7 @@ def backward(
 def _backward_common(x, target, item, overlap, surprisals, gamma, ignore, slopes, b, lo, buffers, out):
     p, y, top, scale, rest = buffers.p, buffers.y, buffers.top, buffers.scale, buffers.rest
     read_labels(target, item, x.shape[1], ignore, b, lo, x.shape[2], y)
-    read_logits(x, b, lo, p)
-    exponentials(p, top, scale, rest, buffers.spare)
+    exponentials(x, b, lo, p, top, scale, rest, buffers.spare)
     if overlap != NO_OVERLAP:
         hits, misses = slopes[TP, b] - slopes[FN, b], slopes[FP, b]
         gradient_labels(p, scale, y, hits, misses, buffers.spare, buffers.mean, out, b, lo)
