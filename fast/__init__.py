@@ -1,5 +1,34 @@
 """The fast wing: torch losses that people train with, drop-in for MONAI's."""
 
 from twinloss.fast.dice import Dice, DiceLoss, MaskedDiceLoss, dice
+from twinloss.fast.dice_ce import DiceCELoss
+from twinloss.fast.dice_focal import DiceFocalLoss
+from twinloss.fast.focal import FocalLoss
+from twinloss.fast.generalized_dice import GeneralizedDiceLoss
+from twinloss.fast.generalized_wasserstein_dice import GeneralizedWassersteinDiceLoss, wasserstein_distance_map
+from twinloss.fast.tversky import TverskyLoss
 
-__all__ = ["Dice", "DiceLoss", "MaskedDiceLoss", "dice"]
+# `dice_ce` and the like are the aliases that the documentation names; they hide the modules of the same names, which
+# `from twinloss.fast.dice_ce import …` still finds.
+dice_ce = DiceCELoss
+dice_focal = DiceFocalLoss
+generalized_dice = GeneralizedDiceLoss
+generalized_wasserstein_dice = GeneralizedWassersteinDiceLoss
+
+__all__ = [
+    "Dice",
+    "DiceCELoss",
+    "DiceFocalLoss",
+    "DiceLoss",
+    "FocalLoss",
+    "GeneralizedDiceLoss",
+    "GeneralizedWassersteinDiceLoss",
+    "MaskedDiceLoss",
+    "TverskyLoss",
+    "dice",
+    "dice_ce",
+    "dice_focal",
+    "generalized_dice",
+    "generalized_wasserstein_dice",
+    "wasserstein_distance_map",
+]

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
-from twinloss.fast.segmentation import ClassWeight, SegmentationLoss, Voxels, checked_weight, weight_by_class
-from twinloss.fast.statistics import Overlap, Statistics
+from twinloss.fast.segmentation import (
+    ClassWeight,
+    SegmentationLoss,
+    ShapeError,
+    Voxels,
+    checked_weight,
+    weight_by_class,
+)
+from twinloss.fast.statistics import Activation, Overlap, Statistics
 
 
 class DiceLoss(SegmentationLoss):
@@ -130,6 +138,48 @@ class MaskedDiceLoss(DiceLoss):
         if mask is None:
             warnings.warn("no mask given: the loss is that of DiceLoss", UserWarning, stacklevel=2)
         return self._loss(input, target, mask)
+
+
+class CompoundDiceLoss(DiceLoss):
+    """Dice loss beside a cross entropy of the logits; both from one pass where they share an activation."""
+
+    def compound_voxels(self, input: Tensor, target: Tensor) -> Voxels:
+        """The checked arguments, with the errors that the documentation of the compound losses promises."""
+        if input.ndim != target.ndim:
+            raise ShapeError(
+                f"input and target must have as many dimensions, got shapes {tuple(input.shape)} and "
+                f"{tuple(target.shape)}; labels are (B, 1, *S)"
+            )
+        if input.ndim >= 2 and target.shape[1] not in (1, input.shape[1]):
+            raise ShapeError(
+                f"target must have 1 channel or the {input.shape[1]} of the input, got shapes {tuple(input.shape)} and "
+                f"{tuple(target.shape)}"
+            )
+        return self.voxels(input, target)
+
+    def two_sums(self, voxels: Voxels, activation: Activation, plan: dict[str, Any]) -> tuple[Statistics, Statistics]:
+        """The statistics of the Dice term, and those that the other term's `plan` asks for on its own activation."""
+        own = self.activation(voxels.input)
+        if own == activation or not plan:
+            sums = voxels.sums(own, overlap=self.overlap(), **plan)
+            return sums, sums
+        return voxels.sums(own, overlap=self.overlap()), voxels.sums(activation, **plan)
+
+    def seen(self, weight: float | tuple[float, ...], voxels: Voxels) -> float | tuple[float, ...]:
+        """A weight for all classes, as that of those that take part."""
+        classes = voxels.input.shape[1]
+        if not isinstance(weight, tuple):
+            return weight
+        if len(weight) != classes:
+            raise ValueError(
+                f"weight has {len(weight)} values for {classes} classes: give one for each, background included, or a "
+                "single number"
+            )
+        return weight if voxels.background else weight[1:]
+
+    def class_weight(self, loss: Tensor, voxels: Voxels) -> Tensor:
+        """The weight of each class that takes part."""
+        return weight_by_class(self.seen(self.weight, voxels), loss.shape[1], loss)
 
 
 Dice = dice = DiceLoss

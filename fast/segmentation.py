@@ -52,11 +52,11 @@ def checked_number(value: Any, name: str) -> float:
     return float(value)
 
 
-def weight_by_class(weight: float | tuple[float, ...], classes: int, like: Tensor) -> Tensor:
+def weight_by_class(weight: float | tuple[float, ...], classes: int, like: Tensor, name: str = "weight") -> Tensor:
     """A checked weight as a tensor that broadcasts over the classes of `like`."""
     if isinstance(weight, tuple) and len(weight) != classes:
         raise ValueError(
-            f"weight has {len(weight)} values but {classes} classes take part in the loss: give one value "
+            f"{name} has {len(weight)} values but {classes} classes take part in the loss: give one value "
             "for each (without the background if include_background=False), or a single number"
         )
     return torch.as_tensor(weight, dtype=like.dtype, device=like.device)
@@ -96,6 +96,14 @@ class Voxels:
             ignore_index=self.ignore_index,
             **plan,
         )
+
+    def cleaned(self) -> tuple[Tensor, Tensor]:
+        """Input (halves in float32) and target with 0 in the voxels that are ignored."""
+        x = self.input.float() if self.input.dtype in (torch.float16, torch.bfloat16) else self.input
+        ignored = self.ignored()
+        if ignored is None:
+            return x, self.target
+        return torch.where(ignored, 0, x), torch.where(ignored, 0, self.target)
 
     def ignored(self) -> Tensor | None:
         """Where ignore_index tells to leave a voxel out, (B, 1, *S)."""
@@ -181,13 +189,15 @@ class SegmentationLoss(_Loss):
         return tuple(row.sum(0, keepdim=True) if self.batch else row for row in rows)
 
     def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
-        """Reduce per-item values; with "none" they keep a shape that broadcasts against the input."""
+        """Reduce per-item values and give them the input's type."""
+        return self.reduced(loss, input.ndim).to(input.dtype)
+
+    def reduced(self, loss: Tensor, ndim: int) -> Tensor:
+        """Reduce per-item values; with "none" they get a shape that broadcasts against an input of `ndim` axes."""
         reduction = checked_reduction(self.reduction)
         if reduction == "none":
-            loss = loss.reshape(*loss.shape, *[1] * (input.ndim - 2))
-        else:
-            loss = loss.mean() if reduction == "mean" else loss.sum()
-        return loss.to(input.dtype)
+            return loss.reshape(*loss.shape, *[1] * (ndim - 2))
+        return loss.mean() if reduction == "mean" else loss.sum()
 
     def _check(self, input: Tensor, target: Tensor, mask: Tensor | None) -> tuple[bool, bool]:
         """Whether the target holds labels, and whether the background takes part."""

@@ -152,6 +152,21 @@ def _plain(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None
     return torch.stack([*sums, _by_class(distance, y, _total(0 * p))])
 
 
+def focal_terms(x: Tensor, target: Tensor, activation: str, gamma: float, labels: bool) -> tuple[Tensor, Tensor]:
+    """The terms of hits and misses themselves, (B, C, *S): what a loss that is not reduced gives back."""
+    if labels:
+        y = _checked_labels(target, x.shape[1], None)
+        g = torch.zeros_like(x).scatter(1, y, 1)
+    else:
+        g = target.to(x.dtype)
+    surprisal, p, q = None, torch.sigmoid(x), torch.sigmoid(-x)
+    if activation == "softmax":
+        surprisal = _surprisal(x)
+        p, q = torch.exp(-surprisal), -torch.expm1(-surprisal)
+    plan = _Plan(activation, "none", "target", gamma, labels, None)
+    return _terms(x, surprisal, p, q, g, torch.ones_like(x[:, :1]), plan)[3:5]
+
+
 def _total(term: Tensor) -> Tensor:
     return term.sum(-1, dtype=torch.float64)
 

@@ -1,0 +1,127 @@
+"""Dice + cross entropy loss; the twin of `reference/dice_ce.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twinloss.fast.dice import CompoundDiceLoss
+from twinloss.fast.segmentation import ClassWeight, Voxels, checked_number, checked_weight, weight_by_class
+from twinloss.fast.statistics import Activation, Statistics
+
+
+class DiceCELoss(CompoundDiceLoss):
+    r"""Weighted sum of Dice loss and cross entropy, from one pass over the voxels.
+
+    .. math::
+        L = \lambda_\mathrm{dice}\, L_\mathrm{Dice}(\mathrm{act}(x)) + \lambda_\mathrm{ce}\, \mathrm{CE}(x), \quad
+        \mathrm{CE}(x) = \frac{-\sum_i \sum_c w_c\, g_{ic} \log \mathrm{softmax}(x_i)_c}{\sum_i \sum_c w_c\, g_{ic}}
+
+    Cross entropy always sees the logits of all classes; the activation and ``include_background`` concern Dice alone.
+    With one channel it is the binary cross entropy with logits, its mean over the voxels. Options not named here are
+    those of :class:`~twinloss.fast.DiceLoss`.
+
+    Args:
+        include_background: see DiceLoss.
+        to_onehot_y: see DiceLoss.
+        sigmoid: see DiceLoss.
+        softmax: see DiceLoss.
+        other_act: see DiceLoss.
+        squared_pred: see DiceLoss.
+        jaccard: see DiceLoss.
+        reduction: ``"mean"`` or ``"sum"``, of both terms.
+        smooth_nr: see DiceLoss.
+        smooth_dr: see DiceLoss.
+        batch: see DiceLoss.
+        ce_weight: class weight w of the cross entropy; with one channel the weight of positives.
+        lambda_dice: weight of the Dice term, not negative.
+        lambda_ce: weight of the cross entropy, not negative.
+        weight: class weight of both terms, a number or one for each class, background included.
+        soft_label: see DiceLoss.
+        ignore_index: see DiceLoss.
+        label_smoothing: ε in [0, 1]; the cross entropy's target becomes (1 - ε) g + ε/C, as in torch. Not for one
+            channel.
+
+    Raises:
+        TypeError: as DiceLoss.
+        ValueError: as DiceLoss; for the reduction ``"none"`` (Dice has no value for a voxel), a negative λ, an ε
+            outside [0, 1], ``weight`` together with ``ce_weight``, if input and target differ in rank, or the target
+            has neither 1 channel nor those of the input.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[[4.0, -4.0], [-4.0, 4.0]]])
+        >>> DiceCELoss(softmax=True, to_onehot_y=True)(logits, torch.tensor([[[0, 1]]]))
+        tensor(0.0007)
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        squared_pred: bool = False,
+        jaccard: bool = False,
+        reduction: str = "mean",
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        ce_weight: ClassWeight | None = None,
+        lambda_dice: float = 1.0,
+        lambda_ce: float = 1.0,
+        *,
+        weight: ClassWeight | None = None,
+        soft_label: bool = False,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(
+            include_background, to_onehot_y, sigmoid, softmax, other_act, squared_pred, jaccard, reduction, smooth_nr,
+            smooth_dr, batch, weight=weight, soft_label=soft_label, ignore_index=ignore_index,
+        )  # fmt: skip
+        self._check_reduction()
+        if weight is not None and ce_weight is not None:
+            raise ValueError("weight goes to both terms and ce_weight to cross entropy alone: give one of them")
+        self.ce_weight = checked_weight(ce_weight, "ce_weight")
+        self.lambda_dice = checked_number(lambda_dice, "lambda_dice")
+        self.lambda_ce = checked_number(lambda_ce, "lambda_ce")
+        self.label_smoothing = checked_number(label_smoothing, "label_smoothing")
+        if self.label_smoothing > 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss; see the class for shapes and errors."""
+        self._check_reduction()
+        voxels = self.compound_voxels(input, target)
+        activation: Activation = "softmax" if input.shape[1] > 1 else "sigmoid"
+        plan: dict[str, Any] = {"surprisal": "all" if self.label_smoothing else "target"}
+        dice_sums, ce_sums = self.two_sums(voxels, activation, plan)
+        dice = self.reduced(self.dice(dice_sums, voxels), input.ndim)
+        return (self.lambda_dice * dice + self.lambda_ce * self._cross_entropy(ce_sums, voxels)).to(input.dtype)
+
+    def _check_reduction(self) -> None:
+        if self.reduction not in ("mean", "sum"):
+            raise ValueError(
+                f'reduction must be "mean" or "sum", got {self.reduction!r}: Dice has no value for a single voxel'
+            )
+
+    def _cross_entropy(self, sums: Statistics, voxels: Voxels) -> Tensor:
+        classes = sums.hits.shape[1]
+        weight = self.ce_weight if self.weight is None else self.weight
+        w = torch.ones((), dtype=sums.hits.dtype, device=sums.hits.device)
+        if weight is not None:
+            w = weight_by_class(weight, classes, sums.hits, "ce_weight" if self.weight is None else "weight")
+        if classes == 1:
+            if self.label_smoothing:
+                raise ValueError("label_smoothing is not defined for one channel (binary cross entropy): use 0")
+            total, count = (w * sums.hits + sums.misses).sum(), voxels.counts().sum()
+        else:
+            smoothing = self.label_smoothing
+            total = (w * ((1 - smoothing) * sums.hits + smoothing / classes * sums.misses)).sum()
+            count = (w * sums.volume).sum()
+        return total if self.reduction == "sum" else total / count

@@ -1,0 +1,103 @@
+"""Dice + focal loss; the twin of `reference/dice_focal.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from twinloss.fast.dice import CompoundDiceLoss
+from twinloss.fast.focal import FocalTerm
+from twinloss.fast.segmentation import ClassWeight, checked_number, checked_reduction
+
+
+class DiceFocalLoss(CompoundDiceLoss):
+    r"""Weighted sum of Dice loss and focal loss, from one pass over the voxels.
+
+    .. math::
+        L = \lambda_\mathrm{dice}\, L_\mathrm{Dice}(\mathrm{act}(x)) + \lambda_\mathrm{focal}\, L_\mathrm{focal}(x)
+
+    Focal always sees the logits; the activation concerns Dice alone. Options not named here are those of
+    :class:`~twinloss.fast.DiceLoss`; ``include_background``, ``to_onehot_y``, ``reduction`` and ``ignore_index`` serve
+    both terms.
+
+    Args:
+        include_background: see DiceLoss.
+        to_onehot_y: see DiceLoss.
+        sigmoid: see DiceLoss.
+        softmax: see DiceLoss.
+        other_act: see DiceLoss.
+        squared_pred: see DiceLoss.
+        jaccard: see DiceLoss.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for (B, C', *S), the Dice term added to each voxel's.
+        smooth_nr: see DiceLoss.
+        smooth_dr: see DiceLoss.
+        batch: see DiceLoss.
+        gamma: γ of the focal term.
+        focal_weight: class weight of the focal term, as ``weight`` of FocalLoss.
+        lambda_dice: weight of the Dice term, not negative.
+        lambda_focal: weight of the focal term, not negative.
+        weight: class weight of both terms, a number or one for each class, background included.
+        soft_label: see DiceLoss.
+        ignore_index: see DiceLoss.
+        use_softmax: see FocalLoss.
+        alpha: see FocalLoss.
+
+    Raises:
+        TypeError: as DiceLoss.
+        ValueError: as DiceLoss and FocalLoss; if a λ is negative, if ``weight`` and ``focal_weight`` are both given, if
+            input and target differ in rank, or the target has neither 1 channel nor those of the input.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[[4.0, -4.0], [-4.0, 4.0]]])
+        >>> DiceFocalLoss(softmax=True, to_onehot_y=True)(logits, torch.tensor([[[0, 1]]]))
+        tensor(0.0003)
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        squared_pred: bool = False,
+        jaccard: bool = False,
+        reduction: str = "mean",
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        gamma: float = 2.0,
+        focal_weight: ClassWeight | None = None,
+        lambda_dice: float = 1.0,
+        lambda_focal: float = 1.0,
+        *,
+        weight: ClassWeight | None = None,
+        soft_label: bool = False,
+        ignore_index: int | None = None,
+        use_softmax: bool = True,
+        alpha: ClassWeight | None = None,
+    ) -> None:
+        super().__init__(
+            include_background, to_onehot_y, sigmoid, softmax, other_act, squared_pred, jaccard, reduction, smooth_nr,
+            smooth_dr, batch, weight=weight, soft_label=soft_label, ignore_index=ignore_index,
+        )  # fmt: skip
+        if weight is not None and focal_weight is not None:
+            raise ValueError("weight goes to both terms and focal_weight to focal alone: give one of them")
+        self.term = FocalTerm(gamma, focal_weight, alpha, use_softmax, "focal_weight")
+        self.lambda_dice = checked_number(lambda_dice, "lambda_dice")
+        self.lambda_focal = checked_number(lambda_focal, "lambda_focal")
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss; see the class for shapes and errors."""
+        reduction = checked_reduction(self.reduction)
+        voxels = self.compound_voxels(input, target)
+        activation = self.term.activation(input.shape[1])
+        dice_sums, focal_sums = self.two_sums(voxels, activation, {} if reduction == "none" else self.term.plan())
+        dice = self.lambda_dice * self.reduced(self.dice(dice_sums, voxels), input.ndim)
+        weight = self.term.weight if self.weight is None else self.seen(self.weight, voxels)
+        if reduction == "none":
+            focal = self.term.unreduced(voxels, weight)
+            return (dice + self.lambda_focal * focal).to(input.dtype)
+        return (dice + self.lambda_focal * self.term.reduced(focal_sums, voxels, reduction, weight)).to(input.dtype)
