@@ -14,6 +14,7 @@ from twinloss.fast.segmentation import (
     ShapeError,
     Voxels,
     checked_weight,
+    fraction,
     weight_by_class,
 )
 from twinloss.fast.statistics import Activation, Overlap, Statistics
@@ -110,10 +111,9 @@ class DiceLoss(SegmentationLoss):
     def dice(self, sums: Statistics, voxels: Voxels) -> Tensor:
         """The loss of each item and class that takes part, (B, C') or (1, C'), not yet reduced."""
         tp, fp, fn = self.confusion(sums, voxels)
-        # D = 2 TP + FP + FN and D - 2I = FP + FN: the loss as one fraction, without the cancelling 1 - (…).
-        # Jaccard: 2 (D - I) = 2 TP + 2 (FP + FN), and the same numerator with twice the errors.
+        # D = 2 TP + FP + FN; Jaccard: 2 (D - I) = 2 TP + 2 (FP + FN).
         errors = (fp + fn) * (2 if self.jaccard else 1)
-        loss = (errors + (self.smooth_dr - self.smooth_nr)) / (2 * tp + errors + self.smooth_dr)
+        loss = fraction(2 * tp, errors, self.smooth_nr, self.smooth_dr)
         return loss if self.weight is None else loss * self.class_weight(loss, voxels)
 
     def class_weight(self, loss: Tensor, voxels: Voxels) -> Tensor:

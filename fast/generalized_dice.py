@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twinloss.fast.segmentation import SegmentationLoss
+from twinloss.fast.segmentation import SegmentationLoss, fraction
 
 
 class GeneralizedDiceLoss(SegmentationLoss):
@@ -96,8 +96,7 @@ class GeneralizedDiceLoss(SegmentationLoss):
         volume = tp + fn
         w = self._class_weights(volume if target.requires_grad else volume.detach())
         overlap, errors = (w * tp).sum(1, keepdim=True), (w * (fp + fn)).sum(1, keepdim=True)
-        loss = (errors + (self.smooth_dr - self.smooth_nr)) / (2 * overlap + errors + self.smooth_dr)
-        return self.reduce(loss, input)
+        return self.reduce(fraction(2 * overlap, errors, self.smooth_nr, self.smooth_dr), input)
 
     def _class_weights(self, volume: Tensor) -> Tensor:
         if self.w_type == "uniform":

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twinloss.fast.segmentation import SegmentationLoss, ShapeError
+from twinloss.fast.segmentation import SegmentationLoss, ShapeError, fraction
 
 
 def checked_distances(dist_matrix: Any) -> tuple[tuple[float, ...], ...]:
@@ -133,15 +133,13 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
         matrix = torch.tensor(self.dist_matrix, dtype=torch.float64, device=input.device)
         sums = self.voxels(input, target).sums("softmax", matrix=matrix)
         if self.weighting_mode == "default":
-            # L = (sum W + δ - ν) / (2 TP + sum W + δ): one fraction, without the cancelling 1 - (…).
             errors = sums.distance.sum(1)
             overlap = 2 * (sums.volume - sums.distance)[:, 1:].sum(1)
         else:
             alpha = 1 / (sums.volume + 1)
             errors = (alpha * sums.distance).sum(1)
             overlap = 2 * (alpha * (sums.volume - sums.distance)).sum(1)
-        loss = (errors + (self.smooth_dr - self.smooth_nr)) / (overlap + errors + self.smooth_dr)
-        return self.reduced(loss, 2).to(input.dtype)
+        return self.reduced(fraction(overlap, errors, self.smooth_nr, self.smooth_dr), 2).to(input.dtype)
 
     def wasserstein_distance_map(self, flat_proba: Tensor, flat_target: Tensor) -> Tensor:
         """Eq. 6 for probabilities (B, C, N) and labels (B, N), with this loss's distances; (B, N)."""

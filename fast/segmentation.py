@@ -23,6 +23,39 @@ class ShapeError(AssertionError, ValueError):
     """Two shapes that must agree do not; documented as AssertionError, caught by newer code as ValueError."""
 
 
+class _Fraction(torch.autograd.Function):
+    """(errors + δ - ν) / (overlap + errors + δ), whose gradient no difference of two large terms spoils.
+
+    Autograd would take 1/M - errors/M² for the slope (overlap + ν)/M², M the denominator, and lose all digits of it
+    where the errors are nearly all there is.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(overlap: Tensor, errors: Tensor, smooth_nr: float, smooth_dr: float) -> Tensor:
+        return (errors + (smooth_dr - smooth_nr)) / (overlap + errors + smooth_dr)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        overlap, errors, *ctx.smoothing = inputs
+        ctx.save_for_backward(overlap, errors)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        overlap, errors = ctx.saved_tensors
+        smooth_nr, smooth_dr = ctx.smoothing
+        by_denominator = upstream[0] / (overlap + errors + smooth_dr)
+        loss = fraction(overlap, errors, smooth_nr, smooth_dr)
+        share = (overlap + smooth_nr) / (overlap + errors + smooth_dr)
+        return -by_denominator * loss, by_denominator * share, None, None
+
+
+def fraction(overlap: Tensor, errors: Tensor, smooth_nr: float, smooth_dr: float) -> Tensor:
+    """One minus (overlap + ν) / (overlap + errors + δ), as one fraction: 1 - (…) would cancel in a good prediction."""
+    return _Fraction.apply(overlap, errors, smooth_nr, smooth_dr)
+
+
 def checked_reduction(reduction: Any) -> str:
     """The plain string of a reduction given as a string or as an enum of strings."""
     name = getattr(reduction, "value", reduction)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from twinloss.fast.segmentation import SegmentationLoss, checked_number
+from twinloss.fast.segmentation import SegmentationLoss, checked_number, fraction
 
 
 class TverskyLoss(SegmentationLoss):
@@ -86,4 +86,4 @@ class TverskyLoss(SegmentationLoss):
         sums = voxels.sums(self.activation(input), overlap="minimum" if self.soft_label else "product")
         tp, fp, fn = self.confusion(sums, voxels)
         errors = self.alpha * fp + self.beta * fn
-        return self.reduce((errors + (self.smooth_dr - self.smooth_nr)) / (tp + errors + self.smooth_dr), input)
+        return self.reduce(fraction(tp, errors, self.smooth_nr, self.smooth_dr), input)

@@ -9,7 +9,7 @@ from twinloss.fast.kernels.tile import SIGMOID, SOFTMAX, stage, sums_stage
 NONE, PRODUCT, MINIMUM, SQUARED = 0, 1, 2, 3
 
 
-@njit(cache=True, inline="always")
+@njit(inline="always")
 def _difference(p, q, g, half, one):
     """The difference p - g, taken from 1 - p where that is the smaller number."""
     return (one - g) - q if p > half else p - g
@@ -42,7 +42,7 @@ def confusion_soft(p, q, g, w, overlap):
     for i in range(p.size):
         prediction, target = w[i] * p[i], w[i] * g[i]
         complement = (one - w[i]) + w[i] * q[i]
-        d = _difference(prediction, complement, target, half, one)
+        d = w[i] * _difference(p[i], q[i], g[i], half, one)
         if overlap == MINIMUM:
             tp += prediction if d < zero else target
         else:
@@ -98,16 +98,16 @@ def add_confusion_slope(p, q, g, w, tp, fp, fn, overlap, h):
     hit = tp - fn
     tie = half * (hit + fp)
     for i in range(p.size):
-        prediction, target = w[i] * p[i], w[i] * g[i]
-        complement = (one - w[i]) + w[i] * q[i]
-        d = _difference(prediction, complement, target, half, one)
+        target = w[i] * g[i]
+        d = w[i] * _difference(p[i], q[i], g[i], half, one)
         if overlap == PRODUCT:
             slope = (one - target) * fp + target * hit
         elif overlap == MINIMUM:
             slope = hit if d < zero else (fp if d > zero else tie)
         else:
             slope = target * tp + two * d * (fn if d < zero else fp)
-        h[i] += slope * w[i]
+        # Not 0 * slope where the weight is 0: the slope of an empty denominator is infinite.
+        h[i] += zero if w[i] == zero else slope * w[i]
 
 
 @stage

@@ -20,5 +20,7 @@ def distances(p, y, w, matrix, out):
 @stage
 def add_distance_slope(y, w, matrix, c, h):
     """dL/dp_c += w matrix[y, c], with the distances already multiplied by dL/d(sum of class y)."""
+    zero = w.dtype.type(0)
     for i in range(y.size):
-        h[i] += w[i] * matrix[max(y[i], 0), c]
+        slope = matrix[max(y[i], 0), c]
+        h[i] += zero if w[i] == zero else w[i] * slope

@@ -165,12 +165,13 @@ def add_gradient_soft(activation, buffers, gamma, hits, misses):
         _slope(p[c], q[c], gamma, positive)
         if activation == SOFTMAX:
             for i in range(width):  # u = p dL/dp, in place of the logits
-                x[c, i] = w[i] * (g[c, i] * hit * positive[i] - miss)
+                slope = w[i] * (g[c, i] * hit * positive[i] - miss)
+                x[c, i] = zero if w[i] == zero else slope
         else:
             _slope(q[c], p[c], gamma, negative)
             for i in range(width):
                 up, down = g[c, i] * hit * positive[i] * q[c, i], (one - g[c, i]) * miss * negative[i] * p[c, i]
-                h[c, i] += w[i] * (up - down)
+                h[c, i] += zero if w[i] == zero else w[i] * (up - down)
     if activation != SOFTMAX:
         return
     # dL/dx_c = u_c - p_c sum_k u_k = q_c u_c - p_c (sum over k != c), where the largest logit's u is not subtracted

@@ -25,10 +25,10 @@ EXCLUDED = np.int32(-1)
 Buffers = namedtuple("Buffers", "p q g h x w top scale rest spare mean own factor y")
 
 # error_model="numpy": a division by zero gives infinity instead of a branch that raises, so that loops vectorise.
-stage = njit(cache=True, error_model="numpy")
+stage = njit(error_model="numpy")
 # A row's sum is spread over vector lanes: the order of the sum changes, the terms do not. The order depends on the
 # machine's vector width but never on the number of threads. No flag here assumes anything about NaN or infinity.
-sums_stage = njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
+sums_stage = njit(error_model="numpy", fastmath={"reassoc", "contract"})
 
 
 # --- reading a tile --------------------------------------------------------------------------------------------------

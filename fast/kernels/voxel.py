@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from twinloss.fast.kernels import confusion, surprisal
+from twinloss.fast.kernels import SOURCES, confusion, surprisal
 from twinloss.fast.kernels.confusion import (
     add_confusion_slope,
     adjoint,
@@ -57,8 +57,8 @@ def _common(dense, mask, activation, overlap, surprisals, matrix, ignore):
     return activation == SOFTMAX and plain and everywhere and not dense
 
 
-@njit(cache=True, nogil=True)
-def forward(
+@stage
+def _forward(
     x, target, item, dense, mask, activation, overlap, surprisals, gamma, matrix, ignore, b, start, stop, sums
 ):  # fmt: skip
     """Add the statistics of the voxels start:stop of item b to `sums`, (ROWS, C); returns how many labels are bad.
@@ -133,8 +133,8 @@ def _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, s
                 sums[VOLUME, c] += surprisal.product_sum(g[c, block], w[block])
 
 
-@njit(cache=True, nogil=True)
-def backward(
+@stage
+def _backward(
     x, target, item, dense, mask, activation, overlap, surprisals, gamma, matrix, ignore, slopes, b, start, stop, out
 ):  # fmt: skip
     """Write dL/dx of the voxels start:stop of item b, given slopes = dL/d(statistics), (ROWS, B, C).
@@ -186,3 +186,22 @@ def _backward_weighted(activation, overlap, surprisals, gamma, matrix, slopes, b
     adjoint(activation, p, q, h, buffers.scale, buffers.spare, buffers.mean)
     if surprisals != NO_SURPRISAL:
         add_gradient_soft(activation, buffers, gamma, slopes[HITS], slopes[MISSES])
+
+
+def _compiled(sources):
+    """The two kernels, cached on disk under the hash of all sources."""
+
+    @njit(cache=True, nogil=True)
+    def forward(*arguments):
+        sources  # noqa: B018
+        return _forward(*arguments)
+
+    @njit(cache=True, nogil=True)
+    def backward(*arguments):
+        sources  # noqa: B018
+        _backward(*arguments)
+
+    return forward, backward
+
+
+forward, backward = _compiled(SOURCES)
