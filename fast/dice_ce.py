@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from twinloss.fast.dice import CompoundDiceLoss
-from twinloss.fast.segmentation import ClassWeight, Voxels, checked_number, checked_weight, weight_by_class
+from twinloss.fast.segmentation import ClassWeight, Voxels, checked_number, checked_weight, mean_of, weight_by_class
 from twinloss.fast.statistics import Activation, Statistics
 
 
@@ -42,8 +43,8 @@ class DiceCELoss(CompoundDiceLoss):
         weight: class weight of both terms, a number or one for each class, background included.
         soft_label: see DiceLoss.
         ignore_index: see DiceLoss.
-        label_smoothing: ε in [0, 1]; the cross entropy's target becomes (1 - ε) g + ε/C, as in torch. Not for one
-            channel.
+        label_smoothing: ε in [0, 1]; the cross entropy's target becomes (1 - ε) g + ε/C, as in torch, and
+            (1 - ε) g + ε/2 with one channel.
 
     Raises:
         TypeError: as DiceLoss.
@@ -101,6 +102,8 @@ class DiceCELoss(CompoundDiceLoss):
         activation: Activation = "softmax" if input.shape[1] > 1 else "sigmoid"
         plan: dict[str, Any] = {"surprisal": "all" if self.label_smoothing else "target"}
         dice_sums, ce_sums = self.two_sums(voxels, activation, plan)
+        if input.shape[1] == 1 and self.label_smoothing:
+            ce_sums = self._smoothed(voxels).sums(activation, surprisal="target")
         dice = self.reduced(self.dice(dice_sums, voxels), input.ndim)
         return (self.lambda_dice * dice + self.lambda_ce * self._cross_entropy(ce_sums, voxels)).to(input.dtype)
 
@@ -110,6 +113,14 @@ class DiceCELoss(CompoundDiceLoss):
                 f'reduction must be "mean" or "sum", got {self.reduction!r}: Dice has no value for a single voxel'
             )
 
+    def _smoothed(self, voxels: Voxels) -> Voxels:
+        """One channel with the target (1 - ε) g + ε/2, that of two classes."""
+        x, target = voxels.cleaned()
+        ignored = voxels.ignored()
+        kept = None if ignored is None else ~ignored
+        smoothed = (1 - self.label_smoothing) * target.double() + self.label_smoothing / 2
+        return replace(voxels, input=x, target=smoothed, mask=kept, ignore_index=None)
+
     def _cross_entropy(self, sums: Statistics, voxels: Voxels) -> Tensor:
         classes = sums.hits.shape[1]
         weight = self.ce_weight if self.weight is None else self.weight
@@ -117,11 +128,9 @@ class DiceCELoss(CompoundDiceLoss):
         if weight is not None:
             w = weight_by_class(weight, classes, sums.hits, "ce_weight" if self.weight is None else "weight")
         if classes == 1:
-            if self.label_smoothing:
-                raise ValueError("label_smoothing is not defined for one channel (binary cross entropy): use 0")
             total, count = (w * sums.hits + sums.misses).sum(), voxels.counts().sum()
         else:
             smoothing = self.label_smoothing
             total = (w * ((1 - smoothing) * sums.hits + smoothing / classes * sums.misses)).sum()
             count = (w * sums.volume).sum()
-        return total if self.reduction == "sum" else total / count
+        return total if self.reduction == "sum" else mean_of(total, count)

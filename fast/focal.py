@@ -15,6 +15,7 @@ from twinloss.fast.segmentation import (
     checked_number,
     checked_reduction,
     checked_weight,
+    mean_of,
     weight_by_class,
 )
 from twinloss.fast.statistics import Statistics, Surprisal, focal_terms
@@ -81,8 +82,8 @@ class FocalTerm:
         totals = self.weighted(sums.hits, sums.misses, voxels, weight)
         counts = voxels.counts()
         if reduction == "mean":
-            return totals.sum() / (counts.sum() * totals.shape[1])
-        return (totals.sum(1) / counts).sum()
+            return mean_of(totals.sum(), counts.sum() * totals.shape[1])
+        return mean_of(totals.sum(1), counts).sum()
 
 
 class FocalLoss(SegmentationLoss):

@@ -34,12 +34,12 @@ def wasserstein_distance_map(flat_proba: Tensor, flat_target: Tensor, dist_matri
     Args:
         flat_proba: probabilities p, (B, C, N).
         flat_target: labels y, (B, N).
-        dist_matrix: distances between classes, (C, C), here used as they are: pass M / max M for the loss's own.
+        dist_matrix: distances between classes, (C, C); M is this divided by its maximum.
 
     Returns:
         (B, N).
     """
-    matrix = torch.as_tensor(dist_matrix, dtype=flat_proba.dtype, device=flat_proba.device)
+    matrix = torch.tensor(checked_distances(dist_matrix), dtype=flat_proba.dtype, device=flat_proba.device)
     return (matrix[flat_target.long()].movedim(-1, 1) * flat_proba).sum(1)
 
 

@@ -51,6 +51,11 @@ class _Fraction(torch.autograd.Function):
         return -by_denominator * loss, by_denominator * share, None, None
 
 
+def mean_of(total: Tensor, count: Tensor) -> Tensor:
+    """total / count, and 0 where nothing was counted: a patch that is ignored as a whole teaches nothing."""
+    return total / torch.where(count > 0, count, 1)
+
+
 def fraction(overlap: Tensor, errors: Tensor, smooth_nr: float, smooth_dr: float) -> Tensor:
     """One minus (overlap + ν) / (overlap + errors + δ), as one fraction: 1 - (…) would cancel in a good prediction."""
     return _Fraction.apply(overlap, errors, smooth_nr, smooth_dr)

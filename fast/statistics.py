@@ -349,7 +349,9 @@ def _voxel_sums_backward(
     by_item = [np.empty((0, 0), out.dtype)] * x.shape[0]
     if matrix is not None:
         by_item = list((slopes[voxel.DISTANCE][:, :, None] * matrix).to(x.dtype).numpy())
-    slopes_by_row = slopes.to(x.dtype).contiguous().numpy()
+    # TP - FN, the slope in p where g = 1, may cancel: it is rounded once.
+    hit = slopes[voxel.TP] - slopes[voxel.FN]
+    slopes_by_row = torch.cat([slopes, hit[None]]).to(x.dtype).numpy()
 
     def work(chunk: int) -> None:
         bounds = _chunk_bounds(chunk, voxels)

@@ -91,11 +91,10 @@ def gradient_labels(e, scale, y, hits, misses, top_slope, mean, out, b, lo):
 
 
 @stage
-def add_confusion_slope(p, q, g, w, tp, fp, fn, overlap, h):
-    """Add dL/dp to h, given dL/d(TP, FP, FN) of the class."""
+def add_confusion_slope(p, q, g, w, tp, fp, fn, hit, overlap, h):
+    """Add dL/dp to h, given dL/d(TP, FP, FN) of the class and the first less the last."""
     real = p.dtype.type
     zero, half, one, two = real(0), real(0.5), real(1), real(2)
-    hit = tp - fn
     tie = half * (hit + fp)
     for i in range(p.size):
         target = w[i] * g[i]

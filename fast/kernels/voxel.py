@@ -41,8 +41,8 @@ from twinloss.fast.kernels.tile import (
 NO_OVERLAP, SQUARED = confusion.NONE, confusion.SQUARED
 NO_SURPRISAL, ALL = surprisal.NONE, surprisal.ALL
 
-# Rows of the sums.
-TP, FP, FN, HITS, MISSES, VOLUME, DISTANCE = range(7)
+# Rows of the sums, and of the slopes, which have one more.
+TP, FP, FN, HITS, MISSES, VOLUME, DISTANCE, TP_LESS_FN = range(8)
 ROWS = 7
 
 
@@ -137,7 +137,7 @@ def _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, s
 def _backward(
     x, target, item, dense, mask, activation, overlap, surprisals, gamma, matrix, ignore, slopes, b, start, stop, out
 ):  # fmt: skip
-    """Write dL/dx of the voxels start:stop of item b, given slopes = dL/d(statistics), (ROWS, B, C).
+    """Write dL/dx of the voxels start:stop of item b, given slopes = dL/d(statistics), (ROWS, B, C), and TP - FN.
 
     The matrix is (C, C) and holds the distances times dL/d(DISTANCE) of their row.
     """
@@ -163,8 +163,7 @@ def _backward_common(x, target, item, overlap, surprisals, gamma, ignore, slopes
     read_labels(target, item, x.shape[1], ignore, b, lo, x.shape[2], y)
     exponentials(x, b, lo, p, top, scale, rest, buffers.spare)
     if overlap != NO_OVERLAP:
-        hits, misses = slopes[TP, b] - slopes[FN, b], slopes[FP, b]
-        gradient_labels(p, scale, y, hits, misses, buffers.spare, buffers.mean, out, b, lo)
+        gradient_labels(p, scale, y, slopes[TP_LESS_FN, b], slopes[FP, b], buffers.spare, buffers.mean, out, b, lo)
     else:
         out[b, :, lo : lo + y.size] = x.dtype.type(0)
     if surprisals != NO_SURPRISAL:
@@ -180,7 +179,10 @@ def _backward_weighted(activation, overlap, surprisals, gamma, matrix, slopes, b
     h[:] = p.dtype.type(0)
     for c in range(p.shape[0]):
         if overlap != NO_OVERLAP:
-            add_confusion_slope(p[c], q[c], buffers.g[c], w, slopes[TP, c], slopes[FP, c], slopes[FN, c], overlap, h[c])
+            add_confusion_slope(
+                p[c], q[c], buffers.g[c], w, slopes[TP, c], slopes[FP, c], slopes[FN, c], slopes[TP_LESS_FN, c],
+                overlap, h[c],
+            )  # fmt: skip
         if matrix.shape[0] > 0:
             add_distance_slope(buffers.y, w, matrix, c, h[c])
     adjoint(activation, p, q, h, buffers.scale, buffers.spare, buffers.mean)

@@ -1,0 +1,150 @@
+r"""Dice loss, and Dice loss within a mask.
+
+Milletari, Navab, Ahmadi (2016), "V-Net: Fully Convolutional Neural Networks for Volumetric Medical
+Image Segmentation", 3DV 2016, https://arxiv.org/abs/1606.04797, section 3: the Dice coefficient of
+two volumes is :math:`2 \sum_i p_i g_i / (\sum_i p_i^2 + \sum_i g_i^2)`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from twinloss.reference.activation import Array
+from twinloss.reference.options import takes
+from twinloss.reference.reduction import reduce, reduce_adjoint
+from twinloss.reference.segmentation import (
+    Elementwise,
+    OverlapOptions,
+    Weight,
+    class_weights,
+    overlap,
+    probabilities,
+    probabilities_adjoint,
+    sum_voxels,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiceOptions(OverlapOptions):
+    """The options of the Dice losses."""
+
+    squared_pred: bool = False  # D of the squares, as in the paper
+    jaccard: bool = False  # the union in the place of the mean of the sizes
+    weight: Weight = None  # a factor on the loss of each class that takes part, or of all
+
+
+@takes(DiceOptions)
+def dice_loss(input: Array, target: Array, **options: Any) -> Array:
+    r"""Dice loss: (), or (B, C', 1, …) with ``reduction="none"``, where B is 1 with ``batch``.
+
+    .. math:: L_{bc} = 1 - \frac{2 I_{bc} + \nu}{D_{bc} + \delta}, \qquad
+        I = \sum_i p_i g_i, \qquad D = \sum_i p_i + \sum_i g_i
+
+    for item b, class c and voxels i, with p = act(x). D is :math:`\sum p_i^2 + \sum g_i^2` with
+    ``squared_pred``, the denominator :math:`2 (D - I) + \delta` with ``jaccard``, I is
+    :math:`\frac12 (\sum p + \sum g - \sum |p - g|)` with ``soft_label``; ``batch`` sums over items.
+
+    Args:
+        input: x, logits or (without an activation) probabilities, (B, C, *S) or (B, C).
+        target: g, (B, C, *S), or labels (B, 1, *S) with ``to_onehot_y``.
+        **options: the fields of :class:`DiceOptions`.
+
+    Reference: Milletari et al. (2016), section 3, who maximise 1 - L of squares with ν = δ = 0.
+
+    >>> p, g = np.array([[[0.5, 0.5, 0.0, 0.0]]]), np.array([[[1, 0, 0, 0]]])
+    >>> float(dice_loss(p, g, smooth_nr=0, smooth_dr=0))  # I = 1/2, D = 2
+    0.5
+    """
+    o = DiceOptions(**options)
+    with np.errstate(all="ignore"):
+        return _dice(*probabilities(input, target, o), o, input.ndim)
+
+
+@takes(DiceOptions)
+def dice_loss_gradient(
+    input: Array,
+    target: Array,
+    *,
+    other_act_derivative: Elementwise | None = None,
+    cotangent: Array | float = 1.0,
+    **options: Any,
+) -> Array:
+    r"""Gradient in the input of the sum of ``cotangent * dice_loss``, of the input's shape.
+
+    With N = 2I + ν and M = D + δ, by the quotient rule for L = 1 - N/M,
+
+    .. math:: \frac{\partial L}{\partial p_i} = \frac{1}{M} \left(
+        \frac{N}{M} \frac{\partial M}{\partial p_i} - 2 \frac{\partial I}{\partial p_i} \right)
+
+    with :math:`\partial I/\partial p_i = g_i` and :math:`\partial M/\partial p_i = 1`, or
+    :math:`2 p_i` of squares; with ``jaccard`` :math:`\partial M = 2 (\partial D - \partial I)`.
+
+    >>> p, g = np.array([[[0.5, 0.5, 0.0, 0.0]]]), np.array([[[1, 0, 0, 0]]])
+    >>> dice_loss_gradient(p, g, smooth_nr=0, smooth_dr=0)
+    array([[[-0.75,  0.25,  0.25,  0.25]]])
+    """
+    o = DiceOptions(**options)
+    with np.errstate(all="ignore"):
+        dp = _dice_gradient(*probabilities(input, target, o), o, input.ndim, cotangent)
+        return probabilities_adjoint(dp, input, target, o, other_act_derivative)
+
+
+@takes(DiceOptions)
+def masked_dice_loss(input: Array, target: Array, mask: Array, **options: Any) -> Array:
+    r"""Dice loss of :math:`p'_i = m_i p_i` and :math:`g'_i = m_i g_i` for a mask m in [0, 1].
+
+    The mask is (B, 1, *S) or (1, 1, *S). Voxels with m = 0 add nothing, though p be NaN there.
+
+    >>> p, g, m = np.array([[[0.5, 0.5, np.nan]]]), np.array([[[1, 0, 0]]]), np.array([[[1, 1, 0]]])
+    >>> float(masked_dice_loss(p, g, m, smooth_nr=0, smooth_dr=0))
+    0.5
+    """
+    o = DiceOptions(**options)
+    with np.errstate(all="ignore"):
+        return _dice(*probabilities(input, target, o, mask), o, input.ndim)
+
+
+@takes(DiceOptions)
+def masked_dice_loss_gradient(
+    input: Array,
+    target: Array,
+    mask: Array,
+    *,
+    other_act_derivative: Elementwise | None = None,
+    cotangent: Array | float = 1.0,
+    **options: Any,
+) -> Array:
+    r"""Gradient of masked Dice: :math:`\partial L/\partial p_i = m_i \partial L/\partial p'_i`.
+
+    >>> p, g, m = np.array([[[0.5, 0.5, np.nan]]]), np.array([[[1, 0, 0]]]), np.array([[[1, 1, 0]]])
+    >>> masked_dice_loss_gradient(p, g, m, smooth_nr=0, smooth_dr=0)
+    array([[[-0.75,  0.25,  0.  ]]])
+    """
+    o = DiceOptions(**options)
+    with np.errstate(all="ignore"):
+        dp = _dice_gradient(*probabilities(input, target, o, mask), o, input.ndim, cotangent)
+        return probabilities_adjoint(dp, input, target, o, other_act_derivative, mask)
+
+
+def _fraction(p: Array, g: Array, o: DiceOptions) -> tuple[Array, Array]:
+    """N = 2I + ν and M = D + δ, or 2(D − I) + δ with ``jaccard``: twice (B, C', 1, …)."""
+    t, _ = overlap(p, g, o.soft_label and not o.squared_pred)  # (p² + g² − (p − g)²)/2 is pg
+    i = sum_voxels(t, o.batch)  # (B, C', 1, …)
+    a, b = (p**2, g**2) if o.squared_pred else (p, g)
+    d = sum_voxels(a, o.batch) + sum_voxels(b, o.batch)
+    return 2 * i + o.smooth_nr, (2 * (d - i) if o.jaccard else d) + o.smooth_dr
+
+
+def _dice(p: Array, g: Array, o: DiceOptions, ndim: int) -> Array:
+    n, m = _fraction(p, g, o)
+    return reduce(class_weights(o.weight, p) * (1 - n / m), ndim, o.reduction)
+
+
+def _dice_gradient(p: Array, g: Array, o: DiceOptions, ndim: int, u: Array | float) -> Array:
+    n, m = _fraction(p, g, o)
+    u = class_weights(o.weight, p) * reduce_adjoint(u, n, ndim, o.reduction)  # (B, C', 1, …)
+    _, di = overlap(p, g, o.soft_label and not o.squared_pred)  # ∂I/∂p and ∂D/∂p, (B, C', *S)
+    dd = 2 * p if o.squared_pred else np.ones_like(p)
+    dm = 2 * (dd - di) if o.jaccard else dd
+    return np.asarray(u / m * (n / m * dm - 2 * di))

@@ -1,0 +1,119 @@
+r"""Dice loss and cross entropy.
+
+Their sum trains, for example, nnU-Net: Isensee, Jaeger, Kohl, Petersen, Maier-Hein (2021),
+"nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation",
+Nature Methods 18, 203-211, https://arxiv.org/abs/1904.08128.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from twinloss.reference.activation import Array, log_probabilities, log_probabilities_adjoint
+from twinloss.reference.dice import DiceOptions, dice_loss, dice_loss_gradient
+from twinloss.reference.options import only, takes
+from twinloss.reference.segmentation import (
+    Elementwise,
+    Weight,
+    as_volume,
+    class_target,
+    class_weights,
+    kept_voxels,
+    product,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiceCEOptions(DiceOptions):
+    """The options of Dice and cross entropy; ``weight`` goes to both, with the background."""
+
+    ce_weight: Weight = None  # a factor for each class in the cross entropy alone
+    lambda_dice: float = 1.0
+    lambda_ce: float = 1.0
+    label_smoothing: float = 0.0  # the share of the target that is spread over all classes
+
+
+@takes(DiceCEOptions)
+def dice_ce_loss(input: Array, target: Array, **options: Any) -> Array:
+    r"""Dice loss and cross entropy of the logits: ().
+
+    .. math:: L = \lambda_{dice} L_{dice} + \lambda_{ce} L_{ce}, \qquad
+        L_{ce} = -\frac{\sum_i \sum_c w_c g'_{ic} \log p_{ic}}{\sum_i \sum_c w_c g_{ic}}, \qquad
+        g' = (1 - \varepsilon) g + \varepsilon / C
+
+    for the voxels i of all items, all classes c and p = softmax(x), whatever activation Dice has;
+    ``reduction="sum"`` leaves the division out. One channel has two outcomes, C = 2 and
+    p = sigmoid(x): :math:`L_{ce} = -\frac1N \sum_i w g' \log p + (1 - g') \log (1 - p)`.
+
+    Args:
+        input: x, logits, (B, C, *S) or (B, C).
+        target: g, (B, C, *S), or labels (B, 1, *S) with ``to_onehot_y``.
+        **options: the fields of :class:`DiceCEOptions`.
+
+    Reference: the sum is that of Isensee et al. (2021), Methods; Dice see :func:`dice_loss`.
+
+    >>> x, y = np.log([[[0.75, 0.5], [0.25, 0.5]]]), np.array([[[0, 1]]])  # p = 3/4 and 1/2
+    >>> loss = dice_ce_loss(x, y, to_onehot_y=True, lambda_dice=0)
+    >>> np.allclose(loss, (np.log(4 / 3) + np.log(2)) / 2)
+    True
+    """
+    o = DiceCEOptions(**options)
+    with np.errstate(all="ignore"):
+        x = as_volume(input)
+        factors, divisor = _factors(input, target, o)
+        outcomes = log_probabilities(x, exclusive=x.shape[1] > 1)
+        terms = [product(f, log_p) for f, log_p in zip(factors, outcomes, strict=True)]
+        ce = -sum(term.sum() for term in terms) / divisor  # ()
+        dice = dice_loss(input, target, **only(DiceOptions, o))  # ()
+        return np.asarray(o.lambda_dice * dice + o.lambda_ce * ce)
+
+
+@takes(DiceCEOptions)
+def dice_ce_loss_gradient(
+    input: Array,
+    target: Array,
+    *,
+    other_act_derivative: Elementwise | None = None,
+    cotangent: Array | float = 1.0,
+    **options: Any,
+) -> Array:
+    r"""Gradient in the input of ``cotangent * dice_ce_loss``, of the input's shape.
+
+    .. math:: \frac{\partial L_{ce}}{\partial \log p_{ic}} = -\frac{w_c g'_{ic}}{\sum w g}, \qquad
+        \text{so that } \frac{\partial L_{ce}}{\partial x_{ic}}
+        = \frac{p_{ic} \sum_k w_k g'_{ik} - w_c g'_{ic}}{\sum w g}
+
+    by the adjoint of log-softmax; the gradient of Dice is added.
+
+    >>> x, y = np.log([[[0.75, 0.5], [0.25, 0.5]]]), np.array([[[0, 1]]])
+    >>> dice_ce_loss_gradient(x, y, to_onehot_y=True, lambda_dice=0) * 2  # p − g
+    array([[[-0.25,  0.5 ],
+            [ 0.25, -0.5 ]]])
+    """
+    o = DiceCEOptions(**options)
+    with np.errstate(all="ignore"):
+        x, u = as_volume(input), np.asarray(cotangent, input.dtype)
+        factors, divisor = _factors(input, target, o)
+        dl = [-u / divisor * factor for factor in factors]  # (B, C, *S)
+        dx = log_probabilities_adjoint(dl, x, exclusive=x.shape[1] > 1)  # (B, C, *S)
+        ce = np.where(kept_voxels(input, target, o), dx, 0).reshape(input.shape)
+        options = only(DiceOptions, o) | {"other_act_derivative": other_act_derivative}
+        dice = dice_loss_gradient(input, target, cotangent=u, **options)
+        return np.asarray(o.lambda_dice * dice + o.lambda_ce * ce)
+
+
+def _factors(input: Array, target: Array, o: DiceCEOptions) -> tuple[list[Array], Array]:
+    """The factors of each log-probability, 0 on ignored voxels, (B, C, *S); the divisor, ()."""
+    x, keep = as_volume(input), kept_voxels(input, target, o)
+    g = product(keep, class_target(input, target, o))  # (B, C, *S)
+    w = class_weights(o.weight if o.ce_weight is None else o.ce_weight, x)  # (1, C, 1, …)
+    epsilon = np.asarray(o.label_smoothing, x.dtype)
+    smooth = (1 - epsilon) * g + epsilon / max(x.shape[1], 2)  # g', (B, C, *S)
+    if x.shape[1] == 1:
+        factors, divisor = [w * smooth, 1 - smooth], keep.sum().astype(x.dtype)
+    else:
+        factors, divisor = [w * smooth], (w * g).sum()
+    if o.reduction == "sum" or divisor == 0:  # where nothing counts the loss is 0
+        divisor = np.ones_like(divisor)
+    return [product(keep, factor) for factor in factors], divisor
