@@ -52,7 +52,7 @@ class _Fraction(torch.autograd.Function):
 
 
 def mean_of(total: Tensor, count: Tensor) -> Tensor:
-    """total / count, and 0 where nothing was counted: a patch that is ignored as a whole teaches nothing."""
+    """The ratio total / count, and 0 where nothing was counted: a patch that is ignored as a whole teaches nothing."""
     return total / torch.where(count > 0, count, 1)
 
 

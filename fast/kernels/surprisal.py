@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from twinloss.fast.kernels.elementary import exp_nonpositive, log1p_nonnegative
-from twinloss.fast.kernels.tile import SOFTMAX, stage, sums_stage
+from twinloss.fast.kernels.tile import FACTOR, OWN, REST, SCALE, SOFTMAX, TOP, G, H, P, Q, W, X, stage, sums_stage
 
 NONE, TARGET, ALL = 0, 1, 2
 
@@ -155,13 +155,20 @@ def surprisal_soft(activation, p, q, g, x, w, top, rest, gamma, every, positive,
 @stage
 def add_gradient_soft(activation, buffers, gamma, hits, misses):
     """Add dL/dx to h, where hits and misses are dL/d(the sums of each class) of `surprisal_soft`."""
-    p, q, g, x, h, w = buffers.p, buffers.q, buffers.g, buffers.x[0], buffers.h, buffers.w
-    positive, negative = buffers.own, buffers.factor
+    p, q, g, x, h, w = (
+        buffers.rows[P],
+        buffers.rows[Q],
+        buffers.rows[G],
+        buffers.rows[X],
+        buffers.rows[H],
+        buffers.row[W],
+    )
+    positive, negative = buffers.row[OWN], buffers.row[FACTOR]
     one, zero = p.dtype.type(1), p.dtype.type(0)
     width = w.size
     for c in range(p.shape[0]):
         hit, miss = hits[c], misses[c]
-        _surprisals(activation, p[c], x[c], buffers.top, buffers.rest, positive, negative)
+        _surprisals(activation, p[c], x[c], buffers.row[TOP], buffers.row[REST], positive, negative)
         _slope(p[c], q[c], gamma, positive)
         if activation == SOFTMAX:
             for i in range(width):  # u = p dL/dp, in place of the logits
@@ -182,11 +189,11 @@ def add_gradient_soft(activation, buffers, gamma, hits, misses):
     for c in range(p.shape[0]):
         for i in range(width):
             u = x[c, i]
-            largest[i] += u if p[c, i] == buffers.scale[i] else zero
-            others[i] += zero if p[c, i] == buffers.scale[i] else u
+            largest[i] += u if p[c, i] == buffers.row[SCALE, i] else zero
+            others[i] += zero if p[c, i] == buffers.row[SCALE, i] else u
     for c in range(p.shape[0]):
         for i in range(width):
             u = x[c, i]
-            own = u if p[c, i] == buffers.scale[i] else zero
-            kept = q[c, i] * u if p[c, i] == buffers.scale[i] else u
+            own = u if p[c, i] == buffers.row[SCALE, i] else zero
+            kept = q[c, i] * u if p[c, i] == buffers.row[SCALE, i] else u
             h[c, i] += kept - p[c, i] * (others[i] + (largest[i] - own))

@@ -20,9 +20,12 @@ BLOCK = 512
 IDENTITY, SIGMOID, SOFTMAX = 0, 1, 2
 EXCLUDED = np.int32(-1)
 
-# By class: p; q = 1 - p; target g; slopes h = dL/dp; logits x, (1, C, width) like an input. By voxel: weight w; largest
-# logit, scale and rest of `exponentials`; room for intermediate values; labels y.
-Buffers = namedtuple("Buffers", "p q g h x w top scale rest spare mean own factor y")
+# Room for one tile: `rows` (5, C, width) by class, `row` (8, width) by voxel, and the labels y (width).
+Buffers = namedtuple("Buffers", "rows row y")
+# By class: p; q = 1 - p; target g; slopes h = dL/dp; logits x.
+P, Q, G, H, X = range(5)
+# By voxel: weight w; largest logit, scale and rest of `exponentials`; room for intermediate values.
+W, TOP, SCALE, REST, SPARE, MEAN, OWN, FACTOR = range(8)
 
 # error_model="numpy": a division by zero gives infinity instead of a branch that raises, so that loops vectorise.
 stage = njit(error_model="numpy")
@@ -165,9 +168,9 @@ def _sigmoid(x, p, q):
 @stage
 def _probabilities(activation, buffers):
     """Logits in x -> probabilities in p and 1 - p in q, not by a difference that cancels."""
-    x, p, q = buffers.x, buffers.p, buffers.q
+    x, p, q = buffers.rows[X : X + 1], buffers.rows[P], buffers.rows[Q]
     if activation == SOFTMAX:
-        _softmax(x, p, q, buffers.top, buffers.scale, buffers.rest, buffers.spare)
+        _softmax(x, p, q, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST], buffers.row[SPARE])
     elif activation == SIGMOID:
         _sigmoid(x, p, q)
     else:
@@ -191,11 +194,7 @@ def tile_width(classes, voxels):
 @stage
 def scratch(classes, width, real):
     """Room for one tile."""
-    rows, row = np.empty((5, classes, width), real), np.empty((8, width), real)
-    y = np.empty(width, np.int32)
-    return Buffers(
-        rows[0], rows[1], rows[2], rows[3], rows[4:], row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], y
-    )
+    return Buffers(np.empty((5, classes, width), real), np.empty((8, width), real), np.empty(width, np.int32))
 
 
 @stage
@@ -208,14 +207,14 @@ def read_labels(target, item, classes, ignore, b, lo, voxels, y):
 @stage
 def read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers):
     """Fill all but the slopes; voxels that take no part get weight 0 and logits 0. Returns how many labels are bad."""
-    g, w, y = buffers.g, buffers.w, buffers.y
+    g, w, y = buffers.rows[G], buffers.row[W], buffers.y
     classes, width = g.shape
     one, zero = w.dtype.type(1), w.dtype.type(0)
     ignoring, masked = not np.isnan(ignore), mask.shape[0] > 0
     bad = 0
     w[:] = one
     for c in range(classes):
-        _read(x[b, c, lo : lo + width], buffers.x[0, c])
+        _read(x[b, c, lo : lo + width], buffers.rows[X, c])
     if dense:
         size = target.shape[2] // x.shape[2]
         for c in range(classes):
@@ -235,7 +234,7 @@ def read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffe
         for i in range(width):
             w[i] *= row[i]
     if ignoring or masked:
-        _clear_excluded(buffers.x[0], w)
+        _clear_excluded(buffers.rows[X], w)
         _clear_excluded(g, w)
     _probabilities(activation, buffers)
     return bad

@@ -29,7 +29,20 @@ from twinloss.fast.kernels.surprisal import (
 )
 from twinloss.fast.kernels.tile import (
     BLOCK,
+    FACTOR,
+    MEAN,
+    OWN,
+    REST,
+    SCALE,
     SOFTMAX,
+    SPARE,
+    TOP,
+    G,
+    H,
+    P,
+    Q,
+    W,
+    X,
     exponentials,
     read_labels,
     read_weighted,
@@ -58,38 +71,13 @@ def _common(dense, mask, activation, overlap, surprisals, matrix, ignore):
 
 
 @stage
-def _forward(
-    x, target, item, dense, mask, activation, overlap, surprisals, gamma, matrix, ignore, b, start, stop, sums
-):  # fmt: skip
-    """Add the statistics of the voxels start:stop of item b to `sums`, (ROWS, C); returns how many labels are bad.
-
-    x is (B, C, N); target its bytes, (B, 1 or C, N * itemsize), of the type with number `item`; mask (B or 1, N), or
-    (0, 0) for none, like the distance matrix (C, C); ignore is NaN for none.
-    """
-    classes = x.shape[1]
-    common = _common(dense, mask, activation, overlap, surprisals, matrix, ignore)
-    step = tile_width(classes, stop - start)
-    buffers = scratch(classes, step, x.dtype)
-    bad = 0
-    for lo in range(start, stop, step):
-        if stop - lo < step:
-            buffers = scratch(classes, stop - lo, x.dtype)
-        if common:
-            bad += _forward_common(x, target, item, overlap, surprisals, gamma, ignore, b, lo, buffers, sums)
-        else:
-            bad += read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers)
-            _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, sums)
-    return bad
-
-
-@stage
 def _forward_common(x, target, item, overlap, surprisals, gamma, ignore, b, lo, buffers, sums):
-    p, y, top, scale, rest = buffers.p, buffers.y, buffers.top, buffers.scale, buffers.rest
+    p, y, top, scale, rest = buffers.rows[P], buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
     bad = read_labels(target, item, x.shape[1], ignore, b, lo, x.shape[2], y)
-    exponentials(x, b, lo, p, top, scale, rest, buffers.spare)
+    exponentials(x, b, lo, p, top, scale, rest, buffers.row[SPARE])
     if surprisals != NO_SURPRISAL:
-        own_surprisal(x, b, lo, y, top, scale, rest, buffers.own, buffers.factor, buffers.spare)
-        surprisal.focus(buffers.factor, gamma, buffers.spare)
+        own_surprisal(x, b, lo, y, top, scale, rest, buffers.row[OWN], buffers.row[FACTOR], buffers.row[SPARE])
+        surprisal.focus(buffers.row[FACTOR], gamma, buffers.row[SPARE])
     for c in range(p.shape[0]):
         for k in range(0, y.size, BLOCK):
             block = slice(k, k + BLOCK)
@@ -99,7 +87,7 @@ def _forward_common(x, target, item, overlap, surprisals, gamma, ignore, b, lo, 
                 sums[FP, c] += fp
                 sums[FN, c] += fn
             if surprisals != NO_SURPRISAL:
-                hits, volume = class_sum(buffers.spare[block], y[block], c)
+                hits, volume = class_sum(buffers.row[SPARE, block], y[block], c)
                 sums[HITS, c] += hits
                 sums[VOLUME, c] += volume
     return bad
@@ -107,10 +95,10 @@ def _forward_common(x, target, item, overlap, surprisals, gamma, ignore, b, lo, 
 
 @stage
 def _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, sums):
-    p, q, g, w, y = buffers.p, buffers.q, buffers.g, buffers.w, buffers.y
+    p, q, g, w, y = buffers.rows[P], buffers.rows[Q], buffers.rows[G], buffers.row[W], buffers.y
     far = matrix.shape[0] > 0
     if far:
-        distances(p, y, w, matrix, buffers.mean)
+        distances(p, y, w, matrix, buffers.row[MEAN])
     for c in range(p.shape[0]):
         for k in range(0, y.size, BLOCK):
             block = slice(k, k + BLOCK)
@@ -121,53 +109,31 @@ def _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, s
                 sums[FN, c] += fn
             if surprisals != NO_SURPRISAL:
                 hits, misses, volume = surprisal_soft(
-                    activation, p[c, block], q[c, block], g[c, block], buffers.x[0, c, block], w[block],
-                    buffers.top[block], buffers.rest[block], gamma, surprisals == ALL,
-                    buffers.own[block], buffers.factor[block],
+                    activation, p[c, block], q[c, block], g[c, block], buffers.rows[X, c, block], w[block],
+                    buffers.row[TOP, block], buffers.row[REST, block], gamma, surprisals == ALL,
+                    buffers.row[OWN, block], buffers.row[FACTOR, block],
                 )  # fmt: skip
                 sums[HITS, c] += hits
                 sums[MISSES, c] += misses
                 sums[VOLUME, c] += volume
             if far:
-                sums[DISTANCE, c] += class_sum(buffers.mean[block], y[block], c)[0]
+                sums[DISTANCE, c] += class_sum(buffers.row[MEAN, block], y[block], c)[0]
                 sums[VOLUME, c] += surprisal.product_sum(g[c, block], w[block])
 
 
 @stage
-def _backward(
-    x, target, item, dense, mask, activation, overlap, surprisals, gamma, matrix, ignore, slopes, b, start, stop, out
-):  # fmt: skip
-    """Write dL/dx of the voxels start:stop of item b, given slopes = dL/d(statistics), (ROWS, B, C), and TP - FN.
-
-    The matrix is (C, C) and holds the distances times dL/d(DISTANCE) of their row.
-    """
-    classes = x.shape[1]
-    common = _common(dense, mask, activation, overlap, surprisals, matrix, ignore)
-    step = tile_width(classes, stop - start)
-    buffers = scratch(classes, step, x.dtype)
-    for lo in range(start, stop, step):
-        if stop - lo < step:
-            buffers = scratch(classes, stop - lo, x.dtype)
-        if common:
-            _backward_common(x, target, item, overlap, surprisals, gamma, ignore, slopes, b, lo, buffers, out)
-            continue
-        read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers)
-        _backward_weighted(activation, overlap, surprisals, gamma, matrix, slopes[:, b], buffers)
-        for c in range(classes):
-            out[b, c, lo : lo + buffers.y.size] = buffers.h[c]
-
-
-@stage
 def _backward_common(x, target, item, overlap, surprisals, gamma, ignore, slopes, b, lo, buffers, out):
-    p, y, top, scale, rest = buffers.p, buffers.y, buffers.top, buffers.scale, buffers.rest
+    p, y, top, scale, rest = buffers.rows[P], buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
     read_labels(target, item, x.shape[1], ignore, b, lo, x.shape[2], y)
-    exponentials(x, b, lo, p, top, scale, rest, buffers.spare)
+    exponentials(x, b, lo, p, top, scale, rest, buffers.row[SPARE])
     if overlap != NO_OVERLAP:
-        gradient_labels(p, scale, y, slopes[TP_LESS_FN, b], slopes[FP, b], buffers.spare, buffers.mean, out, b, lo)
+        gradient_labels(
+            p, scale, y, slopes[TP_LESS_FN, b], slopes[FP, b], buffers.row[SPARE], buffers.row[MEAN], out, b, lo
+        )
     else:
         out[b, :, lo : lo + y.size] = x.dtype.type(0)
     if surprisals != NO_SURPRISAL:
-        own_p, own_q, own_slopes = buffers.own, buffers.factor, buffers.spare
+        own_p, own_q, own_slopes = buffers.row[OWN], buffers.row[FACTOR], buffers.row[SPARE]
         own_surprisal(x, b, lo, y, top, scale, rest, own_p, own_q, own_slopes)
         own_slope(own_p, own_q, y, gamma, slopes[HITS, b], own_slopes)
         add_gradient_labels(p, scale, y, own_q, own_slopes, out, b, lo)
@@ -175,33 +141,73 @@ def _backward_common(x, target, item, overlap, surprisals, gamma, ignore, slopes
 
 @stage
 def _backward_weighted(activation, overlap, surprisals, gamma, matrix, slopes, buffers):
-    p, q, h, w = buffers.p, buffers.q, buffers.h, buffers.w
+    p, q, h, w = buffers.rows[P], buffers.rows[Q], buffers.rows[H], buffers.row[W]
     h[:] = p.dtype.type(0)
     for c in range(p.shape[0]):
         if overlap != NO_OVERLAP:
             add_confusion_slope(
-                p[c], q[c], buffers.g[c], w, slopes[TP, c], slopes[FP, c], slopes[FN, c], slopes[TP_LESS_FN, c],
+                p[c], q[c], buffers.rows[G, c], w, slopes[TP, c], slopes[FP, c], slopes[FN, c], slopes[TP_LESS_FN, c],
                 overlap, h[c],
             )  # fmt: skip
         if matrix.shape[0] > 0:
             add_distance_slope(buffers.y, w, matrix, c, h[c])
-    adjoint(activation, p, q, h, buffers.scale, buffers.spare, buffers.mean)
+    adjoint(activation, p, q, h, buffers.row[SCALE], buffers.row[SPARE], buffers.row[MEAN])
     if surprisals != NO_SURPRISAL:
         add_gradient_soft(activation, buffers, gamma, slopes[HITS], slopes[MISSES])
 
 
 def _compiled(sources):
-    """The two kernels, cached on disk under the hash of all sources."""
+    """The two kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
 
     @njit(cache=True, nogil=True)
-    def forward(*arguments):
+    def forward(
+        x, target, item, dense, mask, activation, overlap, surprisals, gamma, matrix, ignore, b, start, stop, sums
+    ):  # fmt: skip
+        """Add the statistics of the voxels start:stop of item b to `sums`, (ROWS, C); returns how many labels are bad.
+
+        x is (B, C, N); target its bytes, (B, 1 or C, N * itemsize), of the type with number `item`; mask (B or 1, N),
+        or (0, 0) for none, like the distance matrix (C, C); ignore is NaN for none.
+        """
         sources  # noqa: B018
-        return _forward(*arguments)
+        classes = x.shape[1]
+        common = _common(dense, mask, activation, overlap, surprisals, matrix, ignore)
+        step = tile_width(classes, stop - start)
+        buffers = scratch(classes, step, x.dtype)
+        bad = 0
+        for lo in range(start, stop, step):
+            if stop - lo < step:
+                buffers = scratch(classes, stop - lo, x.dtype)
+            if common:
+                bad += _forward_common(x, target, item, overlap, surprisals, gamma, ignore, b, lo, buffers, sums)
+            else:
+                bad += read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers)
+                _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, sums)
+        return bad
 
     @njit(cache=True, nogil=True)
-    def backward(*arguments):
+    def backward(
+        x, target, item, dense, mask, activation, overlap, surprisals, gamma, matrix, ignore, slopes, b, start, stop,
+        out,
+    ):  # fmt: skip
+        """Write dL/dx of the voxels start:stop of item b, given slopes = dL/d(statistics), (ROWS, B, C), and TP - FN.
+
+        The matrix is (C, C) and holds the distances times dL/d(DISTANCE) of their row.
+        """
         sources  # noqa: B018
-        _backward(*arguments)
+        classes = x.shape[1]
+        common = _common(dense, mask, activation, overlap, surprisals, matrix, ignore)
+        step = tile_width(classes, stop - start)
+        buffers = scratch(classes, step, x.dtype)
+        for lo in range(start, stop, step):
+            if stop - lo < step:
+                buffers = scratch(classes, stop - lo, x.dtype)
+            if common:
+                _backward_common(x, target, item, overlap, surprisals, gamma, ignore, slopes, b, lo, buffers, out)
+                continue
+            read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers)
+            _backward_weighted(activation, overlap, surprisals, gamma, matrix, slopes[:, b], buffers)
+            for c in range(classes):
+                out[b, c, lo : lo + buffers.y.size] = buffers.rows[H, c]
 
     return forward, backward
 
