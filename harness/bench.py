@@ -1,0 +1,181 @@
+"""`twinloss bench`: forward and backward of the fast losses, MONAI's, and MONAI's under torch.compile.
+
+Timings of the competitors alternate round by round in one run, so that what else the machine does hits all alike.
+Memory is measured for each in a process of its own, after a warm-up: the high-water mark above what the process held
+before forward, in multiples of the gradient's size, of which one is the gradient itself.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch.utils.benchmark import Timer
+
+from twinloss.harness.answers import expected_warnings_silent
+from twinloss.harness.report import machine, versions
+from twinloss.harness.twin import Twin
+
+BATCH, CLASSES = 2, 4
+FAST, EAGER, COMPILED = "twinloss", "MONAI", "MONAI compiled"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One competitor's figures on one loss."""
+
+    loss: str
+    competitor: str
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    memory: float | None
+
+
+def arguments(twin: Twin, size: int) -> list[torch.Tensor]:
+    """Float32 logits, labels and what else the loss takes, on a cube of voxels."""
+    generator = torch.Generator().manual_seed(0)
+    cube = (size, size, size)
+    made = {
+        "input": torch.randn(BATCH, CLASSES, *cube, generator=generator),
+        "target": torch.randint(CLASSES, (BATCH, 1, *cube), generator=generator),
+        "mask": torch.randint(2, (BATCH, 1, *cube), generator=generator).float(),
+    }
+    return [made[name] for name in twin.operands]
+
+
+def loss_of(twin: Twin, competitor: str) -> Callable[..., torch.Tensor]:
+    """The module that a competitor brings.
+
+    Raises:
+        ImportError: if it is MONAI's and MONAI is not there.
+    """
+    if competitor == FAST:
+        return twin.fast(**twin.bench)
+    import monai.losses  # type: ignore[import-untyped, unused-ignore]
+
+    peer: Callable[..., torch.Tensor] = getattr(monai.losses, str(twin.peer))(**twin.bench)
+    return torch.compile(peer) if competitor == COMPILED else peer
+
+
+def step(loss: Callable[..., torch.Tensor], operands: Sequence[torch.Tensor]) -> None:
+    """One forward and one backward."""
+    x, *rest = operands
+    torch.autograd.grad(loss(x.requires_grad_(), *rest), x)
+
+
+def run(twins: Sequence[Twin], size: int, rounds: int, compiled: bool) -> list[Result]:
+    """Time and weigh every competitor on every loss."""
+    competitors = (FAST, EAGER, COMPILED) if compiled else (FAST, EAGER)
+    results = []
+    for twin in twins:
+        taking_part = competitors if twin.peer else (FAST,)
+        times = _times(twin, taking_part, size, rounds)
+        for competitor in taking_part:
+            low, median, high = np.percentile(times[competitor], (25, 50, 75)) * 1e3
+            memory = memory_of(twin.name, competitor, size)
+            results.append(Result(twin.name, competitor, float(median), float(low), float(high), memory))
+    return results
+
+
+def _times(twin: Twin, competitors: Sequence[str], size: int, rounds: int) -> dict[str, list[float]]:
+    operands = arguments(twin, size)
+    times: dict[str, list[float]] = {name: [] for name in competitors}
+    with expected_warnings_silent():
+        losses = {name: loss_of(twin, name) for name in competitors}
+        timers = {
+            name: Timer("step(loss, operands)", globals={"step": step, "loss": loss, "operands": operands},
+                        num_threads=torch.get_num_threads())
+            for name, loss in losses.items()
+        }  # fmt: skip
+        for loss in losses.values():
+            step(loss, operands)
+        for _ in range(rounds):
+            for name, timer in timers.items():
+                times[name].append(timer.timeit(2).mean)
+    return times
+
+
+def memory_of(loss: str, competitor: str, size: int) -> float | None:
+    """Peak extra memory in multiples of the gradient, measured in another process; None where that cannot be."""
+    code = f"from twinloss.harness.bench import weigh; print(weigh({loss!r}, {competitor!r}, {size}))"
+    # Large blocks go back to the system as soon as they are freed.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    return float(done.stdout.split()[-1]) if done.returncode == 0 else None
+
+
+def weigh(loss: str, competitor: str, size: int) -> float:
+    """Peak extra memory of this process, Linux only."""
+    from twinloss.harness.catalogue import find
+
+    twin = find(loss)
+    operands, module = arguments(twin, size), loss_of(twin, competitor)
+    with expected_warnings_silent():
+        step(module, operands)
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        before = _status("VmRSS")
+        step(module, operands)
+    return (_status("VmHWM") - before) / (operands[0].numel() * 4)
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def _cells(result: Result, results: Sequence[Result]) -> list[str]:
+    fast = next(r for r in results if r.loss == result.loss and r.competitor == FAST)
+    spread = f"{result.low_ms:.1f} to {result.high_ms:.1f}"
+    memory = "" if result.memory is None else f"{result.memory:.1f}"
+    ratio = f"{result.median_ms / fast.median_ms:.1f}"
+    return [result.loss, result.competitor, f"{result.median_ms:.1f}", spread, ratio, memory]
+
+
+COLUMNS = ("loss", "implementation", "median ms", "quartiles ms", "times twinloss", "peak memory / gradient")
+
+
+def table(results: Sequence[Result], size: int) -> Table:
+    """The figures for people."""
+    made = Table(title=f"forward + backward, float32, {BATCH} x {CLASSES} x {size}³, {torch.get_num_threads()} threads")
+    for i, column in enumerate(COLUMNS):
+        made.add_column(column, justify="left" if i < 2 else "right")
+    for result in results:
+        made.add_row(*_cells(result, results))
+    return made
+
+
+def write(results: Sequence[Result], size: int, folder: Path) -> list[Path]:
+    """Write benchmarks.md and benchmarks.json."""
+    where: dict[str, Any] = {"machine": machine(), "versions": versions(), "size": [BATCH, CLASSES, size, size, size]}
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Made by `twinloss bench --out {folder.name}`: forward and backward, float32, {BATCH} x {CLASSES} x {size}³ voxels,",
+        "rounds of the implementations alternating in one run. Peak memory is what a step takes beyond what the process",
+        "held before it, in multiples of the gradient's size; one of them is the gradient.",
+        "",
+        f"{where['machine']['cpu']}, {where['machine']['threads']} threads; torch {where['versions']['torch']}, "
+        f"numba {where['versions']['numba']}.",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|" + "---|" * 2 + "---:|" * 4,
+        *("| " + " | ".join(_cells(result, results)) + " |" for result in results),
+        "",
+    ]
+    paths = [folder / "benchmarks.md", folder / "benchmarks.json"]
+    paths[0].write_text("\n".join(lines), encoding="utf-8")
+    made = {**where, "results": [asdict(result) for result in results]}
+    paths[1].write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    return paths

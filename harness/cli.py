@@ -1,0 +1,186 @@
+"""The command `twinloss`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.syntax import Syntax
+from rich.table import Table
+
+from twinloss import __version__
+from twinloss.harness.twin import DTYPES, Twin, label
+
+if TYPE_CHECKING:
+    from twinloss.harness.hunt import Hunt
+
+app = typer.Typer(
+    name="twinloss",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+    help="Losses written twice, and a hunt for an input on which the two differ.",
+    epilog="Start with [bold]twinloss list[/], then [bold]twinloss verify dice[/].",
+)
+Dtype = Enum("Dtype", {name: name for name in DTYPES}, type=str)  # type: ignore[misc]
+Losses = Annotated[list[str] | None, typer.Argument(help="Which losses; all if none is named.", show_default=False)]
+console = Console()
+
+
+def main() -> None:
+    """Run the command."""
+    app()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"twinloss {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def _twins(names: list[str] | None) -> list[Twin]:
+    from twinloss.harness.catalogue import UnknownLossError, catalogue, find
+
+    try:
+        return [find(name) for name in dict.fromkeys(names)] if names else list(catalogue().values())
+    except UnknownLossError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _writable(folder: Path | None) -> Path | None:
+    """The folder, made if need be, once a file has been written into it and removed."""
+    if folder is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise typer.BadParameter(f"cannot write into {folder}: {error.strerror or error}") from error
+    return folder
+
+
+VERIFY_EPILOG = """
+[bold]Examples[/]
+
+twinloss verify                          all losses, float32 and float64, generated cases and real images
+
+twinloss verify dice --examples 2000     a longer hunt
+
+twinloss verify dice --dtype bfloat16 --no-real --seed 7
+
+twinloss verify --report out             also out/report.json and a script for each counterexample
+
+[bold]Exit status[/]: 0 all passed, 1 a twin or the check itself failed, 2 usage, 130 interrupted (what was found is kept).
+"""
+
+
+@app.command(epilog=VERIFY_EPILOG)
+def verify(
+    losses: Losses = None,
+    examples: Annotated[int | None, typer.Option(min=1, help="Cases per loss and type. [default: 200]")] = None,
+    dtype: Annotated[
+        list[Dtype] | None, typer.Option(help="Type under test; repeat for several. [default: float32, float64]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draw; a fresh one, which is shown.")] = None,
+    thorough: Annotated[bool, typer.Option("--thorough", help="Ten times the cases, and all four types.")] = False,
+    report: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write report.json and scripts.")] = None,
+    real: Annotated[bool, typer.Option(help="Also a real brain at full size.")] = True,
+) -> None:
+    """Look for an input on which a fast loss differs from its reference."""
+    twins, folder = _twins(losses), _writable(report)
+    from twinloss.harness import report as reports
+    from twinloss.harness.verify import EXAMPLES
+    from twinloss.harness.verify import verify as run
+
+    default = DTYPES if thorough else DTYPES[:2]
+    dtypes = list(dict.fromkeys(str(d.value) for d in dtype)) if dtype else list(default)
+    count = examples or EXAMPLES * (10 if thorough else 1)
+    # CI must not fail by chance on a change that has nothing to do with it.
+    start = seed if seed is not None else 0 if os.environ.get("CI") else secrets.randbelow(2**31)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed} cases"))
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+        seen = run(twins, dtypes, start, count, real, lambda what: progress.update(task, description=what, advance=1))
+    console.print(reports.table(seen))
+    for note in seen.notes:
+        console.print(note, style="yellow")
+    for row in seen.rows:
+        _explain(row, folder)
+    if folder:
+        for path in reports.write(seen, folder):
+            console.print(f"wrote {path}")
+    if seen.interrupted:
+        console.print("interrupted: the table holds what was seen until then", style="magenta")
+    raise typer.Exit(seen.exit_code)
+
+
+def _explain(row: Hunt, folder: Path | None) -> None:
+    """Say in words what the table cannot."""
+    name = f"{row.twin.name} {row.dtype} {row.data}"
+    if row.degraded:
+        console.print(f"{name}: {row.degraded} of {row.cases} cases degraded", style="yellow", markup=False)
+    for problem in row.problems:
+        console.print(f"{name}: the check itself: {problem}", style="red", markup=False)
+    if row.counterexample:
+        console.print(f"{name}: {row.counterexample.message}", style="red", markup=False)
+        if folder is None:
+            console.print("This script shows it, and fails until it is mended:")
+            console.print(Syntax(row.counterexample.snippet, "python", word_wrap=True))
+
+
+@app.command("list")
+def list_losses(losses: Losses = None) -> None:
+    """Show the losses, and for each option the default and the other values that are tried."""
+    for twin in _twins(losses):
+        made = Table("option", "default", "also tried", title=f"{twin.name} ({twin.fast.__name__})", title_justify="left")
+        for name, values in twin.options.items():
+            made.add_row(name, label(values[0]), ", ".join(label(value) for value in values[1:]))
+        console.print(made)
+
+
+BENCH_EPILOG = """
+[bold]Examples[/]
+
+twinloss bench dice
+
+twinloss bench --rounds 30 --out reports     also reports/benchmarks.md and reports/benchmarks.json
+"""
+
+
+@app.command(epilog=BENCH_EPILOG)
+def bench(
+    losses: Losses = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds; the competitors take turns in each.")] = 15,
+    size: Annotated[int, typer.Option(min=8, help="Edge of the cube of voxels.")] = 96,
+    compiled: Annotated[bool, typer.Option(help="Also MONAI under torch.compile.")] = True,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write benchmarks.md and .json.")] = None,
+) -> None:
+    """Time forward and backward of the fast losses beside MONAI's, and measure their memory."""
+    twins, folder = _twins(losses), _writable(out)
+    from twinloss.harness import bench as benches
+
+    try:
+        results = benches.run(twins, size, rounds, compiled)
+    except ImportError as error:
+        console.print(f"bench needs MONAI to compare with: {error}. Run: pip install monai", style="red", markup=False)
+        raise typer.Exit(1) from error
+    console.print(benches.table(results, size))
+    for path in benches.write(results, size, folder) if folder else ():
+        console.print(f"wrote {path}")

@@ -1,0 +1,182 @@
+"""Cases of segmentation losses, as a Hypothesis strategy.
+
+A case is drawn as a few names and numbers (shape, kinds, a seed), and its arrays are made from those: it shrinks
+towards one voxel, default options, contiguous memory and moderate numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from twinloss.harness import values
+from twinloss.harness.segmentation import is_activated, logits_in
+from twinloss.harness.twin import LAYOUTS, Array, Case, Operand, PerCase, Sizes, Twin, label
+
+if TYPE_CHECKING:
+    from twinloss.harness.laws import Law
+
+SMALL = (
+    (1,), (2,), (3,), (), (5,), (7,), (1, 2), (3, 1), (2, 3), (5, 7), (1, 1, 2), (2, 3, 2), (3, 1, 5), (13,), (1, 1),
+    (11, 13), (3, 5, 7),
+)  # fmt: skip
+# Beyond one tile of 1024 voxels and one chunk of some 10^4.
+LARGE = ((1031,), (37, 41), (11, 13, 17), (40009,))
+SHAPES = SMALL * 8 + LARGE
+
+TARGET_TYPES = (
+    "float32", "uint8", "int64", "bool", "float64", "int32", "int16", "int8", "float16", "bfloat16",
+)  # fmt: skip
+
+
+@dataclass
+class Draft:
+    """A case in the making."""
+
+    draw: st.DrawFn
+    rng: np.random.Generator
+    dtype: str
+    sizes: Sizes
+    spatial: tuple[int, ...]
+    options: dict[str, Any]
+    traits: dict[str, str]
+    poisoned: bool = False
+
+    def pick(self, trait: str, kinds: Any) -> str:
+        """Draw one of some names, and note it as a trait."""
+        name: str = self.draw(st.sampled_from(list(kinds)))
+        self.traits[trait] = name
+        return name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The input's shape."""
+        return (self.sizes.batch, self.sizes.classes, *self.spatial)
+
+
+@st.composite
+def options(draw: st.DrawFn, twin: Twin, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A value for each option, those that are given kept."""
+    chosen = twin.defaults() | dict(given)
+    for name, tried in twin.options.items():
+        if name not in given:
+            fitting = [value for value in tried if twin.allowed(chosen | {name: value})]
+            chosen[name] = draw(st.sampled_from(fitting or [tried[0]]))
+    return chosen
+
+
+@st.composite
+def segmentation(draw: st.DrawFn, twin: Twin, dtype: str, given: Mapping[str, Any], law: Law | None = None) -> Case:
+    """A case of a loss of input and target, with the options in `given`, or such as a law needs."""
+    if law is None and not given:
+        law = draw(st.sampled_from((None, *twin.laws)))
+    needs = {name: value for name, value in law.needs.items() if name in twin.options} if law else {}
+    chosen = draw(options(twin, {**given, **needs}))
+    draft = _draft(draw, chosen, dtype)
+    y = _target(draft)
+    x = _input(draft, y)
+    operands = {"input": x, "target": y}
+    if "mask" in twin.operands:
+        operands["mask"] = _mask(draft, x)
+    _ignore(draft, x, y)
+    made = {name: _operand(draft, name, operands[name]) for name in twin.operands}
+    differing = {k: draft.options[k] for k, v in chosen.items() if v is not twin.options[k][0]}
+    cotangent = tuple(draft.rng.integers(-8, 9, 7) / 4) if draw(st.booleans()) else None
+    return Case(made, differing, cotangent, draft.traits, law)
+
+
+def _draft(draw: st.DrawFn, chosen: Mapping[str, Any], dtype: str) -> Draft:
+    batch, classes = draw(st.integers(1, 3)), draw(st.integers(1, 5))
+    spatial = draw(st.sampled_from(SHAPES))
+    kept = classes if classes == 1 or chosen.get("include_background", True) else classes - 1
+    sizes = Sizes(batch, classes, kept, labels=bool(chosen.get("to_onehot_y")) and classes > 1)
+    concrete = {k: v.make(sizes) if isinstance(v, PerCase) else v for k, v in chosen.items()}
+    traits = {name: label(value) for name, value in chosen.items()}
+    rng = np.random.default_rng(draw(st.integers(0, 999)))
+    return Draft(draw, rng, dtype, sizes, spatial, concrete, traits)
+
+
+def _target(draft: Draft) -> Array:
+    sizes = draft.sizes
+    shape = (sizes.batch, 1, *draft.spatial)
+    # One channel holds the labels 0 and 1 of a problem of two classes.
+    classes = max(sizes.classes, 2)
+    labels = values.LABELS[draft.pick("labels", values.LABELS)](draft.rng, shape, classes)
+    if sizes.labels:
+        return labels
+    kind = draft.pick("target", values.TARGETS)
+    if sizes.classes == 1 and kind in ("one_hot", "independent"):
+        return labels
+    return values.target(draft.rng, kind, labels, sizes.classes, draft.dtype)
+
+
+def _input(draft: Draft, target: Array) -> Array:
+    """Numbers of a drawn kind; `perfect` ones agree with the target, as far as that goes."""
+    kind = draft.pick("input", (*_suitable(draft), "perfect"))
+    if kind == "perfect":
+        channels = np.arange(draft.sizes.classes).reshape(-1, *[1] * len(draft.spatial))
+        hit = target == channels if draft.sizes.labels else target > 0.5
+        logits = logits_in(draft.options) and is_activated(draft.options, draft.sizes.classes)
+        return np.where(hit, 20.0, -20.0) if logits else hit.astype(np.float64)
+    return values.rounded(values.NUMBERS[kind](draft.rng, draft.shape, draft.dtype), draft.dtype)
+
+
+def _suitable(draft: Draft) -> list[str]:
+    """The kinds of numbers that lie in the domain of the options."""
+    options = draft.options
+    activated = is_activated(options, draft.sizes.classes)
+    kinds = list(values.NUMBERS) if activated else values.WITHIN_UNIT
+    # Without smooth_dr a class that all but vanishes is 0/0, or not, by what underflows.
+    vanishing = values.VANISHING if options.get("smooth_dr") == 0 else ()
+    return [kind for kind in kinds if kind not in vanishing]
+
+
+def _mask(draft: Draft, x: Array) -> Array:
+    items = draft.draw(st.sampled_from((draft.sizes.batch, 1)))
+    kind = draft.pick("mask", values.MASKS)
+    mask = values.mask(draft.rng, kind, (items, 1, *draft.spatial))
+    _poison(draft, x, np.broadcast_to(mask == 0, (draft.sizes.batch, 1, *draft.spatial)), "masked")
+    return mask
+
+
+def _ignore(draft: Draft, x: Array, target: Array) -> None:
+    """Give some voxels the label to ignore."""
+    index = draft.options.get("ignore_index")
+    if index is None:
+        return
+    chosen = draft.rng.random((draft.sizes.batch, 1, *draft.spatial)) < 0.3
+    if target.shape[1] == 1:
+        target[chosen] = index
+        ignored = target == index
+    else:
+        own = (np.arange(target.shape[1]) == index).reshape(-1, *[1] * len(draft.spatial))
+        target[...] = np.where(chosen, own, target)
+        ignored = target[:, index : index + 1] == 1
+    _poison(draft, x, ignored, "ignored")
+
+
+def _poison(draft: Draft, x: Array, voxels: Array, trait: str) -> None:
+    """Put NaN where nothing may be looked at."""
+    poisoned = draft.draw(st.booleans())
+    draft.traits[f"{trait}_nan"] = str(poisoned)
+    if poisoned:
+        draft.poisoned = True
+        x[np.broadcast_to(voxels, x.shape)] = np.nan
+
+
+def _operand(draft: Draft, name: str, numbers: Array) -> Operand:
+    layout = draft.pick(f"{name}_layout", LAYOUTS)
+    rank = {"channels_last": 2, "channels_last_3d": 3}.get(layout, len(draft.spatial))
+    # Copying one item to the others would bring NaN from voxels left out into voxels that count.
+    if rank != len(draft.spatial) or (layout == "expanded" and draft.poisoned):
+        layout = draft.traits[f"{name}_layout"] = "contiguous"
+    if layout == "expanded":
+        numbers = np.broadcast_to(numbers[:1], numbers.shape).copy()
+    if name == "input":
+        return Operand(numbers, draft.dtype, layout)
+    types = values.fitting(numbers, TARGET_TYPES, draft.dtype)
+    return Operand(numbers, draft.pick(f"{name}_type", types), layout)

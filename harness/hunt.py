@@ -1,0 +1,184 @@
+"""The hunt: Hypothesis draws cases of one twin in one type, until one fails or enough have passed."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings, target
+from hypothesis.errors import Flaky
+
+from twinloss.harness import coverage, guard
+from twinloss.harness.judgement import ORDER, Finding, Verdict
+from twinloss.harness.laws import Law
+from twinloss.harness.shrink import simplest
+from twinloss.harness.snippet import snippet
+from twinloss.harness.trial import Trial, examine
+from twinloss.harness.twin import Twin
+
+# How often at least each law is tried, and how many trials the vacuity guard may go through.
+LAW_TRIALS = 3
+KEPT = 40
+
+
+class Found(Exception):
+    """A case that fails; its trial says why."""
+
+    def __init__(self, trial: Trial) -> None:
+        super().__init__(trial.message)
+        self.trial = trial
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """The simplest failing case that was found."""
+
+    kind: str
+    message: str
+    snippet: str
+
+
+@dataclass
+class Hunt:
+    """What a hunt has seen; it grows as the hunt goes on, so an interrupted one still tells."""
+
+    twin: Twin
+    dtype: str
+    data: str = "generated"
+    cases: int = 0
+    worst: dict[str, Finding] = field(default_factory=dict)
+    laws: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[tuple[str, str]] = field(default_factory=Counter)
+    pairs: set[coverage.Pair] = field(default_factory=set)
+    live: set[tuple[str, str]] = field(default_factory=set)
+    kept: list[Trial] = field(default_factory=list)
+    degraded: int = 0
+    counterexample: Counterexample | None = None
+    problems: list[str] = field(default_factory=list)
+    interrupted: bool = False
+    seconds: float = 0.0
+
+    @property
+    def verdict(self) -> Verdict:
+        """Fail, degraded or pass."""
+        if self.counterexample or self.problems:
+            return "fail"
+        return "degraded" if self.degraded else "pass"
+
+    def note(self, trial: Trial) -> None:
+        """Take in a trial that did not fail."""
+        self.cases += 1
+        for finding in trial.findings:
+            self._note_finding(finding)
+        self.degraded += any(finding.verdict == "degraded" for finding in trial.findings)
+        case = trial.case
+        self.kinds.update(case.traits.items())
+        self.pairs |= coverage.pairs_of({name: case.traits[name] for name in self.twin.options if name in case.traits})
+        if case.law is not None and case.law.applies(case):
+            self.laws[case.law.name] += 1
+        if len(self.kept) < KEPT and case.input.values.size < 1000:
+            self.kept.append(trial)
+        for name, value in guard.given_values(case):
+            if (name, value) not in self.live and guard.changes_result(self.twin, case, name):
+                self.live.add((name, value))
+
+    def _note_finding(self, finding: Finding) -> None:
+        known = self.worst.get(finding.part)
+        badness = (ORDER.index(finding.verdict), finding.ratio)
+        if known is None or badness > (ORDER.index(known.verdict), known.ratio):
+            self.worst[finding.part] = finding
+
+
+def hunt(
+    twin: Twin, dtype: str, examples: int, start: int, tick: Callable[[], None] = lambda: None, into: Hunt | None = None
+) -> Hunt:
+    """Look for a failing case.
+
+    Args:
+        twin: the loss.
+        dtype: the type under test.
+        examples: how many cases are drawn freely; pairs of options and laws that those left out come on top.
+        start: the seed.
+        tick: called after each case.
+        into: where to note what is seen.
+
+    Returns:
+        What was seen; with the shrunk counterexample if there is one.
+    """
+    seen = into or Hunt(twin, dtype)
+    try:
+        _free_and_missing(seen, examples, start, tick)
+        _guard(seen)
+    except Found as found:
+        trial = simplest(twin, found.trial)
+        for finding in trial.findings:
+            seen._note_finding(finding)
+        kind = trial.kind or "error"
+        seen.counterexample = Counterexample(kind, trial.message, snippet(twin, trial))
+    except KeyboardInterrupt:
+        seen.interrupted = True
+    return seen
+
+
+def _free_and_missing(seen: Hunt, examples: int, start: int, tick: Callable[[], None]) -> None:
+    twin = seen.twin
+    _draw(seen, {}, None, examples, start, tick)
+    missing = coverage.possible_pairs(twin) - seen.pairs
+    for row in coverage.covering_rows(twin, missing):
+        _draw(seen, row, None, 1, start, tick)
+    for law in twin.laws:
+        for attempt in range(LAW_TRIALS):
+            if seen.laws[law.name] < LAW_TRIALS:
+                _draw(seen, {}, law, 2 * LAW_TRIALS, start + attempt, tick)
+    for name, text in sorted(guard.option_values(twin) - seen.live):
+        row = coverage.covering_rows(twin, [((name, text), (name, text))])[0]
+        _draw(seen, {name: row[name]}, None, 10, start, tick)
+
+
+def _guard(seen: Hunt) -> None:
+    for left in guard.survivors(seen.kept):
+        seen.problems.append(f"the judge accepts a {left}")
+    for name, value in sorted(guard.option_values(seen.twin) - seen.live):
+        seen.problems.append(f"option {name}={value} changes no result: dead, or the cases never use it")
+    for law in seen.twin.laws:
+        if not seen.laws[law.name]:
+            seen.problems.append(f"law '{law.name}' applied to no case")
+
+
+def _draw(
+    seen: Hunt, options: Mapping[str, Any], law: Law | None, examples: int, start: int, tick: Callable[[], None]
+) -> None:
+    """One run of Hypothesis; raises Found with the shrunk case."""
+    failed: list[Found] = []
+
+    @seed(start)
+    @settings(
+        max_examples=examples, database=None, deadline=None, suppress_health_check=list(HealthCheck), print_blob=False,
+        verbosity=Verbosity.quiet, report_multiple_bugs=False, phases=(Phase.generate, Phase.target, Phase.shrink),
+    )  # fmt: skip
+    @given(seen.twin.cases(seen.twin, seen.dtype, options, law))
+    def run(case: Any) -> None:
+        trial = examine(seen.twin, case)
+        tick()
+        if trial.kind is not None:
+            failed.append(Found(trial))
+            raise failed[-1]
+        if not failed:
+            seen.note(trial)
+        for finding in trial.findings:
+            target(math.log2(max(finding.ratio, 2.0**-20)), label=finding.part)
+
+    try:
+        run()
+    except Flaky:
+        # The twin answers now this, now that: the first failure stands.
+        raise failed[0] from None
+
+
+def worst_of(findings: Mapping[str, Finding], part: str) -> Finding:
+    """The worst finding of a part, or one of no error."""
+    return findings.get(part, Finding(part, "pass", float(np.nan)))

@@ -1,0 +1,86 @@
+"""Laws: what must hold between the fast twin's own answers to related questions, whatever the reference says.
+
+A law turns a case into claims that two arrays are equal. They may differ by the judge's bound on each of the two, which
+is worked out, from the reference, only if they differ by more than the roundoff of their own size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from twinloss.harness.answers import Truth, ask_fast
+from twinloss.harness.judgement import Precision, bound
+from twinloss.harness.twin import Array, Case, Twin
+from twinloss.harness.verdict import gradient_bounds, value_bounds
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That `got` is `want`, both being parts ("value" or "gradient") of answers to cases like `base`.
+
+    `scale` is the size of the terms they are made of, their own if it is not given; with `exact` nothing is allowed.
+    """
+
+    part: str
+    got: Array
+    want: Array
+    base: Case
+    scale: float | None = None
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Law:
+    """A law, the options that it needs, and the cases that it says something about."""
+
+    name: str
+    claims: Callable[[Twin, Case], Iterator[Claim]]
+    needs: Mapping[str, Any] = field(default_factory=dict)
+    applies: Callable[[Case], bool] = lambda case: True
+
+
+def breach(law: Law, twin: Twin, case: Case) -> str | None:
+    """What the law objects to, if anything."""
+    for claim in law.claims(twin, case):
+        complaint = contradiction(twin, claim)
+        if complaint:
+            return f"law '{law.name}': {complaint}"
+    return None
+
+
+def contradiction(twin: Twin, claim: Claim) -> str | None:
+    """Why a claim does not hold, or None. A claim about numbers that are not finite says nothing."""
+    got, want = np.asarray(claim.got, np.float64), np.asarray(claim.want, np.float64)
+    if got.shape != want.shape:
+        return f"{claim.part} has shape {got.shape}, expected {want.shape}"
+    if not np.isfinite(want).all():
+        return None
+    difference = float(np.max(np.abs(got - want), initial=0))
+    if difference == 0:
+        return None
+    allowed = 0.0 if claim.exact else _allowed(twin, claim, difference)
+    return None if difference <= allowed else f"{claim.part} differs by {difference:.3g}, allowed {allowed:.3g}"
+
+
+def _allowed(twin: Twin, claim: Claim, difference: float) -> float:
+    p = Precision.of(claim.base.dtype)
+    scale = np.max(np.abs(claim.want), initial=0) if claim.scale is None else np.asarray(claim.scale)
+    near = 2 * float(bound(scale, scale, p))
+    if difference <= near:
+        return near
+    # As if the error were infinite: the full bound.
+    truth = Truth(twin, claim.base)
+    infinite = np.full(truth.value.shape if claim.part == "value" else truth.gradient.shape[:2], np.inf)
+    full = value_bounds(truth, infinite) if claim.part == "value" else gradient_bounds(truth, infinite)
+    return near + 2 * float(np.max(full))
+
+
+def both(twin: Twin, case: Case, other: Case, back: Callable[[Array], Array] = lambda g: g) -> Iterator[Claim]:
+    """That two cases have one value, and gradients that `back` leads from the other to the first."""
+    here, there = ask_fast(twin, case), ask_fast(twin, other)
+    yield Claim("value", there.value, here.value, case)
+    yield Claim("gradient", back(there.gradient), here.gradient, case)

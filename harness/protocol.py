@@ -1,0 +1,74 @@
+"""What a well-behaved module does whatever it computes: as laws, so that the hunt tries them likewise."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from twinloss.harness.answers import ask_fast, expected_warnings_silent, fast_options, widened
+from twinloss.harness.laws import Claim, Law
+from twinloss.harness.twin import Case, Twin
+
+
+def _flag(holds: bool, case: Case) -> Claim:
+    """A claim about a fact rather than a number."""
+    return Claim("value", np.asarray(float(holds)), np.asarray(1.0), case, exact=True)
+
+
+def _leaves_its_arguments(twin: Twin, case: Case) -> Iterator[Claim]:
+    tensors = [operand.tensor() for operand in case.operands.values()]
+    copies = [tensor.clone() for tensor in tensors]
+    with expected_warnings_silent():
+        value = twin.fast(**fast_options(case))(tensors[0].requires_grad_(), *tensors[1:])
+        value.sum().backward()
+    for tensor, copy in zip(tensors, copies, strict=True):
+        now, before = (widened(t.nan_to_num(nan=0.5)) for t in (tensor, copy))
+        yield Claim("value", now, before, case, exact=True)
+    storages = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    gradient = tensors[0].grad
+    assert gradient is not None
+    for made in (value, gradient):
+        yield _flag(made.untyped_storage().data_ptr() not in storages, case)
+
+
+def _repeats_bitwise(twin: Twin, case: Case) -> Iterator[Claim]:
+    first, second = ask_fast(twin, case), ask_fast(twin, case)
+    yield Claim("value", second.value, first.value, case, exact=True)
+    yield Claim("gradient", second.gradient, first.gradient, case, exact=True)
+
+
+def _keeps_no_state(twin: Twin, case: Case) -> Iterator[Claim]:
+    loss = twin.fast(**fast_options(case))
+    before = pickle.dumps({k: v for k, v in vars(loss).items() if not callable(v)})
+    with expected_warnings_silent():
+        first, second = (loss(*(o.tensor() for o in case.operands.values())) for _ in range(2))
+    after = pickle.dumps({k: v for k, v in vars(loss).items() if not callable(v)})
+    yield _flag(before == after, case)
+    yield Claim("value", widened(second), widened(first), case, exact=True)
+
+
+def _asks_for_no_more(twin: Twin, case: Case) -> Iterator[Claim]:
+    """No gradient without a request for one, and the same value."""
+    with expected_warnings_silent():
+        value = twin.fast(**fast_options(case))(*(o.tensor() for o in case.operands.values()))
+    yield _flag(not value.requires_grad, case)
+    yield Claim("value", widened(value), ask_fast(twin, case).value, case, exact=True)
+
+
+def _no_grad(twin: Twin, case: Case) -> Iterator[Claim]:
+    with torch.no_grad(), expected_warnings_silent():
+        x, *rest = (o.tensor() for o in case.operands.values())
+        value = twin.fast(**fast_options(case))(x.requires_grad_(), *rest)
+    yield _flag(not value.requires_grad, case)
+
+
+PROTOCOL = (
+    Law("arguments stay as they are, results share no memory with them", _leaves_its_arguments),
+    Law("a second call gives the same bits", _repeats_bitwise),
+    Law("a forward leaves no state", _keeps_no_state),
+    Law("a gradient only when asked for", _asks_for_no_more),
+    Law("no graph under no_grad", _no_grad),
+)

@@ -1,0 +1,141 @@
+"""What a verification says: a table for people, a report.json for programs, a script for each counterexample."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+
+from twinloss import __version__
+from twinloss.harness import coverage
+from twinloss.harness.hunt import Hunt
+from twinloss.harness.judgement import Finding
+from twinloss.harness.verify import Verification
+
+COLOURS = {"pass": "green", "degraded": "yellow", "fail": "red", "interrupted": "magenta"}
+PACKAGES = ("numpy", "scipy", "torch", "numba", "hypothesis")
+
+
+def table(seen: Verification) -> Table:
+    """One line for each loss, type and kind of data."""
+    made = Table(
+        title=f"twinloss verify, seed {seen.seed}", title_justify="left", caption=CAPTION, caption_justify="left",
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1),
+    )  # fmt: skip
+    made.add_column("loss", overflow="fold", min_width=11)
+    for column in ("dtype", "data"):
+        made.add_column(column, no_wrap=True)
+    for column in ("cases", "value\nx, bits", "gradient\nx, bits", "laws", "option\npairs"):
+        made.add_column(column, justify="right", no_wrap=True)
+    made.add_column("verdict", no_wrap=True)
+    for row in seen.rows:
+        verdict = "interrupted" if row.interrupted else row.verdict
+        made.add_row(
+            row.twin.name, row.dtype, "drawn" if row.data == "generated" else row.data, str(row.cases),
+            _error(row.worst.get("value")), _error(row.worst.get("gradient")), _laws(row), _pairs(row),
+            f"[{COLOURS[verdict]}]{verdict}[/]",
+        )  # fmt: skip
+    return made
+
+
+CAPTION = (
+    "x: the worst error as a multiple of its bound; bits: how many of the result's last bits\n"
+    "are wrong (3 at the bound). degraded: beyond the bound, but at most twice what the\n"
+    "plain computation in the same type is off."
+)
+
+
+def _error(finding: Finding | None) -> str:
+    return "" if finding is None else f"{finding.ratio:.2g} {finding.bits:.1f}"
+
+
+def _laws(row: Hunt) -> str:
+    return f"{len(row.laws)}/{len(row.twin.laws)}" if row.data == "generated" else ""
+
+
+def _pairs(row: Hunt) -> str:
+    if row.data != "generated":
+        return ""
+    possible = coverage.possible_pairs(row.twin)
+    return f"{100 * len(row.pairs & possible) // len(possible)}%"
+
+
+def machine() -> dict[str, Any]:
+    """Where the numbers were made."""
+    model = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "platform": platform.platform()}
+
+
+def versions() -> dict[str, str]:
+    """Python's, the project's, and those of the packages that compute."""
+    found = {name: version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "twinloss": __version__, **found}
+
+
+def as_json(seen: Verification) -> str:
+    """All rows and counterexamples, with what one needs to see them again."""
+    made = {
+        "seed": seen.seed,
+        "interrupted": seen.interrupted,
+        "versions": versions(),
+        "machine": machine(),
+        "notes": seen.notes,
+        "rows": [_row(row) for row in seen.rows],
+    }
+    return json.dumps(made, indent=1)
+
+
+def _row(row: Hunt) -> dict[str, Any]:
+    possible = coverage.possible_pairs(row.twin)
+    found = row.counterexample
+    return {
+        "loss": row.twin.name,
+        "dtype": row.dtype,
+        "data": row.data,
+        "cases": row.cases,
+        "verdict": row.verdict,
+        "interrupted": row.interrupted,
+        "degraded": row.degraded,
+        "seconds": round(row.seconds, 2),
+        "worst": {part: _finding(finding) for part, finding in row.worst.items()},
+        "laws": dict(row.laws),
+        "pairs": {"tried": len(row.pairs & possible), "possible": len(possible)},
+        "live_options": sorted(f"{name}={value}" for name, value in row.live),
+        "kinds": {f"{trait}={kind}": count for (trait, kind), count in sorted(row.kinds.items())},
+        "problems": row.problems,
+        "counterexample": found and {"kind": found.kind, "message": found.message, "snippet": found.snippet},
+    }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    """JSON has no infinity: a ratio that is none is None."""
+    finite = finding.ratio < float("inf")
+    return {
+        "verdict": finding.verdict,
+        "ratio": float(f"{finding.ratio:.4g}") if finite else None,
+        "bits": round(finding.bits, 2) if finite else None,
+        "error": finding.error,
+        "bound": finding.bound,
+        "where": list(finding.where),
+    }
+
+
+def write(seen: Verification, folder: Path) -> list[Path]:
+    """Write report.json and the scripts into a folder."""
+    paths = [folder / "report.json"]
+    paths[0].write_text(as_json(seen) + "\n", encoding="utf-8")
+    for row in seen.rows:
+        if row.counterexample:
+            paths.append(folder / f"{row.twin.name}_{row.dtype}_{row.data}.py")
+            paths[-1].write_text(row.counterexample.snippet, encoding="utf-8")
+    return paths

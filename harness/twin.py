@@ -1,0 +1,209 @@
+"""What the harness knows of a loss: one record, and the cases that are put to its two twins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+    from twinloss.harness.laws import Law
+    from twinloss.harness.real import RealCase
+
+Array = npt.NDArray[Any]
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+# How a tensor lies in memory, as the text of a function of the contiguous tensor `x`: snippets print
+# the very text that was run. Channels last falls back to contiguous where the rank does not fit.
+LAYOUTS = {
+    "contiguous": "x",
+    "transposed": "x.mT.contiguous().mT",
+    "sliced": "torch.stack([x, x], -1)[..., 1]",
+    "expanded": "x[:1].expand_as(x)",
+    "channels_last": "x.contiguous(memory_format=torch.channels_last)",
+    "channels_last_3d": "x.contiguous(memory_format=torch.channels_last_3d)",
+}
+
+
+@cache
+def function(source: str, names: str = "x") -> Callable[..., Any]:
+    """The function of `names` whose body is the expression `source`; torch and np are at hand."""
+    made: Callable[..., Any] = eval(f"lambda {names}: {source}", {"torch": torch, "np": np})
+    return made
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """An elementwise function of x as three expressions, so that snippets print what was run."""
+
+    torch: str
+    numpy: str
+    derivative: str
+
+    def __str__(self) -> str:
+        """What the option tables show."""
+        return self.torch
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What an option value may depend on: the sizes of a case, and what its target holds."""
+
+    batch: int
+    classes: int
+    taking_part: int
+    labels: bool
+
+
+@dataclass(frozen=True)
+class PerCase:
+    """An option value that is known only when the case is, such as one weight per class."""
+
+    name: str
+    make: Callable[[Sizes], Any]
+
+    def __str__(self) -> str:
+        """What the option tables show."""
+        return self.name
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One argument of a loss: exact numbers, and the type and layout in which the fast twin gets them."""
+
+    values: Array
+    dtype: str
+    layout: str = "contiguous"
+
+    def tensor(self) -> torch.Tensor:
+        """The numbers as a tensor of their own."""
+        made = torch.tensor(self.values).to(getattr(torch, self.dtype))
+        laid: torch.Tensor = function(LAYOUTS[self.layout])(made)
+        return laid
+
+    def lifted(self, real: type[np.floating[Any]]) -> Array:
+        """The same numbers for the reference, in `real`; whole numbers stay whole."""
+        whole = self.values.dtype.kind in "iub"
+        return self.values if whole else self.values.astype(real, copy=False)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question: arguments, options, and what the loss's gradient is weighted with.
+
+    Attributes:
+        operands: the arguments of forward in order; the first one gets the gradient.
+        options: what differs from the defaults.
+        cotangent: weights of the loss's elements in what is differentiated, repeated to fill its
+            shape, or None for ones.
+        traits: how it was made, for the coverage: option and kind names to text.
+        law: the law that is tried on it.
+    """
+
+    operands: Mapping[str, Operand]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    cotangent: tuple[float, ...] | None = None
+    traits: Mapping[str, str] = field(default_factory=dict)
+    law: Law | None = None
+
+    def weights(self, shape: tuple[int, ...]) -> Array:
+        """The cotangent for a loss of a shape."""
+        return np.ones(shape) if self.cotangent is None else np.resize(self.cotangent, shape)
+
+    @property
+    def input(self) -> Operand:
+        """The argument that gets the gradient."""
+        return next(iter(self.operands.values()))
+
+    @property
+    def dtype(self) -> str:
+        """The type under test."""
+        return self.input.dtype
+
+    def having(self, **options: Any) -> Case:
+        """The same with other options; None takes an option out. """
+        merged = {k: v for k, v in {**self.options, **options}.items() if v is not None}
+        return replace(self, options=merged)
+
+    def with_values(self, **values: Array) -> Case:
+        """The same with the numbers of some operands exchanged."""
+        operands = {k: replace(o, values=values.get(k, o.values)) for k, o in self.operands.items()}
+        return replace(self, operands=operands)
+
+    def with_operand(self, name: str, operand: Operand) -> Case:
+        """The same with one operand exchanged."""
+        return replace(self, operands={**self.operands, name: operand})
+
+    def contiguous(self) -> Case:
+        """The same, every operand contiguous."""
+        return self.each(lambda values: values)
+
+    def each(self, change: Callable[[Array], Array]) -> Case:
+        """The same with every operand's numbers changed alike, contiguous."""
+        operands = {
+            k: Operand(change(o.values).copy(), o.dtype)
+            for k, o in self.operands.items()
+        }
+        return replace(self, operands=operands)
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A loss that exists twice. A new loss is a new record; all commands pick it up.
+
+    Attributes:
+        name: how commands call it.
+        fast: the torch module.
+        value: the reference, `value(*operands, **options)`.
+        gradient: its closed-form gradient, with `cotangent` and, for each option that is an
+            `Elementwise`, `<option>_derivative`.
+        operands: names of the arguments, in order; the first one gets the gradient.
+        options: the values of each option that are tried, the default first.
+        cases: draws a case of a type; options that are given are kept.
+        allowed: whether options go together.
+        domain: whether the numbers of a case suit its options, as those of drawn cases do.
+        unit: the size of the terms whose difference the loss may be (1 - Dice: 1).
+        constants: options that are real numbers and so, like the input, known only to rounding.
+        logits: whether the input is logits: a rounded exponential is that of a logit that is off by
+            one roundoff of 1, however small the logit.
+        kinks: whether the loss has kinks under these options (clamp, tie): see judgement.py.
+        laws: what must hold between the answers of the fast twin to related questions.
+        real: cases on real images.
+        peer: MONAI's class, for the benchmark.
+        bench: options of the benchmark.
+    """
+
+    name: str
+    fast: type[torch.nn.Module]
+    value: Callable[..., Any]
+    gradient: Callable[..., Any]
+    operands: tuple[str, ...]
+    options: Mapping[str, tuple[Any, ...]]
+    cases: Callable[[Twin, str, Mapping[str, Any], Law | None], SearchStrategy[Case]]
+    allowed: Callable[[Mapping[str, Any]], bool] = lambda options: True
+    domain: Callable[[Case], bool] = lambda case: True
+    unit: float = 1.0
+    constants: tuple[str, ...] = ()
+    logits: Callable[[Mapping[str, Any]], bool] = lambda options: False
+    kinks: Callable[[Mapping[str, Any]], bool] = lambda options: False
+    laws: tuple[Law, ...] = ()
+    real: tuple[RealCase, ...] = ()
+    peer: str | None = None
+    bench: Mapping[str, Any] = field(default_factory=dict)
+
+    def defaults(self) -> dict[str, Any]:
+        """Each option at its default."""
+        return {name: values[0] for name, values in self.options.items()}
+
+
+def label(value: Any) -> str:
+    """An option value in tables and coverage."""
+    return str(value) if isinstance(value, (PerCase, Elementwise, str)) else repr(value)

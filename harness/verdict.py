@@ -1,0 +1,100 @@
+"""The judge: an answer of the fast twin held against the truth, by the bounds of judgement.py."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from twinloss.harness.answers import Answer, Truth
+from twinloss.harness.judgement import C, Finding, blocks, bound, distance, finding, grade, unlike
+from twinloss.harness.twin import Array
+
+
+def judge(truth: Truth, answer: Answer) -> tuple[Finding, Finding]:
+    """What to think of the value and of the gradient."""
+    return judge_value(truth, answer.value), judge_gradient(truth, answer.gradient)
+
+
+def judge_value(truth: Truth, fast: Array) -> Finding:
+    """The value, element by element."""
+    ref = truth.value
+    if fast.shape != ref.shape or unlike(fast, ref, truth.precision.largest).any():
+        return Finding("value", "fail", np.inf)
+    errors = distance(fast, ref)
+    bounds = value_bounds(truth, errors)
+    return finding("value", errors, bounds, grade(errors, bounds, lambda: _plain_value_errors(truth), _times(truth)))
+
+
+def judge_gradient(truth: Truth, fast: Array) -> Finding:
+    """The gradient, block by block."""
+    ref = truth.gradient
+    largest = truth.precision.largest
+    if fast.shape != ref.shape or any(unlike(fast[i], ref[i], largest).any() for i in _blocks(ref)):
+        return Finding("gradient", "fail", np.inf)
+    errors = _block_errors(fast, ref)
+    bounds = gradient_bounds(truth, errors)
+    if (errors > bounds).any() and truth.twin.kinks(truth.case.options):
+        errors = _outside_errors(truth, fast)
+    return finding("gradient", errors, bounds, grade(errors, bounds, lambda: _plain_gradient_errors(truth), _times(truth)))
+
+
+def value_bounds(truth: Truth, errors: Array) -> Array:
+    """The bound of each element; with its kappa where the error needs it."""
+    ref = truth.value
+    scale = np.array(np.abs(ref))
+    own = truth.own_value()
+    bounds = bound(scale, ref, truth.precision, own=own)
+    for where in zip(*np.nonzero(np.atleast_1d(errors > bounds)), strict=True):
+        index = where if ref.ndim else ()
+        scale[index] = truth.kappa(index)
+    return bound(scale, ref, truth.precision, own=own)
+
+
+def gradient_bounds(truth: Truth, errors: Array) -> Array:
+    """The bound of each block; with the spread of the reference nearby where an error needs it."""
+    norms = blocks(truth.gradient)
+    bounds = bound(norms, norms, truth.precision)
+    if (errors > bounds).any():
+        bounds = bound(norms, norms, truth.precision, truth.spread(), truth.own_gradient())
+    return bounds
+
+
+def _times(truth: Truth) -> float:
+    return C if truth.few else 2.0
+
+
+def _blocks(values: Array) -> list[tuple[int, ...]]:
+    return list(np.ndindex(*values.shape[:2]))
+
+
+def _block_errors(fast: Array, ref: Array) -> Array:
+    errors = np.zeros(ref.shape[:2], ref.dtype)
+    for i in _blocks(ref):
+        errors[i] = distance(fast[i], ref[i]).max(initial=0)
+    return errors
+
+
+def _outside_errors(truth: Truth, fast: Array) -> Array:
+    """How far the gradient lies outside what the reference gives at nearby points."""
+    low, high = truth.between()
+    with np.errstate(all="ignore"):
+        outside = np.maximum(np.maximum(low - fast, fast - high), 0)
+    return blocks(outside)
+
+
+def _plain_value_errors(truth: Truth) -> Array:
+    pairs = truth.plain_points()
+    return np.asarray(np.max([_plain_errors(plain.value, exact.value, truth) for plain, exact in pairs], axis=0))
+
+
+def _plain_gradient_errors(truth: Truth) -> Array:
+    worst = np.zeros(truth.gradient.shape[:2], truth.real)
+    for plain, exact in truth.plain_points():
+        for i in _blocks(worst):
+            errors = _plain_errors(plain.gradient[i], exact.gradient[i], truth)
+            worst[i] = max(worst[i], errors.max(initial=0))
+    return worst
+
+
+def _plain_errors(plain: Array, ref: Array, truth: Truth) -> Array:
+    errors = distance(plain, ref)
+    return np.where(unlike(plain, ref, truth.precision.largest), np.inf, errors)
