@@ -92,16 +92,13 @@ class GeneralizedDiceLoss(SegmentationLoss):
         voxels = self.voxels(input, target)
         sums = voxels.sums(self.activation(input), overlap="minimum" if self.soft_label else "product")
         tp, fp, fn = self.confusion(sums, voxels)
-        # TP + FN is the target's volume: constant in p, so that its gradient to p would be rounding and nothing else.
-        volume = tp + fn
-        w = self._class_weights(volume if target.requires_grad else volume.detach())
+        volume = sums.volume if voxels.background else sums.volume[:, 1:]
+        w = self._class_weights(volume.sum(0, keepdim=True) if self.batch else volume)
         overlap, errors = (w * tp).sum(1, keepdim=True), (w * (fp + fn)).sum(1, keepdim=True)
         return self.reduce(fraction(2 * overlap, errors, self.smooth_nr, self.smooth_dr), input)
 
     def _class_weights(self, volume: Tensor) -> Tensor:
-        if self.w_type == "uniform":
-            return torch.ones_like(volume)
-        weight = 1 / (volume * volume if self.w_type == "square" else volume)
+        weight = 1 / volume ** {"square": 2, "simple": 1, "uniform": 0}[self.w_type]
         present = weight.isfinite()
         largest = torch.where(present, weight, 0).amax(1, keepdim=True)
         weight = torch.where(present, weight, largest)

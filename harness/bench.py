@@ -162,9 +162,9 @@ def write(results: Sequence[Result], size: int, folder: Path) -> list[Path]:
     lines = [
         "# Benchmarks",
         "",
-        f"Made by `twinloss bench --out {folder.name}`: forward and backward, float32, {BATCH} x {CLASSES} x {size}³ voxels,",
-        "rounds of the implementations alternating in one run. Peak memory is what a step takes beyond what the process",
-        "held before it, in multiples of the gradient's size; one of them is the gradient.",
+        f"Made by `twinloss bench --out {folder.name}`: forward and backward, float32, {BATCH} x {CLASSES} x {size}³",
+        "voxels, rounds of the implementations alternating in one run. Peak memory is what a step takes beyond what",
+        "the process held before it, in multiples of the gradient's size; one of them is the gradient.",
         "",
         f"{where['machine']['cpu']}, {where['machine']['threads']} threads; torch {where['versions']['torch']}, "
         f"numba {where['versions']['numba']}.",

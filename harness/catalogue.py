@@ -53,7 +53,47 @@ MASKED_DICE = Twin(
     bench=BENCH,
 )
 
-TWINS = (DICE, MASKED_DICE)
+TVERSKY = Twin(
+    name="tversky",
+    fast=fast.TverskyLoss,
+    value=reference.tversky_loss,
+    gradient=reference.tversky_loss_gradient,
+    operands=("input", "target"),
+    options=seg.TARGET | seg.ACTIVATION | {"alpha": (0.5, 0.25, 0.0), "beta": (0.5, 0.75, 2.0)}
+    | seg.REDUCTION | seg.SMOOTHING | seg.BATCH | seg.SOFT_LABEL | seg.IGNORE,
+    cases=segmentation,
+    allowed=seg.one_activation,
+    domain=DICE.domain,
+    constants=DICE.constants,
+    logits=seg.logits_in,
+    kinks=seg.ties_matter,
+    laws=SEGMENTATION + PROTOCOL,
+    real=(LABELS, SOFT_LABELS),
+    peer="TverskyLoss",
+    bench=BENCH,
+)  # fmt: skip
+
+GENERALIZED_DICE = Twin(
+    name="generalized_dice",
+    fast=fast.GeneralizedDiceLoss,
+    value=reference.generalized_dice_loss,
+    gradient=reference.generalized_dice_loss_gradient,
+    operands=("input", "target"),
+    options=seg.TARGET | seg.ACTIVATION | {"w_type": ("square", "simple", "uniform")}
+    | seg.REDUCTION | seg.SMOOTHING | seg.BATCH | seg.SOFT_LABEL | seg.IGNORE | {"normalize_weights": (False, True)},
+    cases=segmentation,
+    allowed=seg.one_activation,
+    domain=DICE.domain,
+    constants=DICE.constants,
+    logits=seg.logits_in,
+    kinks=seg.ties_matter,
+    laws=SEGMENTATION + PROTOCOL,
+    real=(LABELS, SOFT_LABELS),
+    peer="GeneralizedDiceLoss",
+    bench=BENCH,
+)  # fmt: skip
+
+TWINS = (DICE, MASKED_DICE, TVERSKY, GENERALIZED_DICE)
 
 
 class UnknownLossError(ValueError):

@@ -20,6 +20,7 @@ from twinloss.harness.twin import DTYPES, Twin, label
 
 if TYPE_CHECKING:
     from twinloss.harness.hunt import Hunt
+    from twinloss.harness.verify import Verification
 
 app = typer.Typer(
     name="twinloss",
@@ -87,7 +88,8 @@ twinloss verify dice --dtype bfloat16 --no-real --seed 7
 
 twinloss verify --report out             also out/report.json and a script for each counterexample
 
-[bold]Exit status[/]: 0 all passed, 1 a twin or the check itself failed, 2 usage, 130 interrupted (what was found is kept).
+[bold]Exit status[/]: 0 none failed, 1 a twin or the check itself failed, 2 usage, 130 interrupted (what
+was found is kept). A degraded twin is shown and does not fail.
 """
 
 
@@ -105,7 +107,6 @@ def verify(
 ) -> None:
     """Look for an input on which a fast loss differs from its reference."""
     twins, folder = _twins(losses), _writable(report)
-    from twinloss.harness import report as reports
     from twinloss.harness.verify import EXAMPLES
     from twinloss.harness.verify import verify as run
 
@@ -118,17 +119,24 @@ def verify(
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
         task = progress.add_task("starting", total=None)
         seen = run(twins, dtypes, start, count, real, lambda what: progress.update(task, description=what, advance=1))
+    _tell(seen, folder)
+    raise typer.Exit(seen.exit_code)
+
+
+def _tell(seen: Verification, folder: Path | None) -> None:
+    """The table, what it cannot say, and the files."""
+    from twinloss.harness import report as reports
+
     console.print(reports.table(seen))
+    console.print(reports.LEGEND, style="dim")
     for note in seen.notes:
         console.print(note, style="yellow")
     for row in seen.rows:
         _explain(row, folder)
-    if folder:
-        for path in reports.write(seen, folder):
-            console.print(f"wrote {path}")
+    for path in reports.write(seen, folder) if folder else ():
+        console.print(f"wrote {path}")
     if seen.interrupted:
         console.print("interrupted: the table holds what was seen until then", style="magenta")
-    raise typer.Exit(seen.exit_code)
 
 
 def _explain(row: Hunt, folder: Path | None) -> None:
@@ -149,7 +157,9 @@ def _explain(row: Hunt, folder: Path | None) -> None:
 def list_losses(losses: Losses = None) -> None:
     """Show the losses, and for each option the default and the other values that are tried."""
     for twin in _twins(losses):
-        made = Table("option", "default", "also tried", title=f"{twin.name} ({twin.fast.__name__})", title_justify="left")
+        made = Table(
+            "option", "default", "also tried", title=f"{twin.name} ({twin.fast.__name__})", title_justify="left"
+        )
         for name, values in twin.options.items():
             made.add_row(name, label(values[0]), ", ".join(label(value) for value in values[1:]))
         console.print(made)

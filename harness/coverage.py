@@ -34,15 +34,17 @@ def covering_rows(twin: Twin, missing: Iterable[Pair]) -> list[dict[str, Any]]:
     while left:
         row: dict[str, Any] = {}
         for pair in left:
-            wanted = {name: _value(twin, name, text) for name, text in pair}
+            wanted = {name: value_called(twin, name, text) for name, text in pair}
             fits = all(row.get(name, value) is value for name, value in wanted.items())
             if fits and twin.allowed(twin.defaults() | row | wanted):
                 row |= wanted
         rows.append(twin.defaults() | row)
         tried = pairs_of({name: label(value) for name, value in rows[-1].items()})
-        left = [pair for pair in left if pair not in tried]
+        # The first pair is in every row, so this ends.
+        left = [pair for pair in left[1:] if pair not in tried]
     return rows
 
 
-def _value(twin: Twin, name: str, text: str) -> Any:
+def value_called(twin: Twin, name: str, text: str) -> Any:
+    """The value of an option that tables show as a text."""
     return next(value for value in twin.options[name] if label(value) == text)

@@ -12,7 +12,8 @@ from dataclasses import replace
 import numpy as np
 from scipy.differentiate import derivative
 
-from twinloss.harness.answers import Answer, Truth
+from twinloss.harness.answers import Answer
+from twinloss.harness.truth import Truth
 from twinloss.harness.twin import Array
 
 # Beyond this many numbers a random direction says little about any one of them.

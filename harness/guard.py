@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 
-from twinloss.harness.answers import Answer, Truth
+from twinloss.harness.answers import Answer
 from twinloss.harness.trial import Trial
+from twinloss.harness.truth import Truth
 from twinloss.harness.twin import Array, Case, Twin, label
 from twinloss.harness.verdict import judge
 
@@ -37,7 +37,10 @@ def survivors(trials: Iterable[Trial]) -> list[str]:
             answer = Answer(spoilt, gradient) if part == "value" else Answer(value, spoilt)
             if any(f.part == part and f.verdict == "fail" for f in judge(trial.truth, answer)):
                 alive.discard((name, part))
-    return [f"{part} replaced by {name}" if name in ("zeros", "a constant") else f"{name} {part}" for name, part in sorted(alive)]
+    return [
+        f"{part} replaced by {name}" if name in ("zeros", "a constant") else f"{name} {part}"
+        for name, part in sorted(alive)
+    ]
 
 
 def changes_result(twin: Twin, case: Case, option: str) -> bool:
@@ -62,8 +65,3 @@ def option_values(twin: Twin) -> set[tuple[str, str]]:
 def given_values(case: Case) -> Iterable[tuple[str, str]]:
     """The option values of a case that are no defaults."""
     return [(name, case.traits[name]) for name in case.options if name in case.traits]
-
-
-def constant_option(name: str, value: Any) -> str:
-    """An option value in a message."""
-    return f"{name}={value}"

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings, target
 from hypothesis.errors import Flaky
 
@@ -20,9 +19,20 @@ from twinloss.harness.snippet import snippet
 from twinloss.harness.trial import Trial, examine
 from twinloss.harness.twin import Twin
 
-# How often at least each law is tried, and how many trials the vacuity guard may go through.
+# How often at least each law is tried, how many cases are large, and how many trials the vacuity guard may go through.
 LAW_TRIALS = 3
+LARGE_TRIALS = 6
 KEPT = 40
+
+SETTINGS = settings(
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=False,
+    verbosity=Verbosity.quiet,
+    report_multiple_bugs=False,
+    phases=(Phase.generate, Phase.target, Phase.shrink),
+)
 
 
 class Found(Exception):
@@ -127,6 +137,7 @@ def hunt(
 def _free_and_missing(seen: Hunt, examples: int, start: int, tick: Callable[[], None]) -> None:
     twin = seen.twin
     _draw(seen, {}, None, examples, start, tick)
+    _draw(seen, {}, None, LARGE_TRIALS, start, tick, large=True)
     missing = coverage.possible_pairs(twin) - seen.pairs
     for row in coverage.covering_rows(twin, missing):
         _draw(seen, row, None, 1, start, tick)
@@ -135,8 +146,7 @@ def _free_and_missing(seen: Hunt, examples: int, start: int, tick: Callable[[], 
             if seen.laws[law.name] < LAW_TRIALS:
                 _draw(seen, {}, law, 2 * LAW_TRIALS, start + attempt, tick)
     for name, text in sorted(guard.option_values(twin) - seen.live):
-        row = coverage.covering_rows(twin, [((name, text), (name, text))])[0]
-        _draw(seen, {name: row[name]}, None, 10, start, tick)
+        _draw(seen, {name: coverage.value_called(twin, name, text)}, None, 10, start, tick)
 
 
 def _guard(seen: Hunt) -> None:
@@ -150,17 +160,20 @@ def _guard(seen: Hunt) -> None:
 
 
 def _draw(
-    seen: Hunt, options: Mapping[str, Any], law: Law | None, examples: int, start: int, tick: Callable[[], None]
+    seen: Hunt,
+    options: Mapping[str, Any],
+    law: Law | None,
+    examples: int,
+    start: int,
+    tick: Callable[[], None],
+    large: bool = False,
 ) -> None:
     """One run of Hypothesis; raises Found with the shrunk case."""
     failed: list[Found] = []
 
     @seed(start)
-    @settings(
-        max_examples=examples, database=None, deadline=None, suppress_health_check=list(HealthCheck), print_blob=False,
-        verbosity=Verbosity.quiet, report_multiple_bugs=False, phases=(Phase.generate, Phase.target, Phase.shrink),
-    )  # fmt: skip
-    @given(seen.twin.cases(seen.twin, seen.dtype, options, law))
+    @settings(SETTINGS, max_examples=examples)
+    @given(seen.twin.cases(seen.twin, seen.dtype, options, law, large))
     def run(case: Any) -> None:
         trial = examine(seen.twin, case)
         tick()
@@ -177,8 +190,3 @@ def _draw(
     except Flaky:
         # The twin answers now this, now that: the first failure stands.
         raise failed[0] from None
-
-
-def worst_of(findings: Mapping[str, Finding], part: str) -> Finding:
-    """The worst finding of a part, or one of no error."""
-    return findings.get(part, Finding(part, "pass", float(np.nan)))

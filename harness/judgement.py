@@ -1,53 +1,58 @@
 r"""When a fast twin is wrong: pure functions from numbers to a verdict.
 
-Symbols: `u` the unit roundoff of the precision that is computed in (2^-24 for float32, and for halves,
-which are upcast; 2^-53 for float64), `u_out` that of the type of the result, C = 8.
+Symbols: `u` the unit roundoff of the precision that is computed in (2^-24 for float32, and for
+halves, which are upcast; 2^-53 for float64), `u_out` that of the type of the result, C = 8.
 
 **Value.** Every element of the loss must satisfy
 
     |fast - ref| <= C u kappa + u_out |ref| + tiny,      kappa = |ref| + sum_i |x_i dref/dx_i| + ...
 
-A computation whose every step is rounded well answers exactly for an input that is off by some u: that
-moves the result by up to u * sum |x_i dref/dx_i|. So the bound separates an unstable algorithm from an
-ill-conditioned question. The dots are the same for what else is real: the constants among the options (smoothing
-terms; 1 - (E + nu)/(D + delta) may cancel in them alone) and further arguments such as a soft target.
+A computation whose every step is rounded well answers exactly for an input that is off by some u:
+that moves the result by up to u * sum |x_i dref/dx_i|. So the bound separates an unstable
+algorithm from an ill-conditioned question. The dots are the same for what else is real: the
+constants among the options (smoothing terms; 1 - (E + nu)/(D + delta) may cancel in them alone)
+and further arguments such as a soft target.
 
-**Gradient.** In every block, that is each item and channel by itself, so that a small structure is not
-hidden behind a large one, the largest error must satisfy
+**Gradient.** In every block, that is each item and channel by itself, so that a small structure
+is not hidden behind a large one, the largest error must satisfy
 
     max |g_fast - g_ref| <= C (max_k max |g_ref(x(1 + u d_k)) - g_ref(x)| + u max |g_ref|)
                             + u_out max |g_ref| + tiny,  d_k random in [-1, 1] for each number,
 
 where all that is real is moved: input, soft targets and masks, constants.
 
-**Logits** move by u max(|x|, 1) instead, here and in kappa: exp(x) rounded is the exponential of a logit that is off by u,
-however small the logit.
+**Logits** move by u max(|x|, 1) instead, here and in kappa: exp(x) rounded is the exponential of
+a logit that is off by u, however small the logit.
 
 No bound over several blocks is needed beside it: the blocks' bounds are the stricter ones.
 
-**tiny** is what gradual underflow may cost: half the distance of subnormal numbers of the result's
-type, and a few of the smallest normal numbers of the precision that is computed in.
+**tiny** is what gradual underflow may cost: half the distance of subnormal numbers of the
+result's type, and a few of the smallest normal numbers of the precision that is computed in.
 
-**The reference's own rounding** is allowed for. It computes in longdouble (float64 on real images) with roundoff
-`u_ref`, which is added to `u`. Where it subtracts terms of size 1 (a twin's `unit`) that all but cancel, a nearly perfect
-prediction for one, the small rest is known to 64 u_ref only. For the gradient the rest's error is taken from how far the
-reference in the two next lower precisions is off, scaled to its own, and never below 10^4 u_ref^2.
+**The reference's own rounding** is allowed for. It computes in longdouble (float64 on real
+images) with roundoff `u_ref`, which is added to `u`. Where it subtracts terms of size 1 (a twin's
+`unit`) that all but cancel, a nearly perfect prediction for one, the small rest is known to 64
+u_ref only. For the gradient the rest's error is taken from how far the reference in the two next
+lower precisions is off, scaled to its own, and never below 10^4 u_ref^2.
 
-**Lazily.** kappa >= |ref|, and the perturbed gradients only add. So the error is first held against the
-bound without them; when it is within, the case has passed, and the ratio that is reported is against
-that smaller bound: never too good. Only otherwise the full bound is worked out.
+**Lazily.** kappa >= |ref|, and the perturbed gradients only add. So the error is first held
+against the bound without them; when it is within, the case has passed, and the ratio that is
+reported is against that smaller bound: never too good. Only otherwise the full bound is worked
+out.
 
-**Kinks.** At a tie or clamp the gradient jumps, and rounding decides on which side a fast twin stands.
-Where a twin says that its options make kinks, an element may also lie between the smallest and the
-largest that the reference gives at nearby points (widened by the block's bound).
+**Kinks.** At a tie or clamp the gradient jumps, and rounding decides on which side a fast twin
+stands. Where a twin says that its options make kinks, an element may also lie between the
+smallest and the largest that the reference gives at nearby points (widened by the block's bound).
 
 **Degraded** is an error beyond the bound that is at most twice that of the plain computation: the
-reference itself run in the working precision, here or at nearby points. It says that the formula, not the twin, loses the digits.
-In a case of few numbers, where an error is one rounding or another rather than a typical size, C times stands for twice.
+reference itself run in the working precision, here or at nearby points. It says that the formula,
+not the twin, loses the digits. In a case of few numbers, where an error is one rounding or
+another rather than a typical size, C times stands for twice.
 
-**NaN and infinity**: the fast twin must be finite exactly where the reference is. Which of NaN and infinity it gives is
-left to it: at a singularity (0/0, or 1/0 times 0) that hangs on the order of operations. Where the exact result overflows
-the type of the result, anything not finite will do.
+**NaN and infinity**: the fast twin must be finite exactly where the reference is. Which of NaN
+and infinity it gives is left to it: at a singularity (0/0, or 1/0 times 0) that hangs on the
+order of operations. Where the exact result overflows the type of the result, anything not finite
+will do.
 """
 
 from __future__ import annotations

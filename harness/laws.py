@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from twinloss.harness.answers import Truth, ask_fast
+from twinloss.harness.answers import ask_fast
 from twinloss.harness.judgement import Precision, bound
+from twinloss.harness.truth import Truth
 from twinloss.harness.twin import Array, Case, Twin
 from twinloss.harness.verdict import gradient_bounds, value_bounds
 

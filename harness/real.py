@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from twinloss.harness.answers import Truth
 from twinloss.harness.trial import Trial, examine
+from twinloss.harness.truth import Truth
 from twinloss.harness.twin import Array, Case, Operand, Twin
 
 if TYPE_CHECKING:
@@ -73,9 +73,7 @@ def make_case(found: RealCase, dtype: str) -> Case:
     if dtype not in EXACT:
         rounded = torch.from_numpy(arrays[first]).to(getattr(torch, dtype))
         arrays[first] = rounded.float().numpy()
-    operands = {
-        name: Operand(values, dtype if name == first else str(values.dtype)) for name, values in arrays.items()
-    }
+    operands = {name: Operand(values, dtype if name == first else str(values.dtype)) for name, values in arrays.items()}
     return Case(operands, found.options, traits={"image": found.name})
 
 

@@ -26,13 +26,13 @@ PACKAGES = ("numpy", "scipy", "torch", "numba", "hypothesis")
 def table(seen: Verification) -> Table:
     """One line for each loss, type and kind of data."""
     made = Table(
-        title=f"twinloss verify, seed {seen.seed}", title_justify="left", caption=CAPTION, caption_justify="left",
-        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1),
+        title=f"twinloss verify, seed {seen.seed}", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
+        pad_edge=False, collapse_padding=True,
     )  # fmt: skip
-    made.add_column("loss", overflow="fold", min_width=11)
+    made.add_column("loss", overflow="fold", min_width=11, max_width=15)
     for column in ("dtype", "data"):
         made.add_column(column, no_wrap=True)
-    for column in ("cases", "value\nx, bits", "gradient\nx, bits", "laws", "option\npairs"):
+    for column in ("cases", "value\nx, bits", "gradient\nx, bits", "laws", "pairs"):
         made.add_column(column, justify="right", no_wrap=True)
     made.add_column("verdict", no_wrap=True)
     for row in seen.rows:
@@ -45,10 +45,10 @@ def table(seen: Verification) -> Table:
     return made
 
 
-CAPTION = (
-    "x: the worst error as a multiple of its bound; bits: how many of the result's last bits\n"
-    "are wrong (3 at the bound). degraded: beyond the bound, but at most twice what the\n"
-    "plain computation in the same type is off."
+LEGEND = (
+    "x: worst error as a multiple of its bound. bits: how many last bits of the result are\n"
+    "wrong, 3 at the bound. pairs: of option values that were tried together. degraded: beyond\n"
+    "the bound, but the plain formula in the same type is off as well."
 )
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from twinloss.harness import differences, laws
-from twinloss.harness.answers import Answer, Truth, ask_fast
+from twinloss.harness.answers import Answer, ask_fast
 from twinloss.harness.judgement import Finding
+from twinloss.harness.truth import Truth
 from twinloss.harness.twin import Case, Twin
 from twinloss.harness.verdict import judge
 

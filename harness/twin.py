@@ -129,7 +129,7 @@ class Case:
         return self.input.dtype
 
     def having(self, **options: Any) -> Case:
-        """The same with other options; None takes an option out. """
+        """The same with other options; None takes an option out."""
         merged = {k: v for k, v in {**self.options, **options}.items() if v is not None}
         return replace(self, options=merged)
 
@@ -148,10 +148,7 @@ class Case:
 
     def each(self, change: Callable[[Array], Array]) -> Case:
         """The same with every operand's numbers changed alike, contiguous."""
-        operands = {
-            k: Operand(change(o.values).copy(), o.dtype)
-            for k, o in self.operands.items()
-        }
+        operands = {k: Operand(change(o.values).copy(), o.dtype) for k, o in self.operands.items()}
         return replace(self, operands=operands)
 
 
@@ -167,7 +164,8 @@ class Twin:
             `Elementwise`, `<option>_derivative`.
         operands: names of the arguments, in order; the first one gets the gradient.
         options: the values of each option that are tried, the default first.
-        cases: draws a case of a type; options that are given are kept.
+        cases: draws a case of a type; the options that are given are kept, and if asked for it is
+            a large one, beyond what a kernel does in one go.
         allowed: whether options go together.
         domain: whether the numbers of a case suit its options, as those of drawn cases do.
         unit: the size of the terms whose difference the loss may be (1 - Dice: 1).
@@ -187,7 +185,7 @@ class Twin:
     gradient: Callable[..., Any]
     operands: tuple[str, ...]
     options: Mapping[str, tuple[Any, ...]]
-    cases: Callable[[Twin, str, Mapping[str, Any], Law | None], SearchStrategy[Case]]
+    cases: Callable[[Twin, str, Mapping[str, Any], Law | None, bool], SearchStrategy[Case]]
     allowed: Callable[[Mapping[str, Any]], bool] = lambda options: True
     domain: Callable[[Case], bool] = lambda case: True
     unit: float = 1.0

@@ -132,8 +132,8 @@ def target(rng: Rng, kind: str, labels: Array, classes: int, dtype: str) -> Arra
         return rng.integers(0, 2, shape)
     if kind == "soft_eighths":
         return rng.integers(0, 9, shape) / 8
-    # Never far below a prediction: with p >> g the gradient of a lone voxel, -2 g^2 / D^2, is the rest of two larger terms
-    # that cancel, which no bound in terms of the arguments foresees.
+    # Never far below a prediction: with p >> g the gradient of a lone voxel, -2 g^2 / D^2, is the rest of
+    # two larger terms that cancel, which no bound in terms of the arguments foresees.
     return rounded(rng.uniform(0.2, 1, shape), dtype)
 
 

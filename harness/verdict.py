@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from twinloss.harness.answers import Answer, Truth
+from twinloss.harness.answers import Answer
 from twinloss.harness.judgement import C, Finding, blocks, bound, distance, finding, grade, unlike
+from twinloss.harness.truth import Truth
 from twinloss.harness.twin import Array
 
 
@@ -34,7 +35,9 @@ def judge_gradient(truth: Truth, fast: Array) -> Finding:
     bounds = gradient_bounds(truth, errors)
     if (errors > bounds).any() and truth.twin.kinks(truth.case.options):
         errors = _outside_errors(truth, fast)
-    return finding("gradient", errors, bounds, grade(errors, bounds, lambda: _plain_gradient_errors(truth), _times(truth)))
+    return finding(
+        "gradient", errors, bounds, grade(errors, bounds, lambda: _plain_gradient_errors(truth), _times(truth))
+    )
 
 
 def value_bounds(truth: Truth, errors: Array) -> Array:

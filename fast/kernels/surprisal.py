@@ -135,7 +135,7 @@ def product_sum(weights, w):
 
 @stage
 def surprisal_soft(activation, p, q, g, x, w, top, rest, gamma, every, positive, negative):
-    """Sums of a class: focal terms where g, where 1 - g (softmax: everywhere, if asked for), and the volume of g."""
+    """Sums of a class: focal terms where g, and where 1 - g (softmax: everywhere, if asked for)."""
     one = p.dtype.type(1)
     _surprisals(activation, p, x, top, rest, positive, negative)
     focus(q, gamma, positive)
@@ -149,7 +149,7 @@ def surprisal_soft(activation, p, q, g, x, w, top, rest, gamma, every, positive,
     elif every:
         positive[:] = one
         misses = _weighted_sum(negative, positive, w)
-    return hits, misses, product_sum(g, w)
+    return hits, misses
 
 
 @stage

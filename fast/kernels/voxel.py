@@ -82,14 +82,14 @@ def _forward_common(x, target, item, overlap, surprisals, gamma, ignore, b, lo, 
         for k in range(0, y.size, BLOCK):
             block = slice(k, k + BLOCK)
             if overlap != NO_OVERLAP:
-                tp, fp, fn = confusion_labels(p[c, block], scale[block], rest[block], y[block], c)
+                tp, fp, fn, volume = confusion_labels(p[c, block], scale[block], rest[block], y[block], c)
                 sums[TP, c] += tp
                 sums[FP, c] += fp
                 sums[FN, c] += fn
             if surprisals != NO_SURPRISAL:
                 hits, volume = class_sum(buffers.row[SPARE, block], y[block], c)
                 sums[HITS, c] += hits
-                sums[VOLUME, c] += volume
+            sums[VOLUME, c] += volume
     return bad
 
 
@@ -108,17 +108,16 @@ def _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, s
                 sums[FP, c] += fp
                 sums[FN, c] += fn
             if surprisals != NO_SURPRISAL:
-                hits, misses, volume = surprisal_soft(
+                hits, misses = surprisal_soft(
                     activation, p[c, block], q[c, block], g[c, block], buffers.rows[X, c, block], w[block],
                     buffers.row[TOP, block], buffers.row[REST, block], gamma, surprisals == ALL,
                     buffers.row[OWN, block], buffers.row[FACTOR, block],
                 )  # fmt: skip
                 sums[HITS, c] += hits
                 sums[MISSES, c] += misses
-                sums[VOLUME, c] += volume
             if far:
                 sums[DISTANCE, c] += class_sum(buffers.row[MEAN, block], y[block], c)[0]
-                sums[VOLUME, c] += surprisal.product_sum(g[c, block], w[block])
+            sums[VOLUME, c] += surprisal.product_sum(g[c, block], w[block])
 
 
 @stage

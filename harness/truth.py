@@ -1,0 +1,220 @@
+"""The reference's account of a case: in any precision, and at nearby points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from twinloss.harness.answers import Answer
+from twinloss.harness.judgement import Precision, blocks
+from twinloss.harness.twin import Array, Case, Elementwise, Twin, function
+
+# Constants and further arguments are moved by this fraction to see how the value depends on them.
+STEP = 2.0**-10
+
+# How many nearby points are looked at, for the luck of single numbers and otherwise, and what counts as many numbers.
+POINTS = 20
+ROUNDS = 3
+MANY = 5000
+
+# A gradient that moves by this share of the largest in its block, for a roundoff of the input, has jumped.
+JUMP = 2.0**-10
+
+Move = Callable[[list[Array]], list[Array]]
+
+
+def reference_options(case: Case, gradient: bool = False) -> dict[str, Any]:
+    """The options as the reference takes them."""
+    made: dict[str, Any] = {}
+    for name, value in case.options.items():
+        made[name] = function(value.numpy) if isinstance(value, Elementwise) else value
+        if gradient and isinstance(value, Elementwise):
+            made[f"{name}_derivative"] = function(value.derivative)
+    return made
+
+
+class Truth:
+    """The reference on the very numbers that the fast twin got, each result worked out when asked for."""
+
+    def __init__(self, twin: Twin, case: Case, real: type[np.floating[Any]] = np.longdouble) -> None:
+        """`real` is the type that the reference computes in."""
+        self.twin = twin
+        self.case = case
+        self.real = real
+        self.precision = Precision.of(case.dtype, real)
+
+    def known_for(self, case: Case) -> Truth:
+        """The truth of a case of the same numbers in another type, with what this one has worked out."""
+        other = Truth(self.twin, case, self.real)
+        other.value, other.gradient = self.value, self.gradient
+        return other
+
+    @cached_property
+    def value(self) -> Array:
+        """The value."""
+        return self.value_of(self.case)
+
+    @cached_property
+    def gradient(self) -> Array:
+        """The gradient."""
+        return self.gradient_of(self.case)
+
+    def plain_points(self) -> Iterator[tuple[Answer, Answer]]:
+        """The reference in the working precision and in its own, here and at nearby points.
+
+        At a single point the plain computation may be right by luck; where there are many voxels, that is less likely.
+        """
+        plain = self.precision.plain
+        for k in range(POINTS if self.few else ROUNDS):
+
+            def move(operands: list[Array], k: int = k) -> list[Array]:
+                near = self._rounded(operands, STEP if k else 0.0, np.random.default_rng(k))
+                return [a.astype(plain).astype(a.dtype) if a.dtype.kind == "f" else a for a in near]
+
+            yield (
+                Answer(self.value_of(self.case, plain, move), self.gradient_of(self.case, plain, move)),
+                Answer(self.value_of(self.case, move=move), self.gradient_of(self.case, move=move)),
+            )
+
+    @property
+    def few(self) -> bool:
+        """Whether the case has so few numbers that single roundings, and luck with them, count."""
+        return self.case.input.values.size < MANY
+
+    def value_of(self, case: Case, real: type[np.floating[Any]] | None = None, move: Move | None = None) -> Array:
+        """The reference's value of any case, at the point to which `move` takes the arguments."""
+        operands = [operand.lifted(real or self.real) for operand in case.operands.values()]
+        if move:
+            operands = move(operands)
+        with np.errstate(all="ignore"):
+            return np.asarray(self.twin.value(*operands, **reference_options(case)))
+
+    def gradient_of(
+        self,
+        case: Case,
+        real: type[np.floating[Any]] | None = None,
+        move: Move | None = None,
+        constants: Mapping[str, float] | None = None,
+    ) -> Array:
+        """The reference's gradient of any case, at the point to which `move` takes the arguments."""
+        real = real or self.real
+        operands = [operand.lifted(real) for operand in case.operands.values()]
+        if move:
+            operands = move(operands)
+        cotangent = case.weights(self.value.shape).astype(real)
+        options = {**reference_options(case, gradient=True), **(constants or {})}
+        with np.errstate(all="ignore"):
+            return np.asarray(self.twin.gradient(*operands, cotangent=cotangent, **options))
+
+    def kappa(self, where: tuple[int, ...]) -> float:
+        """The conditioning of one element of the value: |f| + sum |x df/dx| + sum |c df/dc|."""
+        one = np.zeros(self.value.shape)
+        one[where] = 1
+        case = self.case
+        scalar = self.value.ndim == 0 and case.cotangent is None
+        weighted = replace(case, cotangent=tuple(one.ravel()))
+        gradient = self.gradient if scalar else self.gradient_of(weighted)
+        x = case.input.lifted(self.real)
+        moves = self._move_of_others(where)
+        for b, c in np.ndindex(*x.shape[:2]):
+            with np.errstate(all="ignore"):
+                moves += float(np.nansum(np.abs(self._size(x[b, c]) * gradient[b, c])))
+        for name, constant in self.constants().items():
+            moved = self.value_of(case.having(**{name: constant * (1 + STEP)}))
+            with np.errstate(all="ignore"):
+                moves += float(abs(moved[where] - self.value[where])) / STEP
+        return float(abs(self.value[where])) + moves
+
+    def _size(self, x: Array) -> Array:
+        """What a roundoff of the input is relative to."""
+        return np.maximum(np.abs(x), 1) if self.twin.logits(self.case.options) else np.abs(x)
+
+    def _rounded(self, operands: list[Array], step: float, rng: np.random.Generator) -> list[Array]:
+        """All real arguments off by up to `step`, relative to what they are rounded to."""
+        x, *rest = operands
+        return [x + step * self._size(x) * rng.uniform(-1, 1, x.shape).astype(x.dtype), *_scaled(rest, step, rng)]
+
+    def _move_of_others(self, where: tuple[int, ...]) -> float:
+        """How one element of the value depends on the other real arguments, from a few random directions."""
+        rng = np.random.default_rng(0)
+        worst = 0.0
+        for _ in range(ROUNDS):
+            moved = self.value_of(self.case, move=lambda all_: [all_[0], *_scaled(all_[1:], STEP, rng)])
+            with np.errstate(all="ignore"):
+                worst = max(worst, float(abs(moved[where] - self.value[where])) / STEP)
+        return worst
+
+    def constants(self) -> dict[str, float]:
+        """The real numbers among the options, given or by default."""
+        given = self.twin.defaults() | dict(self.case.options)
+        return {name: given[name] for name in self.twin.constants}
+
+    def spread(self) -> Array:
+        """Per block, how far the gradient moves when all real inputs move by up to one roundoff."""
+        rng = np.random.default_rng(0)
+        u = self.precision.u
+        worst = np.zeros(self.gradient.shape[:2], self.real)
+        for _ in range(ROUNDS):
+            constants = {k: c * (1 + u * rng.uniform(-1, 1)) for k, c in self.constants().items()}
+            near = self.gradient_of(self.case, move=lambda all_: self._rounded(all_, u, rng), constants=constants)
+            with np.errstate(all="ignore"):
+                near -= self.gradient
+            if self.twin.kinks(self.case.options):
+                _drop_jumps(near, self.gradient)
+            worst = np.maximum(worst, blocks(near))
+        return worst
+
+    def own_value(self) -> float:
+        """How exactly the reference itself knows a value that is a difference."""
+        return 64 * self.precision.u_ref * self.twin.unit
+
+    def own_gradient(self) -> Array:
+        """How exactly, per block, the reference itself knows its gradient."""
+        u_ref = self.precision.u_ref
+        floor = 1e4 * u_ref**2 * self.twin.unit
+        worst = np.full(self.gradient.shape[:2], floor, self.real)
+        for lower in (np.float64, np.float32):
+            share = 2 * u_ref / float(np.finfo(lower).eps)
+            if share < 1:
+                with np.errstate(all="ignore"):
+                    off = self.gradient_of(self.case, lower) - self.gradient
+                worst = np.maximum(worst, 64 * share * blocks(off))
+        return worst
+
+    def between(self, rounds: int = 8) -> tuple[Array, Array]:
+        """The smallest and largest gradient, element by element, at points a few roundoffs away."""
+        rng = np.random.default_rng(0)
+        low, high = self.gradient.copy(), self.gradient.copy()
+        for _ in range(rounds):
+            near = self.gradient_of(self.case, move=lambda all_: _jitter(all_, 4 * self.precision.u, rng))
+            np.minimum(low, near, out=low)
+            np.maximum(high, near, out=high)
+        return low, high
+
+
+def _scaled(operands: list[Array], step: float, rng: np.random.Generator) -> list[Array]:
+    """Each real number times 1 + step * d, d random in [-1, 1]; whole numbers (labels, 0, 1) mean themselves."""
+    moved = []
+    for a in operands:
+        real = (a != np.round(a)) if a.dtype.kind == "f" else np.zeros(a.shape, bool)
+        moved.append(
+            np.where(real, a * (1 + step * rng.uniform(-1, 1, a.shape).astype(a.dtype)), a) if real.any() else a
+        )
+    return moved
+
+
+def _drop_jumps(moves: Array, gradient: Array) -> None:
+    """Take out the elements that jumped across a kink: far more than rounding moves them, and judged by `between`."""
+    for i, norm in np.ndenumerate(blocks(gradient)):
+        moves[i] = np.where(np.abs(moves[i]) > JUMP * norm, 0, moves[i])
+
+
+def _jitter(operands: list[Array], step: float, rng: np.random.Generator) -> list[Array]:
+    """The input moved to either side of where it is."""
+    x, *rest = operands
+    signs = rng.choice([-1.0, 1.0], x.shape).astype(x.dtype)
+    return [x + step * np.maximum(np.abs(x), 1) * signs, *rest]
