@@ -1,0 +1,94 @@
+"""The command line: reports, errors, exit codes, interruption."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from twinloss import __version__
+from twinloss.harness import real
+from twinloss.harness.catalogue import TWINS, UnknownLossError, find
+from twinloss.harness.cli import app
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"})
+
+
+def test_version():
+    assert run("--version").output == f"twinloss {__version__}\n"
+
+
+def test_list_shows_losses_options_and_defaults():
+    output = run("list").output
+    for twin in TWINS:
+        assert twin.name in output
+        for option in twin.options:
+            assert option in output
+    assert "1e-05" in output
+
+
+def test_unknown_loss_suggests_the_nearest():
+    done = run("verify", "dise")
+    assert done.exit_code == 2
+    assert "did you mean 'dice'?" in done.output
+    with pytest.raises(UnknownLossError, match="masked_dice"):
+        find("masked_dise")
+    with pytest.raises(UnknownLossError, match="known losses: dice"):
+        find("zzz")
+
+
+@pytest.mark.skipif(os.getuid() == 0 and not os.path.exists("/proc"), reason="needs a folder that nobody can write to")
+def test_a_report_folder_that_cannot_be_written_is_said_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    start = time.monotonic()
+    done = run("verify", "dice", "--report", str(tmp_path / "file" / "report"))
+    assert done.exit_code == 2
+    assert "cannot write into" in done.output
+    assert time.monotonic() - start < 5
+
+
+def test_report_holds_what_is_needed_to_see_it_again(tmp_path):
+    done = run("verify", "dice", "--dtype", "float32", "--examples", "20", "--seed", "3", "--no-real",
+               "--report", str(tmp_path))  # fmt: skip
+    assert done.exit_code in (0, 1)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["seed"] == 3
+    assert {"python", "numpy", "scipy", "torch", "numba", "hypothesis", "twinloss"} <= set(report["versions"])
+    assert {"cpu", "cores", "platform"} <= set(report["machine"])
+    (row,) = report["rows"]
+    assert (row["loss"], row["dtype"], row["data"]) == ("dice", "float32", "generated")
+    assert "dice" in done.output
+    scripts = list(tmp_path.glob("*.py"))
+    assert bool(scripts) == (row["counterexample"] is not None)
+
+
+def test_missing_brain_is_a_note_and_no_failure(monkeypatch):
+    def missing():
+        raise ImportError("nilearn is missing")
+
+    monkeypatch.setattr(real, "brain", missing)
+    done = run("verify", "dice", "--dtype", "bfloat16", "--examples", "5", "--seed", "0")
+    assert "real images left out: nilearn is missing" in re.sub(r"\s+", " ", done.output)
+
+
+def test_interruption_keeps_the_results(tmp_path):
+    command = [sys.executable, "-m", "twinloss", "verify", "dice", "--dtype", "bfloat16", "--examples", "100000",
+               "--no-real", "--report", str(tmp_path)]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    time.sleep(12)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode in (130, 1), output
+    report = json.loads((tmp_path / "report.json").read_text())
+    (row,) = report["rows"]
+    assert row["cases"] > 0
+    if process.returncode == 130:
+        assert report["interrupted"]
+        assert "interrupted" in output
