@@ -33,6 +33,8 @@ app = typer.Typer(
 Dtype = Enum("Dtype", {name: name for name in DTYPES}, type=str)  # type: ignore[misc]
 Losses = Annotated[list[str] | None, typer.Argument(help="Which losses; all if none is named.", show_default=False)]
 console = Console()
+if not console.is_terminal:
+    console = Console(width=110)  # a file or a pipe has no width; the tables need more than 80 columns
 
 
 def main() -> None:
@@ -128,7 +130,7 @@ def _tell(seen: Verification, folder: Path | None) -> None:
     from twinloss.harness import report as reports
 
     console.print(reports.table(seen))
-    console.print(reports.LEGEND, style="dim")
+    console.print(reports.LEGEND, style="dim", soft_wrap=True)
     for note in seen.notes:
         console.print(note, style="yellow")
     for row in seen.rows:

@@ -25,6 +25,7 @@ SABOTAGE: dict[str, Callable[[Array], Array]] = {
 }
 
 
+@np.errstate(all="ignore")
 def survivors(trials: Iterable[Trial]) -> list[str]:
     """The sabotaged answers that no trial's judge objected to: empty if the judge can fail."""
     alive = {(name, part) for name in SABOTAGE for part in ("value", "gradient")} - {("shuffled", "value")}
@@ -43,6 +44,7 @@ def survivors(trials: Iterable[Trial]) -> list[str]:
     ]
 
 
+@np.errstate(all="ignore")
 def changes_result(twin: Twin, case: Case, option: str) -> bool:
     """Whether the reference answers differently when an option goes back to its default."""
     with_it, without = Truth(twin, case, np.float64), Truth(twin, case.having(**{option: None}), np.float64)

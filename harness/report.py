@@ -29,7 +29,7 @@ def table(seen: Verification) -> Table:
         title=f"twinloss verify, seed {seen.seed}", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
         pad_edge=False, collapse_padding=True,
     )  # fmt: skip
-    made.add_column("loss", overflow="fold", min_width=11, max_width=15)
+    made.add_column("loss", overflow="fold", min_width=11)
     for column in ("dtype", "data"):
         made.add_column(column, no_wrap=True)
     for column in ("cases", "value\nx, bits", "gradient\nx, bits", "laws", "pairs"):

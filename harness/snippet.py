@@ -92,6 +92,7 @@ sys.exit(trial.kind is not None)
 '''
 
 
+@np.errstate(all="ignore")
 def snippet(twin: Twin, trial: Trial) -> str:
     """The script: plain comparison if that shows the failure, else through the harness."""
     if trial.kind in ("value", "gradient", "error", "reference"):

@@ -35,6 +35,7 @@ class Trial:
     answer: Answer | None = field(default=None, repr=False)
 
 
+@np.errstate(all="ignore")  # the judge looks for NaN and infinity itself
 def examine(twin: Twin, case: Case, truth: Truth | None = None) -> Trial:
     """Ask both twins, and judge; by a truth that is known already, if one is given."""
     truth = truth or Truth(twin, case)
