@@ -45,7 +45,7 @@ _OVERLAPS = ("none", "product", "minimum", "squared")
 _SURPRISALS = ("none", "target", "all")
 
 # Voxels of a chunk: the unit that threads share out, and the unit of the fixed order of float64 sums.
-_CHUNK = 2**15
+_CHUNK = 2**16
 
 # Target types that the kernel reads as they are, by the number it knows them by; others are widened first.
 _NATIVE = {

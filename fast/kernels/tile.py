@@ -14,7 +14,7 @@ from numba import njit
 from twinloss.fast.kernels.elementary import exp_nonpositive
 
 # Voxels of a tile for four classes or fewer; more classes share the same room.
-TILE = 1472
+TILE = 4032
 # Sums are float32 over so many voxels, spread over vector lanes of a few additions each, and float64 beyond.
 BLOCK = 512
 IDENTITY, SIGMOID, SOFTMAX = 0, 1, 2
