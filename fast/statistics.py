@@ -44,8 +44,8 @@ _ACTIVATIONS = ("identity", "sigmoid", "softmax")
 _OVERLAPS = ("none", "product", "minimum", "squared")
 _SURPRISALS = ("none", "target", "all")
 
-# Voxels of a chunk: the unit that threads share out, and the unit of the fixed order of float64 sums.
-_CHUNK = 2**16
+# Voxels of a chunk: the unit that threads share out, and the unit of the fixed order of float64 sums; whole tiles.
+_CHUNK = 16 * 4032
 
 # Target types that the kernel reads as they are, by the number it knows them by; others are widened first.
 _NATIVE = {

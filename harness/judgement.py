@@ -33,7 +33,8 @@ result's type, and a few of the smallest normal numbers of the precision that is
 images) with roundoff `u_ref`, which is added to `u`. Where it subtracts terms of size 1 (a twin's
 `unit`) that all but cancel, a nearly perfect prediction for one, the small rest is known to 64
 u_ref only. For the gradient the rest's error is taken from how far the reference in the two next
-lower precisions is off, scaled to its own, and never below 10^4 u_ref^2.
+lower precisions is off, scaled to its own, and never below 10^4 u_ref^2, or u_ref
+where a tie that only its own rounding made may put it on a kink.
 
 **Lazily.** kappa >= |ref|, and the perturbed gradients only add. So the error is first held
 against the bound without them; when it is within, the case has passed, and the ratio that is

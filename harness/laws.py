@@ -54,11 +54,11 @@ def breach(law: Law, twin: Twin, case: Case) -> str | None:
 
 
 def contradiction(twin: Twin, claim: Claim) -> str | None:
-    """Why a claim does not hold, or None. A claim about numbers that are not finite says nothing."""
+    """Why a claim does not hold, or None. A claim about numbers that the type cannot hold says nothing."""
     got, want = np.asarray(claim.got, np.float64), np.asarray(claim.want, np.float64)
     if got.shape != want.shape:
         return f"{claim.part} has shape {got.shape}, expected {want.shape}"
-    if not np.isfinite(want).all():
+    if not (np.abs(want) <= Precision.of(claim.base.dtype).largest).all():
         return None
     difference = float(np.max(np.abs(got - want), initial=0))
     if difference == 0:

@@ -98,7 +98,7 @@ class Truth:
         case: Case,
         real: type[np.floating[Any]] | None = None,
         move: Move | None = None,
-        constants: Mapping[str, float] | None = None,
+        constants: Mapping[str, Any] | None = None,
     ) -> Array:
         """The reference's gradient of any case, at the point to which `move` takes the arguments."""
         real = real or self.real
@@ -159,12 +159,13 @@ class Truth:
         u = self.precision.u
         worst = np.zeros(self.gradient.shape[:2], self.real)
         for _ in range(ROUNDS):
-            constants = {k: c * (1 + u * rng.uniform(-1, 1)) for k, c in self.constants().items()}
+            # In the reference's own type: a Python float does not move by 2^-53.
+            constants = {k: self.real(c) * (1 + self.real(u * rng.uniform(-1, 1))) for k, c in self.constants().items()}
             near = self.gradient_of(self.case, move=lambda all_: self._rounded(all_, u, rng), constants=constants)
             with np.errstate(all="ignore"):
                 near -= self.gradient
             if self.twin.kinks(self.case.options):
-                _drop_jumps(near, self.gradient)
+                _drop_jumps(near, self.gradient, self.twin.unit)
             worst = np.maximum(worst, blocks(near))
         return worst
 
@@ -175,7 +176,8 @@ class Truth:
     def own_gradient(self) -> Array:
         """How exactly, per block, the reference itself knows its gradient."""
         u_ref = self.precision.u_ref
-        floor = 1e4 * u_ref**2 * self.twin.unit
+        # At a kink: 1 - 1e-30 is a tie with 1 for the reference, and no tie for a twin that keeps the 1e-30.
+        floor = (u_ref if self.twin.kinks(self.case.options) else 1e4 * u_ref**2) * self.twin.unit
         worst = np.full(self.gradient.shape[:2], floor, self.real)
         for lower in (np.float64, np.float32):
             share = 2 * u_ref / float(np.finfo(lower).eps)
@@ -207,10 +209,12 @@ def _scaled(operands: list[Array], step: float, rng: np.random.Generator) -> lis
     return moved
 
 
-def _drop_jumps(moves: Array, gradient: Array) -> None:
+def _drop_jumps(moves: Array, gradient: Array, unit: float) -> None:
     """Take out the elements that jumped across a kink: far more than rounding moves them, and judged by `between`."""
     for i, norm in np.ndenumerate(blocks(gradient)):
-        moves[i] = np.where(np.abs(moves[i]) > JUMP * norm, 0, moves[i])
+        # A gradient that is 0 by cancellation moves by more than its share without a jump.
+        least = JUMP**2 * unit / moves[i].size
+        moves[i] = np.where(np.abs(moves[i]) > max(JUMP * norm, least), 0, moves[i])
 
 
 def _jitter(operands: list[Array], step: float, rng: np.random.Generator) -> list[Array]:

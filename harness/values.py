@@ -89,8 +89,8 @@ NUMBERS: dict[str, Callable[[Rng, tuple[int, ...], str], Array]] = {
 # Kinds that are probabilities as they are, or next to 0.
 WITHIN_UNIT = ("probabilities", "unit", "subnormal", "not_a_number")
 
-# Kinds whose probabilities may underflow.
-VANISHING = ("wide", "saturated", "subnormal")
+# Kinds whose probabilities may underflow; the contrast of `offset` is 64 and more in bfloat16.
+VANISHING = ("wide", "saturated", "subnormal", "offset")
 
 
 def any_labels(rng: Rng, shape: tuple[int, ...], classes: int) -> Array:

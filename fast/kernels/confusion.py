@@ -22,7 +22,7 @@ def _difference(p, q, g, half, one):
 def confusion_labels(e, scale, rest, y, c):
     """The sums of class c for the target y == c and the softmax e * scale: where trainings spend their time."""
     zero, one = e.dtype.type(0), e.dtype.type(1)
-    tp, fp, fn, volume = zero, zero, zero, zero
+    tp, fp, fn = zero, zero, zero
     for i in range(e.size):
         p = e[i] * scale[i]
         q = rest[i] * scale[i] if e[i] == one else one - p
@@ -30,8 +30,7 @@ def confusion_labels(e, scale, rest, y, c):
         tp += p if hit else zero
         fp += zero if hit else p
         fn += q if hit else zero
-        volume += one if hit else zero
-    return tp, fp, fn, volume
+    return tp, fp, fn
 
 
 @sums_stage

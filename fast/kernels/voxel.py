@@ -82,7 +82,9 @@ def _forward_common(x, target, item, overlap, surprisals, gamma, ignore, b, lo, 
         for k in range(0, y.size, BLOCK):
             block = slice(k, k + BLOCK)
             if overlap != NO_OVERLAP:
-                tp, fp, fn, volume = confusion_labels(p[c, block], scale[block], rest[block], y[block], c)
+                tp, fp, fn = confusion_labels(p[c, block], scale[block], rest[block], y[block], c)
+                # p and 1 - p of each voxel add up to 1, so those of a block to their count, to a small part of 1.
+                volume = np.rint(tp + fn)
                 sums[TP, c] += tp
                 sums[FP, c] += fp
                 sums[FN, c] += fn
