@@ -94,7 +94,7 @@ def test_given_options_are_kept():
 
 @pytest.mark.parametrize("law", DICE.laws, ids=lambda law: law.name)
 def test_each_law_finds_cases(law):
-    assert any(law.applies(case) for case in drawn(DICE, "float32", 20, law=law))
+    assert any(law.applies(case) for case in drawn(DICE, "float32", 100, law=law))
 
 
 @pytest.mark.parametrize("act", [value for value in DICE.options["other_act"] if value is not None], ids=str)
