@@ -32,7 +32,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 clean:  ## remove the environment and all that tools left behind
-	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist twinloss-report .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find reference fast harness src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:

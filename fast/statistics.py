@@ -349,8 +349,8 @@ def _voxel_sums_backward(
     by_item = [np.empty((0, 0), out.dtype)] * x.shape[0]
     if matrix is not None:
         by_item = list((slopes[voxel.DISTANCE][:, :, None] * matrix).to(x.dtype).numpy())
-    # TP - FN, the slope in p where g = 1, may cancel: it is rounded once.
-    hit = slopes[voxel.TP] - slopes[voxel.FN]
+    # TP - FN, the slope in p where g = 1, or TP - 2 FN, that in g where p = 0, may cancel: it is rounded once.
+    hit = slopes[voxel.TP] - (2 if overlap == "squared" else 1) * slopes[voxel.FN]
     slopes_by_row = torch.cat([slopes, hit[None]]).to(x.dtype).numpy()
 
     def work(chunk: int) -> None:

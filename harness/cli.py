@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 Dtype = Enum("Dtype", {name: name for name in DTYPES}, type=str)  # type: ignore[misc]
 Losses = Annotated[list[str] | None, typer.Argument(help="Which losses; all if none is named.", show_default=False)]
+REPORT = Path("twinloss-report")
 console = Console()
 if not console.is_terminal:
     console = Console(width=110)  # a file or a pipe has no width; the tables need more than 80 columns
@@ -66,10 +67,8 @@ def _twins(names: list[str] | None) -> list[Twin]:
         raise typer.BadParameter(str(error)) from error
 
 
-def _writable(folder: Path | None) -> Path | None:
+def _writable(folder: Path) -> Path:
     """The folder, made if need be, once a file has been written into it and removed."""
-    if folder is None:
-        return None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -88,7 +87,7 @@ twinloss verify dice --examples 2000     a longer hunt
 
 twinloss verify dice --dtype bfloat16 --no-real --seed 7
 
-twinloss verify --report out             also out/report.json and a script for each counterexample
+twinloss verify --report out             report.json, and a script for each counterexample, in out/
 
 [bold]Exit status[/]: 0 none failed, 1 a twin or the check itself failed, 2 usage, 130 interrupted (what
 was found is kept). A degraded twin is shown and does not fail.
@@ -104,7 +103,9 @@ def verify(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draw; a fresh one, which is shown.")] = None,
     thorough: Annotated[bool, typer.Option("--thorough", help="Ten times the cases, and all four types.")] = False,
-    report: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write report.json and scripts.")] = None,
+    report: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where to write report.json, and a script for each counterexample.")
+    ] = REPORT,
     real: Annotated[bool, typer.Option(help="Also a real brain at full size.")] = True,
 ) -> None:
     """Look for an input on which a fast loss differs from its reference."""
@@ -125,7 +126,7 @@ def verify(
     raise typer.Exit(seen.exit_code)
 
 
-def _tell(seen: Verification, folder: Path | None) -> None:
+def _tell(seen: Verification, folder: Path) -> None:
     """The table, what it cannot say, and the files."""
     from twinloss.harness import report as reports
 
@@ -134,14 +135,14 @@ def _tell(seen: Verification, folder: Path | None) -> None:
     for note in seen.notes:
         console.print(note, style="yellow")
     for row in seen.rows:
-        _explain(row, folder)
-    for path in reports.write(seen, folder) if folder else ():
+        _explain(row)
+    for path in reports.write(seen, folder):
         console.print(f"wrote {path}")
     if seen.interrupted:
         console.print("interrupted: the table holds what was seen until then", style="magenta")
 
 
-def _explain(row: Hunt, folder: Path | None) -> None:
+def _explain(row: Hunt) -> None:
     """Say in words what the table cannot."""
     name = f"{row.twin.name} {row.dtype} {row.data}"
     if row.degraded:
@@ -150,9 +151,8 @@ def _explain(row: Hunt, folder: Path | None) -> None:
         console.print(f"{name}: the check itself: {problem}", style="red", markup=False)
     if row.counterexample:
         console.print(f"{name}: {row.counterexample.message}", style="red", markup=False)
-        if folder is None:
-            console.print("This script shows it, and fails until it is mended:")
-            console.print(Syntax(row.counterexample.snippet, "python", word_wrap=True))
+        console.print("This script shows it, and fails until it is mended:")
+        console.print(Syntax(row.counterexample.snippet, "python", word_wrap=True))
 
 
 @app.command("list")
@@ -185,7 +185,7 @@ def bench(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write benchmarks.md and .json.")] = None,
 ) -> None:
     """Time forward and backward of the fast losses beside MONAI's, and measure their memory."""
-    twins, folder = _twins(losses), _writable(out)
+    twins, folder = _twins(losses), _writable(out) if out else None
     from twinloss.harness import bench as benches
 
     try:

@@ -128,11 +128,10 @@ def _input(draft: Draft, target: Array) -> Array:
 
 def _suitable(draft: Draft) -> list[str]:
     """The kinds of numbers that lie in the domain of the options."""
-    options = draft.options
-    activated = is_activated(options, draft.sizes.classes)
-    kinds = list(values.NUMBERS) if activated else values.WITHIN_UNIT
+    activated = is_activated(draft.options, draft.sizes.classes)
+    kinds = values.NUMBERS if activated else values.WITHIN_UNIT
     # Without smooth_dr a class that all but vanishes is 0/0, or not, by what underflows.
-    vanishing = values.VANISHING if options.get("smooth_dr") == 0 else ()
+    vanishing = values.VANISHING if draft.options.get("smooth_dr") == 0 else ()
     return [kind for kind in kinds if kind not in vanishing]
 
 

@@ -19,8 +19,10 @@ from twinloss.harness.snippet import snippet
 from twinloss.harness.trial import Trial, examine
 from twinloss.harness.twin import Twin
 
-# How often at least each law is tried, how many cases are large, and how many trials the vacuity guard may go through.
+# How often at least each law is tried (some apply to few of the cases that are drawn for them, hence the attempts), how
+# many cases are large, and how many trials the vacuity guard may go through.
 LAW_TRIALS = 3
+LAW_ATTEMPTS = 10
 LARGE_TRIALS = 6
 KEPT = 40
 
@@ -142,7 +144,7 @@ def _free_and_missing(seen: Hunt, examples: int, start: int, tick: Callable[[], 
     for row in coverage.covering_rows(twin, missing):
         _draw(seen, row, None, 1, start, tick)
     for law in twin.laws:
-        for attempt in range(LAW_TRIALS):
+        for attempt in range(LAW_ATTEMPTS):
             if seen.laws[law.name] < LAW_TRIALS:
                 _draw(seen, {}, law, 2 * LAW_TRIALS, start + attempt, tick)
     for name, text in sorted(guard.option_values(twin) - seen.live):

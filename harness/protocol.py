@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Iterator
 
@@ -10,7 +11,7 @@ import torch
 
 from twinloss.harness.answers import ask_fast, expected_warnings_silent, fast_options, widened
 from twinloss.harness.laws import Claim, Law
-from twinloss.harness.twin import Case, Twin
+from twinloss.harness.twin import Case, Elementwise, Twin
 
 
 def _flag(holds: bool, case: Case) -> Claim:
@@ -24,8 +25,8 @@ def _leaves_its_arguments(twin: Twin, case: Case) -> Iterator[Claim]:
     with expected_warnings_silent():
         value = twin.fast(**fast_options(case))(tensors[0].requires_grad_(), *tensors[1:])
         value.sum().backward()
-    for tensor, copy in zip(tensors, copies, strict=True):
-        now, before = (widened(t.nan_to_num(nan=0.5)) for t in (tensor, copy))
+    for tensor, untouched in zip(tensors, copies, strict=True):
+        now, before = (widened(t.nan_to_num(nan=0.5)) for t in (tensor, untouched))
         yield Claim("value", now, before, case, exact=True)
     storages = {tensor.untyped_storage().data_ptr() for tensor in tensors}
     gradient = tensors[0].grad
@@ -63,6 +64,36 @@ def _asks_for_no_more(twin: Twin, case: Case) -> Iterator[Claim]:
     yield Claim("value", widened(value), ask_fast(twin, case).value, case, exact=True)
 
 
+def _copies_answer_alike(twin: Twin, case: Case) -> Iterator[Claim]:
+    loss = twin.fast(**fast_options(case))
+    made = [copy.deepcopy(loss)]
+    if not any(isinstance(value, Elementwise) for value in case.options.values()):  # a lambda cannot be pickled
+        made.append(pickle.loads(pickle.dumps(loss)))
+    restored = twin.fast(**fast_options(case))
+    restored.load_state_dict(loss.state_dict())
+    tensors = [operand.tensor() for operand in case.operands.values()]
+    with expected_warnings_silent():
+        want = widened(loss(*tensors))
+        for other in (*made, restored):
+            yield Claim("value", widened(other(*tensors)), want, case, exact=True)
+
+
+def _hands_out_no_buffer(twin: Twin, case: Case) -> Iterator[Claim]:
+    """Overwriting the results of a call must not show in the next."""
+    loss = twin.fast(**fast_options(case))
+    answers = []
+    with expected_warnings_silent():
+        for _ in range(2):
+            x, *rest = (o.tensor() for o in case.operands.values())
+            value = loss(x.requires_grad_(), *rest)
+            (gradient,) = torch.autograd.grad(value.sum(), x)
+            answers.append((widened(value).copy(), widened(gradient).copy()))
+            value.detach().fill_(torch.nan)
+            gradient.fill_(torch.nan)
+    for part, first, second in zip(("value", "gradient"), *answers, strict=True):
+        yield Claim(part, second, first, case, exact=True)
+
+
 def _no_grad(twin: Twin, case: Case) -> Iterator[Claim]:
     with torch.no_grad(), expected_warnings_silent():
         x, *rest = (o.tensor() for o in case.operands.values())
@@ -75,5 +106,7 @@ PROTOCOL = (
     Law("a second call gives the same bits", _repeats_bitwise),
     Law("a forward leaves no state", _keeps_no_state),
     Law("a gradient only when asked for", _asks_for_no_more),
+    Law("a copy, pickled or by its state, answers alike", _copies_answer_alike),
+    Law("results are nobody's buffer", _hands_out_no_buffer),
     Law("no graph under no_grad", _no_grad),
 )

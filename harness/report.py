@@ -48,7 +48,7 @@ def table(seen: Verification) -> Table:
 LEGEND = (
     "x: worst error as a multiple of its bound. bits: how many last bits of the result are\n"
     "wrong, 3 at the bound. pairs: of option values that were tried together. degraded: beyond\n"
-    "the bound, but the plain formula in the same type is off as well."
+    "the bound, but by no more than twice what the plain formula is off in the same type."
 )
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from twinloss.harness.twin import Case, Elementwise, PerCase, Sizes
 
-# In [0, 1], and with a derivative that torch itself does not lose to cancellation where it saturates, as it
-# does that of tanh, 1 - tanh^2: what is under test is the loss, not its caller's activation.
+# In [0, 1], where the losses are defined, and with a derivative that torch itself does not lose to cancellation where
+# it saturates, as it does that of tanh, 1 - tanh^2: what is under test is the loss, not its caller's activation.
 BELL = Elementwise("1 / (1 + x * x)", "1 / (1 + x * x)", "-2 * x / (1 + x * x) ** 2")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from twinloss.harness.answers import Answer
 from twinloss.harness.judgement import Precision, blocks
 from twinloss.harness.twin import Array, Case, Elementwise, Twin, function
+from twinloss.reference.activation import softmax
 
 # Constants and further arguments are moved by this fraction to see how the value depends on them.
 STEP = 2.0**-10
@@ -23,6 +24,8 @@ MANY = 5000
 
 # A gradient that moves by this share of the largest in its block, for a roundoff of the input, has jumped.
 JUMP = 2.0**-10
+# And by this many roundoffs of a twin's unit.
+MOVED = 64
 
 Move = Callable[[list[Array]], list[Array]]
 
@@ -130,13 +133,21 @@ class Truth:
         return float(abs(self.value[where])) + moves
 
     def _size(self, x: Array) -> Array:
-        """What a roundoff of the input is relative to."""
+        """What a roundoff of the input is relative to, so that its activation is off by a roundoff too."""
+        act = self.case.options.get("other_act")
+        if act is not None:
+            with np.errstate(all="ignore"):
+                size: Array = np.fmax(np.abs(x), np.abs(function(act.numpy)(x) / function(act.derivative)(x)))
+            return size
         return np.maximum(np.abs(x), 1) if self.twin.logits(self.case.options) else np.abs(x)
 
-    def _rounded(self, operands: list[Array], step: float, rng: np.random.Generator) -> list[Array]:
-        """All real arguments off by up to `step`, relative to what they are rounded to."""
+    def _rounded(
+        self, operands: list[Array], step: float, rng: np.random.Generator, alike: bool = False
+    ) -> list[Array]:
+        """All real arguments off by up to `step`, relative to what they are rounded to; if `alike` x by just that."""
         x, *rest = operands
-        return [x + step * self._size(x) * rng.uniform(-1, 1, x.shape).astype(x.dtype), *_scaled(rest, step, rng)]
+        directions = 1.0 if alike else rng.uniform(-1, 1, x.shape).astype(x.dtype)
+        return [x + step * self._size(x) * directions, *_scaled(rest, step, rng)]
 
     def _move_of_others(self, where: tuple[int, ...]) -> float:
         """How one element of the value depends on the other real arguments, from a few random directions."""
@@ -158,16 +169,38 @@ class Truth:
         rng = np.random.default_rng(0)
         u = self.precision.u
         worst = np.zeros(self.gradient.shape[:2], self.real)
-        for _ in range(ROUNDS):
+        for k in range(ROUNDS):
             # In the reference's own type: a Python float does not move by 2^-53.
             constants = {k: self.real(c) * (1 + self.real(u * rng.uniform(-1, 1))) for k, c in self.constants().items()}
-            near = self.gradient_of(self.case, move=lambda all_: self._rounded(all_, u, rng), constants=constants)
+
+            def move(operands: list[Array], alike: bool = k == 0) -> list[Array]:
+                return self._rounded(operands, u, rng, alike)
+
+            near = self.gradient_of(self.case, move=move, constants=constants)
             with np.errstate(all="ignore"):
                 near -= self.gradient
             if self.twin.kinks(self.case.options):
-                _drop_jumps(near, self.gradient, self.twin.unit)
+                _drop_jumps(near, self.gradient, MOVED * u * self.twin.unit)
             worst = np.maximum(worst, blocks(near))
         return worst
+
+    def sizes(self) -> Array:
+        """Per block, the size of the terms whose difference the gradient may be: the largest gradient, or those below.
+
+        A softmax's gradient is p_c sum_k p_k (h_c - h_k), h that in p, and every h is rounded.
+        """
+        sizes = blocks(self.gradient)
+        x = self.case.input.lifted(self.real)
+        if not self.case.options.get("softmax") or x.shape[1] == 1:
+            return sizes
+        with np.errstate(all="ignore"):
+            p = softmax(x)
+            h = np.abs(self.gradient_of(self.case.having(softmax=None).with_values(input=p)))
+            for c in range(x.shape[1]):
+                others = np.arange(x.shape[1]) != c
+                terms = p[:, c : c + 1] * (p * (h[:, c : c + 1] + h))[:, others].sum(1, keepdims=True)
+                sizes[:, c] = np.maximum(sizes[:, c], blocks(terms)[:, 0])
+        return sizes
 
     def own_value(self) -> float:
         """How exactly the reference itself knows a value that is a difference."""
@@ -209,11 +242,12 @@ def _scaled(operands: list[Array], step: float, rng: np.random.Generator) -> lis
     return moved
 
 
-def _drop_jumps(moves: Array, gradient: Array, unit: float) -> None:
-    """Take out the elements that jumped across a kink: far more than rounding moves them, and judged by `between`."""
+def _drop_jumps(moves: Array, gradient: Array, least: float) -> None:
+    """Take out the elements that jumped across a kink: far more than rounding moves them, and judged by `between`.
+
+    Whatever moves by no more than `least` has not jumped: a gradient may be 0 by cancellation.
+    """
     for i, norm in np.ndenumerate(blocks(gradient)):
-        # A gradient that is 0 by cancellation moves by more than its share without a jump.
-        least = JUMP**2 * unit / moves[i].size
         moves[i] = np.where(np.abs(moves[i]) > max(JUMP * norm, least), 0, moves[i])
 
 

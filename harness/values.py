@@ -89,7 +89,7 @@ NUMBERS: dict[str, Callable[[Rng, tuple[int, ...], str], Array]] = {
 # Kinds that are probabilities as they are, or next to 0.
 WITHIN_UNIT = ("probabilities", "unit", "subnormal", "not_a_number")
 
-# Kinds whose probabilities may underflow; the contrast of `offset` is 64 and more in bfloat16.
+# Kinds whose probabilities, or their squares, may underflow; the contrast of `offset` is 64 and more in bfloat16.
 VANISHING = ("wide", "saturated", "subnormal", "offset")
 
 
@@ -132,9 +132,7 @@ def target(rng: Rng, kind: str, labels: Array, classes: int, dtype: str) -> Arra
         return rng.integers(0, 2, shape)
     if kind == "soft_eighths":
         return rng.integers(0, 9, shape) / 8
-    # Never far below a prediction: with p >> g the gradient of a lone voxel, -2 g^2 / D^2, is the rest of
-    # two larger terms that cancel, which no bound in terms of the arguments foresees.
-    return rounded(rng.uniform(0.2, 1, shape), dtype)
+    return rounded(rng.random(shape), dtype)
 
 
 MASKS = ("ones", "hard", "zero_item", "soft")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from twinloss.harness.answers import Answer
-from twinloss.harness.judgement import C, Finding, blocks, bound, distance, finding, grade, unlike
+from twinloss.harness.judgement import Finding, blocks, bound, distance, finding, grade, unlike
 from twinloss.harness.truth import Truth
 from twinloss.harness.twin import Array
 
@@ -22,22 +22,20 @@ def judge_value(truth: Truth, fast: Array) -> Finding:
         return Finding("value", "fail", np.inf)
     errors = distance(fast, ref)
     bounds = value_bounds(truth, errors)
-    return finding("value", errors, bounds, grade(errors, bounds, lambda: _plain_value_errors(truth), _times(truth)))
+    return finding("value", errors, bounds, grade(errors, bounds, lambda: _plain_value_errors(truth)))
 
 
 def judge_gradient(truth: Truth, fast: Array) -> Finding:
     """The gradient, block by block."""
     ref = truth.gradient
     largest = truth.precision.largest
-    if fast.shape != ref.shape or any(unlike(fast[i], ref[i], largest).any() for i in _blocks(ref)):
+    if fast.shape != ref.shape or any(unlike(fast[i], ref[i], largest, poles=True).any() for i in _blocks(ref)):
         return Finding("gradient", "fail", np.inf)
     errors = _block_errors(fast, ref)
     bounds = gradient_bounds(truth, errors)
     if (errors > bounds).any() and truth.twin.kinks(truth.case.options):
         errors = _outside_errors(truth, fast)
-    return finding(
-        "gradient", errors, bounds, grade(errors, bounds, lambda: _plain_gradient_errors(truth), _times(truth))
-    )
+    return finding("gradient", errors, bounds, grade(errors, bounds, lambda: _plain_gradient_errors(truth)))
 
 
 def value_bounds(truth: Truth, errors: Array) -> Array:
@@ -57,12 +55,8 @@ def gradient_bounds(truth: Truth, errors: Array) -> Array:
     norms = blocks(truth.gradient)
     bounds = bound(norms, norms, truth.precision)
     if (errors > bounds).any():
-        bounds = bound(norms, norms, truth.precision, truth.spread(), truth.own_gradient())
+        bounds = bound(truth.sizes(), norms, truth.precision, truth.spread(), truth.own_gradient())
     return bounds
-
-
-def _times(truth: Truth) -> float:
-    return C if truth.few else 2.0
 
 
 def _blocks(values: Array) -> list[tuple[int, ...]]:
@@ -100,4 +94,4 @@ def _plain_gradient_errors(truth: Truth) -> Array:
 
 def _plain_errors(plain: Array, ref: Array, truth: Truth) -> Array:
     errors = distance(plain, ref)
-    return np.where(unlike(plain, ref, truth.precision.largest), np.inf, errors)
+    return np.where(unlike(plain, ref, truth.precision.largest, poles=True), np.inf, errors)

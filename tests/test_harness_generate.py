@@ -30,7 +30,7 @@ def drawn(twin, dtype, count, options=None, law=None, large=False):
 
 @pytest.fixture(scope="module")
 def masked():
-    return drawn(MASKED_DICE, "float32", 600)
+    return drawn(MASKED_DICE, "float32", 1500)
 
 
 def test_every_kind_occurs(masked):

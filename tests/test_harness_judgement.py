@@ -86,7 +86,10 @@ def test_a_small_class_is_not_hidden_behind_a_large_one():
 def test_nan_and_infinity_must_meet():
     largest = Precision.of("float16").largest
     assert unlike(np.array([np.nan, 1.0, np.inf]), np.array([1.0, np.inf, 1.0]), largest).all()
-    assert not unlike(np.array([np.nan, 1.0, -np.inf]), np.array([np.nan, 2.0, np.inf]), largest).any()
+    other = np.array([np.nan, np.inf, -np.inf]), np.array([np.inf, -np.inf, np.nan])
+    assert unlike(*other, largest).all()
+    assert not unlike(*other, largest, poles=True).any()
+    assert not unlike(np.array([np.nan, 1.0, -np.inf]), np.array([np.nan, 2.0, -np.inf]), largest).any()
 
 
 def test_overflow_of_the_result_type_is_no_fault():

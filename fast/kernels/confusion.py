@@ -92,7 +92,7 @@ def gradient_labels(e, scale, y, hits, misses, top_slope, mean, out, b, lo):
 
 @stage
 def add_confusion_slope(p, q, g, w, tp, fp, fn, hit, overlap, h):
-    """Add dL/dp to h, given dL/d(TP, FP, FN) of the class and the first less the last."""
+    """Add dL/dp to h, given dL/d(TP, FP, FN) of the class and the first less the last, or twice the last if squared."""
     real = p.dtype.type
     zero, half, one, two = real(0), real(0.5), real(1), real(2)
     tie = half * (hit + fp)
@@ -103,8 +103,10 @@ def add_confusion_slope(p, q, g, w, tp, fp, fn, hit, overlap, h):
             slope = (one - target) * fp + target * hit
         elif overlap == MINIMUM:
             slope = hit if d < zero else (fp if d > zero else tie)
-        else:
-            slope = target * tp + two * d * (fn if d < zero else fp)
+        elif abs(tp) <= abs(hit):
+            slope = target * tp + two * d * fp
+        else:  # the same, where nu outweighs all the rest and these two terms would cancel
+            slope = target * hit + two * (w[i] * p[i]) * fp
         # Not 0 * slope where the weight is 0: the slope of an empty denominator is infinite.
         h[i] += zero if w[i] == zero else slope * w[i]
 
