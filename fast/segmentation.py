@@ -105,7 +105,7 @@ class Voxels:
     """The arguments of one forward call, checked.
 
     Attributes:
-        input: (B, C, *S).
+        input: (B, C, *S), float32 or float64: a half is widened once, so that no part of its gradient is rounded.
         target: (B, C, *S), or labels (B, 1, *S).
         mask: (B or 1, 1, *S).
         labels: whether the target holds labels.
@@ -121,8 +121,8 @@ class Voxels:
     ignore_index: int | None
 
     def sums(self, activation: Activation | Callable[[Tensor], Tensor], **plan: Any) -> Statistics:
-        """The statistics that `plan` asks for, in one pass; halves are computed in float32."""
-        x = self.input.float() if self.input.dtype in (torch.float16, torch.bfloat16) else self.input
+        """The statistics that `plan` asks for, in one pass."""
+        x = self.input
         if callable(activation):
             x, activation = self._activated(x, activation), "identity"
         return statistics(
@@ -136,12 +136,11 @@ class Voxels:
         )
 
     def cleaned(self) -> tuple[Tensor, Tensor]:
-        """Input (halves in float32) and target with 0 in the voxels that are ignored."""
-        x = self.input.float() if self.input.dtype in (torch.float16, torch.bfloat16) else self.input
+        """Input and target with 0 in the voxels that are ignored."""
         ignored = self.ignored()
         if ignored is None:
-            return x, self.target
-        return torch.where(ignored, 0, x), torch.where(ignored, 0, self.target)
+            return self.input, self.target
+        return torch.where(ignored, 0, self.input), torch.where(ignored, 0, self.target)
 
     def ignored(self) -> Tensor | None:
         """Where ignore_index tells to leave a voxel out, (B, 1, *S)."""
@@ -211,7 +210,8 @@ class SegmentationLoss(_Loss):
     def voxels(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Voxels:
         """The checked arguments of forward."""
         labels, background = self._check(input, target, mask)
-        return Voxels(input, target, mask, labels, background, self.ignore_index)
+        wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+        return Voxels(wide, target, mask, labels, background, self.ignore_index)
 
     def activation(self, input: Tensor) -> Activation | Callable[[Tensor], Tensor]:
         """What turns the input into the prediction."""

@@ -124,14 +124,7 @@ def _plain(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None
         weight = weight.masked_fill(ignored(target, plan.labels, plan.ignore_index), 0)
     taken = weight != 0
     x = torch.where(taken, x, 0)
-    surprisal = None
-    if plan.activation == "softmax":
-        surprisal = _surprisal(x)
-        p, q = torch.exp(-surprisal), -torch.expm1(-surprisal)
-    elif plan.activation == "sigmoid":
-        p, q = torch.sigmoid(x), torch.sigmoid(-x)
-    else:
-        p, q = x, 1 - x
+    surprisal, p, q = _probabilities(x, plan.activation)
     if not plan.labels:
         g = torch.where(taken, target.to(x.dtype), 0)
         return torch.stack([_total(term) for term in (*_terms(x, surprisal, p, q, g, weight, plan), 0 * p)])
@@ -159,10 +152,7 @@ def focal_terms(x: Tensor, target: Tensor, activation: str, gamma: float, labels
         g = torch.zeros_like(x).scatter(1, y, 1)
     else:
         g = target.to(x.dtype)
-    surprisal, p, q = None, torch.sigmoid(x), torch.sigmoid(-x)
-    if activation == "softmax":
-        surprisal = _surprisal(x)
-        p, q = torch.exp(-surprisal), -torch.expm1(-surprisal)
+    surprisal, p, q = _probabilities(x, activation)
     plan = _Plan(activation, "none", "target", gamma, labels, None)
     return _terms(x, surprisal, p, q, g, torch.ones_like(x[:, :1]), plan)[3:5]
 
@@ -176,11 +166,64 @@ def _by_class(values: Tensor, y: Tensor, start: Tensor) -> Tensor:
     return start.scatter_add(1, y[:, 0], values.expand_as(y)[:, 0].double())
 
 
-def _surprisal(x: Tensor) -> Tensor:
-    """-log softmax(x), as log(1 + the others' exponentials) + (largest - x): small ones are not rounded away."""
-    top, index = x.max(1, keepdim=True)
-    rest = torch.exp(x - top).scatter(1, index, 0).sum(1, keepdim=True)
-    return torch.log1p(rest) + (top - x)
+class _Surprisal(torch.autograd.Function):
+    """-log softmax(x), whose gradient keeps the digits of 1 - p where p is close to 1; autograd would subtract."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        # log(1 + the others' exponentials) + (largest - x): small ones are not rounded away.
+        top, index = x.max(1, keepdim=True)
+        rest = torch.exp(x - top).scatter(1, index, 0).sum(1, keepdim=True)
+        return torch.log1p(rest) + (top - x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+        """p_k (sum of the upstream of the other classes) - (1 - p_k) (that of its own)."""
+        (x,) = ctx.saved_tensors
+        surprisal = _Surprisal.apply(x)
+        classes = x.shape[1]
+        exclusive = 1 - torch.eye(classes, dtype=x.dtype, device=x.device)
+        others = torch.einsum("kc,bc...->bk...", exclusive, upstream[0])
+        return torch.exp(-surprisal) * others + torch.expm1(-surprisal) * upstream[0]
+
+
+class _Complement(torch.autograd.Function):
+    """1 - exp(-surprisal), whose slope is exp(-surprisal); that of torch.expm1 is 1 more than its rounded result."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(surprisal: Tensor) -> Tensor:
+        return -torch.expm1(-surprisal)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+        return upstream[0] * torch.exp(-ctx.saved_tensors[0])
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)) to the last digit; torch's own is x beyond 20."""
+    return -torch.nn.functional.logsigmoid(-x)
+
+
+def _probabilities(x: Tensor, activation: str) -> tuple[Tensor | None, Tensor, Tensor]:
+    """-log p of a softmax, p, and 1 - p, each with a gradient that does not cancel where p saturates."""
+    if activation == "softmax":
+        surprisal = _Surprisal.apply(x)
+        return surprisal, torch.exp(-surprisal), _Complement.apply(surprisal)
+    if activation == "sigmoid":
+        return None, torch.exp(-_softplus(-x)), torch.exp(-_softplus(x))
+    return None, x, 1 - x
 
 
 def _terms(
@@ -205,8 +248,8 @@ def _terms(
         if plan.surprisal == "all":
             misses = weight * surprisal
     elif plan.surprisal != "none":
-        hits = _silenced(target, _focus(q, plan.gamma) * torch.nn.functional.softplus(-x))
-        misses = _silenced(weight * (1 - g), _focus(p, plan.gamma) * torch.nn.functional.softplus(x))
+        hits = _silenced(target, _focus(q, plan.gamma) * _softplus(-x))
+        misses = _silenced(weight * (1 - g), _focus(p, plan.gamma) * _softplus(x))
     return tp, fp, fn, hits, misses, target
 
 

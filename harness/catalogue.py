@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from typing import Any
 
 from twinloss import fast, reference
 from twinloss.harness import segmentation as seg
+from twinloss.harness import segmentation_laws as laws
 from twinloss.harness.generate import segmentation
 from twinloss.harness.protocol import PROTOCOL
 from twinloss.harness.real import LABELS, LABELS_IN_MASK, SOFT_LABELS, SOFT_LABELS_IN_MASK
-from twinloss.harness.segmentation_laws import JACCARD, MASKED, SEGMENTATION
 from twinloss.harness.twin import Twin
 
 BENCH = {"softmax": True, "to_onehot_y": True}
@@ -27,8 +28,9 @@ DICE = Twin(
     domain=seg.probabilities_if_not_activated,
     constants=("smooth_nr", "smooth_dr"),
     logits=seg.logits_in,
+    slope=seg.dice_slope,
     kinks=seg.ties_matter,
-    laws=SEGMENTATION + JACCARD + PROTOCOL,
+    laws=laws.SEGMENTATION + laws.JACCARD + laws.WEIGHT + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
     peer="DiceLoss",
     bench=BENCH,
@@ -46,8 +48,9 @@ MASKED_DICE = Twin(
     domain=seg.probabilities_if_not_activated,
     constants=DICE.constants,
     logits=seg.logits_in,
+    slope=seg.dice_slope,
     kinks=seg.ties_matter,
-    laws=SEGMENTATION + JACCARD + MASKED + PROTOCOL,
+    laws=laws.SEGMENTATION + laws.JACCARD + laws.WEIGHT + laws.MASKED + PROTOCOL,
     real=(LABELS_IN_MASK, SOFT_LABELS_IN_MASK),
     peer="MaskedDiceLoss",
     bench=BENCH,
@@ -66,8 +69,9 @@ TVERSKY = Twin(
     domain=DICE.domain,
     constants=(*DICE.constants, "alpha", "beta"),
     logits=seg.logits_in,
+    slope=seg.dice_slope,
     kinks=seg.ties_matter,
-    laws=SEGMENTATION + PROTOCOL,
+    laws=laws.SEGMENTATION + laws.TVERSKY + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
     peer="TverskyLoss",
     bench=BENCH,
@@ -86,14 +90,110 @@ GENERALIZED_DICE = Twin(
     domain=DICE.domain,
     constants=DICE.constants,
     logits=seg.logits_in,
+    slope=seg.dice_slope,
     kinks=seg.ties_matter,
-    laws=SEGMENTATION + PROTOCOL,
+    laws=laws.SEGMENTATION + laws.GENERALIZED + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
     peer="GeneralizedDiceLoss",
     bench=BENCH,
 )  # fmt: skip
 
-TWINS = (DICE, MASKED_DICE, TVERSKY, GENERALIZED_DICE)
+FOUR_CLASSES = [[0.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.5, 0.5], [1.0, 0.5, 0.0, 0.25], [1.0, 0.5, 0.25, 0.0]]
+
+GENERALIZED_WASSERSTEIN_DICE = Twin(
+    name="generalized_wasserstein_dice",
+    fast=fast.GeneralizedWassersteinDiceLoss,
+    value=reference.generalized_wasserstein_dice_loss,
+    gradient=reference.generalized_wasserstein_dice_loss_gradient,
+    operands=("input", "target"),
+    options={"dist_matrix": (seg.TREE, seg.EQUAL_DISTANCES, seg.ORDERED), "weighting_mode": ("default", "GDL")}
+    | seg.REDUCTION | seg.SMOOTHING | seg.IGNORE,
+    cases=segmentation,
+    channels=2,
+    required=("dist_matrix",),
+    constants=DICE.constants,
+    logits=lambda options: True,
+    slope=seg.wasserstein_slope,
+    laws=laws.WASSERSTEIN + PROTOCOL,
+    real=(
+        LABELS.having(dist_matrix=FOUR_CLASSES),
+        LABELS.having("labels, GDL", dist_matrix=FOUR_CLASSES, weighting_mode="GDL"),
+    ),
+    peer="GeneralizedWassersteinDiceLoss",
+    bench={"dist_matrix": FOUR_CLASSES},
+)  # fmt: skip
+
+FOCAL = Twin(
+    name="focal",
+    fast=fast.FocalLoss,
+    value=reference.focal_loss,
+    gradient=reference.focal_loss_gradient,
+    operands=("input", "target"),
+    options=seg.TARGET | seg.FOCAL | seg.WEIGHT | seg.REDUCTION | seg.IGNORE,
+    cases=segmentation,
+    logits=lambda options: True,
+    laws=laws.FOCAL + PROTOCOL,
+    real=(LABELS.having(to_onehot_y=True), SOFT_LABELS.having(include_background=False)),
+    peer="FocalLoss",
+    bench={"to_onehot_y": True},
+    peer_bench=({"to_onehot_y": True, "use_softmax": True}, ""),
+)
+
+COMPOUND: dict[str, tuple[Any, ...]] = {
+    **DICE.options,
+    "weight": (None, 2.0, seg.PER_CHANNEL),
+    "lambda_dice": seg.LAMBDAS,
+}
+
+DICE_CE = Twin(
+    name="dice_ce",
+    fast=fast.DiceCELoss,
+    value=reference.dice_ce_loss,
+    gradient=reference.dice_ce_loss_gradient,
+    operands=("input", "target"),
+    options=COMPOUND | {
+        "reduction": ("mean", "sum"),
+        "ce_weight": (None, 2.0, seg.PER_CHANNEL),
+        "lambda_ce": seg.LAMBDAS,
+        "label_smoothing": (0.0, 0.25),
+    },
+    cases=segmentation,
+    allowed=seg.one_activation_and_one_weight,
+    domain=DICE.domain,
+    constants=DICE.constants,
+    logits=lambda options: True,
+    slope=seg.dice_slope,
+    kinks=seg.ties_matter,
+    laws=laws.DICE_CE + PROTOCOL,
+    real=(LABELS, SOFT_LABELS),
+    peer="DiceCELoss",
+    bench=BENCH,
+)  # fmt: skip
+
+DICE_FOCAL = Twin(
+    name="dice_focal",
+    fast=fast.DiceFocalLoss,
+    value=reference.dice_focal_loss,
+    gradient=reference.dice_focal_loss_gradient,
+    operands=("input", "target"),
+    options=COMPOUND | seg.FOCAL | {"focal_weight": (None, 2.0, seg.PER_CLASS), "lambda_focal": seg.LAMBDAS},
+    cases=segmentation,
+    allowed=seg.one_activation_and_one_weight,
+    domain=DICE.domain,
+    constants=DICE.constants,
+    logits=lambda options: True,
+    slope=seg.dice_slope,
+    kinks=seg.ties_matter,
+    laws=laws.DICE_FOCAL + PROTOCOL,
+    real=(LABELS, SOFT_LABELS),
+    peer="DiceFocalLoss",
+    bench=BENCH,
+    peer_bench=(BENCH, "MONAI's focal term is that of a sigmoid"),
+)
+
+TWINS = (
+    DICE, MASKED_DICE, TVERSKY, GENERALIZED_DICE, GENERALIZED_WASSERSTEIN_DICE, FOCAL, DICE_CE, DICE_FOCAL,
+)  # fmt: skip
 
 
 class UnknownLossError(ValueError):

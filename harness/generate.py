@@ -14,7 +14,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from twinloss.harness import values
-from twinloss.harness.segmentation import is_activated, logits_in
+from twinloss.harness.segmentation import has_labels, is_activated
 from twinloss.harness.twin import LAYOUTS, Array, Case, Operand, PerCase, Sizes, Twin, label
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Draft:
     spatial: tuple[int, ...]
     options: dict[str, Any]
     traits: dict[str, str]
+    activated: bool
     poisoned: bool = False
 
     def pick(self, trait: str, kinds: Any) -> str:
@@ -77,7 +78,7 @@ def segmentation(
         law = draw(st.sampled_from((None, *twin.laws)))
     needs = {name: value for name, value in law.needs.items() if name in twin.options} if law else {}
     chosen = draw(options(twin, {**given, **needs}))
-    draft = _draft(draw, chosen, dtype, LARGE if large else SMALL)
+    draft = _draft(draw, twin, chosen, dtype, LARGE if large else SMALL)
     y = _target(draft)
     x = _input(draft, y)
     operands = {"input": x, "target": y}
@@ -85,20 +86,24 @@ def segmentation(
         operands["mask"] = _mask(draft, x)
     _ignore(draft, x, y)
     made = {name: _operand(draft, name, operands[name]) for name in twin.operands}
-    differing = {k: draft.options[k] for k, v in chosen.items() if v is not twin.options[k][0]}
+    differing = {k: draft.options[k] for k, v in chosen.items() if v is not twin.options[k][0] or k in twin.required}
     cotangent = tuple(draft.rng.integers(-8, 9, 7) / 4) if draw(st.booleans()) else None
     return Case(made, differing, cotangent, draft.traits, law)
 
 
-def _draft(draw: st.DrawFn, chosen: Mapping[str, Any], dtype: str, shapes: tuple[tuple[int, ...], ...]) -> Draft:
-    batch, classes = draw(st.integers(1, 3)), draw(st.integers(1, 5))
+def _draft(
+    draw: st.DrawFn, twin: Twin, chosen: Mapping[str, Any], dtype: str, shapes: tuple[tuple[int, ...], ...]
+) -> Draft:
+    batch, classes = draw(st.integers(1, 3)), draw(st.integers(twin.channels, 5))
     spatial = draw(st.sampled_from(shapes))
     kept = classes if classes == 1 or chosen.get("include_background", True) else classes - 1
-    sizes = Sizes(batch, classes, kept, labels=bool(chosen.get("to_onehot_y")) and classes > 1)
+    sizes = Sizes(batch, classes, kept, labels=has_labels(twin, chosen) and classes > 1)
     concrete = {k: v.make(sizes) if isinstance(v, PerCase) else v for k, v in chosen.items()}
     traits = {name: label(value) for name, value in chosen.items()}
     rng = np.random.default_rng(draw(st.integers(0, 999)))
-    return Draft(draw, rng, dtype, sizes, spatial, concrete, traits)
+    # A loss without the option takes logits.
+    activated = "softmax" not in twin.options or is_activated(concrete, classes)
+    return Draft(draw, rng, dtype, sizes, spatial, concrete, traits, activated)
 
 
 def _target(draft: Draft) -> Array:
@@ -121,15 +126,14 @@ def _input(draft: Draft, target: Array) -> Array:
     if kind == "perfect":
         channels = np.arange(draft.sizes.classes).reshape(-1, *[1] * len(draft.spatial))
         hit = target == channels if draft.sizes.labels else target > 0.5
-        logits = logits_in(draft.options) and is_activated(draft.options, draft.sizes.classes)
+        logits = draft.activated and draft.options.get("other_act") is None
         return np.where(hit, 20.0, -20.0) if logits else hit.astype(np.float64)
     return values.rounded(values.NUMBERS[kind](draft.rng, draft.shape, draft.dtype), draft.dtype)
 
 
 def _suitable(draft: Draft) -> list[str]:
     """The kinds of numbers that lie in the domain of the options."""
-    activated = is_activated(draft.options, draft.sizes.classes)
-    kinds = values.NUMBERS if activated else values.WITHIN_UNIT
+    kinds = values.NUMBERS if draft.activated else values.WITHIN_UNIT
     # Without smooth_dr a class that all but vanishes is 0/0, or not, by what underflows.
     vanishing = values.VANISHING if draft.options.get("smooth_dr") == 0 else ()
     return [kind for kind in kinds if kind not in vanishing]

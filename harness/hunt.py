@@ -19,10 +19,10 @@ from twinloss.harness.snippet import snippet
 from twinloss.harness.trial import Trial, examine
 from twinloss.harness.twin import Twin
 
-# How often at least each law is tried (some apply to few of the cases that are drawn for them, hence the attempts), how
-# many cases are large, and how many trials the vacuity guard may go through.
+# How often at least each law is tried; in how many draws at most these, and the life of an option, are sought, as some
+# show in few cases; how many cases are large; how many trials the vacuity guard may go through.
 LAW_TRIALS = 3
-LAW_ATTEMPTS = 10
+ATTEMPTS = 10
 LARGE_TRIALS = 6
 KEPT = 40
 
@@ -144,11 +144,13 @@ def _free_and_missing(seen: Hunt, examples: int, start: int, tick: Callable[[], 
     for row in coverage.covering_rows(twin, missing):
         _draw(seen, row, None, 1, start, tick)
     for law in twin.laws:
-        for attempt in range(LAW_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             if seen.laws[law.name] < LAW_TRIALS:
                 _draw(seen, {}, law, 2 * LAW_TRIALS, start + attempt, tick)
     for name, text in sorted(guard.option_values(twin) - seen.live):
-        _draw(seen, {name: coverage.value_called(twin, name, text)}, None, 10, start, tick)
+        for attempt in range(ATTEMPTS):
+            if (name, text) not in seen.live:
+                _draw(seen, {name: coverage.value_called(twin, name, text)}, None, 10, start + attempt, tick)
 
 
 def _guard(seen: Hunt) -> None:

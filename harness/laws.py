@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from twinloss.harness.answers import ask_fast
+from twinloss.harness.answers import ask_fast, expected_warnings_silent
 from twinloss.harness.judgement import Precision, bound
 from twinloss.harness.truth import Truth
 from twinloss.harness.twin import Array, Case, Twin
@@ -46,10 +46,11 @@ class Law:
 
 def breach(law: Law, twin: Twin, case: Case) -> str | None:
     """What the law objects to, if anything."""
-    for claim in law.claims(twin, case):
-        complaint = contradiction(twin, claim)
-        if complaint:
-            return f"law '{law.name}': {complaint}"
+    with expected_warnings_silent():
+        for claim in law.claims(twin, case):
+            complaint = contradiction(twin, claim)
+            if complaint:
+                return f"law '{law.name}': {complaint}"
     return None
 
 

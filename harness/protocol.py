@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from twinloss.harness.answers import ask_fast, expected_warnings_silent, fast_options, widened
+from twinloss.harness.answers import ask_fast, fast_options, widened
 from twinloss.harness.laws import Claim, Law
 from twinloss.harness.twin import Case, Elementwise, Twin
 
@@ -22,9 +22,8 @@ def _flag(holds: bool, case: Case) -> Claim:
 def _leaves_its_arguments(twin: Twin, case: Case) -> Iterator[Claim]:
     tensors = [operand.tensor() for operand in case.operands.values()]
     copies = [tensor.clone() for tensor in tensors]
-    with expected_warnings_silent():
-        value = twin.fast(**fast_options(case))(tensors[0].requires_grad_(), *tensors[1:])
-        value.sum().backward()
+    value = twin.fast(**fast_options(case))(tensors[0].requires_grad_(), *tensors[1:])
+    value.sum().backward()
     for tensor, untouched in zip(tensors, copies, strict=True):
         now, before = (widened(t.nan_to_num(nan=0.5)) for t in (tensor, untouched))
         yield Claim("value", now, before, case, exact=True)
@@ -49,8 +48,7 @@ def _repeats_bitwise(twin: Twin, case: Case) -> Iterator[Claim]:
 def _keeps_no_state(twin: Twin, case: Case) -> Iterator[Claim]:
     loss = twin.fast(**fast_options(case))
     before = pickle.dumps({k: v for k, v in vars(loss).items() if not callable(v)})
-    with expected_warnings_silent():
-        first, second = (loss(*(o.tensor() for o in case.operands.values())) for _ in range(2))
+    first, second = (loss(*(o.tensor() for o in case.operands.values())) for _ in range(2))
     after = pickle.dumps({k: v for k, v in vars(loss).items() if not callable(v)})
     yield _flag(before == after, case)
     yield Claim("value", widened(second), widened(first), case, exact=True)
@@ -58,8 +56,7 @@ def _keeps_no_state(twin: Twin, case: Case) -> Iterator[Claim]:
 
 def _asks_for_no_more(twin: Twin, case: Case) -> Iterator[Claim]:
     """No gradient without a request for one, and the same value."""
-    with expected_warnings_silent():
-        value = twin.fast(**fast_options(case))(*(o.tensor() for o in case.operands.values()))
+    value = twin.fast(**fast_options(case))(*(o.tensor() for o in case.operands.values()))
     yield _flag(not value.requires_grad, case)
     yield Claim("value", widened(value), ask_fast(twin, case).value, case, exact=True)
 
@@ -72,30 +69,28 @@ def _copies_answer_alike(twin: Twin, case: Case) -> Iterator[Claim]:
     restored = twin.fast(**fast_options(case))
     restored.load_state_dict(loss.state_dict())
     tensors = [operand.tensor() for operand in case.operands.values()]
-    with expected_warnings_silent():
-        want = widened(loss(*tensors))
-        for other in (*made, restored):
-            yield Claim("value", widened(other(*tensors)), want, case, exact=True)
+    want = widened(loss(*tensors))
+    for other in (*made, restored):
+        yield Claim("value", widened(other(*tensors)), want, case, exact=True)
 
 
 def _hands_out_no_buffer(twin: Twin, case: Case) -> Iterator[Claim]:
     """Overwriting the results of a call must not show in the next."""
     loss = twin.fast(**fast_options(case))
     answers = []
-    with expected_warnings_silent():
-        for _ in range(2):
-            x, *rest = (o.tensor() for o in case.operands.values())
-            value = loss(x.requires_grad_(), *rest)
-            (gradient,) = torch.autograd.grad(value.sum(), x)
-            answers.append((widened(value).copy(), widened(gradient).copy()))
-            value.detach().fill_(torch.nan)
-            gradient.fill_(torch.nan)
+    for _ in range(2):
+        x, *rest = (o.tensor() for o in case.operands.values())
+        value = loss(x.requires_grad_(), *rest)
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        answers.append((widened(value).copy(), widened(gradient).copy()))
+        value.detach().fill_(torch.nan)
+        gradient.fill_(torch.nan)
     for part, first, second in zip(("value", "gradient"), *answers, strict=True):
         yield Claim(part, second, first, case, exact=True)
 
 
 def _no_grad(twin: Twin, case: Case) -> Iterator[Claim]:
-    with torch.no_grad(), expected_warnings_silent():
+    with torch.no_grad():
         x, *rest = (o.tensor() for o in case.operands.values())
         value = twin.fast(**fast_options(case))(x.requires_grad_(), *rest)
     yield _flag(not value.requires_grad, case)

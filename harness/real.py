@@ -29,6 +29,10 @@ class RealCase:
     operands: Callable[[Brain], Mapping[str, Array]]
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def having(self, name: str | None = None, **options: Any) -> RealCase:
+        """The same arguments with just these options."""
+        return RealCase(name or self.name, self.operands, options)
+
 
 def _labels(brain: Brain) -> dict[str, Array]:
     return {"input": brain.logits, "target": brain.labels}

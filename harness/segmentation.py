@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from twinloss.harness.twin import Case, Elementwise, PerCase, Sizes
+import numpy as np
+
+from twinloss.harness.twin import Array, Case, Elementwise, PerCase, Sizes, Twin
+from twinloss.reference.activation import softmax
 
 # In [0, 1], where the losses are defined, and with a derivative that torch itself does not lose to cancellation where
 # it saturates, as it does that of tanh, 1 - tanh^2: what is under test is the loss, not its caller's activation.
 BELL = Elementwise("1 / (1 + x * x)", "1 / (1 + x * x)", "-2 * x / (1 + x * x) ** 2")
+
+if TYPE_CHECKING:
+    from twinloss.harness.truth import Truth
 
 
 def _last_class(sizes: Sizes) -> int:
@@ -24,9 +30,39 @@ def _per_class(sizes: Sizes) -> list[float]:
     return [0.25 * (k + 1) for k in range(sizes.taking_part)]
 
 
+def _per_channel(sizes: Sizes) -> list[float]:
+    return [0.25 * (k + 1) for k in range(sizes.classes)]
+
+
+def _per_share(sizes: Sizes) -> list[float]:
+    return [(k + 1) / 8 for k in range(sizes.taking_part)]
+
+
+def _distances(sizes: Sizes, distance: Callable[[int, int], float]) -> list[list[float]]:
+    classes = range(sizes.classes)
+    return [[distance(i, j) if i != j else 0.0 for j in classes] for i in classes]
+
+
+def _equal_distances(sizes: Sizes) -> list[list[float]]:
+    return _distances(sizes, lambda i, j: 1.0)
+
+
+def _tree(sizes: Sizes) -> list[list[float]]:
+    return _distances(sizes, lambda i, j: 4.0 if 0 in (i, j) else 1.0 + (i + j) % 3)
+
+
+def _ordered(sizes: Sizes) -> list[list[float]]:
+    return _distances(sizes, lambda i, j: float(abs(i - j)))
+
+
 LAST_CLASS = PerCase("the last class", _last_class)
 OUTSIDE = PerCase("255", _outside)
 PER_CLASS = PerCase("one per class", _per_class)
+PER_CHANNEL = PerCase("one per channel", _per_channel)
+PER_SHARE = PerCase("one share per class", _per_share)
+EQUAL_DISTANCES = PerCase("all 1", _equal_distances)
+TREE = PerCase("1 to the background, else less", _tree)
+ORDERED = PerCase("|i - j|", _ordered)
 
 TARGET = {"include_background": (True, False), "to_onehot_y": (False, True)}
 ACTIVATION = {"sigmoid": (False, True), "softmax": (False, True), "other_act": (None, BELL)}
@@ -36,6 +72,17 @@ BATCH = {"batch": (False, True)}
 WEIGHT = {"weight": (None, 2.0, PER_CLASS)}
 SOFT_LABEL = {"soft_label": (False, True)}
 IGNORE = {"ignore_index": (None, LAST_CLASS, OUTSIDE)}
+FOCAL: dict[str, tuple[Any, ...]] = {
+    "gamma": (2.0, 0.0, 0.5, 1.0, 3.5),
+    "use_softmax": (True, False),
+    "alpha": (None, 0.25, PER_SHARE),
+}
+LAMBDAS = (1.0, 0.5, 0.0)
+
+
+def has_labels(twin: Twin, options: Mapping[str, Any]) -> bool:
+    """Whether targets are labels: as asked for, or where there is no asking."""
+    return bool(options.get("to_onehot_y", "to_onehot_y" not in twin.options))
 
 
 def one_activation(options: Mapping[str, Any]) -> bool:
@@ -51,6 +98,31 @@ def ties_matter(options: Mapping[str, Any]) -> bool:
 def logits_in(options: Mapping[str, Any]) -> bool:
     """Whether the input is logits, of which exponentials are taken."""
     return bool(options.get("sigmoid") or options.get("softmax"))
+
+
+def one_activation_and_one_weight(options: Mapping[str, Any]) -> bool:
+    """Whether a compound loss is asked for at most one activation, and for a weight of both its terms or of one."""
+    given = [options.get(name) is not None for name in ("weight", "ce_weight", "focal_weight")]
+    return one_activation(options) and sum(given) <= 1
+
+
+def dice_slope(truth: Truth) -> Array | None:
+    """dL/dp of the Dice term, if p is the softmax of the input."""
+    case = truth.case
+    x = case.input.lifted(truth.real)
+    if not case.options.get("softmax") or x.shape[1] == 1:
+        return None
+    other_terms = {name: 0.0 for name in ("lambda_ce", "lambda_focal") if name in truth.twin.options}
+    return truth.gradient_of(case.having(softmax=None, **other_terms).with_values(input=softmax(x)))
+
+
+def wasserstein_slope(truth: Truth) -> Array:
+    """dL/dp_c, which is 0 for the true class y: from dL/dx_c = p_c (dL/dp_c - mean), g_c / p_c - g_y / p_y."""
+    case = truth.case
+    by_p = truth.gradient / softmax(case.input.lifted(truth.real))
+    labels = case.operands["target"].values
+    known = np.where((labels >= 0) & (labels < by_p.shape[1]), labels, 0).astype(np.intp)
+    return np.asarray(by_p - np.take_along_axis(by_p, known, 1))
 
 
 def is_activated(options: Mapping[str, Any], classes: int) -> bool:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
+import torch
 
+from twinloss import fast
 from twinloss.harness.answers import ask_fast
 from twinloss.harness.laws import Claim, Law, both
-from twinloss.harness.segmentation import LAST_CLASS
+from twinloss.harness.segmentation import EQUAL_DISTANCES, LAST_CLASS, PER_CHANNEL, PER_CLASS, has_labels
 from twinloss.harness.twin import Array, Case, Twin
 
 
@@ -54,16 +56,18 @@ def _flipping_axes(twin: Twin, case: Case) -> Iterator[Claim]:
 def _permuting_classes(twin: Twin, case: Case) -> Iterator[Claim]:
     classes = case.input.values.shape[1]
     order = np.random.default_rng(0).permutation(classes)
-    labels = bool(case.options.get("to_onehot_y"))
+    labels = has_labels(twin, case.options)
     x, target = case.operands["input"].values, case.operands["target"].values
     moved = case.contiguous().with_values(
         input=x[:, order], target=np.argsort(order)[target] if labels else target[:, order]
     )
     if labels:
         moved = moved.with_operand("target", replace(moved.operands["target"], dtype="int64"))
-    weight = case.options.get("weight")
-    if isinstance(weight, list):
-        moved = moved.having(weight=[weight[k] for k in order])
+    for name in ("weight", "ce_weight", "focal_weight", "alpha"):
+        if isinstance(case.options.get(name), list):
+            moved = moved.having(**{name: [case.options[name][k] for k in order]})
+    if "dist_matrix" in case.options:
+        moved = moved.having(dist_matrix=np.array(case.options["dist_matrix"])[np.ix_(order, order)].tolist())
     yield from both(twin, case, moved, lambda g: g[:, np.argsort(order)])
 
 
@@ -163,20 +167,105 @@ def _hard_mask(case: Case) -> bool:
     return bool(((mask == 0) | (mask == 1)).all())
 
 
-SEGMENTATION = (
-    Law("a batch is the mean of its items", _batch_is_mean, {"batch": False, "reduction": "mean"}, _several_items),
-    Law("voxels have no order", _permuting_voxels),
-    Law("axes have no direction", _flipping_axes),
-    Law("none.mean() is mean", _reduces("mean"), {"reduction": "none"}),
-    Law("none.sum() is sum", _reduces("sum"), {"reduction": "none"}),
-    Law("labels are their one-hot form", _one_hot_is_labels, {"to_onehot_y": True, "ignore_index": None},
-        _several_classes),
-    Law("ignored voxels might be cut out", _ignoring_is_cropping, {"ignore_index": LAST_CLASS}),
-    Law("classes have no order", _permuting_classes,
-        {"include_background": True, "ignore_index": None, "reduction": "mean"}, _several_classes),
-    Law("softmax is blind to a constant", _adding_a_constant, {"softmax": True}, _constant_is_exact),
-    Law("softmax gradients sum to zero", _softmax_sums_to_zero, {"softmax": True}, _several_classes),
+def _tversky_is_dice(twin: Twin, case: Case) -> Iterator[Claim]:
+    doubled = {name: 2 * case.options.get(name, twin.options[name][0]) for name in ("smooth_nr", "smooth_dr")}
+    dice = replace(case, options={k: v for k, v in case.options.items() if k not in ("alpha", "beta")} | doubled)
+    yield from _same(twin, case, replace(twin, fast=fast.DiceLoss), dice)
+
+
+def _uniform_is_pooled_dice(twin: Twin, case: Case) -> Iterator[Claim]:
+    pooled = case.each(lambda v: v.reshape(len(v), 1, -1)).having(w_type=None)
+    yield from _same(twin, case, replace(twin, fast=fast.DiceLoss), pooled)
+
+
+def _same(twin: Twin, case: Case, other: Twin, question: Case) -> Iterator[Claim]:
+    """That another loss answers alike, up to the shape of its arguments."""
+    here, there = ask_fast(twin, case), ask_fast(other, question)
+    yield Claim("value", here.value.ravel(), there.value.ravel(), case)
+    yield Claim("gradient", here.gradient.ravel(), there.gradient.ravel(), case)
+
+
+def _focal_is_cross_entropy(twin: Twin, case: Case) -> Iterator[Claim]:
+    x, labels = (operand.tensor() for operand in case.operands.values())
+    x = x.double().requires_grad_()
+    want = torch.nn.functional.cross_entropy(x, labels[:, 0].long()) / x.shape[1]
+    weights = torch.tensor(case.weights(()), dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(want, x, weights)
+    got = ask_fast(twin, case)
+    yield Claim("value", got.value, want.detach().numpy(), case)
+    yield Claim("gradient", got.gradient, gradient.numpy(), case)
+
+
+def _wasserstein_of_equal_distances(twin: Twin, case: Case) -> Iterator[Claim]:
+    """With equal distances W = 1 - p of the true class, and the loss is 1 less its own fraction of sums of that."""
+    x, labels = case.operands["input"].values, case.operands["target"].values
+    p = np.exp(x - x.max(1, keepdims=True))
+    own = np.take_along_axis(p / p.sum(1, keepdims=True), labels, 1).reshape(len(x), -1)
+    foreground = labels.reshape(own.shape) > 0
+    overlap, errors = 2 * (own * foreground).sum(1), (1 - own).sum(1)
+    given = twin.defaults() | dict(case.options)
+    with np.errstate(all="ignore"):
+        want = 1 - (overlap + given["smooth_nr"]) / (overlap + errors + given["smooth_dr"])
+    yield Claim("value", ask_fast(twin, case).value, want, case, scale=1.0 + float(np.abs(want).max()))
+
+
+def _scales_with(option: str) -> Callable[[Twin, Case], Iterator[Claim]]:
+    def claims(twin: Twin, case: Case) -> Iterator[Claim]:
+        here, there = ask_fast(twin, case), ask_fast(twin, _doubled(case, option))
+        yield Claim("value", there.value, 2 * here.value.astype(np.float64), case)
+        yield Claim("gradient", there.gradient, 2 * here.gradient.astype(np.float64), case)
+
+    return claims
+
+
+def _is_blind_to_the_scale_of(option: str) -> Callable[[Twin, Case], Iterator[Claim]]:
+    def claims(twin: Twin, case: Case) -> Iterator[Claim]:
+        yield from both(twin, case, _doubled(case, option))
+
+    return claims
+
+
+def _doubled(case: Case, option: str) -> Case:
+    return case.having(**{option: [2 * w for w in case.options[option]]})
+
+
+def _sum_of_means_over_voxels(twin: Twin, case: Case) -> Iterator[Claim]:
+    each = ask_fast(twin, case).value.astype(np.float64)
+    summed = case.having(reduction="sum")
+    means = each.reshape(*each.shape[:2], -1).mean(2)
+    yield Claim("value", ask_fast(twin, summed).value, np.asarray(means.sum()), summed, float(np.abs(means).sum()))
+
+
+def _integer_labels(case: Case) -> bool:
+    return _several_classes(case) and case.operands["target"].values.dtype.kind in "iu"
+
+
+def needing(law: Law, **needs: object) -> Law:
+    """A law of losses that it holds for only with further options; those that a loss does not have do not count."""
+    return replace(law, needs={**law.needs, **needs})
+
+
+ORDER = (Law("voxels have no order", _permuting_voxels), Law("axes have no direction", _flipping_axes))
+MEAN = Law("a batch is the mean of its items", _batch_is_mean, {"batch": False, "reduction": "mean"}, _several_items)
+NONE_MEAN = Law("none.mean() is mean", _reduces("mean"), {"reduction": "none"})
+NONE_SUM = Law("none.sum() is sum", _reduces("sum"), {"reduction": "none"})
+ONE_HOT = Law(
+    "labels are their one-hot form", _one_hot_is_labels, {"to_onehot_y": True, "ignore_index": None}, _several_classes
+)
+CROPPING = Law("ignored voxels might be cut out", _ignoring_is_cropping, {"ignore_index": LAST_CLASS})
+CLASSES = Law(
+    "classes have no order", _permuting_classes,
+    {"include_background": True, "ignore_index": None, "reduction": "mean", "weighting_mode": "GDL"},
+    _several_classes,
 )  # fmt: skip
+SOFTMAX = (
+    Law("softmax is blind to a constant", _adding_a_constant, {"softmax": True, "use_softmax": True},
+        _constant_is_exact),
+    Law("softmax gradients sum to zero", _softmax_sums_to_zero, {"softmax": True, "use_softmax": True},
+        _several_classes),
+)  # fmt: skip
+SEGMENTATION = (MEAN, *ORDER, NONE_MEAN, NONE_SUM, ONE_HOT, CROPPING, CLASSES, *SOFTMAX)
+WEIGHT = (Law("a doubled weight doubles the loss", _scales_with("weight"), {"weight": PER_CLASS}),)
 JACCARD = (
     Law("Jaccard is 2D / (1 + D)", _jaccard_of_dice,
         {"jaccard": False, "smooth_nr": 0.0, "smooth_dr": 0.0, "weight": None, "reduction": "none"}),
@@ -185,3 +274,39 @@ MASKED = (
     Law("a mask of ones is no mask", _ones_are_no_mask),
     Law("masked voxels might be cut out", _masking_is_cropping, {}, _hard_mask),
 )
+TVERSKY = (Law("alpha = beta = 1/2 is Dice", _tversky_is_dice, {"alpha": 0.5, "beta": 0.5}),)
+GENERALIZED = (
+    Law("uniform weights are those of pooled Dice", _uniform_is_pooled_dice,
+        {"w_type": "uniform", "normalize_weights": False, "softmax": False, "to_onehot_y": False,
+         "include_background": True, "ignore_index": None}),
+)  # fmt: skip
+WASSERSTEIN = (
+    MEAN, *ORDER, NONE_MEAN, NONE_SUM, CROPPING, CLASSES, *SOFTMAX,
+    Law("of equal distances the loss is known", _wasserstein_of_equal_distances,
+        {"dist_matrix": EQUAL_DISTANCES, "weighting_mode": "default", "ignore_index": None, "reduction": "none"}),
+)  # fmt: skip
+# A focal value belongs to a voxel, and "sum" is over the means of items; a mean that leaves out voxels, or weighs them,
+# is that over the batch.
+FOCAL = (
+    needing(MEAN, ignore_index=None), *(needing(law, reduction="mean") for law in ORDER),
+    needing(NONE_MEAN, ignore_index=None), ONE_HOT,
+    needing(CROPPING, reduction="mean"), needing(CLASSES, alpha=None), *SOFTMAX, *WEIGHT,
+    Law("gamma = 0 is cross entropy", _focal_is_cross_entropy,
+        {"gamma": 0.0, "use_softmax": True, "alpha": None, "weight": None, "reduction": "mean", "to_onehot_y": True,
+         "include_background": True, "ignore_index": None}, _integer_labels),
+    Law("sum is that of means over voxels", _sum_of_means_over_voxels, {"reduction": "none", "ignore_index": None}),
+)  # fmt: skip
+DICE_FOCAL = (
+    needing(MEAN, ignore_index=None), *(needing(law, reduction="mean") for law in ORDER),
+    needing(NONE_MEAN, ignore_index=None), ONE_HOT, needing(CROPPING, reduction="mean"),
+    needing(CLASSES, alpha=None), *SOFTMAX,
+    Law("a doubled weight doubles the loss", _scales_with("weight"), {"weight": PER_CHANNEL}),
+    Law("sum is that of means over voxels", _sum_of_means_over_voxels,
+        {"reduction": "none", "ignore_index": None, "batch": False}),
+)  # fmt: skip
+DICE_CE = (
+    needing(MEAN, ignore_index=None, weight=None, ce_weight=None, to_onehot_y=True), *ORDER, ONE_HOT, CROPPING,
+    CLASSES, *SOFTMAX,
+    Law("the mean is blind to the scale of ce_weight", _is_blind_to_the_scale_of("ce_weight"),
+        {"ce_weight": PER_CHANNEL, "weight": None, "reduction": "mean"}, _several_classes),
+)  # fmt: skip

@@ -23,7 +23,7 @@ def simplest(twin: Twin, failed: Trial) -> Trial:
     progress = True
     while progress:
         progress = False
-        for simpler in _simpler(best.case):
+        for simpler in _simpler(twin, best.case):
             if time.monotonic() > until:
                 return best
             trial = examine(twin, simpler) if twin.domain(simpler) else None
@@ -38,14 +38,14 @@ def _severity(trial: Trial) -> float:
     return max((finding.ratio for finding in trial.findings), default=1.0)
 
 
-def _simpler(case: Case) -> Iterator[Case]:
+def _simpler(twin: Twin, case: Case) -> Iterator[Case]:
     """Cases that are a little simpler, the largest steps first."""
     if case.law is not None:
         yield replace(case, law=None)
     if case.cotangent is not None:
         yield replace(case, cotangent=None)
     for option in case.options:
-        if case.law is None or option not in case.law.needs:
+        if option not in twin.required and (case.law is None or option not in case.law.needs):
             yield case.having(**{option: None})
     for name, operand in case.operands.items():
         for simpler in _simpler_operand(operand):

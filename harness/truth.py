@@ -162,7 +162,7 @@ class Truth:
     def constants(self) -> dict[str, float]:
         """The real numbers among the options, given or by default."""
         given = self.twin.defaults() | dict(self.case.options)
-        return {name: given[name] for name in self.twin.constants}
+        return {name: given[name] for name in self.twin.constants if isinstance(given[name], float)}
 
     def spread(self) -> Array:
         """Per block, how far the gradient moves when all real inputs move by up to one roundoff."""
@@ -190,14 +190,13 @@ class Truth:
         A softmax's gradient is p_c sum_k p_k (h_c - h_k), h that in p, and every h is rounded.
         """
         sizes = blocks(self.gradient)
-        x = self.case.input.lifted(self.real)
-        if not self.case.options.get("softmax") or x.shape[1] == 1:
-            return sizes
         with np.errstate(all="ignore"):
-            p = softmax(x)
-            h = np.abs(self.gradient_of(self.case.having(softmax=None).with_values(input=p)))
-            for c in range(x.shape[1]):
-                others = np.arange(x.shape[1]) != c
+            slope = self.twin.slope(self)
+            if slope is None:
+                return sizes
+            p, h = softmax(self.case.input.lifted(self.real)), np.abs(slope)
+            for c in range(p.shape[1]):
+                others = np.arange(p.shape[1]) != c
                 terms = p[:, c : c + 1] * (p * (h[:, c : c + 1] + h))[:, others].sum(1, keepdims=True)
                 sizes[:, c] = np.maximum(sizes[:, c], blocks(terms)[:, 0])
         return sizes

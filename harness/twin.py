@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from twinloss.harness.laws import Law
     from twinloss.harness.real import RealCase
+    from twinloss.harness.truth import Truth
 
 Array = npt.NDArray[Any]
 
@@ -169,14 +170,18 @@ class Twin:
         allowed: whether options go together.
         domain: whether the numbers of a case suit its options, as those of drawn cases do.
         unit: the size of the terms whose difference the loss may be (1 - Dice: 1).
+        channels: how many the input has at least.
+        required: options without a default; the first of their values stands for it.
         constants: options that are real numbers and so, like the input, known only to rounding.
         logits: whether the input is logits: a rounded exponential is that of a logit that is off by
             one roundoff of 1, however small the logit.
+        slope: dL/dp of the softmax p of the input, from a truth, or None where no softmax is asked for.
         kinks: whether the loss has kinks under these options (clamp, tie): see judgement.py.
         laws: what must hold between the answers of the fast twin to related questions.
         real: cases on real images.
         peer: MONAI's class, for the benchmark.
         bench: options of the benchmark.
+        peer_bench: the same for the peer where they go by other names, and what else differs, in words.
     """
 
     name: str
@@ -189,13 +194,17 @@ class Twin:
     allowed: Callable[[Mapping[str, Any]], bool] = lambda options: True
     domain: Callable[[Case], bool] = lambda case: True
     unit: float = 1.0
+    channels: int = 1
+    required: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
     logits: Callable[[Mapping[str, Any]], bool] = lambda options: False
+    slope: Callable[[Truth], Array | None] = lambda truth: None
     kinks: Callable[[Mapping[str, Any]], bool] = lambda options: False
     laws: tuple[Law, ...] = ()
     real: tuple[RealCase, ...] = ()
     peer: str | None = None
     bench: Mapping[str, Any] = field(default_factory=dict)
+    peer_bench: tuple[Mapping[str, Any], str] | None = None
 
     def defaults(self) -> dict[str, Any]:
         """Each option at its default."""
