@@ -67,7 +67,8 @@ def loss_of(twin: Twin, competitor: str) -> Callable[..., torch.Tensor]:
         return twin.fast(**twin.bench)
     import monai.losses  # type: ignore[import-untyped, unused-ignore]
 
-    peer: Callable[..., torch.Tensor] = getattr(monai.losses, str(twin.peer))(**twin.bench)
+    options = twin.bench if twin.peer_bench is None else twin.peer_bench[0]
+    peer: Callable[..., torch.Tensor] = getattr(monai.losses, str(twin.peer))(**options)
     return torch.compile(peer) if competitor == COMPILED else peer
 
 

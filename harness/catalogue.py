@@ -5,6 +5,8 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
+import numpy as np
+
 from twinloss import fast, reference
 from twinloss.harness import segmentation as seg
 from twinloss.harness import segmentation_laws as laws
@@ -121,6 +123,7 @@ GENERALIZED_WASSERSTEIN_DICE = Twin(
     ),
     peer="GeneralizedWassersteinDiceLoss",
     bench={"dist_matrix": FOUR_CLASSES},
+    peer_bench=({"dist_matrix": np.array(FOUR_CLASSES, np.float32)}, ""),
 )  # fmt: skip
 
 FOCAL = Twin(

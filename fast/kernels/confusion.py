@@ -62,32 +62,34 @@ def confusion_soft(p, q, g, w, overlap):
 
 
 @stage
-def gradient_labels(e, scale, y, hits, misses, top_slope, mean, out, b, lo):
+def gradient_labels(e, scale, rest, y, hits, misses, largest, others, out, b, lo):
     """dL/dx_c = p_c (h_c - sum_k p_k h_k) for the softmax p = e * scale, h_c = hits[c] where y == c, else misses[c].
 
-    h is counted from that of the largest logit, so nothing cancels.
+    Of the largest logit, e = 1, that is p_c (q_c h_c - sum of the others' p_k h_k) with q = 1 - p = rest * scale: its
+    own h is not subtracted from a sum that holds it, so nothing cancels.
     """
-    one = e.dtype.type(1)
+    zero, one = e.dtype.type(0), e.dtype.type(1)
     width = y.size
+    largest[:] = zero
+    others[:] = zero
     for c in range(e.shape[0]):
-        row, hit, miss = e[c], hits[c], misses[c]
-        for i in range(width):
-            before = top_slope[i]
-            slope = hit if y[i] == c else miss
-            top_slope[i] = slope if row[i] == one else before
-    mean[:] = e.dtype.type(0)
-    for c in range(e.shape[0]):
-        row, hit, miss = e[c], hits[c], misses[c]
-        for i in range(width):
-            slope = hit if y[i] == c else miss
-            mean[i] += row[i] * (slope - top_slope[i])
-    for i in range(width):
-        mean[i] *= scale[i]
+        _add_slopes(e[c], y, c, hits[c], misses[c], largest, others)
     for c in range(e.shape[0]):
         row, hit, miss, gradient = e[c], hits[c], misses[c], out[b, c, lo : lo + width]
         for i in range(width):
             slope = hit if y[i] == c else miss
-            gradient[i] = row[i] * scale[i] * ((slope - top_slope[i]) - mean[i])
+            above, below = rest[i] * slope - (others[i] + (largest[i] - slope)), others[i] + largest[i]
+            gradient[i] = row[i] * scale[i] * (scale[i] * above if row[i] == one else slope - scale[i] * below)
+
+
+@stage
+def _add_slopes(row, y, c, hit, miss, largest, others):
+    """Add e h of class c to `others`, or to `largest` where e = 1."""
+    zero, one = row.dtype.type(0), row.dtype.type(1)
+    for i in range(y.size):
+        slope = hit if y[i] == c else miss
+        largest[i] += slope if row[i] == one else zero
+        others[i] += zero if row[i] == one else row[i] * slope
 
 
 @stage

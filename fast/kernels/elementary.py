@@ -46,6 +46,31 @@ def _power_of_two(typingctx, shifted):
     return shifted(shifted), codegen
 
 
+@intrinsic
+def _touch(typingctx, array, index):
+    """Ask for the cache line of array[index] without waiting for it; beyond the array it does nothing."""
+
+    def codegen(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
+        i32 = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, i32, i32, i32])
+        prefetch = builder.module.globals.get("llvm.prefetch.p0")
+        if prefetch is None:
+            prefetch = ir.Function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(prefetch, [address, i32(0), i32(3), i32(1)])  # to read, into the nearest cache, as data
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp), codegen
+
+
+@njit
+def prefetch(values, start, count):
+    """Bring values[start : start + count] nearer, while the caller goes on; what lies beyond the end does no harm."""
+    for i in range(start, start + count, 64 // values.itemsize):
+        _touch(values, i)
+
+
 # `contract` lets LLVM fuse a product and a sum; it assumes nothing about NaN or infinity.
 @njit(fastmath={"contract"})
 def _exp_32(x):

@@ -10,8 +10,9 @@ from collections import namedtuple
 
 import numpy as np
 from numba import njit
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
 
-from twinloss.fast.kernels.elementary import exp_nonpositive
+from twinloss.fast.kernels.elementary import exp_nonpositive, prefetch
 
 # Voxels of a tile for four classes or fewer; more classes share the same room.
 TILE = 4032
@@ -28,10 +29,16 @@ P, Q, G, H, X = range(5)
 W, TOP, SCALE, REST, SPARE, MEAN, OWN, FACTOR = range(8)
 
 # error_model="numpy": a division by zero gives infinity instead of a branch that raises, so that loops vectorise.
-stage = njit(error_model="numpy")
+class _Apart(CompilerBase):
+    def define_pipelines(self):
+        self.state.flags.noalias = True
+        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
+
+
+stage = njit(error_model="numpy", _nrt=False, pipeline_class=_Apart)
 # A row's sum is spread over vector lanes: the order of the sum changes, the terms do not. The order depends on the
 # machine's vector width but never on the number of threads. No flag here assumes anything about NaN or infinity.
-sums_stage = njit(error_model="numpy", fastmath={"reassoc", "contract"})
+sums_stage = njit(error_model="numpy", fastmath={"reassoc", "contract"}, _nrt=False, pipeline_class=_Apart)
 
 
 # --- reading a tile --------------------------------------------------------------------------------------------------
@@ -111,6 +118,29 @@ def _one_hot(y, g):
 
 
 @stage
+def _largest(one, other, top):
+    for i in range(top.size):
+        top[i] = one[i] if one[i] > other[i] else other[i]
+
+
+@stage
+def _larger(one, other, top):
+    for i in range(top.size):
+        larger, old = one[i] if one[i] > other[i] else other[i], top[i]
+        top[i] = larger if larger > old else old
+
+
+@stage
+def _exponentials(logits, top, e, rest, ties):
+    one, zero = e.dtype.type(1), e.dtype.type(0)
+    for i in range(e.size):
+        value = exp_nonpositive(logits[i] - top[i])
+        e[i] = value
+        rest[i] += zero if value == one else value
+        ties[i] += one if value == one else zero
+
+
+@stage
 def exponentials(x, b, lo, p, top, scale, rest, ties):
     """Logits of item b from `lo` on -> e in p, so that softmax is e * scale, and 1 - softmax rest * scale where e = 1.
 
@@ -119,21 +149,17 @@ def exponentials(x, b, lo, p, top, scale, rest, ties):
     """
     one, zero = p.dtype.type(1), p.dtype.type(0)
     width = scale.size
-    top[:] = x[b, 0, lo : lo + width]
-    for c in range(1, p.shape[0]):
-        logits = x[b, c, lo : lo + width]
-        for i in range(width):
-            new, old = logits[i], top[i]
-            top[i] = new if new > old else old
+    _largest(x[b, 0, lo : lo + width], x[b, min(1, p.shape[0] - 1), lo : lo + width], top)
+    for c in range(2, p.shape[0], 2):
+        _larger(x[b, c, lo : lo + width], x[b, min(c + 1, p.shape[0] - 1), lo : lo + width], top)
     rest[:] = zero
     ties[:] = -one
     for c in range(p.shape[0]):
-        logits, e = x[b, c, lo : lo + width], p[c]
-        for i in range(width):
-            value = exp_nonpositive(logits[i] - top[i])
-            e[i] = value
-            rest[i] += zero if value == one else value
-            ties[i] += one if value == one else zero
+        for k in range(0, width, BLOCK):
+            # While the exponentials keep the core busy, the next tile comes from memory.
+            prefetch(x[b, c], lo + width + k, BLOCK)
+            block = slice(k, min(k + BLOCK, width))
+            _exponentials(x[b, c, lo + block.start : lo + block.stop], top[block], p[c, block], rest[block], ties[block])
     for i in range(width):
         rest[i] += ties[i]
         scale[i] = one / (one + rest[i])
@@ -191,7 +217,7 @@ def tile_width(classes, voxels):
     return min(max(4 * TILE // max(classes, 4), BLOCK), voxels)
 
 
-@stage
+@njit
 def scratch(classes, width, real):
     """Room for one tile."""
     return Buffers(np.empty((5, classes, width), real), np.empty((8, width), real), np.empty(width, np.int32))

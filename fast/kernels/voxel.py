@@ -129,7 +129,7 @@ def _backward_common(x, target, item, overlap, surprisals, gamma, ignore, slopes
     exponentials(x, b, lo, p, top, scale, rest, buffers.row[SPARE])
     if overlap != NO_OVERLAP:
         gradient_labels(
-            p, scale, y, slopes[TP_LESS_FN, b], slopes[FP, b], buffers.row[SPARE], buffers.row[MEAN], out, b, lo
+            p, scale, rest, y, slopes[TP_LESS_FN, b], slopes[FP, b], buffers.row[SPARE], buffers.row[MEAN], out, b, lo
         )
     else:
         out[b, :, lo : lo + y.size] = x.dtype.type(0)
