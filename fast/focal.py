@@ -41,6 +41,11 @@ class FocalTerm:
         """A softmax of one channel is constant: it is taken as binary."""
         return "softmax" if self.use_softmax and channels > 1 else "sigmoid"
 
+    def warn(self, input: Tensor) -> None:
+        """Say that one channel is taken as binary whatever `use_softmax` says."""
+        if self.use_softmax and input.shape[1] == 1:
+            warnings.warn("single channel prediction, `use_softmax=True` ignored", UserWarning, stacklevel=3)
+
     def plan(self) -> dict[str, Any]:
         """What the statistics are asked for."""
         surprisal: Surprisal = "target"
@@ -147,8 +152,7 @@ class FocalLoss(SegmentationLoss):
         """The loss; see the class for shapes and errors."""
         reduction = checked_reduction(self.reduction)
         voxels = self.voxels(input, target)
-        if self.term.use_softmax and input.shape[1] == 1:
-            warnings.warn("single channel prediction, `use_softmax=True` ignored", UserWarning, stacklevel=2)
+        self.term.warn(input)
         if reduction == "none":
             return self.term.unreduced(voxels, self.term.weight).to(input.dtype)
         sums = voxels.sums(self.term.activation(input.shape[1]), **self.term.plan())

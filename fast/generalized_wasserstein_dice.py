@@ -134,11 +134,11 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
         sums = self.voxels(input, target).sums("softmax", matrix=matrix)
         if self.weighting_mode == "default":
             errors = sums.distance.sum(1)
-            overlap = 2 * (sums.volume - sums.distance)[:, 1:].sum(1)
+            overlap = 2 * sums.nearness[:, 1:].sum(1)
         else:
             alpha = 1 / (sums.volume + 1)
             errors = (alpha * sums.distance).sum(1)
-            overlap = 2 * (alpha * (sums.volume - sums.distance)).sum(1)
+            overlap = 2 * (alpha * sums.nearness).sum(1)
         return self.reduced(fraction(overlap, errors, self.smooth_nr, self.smooth_dr), 2).to(input.dtype)
 
     def wasserstein_distance_map(self, flat_proba: Tensor, flat_target: Tensor) -> Tensor:

@@ -66,6 +66,7 @@ class Statistics(NamedTuple):
     misses: Tensor
     volume: Tensor
     distance: Tensor
+    nearness: Tensor
 
 
 class _Plan(NamedTuple):
@@ -127,7 +128,7 @@ def _plain(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None
     surprisal, p, q = _probabilities(x, plan.activation)
     if not plan.labels:
         g = torch.where(taken, target.to(x.dtype), 0)
-        return torch.stack([_total(term) for term in (*_terms(x, surprisal, p, q, g, weight, plan), 0 * p)])
+        return torch.stack([_total(term) for term in (*_terms(x, surprisal, p, q, g, weight, plan), 0 * p, 0 * p)])
     # Every voxel's terms with g = 0, save those of its own class, which are put in its place: no one-hot tensor.
     y = _checked_labels(target, x.shape[1], plan.ignore_index)
     one, zero = torch.ones_like(weight), torch.zeros_like(weight)
@@ -138,11 +139,11 @@ def _plain(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None
         _by_class(of_own, y, _total(of_others.expand_as(p).scatter(1, y, 0)))
         for of_own, of_others in zip(own, others, strict=True)
     ]
-    distance = zero
+    distance, nearness = zero, zero
     if matrix is not None:
         rows = matrix.to(x.dtype)[y[:, 0]].movedim(-1, 1)
-        distance = weight * (rows * p).sum(1, keepdim=True)
-    return torch.stack([*sums, _by_class(distance, y, _total(0 * p))])
+        distance, nearness = (weight * (m * p).sum(1, keepdim=True) for m in (rows, 1 - rows))
+    return torch.stack([*sums, *(_by_class(values, y, _total(0 * p)) for values in (distance, nearness))])
 
 
 def focal_terms(x: Tensor, target: Tensor, activation: str, gamma: float, labels: bool) -> tuple[Tensor, Tensor]:
@@ -244,18 +245,18 @@ def _terms(
         else:
             tp, fp, fn = prediction * target, excess**2, lack**2
     if plan.surprisal != "none" and plan.activation == "softmax":
-        hits = _silenced(target, _focus(q, plan.gamma) * surprisal)
+        hits = _silenced(target, _focus(q, plan.gamma), surprisal)
         if plan.surprisal == "all":
             misses = weight * surprisal
     elif plan.surprisal != "none":
-        hits = _silenced(target, _focus(q, plan.gamma) * _softplus(-x))
-        misses = _silenced(weight * (1 - g), _focus(p, plan.gamma) * _softplus(x))
+        hits = _silenced(target, _focus(q, plan.gamma), _softplus(-x))
+        misses = _silenced(weight * (1 - g), _focus(p, plan.gamma), _softplus(x))
     return tp, fp, fn, hits, misses, target
 
 
-def _silenced(weight: Tensor, term: Tensor) -> Tensor:
-    """Weight * term, where a weight of 0 silences an infinite term."""
-    return weight * torch.where(weight == 0, 0, term)
+def _silenced(weight: Tensor, focus: Tensor, surprisal: Tensor) -> Tensor:
+    """The product, where a weight of 0 silences an infinite surprisal, in the slopes of the others too."""
+    return weight * focus * torch.where(weight == 0, 0, surprisal)
 
 
 def _focus(q: Tensor, gamma: float) -> Tensor:
@@ -391,7 +392,8 @@ def _voxel_sums_backward(
     out, voxels = gradient.numpy(), x.shape[2]
     by_item = [np.empty((0, 0), out.dtype)] * x.shape[0]
     if matrix is not None:
-        by_item = list((slopes[voxel.DISTANCE][:, :, None] * matrix).to(x.dtype).numpy())
+        far, near = slopes[voxel.DISTANCE][:, :, None], slopes[voxel.NEARNESS][:, :, None]
+        by_item = list((far * matrix + near * (1 - matrix)).to(x.dtype).numpy())
     # TP - FN, the slope in p where g = 1, or TP - 2 FN, that in g where p = 0, may cancel: it is rounded once.
     hit = slopes[voxel.TP] - (2 if overlap == "squared" else 1) * slopes[voxel.FN]
     slopes_by_row = torch.cat([slopes, hit[None]]).to(x.dtype).numpy()

@@ -198,7 +198,7 @@ def _focal_is_cross_entropy(twin: Twin, case: Case) -> Iterator[Claim]:
 
 def _wasserstein_of_equal_distances(twin: Twin, case: Case) -> Iterator[Claim]:
     """With equal distances W = 1 - p of the true class, and the loss is 1 less its own fraction of sums of that."""
-    x, labels = case.operands["input"].values, case.operands["target"].values
+    x, labels = case.operands["input"].values.astype(np.longdouble), case.operands["target"].values
     p = np.exp(x - x.max(1, keepdims=True))
     own = np.take_along_axis(p / p.sum(1, keepdims=True), labels, 1).reshape(len(x), -1)
     foreground = labels.reshape(own.shape) > 0
@@ -206,7 +206,7 @@ def _wasserstein_of_equal_distances(twin: Twin, case: Case) -> Iterator[Claim]:
     given = twin.defaults() | dict(case.options)
     with np.errstate(all="ignore"):
         want = 1 - (overlap + given["smooth_nr"]) / (overlap + errors + given["smooth_dr"])
-    yield Claim("value", ask_fast(twin, case).value, want, case, scale=1.0 + float(np.abs(want).max()))
+    yield Claim("value", ask_fast(twin, case).value, want, case)
 
 
 def _scales_with(option: str) -> Callable[[Twin, Case], Iterator[Claim]]:

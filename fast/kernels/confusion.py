@@ -61,30 +61,73 @@ def confusion_soft(p, q, g, w, overlap):
 # --- backward: h = dL/dp from the three coefficients of a class, then dL/dx ------------------------------------------
 
 
-@stage
-def gradient_labels(e, scale, rest, y, hits, misses, largest, others, out, b, lo):
-    """dL/dx_c = p_c (h_c - sum_k p_k h_k) for the softmax p = e * scale, h_c = hits[c] where y == c, else misses[c].
+@njit(inline="always")
+def _adjoint(e, scale, rest, h, largest, others):
+    """p_c (h_c - sum_k p_k h_k) for the softmax p = e * scale, given the sums of e_k h_k where e = 1, and elsewhere.
 
     Of the largest logit, e = 1, that is p_c (q_c h_c - sum of the others' p_k h_k) with q = 1 - p = rest * scale: its
     own h is not subtracted from a sum that holds it, so nothing cancels.
     """
-    zero, one = e.dtype.type(0), e.dtype.type(1)
+    if e == 1:
+        return e * scale * (scale * (rest * h - (others + (largest - h))))
+    return e * scale * (h - scale * (others + largest))
+
+
+@stage
+def gradient_labels(e, scale, rest, y, hits, misses, largest, others, own, out, b, lo):
+    """dL/dx for dL/dp_c = hits[c] where y == c, else misses[c]; and, where `own` is given, for that p dL/dp of y."""
+    one = e.dtype.type(1)
     width = y.size
-    largest[:] = zero
-    others[:] = zero
+    _clear(largest, others)
     for c in range(e.shape[0]):
         _add_slopes(e[c], y, c, hits[c], misses[c], largest, others)
     for c in range(e.shape[0]):
         row, hit, miss, gradient = e[c], hits[c], misses[c], out[b, c, lo : lo + width]
+        if own.size == 0:
+            for i in range(width):
+                slope = hit if y[i] == c else miss
+                gradient[i] = _adjoint(row[i], scale[i], rest[i], slope, largest[i], others[i])
+        else:
+            for i in range(width):
+                slope = hit if y[i] == c else miss
+                p = row[i] * scale[i]
+                q = rest[i] * scale[i] if row[i] == one else one - p
+                adjoint = _adjoint(row[i], scale[i], rest[i], slope, largest[i], others[i])
+                gradient[i] = adjoint + own[i] * (q if y[i] == c else -p)
+
+
+@stage
+def gradient_slopes(e, scale, rest, h, largest, others, out, b, lo):
+    """dL/dx for dL/dp = h."""
+    width = scale.size
+    _clear(largest, others)
+    for c in range(e.shape[0]):
+        _add(e[c], h[c], largest, others)
+    for c in range(e.shape[0]):
+        row, slope, gradient = e[c], h[c], out[b, c, lo : lo + width]
         for i in range(width):
-            slope = hit if y[i] == c else miss
-            above, below = rest[i] * slope - (others[i] + (largest[i] - slope)), others[i] + largest[i]
-            gradient[i] = row[i] * scale[i] * (scale[i] * above if row[i] == one else slope - scale[i] * below)
+            gradient[i] = _adjoint(row[i], scale[i], rest[i], slope[i], largest[i], others[i])
+
+
+@stage
+def _clear(largest, others):
+    for i in range(largest.size):
+        largest[i] = 0
+        others[i] = 0
+
+
+@stage
+def _add(row, h, largest, others):
+    """Add e h to `others`, or to `largest` where e = 1."""
+    zero, one = row.dtype.type(0), row.dtype.type(1)
+    for i in range(h.size):
+        largest[i] += h[i] if row[i] == one else zero
+        others[i] += zero if row[i] == one else row[i] * h[i]
 
 
 @stage
 def _add_slopes(row, y, c, hit, miss, largest, others):
-    """Add e h of class c to `others`, or to `largest` where e = 1."""
+    """The same, where h is `hit` or `miss`."""
     zero, one = row.dtype.type(0), row.dtype.type(1)
     for i in range(y.size):
         slope = hit if y[i] == c else miss

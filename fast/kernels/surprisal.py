@@ -41,21 +41,29 @@ def _slope(p, q, gamma, values):
 
 
 @stage
-def own_surprisal(x, b, lo, y, top, scale, rest, p, q, values):
-    """p, 1 - p and -log p of each voxel's own class."""
-    zero, one = p.dtype.type(0), p.dtype.type(1)
-    p[:] = zero
+def own_surprisal(x, b, lo, y, top, scale, rest, gamma, p, q, values):
+    """-log p of each voxel's own class; and p and 1 - p, unless gamma is 0 and needs neither."""
+    one = p.dtype.type(1)
     for c in range(x.shape[1]):
-        row = x[b, c, lo : lo + y.size]
+        _choose(x[b, c, lo : lo + y.size], y, c, p)
+    if gamma == 0:
         for i in range(y.size):
-            new, old = row[i], p[i]
-            p[i] = new if y[i] == c else old
+            values[i] = log1p_nonnegative(rest[i]) - (p[i] - top[i])
+        return
     for i in range(y.size):
         below = p[i] - top[i]
         e = exp_nonpositive(below)
         p[i] = e * scale[i]
         q[i] = rest[i] * scale[i] if e == one else one - e * scale[i]
         values[i] = log1p_nonnegative(rest[i]) - below
+
+
+@stage
+def _choose(row, y, c, chosen):
+    """Take over the values of class c."""
+    for i in range(y.size):
+        new, old = row[i], chosen[i]
+        chosen[i] = new if (y[i] == c) | (c == 0) else old
 
 
 @sums_stage
@@ -72,26 +80,31 @@ def class_sum(values, y, c):
 
 @stage
 def own_slope(p, q, y, gamma, slopes, values):
-    """Values = -log p of a voxel's own class -> p dL/dp, where slopes = dL/d(sum of its class)."""
-    _slope(p, q, gamma, values)
-    p[:] = p.dtype.type(0)
+    """Put p dL/dp of a voxel's own class into `values`, its -log p unless gamma is 0; slopes = dL/d(sums)."""
+    if gamma == 0:
+        for i in range(y.size):
+            values[i] = -1
+    else:
+        _slope(p, q, gamma, values)
     for c in range(slopes.size):
         slope = slopes[c]
         for i in range(y.size):
             old = p[i]
-            p[i] = slope if y[i] == c else old
+            p[i] = slope if (y[i] == c) | (c == 0) else old
     for i in range(y.size):
         values[i] *= p[i]
 
 
 @stage
-def add_gradient_labels(e, scale, y, q, own_slopes, out, b, lo):
-    """dL/dx_c += p dL/dp (own class: 1 - p; other classes: -p_c)."""
+def gradient_own(e, scale, rest, y, own, out, b, lo):
+    """dL/dx_c = own (1 - p_c) for the own class and -own p_c for others, where own = p dL/dp of it."""
+    one = e.dtype.type(1)
     for c in range(e.shape[0]):
         row, gradient = e[c], out[b, c, lo : lo + y.size]
         for i in range(y.size):
-            other = row[i] * scale[i]
-            gradient[i] += own_slopes[i] * (q[i] if y[i] == c else -other)
+            p = row[i] * scale[i]
+            q = rest[i] * scale[i] if row[i] == one else one - p
+            gradient[i] = own[i] * (q if y[i] == c else -p)
 
 
 # --- any target, soft or weighted ------------------------------------------------------------------------------------

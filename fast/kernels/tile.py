@@ -28,6 +28,7 @@ P, Q, G, H, X = range(5)
 # By voxel: weight w; largest logit, scale and rest of `exponentials`; room for intermediate values.
 W, TOP, SCALE, REST, SPARE, MEAN, OWN, FACTOR = range(8)
 
+
 # error_model="numpy": a division by zero gives infinity instead of a branch that raises, so that loops vectorise.
 class _Apart(CompilerBase):
     def define_pipelines(self):
@@ -159,7 +160,9 @@ def exponentials(x, b, lo, p, top, scale, rest, ties):
             # While the exponentials keep the core busy, the next tile comes from memory.
             prefetch(x[b, c], lo + width + k, BLOCK)
             block = slice(k, min(k + BLOCK, width))
-            _exponentials(x[b, c, lo + block.start : lo + block.stop], top[block], p[c, block], rest[block], ties[block])
+            _exponentials(
+                x[b, c, lo + block.start : lo + block.stop], top[block], p[c, block], rest[block], ties[block]
+            )
     for i in range(width):
         rest[i] += ties[i]
         scale[i] = one / (one + rest[i])

@@ -17,12 +17,13 @@ from twinloss.fast.kernels.confusion import (
     confusion_labels,
     confusion_soft,
     gradient_labels,
+    gradient_slopes,
 )
-from twinloss.fast.kernels.distance import add_distance_slope, distances
+from twinloss.fast.kernels.distance import distance_slopes, distance_sums, distances, table_slopes
 from twinloss.fast.kernels.surprisal import (
-    add_gradient_labels,
     add_gradient_soft,
     class_sum,
+    gradient_own,
     own_slope,
     own_surprisal,
     surprisal_soft,
@@ -55,8 +56,8 @@ NO_OVERLAP, SQUARED = confusion.NONE, confusion.SQUARED
 NO_SURPRISAL, ALL = surprisal.NONE, surprisal.ALL
 
 # Rows of the sums, and of the slopes, which have one more.
-TP, FP, FN, HITS, MISSES, VOLUME, DISTANCE, TP_LESS_FN = range(8)
-ROWS = 7
+TP, FP, FN, HITS, MISSES, VOLUME, DISTANCE, NEARNESS, TP_LESS_FN = range(9)
+ROWS = 8
 
 
 @stage
@@ -66,18 +67,21 @@ def _common(dense, mask, activation, overlap, surprisals, matrix, ignore):
     There min(p, g) is the product; and at its kink p = g = 1 the softmax has no slope.
     """
     everywhere = mask.shape[0] == 0 and np.isnan(ignore)
-    plain = overlap != SQUARED and surprisals != ALL and matrix.shape[0] == 0
+    alone = matrix.shape[0] == 0 or (overlap == NO_OVERLAP and surprisals == NO_SURPRISAL)
+    plain = overlap != SQUARED and surprisals != ALL and alone
     return activation == SOFTMAX and plain and everywhere and not dense
 
 
 @stage
-def _forward_common(x, target, item, overlap, surprisals, gamma, ignore, b, lo, buffers, sums):
+def _forward_common(x, target, item, overlap, surprisals, gamma, matrix, ignore, b, lo, buffers, sums):
     p, y, top, scale, rest = buffers.rows[P], buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
     bad = read_labels(target, item, x.shape[1], ignore, b, lo, x.shape[2], y)
     exponentials(x, b, lo, p, top, scale, rest, buffers.row[SPARE])
     if surprisals != NO_SURPRISAL:
-        own_surprisal(x, b, lo, y, top, scale, rest, buffers.row[OWN], buffers.row[FACTOR], buffers.row[SPARE])
+        own_surprisal(x, b, lo, y, top, scale, rest, gamma, buffers.row[OWN], buffers.row[FACTOR], buffers.row[SPARE])
         surprisal.focus(buffers.row[FACTOR], gamma, buffers.row[SPARE])
+    if matrix.shape[0] > 0:
+        distances(p, y, scale, matrix, buffers.row[SPARE], buffers.row[MEAN])
     for c in range(p.shape[0]):
         for k in range(0, y.size, BLOCK):
             block = slice(k, k + BLOCK)
@@ -91,6 +95,10 @@ def _forward_common(x, target, item, overlap, surprisals, gamma, ignore, b, lo, 
             if surprisals != NO_SURPRISAL:
                 hits, volume = class_sum(buffers.row[SPARE, block], y[block], c)
                 sums[HITS, c] += hits
+            if matrix.shape[0] > 0:
+                far, near, volume = distance_sums(buffers.row[SPARE, block], buffers.row[MEAN, block], y[block], c)
+                sums[DISTANCE, c] += far
+                sums[NEARNESS, c] += near
             sums[VOLUME, c] += volume
     return bad
 
@@ -100,7 +108,7 @@ def _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, s
     p, q, g, w, y = buffers.rows[P], buffers.rows[Q], buffers.rows[G], buffers.row[W], buffers.y
     far = matrix.shape[0] > 0
     if far:
-        distances(p, y, w, matrix, buffers.row[MEAN])
+        distances(p, y, w, matrix, buffers.row[MEAN], buffers.row[SPARE])
     for c in range(p.shape[0]):
         for k in range(0, y.size, BLOCK):
             block = slice(k, k + BLOCK)
@@ -118,26 +126,34 @@ def _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, s
                 sums[HITS, c] += hits
                 sums[MISSES, c] += misses
             if far:
-                sums[DISTANCE, c] += class_sum(buffers.row[MEAN, block], y[block], c)[0]
+                distance, near, _ = distance_sums(buffers.row[MEAN, block], buffers.row[SPARE, block], y[block], c)
+                sums[DISTANCE, c] += distance
+                sums[NEARNESS, c] += near
             sums[VOLUME, c] += surprisal.product_sum(g[c, block], w[block])
 
 
 @stage
-def _backward_common(x, target, item, overlap, surprisals, gamma, ignore, slopes, b, lo, buffers, out):
+def _backward_common(x, target, item, overlap, surprisals, gamma, matrix, ignore, slopes, b, lo, buffers, out):
     p, y, top, scale, rest = buffers.rows[P], buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
     read_labels(target, item, x.shape[1], ignore, b, lo, x.shape[2], y)
     exponentials(x, b, lo, p, top, scale, rest, buffers.row[SPARE])
-    if overlap != NO_OVERLAP:
-        gradient_labels(
-            p, scale, rest, y, slopes[TP_LESS_FN, b], slopes[FP, b], buffers.row[SPARE], buffers.row[MEAN], out, b, lo
-        )
-    else:
-        out[b, :, lo : lo + y.size] = x.dtype.type(0)
+    largest, others, own = buffers.row[W], buffers.row[MEAN], buffers.row[SPARE]
+    if matrix.shape[0] > 0:
+        h = buffers.rows[H]
+        table_slopes(y, matrix, h)
+        gradient_slopes(p, scale, rest, h, largest, others, out, b, lo)
+        return
     if surprisals != NO_SURPRISAL:
-        own_p, own_q, own_slopes = buffers.row[OWN], buffers.row[FACTOR], buffers.row[SPARE]
-        own_surprisal(x, b, lo, y, top, scale, rest, own_p, own_q, own_slopes)
-        own_slope(own_p, own_q, y, gamma, slopes[HITS, b], own_slopes)
-        add_gradient_labels(p, scale, y, own_q, own_slopes, out, b, lo)
+        own_p, own_q = buffers.row[OWN], buffers.row[FACTOR]
+        if gamma != 0:
+            own_surprisal(x, b, lo, y, top, scale, rest, gamma, own_p, own_q, own)
+        own_slope(own_p, own_q, y, gamma, slopes[HITS, b], own)
+    if overlap == NO_OVERLAP:
+        gradient_own(p, scale, rest, y, own, out, b, lo)
+        return
+    if surprisals == NO_SURPRISAL:
+        own = own[:0]
+    gradient_labels(p, scale, rest, y, slopes[TP_LESS_FN, b], slopes[FP, b], largest, others, own, out, b, lo)
 
 
 @stage
@@ -150,8 +166,8 @@ def _backward_weighted(activation, overlap, surprisals, gamma, matrix, slopes, b
                 p[c], q[c], buffers.rows[G, c], w, slopes[TP, c], slopes[FP, c], slopes[FN, c], slopes[TP_LESS_FN, c],
                 overlap, h[c],
             )  # fmt: skip
-        if matrix.shape[0] > 0:
-            add_distance_slope(buffers.y, w, matrix, c, h[c])
+    if matrix.shape[0] > 0:
+        distance_slopes(buffers.y, w, matrix, h)
     adjoint(activation, p, q, h, buffers.row[SCALE], buffers.row[SPARE], buffers.row[MEAN])
     if surprisals != NO_SURPRISAL:
         add_gradient_soft(activation, buffers, gamma, slopes[HITS], slopes[MISSES])
@@ -179,7 +195,9 @@ def _compiled(sources):
             if stop - lo < step:
                 buffers = scratch(classes, stop - lo, x.dtype)
             if common:
-                bad += _forward_common(x, target, item, overlap, surprisals, gamma, ignore, b, lo, buffers, sums)
+                bad += _forward_common(
+                    x, target, item, overlap, surprisals, gamma, matrix, ignore, b, lo, buffers, sums
+                )
             else:
                 bad += read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers)
                 _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, sums)
@@ -192,7 +210,7 @@ def _compiled(sources):
     ):  # fmt: skip
         """Write dL/dx of the voxels start:stop of item b, given slopes = dL/d(statistics), (ROWS, B, C), and TP - FN.
 
-        The matrix is (C, C) and holds the distances times dL/d(DISTANCE) of their row.
+        The matrix is (C, C) and holds, by true class and class, dL/dp from DISTANCE and NEARNESS.
         """
         sources  # noqa: B018
         classes = x.shape[1]
@@ -203,7 +221,9 @@ def _compiled(sources):
             if stop - lo < step:
                 buffers = scratch(classes, stop - lo, x.dtype)
             if common:
-                _backward_common(x, target, item, overlap, surprisals, gamma, ignore, slopes, b, lo, buffers, out)
+                _backward_common(
+                    x, target, item, overlap, surprisals, gamma, matrix, ignore, slopes, b, lo, buffers, out
+                )
                 continue
             read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers)
             _backward_weighted(activation, overlap, surprisals, gamma, matrix, slopes[:, b], buffers)

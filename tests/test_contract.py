@@ -1,0 +1,330 @@
+"""What the documentation of the segmentation losses promises of their names, arguments and errors."""
+
+import inspect
+from enum import Enum
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from support import labels, logits
+
+from twinloss import fast, reference
+from twinloss.fast import (
+    DiceCELoss,
+    DiceFocalLoss,
+    DiceLoss,
+    FocalLoss,
+    GeneralizedDiceLoss,
+    GeneralizedWassersteinDiceLoss,
+    MaskedDiceLoss,
+    TverskyLoss,
+)
+
+REQUIRED = inspect.Parameter.empty
+_CLASSES = {"include_background": True, "to_onehot_y": False}
+_ACTIVATION = _CLASSES | {"sigmoid": False, "softmax": False, "other_act": None}
+_REDUCTION = {"reduction": "mean", "smooth_nr": 1e-5, "smooth_dr": 1e-5}
+_DICE = _ACTIVATION | {"squared_pred": False, "jaccard": False} | _REDUCTION | {"batch": False}
+DOCUMENTED = {
+    DiceLoss: _DICE,
+    MaskedDiceLoss: _DICE,
+    GeneralizedDiceLoss: _ACTIVATION | {"w_type": "square"} | _REDUCTION | {"batch": False},
+    GeneralizedWassersteinDiceLoss: {"dist_matrix": REQUIRED, "weighting_mode": "default"} | _REDUCTION,
+    DiceCELoss: _DICE | {"ce_weight": None, "lambda_dice": 1.0, "lambda_ce": 1.0},
+    DiceFocalLoss: _DICE | {"gamma": 2.0, "focal_weight": None, "lambda_dice": 1.0, "lambda_focal": 1.0},
+    FocalLoss: _CLASSES | {"gamma": 2.0, "weight": None, "reduction": "mean"},
+    TverskyLoss: _ACTIVATION | {"alpha": 0.5, "beta": 0.5} | _REDUCTION | {"batch": False},
+}
+_DICE_EXTRA = {"weight": None, "soft_label": False, "ignore_index": None}
+_FOCAL_EXTRA = {"use_softmax": True, "alpha": None, "ignore_index": None}
+KEYWORD_ONLY = {
+    DiceLoss: _DICE_EXTRA,
+    MaskedDiceLoss: _DICE_EXTRA,
+    GeneralizedDiceLoss: {"soft_label": False, "ignore_index": None, "normalize_weights": False},
+    GeneralizedWassersteinDiceLoss: {"ignore_index": None},
+    DiceCELoss: _DICE_EXTRA | {"label_smoothing": 0.0},
+    DiceFocalLoss: _DICE_EXTRA | _FOCAL_EXTRA,
+    FocalLoss: _FOCAL_EXTRA,
+    TverskyLoss: {"soft_label": False, "ignore_index": None},
+}
+REFERENCE = {
+    DiceLoss: reference.dice_loss,
+    MaskedDiceLoss: reference.masked_dice_loss,
+    GeneralizedDiceLoss: reference.generalized_dice_loss,
+    GeneralizedWassersteinDiceLoss: reference.generalized_wasserstein_dice_loss,
+    DiceCELoss: reference.dice_ce_loss,
+    DiceFocalLoss: reference.dice_focal_loss,
+    FocalLoss: reference.focal_loss,
+    TverskyLoss: reference.tversky_loss,
+}
+
+Wasserstein = partial(GeneralizedWassersteinDiceLoss, 1 - np.eye(3))
+EVERY = pytest.mark.parametrize("loss_class", list(DOCUMENTED))
+COMPOUND = pytest.mark.parametrize("loss_class", [DiceCELoss, DiceFocalLoss])
+# The Dice losses' own errors stand in test_dice.py.
+ACTIVATED = pytest.mark.parametrize("loss_class", [GeneralizedDiceLoss, DiceCELoss, DiceFocalLoss, TverskyLoss])
+ON_LABELS = pytest.mark.parametrize(
+    "loss",
+    [
+        pytest.param(Wasserstein(), id="GeneralizedWassersteinDiceLoss"),
+        *(
+            pytest.param(loss_class(to_onehot_y=True), id=loss_class.__name__)
+            for loss_class in (GeneralizedDiceLoss, DiceCELoss, DiceFocalLoss, FocalLoss, TverskyLoss)
+        ),
+    ],
+)
+
+
+def defaults(parameters, *kinds):
+    return {p.name: p.default for p in parameters if p.kind in kinds}
+
+
+# --- names and arguments ---------------------------------------------------------------------------------------------
+
+
+@EVERY
+def test_documented_arguments_have_their_order_and_defaults(loss_class):
+    found = defaults(inspect.signature(loss_class).parameters.values(), inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    assert list(found.items()) == list(DOCUMENTED[loss_class].items())
+
+
+@EVERY
+def test_options_beyond_the_documentation_are_keyword_only(loss_class):
+    parameters = inspect.signature(loss_class).parameters.values()
+    assert defaults(parameters, inspect.Parameter.KEYWORD_ONLY) == KEYWORD_ONLY[loss_class]
+    assert {p.kind for p in parameters} <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+
+
+@EVERY
+def test_reference_takes_the_same_options_with_the_same_defaults(loss_class):
+    found = defaults(inspect.signature(REFERENCE[loss_class]).parameters.values(), *inspect._ParameterKind)
+    for argument in ("input", "target", "mask"):
+        found.pop(argument, None)
+    assert found == DOCUMENTED[loss_class] | KEYWORD_ONLY[loss_class]
+
+
+@EVERY
+def test_forward_takes_input_and_target(loss_class):
+    found = defaults(inspect.signature(loss_class.forward).parameters.values(), *inspect._ParameterKind)
+    mask = {"mask": None} if loss_class is MaskedDiceLoss else {}
+    assert list(found.items()) == list(({"self": REQUIRED, "input": REQUIRED, "target": REQUIRED} | mask).items())
+
+
+def test_wasserstein_distance_map_is_public_and_takes_the_documented_arguments():
+    method = GeneralizedWassersteinDiceLoss.wasserstein_distance_map
+    assert list(inspect.signature(method).parameters) == ["self", "flat_proba", "flat_target"]
+
+
+@pytest.mark.parametrize(
+    ("alias", "loss_class"),
+    [
+        ("Dice", DiceLoss),
+        ("dice", DiceLoss),
+        ("generalized_dice", GeneralizedDiceLoss),
+        ("generalized_wasserstein_dice", GeneralizedWassersteinDiceLoss),
+        ("dice_ce", DiceCELoss),
+        ("dice_focal", DiceFocalLoss),
+    ],
+)
+def test_alias_names_the_class(alias, loss_class):
+    assert getattr(fast, alias) is loss_class
+    assert alias in fast.__all__
+
+
+@EVERY
+def test_class_is_exported_under_its_name(loss_class):
+    assert getattr(fast, loss_class.__name__) is loss_class
+    assert loss_class.__name__ in fast.__all__
+
+
+@EVERY
+def test_loss_is_a_torch_loss_module_without_state(loss_class):
+    loss = Wasserstein() if loss_class is GeneralizedWassersteinDiceLoss else loss_class()
+    assert isinstance(loss, torch.nn.Module)
+    assert isinstance(loss, torch.nn.modules.loss._Loss)
+    assert loss.state_dict() == {}
+    assert list(loss.buffers()) == []
+
+
+@pytest.mark.parametrize("loss_class", [loss_class for loss_class in DOCUMENTED if loss_class is not MaskedDiceLoss])
+def test_enumerated_reduction_is_understood(loss_class):
+    # MONAI's own default is such an enumeration, LossReduction.MEAN.
+    wasserstein = loss_class is GeneralizedWassersteinDiceLoss
+    make = Wasserstein if wasserstein else partial(loss_class, to_onehot_y=True)
+    x, y = logits(2, 3, 4), labels(2, 1, 4)
+    reduction = Enum("LossReduction", {"SUM": "sum"}).SUM
+    assert torch.equal(make(reduction=reduction)(x, y), make(reduction="sum")(x, y))
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@ACTIVATED
+@pytest.mark.parametrize("other_act", ["tanh", 3, torch.ones(1)])
+def test_other_act_that_cannot_be_called_is_a_type_error(loss_class, other_act):
+    with pytest.raises(TypeError, match=f"other_act must be None or callable, got {type(other_act).__name__}"):
+        loss_class(other_act=other_act)
+
+
+@ACTIVATED
+@pytest.mark.parametrize(
+    "activations",
+    [
+        {"sigmoid": True, "softmax": True},
+        {"sigmoid": True, "other_act": torch.tanh},
+        {"softmax": True, "other_act": torch.tanh},
+        {"sigmoid": True, "softmax": True, "other_act": torch.tanh},
+    ],
+)
+def test_two_activations_are_a_value_error(loss_class, activations):
+    with pytest.raises(ValueError, match="give at most one"):
+        loss_class(**activations)
+
+
+@ON_LABELS
+@pytest.mark.parametrize("reduction", ["average", None, 3])
+def test_unknown_reduction_is_a_value_error_at_once_and_in_forward(loss, reduction, monkeypatch):
+    make = Wasserstein if isinstance(loss, GeneralizedWassersteinDiceLoss) else type(loss)
+    with pytest.raises(ValueError, match="reduction must be") as caught:
+        make(reduction=reduction)
+    assert repr(reduction) in str(caught.value)
+    monkeypatch.setattr(loss, "reduction", reduction)
+    with pytest.raises(ValueError, match="reduction must be"):
+        loss(logits(2, 3, 4), labels(2, 1, 4))
+
+
+@pytest.mark.parametrize("error", [AssertionError, ValueError])
+@pytest.mark.parametrize("to_onehot_y", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 5), (1, 3, 4), (2, 1, 5), (1, 1, 4), (2, 3, 2, 2)])
+@pytest.mark.parametrize("loss_class", [GeneralizedDiceLoss, DiceCELoss, DiceFocalLoss, FocalLoss, TverskyLoss])
+def test_shapes_that_differ_are_named(loss_class, error, to_onehot_y, shape):
+    with pytest.raises(error) as caught:
+        loss_class(to_onehot_y=to_onehot_y)(torch.rand(2, 3, 4), torch.zeros(shape))
+    assert str(shape) in str(caught.value)
+    assert "(2, 3, 4)" in str(caught.value)
+
+
+@pytest.mark.parametrize("loss_class", [GeneralizedDiceLoss, DiceCELoss, DiceFocalLoss, FocalLoss, TverskyLoss])
+def test_labels_without_to_onehot_y_are_shapes_that_differ(loss_class):
+    with pytest.raises(AssertionError, match="to_onehot_y=True"):
+        loss_class()(torch.rand(2, 3, 4), torch.zeros(2, 1, 4))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (3, 2), (1, 3, 3)])
+def test_distances_that_are_not_square_are_a_value_error(shape):
+    with pytest.raises(ValueError, match="must be a square matrix") as caught:
+        GeneralizedWassersteinDiceLoss(np.ones(shape))
+    assert str(shape) in str(caught.value)
+
+
+@COMPOUND
+@pytest.mark.parametrize("shape", [(2, 4), (2, 3, 2, 2), (2, 1, 2, 2)])
+def test_numbers_of_dimensions_that_differ_are_a_value_error(loss_class, shape):
+    with pytest.raises(ValueError, match="as many dimensions") as caught:
+        loss_class(to_onehot_y=True)(torch.rand(2, 3, 4), torch.zeros(shape))
+    assert str(shape) in str(caught.value)
+    assert "(2, 3, 4)" in str(caught.value)
+
+
+@COMPOUND
+@pytest.mark.parametrize("to_onehot_y", [False, True])
+@pytest.mark.parametrize("channels", [2, 4])
+def test_target_channels_that_are_neither_1_nor_those_of_the_input_are_a_value_error(loss_class, to_onehot_y, channels):
+    with pytest.raises(ValueError, match="1 channel or the 3 of the input"):
+        loss_class(to_onehot_y=to_onehot_y)(torch.rand(2, 3, 4), torch.zeros(2, channels, 4))
+
+
+@pytest.mark.parametrize(
+    ("loss_class", "name"),
+    [
+        (DiceCELoss, "lambda_dice"),
+        (DiceCELoss, "lambda_ce"),
+        (DiceFocalLoss, "lambda_dice"),
+        (DiceFocalLoss, "lambda_focal"),
+    ],
+)
+def test_negative_factor_of_a_term_is_a_value_error(loss_class, name):
+    with pytest.raises(ValueError, match=rf"{name} must be finite and not negative, got -0\.5"):
+        loss_class(**{name: -0.5})
+    assert getattr(loss_class(**{name: 0}), name) == 0
+
+
+def test_dice_ce_has_no_reduction_none():
+    with pytest.raises(ValueError, match='reduction must be "mean" or "sum", got \'none\''):
+        DiceCELoss(reduction="none")
+
+
+@pytest.mark.parametrize(("loss_class", "name"), [(DiceCELoss, "ce_weight"), (DiceFocalLoss, "focal_weight")])
+def test_weight_of_both_terms_and_of_one_exclude_each_other(loss_class, name):
+    with pytest.raises(ValueError, match=f"weight goes to both terms and {name}"):
+        loss_class(weight=1.0, **{name: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("include_background", "count", "length"), [(True, 3, 2), (True, 3, 4), (False, 2, 3), (False, 2, 1)]
+)
+@pytest.mark.parametrize("name", ["weight", "alpha"])
+def test_focal_weight_of_another_length_names_both_counts(name, include_background, count, length):
+    loss = FocalLoss(include_background, **{name: [1.0] * length})
+    with pytest.raises(ValueError, match=f"{name} has {length} values but {count} classes"):
+        loss(torch.rand(2, 3, 4), torch.rand(2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("loss_class", "name"), [(DiceCELoss, "weight"), (DiceCELoss, "ce_weight"), (DiceFocalLoss, "weight")]
+)
+@pytest.mark.parametrize("include_background", [True, False])
+@pytest.mark.parametrize("length", [2, 4])
+def test_compound_weight_is_for_all_classes_or_a_value_error(loss_class, name, include_background, length):
+    loss = loss_class(include_background, **{name: [1.0] * length})
+    with pytest.raises(ValueError, match=f"{name} has {length} values .*3 classes"):
+        loss(torch.rand(2, 3, 4), torch.rand(2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("loss_class", "name"),
+    [
+        (FocalLoss, "weight"),
+        (FocalLoss, "alpha"),
+        (DiceCELoss, "weight"),
+        (DiceCELoss, "ce_weight"),
+        (DiceFocalLoss, "weight"),
+        (DiceFocalLoss, "focal_weight"),
+        (DiceFocalLoss, "alpha"),
+    ],
+)
+@pytest.mark.parametrize("weight", [-0.5, [1.0, -0.5, 1.0], torch.tensor([1.0, -0.5]), float("nan")])
+def test_weight_that_is_less_than_0_is_a_value_error(loss_class, name, weight):
+    with pytest.raises(ValueError, match=f"{name} must be finite and not negative, got .*(-0.5|nan)"):
+        loss_class(**{name: weight})
+
+
+@pytest.mark.parametrize("name", ["smooth_nr", "smooth_dr"])
+@pytest.mark.parametrize("loss_class", [GeneralizedDiceLoss, Wasserstein, DiceCELoss, DiceFocalLoss, TverskyLoss])
+def test_negative_smoothing_is_a_value_error(loss_class, name):
+    with pytest.raises(ValueError, match=f"{name} must be finite and not negative"):
+        loss_class(**{name: -1e-5})
+
+
+@ON_LABELS
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0)])
+def test_empty_input_is_a_value_error(loss, shape):
+    with pytest.raises(ValueError, match="at least one voxel"):
+        loss(torch.rand(shape), torch.zeros(shape[0], 1, shape[2], dtype=torch.int64))
+
+
+@ON_LABELS
+@pytest.mark.parametrize(
+    ("wrong", "shown"),
+    [([0, 3, 1, -1], "2 voxels with -1, 3"), ([0.0, 0.5, 1.0, 2.0], "1 voxels with 0.5")],
+)
+def test_labels_that_name_no_class_are_shown_and_counted(loss, wrong, shown):
+    with pytest.raises(ValueError, match=shown):
+        loss(torch.rand(1, 3, 4), torch.tensor(wrong)[None, None])
+
+
+@ON_LABELS
+def test_integer_input_is_a_type_error(loss):
+    with pytest.raises(TypeError, match="floating-point"):
+        loss(torch.ones(2, 3, 4, dtype=torch.int64), labels(2, 1, 4))
