@@ -255,8 +255,9 @@ def _terms(
 
 
 def _silenced(weight: Tensor, focus: Tensor, surprisal: Tensor) -> Tensor:
-    """The product, where a weight of 0 silences an infinite surprisal, in the slopes of the others too."""
-    return weight * focus * torch.where(weight == 0, 0, surprisal)
+    """The product, where a weight of 0 silences a surprisal that is not finite, in the slopes of the others too."""
+    silent = weight == 0
+    return torch.where(silent, 0, weight * focus * torch.where(silent, 0, surprisal))
 
 
 def _focus(q: Tensor, gamma: float) -> Tensor:
@@ -282,12 +283,19 @@ def _checked_mask(mask: Tensor, x: Tensor) -> Tensor:
     return mask.to(x.dtype)
 
 
+def _comparable(labels: Tensor) -> Tensor:
+    """Labels of a type that torch can compare: it cannot unsigned ones but bytes."""
+    unsigned = labels.dtype in (torch.uint16, torch.uint32, torch.uint64)
+    return labels.to(torch.int64) if unsigned else labels
+
+
 def _wrong_labels(target: Tensor, classes: int, ignore_index: int | None) -> Tensor:
     wrong = (target < 0) | (target >= classes) | (target != target.to(torch.int64))
     return wrong if ignore_index is None else wrong & (target != ignore_index)
 
 
 def _checked_labels(target: Tensor, classes: int, ignore_index: int | None) -> Tensor:
+    target = _comparable(target)
     if _wrong_labels(target, classes, ignore_index).any():
         _raise_wrong_labels(target, classes, ignore_index)
     labels = target.to(torch.int64)
@@ -295,6 +303,7 @@ def _checked_labels(target: Tensor, classes: int, ignore_index: int | None) -> T
 
 
 def _raise_wrong_labels(target: Tensor, classes: int, ignore_index: int | None) -> None:
+    target = _comparable(target)
     values = target[_wrong_labels(target, classes, ignore_index)]
     found = values.unique()
     shown = ", ".join(f"{v:g}" for v in found[:5].tolist()) + (", …" if found.numel() > 5 else "")
@@ -392,8 +401,9 @@ def _voxel_sums_backward(
     out, voxels = gradient.numpy(), x.shape[2]
     by_item = [np.empty((0, 0), out.dtype)] * x.shape[0]
     if matrix is not None:
-        far, near = slopes[voxel.DISTANCE][:, :, None], slopes[voxel.NEARNESS][:, :, None]
-        by_item = list((far * matrix + near * (1 - matrix)).to(x.dtype).numpy())
+        # Probabilities add up to 1, so nearness falls as distance grows: the difference is rounded once.
+        by_distance = slopes[voxel.DISTANCE] - slopes[voxel.NEARNESS]
+        by_item = list((by_distance[:, :, None] * matrix).to(x.dtype).numpy())
     # TP - FN, the slope in p where g = 1, or TP - 2 FN, that in g where p = 0, may cancel: it is rounded once.
     hit = slopes[voxel.TP] - (2 if overlap == "squared" else 1) * slopes[voxel.FN]
     slopes_by_row = torch.cat([slopes, hit[None]]).to(x.dtype).numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -48,11 +49,13 @@ def survivors(trials: Iterable[Trial]) -> list[str]:
 def changes_result(twin: Twin, case: Case, option: str) -> bool:
     """Whether the reference answers differently when an option goes back to its default."""
     with_it, without = Truth(twin, case, np.float64), Truth(twin, case.having(**{option: None}), np.float64)
-    try:
-        return _differ(with_it.value, without.value) or _differ(with_it.gradient, without.gradient)
-    except Exception:
-        # The arguments do not even suit the default.
-        return True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return _differ(with_it.value, without.value) or _differ(with_it.gradient, without.gradient)
+        except Exception:
+            # The arguments do not even suit the default.
+            return True
 
 
 def _differ(a: Array, b: Array) -> bool:

@@ -6,6 +6,7 @@ Logits are float32: what float32 and float64 hold alike, so both are judged by o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,9 @@ def brain() -> Brain:
     return load_brain()
 
 
+# The reference needs some gigabytes for a case.
+WORKERS = 2
+
 # The types that hold the float32 numbers of the images exactly.
 EXACT = ("float32", "float64")
 
@@ -81,17 +85,31 @@ def make_case(found: RealCase, dtype: str) -> Case:
     return Case(operands, found.options, traits={"image": found.name})
 
 
+def _work_out(truth: Truth) -> None:
+    truth.gradient  # noqa: B018 - and with it the value
+
+
 def trials(twin: Twin, dtypes: Iterable[str]) -> Iterator[Trial]:
-    """A trial of each real case in each type."""
+    """A trial of each real case in each type; the reference works ahead in threads of its own."""
     ordered = sorted(dtypes, key=lambda dtype: dtype not in EXACT)
+    questions: list[tuple[Case, Truth]] = []
     for found in twin.real:
         exact: Truth | None = None
         for dtype in ordered:
             case = make_case(found, dtype)
-            truth = exact.known_for(case) if exact and dtype in EXACT else Truth(twin, case, np.float64)
+            truth = exact if exact and dtype in EXACT else Truth(twin, case, np.float64)
             if dtype in EXACT:
                 exact = truth
-            yield examine(twin, case, truth)
+            questions.append((case, truth))
+    pool = ThreadPoolExecutor(WORKERS)
+    try:
+        known = {id(truth): pool.submit(_work_out, truth) for _, truth in questions}
+        while questions:
+            case, truth = questions.pop(0)
+            known[id(truth)].result()
+            yield examine(twin, case, truth if truth.case is case else truth.known_for(case))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def script(twin: Twin, trial: Trial) -> str:

@@ -117,12 +117,27 @@ def dice_slope(truth: Truth) -> Array | None:
 
 
 def wasserstein_slope(truth: Truth) -> Array:
-    """dL/dp_c, which is 0 for the true class y: from dL/dx_c = p_c (dL/dp_c - mean), g_c / p_c - g_y / p_y."""
-    case = truth.case
-    by_p = truth.gradient / softmax(case.input.lifted(truth.real))
-    labels = case.operands["target"].values
-    known = np.where((labels >= 0) & (labels < by_p.shape[1]), labels, 0).astype(np.intp)
-    return np.asarray(by_p - np.take_along_axis(by_p, known, 1))
+    """|dL/dp| of Wasserstein Dice, where terms do not cancel: M[y, c] |dL/dW|, for L = 1 - N / Z and sums N, Z of W."""
+    case, given = truth.case, truth.twin.defaults() | dict(truth.case.options)
+    x = case.input.lifted(truth.real)
+    p = softmax(x).reshape(*x.shape[:2], -1)
+    labels = case.operands["target"].values.reshape(len(x), -1)
+    kept = labels != given["ignore_index"]
+    y = np.where(kept, labels, 0).astype(np.intp)
+    distances = np.asarray(given["dist_matrix"], truth.real)
+    to_label = np.stack([(distances[:, c] / distances.max())[y] for c in range(x.shape[1])], 1)
+    w, alpha = np.where(kept, (to_label * p).sum(1), 0), kept * (y > 0).astype(truth.real)
+    by_gdl = given["weighting_mode"] == "GDL"
+    if by_gdl:
+        volumes = np.stack([(kept & (y == c)).sum(1) for c in range(x.shape[1])], 1)
+        alpha = kept * np.take_along_axis(1 / (volumes + truth.real(1)), y, 1)
+    overlap = 2 * (alpha * (1 - w)).sum(1, keepdims=True)
+    n = overlap + given["smooth_nr"]
+    z = given["smooth_dr"] + ((alpha * (2 - w)) if by_gdl else 2 * alpha * (1 - w) + w).sum(1, keepdims=True)
+    slope_z = alpha if by_gdl else np.abs(1 - 2 * alpha)
+    by_w = kept * (np.abs(n / z) * slope_z + 2 * alpha) / np.abs(z)
+    upstream = np.abs(case.weights(truth.value.shape)).reshape(-1, 1) / (len(x) if given["reduction"] == "mean" else 1)
+    return np.asarray((upstream * by_w)[:, np.newaxis] * to_label).reshape(x.shape)
 
 
 def is_activated(options: Mapping[str, Any], classes: int) -> bool:

@@ -192,20 +192,22 @@ def _focal_is_cross_entropy(twin: Twin, case: Case) -> Iterator[Claim]:
     weights = torch.tensor(case.weights(()), dtype=torch.float64)
     (gradient,) = torch.autograd.grad(want, x, weights)
     got = ask_fast(twin, case)
-    yield Claim("value", got.value, want.detach().numpy(), case)
-    yield Claim("gradient", got.gradient, gradient.numpy(), case)
+    # torch subtracts terms of size 1: x - log(sum of exp), and p - g over the number of voxels.
+    yield Claim("value", got.value, want.detach().numpy(), case, scale=1.0 + want.item())
+    yield Claim("gradient", got.gradient, gradient.numpy(), case, scale=float(weights.abs().max()) / labels.numel())
 
 
 def _wasserstein_of_equal_distances(twin: Twin, case: Case) -> Iterator[Claim]:
-    """With equal distances W = 1 - p of the true class, and the loss is 1 less its own fraction of sums of that."""
+    """With equal distances W = 1 - p of the true class, and the loss is a fraction of sums of that."""
     x, labels = case.operands["input"].values.astype(np.longdouble), case.operands["target"].values
     p = np.exp(x - x.max(1, keepdims=True))
-    own = np.take_along_axis(p / p.sum(1, keepdims=True), labels, 1).reshape(len(x), -1)
-    foreground = labels.reshape(own.shape) > 0
-    overlap, errors = 2 * (own * foreground).sum(1), (1 - own).sum(1)
+    p /= p.sum(1, keepdims=True)
+    true = labels == np.arange(x.shape[1]).reshape(-1, *[1] * (x.ndim - 2))
+    overlap = 2 * (p * true)[:, 1:].reshape(len(x), -1).sum(1)
+    errors = (p * ~true).reshape(len(x), -1).sum(1)
     given = twin.defaults() | dict(case.options)
     with np.errstate(all="ignore"):
-        want = 1 - (overlap + given["smooth_nr"]) / (overlap + errors + given["smooth_dr"])
+        want = (errors + given["smooth_dr"] - given["smooth_nr"]) / (overlap + errors + given["smooth_dr"])
     yield Claim("value", ask_fast(twin, case).value, want, case)
 
 

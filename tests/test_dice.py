@@ -1,4 +1,4 @@
-"""The fast Dice losses: errors, corner cases. Signatures are in test_contract.py; wrong values are hunted by the harness."""
+"""The fast Dice losses: errors and corner cases. Signatures: test_contract.py; wrong values: the harness."""
 
 import copy
 import itertools

@@ -210,7 +210,7 @@ def _compiled(sources):
     ):  # fmt: skip
         """Write dL/dx of the voxels start:stop of item b, given slopes = dL/d(statistics), (ROWS, B, C), and TP - FN.
 
-        The matrix is (C, C) and holds, by true class and class, dL/dp from DISTANCE and NEARNESS.
+        The matrix is (C, C) and holds dL/dp by true class and class.
         """
         sources  # noqa: B018
         classes = x.shape[1]
