@@ -144,7 +144,8 @@ def _voxel_weights(p: Array, y: Array, inside: Array, o: WassersteinDiceOptions)
 def _fraction(p: Array, y: Array, inside: Array, o: WassersteinDiceOptions) -> tuple[Array, Array]:
     """N = 2 TP + ν and Z, the denominator: twice (B,)."""
     w = np.where(inside, wasserstein_distance_map(p, y, o.dist_matrix), 0)
+    near = ((1 - _distances_to_label(p, y, o.dist_matrix)) * p).sum(axis=1)  # 1 - W, as sum p = 1
     alpha = _voxel_weights(p, y, inside, o)
-    tp = (alpha * (1 - w)).sum(axis=1)
+    tp = np.where(inside, alpha * near, 0).sum(axis=1)
     rest = (alpha * (2 - w)).sum(axis=1) if o.weighting_mode == "GDL" else 2 * tp + w.sum(axis=1)
     return 2 * tp + o.smooth_nr, rest + o.smooth_dr
