@@ -84,6 +84,7 @@ def run(twins: Sequence[Twin], size: int, rounds: int, compiled: bool) -> list[R
     results = []
     for twin in twins:
         taking_part = competitors if twin.peer else (FAST,)
+        torch.compiler.reset()
         times = _times(twin, taking_part, size, rounds)
         for competitor in taking_part:
             best, low, median, high = (float(t) * 1e3 for t in np.percentile(times[competitor], (0, 25, 50, 75)))
@@ -169,6 +170,14 @@ def table(results: Sequence[Result], size: int) -> Table:
     return made
 
 
+def _notes(results: Sequence[Result]) -> list[tuple[str, str]]:
+    """What the competitors on a loss do not compute alike."""
+    from twinloss.harness.catalogue import find
+
+    peers = {result.loss: find(result.loss).peer_bench for result in results}
+    return [(loss, peer[1]) for loss, peer in peers.items() if peer is not None and peer[1]]
+
+
 def write(results: Sequence[Result], size: int, folder: Path) -> list[Path]:
     """Write benchmarks.md and benchmarks.json."""
     where: dict[str, Any] = {"machine": machine(), "versions": versions(), "size": [BATCH, CLASSES, size, size, size]}
@@ -186,6 +195,7 @@ def write(results: Sequence[Result], size: int, folder: Path) -> list[Path]:
         "|" + "---|" * 2 + "---:|" * 5,
         *("| " + " | ".join(_cells(result, results)) + " |" for result in results),
         "",
+        *(f"{loss}: {note}.\n" for loss, note in _notes(results)),
     ]
     paths = [folder / "benchmarks.md", folder / "benchmarks.json"]
     paths[0].write_text("\n".join(lines), encoding="utf-8")

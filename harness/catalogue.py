@@ -191,7 +191,7 @@ DICE_FOCAL = Twin(
     real=(LABELS, SOFT_LABELS),
     peer="DiceFocalLoss",
     bench=BENCH,
-    peer_bench=(BENCH, "MONAI's focal term is that of a sigmoid"),
+    peer_bench=(BENCH, "MONAI's focal term is that of a sigmoid, twinloss's that of a softmax"),
 )
 
 TWINS = (

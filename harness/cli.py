@@ -97,7 +97,7 @@ was found is kept). A degraded twin is shown and does not fail.
 @app.command(epilog=VERIFY_EPILOG)
 def verify(
     losses: Losses = None,
-    examples: Annotated[int | None, typer.Option(min=1, help="Cases per loss and type. [default: 200]")] = None,
+    examples: Annotated[int | None, typer.Option(min=1, help="Cases per loss and type. [default: 150]")] = None,
     dtype: Annotated[
         list[Dtype] | None, typer.Option(help="Type under test; repeat for several. [default: float32, float64]")
     ] = None,

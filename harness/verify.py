@@ -11,7 +11,7 @@ from twinloss.harness import real
 from twinloss.harness.hunt import Counterexample, Hunt, hunt
 from twinloss.harness.twin import Twin
 
-EXAMPLES = 200
+EXAMPLES = 150
 
 
 @dataclass
@@ -44,6 +44,8 @@ def verify(
 ) -> Verification:
     """Hunt each twin in each type; `tick` is told what is being looked at, case by case."""
     seen = Verification(seed)
+    if with_real:
+        real.keep_memory()
     try:
         for twin in twins:
             for dtype in dtypes:
