@@ -219,14 +219,18 @@ class Truth:
                 worst = np.maximum(worst, 64 * share * blocks(off))
         return worst
 
-    def between(self, rounds: int = 8) -> tuple[Array, Array]:
-        """The smallest and largest gradient, element by element, at points a few roundoffs away."""
-        rng = np.random.default_rng(0)
+    def between(self, rounds: int = 4) -> tuple[Array, Array]:
+        """The smallest and largest gradient, element by element, at points a few roundoffs to either side."""
         low, high = self.gradient.copy(), self.gradient.copy()
-        for _ in range(rounds):
-            near = self.gradient_of(self.case, move=lambda all_: _jitter(all_, 4 * self.precision.u, rng))
-            np.minimum(low, near, out=low)
-            np.maximum(high, near, out=high)
+        for k in range(rounds):
+            for step in (4 * self.precision.u, -4 * self.precision.u):
+
+                def move(operands: list[Array], step: float = step, k: int = k) -> list[Array]:
+                    return _jitter(operands, step, np.random.default_rng(k))
+
+                near = self.gradient_of(self.case, move=move)
+                np.minimum(low, near, out=low)
+                np.maximum(high, near, out=high)
         return low, high
 
 
