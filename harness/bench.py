@@ -24,9 +24,9 @@ from torch.utils.benchmark import Timer
 
 from twinloss.harness.answers import expected_warnings_silent
 from twinloss.harness.report import machine, versions
-from twinloss.harness.twin import Twin
+from twinloss.harness.twin import Bench, Twin
+from twinloss.harness.workload import BATCH, CLASSES
 
-BATCH, CLASSES = 2, 4
 # Steps of each before it is timed: the allocator gets used to the sizes, which helps who allocates much.
 WARM_UP = 5
 FAST, EAGER, COMPILED = "twinloss", "MONAI", "MONAI compiled"
@@ -45,30 +45,18 @@ class Result:
     memory: float | None
 
 
-def arguments(twin: Twin, size: int) -> list[torch.Tensor]:
-    """Float32 logits, labels and what else the loss takes, on a cube of voxels."""
-    generator = torch.Generator().manual_seed(0)
-    cube = (size, size, size)
-    made = {
-        "input": torch.randn(BATCH, CLASSES, *cube, generator=generator),
-        "target": torch.randint(CLASSES, (BATCH, 1, *cube), generator=generator),
-        "mask": torch.randint(2, (BATCH, 1, *cube), generator=generator).float(),
-    }
-    return [made[name] for name in twin.operands]
-
-
-def loss_of(twin: Twin, competitor: str) -> Callable[..., torch.Tensor]:
+def loss_of(twin: Twin, line: Bench, competitor: str) -> Callable[..., torch.Tensor]:
     """The module that a competitor brings.
 
     Raises:
         ImportError: if it is MONAI's and MONAI is not there.
     """
     if competitor == FAST:
-        return twin.fast(**twin.bench)
+        return twin.fast(**line.options)
     import monai.losses  # type: ignore[import-untyped, unused-ignore]
 
-    options = twin.bench if twin.peer_bench is None else twin.peer_bench[0]
-    peer: Callable[..., torch.Tensor] = getattr(monai.losses, str(twin.peer))(**options)
+    assert line.peer is not None
+    peer = line.peer(monai.losses)
     return torch.compile(peer) if competitor == COMPILED else peer
 
 
@@ -79,25 +67,30 @@ def step(loss: Callable[..., torch.Tensor], operands: Sequence[torch.Tensor]) ->
 
 
 def run(twins: Sequence[Twin], size: int, rounds: int, compiled: bool) -> list[Result]:
-    """Time and weigh every competitor on every loss."""
+    """Time and weigh every competitor on every line of every loss."""
     competitors = (FAST, EAGER, COMPILED) if compiled else (FAST, EAGER)
     results = []
-    for twin in twins:
-        taking_part = competitors if twin.peer else (FAST,)
+    for twin, line in [(each, line) for each in twins for line in each.benches]:
+        taking_part = competitors if line.peer else (FAST,)
         torch.compiler.reset()
-        times = _times(twin, taking_part, size, rounds)
+        times = _times(twin, line, taking_part, size, rounds)
         for competitor in taking_part:
             best, low, median, high = (float(t) * 1e3 for t in np.percentile(times[competitor], (0, 25, 50, 75)))
-            memory = memory_of(twin.name, competitor, size)
-            results.append(Result(twin.name, competitor, best, median, low, high, memory))
+            memory = memory_of(twin, line, competitor, size)
+            results.append(Result(title(twin, line), competitor, best, median, low, high, memory))
     return results
 
 
-def _times(twin: Twin, competitors: Sequence[str], size: int, rounds: int) -> dict[str, list[float]]:
-    operands = arguments(twin, size)
+def title(twin: Twin, line: Bench) -> str:
+    """How a line of the benchmark is called."""
+    return f"{twin.name}, {line.name}" if line.name else twin.name
+
+
+def _times(twin: Twin, line: Bench, competitors: Sequence[str], size: int, rounds: int) -> dict[str, list[float]]:
+    operands = line.operands(size)
     times: dict[str, list[float]] = {name: [] for name in competitors}
     with expected_warnings_silent():
-        losses = {name: loss_of(twin, name) for name in competitors}
+        losses = {name: loss_of(twin, line, name) for name in competitors}
         timers = {
             name: Timer("step(loss, operands)", globals={"step": step, "loss": loss, "operands": operands},
                         num_threads=torch.get_num_threads())
@@ -111,21 +104,23 @@ def _times(twin: Twin, competitors: Sequence[str], size: int, rounds: int) -> di
     return times
 
 
-def memory_of(loss: str, competitor: str, size: int) -> float | None:
+def memory_of(twin: Twin, line: Bench, competitor: str, size: int) -> float | None:
     """Peak extra memory in multiples of the gradient, measured in another process; None where that cannot be."""
-    code = f"from twinloss.harness.bench import weigh; print(weigh({loss!r}, {competitor!r}, {size}))"
+    question = f"{twin.name!r}, {twin.benches.index(line)}, {competitor!r}, {size}"
+    code = f"from twinloss.harness.bench import weigh; print(weigh({question}))"
     # Large blocks go back to the system as soon as they are freed.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     return float(done.stdout.split()[-1]) if done.returncode == 0 else None
 
 
-def weigh(loss: str, competitor: str, size: int) -> float:
+def weigh(loss: str, index: int, competitor: str, size: int) -> float:
     """Peak extra memory of this process, Linux only."""
     from twinloss.harness.catalogue import find
 
     twin = find(loss)
-    operands, module = arguments(twin, size), loss_of(twin, competitor)
+    line = twin.benches[index]
+    operands, module = line.operands(size), loss_of(twin, line, competitor)
     with expected_warnings_silent():
         step(module, operands)
         gc.collect()
@@ -162,7 +157,7 @@ COLUMNS = (
 
 def table(results: Sequence[Result], size: int) -> Table:
     """The figures for people."""
-    made = Table(title=f"forward + backward, float32, {BATCH} x {CLASSES} x {size}³, {torch.get_num_threads()} threads")
+    made = Table(title=f"forward + backward, float32, {size}³ voxels, {torch.get_num_threads()} threads")
     for i, column in enumerate(COLUMNS):
         made.add_column(column, justify="left" if i < 2 else "right")
     for result in results:
@@ -172,21 +167,23 @@ def table(results: Sequence[Result], size: int) -> Table:
 
 def _notes(results: Sequence[Result]) -> list[tuple[str, str]]:
     """What the competitors on a loss do not compute alike."""
-    from twinloss.harness.catalogue import find
+    from twinloss.harness.catalogue import TWINS
 
-    peers = {result.loss: find(result.loss).peer_bench for result in results}
-    return [(loss, peer[1]) for loss, peer in peers.items() if peer is not None and peer[1]]
+    timed = {result.loss for result in results}
+    lines = [(title(twin, line), line.note) for twin in TWINS for line in twin.benches]
+    return [(name, note) for name, note in lines if note and name in timed]
 
 
 def write(results: Sequence[Result], size: int, folder: Path) -> list[Path]:
     """Write benchmarks.md and benchmarks.json."""
-    where: dict[str, Any] = {"machine": machine(), "versions": versions(), "size": [BATCH, CLASSES, size, size, size]}
+    where: dict[str, Any] = {"machine": machine(), "versions": versions(), "size": size}
     lines = [
         "# Benchmarks",
         "",
-        f"Made by `twinloss bench --out {folder.name}`: forward and backward, float32, {BATCH} x {CLASSES} x {size}³",
-        "voxels, rounds of the implementations alternating in one run. Peak memory is what a step takes beyond what",
-        "the process held before it, in multiples of the gradient's size; one of them is the gradient.",
+        f"Made by `twinloss bench --out {folder.name}`: forward and backward, float32, rounds of the implementations",
+        f"alternating in one run, on {size}³ voxels: {BATCH} items of {CLASSES} classes, a pair of images, or a field",
+        "of displacements. Peak memory is what a step takes beyond what the process held before it, in multiples of",
+        "the gradient's size; one of them is the gradient.",
         "",
         f"{where['machine']['cpu']}, {where['machine']['threads']} threads; torch {where['versions']['torch']}, "
         f"numba {where['versions']['numba']}.",

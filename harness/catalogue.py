@@ -10,10 +10,12 @@ import numpy as np
 from twinloss import fast, reference
 from twinloss.harness import segmentation as seg
 from twinloss.harness import segmentation_laws as laws
+from twinloss.harness import workload
 from twinloss.harness.generate import segmentation
 from twinloss.harness.protocol import PROTOCOL
 from twinloss.harness.real import LABELS, LABELS_IN_MASK, SOFT_LABELS, SOFT_LABELS_IN_MASK
 from twinloss.harness.twin import Twin
+from twinloss.harness.workload import bench
 
 BENCH = {"softmax": True, "to_onehot_y": True}
 
@@ -34,8 +36,7 @@ DICE = Twin(
     kinks=seg.ties_matter,
     laws=laws.SEGMENTATION + laws.JACCARD + laws.WEIGHT + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
-    peer="DiceLoss",
-    bench=BENCH,
+    benches=(bench(workload.segmentation, "DiceLoss", BENCH),),
 )  # fmt: skip
 
 MASKED_DICE = Twin(
@@ -54,8 +55,7 @@ MASKED_DICE = Twin(
     kinks=seg.ties_matter,
     laws=laws.SEGMENTATION + laws.JACCARD + laws.WEIGHT + laws.MASKED + PROTOCOL,
     real=(LABELS_IN_MASK, SOFT_LABELS_IN_MASK),
-    peer="MaskedDiceLoss",
-    bench=BENCH,
+    benches=(bench(workload.masked_segmentation, "MaskedDiceLoss", BENCH),),
 )
 
 TVERSKY = Twin(
@@ -75,8 +75,7 @@ TVERSKY = Twin(
     kinks=seg.ties_matter,
     laws=laws.SEGMENTATION + laws.TVERSKY + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
-    peer="TverskyLoss",
-    bench=BENCH,
+    benches=(bench(workload.segmentation, "TverskyLoss", BENCH),),
 )  # fmt: skip
 
 GENERALIZED_DICE = Twin(
@@ -96,8 +95,7 @@ GENERALIZED_DICE = Twin(
     kinks=seg.ties_matter,
     laws=laws.SEGMENTATION + laws.GENERALIZED + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
-    peer="GeneralizedDiceLoss",
-    bench=BENCH,
+    benches=(bench(workload.segmentation, "GeneralizedDiceLoss", BENCH),),
 )  # fmt: skip
 
 FOUR_CLASSES = [[0.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.5, 0.5], [1.0, 0.5, 0.0, 0.25], [1.0, 0.5, 0.25, 0.0]]
@@ -121,9 +119,13 @@ GENERALIZED_WASSERSTEIN_DICE = Twin(
         LABELS.having(dist_matrix=FOUR_CLASSES),
         LABELS.having("labels, GDL", dist_matrix=FOUR_CLASSES, weighting_mode="GDL"),
     ),
-    peer="GeneralizedWassersteinDiceLoss",
-    bench={"dist_matrix": FOUR_CLASSES},
-    peer_bench=({"dist_matrix": np.array(FOUR_CLASSES, np.float32)}, ""),
+    benches=(
+        bench(
+            workload.segmentation, "GeneralizedWassersteinDiceLoss",
+            {"dist_matrix": FOUR_CLASSES},
+            {"dist_matrix": np.array(FOUR_CLASSES, np.float32)},
+        ),
+    ),
 )  # fmt: skip
 
 FOCAL = Twin(
@@ -137,9 +139,9 @@ FOCAL = Twin(
     logits=lambda options: True,
     laws=laws.FOCAL + PROTOCOL,
     real=(LABELS.having(to_onehot_y=True), SOFT_LABELS.having(include_background=False)),
-    peer="FocalLoss",
-    bench={"to_onehot_y": True},
-    peer_bench=({"to_onehot_y": True, "use_softmax": True}, ""),
+    benches=(
+        bench(workload.segmentation, "FocalLoss", {"to_onehot_y": True}, {"to_onehot_y": True, "use_softmax": True}),
+    ),
 )
 
 COMPOUND: dict[str, tuple[Any, ...]] = {
@@ -169,8 +171,7 @@ DICE_CE = Twin(
     kinks=seg.ties_matter,
     laws=laws.DICE_CE + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
-    peer="DiceCELoss",
-    bench=BENCH,
+    benches=(bench(workload.segmentation, "DiceCELoss", BENCH),),
 )  # fmt: skip
 
 DICE_FOCAL = Twin(
@@ -189,9 +190,14 @@ DICE_FOCAL = Twin(
     kinks=seg.ties_matter,
     laws=laws.DICE_FOCAL + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
-    peer="DiceFocalLoss",
-    bench=BENCH,
-    peer_bench=(BENCH, "MONAI's focal term is that of a sigmoid, twinloss's that of a softmax"),
+    benches=(
+        bench(
+            workload.segmentation,
+            "DiceFocalLoss",
+            BENCH,
+            note="MONAI's focal term is that of a sigmoid, twinloss's that of a softmax",
+        ),
+    ),
 )
 
 TWINS = (

@@ -57,6 +57,35 @@ class Draft:
         """The input's shape."""
         return (self.sizes.batch, self.sizes.classes, *self.spatial)
 
+    def operand(self, name: str, numbers: Array, first: bool) -> Operand:
+        """An argument in a layout that is drawn, and but for the first one in a drawn type that holds its numbers."""
+        layout = self.pick(f"{name}_layout", LAYOUTS)
+        rank = {"channels_last": 2, "channels_last_3d": 3}.get(layout, len(self.spatial))
+        # Copying one item to the others would bring NaN from voxels left out into voxels that count.
+        if rank != len(self.spatial) or (layout == "expanded" and self.poisoned):
+            layout = self.traits[f"{name}_layout"] = "contiguous"
+        if layout == "expanded":
+            numbers = np.broadcast_to(numbers[:1], numbers.shape).copy()
+        if first:
+            return Operand(numbers, self.dtype, layout)
+        types = values.fitting(numbers, TARGET_TYPES, self.dtype)
+        return Operand(numbers, self.pick(f"{name}_type", types), layout)
+
+
+def needed(twin: Twin, law: Law | None) -> dict[str, Any]:
+    """The options of a loss that a law needs."""
+    return {name: value for name, value in law.needs.items() if name in twin.options} if law else {}
+
+
+def differing(twin: Twin, chosen: Mapping[str, Any], concrete: Mapping[str, Any]) -> dict[str, Any]:
+    """What has to be passed of the chosen options: all but the defaults."""
+    return {k: concrete[k] for k, v in chosen.items() if v is not twin.options[k][0] or k in twin.required}
+
+
+def cotangent(draft: Draft) -> tuple[float, ...] | None:
+    """None, or some weights."""
+    return tuple(draft.rng.integers(-8, 9, 7) / 4) if draft.draw(st.booleans()) else None
+
 
 @st.composite
 def options(draw: st.DrawFn, twin: Twin, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,8 +105,7 @@ def segmentation(
     """A case of a loss of input and target, with the options in `given`, or such as a law needs."""
     if law is None and not given:
         law = draw(st.sampled_from((None, *twin.laws)))
-    needs = {name: value for name, value in law.needs.items() if name in twin.options} if law else {}
-    chosen = draw(options(twin, {**given, **needs}))
+    chosen = draw(options(twin, {**given, **needed(twin, law)}))
     draft = _draft(draw, twin, chosen, dtype, LARGE if large else SMALL)
     y = _target(draft)
     x = _input(draft, y)
@@ -85,10 +113,8 @@ def segmentation(
     if "mask" in twin.operands:
         operands["mask"] = _mask(draft, x)
     _ignore(draft, x, y)
-    made = {name: _operand(draft, name, operands[name]) for name in twin.operands}
-    differing = {k: draft.options[k] for k, v in chosen.items() if v is not twin.options[k][0] or k in twin.required}
-    cotangent = tuple(draft.rng.integers(-8, 9, 7) / 4) if draw(st.booleans()) else None
-    return Case(made, differing, cotangent, draft.traits, law)
+    made = {name: draft.operand(name, operands[name], first=name == "input") for name in twin.operands}
+    return Case(made, differing(twin, chosen, draft.options), cotangent(draft), draft.traits, law)
 
 
 def _draft(
@@ -97,7 +123,7 @@ def _draft(
     batch, classes = draw(st.integers(1, 3)), draw(st.integers(twin.channels, 5))
     spatial = draw(st.sampled_from(shapes))
     kept = classes if classes == 1 or chosen.get("include_background", True) else classes - 1
-    sizes = Sizes(batch, classes, kept, labels=has_labels(twin, chosen) and classes > 1)
+    sizes = Sizes(batch, classes, kept, has_labels(twin, chosen) and classes > 1, len(spatial))
     concrete = {k: v.make(sizes) if isinstance(v, PerCase) else v for k, v in chosen.items()}
     traits = {name: label(value) for name, value in chosen.items()}
     rng = np.random.default_rng(draw(st.integers(0, 999)))
@@ -170,17 +196,3 @@ def _poison(draft: Draft, x: Array, voxels: Array, trait: str) -> None:
     if poisoned:
         draft.poisoned = True
         x[np.broadcast_to(voxels, x.shape)] = np.nan
-
-
-def _operand(draft: Draft, name: str, numbers: Array) -> Operand:
-    layout = draft.pick(f"{name}_layout", LAYOUTS)
-    rank = {"channels_last": 2, "channels_last_3d": 3}.get(layout, len(draft.spatial))
-    # Copying one item to the others would bring NaN from voxels left out into voxels that count.
-    if rank != len(draft.spatial) or (layout == "expanded" and draft.poisoned):
-        layout = draft.traits[f"{name}_layout"] = "contiguous"
-    if layout == "expanded":
-        numbers = np.broadcast_to(numbers[:1], numbers.shape).copy()
-    if name == "input":
-        return Operand(numbers, draft.dtype, layout)
-    types = values.fitting(numbers, TARGET_TYPES, draft.dtype)
-    return Operand(numbers, draft.pick(f"{name}_type", types), layout)

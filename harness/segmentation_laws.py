@@ -10,47 +10,10 @@ import torch
 
 from twinloss import fast
 from twinloss.harness.answers import ask_fast
+from twinloss.harness.general_laws import FLIPS, MEAN, NO_ORDER, NONE_MEAN, NONE_SUM, item, needing, spatial
 from twinloss.harness.laws import Claim, Law, both
 from twinloss.harness.segmentation import EQUAL_DISTANCES, LAST_CLASS, PER_CHANNEL, PER_CLASS, has_labels
 from twinloss.harness.twin import Array, Case, Twin
-
-
-def _spatial(case: Case) -> tuple[int, ...]:
-    return case.input.values.shape[2:]
-
-
-def _item(case: Case, b: int) -> Case:
-    return case.each(lambda v: v[b : b + 1] if len(v) > 1 else v)
-
-
-def _batch_is_mean(twin: Twin, case: Case) -> Iterator[Claim]:
-    whole = ask_fast(twin, case)
-    items = [ask_fast(twin, _item(case, b)) for b in range(len(case.input.values))]
-    if any(np.isinf(item.value).any() for item in items):
-        return  # half precision holds the mean, but not each
-    yield Claim("value", np.mean([item.value for item in items], 0), whole.value, case)
-    yield Claim("gradient", np.concatenate([item.gradient for item in items]) / len(items), whole.gradient, case)
-
-
-def _permuting_voxels(twin: Twin, case: Case) -> Iterator[Claim]:
-    order = np.random.default_rng(0).permutation(int(np.prod(_spatial(case))))
-
-    def moved(values: Array) -> Array:
-        return np.asarray(values.reshape(*values.shape[:2], -1)[:, :, order].reshape(values.shape))
-
-    def back(gradient: Array) -> Array:
-        made = np.empty_like(gradient).reshape(*gradient.shape[:2], -1)
-        made[:, :, order] = gradient.reshape(made.shape)
-        return made.reshape(gradient.shape)
-
-    yield from both(twin, case, case.each(moved), back)
-
-
-def _flipping_axes(twin: Twin, case: Case) -> Iterator[Claim]:
-    def flipped(values: Array) -> Array:
-        return np.flip(values, tuple(range(2, values.ndim)))
-
-    yield from both(twin, case, case.each(flipped), flipped)
 
 
 def _permuting_classes(twin: Twin, case: Case) -> Iterator[Claim]:
@@ -83,7 +46,7 @@ def _constant_is_exact(case: Case) -> bool:
 
 def _one_hot_is_labels(twin: Twin, case: Case) -> Iterator[Claim]:
     labels, classes = case.operands["target"], case.input.values.shape[1]
-    channels = np.arange(classes).reshape(-1, *[1] * len(_spatial(case)))
+    channels = np.arange(classes).reshape(-1, *[1] * len(spatial(case)))
     one_hot = replace(labels, values=(labels.values == channels).astype(np.int64), layout="contiguous")
     yield from both(twin, case, case.with_operand("target", one_hot).having(to_onehot_y=None))
 
@@ -110,8 +73,8 @@ def _cropped(twin: Twin, case: Case, left_out: Array, without: Case) -> Iterator
         keep = ~left_out[b, 0].ravel()
         if not keep.any():
             continue
-        whole = ask_fast(twin, _item(case, b))
-        cut = _item(without, b).each(lambda v, keep=keep: v.reshape(*v.shape[:2], -1)[:, :, keep])  # type: ignore[misc]
+        whole = ask_fast(twin, item(case, b))
+        cut = item(without, b).each(lambda v, keep=keep: v.reshape(*v.shape[:2], -1)[:, :, keep])  # type: ignore[misc]
         part = ask_fast(twin, cut)
         gradient = whole.gradient.reshape(*whole.gradient.shape[:2], -1)
         yield Claim("value", whole.value.ravel(), part.value.ravel(), cut)
@@ -131,7 +94,7 @@ def _unmasked(case: Case) -> Case:
 
 
 def _masking_is_cropping(twin: Twin, case: Case) -> Iterator[Claim]:
-    shape = (len(case.input.values), 1, *_spatial(case))
+    shape = (len(case.input.values), 1, *spatial(case))
     masked = np.broadcast_to(case.operands["mask"].values == 0, shape)
     yield from _cropped(twin, case, masked, _unmasked(case))
 
@@ -141,21 +104,6 @@ def _ones_are_no_mask(twin: Twin, case: Case) -> Iterator[Claim]:
     masked, plain = ask_fast(twin, case.with_values(mask=ones)), ask_fast(twin, _unmasked(case))
     yield Claim("value", masked.value, plain.value, case.with_values(mask=ones))
     yield Claim("gradient", masked.gradient, plain.gradient, case.with_values(mask=ones))
-
-
-def _reduces(name: str) -> Callable[[Twin, Case], Iterator[Claim]]:
-    def claims(twin: Twin, case: Case) -> Iterator[Claim]:
-        each = ask_fast(twin, case).value.astype(np.float64)
-        reduced = case.having(reduction=name)
-        scale = float(np.abs(each).mean() if name == "mean" else np.abs(each).sum())
-        want = np.asarray(each.mean() if name == "mean" else each.sum())
-        yield Claim("value", ask_fast(twin, reduced).value, want, reduced, scale)
-
-    return claims
-
-
-def _several_items(case: Case) -> bool:
-    return len(case.input.values) > 1
 
 
 def _several_classes(case: Case) -> bool:
@@ -242,15 +190,6 @@ def _integer_labels(case: Case) -> bool:
     return _several_classes(case) and case.operands["target"].values.dtype.kind in "iu"
 
 
-def needing(law: Law, **needs: object) -> Law:
-    """A law of losses that it holds for only with further options; those that a loss does not have do not count."""
-    return replace(law, needs={**law.needs, **needs})
-
-
-ORDER = (Law("voxels have no order", _permuting_voxels), Law("axes have no direction", _flipping_axes))
-MEAN = Law("a batch is the mean of its items", _batch_is_mean, {"batch": False, "reduction": "mean"}, _several_items)
-NONE_MEAN = Law("none.mean() is mean", _reduces("mean"), {"reduction": "none"})
-NONE_SUM = Law("none.sum() is sum", _reduces("sum"), {"reduction": "none"})
 ONE_HOT = Law(
     "labels are their one-hot form", _one_hot_is_labels, {"to_onehot_y": True, "ignore_index": None}, _several_classes
 )
@@ -266,7 +205,7 @@ SOFTMAX = (
     Law("softmax gradients sum to zero", _softmax_sums_to_zero, {"softmax": True, "use_softmax": True},
         _several_classes),
 )  # fmt: skip
-SEGMENTATION = (MEAN, *ORDER, NONE_MEAN, NONE_SUM, ONE_HOT, CROPPING, CLASSES, *SOFTMAX)
+SEGMENTATION = (MEAN, NO_ORDER, FLIPS, NONE_MEAN, NONE_SUM, ONE_HOT, CROPPING, CLASSES, *SOFTMAX)
 WEIGHT = (Law("a doubled weight doubles the loss", _scales_with("weight"), {"weight": PER_CLASS}),)
 JACCARD = (
     Law("Jaccard is 2D / (1 + D)", _jaccard_of_dice,
@@ -283,14 +222,14 @@ GENERALIZED = (
          "include_background": True, "ignore_index": None}),
 )  # fmt: skip
 WASSERSTEIN = (
-    MEAN, *ORDER, NONE_MEAN, NONE_SUM, CROPPING, CLASSES, *SOFTMAX,
+    MEAN, NO_ORDER, FLIPS, NONE_MEAN, NONE_SUM, CROPPING, CLASSES, *SOFTMAX,
     Law("of equal distances the loss is known", _wasserstein_of_equal_distances,
         {"dist_matrix": EQUAL_DISTANCES, "weighting_mode": "default", "ignore_index": None, "reduction": "none"}),
 )  # fmt: skip
 # A focal value belongs to a voxel, and "sum" is over the means of items; a mean that leaves out voxels, or weighs them,
 # is that over the batch.
 FOCAL = (
-    needing(MEAN, ignore_index=None), *(needing(law, reduction="mean") for law in ORDER),
+    needing(MEAN, ignore_index=None), *(needing(law, reduction="mean") for law in (NO_ORDER, FLIPS)),
     needing(NONE_MEAN, ignore_index=None), ONE_HOT,
     needing(CROPPING, reduction="mean"), needing(CLASSES, alpha=None), *SOFTMAX, *WEIGHT,
     Law("gamma = 0 is cross entropy", _focal_is_cross_entropy,
@@ -299,7 +238,7 @@ FOCAL = (
     Law("sum is that of means over voxels", _sum_of_means_over_voxels, {"reduction": "none", "ignore_index": None}),
 )  # fmt: skip
 DICE_FOCAL = (
-    needing(MEAN, ignore_index=None), *(needing(law, reduction="mean") for law in ORDER),
+    needing(MEAN, ignore_index=None), *(needing(law, reduction="mean") for law in (NO_ORDER, FLIPS)),
     needing(NONE_MEAN, ignore_index=None), ONE_HOT, needing(CROPPING, reduction="mean"),
     needing(CLASSES, alpha=None), *SOFTMAX,
     Law("a doubled weight doubles the loss", _scales_with("weight"), {"weight": PER_CHANNEL}),
@@ -307,7 +246,7 @@ DICE_FOCAL = (
         {"reduction": "none", "ignore_index": None, "batch": False}),
 )  # fmt: skip
 DICE_CE = (
-    needing(MEAN, ignore_index=None, weight=None, ce_weight=None, to_onehot_y=True), *ORDER, ONE_HOT, CROPPING,
+    needing(MEAN, ignore_index=None, weight=None, ce_weight=None, to_onehot_y=True), NO_ORDER, FLIPS, ONE_HOT, CROPPING,
     CLASSES, *SOFTMAX,
     Law("the mean is blind to the scale of ce_weight", _is_blind_to_the_scale_of("ce_weight"),
         {"ce_weight": PER_CHANNEL, "weight": None, "reduction": "mean"}, _several_classes),

@@ -14,7 +14,7 @@ from twinloss.harness.judgement import Precision, blocks
 from twinloss.harness.twin import Array, Case, Elementwise, Twin, function
 from twinloss.reference.activation import softmax
 
-# Constants and further arguments are moved by this fraction to see how the value depends on them.
+# How far apart, relatively, nearby points are.
 STEP = 2.0**-10
 
 # How many nearby points are looked at, for the luck of single numbers and otherwise, and what counts as many numbers.
@@ -122,15 +122,32 @@ class Truth:
         weighted = replace(case, cotangent=tuple(one.ravel()))
         gradient = self.gradient if scalar else self.gradient_of(weighted)
         x = case.input.lifted(self.real)
-        moves = self._move_of_others(where)
+        moves = float(self._moves_of_the_rest[where])
         for b, c in np.ndindex(*x.shape[:2]):
             with np.errstate(all="ignore"):
                 moves += float(np.nansum(np.abs(self._size(x[b, c]) * gradient[b, c])))
-        for name, constant in self.constants().items():
-            moved = self.value_of(case.having(**{name: constant * (1 + STEP)}))
-            with np.errstate(all="ignore"):
-                moves += float(abs(moved[where] - self.value[where])) / STEP
         return float(abs(self.value[where])) + moves
+
+    @cached_property
+    def _moves_of_the_rest(self) -> Array:
+        """How each element depends on the other real arguments, from a few random directions, and on each constant."""
+        rng = np.random.default_rng(0)
+        case = self.case
+        # Short, as a contrast of a few roundoffs is all that some images have; and long for the reference's own digits.
+        step = self.real(max(self.precision.u / 8, 1024 * self.precision.u_ref))
+
+        def slope(moved: Array) -> Array:
+            with np.errstate(all="ignore"):
+                made = np.abs(moved - self.value) / step
+            return np.where(np.isnan(made), 0, made)
+
+        others = np.zeros(self.value.shape, self.real)
+        for _ in range(ROUNDS):
+            moved = self.value_of(case, move=lambda all_: [all_[0], *_scaled(all_[1:], step, rng)])
+            others = np.maximum(others, slope(moved))
+        for name, constant in self.constants().items():
+            others = others + slope(self.value_of(case.having(**{name: self.real(constant) * (1 + step)})))
+        return others
 
     def _size(self, x: Array) -> Array:
         """What a roundoff of the input is relative to, so that its activation is off by a roundoff too."""
@@ -148,16 +165,6 @@ class Truth:
         x, *rest = operands
         directions = 1.0 if alike else rng.uniform(-1, 1, x.shape).astype(x.dtype)
         return [x + step * self._size(x) * directions, *_scaled(rest, step, rng)]
-
-    def _move_of_others(self, where: tuple[int, ...]) -> float:
-        """How one element of the value depends on the other real arguments, from a few random directions."""
-        rng = np.random.default_rng(0)
-        worst = 0.0
-        for _ in range(ROUNDS):
-            moved = self.value_of(self.case, move=lambda all_: [all_[0], *_scaled(all_[1:], STEP, rng)])
-            with np.errstate(all="ignore"):
-                worst = max(worst, float(abs(moved[where] - self.value[where])) / STEP)
-        return worst
 
     def constants(self) -> dict[str, float]:
         """The real numbers among the options, given or by default."""
@@ -234,7 +241,7 @@ class Truth:
         return low, high
 
 
-def _scaled(operands: list[Array], step: float, rng: np.random.Generator) -> list[Array]:
+def _scaled(operands: list[Array], step: Any, rng: np.random.Generator) -> list[Array]:
     """Each real number times 1 + step * d, d random in [-1, 1]; whole numbers (labels, 0, 1) mean themselves."""
     moved = []
     for a in operands:

@@ -62,6 +62,7 @@ class Sizes:
     classes: int
     taking_part: int
     labels: bool
+    rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,25 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Bench:
+    """A line of the benchmark.
+
+    Attributes:
+        operands: the float32 arguments for a cube of voxels of that edge, the same in every call.
+        options: of the fast loss.
+        peer: MONAI's loss of the same task, given the module `monai.losses`; or None.
+        name: what tells it from other lines of the same loss.
+        note: what the competitors do not compute alike, in words.
+    """
+
+    operands: Callable[[int], tuple[torch.Tensor, ...]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    peer: Callable[[Any], Callable[..., torch.Tensor]] | None = None
+    name: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Twin:
     """A loss that exists twice. A new loss is a new record; all commands pick it up.
 
@@ -179,9 +199,7 @@ class Twin:
         kinks: whether the loss has kinks under these options (clamp, tie): see judgement.py.
         laws: what must hold between the answers of the fast twin to related questions.
         real: cases on real images.
-        peer: MONAI's class, for the benchmark.
-        bench: options of the benchmark.
-        peer_bench: the same for the peer where they go by other names, and what else differs, in words.
+        benches: what `twinloss bench` times.
     """
 
     name: str
@@ -202,9 +220,7 @@ class Twin:
     kinks: Callable[[Mapping[str, Any]], bool] = lambda options: False
     laws: tuple[Law, ...] = ()
     real: tuple[RealCase, ...] = ()
-    peer: str | None = None
-    bench: Mapping[str, Any] = field(default_factory=dict)
-    peer_bench: tuple[Mapping[str, Any], str] | None = None
+    benches: tuple[Bench, ...] = ()
 
     def defaults(self) -> dict[str, Any]:
         """Each option at its default."""

@@ -81,9 +81,27 @@ def not_a_number(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
     return made
 
 
+def sparse(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
+    """Background, and few voxels that are not."""
+    return np.where(rng.random(shape) < 0.1, rng.random(shape), 0.0)
+
+
+def steps(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
+    """A dark and a bright half, each with a contrast of a few roundoffs of 8192."""
+    bright = np.arange(shape[-1]) >= shape[-1] // 2
+    made: Array = np.where(bright, 8192, 0) + 8192 * torch.finfo(getattr(torch, dtype)).eps * rng.integers(0, 4, shape)
+    return made
+
+
 NUMBERS: dict[str, Callable[[Rng, tuple[int, ...], str], Array]] = {
     f.__name__: f
     for f in (moderate, probabilities, unit, normal, wide, constant, ties, saturated, subnormal, offset, not_a_number)
+}
+
+# What images and displacements are made of.
+IMAGES = {
+    f.__name__: f
+    for f in (moderate, probabilities, unit, normal, constant, sparse, offset, steps, subnormal, not_a_number)
 }
 
 # Kinds that are probabilities as they are, or next to 0.

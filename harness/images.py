@@ -1,0 +1,84 @@
+"""Cases of registration losses, as Hypothesis strategies: a pair of images, or a field of displacements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from twinloss.harness import values
+from twinloss.harness.generate import Draft, cotangent, differing, needed, options
+from twinloss.harness.twin import Array, Case, PerCase, Sizes, Twin, label
+
+if TYPE_CHECKING:
+    from twinloss.harness.laws import Law
+
+SMALL = (
+    (1,), (2,), (3,), (5,), (7,), (1, 2), (3, 1), (2, 3), (5, 7), (1, 1, 2), (2, 3, 2), (3, 1, 5), (13,), (1, 1),
+    (3, 5, 7),
+)  # fmt: skip
+LARGE = ((1031,), (37, 41), (11, 13, 17), (40009,))
+# For second differences: three voxels along each axis, or five.
+COMPACT = ((3,), (4,), (5,), (7,), (3, 3), (3, 5), (5, 7), (3, 3, 3), (3, 4, 5), (5, 7, 6), (13,))
+WIDE = ((5,), (6,), (7,), (5, 5), (6, 7), (5, 5, 5), (7, 6, 5), (13,))
+
+# How the second image comes from the first.
+RELATIONS = ("another", "affine", "equal")
+
+
+@st.composite
+def image_pair(
+    draw: st.DrawFn, twin: Twin, dtype: str, given: Mapping[str, Any], law: Law | None = None, large: bool = False
+) -> Case:
+    """A case of a loss of two images, with the options in `given`, or such as a law needs."""
+    draft, chosen, law = _draft(draw, twin, dtype, given, law, LARGE if large else SMALL)
+    first = _numbers(draft, "input")
+    relation = draft.pick("relation", RELATIONS)
+    second = _numbers(draft, "target") if relation == "another" else first.copy()
+    if relation == "affine":
+        second = values.rounded(second / 2 + 0.25, dtype)
+    made = {
+        name: draft.operand(name, numbers, first=numbers is first)
+        for name, numbers in zip(twin.operands, (first, second), strict=True)
+    }
+    return Case(made, differing(twin, chosen, draft.options), cotangent(draft), draft.traits, law)
+
+
+@st.composite
+def displacements(
+    draw: st.DrawFn, twin: Twin, dtype: str, given: Mapping[str, Any], law: Law | None = None, large: bool = False
+) -> Case:
+    """A case of a loss of a field of displacements."""
+    draft, chosen, law = _draft(draw, twin, dtype, given, law, LARGE if large else ())
+    made = {name: draft.operand(name, _numbers(draft, "input"), first=True) for name in twin.operands}
+    return Case(made, differing(twin, chosen, draft.options), cotangent(draft), draft.traits, law)
+
+
+def _draft(
+    draw: st.DrawFn,
+    twin: Twin,
+    dtype: str,
+    given: Mapping[str, Any],
+    law: Law | None,
+    shapes: tuple[tuple[int, ...], ...],
+) -> tuple[Draft, dict[str, Any], Law | None]:
+    if law is None and not given:
+        law = draw(st.sampled_from((None, *twin.laws)))
+    chosen = draw(options(twin, {**given, **needed(twin, law)}))
+    spatial = draw(st.sampled_from(shapes or (WIDE if chosen.get("stencil") == "wide" else COMPACT)))
+    # A field that is measured in its own extents has a component for each axis.
+    channels = len(spatial) if chosen.get("normalize") else draw(st.integers(1, 3))
+    sizes = Sizes(draw(st.integers(1, 3)), channels, channels, False, len(spatial))
+    concrete = {k: v.make(sizes) if isinstance(v, PerCase) else v for k, v in chosen.items()}
+    traits = {name: label(value) for name, value in chosen.items()}
+    rng = np.random.default_rng(draw(st.integers(0, 999)))
+    return Draft(draw, rng, dtype, sizes, spatial, concrete, traits, activated=False), chosen, law
+
+
+def _numbers(draft: Draft, trait: str) -> Array:
+    # Without smooth_dr a flat window is 0/0, or not, by how its mean is rounded.
+    kinds = ("normal",) if draft.options.get("smooth_dr") == 0 else values.IMAGES
+    kind = draft.pick(trait, kinds)
+    return values.rounded(values.IMAGES[kind](draft.rng, draft.shape, draft.dtype), draft.dtype)

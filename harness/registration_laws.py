@@ -1,0 +1,220 @@
+"""Laws of registration losses: of a field of displacements (B, C, *S), or of two images (B, C, *S)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from twinloss.harness.answers import ask_fast, fast_options, widened
+from twinloss.harness.general_laws import FLIPS, MEAN, NO_ORDER, NONE_MEAN, NONE_SUM, needing, spatial
+from twinloss.harness.laws import Claim, Law, both
+from twinloss.harness.twin import Array, Case, Twin
+
+
+def _given(twin: Twin, case: Case) -> dict[str, object]:
+    return twin.defaults() | dict(case.options)
+
+
+def _grid(case: Case) -> list[Array]:
+    """The coordinates of the voxels, each of shape S."""
+    return list(np.meshgrid(*(np.arange(n, dtype=np.float64) for n in spatial(case)), indexing="ij"))
+
+
+def _field(case: Case, component: Array) -> Case:
+    """The case with every component of the field, S, alike."""
+    return case.contiguous().with_values(pred=np.broadcast_to(component, case.input.values.shape).copy())
+
+
+# --- bending energy --------------------------------------------------------------------------------------------------
+
+
+def _affine_costs_nothing(twin: Twin, case: Case) -> Iterator[Claim]:
+    affine = _field(case, 0.5 + np.sum([(k + 1) * x for k, x in enumerate(_grid(case))], axis=0))
+    answer = ask_fast(twin, affine)
+    yield Claim("value", answer.value, np.zeros_like(answer.value), affine, exact=True)
+    yield Claim("gradient", answer.gradient, np.zeros_like(answer.gradient), affine, exact=True)
+
+
+def _quadratic_is_known(twin: Twin, case: Case) -> Iterator[Claim]:
+    """Of the sum of x_d^2 and x_d x_e: second derivatives 2 and mixed ones 1, each over two voxel sizes."""
+    axes = _grid(case)
+    rank = len(axes)
+    quadratic = _field(case, np.sum([x * y for i, x in enumerate(axes) for y in axes[: i + 1]], axis=0))
+    h = case.options.get("spacing") or [1.0] * rank
+    pure = sum((2 / h[d] ** 2) ** 2 for d in range(rank))
+    mixed = sum((1 / (h[d] * h[e])) ** 2 for d in range(rank) for e in range(d))
+    value = ask_fast(twin, quadratic).value
+    yield Claim("value", value, np.full_like(value, pure + 2 * mixed), quadratic)
+
+
+def _checkerboard(twin: Twin, case: Case) -> Iterator[Claim]:
+    """Alternating signs: second differences are 4 in size, opposite corners cancel, and wide stencils see nothing."""
+    board = _field(case, (-1.0) ** np.sum(_grid(case), axis=0))
+    value = ask_fast(twin, board).value
+    h = case.options.get("spacing") or [1.0] * len(spatial(case))
+    known = 0.0 if case.options.get("stencil") == "wide" else sum((4 / d**2) ** 2 for d in h)
+    yield Claim("value", value, np.full_like(value, known), board)
+
+
+def _doubling_quadruples(twin: Twin, case: Case) -> Iterator[Claim]:
+    doubled = case.with_values(pred=2 * case.input.values)
+    here, there = ask_fast(twin, case), ask_fast(twin, doubled)
+    yield Claim("value", there.value, 4 * here.value.astype(np.float64), doubled)
+    yield Claim("gradient", there.gradient, 2 * here.gradient.astype(np.float64), doubled)
+
+
+def _ordinary(case: Case) -> bool:
+    """Whether twice, or four times, the numbers are held by all types, and so are their squares."""
+    size = np.abs(case.input.values)
+    return bool((size <= 16).all() and ((size == 0) | (size >= 2.0**-6)).all())
+
+
+# --- two images ------------------------------------------------------------------------------------------------------
+
+
+def _swapped(case: Case) -> Case:
+    """The case with its images exchanged, both of the type under test."""
+    (first, a), (second, b) = case.operands.items()
+    return replace(case.contiguous(), operands={first: replace(b, dtype=a.dtype), second: a}).contiguous()
+
+
+def _same_type(case: Case) -> bool:
+    return len({operand.dtype for operand in case.operands.values()}) == 1
+
+
+def _symmetric(twin: Twin, case: Case) -> Iterator[Claim]:
+    """Exchanged images have the same loss; and the gradient in the second image is that in the first, exchanged."""
+    swapped = _swapped(case)
+    pred, target = (operand.tensor().requires_grad_() for operand in swapped.operands.values())
+    value = twin.fast(**fast_options(swapped))(pred, target)
+    weights = torch.tensor(swapped.weights(tuple(value.shape)), dtype=value.dtype)
+    (gradient,) = torch.autograd.grad(value, target, weights)
+    here = ask_fast(twin, case)
+    yield Claim("value", widened(value), here.value, case)
+    yield Claim("gradient", widened(gradient), here.gradient, case)
+
+
+def _brighter(twin: Twin, case: Case) -> Iterator[Claim]:
+    """Twice an image is as good a match, where a window has no part beyond the image and nothing is smoothed."""
+    name, image = next(iter(case.operands.items()))
+    match = case.contiguous().with_values(**{k: image.values for k in case.operands})
+    other = next(k for k in case.operands if k != name)
+    match = match.with_operand(other, replace(match.operands[other], values=2 * image.values + 1, dtype=image.dtype))
+    radius = int(case.options.get("kernel_size", 3)) // 2
+    inside = ask_fast(twin, match).value[(..., *[slice(radius, -radius or None)] * len(spatial(case)))]
+    yield Claim("value", inside, np.full_like(inside, -1), match)
+
+
+def _varied(case: Case) -> bool:
+    """Whether every window that lies inside the image has contrast, and twice the image and 1 is held by all types."""
+    x = case.input.values
+    window = (int(case.options.get("kernel_size", 3)),) * len(spatial(case))
+    quarters = np.isfinite(x) & (np.abs(x) <= 8) & (4 * x == np.round(4 * x))
+    if window[0] == 1 or not quarters.all() or min(spatial(case)) < window[0]:
+        return False
+    windows = np.lib.stride_tricks.sliding_window_view(x, window, tuple(range(2, x.ndim)))
+    axes = tuple(range(-len(window), 0))
+    return bool((windows.max(axes) > windows.min(axes)).all())
+
+
+def _bounded(twin: Twin, case: Case) -> Iterator[Claim]:
+    given = _given(twin, case)
+    lowest = max(1.0, float(given["smooth_nr"]) / float(given["smooth_dr"]))  # type: ignore[arg-type]
+    value = ask_fast(twin, case).value
+    yield Claim("value", value, np.clip(value, -lowest, 0), case)
+
+
+def _no_more_than_entropy(twin: Twin, case: Case) -> Iterator[Claim]:
+    """What two images tell of each other is not above what there is to tell, log of the number of bins at most."""
+    given = _given(twin, case)
+    most = math.log(int(given["num_bins"])) + 1e-6  # type: ignore[call-overload]
+    value = ask_fast(twin, case).value
+    yield Claim("value", value, np.maximum(value, -most), case)
+
+
+def _independent(twin: Twin, case: Case) -> Iterator[Claim]:
+    """Every intensity of one image beside every one of the other: P_ab = P_a P_b, which leaves log(1 + smoothing)."""
+    first, second = np.meshgrid(np.arange(9) / 8, np.arange(5) / 4, indexing="ij")
+    product = replace(
+        case, operands={
+            name: replace(operand, values=numbers[np.newaxis, np.newaxis].copy(), dtype=case.dtype, layout="contiguous")
+            for (name, operand), numbers in zip(case.operands.items(), (first, second), strict=True)
+        },
+    )  # fmt: skip
+    value = ask_fast(twin, product).value
+    yield Claim("value", value, np.zeros_like(value), product, scale=1.0)
+
+
+def _blind_to_the_range(twin: Twin, case: Case) -> Iterator[Claim]:
+    """The range of each image is its own, so that brightness and contrast do not count."""
+    brighter = case.contiguous().with_values(**{name: 2 * o.values + 1 for name, o in case.operands.items()})
+    yield from both(twin, case, brighter, lambda g: 2 * g)
+
+
+def _exactly_brighter(case: Case) -> bool:
+    """Whether twice the images and 1 are held by all types, and the second image in a type that holds them, too."""
+    numbers = [o.values for o in case.operands.values()]
+    quarters = all(bool((np.isfinite(x) & (np.abs(x) <= 8) & (4 * x == np.round(4 * x))).all()) for x in numbers)
+    return quarters and _same_type(case)
+
+
+# --- the wrapper -----------------------------------------------------------------------------------------------------
+
+
+def _scale_zero_is_the_loss(twin: Twin, case: Case) -> Iterator[Claim]:
+    yield from both(twin, case, case.having(scales=None))
+
+
+def _a_point_becomes_the_kernel(twin: Twin, case: Case) -> Iterator[Claim]:
+    """Against an empty image, the squares of a smoothed point are those of the kernel along each axis."""
+    sigma, rank = 1.5, len(spatial(case))
+    point = np.zeros((1, 1, *[21] * rank))
+    point[(0, 0, *[10] * rank)] = 1
+    j = np.arange(-10, 11)
+    if case.options.get("kernel") == "cauchy":
+        taps = np.where(abs(j) <= int(5 * sigma), 1 / ((j / sigma) ** 2 + 1), 0)
+        taps /= taps.sum()
+    else:
+        taps = np.where(abs(j) <= int(3 * sigma + 0.5), np.exp(-(j**2) / (2 * sigma**2)), 0)
+        taps /= sigma * math.sqrt(2 * math.pi)
+    numbers = dict(zip(case.operands, (point, np.zeros_like(point)), strict=True))
+    operands = {
+        k: replace(o, values=numbers[k], dtype=case.dtype, layout="contiguous") for k, o in case.operands.items()
+    }
+    smoothed = replace(case, operands=operands).having(scales=[sigma])
+    want = np.sum(taps**2) ** rank / point.size
+    yield Claim("value", ask_fast(twin, smoothed).value, np.asarray(want), smoothed)
+
+
+BENDING_ENERGY = (
+    MEAN, NONE_MEAN, NONE_SUM, FLIPS,
+    Law("an affine field costs nothing", _affine_costs_nothing, {"normalize": False, "spacing": None}),
+    Law("the energy of a quadratic field is known", _quadratic_is_known, {"normalize": False, "reduction": "mean"}),
+    Law("a checkerboard costs, but for wide stencils", _checkerboard, {"normalize": False, "reduction": "mean"}),
+    Law("twice the field costs four times as much", _doubling_quadruples, {}, _ordinary),
+)  # fmt: skip
+LNCC = (
+    MEAN, NONE_MEAN, NONE_SUM, FLIPS,
+    Law("the images may be exchanged", _symmetric, {}, _same_type),
+    Law("twice an image and one is a full match", _brighter,
+        {"smooth_nr": 0.0, "smooth_dr": 0.0, "reduction": "none"}, _varied),
+    Law("a match is no better than full", _bounded, {"denominator": "product", "smooth_dr": 1e-5}),
+)  # fmt: skip
+GAUSSIAN = {"kernel_type": "gaussian"}
+MUTUAL_INFORMATION = (
+    MEAN, needing(NONE_MEAN), needing(NONE_SUM), NO_ORDER, FLIPS,
+    Law("the images may be exchanged", _symmetric, GAUSSIAN, _same_type),
+    Law("no more than the entropy", _no_more_than_entropy, {"smooth_nr": 1e-7, "smooth_dr": 1e-7}),
+    Law("independent images tell nothing", _independent, {**GAUSSIAN, "smooth_nr": 1e-7, "smooth_dr": 1e-7}),
+    Law("brightness and contrast do not count", _blind_to_the_range, {"kernel_type": "b-spline"}, _exactly_brighter),
+)  # fmt: skip
+MULTI_SCALE = (
+    FLIPS,
+    Law("scale 0 is the loss itself", _scale_zero_is_the_loss, {"scales": [0], "reduction": "mean"}),
+    Law("a point becomes the kernel", _a_point_becomes_the_kernel,
+        {"loss": "squares", "normalize_kernel": False, "reduction": "mean"}),
+)  # fmt: skip
