@@ -14,7 +14,6 @@ from twinloss.fast.segmentation import (
     ShapeError,
     Voxels,
     checked_weight,
-    fraction,
     weight_by_class,
 )
 from twinloss.fast.statistics import Activation, Overlap, Statistics
@@ -110,10 +109,9 @@ class DiceLoss(SegmentationLoss):
 
     def dice(self, sums: Statistics, voxels: Voxels) -> Tensor:
         """The loss of each item and class that takes part, (B, C') or (1, C'), not yet reduced."""
-        tp, fp, fn = self.confusion(sums, voxels)
         # D = 2 TP + FP + FN; Jaccard: 2 (D - I) = 2 TP + 2 (FP + FN).
-        errors = (fp + fn) * (2 if self.jaccard else 1)
-        loss = fraction(2 * tp, errors, self.smooth_nr, self.smooth_dr)
+        errors = 2.0 if self.jaccard else 1.0
+        loss = self.class_fraction(sums, voxels, (2.0, errors, errors))
         return loss if self.weight is None else loss * self.class_weight(loss, voxels)
 
     def class_weight(self, loss: Tensor, voxels: Voxels) -> Tensor:

@@ -39,16 +39,60 @@ class _Fraction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         overlap, errors, *ctx.smoothing = inputs
-        ctx.save_for_backward(overlap, errors)
+        ctx.save_for_backward(overlap, errors, output)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        overlap, errors = ctx.saved_tensors
-        smooth_nr, smooth_dr = ctx.smoothing
-        by_denominator = upstream[0] / (overlap + errors + smooth_dr)
-        loss = fraction(overlap, errors, smooth_nr, smooth_dr)
-        share = (overlap + smooth_nr) / (overlap + errors + smooth_dr)
-        return -by_denominator * loss, by_denominator * share, None, None
+        return *_fraction_slopes(upstream[0], *ctx.saved_tensors, *ctx.smoothing), None, None
+
+
+class _ClassFraction(torch.autograd.Function):
+    """The `fraction` of each class from the stacked statistics, of overlap a TP and errors b FP + c FN.
+
+    One node of the graph for all of it: on a few numbers, every node costs more than its arithmetic.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        sums: Tensor, factors: tuple[float, float, float], smooth_nr: float, smooth_dr: float, first: int, batch: bool
+    ) -> Tensor:
+        overlap, errors = _overlap_and_errors(sums, factors, first, batch)
+        return (errors + (smooth_dr - smooth_nr)) / (overlap + errors + smooth_dr)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        sums, *ctx.plan = inputs
+        ctx.save_for_backward(sums, output)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        sums, loss = ctx.saved_tensors
+        (a, b, c), smooth_nr, smooth_dr, first, batch = ctx.plan
+        overlap, errors = _overlap_and_errors(sums, (a, b, c), first, batch)
+        by_overlap, by_errors = _fraction_slopes(upstream[0], overlap, errors, loss, smooth_nr, smooth_dr)
+        slopes = torch.stack([a * by_overlap, b * by_errors, c * by_errors])
+        slopes = slopes.expand(3, sums.shape[1], slopes.shape[2])
+        # Nothing for the classes and the statistics that take no part.
+        return torch.nn.functional.pad(slopes, (first, 0, 0, 0, 0, sums.shape[0] - 3)), None, None, None, None, None
+
+
+def _overlap_and_errors(
+    sums: Tensor, factors: tuple[float, float, float], first: int, batch: bool
+) -> tuple[Tensor, Tensor]:
+    rows = sums[:3, :, first:]
+    if batch:
+        rows = rows.sum(1, keepdim=True)
+    return factors[0] * rows[0], factors[1] * rows[1] + factors[2] * rows[2]
+
+
+def _fraction_slopes(
+    upstream: Tensor, overlap: Tensor, errors: Tensor, loss: Tensor, smooth_nr: float, smooth_dr: float
+) -> tuple[Tensor, Tensor]:
+    denominator = overlap + errors + smooth_dr
+    by_denominator = upstream / denominator
+    return -by_denominator * loss, by_denominator * ((overlap + smooth_nr) / denominator)
 
 
 def mean_of(total: Tensor, count: Tensor) -> Tensor:
@@ -220,6 +264,11 @@ class SegmentationLoss(_Loss):
         if self.softmax and input.shape[1] > 1:
             return "softmax"
         return "sigmoid" if self.sigmoid else "identity"
+
+    def class_fraction(self, sums: Statistics, voxels: Voxels, factors: tuple[float, float, float]) -> Tensor:
+        """The loss of the classes that take part, (B, C') or (1, C') with `batch`: overlap a TP, errors b FP + c FN."""
+        first = 0 if voxels.background else 1
+        return _ClassFraction.apply(sums.stack, factors, self.smooth_nr, self.smooth_dr, first, self.batch)
 
     def confusion(self, sums: Statistics, voxels: Voxels) -> tuple[Tensor, ...]:
         """TP, FP, FN of the classes that take part, each (B, C'), or (1, C') with `batch`."""

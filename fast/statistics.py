@@ -57,7 +57,7 @@ _WIDENED = {
 
 
 class Statistics(NamedTuple):
-    """Sums over the voxels, each (B, C) float64; 0 where they were not asked for."""
+    """Sums over the voxels, each (B, C) float64; 0 where they were not asked for; and all of them, (ROWS, B, C)."""
 
     tp: Tensor
     fp: Tensor
@@ -67,6 +67,7 @@ class Statistics(NamedTuple):
     volume: Tensor
     distance: Tensor
     nearness: Tensor
+    stack: Tensor
 
 
 class _Plan(NamedTuple):
@@ -112,8 +113,10 @@ def statistics(
     """
     plan = _Plan(activation, overlap, surprisal, gamma, labels, ignore_index)
     if backend.choose(x, target, mask, matrix) == "kernel":
-        return Statistics(*torch.ops.twinloss.voxel_sums(x, target, mask, matrix, *plan).unbind())
-    return Statistics(*_plain(x, target, mask, matrix, plan).unbind())
+        sums = torch.ops.twinloss.voxel_sums(x, target, mask, matrix, *plan)
+    else:
+        sums = _plain(x, target, mask, matrix, plan)
+    return Statistics(*sums.unbind(), sums)
 
 
 # --- plain torch: other devices, gradients of the target and the mask, double backward --------------------------------
@@ -393,20 +396,22 @@ def _voxel_sums_backward(
     from twinloss.fast.kernels import voxel
 
     plan = _Plan(activation, overlap, surprisal, gamma, labels, ignore_index)
-    if x.dtype == torch.float32 and bool((slopes.isfinite() & slopes.float().isinf()).any()):
+    by_row = slopes.numpy()
+    if x.dtype == torch.float32 and (np.isfinite(by_row) & ~(np.abs(by_row) <= np.finfo(np.float32).max)).any():
         # A class that all but vanishes, with no smoothing: slopes beyond float32, but not their product with p.
         return _voxel_sums_backward(slopes, x.double(), target, mask, matrix, *plan).float()
     before, after = _kernel_arguments(x, target, mask, plan)
     gradient = torch.empty(x.shape, dtype=x.dtype)
     out, voxels = gradient.numpy(), x.shape[2]
     by_item = [np.empty((0, 0), out.dtype)] * x.shape[0]
-    if matrix is not None:
-        # Probabilities add up to 1, so nearness falls as distance grows: the difference is rounded once.
-        by_distance = slopes[voxel.DISTANCE] - slopes[voxel.NEARNESS]
-        by_item = list((by_distance[:, :, None] * matrix).to(x.dtype).numpy())
-    # TP - FN, the slope in p where g = 1, or TP - 2 FN, that in g where p = 0, may cancel: it is rounded once.
-    hit = slopes[voxel.TP] - (2 if overlap == "squared" else 1) * slopes[voxel.FN]
-    slopes_by_row = torch.cat([slopes, hit[None]]).to(x.dtype).numpy()
+    with np.errstate(all="ignore"):  # of an empty denominator the slopes are infinite
+        if matrix is not None:
+            # Probabilities add up to 1, so nearness falls as distance grows: the difference is rounded once.
+            by_distance = by_row[voxel.DISTANCE] - by_row[voxel.NEARNESS]
+            by_item = list((by_distance[:, :, np.newaxis] * matrix.numpy()).astype(out.dtype))
+        # TP - FN, the slope in p where g = 1, or TP - 2 FN, that in g where p = 0, may cancel: it is rounded once.
+        hit = by_row[voxel.TP] - (2 if overlap == "squared" else 1) * by_row[voxel.FN]
+        slopes_by_row = np.concatenate([by_row, hit[np.newaxis]]).astype(out.dtype)
 
     def work(chunk: int) -> None:
         bounds = _chunk_bounds(chunk, voxels)
@@ -418,7 +423,7 @@ def _voxel_sums_backward(
 
 @_voxel_sums.register_fake
 def _(x: Tensor, *_: object) -> Tensor:
-    return x.new_empty((len(Statistics._fields), x.shape[0], x.shape[1]), dtype=torch.float64)
+    return x.new_empty((len(Statistics._fields) - 1, x.shape[0], x.shape[1]), dtype=torch.float64)
 
 
 @_voxel_sums_backward.register_fake

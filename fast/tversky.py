@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from twinloss.fast.segmentation import SegmentationLoss, checked_number, fraction
+from twinloss.fast.segmentation import SegmentationLoss, checked_number
 
 
 class TverskyLoss(SegmentationLoss):
@@ -84,6 +84,4 @@ class TverskyLoss(SegmentationLoss):
         """The loss; see the class for shapes and errors."""
         voxels = self.voxels(input, target)
         sums = voxels.sums(self.activation(input), overlap="minimum" if self.soft_label else "product")
-        tp, fp, fn = self.confusion(sums, voxels)
-        errors = self.alpha * fp + self.beta * fn
-        return self.reduce(fraction(tp, errors, self.smooth_nr, self.smooth_dr), input)
+        return self.reduce(self.class_fraction(sums, voxels, (1.0, self.alpha, self.beta)), input)

@@ -73,9 +73,80 @@ def _adjoint(e, scale, rest, h, largest, others):
     return e * scale * (h - scale * (others + largest))
 
 
+@njit(inline="always")
+def _share(e, slope, counts):
+    """What e h adds to the sum of those with e = 1, and to that of the others."""
+    zero = type(e)(0)
+    return (counts * slope, zero) if e == 1 else (zero, counts * (e * slope))
+
+
+@njit(inline="always")
+def _own_term(e, scale, rest, own, here):
+    """The own term's part: p dL/dp of the true class, times 1 - p there and -p elsewhere."""
+    p = e * scale
+    q = rest * scale if e == 1 else type(e)(1) - p
+    return own * (q if here else -p)
+
+
+@njit(inline="always")
+def _four_adjoints(e, counts, hits, misses, numbers, scale, rest, y):
+    """The adjoints of four classes of a voxel, of which those with `counts` 0 are another one given again."""
+    h = (
+        hits[0] if y == numbers[0] else misses[0], hits[1] if y == numbers[1] else misses[1],
+        hits[2] if y == numbers[2] else misses[2], hits[3] if y == numbers[3] else misses[3],
+    )  # fmt: skip
+    top_0, rest_0 = _share(e[0], h[0], counts[0])
+    top_1, rest_1 = _share(e[1], h[1], counts[1])
+    top_2, rest_2 = _share(e[2], h[2], counts[2])
+    top_3, rest_3 = _share(e[3], h[3], counts[3])
+    largest, others = (top_0 + top_1) + (top_2 + top_3), (rest_0 + rest_1) + (rest_2 + rest_3)
+    return (
+        _adjoint(e[0], scale, rest, h[0], largest, others), _adjoint(e[1], scale, rest, h[1], largest, others),
+        _adjoint(e[2], scale, rest, h[2], largest, others), _adjoint(e[3], scale, rest, h[3], largest, others),
+    )  # fmt: skip
+
+
+@stage
+def _few_gradients(a, b, c, d, numbers, scale, rest, y, hits, misses, own, e, f, g, h):
+    """`gradient_labels` of at most four classes, in one go; of fewer, the last one is given again: see `exponentials`.
+
+    `numbers` are those of the four classes.
+    """
+    one = scale.dtype.type(1)
+    zeroth, two, three, four = numbers
+    counts = (one, one * (two > zeroth), one * (three > two), one * (four > three))
+    hit, miss = (hits[0], hits[two], hits[three], hits[four]), (misses[0], misses[two], misses[three], misses[four])
+    if own.size == 0:
+        for i in range(y.size):
+            voxel = (a[i], b[i], c[i], d[i])
+            e[i], f[i], g[i], h[i] = _four_adjoints(voxel, counts, hit, miss, numbers, scale[i], rest[i], y[i])
+        return
+    for i in range(y.size):
+        voxel, s, r, t = (a[i], b[i], c[i], d[i]), scale[i], rest[i], y[i]
+        adjoints = _four_adjoints(voxel, counts, hit, miss, numbers, s, r, t)
+        e[i] = adjoints[0] + _own_term(voxel[0], s, r, own[i], t == zeroth)
+        f[i] = adjoints[1] + _own_term(voxel[1], s, r, own[i], t == two)
+        g[i] = adjoints[2] + _own_term(voxel[2], s, r, own[i], t == three)
+        h[i] = adjoints[3] + _own_term(voxel[3], s, r, own[i], t == four)
+
+
 @stage
 def gradient_labels(e, scale, rest, y, hits, misses, largest, others, own, out, b, lo):
     """dL/dx for dL/dp_c = hits[c] where y == c, else misses[c]; and, where `own` is given, for that p dL/dp of y."""
+    last, at = e.shape[0] - 1, slice(lo, lo + y.size)
+    if last > 3:
+        _many_gradients(e, scale, rest, y, hits, misses, largest, others, own, out, b, lo)
+        return
+    two, three, label = min(1, last), min(2, last), y.dtype.type
+    numbers = (label(0), label(two), label(three), label(last))
+    _few_gradients(
+        e[0], e[two], e[three], e[last], numbers, scale, rest, y, hits, misses, own,
+        out[b, 0, at], out[b, two, at], out[b, three, at], out[b, last, at],
+    )  # fmt: skip
+
+
+@stage
+def _many_gradients(e, scale, rest, y, hits, misses, largest, others, own, out, b, lo):
     one = e.dtype.type(1)
     width = y.size
     _clear(largest, others)

@@ -44,23 +44,43 @@ def _slope(p, q, gamma, values):
 def own_surprisal(x, b, lo, y, top, scale, rest, gamma, p, q, values):
     """-log p of each voxel's own class; and p and 1 - p, unless gamma is 0 and needs neither."""
     one = p.dtype.type(1)
-    for c in range(x.shape[1]):
-        _choose(x[b, c, lo : lo + y.size], y, c, p)
-    if gamma == 0:
-        for i in range(y.size):
-            values[i] = log1p_nonnegative(rest[i]) - (p[i] - top[i])
-        return
+    choose(x, b, lo, y, values)
     for i in range(y.size):
-        below = p[i] - top[i]
-        e = exp_nonpositive(below)
-        p[i] = e * scale[i]
-        q[i] = rest[i] * scale[i] if e == one else one - e * scale[i]
-        values[i] = log1p_nonnegative(rest[i]) - below
+        values[i] -= top[i]
+    if gamma != 0:
+        for i in range(y.size):
+            e = exp_nonpositive(values[i])
+            p[i] = e * scale[i]
+            q[i] = rest[i] * scale[i] if e == one else one - e * scale[i]
+    for i in range(y.size):
+        values[i] = log1p_nonnegative(rest[i]) - values[i]
 
 
 @stage
-def _choose(row, y, c, chosen):
-    """Take over the values of class c."""
+def choose(x, b, lo, y, chosen):
+    """The value of each voxel's own class."""
+    last, at = x.shape[1] - 1, slice(lo, lo + y.size)
+    if last > 3:
+        for c in range(last + 1):
+            _take_over(x[b, c, at], y, c, chosen)
+    else:
+        two, three, label = min(1, last), min(2, last), y.dtype.type
+        _choose_of_few(
+            x[b, 0, at], x[b, two, at], x[b, three, at], x[b, last, at], label(two), label(three), y, chosen
+        )  # fmt: skip
+
+
+@stage
+def _choose_of_few(a, b, c, d, two, three, y, chosen):
+    for i in range(y.size):
+        first, second, third, here = a[i], b[i], c[i], d[i]
+        here = third if y[i] == three else here
+        here = second if y[i] == two else here
+        chosen[i] = first if y[i] == 0 else here
+
+
+@stage
+def _take_over(row, y, c, chosen):
     for i in range(y.size):
         new, old = row[i], chosen[i]
         chosen[i] = new if (y[i] == c) | (c == 0) else old
@@ -79,6 +99,24 @@ def class_sum(values, y, c):
 
 
 @stage
+def _choose_slope(slopes, y, chosen):
+    """The slope of each voxel's own class."""
+    last, label = slopes.size - 1, y.dtype.type
+    if last > 3:
+        for c in range(last + 1):
+            for i in range(y.size):
+                old = chosen[i]
+                chosen[i] = slopes[c] if (y[i] == c) | (c == 0) else old
+        return
+    two, three = label(min(1, last)), label(min(2, last))
+    a, b, c, d = slopes[0], slopes[two], slopes[three], slopes[last]
+    for i in range(y.size):
+        here = c if y[i] == three else d
+        here = b if y[i] == two else here
+        chosen[i] = a if y[i] == 0 else here
+
+
+@stage
 def own_slope(p, q, y, gamma, slopes, values):
     """Put p dL/dp of a voxel's own class into `values`, its -log p unless gamma is 0; slopes = dL/d(sums)."""
     if gamma == 0:
@@ -86,11 +124,7 @@ def own_slope(p, q, y, gamma, slopes, values):
             values[i] = -1
     else:
         _slope(p, q, gamma, values)
-    for c in range(slopes.size):
-        slope = slopes[c]
-        for i in range(y.size):
-            old = p[i]
-            p[i] = slope if (y[i] == c) | (c == 0) else old
+    _choose_slope(slopes, y, p)
     for i in range(y.size):
         values[i] *= p[i]
 

@@ -141,13 +141,33 @@ def _exponentials(logits, top, e, rest, ties):
         ties[i] += one if value == one else zero
 
 
-@stage
-def exponentials(x, b, lo, p, top, scale, rest, ties):
-    """Logits of item b from `lo` on -> e in p, so that softmax is e * scale, and 1 - softmax rest * scale where e = 1.
+@njit(inline="always")
+def _rest_and_tie(e, counts):
+    """What an exponential adds to the sum of those that are not 1, and to the count of those that are."""
+    zero = type(e)(0)
+    return (zero, counts) if e == 1 else (counts * e, zero)
 
-    `top` is the largest logit. The classes that have it have e = 1; `rest` sums the e of the others, and 1 for each of
-    the `ties` beyond the first that has it: so 1 - p is no difference that cancels.
-    """
+
+@stage
+def _few_exponentials(a, b, c, d, b_counts, c_counts, d_counts, e, f, g, h, top, scale, rest):
+    """The same of at most four classes, in one go; of fewer, the last one is given again and does not count."""
+    one = scale.dtype.type(1)
+    for i in range(scale.size):
+        ab, cd = a[i] if a[i] > b[i] else b[i], c[i] if c[i] > d[i] else d[i]
+        largest = ab if ab > cd else cd
+        e_i, f_i = exp_nonpositive(a[i] - largest), exp_nonpositive(b[i] - largest)
+        g_i, h_i = exp_nonpositive(c[i] - largest), exp_nonpositive(d[i] - largest)
+        e_rest, e_tie = _rest_and_tie(e_i, one)
+        f_rest, f_tie = _rest_and_tie(f_i, b_counts)
+        g_rest, g_tie = _rest_and_tie(g_i, c_counts)
+        h_rest, h_tie = _rest_and_tie(h_i, d_counts)
+        others = ((e_rest + f_rest) + (g_rest + h_rest)) + (((e_tie + f_tie) + (g_tie + h_tie)) - one)
+        e[i], f[i], g[i], h[i] = e_i, f_i, g_i, h_i
+        top[i], rest[i], scale[i] = largest, others, one / (one + others)
+
+
+@stage
+def _many_exponentials(x, b, lo, p, top, scale, rest, ties):
     one, zero = p.dtype.type(1), p.dtype.type(0)
     width = scale.size
     _largest(x[b, 0, lo : lo + width], x[b, min(1, p.shape[0] - 1), lo : lo + width], top)
@@ -166,6 +186,30 @@ def exponentials(x, b, lo, p, top, scale, rest, ties):
     for i in range(width):
         rest[i] += ties[i]
         scale[i] = one / (one + rest[i])
+
+
+@stage
+def exponentials(x, b, lo, p, top, scale, rest, ties):
+    """Logits of item b from `lo` on -> e in p, so that softmax is e * scale, and 1 - softmax rest * scale where e = 1.
+
+    `top` is the largest logit. The classes that have it have e = 1; `rest` sums the e of the others, and 1 for each of
+    the `ties` beyond the first that has it: so 1 - p is no difference that cancels.
+    """
+    real = p.dtype.type
+    last, width = p.shape[0] - 1, scale.size
+    if last > 3:
+        _many_exponentials(x, b, lo, p, top, scale, rest, ties)
+        return
+    second, third = min(1, last), min(2, last)
+    for k in range(0, width, BLOCK):
+        for c in range(last + 1):
+            prefetch(x[b, c], lo + width + k, BLOCK)
+        block, at = slice(k, min(k + BLOCK, width)), slice(lo + k, lo + min(k + BLOCK, width))
+        _few_exponentials(
+            x[b, 0, at], x[b, second, at], x[b, third, at], x[b, last, at],
+            real(last >= 1), real(last >= 2), real(last >= 3),
+            p[0, block], p[second, block], p[third, block], p[last, block], top[block], scale[block], rest[block],
+        )  # fmt: skip
 
 
 @stage
