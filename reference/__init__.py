@@ -3,6 +3,7 @@
 Arrays are computed in the precision of the input: float32, float64 or longdouble.
 """
 
+from twinloss.reference.bending_energy import bending_energy_loss, bending_energy_loss_gradient
 from twinloss.reference.dice import (
     dice_loss,
     dice_loss_gradient,
@@ -21,9 +22,20 @@ from twinloss.reference.generalized_wasserstein_dice import (
     generalized_wasserstein_dice_loss_gradient,
     wasserstein_distance_map,
 )
+from twinloss.reference.global_mutual_information import (
+    global_mutual_information_loss,
+    global_mutual_information_loss_gradient,
+)
+from twinloss.reference.local_normalized_cross_correlation import (
+    local_normalized_cross_correlation_loss,
+    local_normalized_cross_correlation_loss_gradient,
+)
+from twinloss.reference.multi_scale import multi_scale_loss, multi_scale_loss_gradient
 from twinloss.reference.tversky import tversky_loss, tversky_loss_gradient
 
 __all__ = [
+    "bending_energy_loss",
+    "bending_energy_loss_gradient",
     "dice_ce_loss",
     "dice_ce_loss_gradient",
     "dice_focal_loss",
@@ -36,8 +48,14 @@ __all__ = [
     "generalized_dice_loss_gradient",
     "generalized_wasserstein_dice_loss",
     "generalized_wasserstein_dice_loss_gradient",
+    "global_mutual_information_loss",
+    "global_mutual_information_loss_gradient",
+    "local_normalized_cross_correlation_loss",
+    "local_normalized_cross_correlation_loss_gradient",
     "masked_dice_loss",
     "masked_dice_loss_gradient",
+    "multi_scale_loss",
+    "multi_scale_loss_gradient",
     "tversky_loss",
     "tversky_loss_gradient",
     "wasserstein_distance_map",

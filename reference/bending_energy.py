@@ -1,0 +1,127 @@
+r"""Bending energy of a displacement field.
+
+Rueckert et al. (1999), "Nonrigid registration using free-form deformations: application to breast MR images", IEEE
+Trans. Med. Imaging 18(8), https://doi.org/10.1109/42.796284, eq. 3: the energy of a thin sheet of metal is the mean of
+
+.. math:: E = \sum_d \left(\frac{\partial^2 u}{\partial x_d^2}\right)^2
+    + 2 \sum_{d<e} \left(\frac{\partial^2 u}{\partial x_d \partial x_e}\right)^2
+
+over space, for each component u of the field.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations_with_replacement
+
+import numpy as np
+
+from twinloss.reference.activation import Array
+from twinloss.reference.reduction import reduce, reduce_adjoint
+
+# A linear map on fields: what is added up, as (factor, offset in voxels along each spatial axis).
+Stencil = list[tuple[float, tuple[int, ...]]]
+
+
+def bending_energy_loss(
+    pred: Array,
+    *,
+    stencil: str = "compact",
+    normalize: bool = False,
+    spacing: Sequence[float] | None = None,
+    reduction: str = "mean",
+) -> Array:
+    r"""Bending energy: (), or that of each interior voxel, (B, C, *S'), with ``reduction="none"``.
+
+    .. math:: E_{bci} = \sum_{d \le e} m_{de} \left(a_{cde} (K_{de} u_{bc})_i\right)^2,
+        \qquad m_{dd} = 1, \quad m_{de} = 2
+
+    where :math:`K_{de}` is a second difference along the axes d and e. ``"compact"`` takes
+    :math:`u_{+} - 2u + u_{-}` and :math:`(u_{++} - u_{+-} - u_{-+} + u_{--})/4`, and leaves out a voxel at each border;
+    ``"wide"`` takes :math:`(u_{+} - u_{-})/2` twice, and leaves out two.
+
+    :math:`a_{cde}` is :math:`1/(h_d h_e)` for voxels of size h (1 without ``spacing``). With ``normalize`` positions
+    and displacements are in units of the extent :math:`s_d = n_d h_d` of the grid, :math:`u_c / s_c` and
+    :math:`x_d / s_d`, which makes it :math:`s_d s_e / (s_c h_d h_e)`: however finely a field is sampled, its energy is
+    the same.
+
+    Args:
+        pred: u, the displacement field, (B, C, *S), 1 to 3 spatial axes; C = their number for ``normalize``.
+        stencil: ``"compact"`` or ``"wide"``.
+        normalize: measure in extents of the grid.
+        spacing: h, the size of a voxel along each axis, in mm.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    >>> x = np.arange(5.0)
+    >>> float(bending_energy_loss((x**2).reshape(1, 1, 5)))  # the second derivative is 2 everywhere
+    4.0
+    """
+    terms = [m * a**2 * d**2 for m, a, d, _ in _derivatives(pred, stencil, normalize, spacing)]
+    return reduce(np.sum(terms, axis=0), pred.ndim, reduction)
+
+
+def bending_energy_loss_gradient(
+    pred: Array,
+    *,
+    stencil: str = "compact",
+    normalize: bool = False,
+    spacing: Sequence[float] | None = None,
+    reduction: str = "mean",
+    cotangent: Array | float = 1.0,
+) -> Array:
+    r"""Gradient in the field of the sum of ``cotangent * bending_energy_loss``, of the field's shape.
+
+    .. math:: \frac{\partial}{\partial u} \sum_i G_i E_i
+        = \sum_{d \le e} K_{de}^T \left(2 m_{de} a_{cde}^2 G \, K_{de} u\right)
+
+    where :math:`K^T` puts back to each voxel, with the same factors, what it was taken for.
+
+    >>> bending_energy_loss_gradient(np.array([[[0.0, 1.0, 0.0]]]))  # E = (0 - 2 + 0)^2
+    array([[[-4.,  8., -4.]]])
+    """
+    terms = list(_derivatives(pred, stencil, normalize, spacing))
+    g = reduce_adjoint(cotangent, terms[0][2], pred.ndim, reduction)
+    gradient = np.zeros_like(pred)
+    for m, a, d, weights in terms:
+        scattered = 2 * m * a**2 * g * d
+        for factor, offset in weights:
+            gradient[_window(pred, d, offset)] += pred.dtype.type(factor) * scattered
+    return gradient
+
+
+def _derivatives(
+    pred: Array, stencil: str, normalize: bool, spacing: Sequence[float] | None
+) -> Iterator[tuple[int, Array, Array, Stencil]]:
+    """m, a (1, C, 1, …), the difference K u on the interior, and the stencil K, for each pair of axes."""
+    real, rank = pred.dtype.type, pred.ndim - 2
+    h = [real(1)] * rank if spacing is None else [real(size) for size in spacing]
+    extent = [n * size for n, size in zip(pred.shape[2:], h, strict=True)]
+    margin = 1 if stencil == "compact" else 2
+    interior = np.empty((*pred.shape[:2], *(n - 2 * margin for n in pred.shape[2:])), pred.dtype)
+    for d, e in combinations_with_replacement(range(rank), 2):
+        a = np.full(pred.shape[1], 1 / (h[d] * h[e]), pred.dtype)
+        if normalize:
+            a *= extent[d] * extent[e] / np.asarray(extent, pred.dtype)
+        weights = _stencil(d, e, rank, stencil)
+        difference = np.zeros_like(interior)
+        for factor, offset in weights:
+            difference += real(factor) * pred[_window(pred, interior, offset)]
+        yield (1 if d == e else 2), a.reshape(-1, *[1] * rank), difference, weights
+
+
+def _stencil(d: int, e: int, rank: int, stencil: str) -> Stencil:
+    """The second difference along the axes d and e."""
+
+    def step(along: dict[int, int]) -> tuple[int, ...]:
+        return tuple(along.get(axis, 0) for axis in range(rank))
+
+    if d != e:  # one central difference after the other
+        return [(s * t / 4, step({d: s, e: t})) for s in (1, -1) for t in (1, -1)]
+    if stencil == "compact":
+        return [(1.0, step({d: 1})), (-2.0, step({})), (1.0, step({d: -1}))]
+    return [(0.25, step({d: 2})), (-0.5, step({})), (0.25, step({d: -2}))]
+
+
+def _window(whole: Array, interior: Array, offset: tuple[int, ...]) -> tuple[slice, ...]:
+    """Where the neighbours at an offset of all interior voxels lie in the whole field."""
+    sizes = zip(whole.shape[2:], interior.shape[2:], offset, strict=True)
+    starts = [((n - inner) // 2 + shift, inner) for n, inner, shift in sizes]
+    return (slice(None), slice(None), *(slice(start, start + inner) for start, inner in starts))
