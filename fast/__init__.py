@@ -1,5 +1,6 @@
 """The fast wing: torch losses that people train with, drop-in for MONAI's."""
 
+from twinloss.fast.bending_energy import BendingEnergyLoss
 from twinloss.fast.dice import Dice, DiceLoss, MaskedDiceLoss, dice
 from twinloss.fast.dice_ce import DiceCELoss
 from twinloss.fast.dice_focal import DiceFocalLoss
@@ -16,6 +17,7 @@ generalized_dice = GeneralizedDiceLoss
 generalized_wasserstein_dice = GeneralizedWassersteinDiceLoss
 
 __all__ = [
+    "BendingEnergyLoss",
     "Dice",
     "DiceCELoss",
     "DiceFocalLoss",
