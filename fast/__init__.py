@@ -7,6 +7,7 @@ from twinloss.fast.dice_focal import DiceFocalLoss
 from twinloss.fast.focal import FocalLoss
 from twinloss.fast.generalized_dice import GeneralizedDiceLoss
 from twinloss.fast.generalized_wasserstein_dice import GeneralizedWassersteinDiceLoss, wasserstein_distance_map
+from twinloss.fast.global_mutual_information import GlobalMutualInformationLoss
 from twinloss.fast.tversky import TverskyLoss
 
 # `dice_ce` and the like are the aliases that the documentation names; they hide the modules of the same names, which
@@ -25,6 +26,7 @@ __all__ = [
     "FocalLoss",
     "GeneralizedDiceLoss",
     "GeneralizedWassersteinDiceLoss",
+    "GlobalMutualInformationLoss",
     "MaskedDiceLoss",
     "TverskyLoss",
     "dice",

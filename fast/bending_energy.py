@@ -69,7 +69,7 @@ class BendingEnergyLoss(_Loss):
         self.stencil = stencil
         self.normalize = normalize
         self.spacing = None if spacing is None else tuple(float(size) for size in spacing)
-        if self.spacing and not all(0 < size < math.inf for size in self.spacing):
+        if self.spacing is not None and not all(0 < size < math.inf for size in self.spacing):
             raise ValueError(f"spacing must be positive and finite along each axis, got {self.spacing}")
 
     def forward(self, pred: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class BendingEnergyLoss(_Loss):
             raise ValueError(
                 f"normalize=True takes a component for each of the {len(shape) - 2} spatial axes, got shape {shape}"
             )
-        if self.spacing and len(self.spacing) != len(shape) - 2:
+        if self.spacing is not None and len(self.spacing) != len(shape) - 2:
             raise ValueError(
                 f"spacing has {len(self.spacing)} sizes for {len(shape) - 2} spatial axes (shape {shape}): give one "
                 "for each"
@@ -136,8 +136,7 @@ class BendingEnergyLoss(_Loss):
 
 def _plain(u: Tensor, weights: Tensor, step: int, voxelwise: bool) -> Tensor:
     """As the operator below."""
-    terms = weights.shape[1]
-    axes = {1: 1, 3: 2, 6: 3}[terms]
+    axes = _axes(weights)
     margin = [step if 3 - d <= axes else 0 for d in range(3)]
 
     def moved(**offset: int) -> Tensor:
@@ -217,9 +216,15 @@ def _planes(fields: Tensor) -> Any:
     return fields.contiguous().flatten(2).numpy()
 
 
+def _axes(weights: Tensor) -> int:
+    """How many axes a field with these weights has."""
+    differences = weights.shape[1]  # may be symbolic, so that no table can hold it
+    return 1 if differences == 1 else 2 if differences == 3 else 3
+
+
 def _interior(u: Tensor, weights: Tensor, step: int) -> tuple[int, ...]:
     """The shape of the energies of interior voxels, (N, D', H', W')."""
-    axes = {1: 1, 3: 2, 6: 3}[weights.shape[1]]
+    axes = _axes(weights)
     return (u.shape[0], *(n - 2 * step * (3 - d <= axes) for d, n in enumerate(u.shape[1:])))
 
 

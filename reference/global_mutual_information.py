@@ -73,7 +73,8 @@ def global_mutual_information_loss_gradient(
 
     as :math:`P_k` and :math:`P_l` are sums of :math:`P_{kl}`. From there
     :math:`\partial L/\partial z_i = \frac1N \sum_k \dot w_{ik} h_{ik}`, where
-    :math:`h_{ik} = \sum_l \Gamma_{kl} w^t_{il}`. A gaussian's :math:`\dot w_{ik} = w_{ik} (k - \bar k_i)/\sigma^2`, :math:`\bar k_i = \sum_k w_{ik} k`; and
+    :math:`h_{ik} = \sum_l \Gamma_{kl} w^t_{il}`. A gaussian's is
+    :math:`\dot w_{ik} = w_{ik} (k - \bar k_i)/\sigma^2` with :math:`\bar k_i = \sum_k w_{ik} k`, and
     :math:`\partial z/\partial x = K - 1` within [0, 1], else 0. A B-spline's is :math:`-\dot\beta^3(k - z_i)`, and
     :math:`z_i` depends on the extremes also: with :math:`r = (K - 4) / (x_{max} - x_{min})` and
     :math:`s_i = (x_i - x_{min}) / (x_{max} - x_{min})`, :math:`\partial z_i` is r in :math:`x_i`, :math:`-r (1 - s_i)`

@@ -48,8 +48,9 @@ def _gaussian(z: Array, k: Array, o: ParzenOptions) -> tuple[Array, Array]:
     exponent = -((z - k) ** 2) / (2 * z.dtype.type(o.sigma_ratio) ** 2)
     w = np.exp(exponent - exponent.max(1, keepdims=True))
     w /= w.sum(1, keepdims=True)
-    mean = (w * k).sum(1, keepdims=True)
-    return w, w * (k - mean) / z.dtype.type(o.sigma_ratio) ** 2
+    # k less its mean, as a sum of differences: it may be all but 0.
+    from_mean = w @ (k - k[:, np.newaxis])
+    return w, w * from_mean / z.dtype.type(o.sigma_ratio) ** 2
 
 
 def _cubic(z: Array, k: Array, o: ParzenOptions) -> tuple[Array, Array]:
@@ -61,5 +62,5 @@ def _cubic(z: Array, k: Array, o: ParzenOptions) -> tuple[Array, Array]:
 
 
 def _box(z: Array, k: Array, o: ParzenOptions) -> tuple[Array, Array]:
-    w = (k == np.minimum(np.floor(z), o.num_bins - PADDING - 1)) + 0 * z  # NaN belongs to no bin, nor to none
-    return w, np.zeros_like(w)
+    w = (k == np.minimum(np.floor(z), o.num_bins - PADDING - 1)) + 0 * z  # of NaN all is NaN
+    return np.asarray(w), np.zeros_like(w)
