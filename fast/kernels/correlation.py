@@ -1,0 +1,287 @@
+"""Local normalised cross-correlation: moments in windows, and the adjoint; each a pass over planes and one over depth.
+
+Images are (D, H, W), axes that they do not have being of size 1. All is computed in float64; what is kept between the
+passes is in the images' own type, and relative to the voxel in the middle of the window: so that a faint contrast on a
+large offset loses nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from twinloss.fast.kernels import SOURCES
+from twinloss.fast.kernels.tile import stage
+from twinloss.fast.kernels.window import MOMENTS, clear, moments_along, sums_along, total_weight
+
+# Numbers of a field that are looked at in one go, so that all rooms of all fields stay in the second cache.
+ROOM = 6144
+
+# Fields are kept in two lots, (3, D, H, W) and (2, D, H, W): first moments, the means of t and p and the sums of t t,
+# and those of p p and t p; then, in their place, what gradients need. For that in the first image p this is A and B,
+# the slopes of the correlation in t p and p p, and A (mean t - t) + 2 B (mean p - p). For that in t it is A, and in the
+# second lot B and the latter with the images exchanged.
+
+
+@stage
+def _rows_at_once(height, width, radius_x):
+    """How many rows of a plane are done in one go."""
+    return min(max(ROOM // (width + 2 * radius_x), 1), height)
+
+
+@stage
+def _columns_at_once(columns, depth, radius_z):
+    """How many voxels of a plane, in a row, are done in one go over the depth."""
+    return min(max(ROOM // (depth + 2 * radius_z), 16), columns)
+
+
+@stage
+def _load_rows(plane, y_start, width, radius_x, radius_y, out):
+    """Rows of an image with the margins that windows reach, 0 where there is nothing."""
+    pitch = width + 2 * radius_x
+    rows = out.size // pitch
+    height = plane.shape[0]
+    for k in range(rows):
+        y = y_start - radius_y + k
+        line = out[k * pitch : (k + 1) * pitch]
+        for i in range(pitch):
+            line[i] = 0.0
+        if 0 <= y < height:
+            row, inside = plane[y], line[radius_x : radius_x + width]
+            for i in range(width):
+                inside[i] = row[i]
+
+
+@stage
+def _keep_relative(mean, image, out):
+    for i in range(out.size):
+        out[i] = mean[i] - image[i]
+
+
+@stage
+def _keep(values, out):
+    for i in range(out.size):
+        out[i] = values[i]
+
+
+@stage
+def _keep_sum(values, out):
+    for i in range(out.size):
+        out[i] += values[i]
+
+
+@stage
+def _score(t, p, mean_t, mean_p, tt, pp, tp, nu, delta, clamped, score, a, by_p, of_p, by_t, of_t):
+    """The correlation of each window, and what its gradient needs."""
+    for i in range(score.size):
+        s, r = tt[i], pp[i]
+        if clamped:
+            s_up, r_up = max(s, delta), max(r, delta)
+            denominator = s_up * r_up
+            slope_p, slope_t = (s_up if r > delta else 0.0), (r_up if s > delta else 0.0)
+        else:
+            denominator, slope_p, slope_t = s * r + delta, s, r
+        value = (tp[i] * tp[i] + nu) / denominator
+        score[i] = value
+        a[i] = 2.0 * tp[i] / denominator
+        by_p[i] = -value * slope_p / denominator
+        by_t[i] = -value * slope_t / denominator
+        dt, dp = mean_t[i] - t[i], mean_p[i] - p[i]
+        of_p[i] = a[i] * dt + 2.0 * by_p[i] * dp
+        of_t[i] = a[i] * dp + 2.0 * by_t[i] * dt
+
+
+@stage
+def _weigh(field, upstream, out):
+    """A field times dL/d(score) of the voxels, one for each or one for all."""
+    if upstream.size == 1:
+        for i in range(out.size):
+            out[i] = field[i] * upstream[0]
+    else:
+        for i in range(out.size):
+            out[i] = field[i] * upstream[i]
+
+
+@stage
+def _moment(a, b, t, p, of):
+    """A t + 2 B p + …, in the place of the latter."""
+    for i in range(of.size):
+        of[i] += a[i] * t[i] + 2.0 * b[i] * p[i]
+
+
+@stage
+def _keep_moment(a, b, of, t, p, out_a, out_b, out):
+    """Sums of A and B, rounded, and that of A t + 2 B p less what the rounded ones give for the voxel in the middle."""
+    for i in range(out.size):
+        out_a[i], out_b[i] = a[i], b[i]
+        out[i] = of[i] - (np.float64(out_a[i]) * t[i] + 2.0 * np.float64(out_b[i]) * p[i])
+
+
+@stage
+def _slope(a, b, of, t, p, out):
+    for i in range(out.size):
+        out[i] = (a[i] * t[i] + 2.0 * b[i] * p[i]) - of[i]
+
+
+@stage
+def _moments_in_plane(p, t, z, y_start, rows, window_y, window_x, ones, rooms, fields, more):
+    width, radius_y, radius_x = p.shape[2], window_y.size // 2, window_x.size // 2
+    pitch = width + 2 * radius_x
+    size = (rows + 2 * radius_y) * pitch
+    clear(rooms[0], size)
+    _load_rows(t[z], y_start, width, radius_x, radius_y, rooms[0, 0, :size])
+    _load_rows(p[z], y_start, width, radius_x, radius_y, rooms[0, 1, :size])
+    at = moments_along(rooms, 0, size, 1, window_x, ones, 1.0)
+    # The last numbers of the last row begin no window that fits.
+    size -= window_x.size - 1
+    at = moments_along(rooms, at, size, pitch, window_y, ones, total_weight(window_x))
+    for k in range(rows):
+        y, here = y_start + k, slice(k * pitch, k * pitch + width)
+        _keep_relative(rooms[at, 0, here], t[z, y], fields[0, z, y])
+        _keep_relative(rooms[at, 1, here], p[z, y], fields[1, z, y])
+        _keep(rooms[at, 2, here], fields[2, z, y])
+        _keep(rooms[at, 3, here], more[0, z, y])
+        _keep(rooms[at, 4, here], more[1, z, y])
+
+
+@stage
+def _score_columns(p, t, start, n, window_z, ones, count, nu, delta, clamped, rooms, row, score, fields, more):
+    planes, radius = p.shape[0], window_z.size // 2
+    size = (planes + 2 * radius) * n
+    clear(rooms[0], size)
+    here = slice(start, start + n)
+    for z in range(planes):
+        line = slice((z + radius) * n, (z + radius + 1) * n)
+        for f in range(3):
+            _keep(fields[f, z, here], rooms[0, f, line])
+        _keep(more[0, z, here], rooms[0, 3, line])
+        _keep(more[1, z, here], rooms[0, 4, line])
+        _keep_sum(t[z, here], rooms[0, 0, line])
+        _keep_sum(p[z, here], rooms[0, 1, line])
+    at = moments_along(rooms, 0, size, n, window_z, ones, count)
+    made = rooms[(at + 1) % 3]
+    total = 0.0
+    for z in range(planes):
+        line = slice(z * n, (z + 1) * n)
+        _score(
+            t[z, here], p[z, here], rooms[at, 0, line], rooms[at, 1, line], rooms[at, 2, line], rooms[at, 3, line],
+            rooms[at, 4, line], nu, delta, clamped, row[:n], made[0, line], made[1, line], made[2, line],
+            made[3, line], made[4, line],
+        )  # fmt: skip
+        if score.size > 0:
+            _keep(row[:n], score[z, here])
+        else:
+            for i in range(n):
+                total += row[i]
+        for f in range(3):
+            _keep(made[f, line], fields[f, z, here])
+        _keep(made[3, line], more[0, z, here])
+        _keep(made[4, line], more[1, z, here])
+    return total
+
+
+@stage
+def _sums_in_plane(p, t, a, b, of, upstream, z, y_start, rows, window_y, window_x, ones, rooms, fields):
+    width, radius_y, radius_x = p.shape[2], window_y.size // 2, window_x.size // 2
+    pitch = width + 2 * radius_x
+    size = (rows + 2 * radius_y) * pitch
+    clear(rooms[0], size)
+    for k in range(rows + 2 * radius_y):
+        y = y_start - radius_y + k
+        if 0 <= y < p.shape[1]:
+            up = upstream[0, 0] if upstream.shape[2] == 1 else upstream[z, y]
+            line = slice(k * pitch + radius_x, k * pitch + radius_x + width)
+            _weigh(a[z, y], up, rooms[0, 0, line])
+            _weigh(b[z, y], up, rooms[0, 1, line])
+            _weigh(of[z, y], up, rooms[0, 2, line])
+            _moment(rooms[0, 0, line], rooms[0, 1, line], t[z, y], p[z, y], rooms[0, 2, line])
+    at = sums_along(rooms, 0, size, 1, window_x, ones)
+    size -= window_x.size - 1
+    at = sums_along(rooms, at, size, pitch, window_y, ones)
+    for k in range(rows):
+        y, here = y_start + k, slice(k * pitch, k * pitch + width)
+        _keep_moment(
+            rooms[at, 0, here], rooms[at, 1, here], rooms[at, 2, here], t[z, y], p[z, y],
+            fields[0, z, y], fields[1, z, y], fields[2, z, y],
+        )  # fmt: skip
+
+
+@stage
+def _slope_of_columns(p, t, start, n, window_z, ones, rooms, fields, out):
+    planes, radius = p.shape[0], window_z.size // 2
+    size = (planes + 2 * radius) * n
+    clear(rooms[0], size)
+    here = slice(start, start + n)
+    for z in range(planes):
+        line = slice((z + radius) * n, (z + radius + 1) * n)
+        for f in range(3):
+            _keep(fields[f, z, here], rooms[0, f, line])
+        _moment(rooms[0, 0, line], rooms[0, 1, line], t[z, here], p[z, here], rooms[0, 2, line])
+    at = sums_along(rooms, 0, size, n, window_z, ones)
+    for z in range(planes):
+        line = slice(z * n, (z + 1) * n)
+        _slope(rooms[at, 0, line], rooms[at, 1, line], rooms[at, 2, line], t[z, here], p[z, here], out[z, here])
+
+
+def _compiled(sources):
+    """The four kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
+
+    @njit(cache=True, nogil=True)
+    def planes(p, t, z_start, z_stop, window_y, window_x, ones, fields, more):
+        """Moments within their plane of the windows around the voxels of some planes, into both lots."""
+        sources  # noqa: B018
+        height, width, radius_x = p.shape[1], p.shape[2], window_x.size // 2
+        step = _rows_at_once(height, width, radius_x)
+        rooms = np.empty((3, MOMENTS, (step + 2 * (window_y.size // 2)) * (width + 2 * radius_x)))
+        for z in range(z_start, z_stop):
+            for y in range(0, height, step):
+                _moments_in_plane(p, t, z, y, min(step, height - y), window_y, window_x, ones, rooms, fields, more)
+
+    @njit(cache=True, nogil=True)
+    def depth(p, t, start, stop, window_z, ones, count, nu, delta, clamped, score, fields, more):
+        """The sum of the correlations of the columns of voxels start:stop of the planes; or each into `score`.
+
+        Images and `score` are (D, H * W), like the fields, which get what the gradients need. `count` is the weight of a window
+        within a plane.
+        """
+        sources  # noqa: B018
+        reach = p.shape[0] + 2 * (window_z.size // 2)
+        step = _columns_at_once(stop - start, p.shape[0], window_z.size // 2)
+        rooms, row = np.empty((3, MOMENTS, reach * step)), np.empty(step)
+        total = 0.0
+        for k in range(start, stop, step):
+            n = min(step, stop - k)
+            total += _score_columns(
+                p, t, k, n, window_z, ones, count, nu, delta, clamped, rooms, row, score, fields, more
+            )
+        return total
+
+    @njit(cache=True, nogil=True)
+    def planes_backward(p, t, a, b, of, upstream, z_start, z_stop, window_y, window_x, ones, fields):
+        """Sums within their plane of A, B and the rest that `depth` kept for p, times `upstream`, into three fields.
+
+        `upstream` is (D, H, W) or (1, 1, 1).
+        """
+        sources  # noqa: B018
+        height, width, radius_x = p.shape[1], p.shape[2], window_x.size // 2
+        step = _rows_at_once(height, width, radius_x)
+        rooms = np.empty((3, 3, (step + 2 * (window_y.size // 2)) * (width + 2 * radius_x)))
+        for z in range(z_start, z_stop):
+            for y in range(0, height, step):
+                rows = min(step, height - y)
+                _sums_in_plane(p, t, a, b, of, upstream, z, y, rows, window_y, window_x, ones, rooms, fields)
+
+    @njit(cache=True, nogil=True)
+    def depth_backward(p, t, start, stop, window_z, ones, fields, out):
+        """Write the gradient in p of the columns of voxels start:stop of the planes, all (D, H * W)."""
+        sources  # noqa: B018
+        reach = p.shape[0] + 2 * (window_z.size // 2)
+        step = _columns_at_once(stop - start, p.shape[0], window_z.size // 2)
+        rooms = np.empty((3, 3, reach * step))
+        for k in range(start, stop, step):
+            _slope_of_columns(p, t, k, min(step, stop - k), window_z, ones, rooms, fields, out)
+
+    return planes, depth, planes_backward, depth_backward
+
+
+planes, depth, planes_backward, depth_backward = _compiled(SOURCES)

@@ -1,0 +1,198 @@
+"""Sums over windows that move along an axis, and moments within them, without a difference of large sums.
+
+Arrays are flat: a window along an axis of some stride takes the numbers at i, i + stride, …, one loop doing all windows
+at once. Those that begin where none fits hold nothing of use.
+
+A window of ones is put together of windows of 1, 2, 4, … numbers, each made of two of half its length: the cost grows
+with the logarithm of its length, and unlike in a running sum, what has left the window has left no rounding behind.
+Other windows are added up number by number.
+
+Moments are the means of two images, t and p, and the sums of squares and of products of what deviates from them: t t,
+p p, t p. Those of two windows are merged after Chan, Golub and LeVeque (1979), which adds up squares only: no variance
+is a difference.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from twinloss.fast.kernels.tile import stage
+
+MOMENTS = 5
+
+
+@stage
+def _merge(t, p, tt, pp, tp, u, q, uu, qq, uq, share, factor, out_t, out_p, out_tt, out_pp, out_tp):
+    for i in range(t.size):
+        dt, dp = u[i] - t[i], q[i] - p[i]
+        out_t[i], out_p[i] = t[i] + share * dt, p[i] + share * dp
+        out_tt[i] = (tt[i] + uu[i]) + factor * (dt * dt)
+        out_pp[i] = (pp[i] + qq[i]) + factor * (dp * dp)
+        out_tp[i] = (tp[i] + uq[i]) + factor * (dt * dp)
+
+
+@stage
+def _absorb(t, p, tt, pp, tp, u, q, uu, qq, uq, share, factor):
+    for i in range(t.size):
+        dt, dp = u[i] - t[i], q[i] - p[i]
+        t[i] += share * dt
+        p[i] += share * dp
+        tt[i] += uu[i] + factor * (dt * dt)
+        pp[i] += qq[i] + factor * (dp * dp)
+        tp[i] += uq[i] + factor * (dt * dp)
+
+
+@stage
+def _copy(source, out):
+    for i in range(out.size):
+        out[i] = source[i]
+
+
+@stage
+def _add(one, other, out):
+    for i in range(out.size):
+        out[i] = one[i] + other[i]
+
+
+@stage
+def _accumulate(source, out):
+    for i in range(out.size):
+        out[i] += source[i]
+
+
+@stage
+def _scaled(source, weight, out):
+    for i in range(out.size):
+        out[i] = weight * source[i]
+
+
+@stage
+def _accumulate_scaled(source, weight, out):
+    for i in range(out.size):
+        out[i] += weight * source[i]
+
+
+@stage
+def _accumulate_moments(t, p, tt, pp, tp, mean_t, mean_p, weight, count, out_tt, out_pp, out_tp):
+    for i in range(mean_t.size):
+        dt, dp = t[i] - mean_t[i], p[i] - mean_p[i]
+        out_tt[i] += weight * (tt[i] + count * (dt * dt))
+        out_pp[i] += weight * (pp[i] + count * (dp * dp))
+        out_tp[i] += weight * (tp[i] + count * (dt * dp))
+
+
+@stage
+def _add_shifted(source, shift, n, out):
+    for f in range(source.shape[0]):
+        _add(source[f, :n], source[f, shift : shift + n], out[f, :n])
+
+
+@stage
+def sums_along(rooms, at, size, stride, window, ones):
+    """Sums over windows along an axis, in one of the three `rooms` (rooms, fields, numbers): returns which.
+
+    The numbers are in room `at`; `window` has the weights, all 1 if `ones`.
+    """
+    length = window.size
+    result, spare = (at + 1) % 3, (at + 2) % 3
+    if length == 1:
+        return at
+    if not ones:
+        n = size - (length - 1) * stride
+        for f in range(rooms.shape[1]):
+            _scaled(rooms[at, f, :n], window[0], rooms[result, f, :n])
+            for j in range(1, length):
+                _accumulate_scaled(rooms[at, f, j * stride : j * stride + n], window[j], rooms[result, f, :n])
+        return result
+    for f in range(rooms.shape[1]):
+        _copy(rooms[at, f, :size], rooms[result, f, :size])
+    have, half = 1, 1
+    while 2 * half <= length:
+        _add_shifted(rooms[at], half * stride, size - (2 * half - 1) * stride, rooms[spare])
+        at, spare, half = spare, at, 2 * half
+        if length & half:
+            n = size - (have + half - 1) * stride
+            for f in range(rooms.shape[1]):
+                _accumulate(rooms[at, f, have * stride : have * stride + n], rooms[result, f, :n])
+            have += half
+    return result
+
+
+@stage
+def _merge_shifted(source, shift, n, factor, out):
+    there = slice(shift, shift + n)
+    _merge(
+        source[0, :n], source[1, :n], source[2, :n], source[3, :n], source[4, :n],
+        source[0, there], source[1, there], source[2, there], source[3, there], source[4, there],
+        0.5, factor, out[0, :n], out[1, :n], out[2, :n], out[3, :n], out[4, :n],
+    )  # fmt: skip
+
+
+@stage
+def _absorb_shifted(result, source, shift, n, share, factor):
+    there = slice(shift, shift + n)
+    _absorb(
+        result[0, :n], result[1, :n], result[2, :n], result[3, :n], result[4, :n],
+        source[0, there], source[1, there], source[2, there], source[3, there], source[4, there], share, factor,
+    )  # fmt: skip
+
+
+@stage
+def _weighted_moments(source, n, stride, window, count, result):
+    total = 0.0
+    for j in range(window.size):
+        total += window[j]
+    for f in range(2):
+        _scaled(source[f, :n], window[0] / total, result[f, :n])
+        for j in range(1, window.size):
+            _accumulate_scaled(source[f, j * stride : j * stride + n], window[j] / total, result[f, :n])
+    for f in range(2, MOMENTS):
+        for i in range(n):
+            result[f, i] = 0.0
+    for j in range(window.size):
+        here = slice(j * stride, j * stride + n)
+        _accumulate_moments(
+            source[0, here], source[1, here], source[2, here], source[3, here], source[4, here],
+            result[0, :n], result[1, :n], window[j], count, result[2, :n], result[3, :n], result[4, :n],
+        )  # fmt: skip
+
+
+@stage
+def moments_along(rooms, at, size, stride, window, ones, count):
+    """The same of moments; `count` is the total weight of what each number stands for already."""
+    length = window.size
+    result, spare = (at + 1) % 3, (at + 2) % 3
+    if length == 1:
+        return at
+    if not ones:
+        _weighted_moments(rooms[at], size - (length - 1) * stride, stride, window, count, rooms[result])
+        return result
+    for f in range(MOMENTS):
+        _copy(rooms[at, f, :size], rooms[result, f, :size])
+    have, half = 1, 1
+    while 2 * half <= length:
+        _merge_shifted(rooms[at], half * stride, size - (2 * half - 1) * stride, count * half / 2, rooms[spare])
+        at, spare, half = spare, at, 2 * half
+        if length & half:
+            total = float(have + half)
+            n = size - (have + half - 1) * stride
+            _absorb_shifted(rooms[result], rooms[at], have * stride, n, half / total, count * have * half / total)
+            have += half
+    return result
+
+
+@stage
+def clear(room, size):
+    """Put zeros into all fields of a room."""
+    for f in range(room.shape[0]):
+        for i in range(size):
+            room[f, i] = 0.0
+
+
+@stage
+def total_weight(window):
+    """The sum of a window's weights."""
+    total = 0.0
+    for j in range(window.size):
+        total += np.float64(window[j])
+    return total
