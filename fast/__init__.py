@@ -8,6 +8,8 @@ from twinloss.fast.focal import FocalLoss
 from twinloss.fast.generalized_dice import GeneralizedDiceLoss
 from twinloss.fast.generalized_wasserstein_dice import GeneralizedWassersteinDiceLoss, wasserstein_distance_map
 from twinloss.fast.global_mutual_information import GlobalMutualInformationLoss
+from twinloss.fast.local_normalized_cross_correlation import LocalNormalizedCrossCorrelationLoss
+from twinloss.fast.multi_scale import MultiScaleLoss
 from twinloss.fast.tversky import TverskyLoss
 
 # `dice_ce` and the like are the aliases that the documentation names; they hide the modules of the same names, which
@@ -27,7 +29,9 @@ __all__ = [
     "GeneralizedDiceLoss",
     "GeneralizedWassersteinDiceLoss",
     "GlobalMutualInformationLoss",
+    "LocalNormalizedCrossCorrelationLoss",
     "MaskedDiceLoss",
+    "MultiScaleLoss",
     "TverskyLoss",
     "dice",
     "dice_ce",

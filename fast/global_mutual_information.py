@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from numbers import Integral
 from typing import Any
 from weakref import WeakSet
 
@@ -19,8 +20,9 @@ from twinloss.fast.threads import for_each_chunk
 
 _KERNELS = ("gaussian", "b-spline")
 
-# Voxels of a chunk, at least; and chunks of an item, at most: each has a histogram of its own.
-_CHUNK, _MOST = 2**15, 32
+# Voxels of a chunk, at least, and for each bin of its histogram, which then takes less room than they do; and chunks of
+# an item, at most.
+_CHUNK, _PER_CELL, _MOST = 2**15, 4, 32
 # Voxels whose weights of all bins plain torch holds at a time.
 _BLOCK = 2**14
 
@@ -81,7 +83,7 @@ class GlobalMutualInformationLoss(_Loss):
         if kernel_type not in _KERNELS:
             raise ValueError(f'kernel_type must be "gaussian" or "b-spline", got {kernel_type!r}')
         least = 2 if kernel_type == "gaussian" else 5
-        if isinstance(num_bins, bool) or int(num_bins) != num_bins or num_bins < least:
+        if isinstance(num_bins, bool) or not isinstance(num_bins, Integral) or num_bins < least:
             raise ValueError(f"num_bins must be a whole number, {least} or more for {kernel_type}, got {num_bins!r}")
         self.num_bins = int(num_bins)
         self.sigma_ratio = checked_number(sigma_ratio, "sigma_ratio")
@@ -123,7 +125,7 @@ class GlobalMutualInformationLoss(_Loss):
                 f"intensities beyond [0, 1] are clamped, and have no gradient: they lie in [{low.min().item():g}, "
                 f'{high.max().item():g}]. Scale the images, or use kernel_type="b-spline"',
                 UserWarning,
-                stacklevel=3,
+                stacklevel=5,  # the line that calls the module
             )
 
 
@@ -132,13 +134,23 @@ _warned: WeakSet[GlobalMutualInformationLoss] = WeakSet()
 
 def _information(joint: Tensor, smooth_nr: float, smooth_dr: float) -> Tensor:
     """The mutual information of each item from joint histograms (B, K, K) that add up to 1."""
-    marginals = joint.sum(2, keepdim=True) * joint.sum(1, keepdim=True)
-    ratio = (joint + smooth_nr) / (marginals + smooth_dr) + smooth_dr
-    return (joint * ratio.log()).sum((1, 2))
+    product = joint.sum(2, keepdim=True) * joint.sum(1, keepdim=True)
+    # An empty bin adds nothing, without smoothing either: its ratio, which may be 0 / 0, is put to 1.
+    empty = joint == 0
+    lower = torch.where(empty, 1, product + smooth_dr)
+    ratio = torch.where(empty, 1, (joint + smooth_nr) / lower + smooth_dr)
+    # Of images that tell little of each other, the terms of first order cancel: to take away the excess, which adds up
+    # to 0, cancels them in each bin, and log1p has the digits of what is left.
+    excess = joint - product
+    change = torch.where(empty, 0, (excess + (smooth_nr - smooth_dr)) / lower + smooth_dr)
+    near = change.abs() < 0.5
+    log = torch.where(near, torch.where(near, change, 0).log1p(), torch.where(near, 1, ratio).log())
+    return (joint * log - excess).sum((1, 2))
 
 
 def _joint(x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
     """The joint histogram of the images (B, N) of each item, (B, K, K) float64, adding up to 1."""
+    sigma = min(max(sigma, 1e-150), 1e150)  # beyond, the weights stay as they are, but sigma^2 is no number
     if backend.choose(x) == "kernel":
         return torch.ops.twinloss.joint_histogram(x, y, bins, sigma, kernel)
     return _plain(x, y, bins, sigma, kernel)
@@ -162,7 +174,7 @@ def _plain(x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor
 def _places(x: Tensor, bins: int, kernel: str) -> Tensor:
     """Where intensities lie among the bins."""
     if kernel == "gaussian":
-        return x.clamp(0, 1) * (bins - 1)
+        return torch.where(x.isnan(), x, x.clamp(0, 1)) * (bins - 1)  # of NaN, the clamp has a slope of 0
     low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
     flat = high == low
     return 2 + torch.where(flat, 0, (x - low) * (bins - 4) / torch.where(flat, 1, high - low))
@@ -189,10 +201,11 @@ def _reach(bins: int, sigma: float, dtype: torch.dtype) -> int:
     """How many bins to either side of the nearest one a voxel's weights are kept.
 
     With f = z - k its distance from the nearest bin, |f| <= 1/2, the weight j bins further off is exp(-(j^2 - 2 j f) /
-    2 sigma^2) times the largest, which is at most exp(-(j^2 - j) / 2 sigma^2). All those beyond r, to both sides, are
-    less than four times the first, j = r + 1, wherever that is below 1/2 of the one before; so it suffices that
-    exp(-(r + 1) r / 2 sigma^2) is below an eighth of the dtype's roundoff: what is dropped, by way of the division by
-    the sum also, changes no weight by as much as its rounding.
+    2 sigma^2) times the largest, which is at most exp(-(j^2 - j) / 2 sigma^2); call that t at j = r + 1. From there on
+    each is at most exp(-(r + 1) / sigma^2) times the one before, so that those dropped on a side sum to no more than
+    t (1 + sigma^2 / (r + 1)). With t below an eighth of the dtype's roundoff u, r > 6 sigma: that is t (1 + sigma / 6),
+    where the weights that are kept sum to 1 and to sigma at least. So the fraction dropped is less than u / 2: by way
+    of the division by the sum, too, it changes no weight by as much as its rounding.
     """
     needed = -2 * sigma**2 * math.log(torch.finfo(dtype).eps / 16)
     return min(math.ceil((math.sqrt(1 + 4 * needed) - 1) / 2), bins - 1)
@@ -214,7 +227,7 @@ class _Histogram:
         low, high = (np.stack([end(image, 1) for image in self.images], 1) for end in (np.min, np.max))
         self.ranges = np.stack([low, high.astype(np.float64) - low], 2)  # (B, 2 images, 2)
         voxels = x.shape[1]
-        self.chunk = max(_CHUNK, -(-voxels // _MOST))
+        self.chunk = max(_CHUNK, _PER_CELL * bins**2, -(-voxels // _MOST))
         self.parts = -(-voxels // self.chunk)
 
     def each_chunk(self, work: Any) -> None:
@@ -273,7 +286,7 @@ def _through_the_range(out: Any, histogram: _Histogram, sums: Any) -> None:
     """From dL/dz to dL/dx: z also depends on the extremes of x, which all voxels that attain one share."""
     for item, image in enumerate(histogram.images[0]):
         width = histogram.ranges[item, 0, 1]
-        total, moment = sums[item]
+        total, moment = sums[item, 0], sums[item, 1] / (histogram.bins - 4)
         if width == 0:
             out[item] = 0
             continue

@@ -13,13 +13,10 @@ from torch.nn.modules.loss import _Loss
 
 from twinloss.fast import backend
 from twinloss.fast.segmentation import ShapeError, checked_number, checked_reduction
-from twinloss.fast.threads import for_each_chunk
+from twinloss.fast.threads import for_each_bundle, for_each_slab
 
 _KERNELS = ("rectangular", "triangular", "gaussian")
 _DENOMINATORS = ("product", "clamp")
-
-# Voxels of a chunk: the unit that threads share out.
-_CHUNK = 2**15
 
 
 class LocalNormalizedCrossCorrelationLoss(_Loss):
@@ -194,24 +191,7 @@ class _Windows:
         self.z, self.y, self.x = [none] * (3 - rank) + [window] * rank
         self.ones = kind == "rectangular"
         self.in_plane = self.y.sum() * self.x.sum()
-        self.images, self.depth, self.columns = shape[0], shape[1], shape[2] * shape[3]
-
-    def each_slab(self, work: Any) -> None:
-        """Call work(image, first plane, end) for some planes at a time."""
-        self._each(work, self.depth, max(_CHUNK // self.columns, 1))
-
-    def each_bundle(self, work: Any) -> None:
-        """Call work(image, first column, end) for some columns at a time."""
-        self._each(work, self.columns, max(_CHUNK // self.depth, 1))
-
-    def _each(self, work: Any, count: int, step: int) -> None:
-        parts = -(-count // step)
-
-        def chunk(index: int) -> None:
-            image, part = divmod(index, parts)
-            work(image, part * step, min((part + 1) * step, count))
-
-        for_each_chunk(chunk, self.images * parts)
+        self.depth = shape[1]
 
 
 @torch.library.custom_op("twinloss::local_correlation", mutates_args=(), device_types="cpu")
@@ -251,8 +231,8 @@ def _local_correlation(
             scores[k], columns[2][:, k], columns[3][:, k],
         )  # fmt: skip
 
-    windows.each_slab(slab)
-    windows.each_bundle(bundle)
+    for_each_slab(slab, p.shape)
+    for_each_bundle(bundle, p.shape)
     nothing = p.new_empty(0)
     kept = (lots[0] if gradients > 0 else nothing, lots[1] if gradients > 1 else nothing.clone())
     if voxelwise:
@@ -288,8 +268,8 @@ def _local_correlation_backward(
             out[k].reshape(windows.depth, -1),
         )  # fmt: skip
 
-    windows.each_slab(slab)
-    windows.each_bundle(bundle)
+    for_each_slab(slab, p.shape)
+    for_each_bundle(bundle, p.shape)
     return gradient
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -56,3 +56,29 @@ def for_each_chunk(work: Callable[[int], None], chunks: int) -> None:
         # One that has not begun has nothing left to do; waiting for it would wait for other callers' work.
         if not future.cancel():
             future.result()
+
+
+# Voxels that are done at a time of an image whose planes, or columns across the planes, are shared out.
+_VOXELS = 2**15
+
+
+def for_each_slab(work: Callable[[int, int, int], None], shape: Sequence[int]) -> None:
+    """Call work(image, first plane, end) for some planes at a time of images (N, D, H, W)."""
+    images, depth, height, width = shape
+    _for_each_part(work, images, depth, max(_VOXELS // (height * width), 1))
+
+
+def for_each_bundle(work: Callable[[int, int, int], None], shape: Sequence[int]) -> None:
+    """Call work(image, first column, end) for some columns at a time of images (N, D, H, W), (N, D, H * W) likewise."""
+    images, depth, height, width = shape
+    _for_each_part(work, images, height * width, max(_VOXELS // depth, 1))
+
+
+def _for_each_part(work: Callable[[int, int, int], None], images: int, count: int, step: int) -> None:
+    parts = -(-count // step)
+
+    def chunk(index: int) -> None:
+        image, part = divmod(index, parts)
+        work(image, part * step, min((part + 1) * step, count))
+
+    for_each_chunk(chunk, images * parts)

@@ -12,10 +12,17 @@ from numba import njit
 
 from twinloss.fast.kernels import SOURCES
 from twinloss.fast.kernels.tile import stage
-from twinloss.fast.kernels.window import MOMENTS, clear, moments_along, sums_along, total_weight
-
-# Numbers of a field that are looked at in one go, so that all rooms of all fields stay in the second cache.
-ROOM = 6144
+from twinloss.fast.kernels.window import (
+    MOMENTS,
+    clear,
+    columns_at_once,
+    keep,
+    load_rows,
+    moments_along,
+    rows_at_once,
+    sums_along,
+    total_weight,
+)
 
 # Fields are kept in two lots, (3, D, H, W) and (2, D, H, W): first moments, the means of t and p and the sums of t t,
 # and those of p p and t p; then, in their place, what gradients need. For that in the first image p this is A and B,
@@ -24,44 +31,9 @@ ROOM = 6144
 
 
 @stage
-def _rows_at_once(height, width, radius_x):
-    """How many rows of a plane are done in one go."""
-    return min(max(ROOM // (width + 2 * radius_x), 1), height)
-
-
-@stage
-def _columns_at_once(columns, depth, radius_z):
-    """How many voxels of a plane, in a row, are done in one go over the depth."""
-    return min(max(ROOM // (depth + 2 * radius_z), 16), columns)
-
-
-@stage
-def _load_rows(plane, y_start, width, radius_x, radius_y, out):
-    """Rows of an image with the margins that windows reach, 0 where there is nothing."""
-    pitch = width + 2 * radius_x
-    rows = out.size // pitch
-    height = plane.shape[0]
-    for k in range(rows):
-        y = y_start - radius_y + k
-        line = out[k * pitch : (k + 1) * pitch]
-        for i in range(pitch):
-            line[i] = 0.0
-        if 0 <= y < height:
-            row, inside = plane[y], line[radius_x : radius_x + width]
-            for i in range(width):
-                inside[i] = row[i]
-
-
-@stage
 def _keep_relative(mean, image, out):
     for i in range(out.size):
         out[i] = mean[i] - image[i]
-
-
-@stage
-def _keep(values, out):
-    for i in range(out.size):
-        out[i] = values[i]
 
 
 @stage
@@ -129,8 +101,8 @@ def _moments_in_plane(p, t, z, y_start, rows, window_y, window_x, ones, rooms, f
     pitch = width + 2 * radius_x
     size = (rows + 2 * radius_y) * pitch
     clear(rooms[0], size)
-    _load_rows(t[z], y_start, width, radius_x, radius_y, rooms[0, 0, :size])
-    _load_rows(p[z], y_start, width, radius_x, radius_y, rooms[0, 1, :size])
+    load_rows(t[z], y_start, width, radius_x, radius_y, rooms[0, 0, :size])
+    load_rows(p[z], y_start, width, radius_x, radius_y, rooms[0, 1, :size])
     at = moments_along(rooms, 0, size, 1, window_x, ones, 1.0)
     # The last numbers of the last row begin no window that fits.
     size -= window_x.size - 1
@@ -139,9 +111,9 @@ def _moments_in_plane(p, t, z, y_start, rows, window_y, window_x, ones, rooms, f
         y, here = y_start + k, slice(k * pitch, k * pitch + width)
         _keep_relative(rooms[at, 0, here], t[z, y], fields[0, z, y])
         _keep_relative(rooms[at, 1, here], p[z, y], fields[1, z, y])
-        _keep(rooms[at, 2, here], fields[2, z, y])
-        _keep(rooms[at, 3, here], more[0, z, y])
-        _keep(rooms[at, 4, here], more[1, z, y])
+        keep(rooms[at, 2, here], fields[2, z, y])
+        keep(rooms[at, 3, here], more[0, z, y])
+        keep(rooms[at, 4, here], more[1, z, y])
 
 
 @stage
@@ -153,9 +125,9 @@ def _score_columns(p, t, start, n, window_z, ones, count, nu, delta, clamped, ro
     for z in range(planes):
         line = slice((z + radius) * n, (z + radius + 1) * n)
         for f in range(3):
-            _keep(fields[f, z, here], rooms[0, f, line])
-        _keep(more[0, z, here], rooms[0, 3, line])
-        _keep(more[1, z, here], rooms[0, 4, line])
+            keep(fields[f, z, here], rooms[0, f, line])
+        keep(more[0, z, here], rooms[0, 3, line])
+        keep(more[1, z, here], rooms[0, 4, line])
         _keep_sum(t[z, here], rooms[0, 0, line])
         _keep_sum(p[z, here], rooms[0, 1, line])
     at = moments_along(rooms, 0, size, n, window_z, ones, count)
@@ -169,14 +141,14 @@ def _score_columns(p, t, start, n, window_z, ones, count, nu, delta, clamped, ro
             made[3, line], made[4, line],
         )  # fmt: skip
         if score.size > 0:
-            _keep(row[:n], score[z, here])
+            keep(row[:n], score[z, here])
         else:
             for i in range(n):
                 total += row[i]
         for f in range(3):
-            _keep(made[f, line], fields[f, z, here])
-        _keep(made[3, line], more[0, z, here])
-        _keep(made[4, line], more[1, z, here])
+            keep(made[f, line], fields[f, z, here])
+        keep(made[3, line], more[0, z, here])
+        keep(made[4, line], more[1, z, here])
     return total
 
 
@@ -215,7 +187,7 @@ def _slope_of_columns(p, t, start, n, window_z, ones, rooms, fields, out):
     for z in range(planes):
         line = slice((z + radius) * n, (z + radius + 1) * n)
         for f in range(3):
-            _keep(fields[f, z, here], rooms[0, f, line])
+            keep(fields[f, z, here], rooms[0, f, line])
         _moment(rooms[0, 0, line], rooms[0, 1, line], t[z, here], p[z, here], rooms[0, 2, line])
     at = sums_along(rooms, 0, size, n, window_z, ones)
     for z in range(planes):
@@ -231,7 +203,7 @@ def _compiled(sources):
         """Moments within their plane of the windows around the voxels of some planes, into both lots."""
         sources  # noqa: B018
         height, width, radius_x = p.shape[1], p.shape[2], window_x.size // 2
-        step = _rows_at_once(height, width, radius_x)
+        step = rows_at_once(height, width, radius_x)
         rooms = np.empty((3, MOMENTS, (step + 2 * (window_y.size // 2)) * (width + 2 * radius_x)))
         for z in range(z_start, z_stop):
             for y in range(0, height, step):
@@ -241,12 +213,12 @@ def _compiled(sources):
     def depth(p, t, start, stop, window_z, ones, count, nu, delta, clamped, score, fields, more):
         """The sum of the correlations of the columns of voxels start:stop of the planes; or each into `score`.
 
-        Images and `score` are (D, H * W), like the fields, which get what the gradients need. `count` is the weight of a window
-        within a plane.
+        Images and `score` are (D, H * W), like the fields, which get what the gradients need. `count` is the weight of
+        a window within a plane.
         """
         sources  # noqa: B018
         reach = p.shape[0] + 2 * (window_z.size // 2)
-        step = _columns_at_once(stop - start, p.shape[0], window_z.size // 2)
+        step = columns_at_once(stop - start, p.shape[0], window_z.size // 2)
         rooms, row = np.empty((3, MOMENTS, reach * step)), np.empty(step)
         total = 0.0
         for k in range(start, stop, step):
@@ -264,7 +236,7 @@ def _compiled(sources):
         """
         sources  # noqa: B018
         height, width, radius_x = p.shape[1], p.shape[2], window_x.size // 2
-        step = _rows_at_once(height, width, radius_x)
+        step = rows_at_once(height, width, radius_x)
         rooms = np.empty((3, 3, (step + 2 * (window_y.size // 2)) * (width + 2 * radius_x)))
         for z in range(z_start, z_stop):
             for y in range(0, height, step):
@@ -276,7 +248,7 @@ def _compiled(sources):
         """Write the gradient in p of the columns of voxels start:stop of the planes, all (D, H * W)."""
         sources  # noqa: B018
         reach = p.shape[0] + 2 * (window_z.size // 2)
-        step = _columns_at_once(stop - start, p.shape[0], window_z.size // 2)
+        step = columns_at_once(stop - start, p.shape[0], window_z.size // 2)
         rooms = np.empty((3, 3, reach * step))
         for k in range(start, stop, step):
             _slope_of_columns(p, t, k, min(step, stop - k), window_z, ones, rooms, fields, out)

@@ -11,13 +11,13 @@ from numba import njit
 
 from twinloss.fast.kernels import SOURCES
 from twinloss.fast.kernels.elementary import exp_nonpositive
+from twinloss.fast.kernels.lanes import LANES, add_outer, inner
 from twinloss.fast.kernels.tile import stage
 
 GAUSSIAN, CUBIC, BOX = 0, 1, 2
 
-# Voxels whose weights are held at a time, and numbers of a wide register: rows of weights are a multiple of that.
+# Voxels whose weights are held at a time.
 TILE = 256
-LANES = 8
 
 
 @stage
@@ -34,7 +34,7 @@ def _positions(x, window, bins, low, width, near, offset):
             # The products are exact, so that where the quotient is a whole number it is found to be that.
             z = 2.0 + ((value - low) * (bins - 4) / width if width > 0.0 else 0.0)
             bin_ = min(np.floor(z), bins - 3.0)
-        known = value == value
+        known = (value == value) & (z == z)  # infinity over infinity, too
         missing += not known
         near[i] = np.int64(bin_) if known else 0
         offset[i] = z - bin_ if known else 0.0
@@ -133,36 +133,31 @@ def _weights(x, window, bins, reach, exponent, low, width, near, offset, spare, 
 
 
 @stage
-def _add_voxel(histogram, row, column, first, second):
-    for k in range(first.size):
-        for start in range(0, second.size, LANES):
-            line, weights = histogram[row + k, column + start : column + start + LANES], second[start : start + LANES]
-            weight = first[k]
-            for j in range(LANES):
-                line[j] += weight * weights[j]
+def _add_voxels(histogram, stride, near, near_y, of_x, of_y, count):
+    """Add the products of the weights of each voxel to the histogram, a flat one of rows `stride` apart."""
+    rows, lanes = of_x.shape[1], of_y.shape[1]
+    flat_x, flat_y = of_x.reshape(-1), of_y.reshape(-1)
+    for i in range(count):
+        for start in range(0, lanes, LANES):
+            place = near[i] * stride + near_y[i] + start
+            add_outer(histogram, place, stride, flat_x, i * rows, rows, flat_y, i * lanes + start)
 
 
 @stage
-def _slope_of_voxel(gamma, row, column, middle, slopes, second):
-    """The sum over bins k, l of slope_k gamma_kl weight_l; gamma less that of k = middle, as the slopes add up to 0."""
-    total = 0.0
-    for start in range(0, second.size, LANES):
-        here = slice(column + start, column + start + LANES)
-        center, weights = gamma[row + middle, here], second[start : start + LANES]
-        a, b, c, d, e, f, g, h = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-        for k in range(slopes.size):
-            line, slope = gamma[row + k, here], slopes[k]
-            a += slope * (line[0] - center[0])
-            b += slope * (line[1] - center[1])
-            c += slope * (line[2] - center[2])
-            d += slope * (line[3] - center[3])
-            e += slope * (line[4] - center[4])
-            f += slope * (line[5] - center[5])
-            g += slope * (line[6] - center[6])
-            h += slope * (line[7] - center[7])
-        total += (a * weights[0] + b * weights[1]) + (c * weights[2] + d * weights[3])
-        total += (e * weights[4] + f * weights[5]) + (g * weights[6] + h * weights[7])
-    return total
+def _slopes_of_voxels(gamma, stride, near, near_y, slopes, of_y, count, by_z):
+    """Of each voxel the sum over bins k, l of slope_k gamma_kl weight_l, of a flat gamma of rows `stride` apart.
+
+    As the slopes add up to 0, the gamma of the middle bin is taken away first: what all have in common would leave its
+    rounding.
+    """
+    rows, lanes = slopes.shape[1], of_y.shape[1]
+    flat_x, flat_y = slopes.reshape(-1), of_y.reshape(-1)
+    for i in range(count):
+        total = 0.0
+        for start in range(0, lanes, LANES):
+            place = near[i] * stride + near_y[i] + start
+            total += inner(gamma, place, stride, flat_x, i * rows, rows, flat_y, i * lanes + start, rows // 2)
+        by_z[i] = total
 
 
 def _compiled(sources):
@@ -180,6 +175,7 @@ def _compiled(sources):
         lanes = -(-few // LANES) * LANES
         first, first_y = before(windows[0], reach), before(windows[1], reach)
         padded = np.zeros((bins + many, bins + few + LANES))
+        flat = padded.reshape(-1)
         near, near_y, offset, spare = np.zeros(TILE, np.int64), np.zeros(TILE, np.int64), np.zeros(TILE), np.zeros(TILE)
         bins_x, bins_y = np.empty((many, TILE)), np.empty((few, TILE))
         of_x, of_y = np.zeros((TILE, many)), np.zeros((TILE, lanes))
@@ -194,8 +190,7 @@ def _compiled(sources):
                 y[lo : lo + n], windows[1], bins, reach, exponent, ranges[1, 0], ranges[1, 1], near_y, offset, spare,
                 bins_y, of_y,
             )  # fmt: skip
-            for i in range(n):
-                _add_voxel(padded, near[i], near_y[i], of_x[i], of_y[i])
+            _add_voxels(flat, padded.shape[1], near, near_y, of_x, of_y, n)
         histogram += padded[first : first + bins, first_y : first_y + bins]
         return missing
 
@@ -204,7 +199,7 @@ def _compiled(sources):
         """Write dL/dx of voxels of one item, for gamma = dL/d(histogram), padded as in `forward`.
 
         Gaussian: with the slope of the clamping to [0, 1]. Else dL/dz; returned are its sum, and that of its products
-        with (x - low) / width.
+        with z - 2.
         """
         sources  # noqa: B018
         many, few = reached(windows[0], reach), reached(windows[1], reach)
@@ -213,7 +208,7 @@ def _compiled(sources):
         bins_x, bins_y = np.empty((many, TILE)), np.empty((few, TILE))
         of_x, of_y, slopes = np.zeros((TILE, many)), np.zeros((TILE, lanes)), np.empty((many, TILE))
         low, width = ranges[0, 0], ranges[0, 1]
-        total, moment = 0.0, 0.0
+        flat, total, moment = gamma.reshape(-1), 0.0, 0.0
         for lo in range(0, x.size, TILE):
             n = min(TILE, x.size - lo)
             _weights(
@@ -228,16 +223,16 @@ def _compiled(sources):
             else:
                 _cubic_slopes(offset, slopes)
             _by_voxel(slopes, n, of_x)
+            _slopes_of_voxels(flat, gamma.shape[1], near, near_y, of_x, of_y, n, spare)
             for i in range(n):
-                by_z = _slope_of_voxel(gamma, near[i], near_y[i], many // 2, of_x[i], of_y[i])
-                value = np.float64(x[lo + i])
+                by_z, value = spare[i], x[lo + i]
                 if windows[0] == GAUSSIAN:
                     # So that a value beyond the range has no slope, and NaN a slope that is NaN.
                     out[lo + i] = 0.0 if (value < 0.0) | (value > 1.0) else by_z * (bins - 1)
                 else:
                     out[lo + i] = by_z
                     total += by_z
-                    moment += by_z * ((value - low) / width)
+                    moment += by_z * ((near[i] - 2.0) + offset[i])
         return total, moment
 
     return forward, backward

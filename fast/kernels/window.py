@@ -20,6 +20,9 @@ from twinloss.fast.kernels.tile import stage
 
 MOMENTS = 5
 
+# Numbers of a field that are looked at in one go, so that all rooms of all fields stay in the second cache.
+ROOM = 6144
+
 
 @stage
 def _merge(t, p, tt, pp, tp, u, q, uu, qq, uq, share, factor, out_t, out_p, out_tt, out_pp, out_tp):
@@ -196,3 +199,39 @@ def total_weight(window):
     for j in range(window.size):
         total += np.float64(window[j])
     return total
+
+
+@stage
+def rows_at_once(height, width, radius_x):
+    """How many rows of a plane are done in one go."""
+    return min(max(ROOM // (width + 2 * radius_x), 1), height)
+
+
+@stage
+def columns_at_once(columns, depth, radius_z):
+    """How many voxels of a plane, in a row, are done in one go over the depth."""
+    return min(max(ROOM // (depth + 2 * radius_z), 16), columns)
+
+
+@stage
+def load_rows(plane, y_start, width, radius_x, radius_y, out):
+    """Rows of an image with the margins that windows reach, 0 where there is nothing."""
+    pitch = width + 2 * radius_x
+    rows = out.size // pitch
+    height = plane.shape[0]
+    for k in range(rows):
+        y = y_start - radius_y + k
+        line = out[k * pitch : (k + 1) * pitch]
+        for i in range(pitch):
+            line[i] = 0.0
+        if 0 <= y < height:
+            row, inside = plane[y], line[radius_x : radius_x + width]
+            for i in range(width):
+                inside[i] = row[i]
+
+
+@stage
+def keep(values, out):
+    """Copy numbers, in the type of `out`."""
+    for i in range(out.size):
+        out[i] = values[i]

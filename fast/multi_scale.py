@@ -1,0 +1,173 @@
+"""A loss of two images at several scales; the twin of `reference/multi_scale.py`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.modules.loss import _Loss
+
+from twinloss.fast import backend
+from twinloss.fast.segmentation import checked_number, checked_reduction
+from twinloss.fast.threads import for_each_bundle, for_each_slab
+
+
+class MultiScaleLoss(_Loss):
+    r"""A loss of two images that are smoothed alike, at each of some scales.
+
+    .. math::
+        L = \frac1S \sum_s \ell(k_s * p, k_s * t)
+
+    for the kernel k of each scale along each spatial axis; the images are 0 beyond their borders.
+
+    Args:
+        loss: what is wrapped, called as ``loss(y_pred, y_true)``: a module of this package or any callable.
+        scales: σ of each scale in voxels; 0 leaves the images as they are. None: the loss is called once, on them.
+        kernel: ``"gaussian"``: exp(-j²/2σ²)/(σ√2π) for |j| ≤ int(3σ + ½). ``"cauchy"``: 1/((j/σ)² + 1) for
+            |j| ≤ int(5σ), divided by its sum.
+        reduction: ``"mean"`` or ``"sum"`` over the scales and all that the loss gives, or ``"none"`` for the stacked
+            results, (S, …).
+        normalize_kernel: divide the gaussian by its sum, too. Below σ = ½ its samples add up to more than 1: along each
+            axis 1.34 at σ = 0.3.
+
+    Shape:
+        y_true and y_pred (B, C, *S) with 1 to 3 spatial axes. Integer images are cast to float32; halves are smoothed
+        and compared in float32.
+
+    Raises:
+        TypeError: if the loss cannot be called, or ``scales`` is no list of numbers.
+        ValueError: for an empty list, a negative or infinite scale, an unknown kernel or reduction, images of another
+            rank.
+
+    Example:
+        >>> import torch
+        >>> loss = MultiScaleLoss(torch.nn.MSELoss(), scales=[0, 1])
+        >>> loss(torch.zeros(1, 1, 5), torch.tensor([[[0.0, 0.0, 1.0, 0.0, 0.0]]]))
+        tensor(0.1281)
+    """
+
+    def __init__(
+        self,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        scales: Sequence[float] | None = None,
+        kernel: str = "gaussian",
+        reduction: str = "mean",
+        *,
+        normalize_kernel: bool = False,
+    ) -> None:
+        super().__init__(reduction=checked_reduction(reduction))
+        if not callable(loss):
+            raise TypeError(f"loss must be a module or another callable of two images, got {type(loss).__name__}")
+        if kernel not in ("gaussian", "cauchy"):
+            raise ValueError(f'kernel must be "gaussian" or "cauchy", got {kernel!r}')
+        if scales is not None and not isinstance(scales, (Sequence, np.ndarray, Tensor)):
+            raise TypeError(f"scales must be None or a list of numbers, got {type(scales).__name__}")
+        if scales is not None and len(scales) == 0:
+            raise ValueError("scales must hold at least one number; None leaves the images as they are")
+        self.loss = loss
+        self.scales = None if scales is None else tuple(checked_number(_number(s), "scales") for s in scales)
+        self.kernel = kernel
+        self.normalize_kernel = normalize_kernel
+
+    def forward(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """The loss; see the class for shapes and errors."""
+        kind = y_pred.dtype if y_pred.is_floating_point() else torch.float32
+        wide = torch.float64 if kind == torch.float64 else torch.float32
+        for image in (y_pred, y_true):
+            if not 3 <= image.ndim <= 5:
+                raise ValueError(
+                    "images must be (batch, channels, *spatial) with 1 to 3 spatial axes, got shape "
+                    f"{tuple(image.shape)}"
+                )
+        pred, true = y_pred.to(wide), y_true.to(wide)
+        if self.scales is None:
+            result = self.loss(pred, true)
+        else:
+            kernels = [_taps(sigma, self.kernel, self.normalize_kernel) for sigma in self.scales]
+            result = torch.stack([self.loss(_smoothed(pred, taps), _smoothed(true, taps)) for taps in kernels])
+        reduction = checked_reduction(self.reduction)
+        if reduction != "none":
+            result = result.mean() if reduction == "mean" else result.sum()
+        return result.to(kind)
+
+
+def _number(scale: Any) -> Any:
+    return scale.item() if isinstance(scale, (Tensor, np.generic)) else scale
+
+
+def _taps(sigma: float, kernel: str, normalize: bool) -> list[float]:
+    """The kernel along an axis, wherever it is not 0."""
+    if sigma == 0:
+        return [1.0]
+    if kernel == "gaussian":
+        j = np.arange(-int(3 * sigma + 0.5), int(3 * sigma + 0.5) + 1)
+        taps = np.exp(-((j / sigma) ** 2) / 2) / (sigma * math.sqrt(2 * math.pi))
+    else:
+        j = np.arange(-int(5 * sigma), int(5 * sigma) + 1)
+        taps = 1 / ((j / sigma) ** 2 + 1)
+    return (taps / taps.sum() if normalize or kernel == "cauchy" else taps).tolist()
+
+
+def _smoothed(image: Tensor, taps: list[float]) -> Tensor:
+    """The image (B, C, *S) weighted by the taps around each voxel, axis by axis."""
+    if taps == [1.0]:
+        return image
+    rank = image.ndim - 2
+    flat = image.reshape(-1, *[1] * (3 - rank), *image.shape[2:])
+    smooth = torch.ops.twinloss.smooth if backend.choose(flat) == "kernel" else _plain
+    return smooth(flat, taps, rank).reshape(image.shape)
+
+
+def _plain(images: Tensor, taps: list[float], rank: int) -> Tensor:
+    """As the operator below, in plain torch."""
+    reach = len(taps) // 2
+    for axis in range(4 - rank, 4):
+        around = torch.nn.functional.pad(images, [0, 0] * (3 - axis) + [reach, reach])
+        shifted = (around.narrow(axis, j, images.shape[axis]) for j in range(len(taps)))
+        images = sum(tap * image for tap, image in zip(taps, shifted, strict=True))
+    return images
+
+
+@torch.library.custom_op("twinloss::smooth", mutates_args=(), device_types="cpu")
+def _smooth(images: Tensor, taps: Sequence[float], rank: int) -> Tensor:
+    """Images (N, D, H, W) smoothed along their last `rank` axes."""
+    from twinloss.fast.kernels import smoothing
+
+    window, none = np.array(taps), np.ones(1)
+    window_z, window_y, window_x = [none] * (3 - rank) + [window] * rank
+    made = torch.empty(images.shape, dtype=images.dtype)
+    source, out = images.contiguous().numpy(), made.numpy()
+    between = out if rank < 3 else torch.empty(images.shape, dtype=images.dtype).numpy()
+
+    def slab(k: int, start: int, stop: int) -> None:
+        smoothing.planes(source[k], start, stop, window_y, window_x, between[k])
+
+    def bundle(k: int, start: int, stop: int) -> None:
+        across, made_of_it = (array[k].reshape(images.shape[1], -1) for array in (between, out))
+        smoothing.depth(across, start, stop, window_z, made_of_it)
+
+    for_each_slab(slab, images.shape)
+    if rank == 3:
+        for_each_bundle(bundle, images.shape)
+    return made
+
+
+@_smooth.register_fake
+def _(images: Tensor, taps: Sequence[float], rank: int) -> Tensor:
+    return torch.empty(images.shape, dtype=images.dtype, device=images.device)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, ctx.taps, ctx.rank = inputs
+
+
+def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+    # With symmetric taps, and nothing beyond the borders, smoothing is its own adjoint.
+    return torch.ops.twinloss.smooth(upstream, ctx.taps, ctx.rank), None, None
+
+
+_smooth.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,185 @@
+"""The twins of the registration losses, and of the multi-scale wrapper around two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from twinloss import fast, reference
+from twinloss.harness import registration_laws as laws
+from twinloss.harness import workload
+from twinloss.harness.images import displacements, image_pair
+from twinloss.harness.protocol import PROTOCOL
+from twinloss.harness.real import RealCase
+from twinloss.harness.twin import Array, Bench, PerCase, Sizes, Twin
+from twinloss.harness.workload import bench
+
+REDUCTION = {"reduction": ("mean", "sum", "none")}
+
+
+def _rank(sizes: Sizes) -> int:
+    return sizes.rank
+
+
+def _anisotropic(sizes: Sizes) -> list[float]:
+    return [0.5 * (d + 1) for d in range(sizes.rank)]
+
+
+RANK = PerCase("the rank", _rank)
+NDIM = {"ndim": (RANK,)}
+ANISOTROPIC = PerCase("½, 1, 1½", _anisotropic)
+
+
+def _warped(*names: str) -> Callable[[Any], Mapping[str, Array]]:
+    def operands(_: Any) -> Mapping[str, Array]:
+        from twinloss.harness.warp import load_warped
+
+        images = load_warped()
+        return {argument: getattr(images, name) for argument, name in zip(("pred", "target"), names, strict=False)}
+
+    return operands
+
+
+FIELD = RealCase("displacement field", _warped("field"))
+PAIR = RealCase("brain and warped brain", _warped("moving", "fixed"), {"ndim": 3})
+T1_AND_GREY = RealCase("grey matter and brain", _warped("grey_matter", "fixed"))
+
+BENDING_ENERGY = Twin(
+    name="bending_energy",
+    fast=fast.BendingEnergyLoss,
+    value=reference.bending_energy_loss,
+    gradient=reference.bending_energy_loss_gradient,
+    operands=("pred",),
+    options=REDUCTION | {
+        "stencil": ("compact", "wide"), "normalize": (False, True), "spacing": (None, ANISOTROPIC),
+    },
+    cases=displacements,
+    unit=0.0,
+    laws=laws.BENDING_ENERGY + PROTOCOL,
+    real=(FIELD,),
+    benches=(
+        bench(workload.displacement, "BendingEnergyLoss", {}, note="MONAI's stencil is the wide one, which is cheaper"),
+        bench(workload.displacement, "BendingEnergyLoss", {"stencil": "wide"}, {}, name="wide"),
+    ),
+)  # fmt: skip
+
+LNCC = Twin(
+    name="lncc",
+    fast=fast.LocalNormalizedCrossCorrelationLoss,
+    value=reference.local_normalized_cross_correlation_loss,
+    gradient=reference.local_normalized_cross_correlation_loss_gradient,
+    operands=("pred", "target"),
+    options=NDIM | {"kernel_size": (3, 1, 5, 9), "kernel_type": ("rectangular", "triangular", "gaussian")}
+    | REDUCTION | {
+        "smooth_nr": (1e-5, 0.0, 1.0), "smooth_dr": (1e-5, 0.0, 1.0), "denominator": ("product", "clamp"),
+    },
+    cases=image_pair,
+    required=("ndim",),
+    constants=("smooth_nr", "smooth_dr"),
+    kinks=lambda options: options.get("denominator") == "clamp",
+    laws=laws.LNCC + PROTOCOL,
+    real=(PAIR,),
+    benches=tuple(
+        bench(workload.images, "LocalNormalizedCrossCorrelationLoss", {"kernel_size": k}, name=f"k = {k}")
+        for k in (3, 9, 21)
+    ),
+)  # fmt: skip
+
+
+def _enough_bins(options: Mapping[str, Any]) -> bool:
+    return bool(options["kernel_type"] == "gaussian" or options["num_bins"] >= 5)
+
+
+GLOBAL_MUTUAL_INFORMATION = Twin(
+    name="mutual_information",
+    fast=fast.GlobalMutualInformationLoss,
+    value=reference.global_mutual_information_loss,
+    gradient=reference.global_mutual_information_loss_gradient,
+    operands=("pred", "target"),
+    options={"num_bins": (23, 2, 8, 64), "sigma_ratio": (0.5, 0.25, 2.0)} | REDUCTION | {
+        "smooth_nr": (1e-7, 1e-3), "smooth_dr": (1e-7, 1e-3), "kernel_type": ("gaussian", "b-spline"),
+    },
+    cases=image_pair,
+    allowed=_enough_bins,
+    constants=("smooth_nr", "smooth_dr", "sigma_ratio"),
+    kinks=lambda options: True,
+    laws=laws.MUTUAL_INFORMATION + PROTOCOL,
+    real=(T1_AND_GREY,),
+    benches=(bench(workload.images, "GlobalMutualInformationLoss", {}),),
+)  # fmt: skip
+
+
+class MultiScale(torch.nn.Module):
+    """The wrapper around our LNCC, or around a loss that knows nothing of this project; takes `pred` first."""
+
+    def __init__(self, ndim: int = 3, loss: str = "lncc", kernel_size: int = 3, **options: Any) -> None:
+        super().__init__()
+        lncc = fast.LocalNormalizedCrossCorrelationLoss(ndim, kernel_size)
+        wrapped = lncc if loss == "lncc" else torch.nn.MSELoss()
+        self.multi_scale = fast.MultiScaleLoss(wrapped, **options)
+
+    def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The wrapper takes its arguments the other way round."""
+        loss: torch.Tensor = self.multi_scale(target, pred)
+        return loss
+
+
+def multi_scale(pred: Array, target: Array, *, ndim: int = 3, loss: str = "lncc", **options: Any) -> Array:
+    """What the reference says to that."""
+    return reference.multi_scale_loss(target, pred, _wrapped(loss, ndim)[0], **options)
+
+
+def multi_scale_gradient(
+    pred: Array, target: Array, *, ndim: int = 3, loss: str = "lncc", cotangent: Array | float = 1.0, **options: Any
+) -> Array:
+    """Its gradient in `pred`."""
+    return reference.multi_scale_loss_gradient(target, pred, *_wrapped(loss, ndim), cotangent=cotangent, **options)
+
+
+def _wrapped(loss: str, ndim: int) -> tuple[Callable[..., Array], Callable[..., Array]]:
+    if loss == "squares":
+        return _squares, _squares_gradient
+    value = reference.local_normalized_cross_correlation_loss
+    gradient = reference.local_normalized_cross_correlation_loss_gradient
+    return (
+        lambda pred, target: value(pred, target, ndim=ndim),
+        lambda pred, target, cotangent: gradient(pred, target, ndim=ndim, cotangent=cotangent),
+    )
+
+
+def _squares(pred: Array, target: Array) -> Array:
+    return np.asarray(np.mean((pred - target) ** 2))
+
+
+def _squares_gradient(pred: Array, target: Array, cotangent: Array) -> Array:
+    return np.asarray(2 * cotangent * (pred - target) / pred.size)
+
+
+def _monai_multi_scale(losses: Any) -> Callable[..., torch.Tensor]:
+    wrapped = losses.LocalNormalizedCrossCorrelationLoss(kernel_size=9)
+    made: Callable[..., torch.Tensor] = losses.MultiScaleLoss(wrapped, scales=[0, 1, 2])
+    return made
+
+
+MULTI_SCALE = Twin(
+    name="multi_scale",
+    fast=MultiScale,
+    value=multi_scale,
+    gradient=multi_scale_gradient,
+    operands=("pred", "target"),
+    options=NDIM | {"loss": ("lncc", "squares"), "scales": (None, [0], [0, 1, 2], [0.3, 1.5]),
+                    "kernel": ("gaussian", "cauchy")} | REDUCTION | {"normalize_kernel": (False, True)},
+    cases=image_pair,
+    required=("ndim",),
+    laws=laws.MULTI_SCALE + PROTOCOL,
+    real=(PAIR.having("brain and warped brain, scales 0 and 2", ndim=3, scales=[0, 2]),),
+    benches=(
+        Bench(
+            workload.images, {"kernel_size": 9, "scales": [0, 1, 2]}, _monai_multi_scale,
+            "LNCC, k = 9, scales 0, 1, 2",
+        ),
+    ),
+)  # fmt: skip
