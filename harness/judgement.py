@@ -22,7 +22,8 @@ is not hidden behind a large one, the largest error must satisfy
 where all that is real is moved: input, soft targets and masks, constants. One of the d_k is 1
 everywhere: equal numbers are rounded alike. t is g; but under a softmax p, whose gradient is
 p_c sum_k p_k (h_c - h_k) with h = dL/dp, it is p_c sum_{k != c} p_k (|h_c| + |h_k|), as each h is
-rounded.
+rounded. Likewise a twin may say what its gradient is a sum of: for two images that match, both the
+slope of their correlation and that of their variances are large, and the gradient is 0.
 
 **Activations** are rounded as well. So logits move by u max(|x|, 1) instead, here and in kappa:
 exp(x) rounded is the exponential of a logit that is off by u, however small the logit. And for an

@@ -10,7 +10,7 @@ import torch
 
 from twinloss import fast, reference
 from twinloss.harness import registration_laws as laws
-from twinloss.harness import workload
+from twinloss.harness import terms, workload
 from twinloss.harness.images import displacements, image_pair
 from twinloss.harness.protocol import PROTOCOL
 from twinloss.harness.real import RealCase
@@ -66,6 +66,12 @@ BENDING_ENERGY = Twin(
     ),
 )  # fmt: skip
 
+
+def _contrast_or_smoothing(options: Mapping[str, Any]) -> bool:
+    """A window of one voxel is always flat, and without smoothing has 0 / 0."""
+    return bool(options["kernel_size"] > 1 or options["smooth_dr"] > 0)
+
+
 LNCC = Twin(
     name="lncc",
     fast=fast.LocalNormalizedCrossCorrelationLoss,
@@ -77,8 +83,10 @@ LNCC = Twin(
         "smooth_nr": (1e-5, 0.0, 1.0), "smooth_dr": (1e-5, 0.0, 1.0), "denominator": ("product", "clamp"),
     },
     cases=image_pair,
+    allowed=_contrast_or_smoothing,
     required=("ndim",),
     constants=("smooth_nr", "smooth_dr"),
+    terms=terms.lncc,
     kinks=lambda options: options.get("denominator") == "clamp",
     laws=laws.LNCC + PROTOCOL,
     real=(PAIR,),
@@ -105,6 +113,7 @@ GLOBAL_MUTUAL_INFORMATION = Twin(
     cases=image_pair,
     allowed=_enough_bins,
     constants=("smooth_nr", "smooth_dr", "sigma_ratio"),
+    terms=terms.mutual_information,
     kinks=lambda options: True,
     laws=laws.MUTUAL_INFORMATION + PROTOCOL,
     real=(T1_AND_GREY,),
@@ -174,6 +183,7 @@ MULTI_SCALE = Twin(
                     "kernel": ("gaussian", "cauchy")} | REDUCTION | {"normalize_kernel": (False, True)},
     cases=image_pair,
     required=("ndim",),
+    terms=lambda truth: terms.multi_scale_lncc(truth, _wrapped("lncc", truth.case.options["ndim"])[0]),
     laws=laws.MULTI_SCALE + PROTOCOL,
     real=(PAIR.having("brain and warped brain, scales 0 and 2", ndim=3, scales=[0, 2]),),
     benches=(

@@ -194,10 +194,12 @@ class Truth:
     def sizes(self) -> Array:
         """Per block, the size of the terms whose difference the gradient may be: the largest gradient, or those below.
 
-        A softmax's gradient is p_c sum_k p_k (h_c - h_k), h that in p, and every h is rounded.
+        A softmax's gradient is p_c sum_k p_k (h_c - h_k), h that in p, and every h is rounded. Other twins say it.
         """
         sizes = blocks(self.gradient)
         with np.errstate(all="ignore"):
+            if self.twin.terms is not None:
+                return np.maximum(sizes, blocks(self.twin.terms(self)))
             slope = self.twin.slope(self)
             if slope is None:
                 return sizes

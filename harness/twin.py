@@ -196,6 +196,7 @@ class Twin:
         logits: whether the input is logits: a rounded exponential is that of a logit that is off by
             one roundoff of 1, however small the logit.
         slope: dL/dp of the softmax p of the input, from a truth, or None where no softmax is asked for.
+        terms: the size of what each element of the gradient is a sum or difference of, from a truth.
         kinks: whether the loss has kinks under these options (clamp, tie): see judgement.py.
         laws: what must hold between the answers of the fast twin to related questions.
         real: cases on real images.
@@ -217,6 +218,7 @@ class Twin:
     constants: tuple[str, ...] = ()
     logits: Callable[[Mapping[str, Any]], bool] = lambda options: False
     slope: Callable[[Truth], Array | None] = lambda truth: None
+    terms: Callable[[Truth], Array] | None = None
     kinks: Callable[[Mapping[str, Any]], bool] = lambda options: False
     laws: tuple[Law, ...] = ()
     real: tuple[RealCase, ...] = ()

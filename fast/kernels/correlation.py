@@ -161,7 +161,7 @@ def _sums_in_plane(p, t, a, b, of, upstream, z, y_start, rows, window_y, window_
     for k in range(rows + 2 * radius_y):
         y = y_start - radius_y + k
         if 0 <= y < p.shape[1]:
-            up = upstream[0, 0] if upstream.shape[2] == 1 else upstream[z, y]
+            up = upstream[0, 0] if upstream.size == 1 else upstream[z, y]
             line = slice(k * pitch + radius_x, k * pitch + radius_x + width)
             _weigh(a[z, y], up, rooms[0, 0, line])
             _weigh(b[z, y], up, rooms[0, 1, line])

@@ -1,0 +1,79 @@
+"""What the gradients of registration losses are sums of: the same sums of the sizes of their terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from twinloss import reference
+from twinloss.harness.truth import Truth
+from twinloss.harness.twin import Array
+from twinloss.reference import global_mutual_information, local_normalized_cross_correlation, parzen
+from twinloss.reference.reduction import reduce_adjoint
+from twinloss.reference.window import cropped, padded, places
+
+
+def _arguments(truth: Truth) -> tuple[list[Array], Array, Mapping[str, Any]]:
+    case = truth.case
+    images = [operand.lifted(truth.real) for operand in case.operands.values()]
+    return images, case.weights(truth.value.shape).astype(truth.real), case.options
+
+
+def lncc(truth: Truth) -> Array:
+    """w_j (|A| |t - mean t| + 2 |B| |p - mean p|): the two terms of the gradient of LNCC."""
+    (pred, target), cotangent, options = _arguments(truth)
+    return _lncc(pred, target, cotangent, **options)
+
+
+def _lncc(pred: Array, target: Array, cotangent: Array, **options: Any) -> Array:
+    paper = local_normalized_cross_correlation
+    o = paper.LNCCOptions(**options)
+    (mean_t, _), (mean_p, _), c, s_t, s_p = paper._moments(pred, target, o)
+    d, slope = paper._denominator(s_t, s_p, o)
+    g = np.abs(reduce_adjoint(cotangent, c, pred.ndim, o.reduction))
+    by_c, by_s = g * np.abs(2 * c / d), g * np.abs((c**2 + o.smooth_nr) / d**2 * slope)
+    radii, windows = paper._windows(pred, o)
+    t, p = padded(target.astype(pred.dtype), radii), padded(pred, radii)
+    sizes = np.zeros_like(p)
+    for w, place in places(pred.shape, windows):
+        sizes[place] += w * (by_c * np.abs(t[place] - mean_t) + 2 * by_s * np.abs(p[place] - mean_p))
+    return cropped(sizes, radii)
+
+
+def mutual_information(truth: Truth) -> Array:
+    """The sum over bins of |slope of the weight| w |terms of Gamma|, Gamma the gradient in the histogram."""
+    (pred, target), cotangent, options = _arguments(truth)
+    o = global_mutual_information.MutualInformationOptions(**options)
+    u = np.abs(reduce_adjoint(cotangent, pred.reshape(len(pred), -1)[:, 0], 1, o.reduction))
+    return np.stack([_of_item(*item, o) for item in zip(pred, target.astype(pred.dtype), u, strict=True)])
+
+
+def _of_item(p: Array, t: Array, u: Array, o: Any) -> Array:
+    joint = global_mutual_information._joint(p.ravel(), t.ravel(), o)
+    of_k, of_l = joint.sum(1, keepdims=True), joint.sum(0, keepdims=True)
+    m = of_k * of_l + o.smooth_dr
+    q = (joint + o.smooth_nr) / m
+    r = q + o.smooth_dr
+    by_m = joint * q / (r * m)
+    gamma = np.abs(np.log(r)) + joint / (r * m) + (of_l * by_m).sum(1, keepdims=True) + (of_k * by_m).sum(0)
+    terms = [(np.abs(of_p[1]) * (of_t[0] @ gamma.T)).sum(1) for of_p, of_t in parzen.samples(p.ravel(), t.ravel(), o)]
+    low, high = p.min(), p.max()
+    width = 1 if o.kernel_type == "gaussian" or high == low else high - low
+    by_x = u * np.concatenate(terms) / p.size * o.num_bins / width
+    # What all voxels give to the extremes of the range is a sum over them.
+    return np.asarray(by_x if o.kernel_type == "gaussian" else by_x + by_x.sum()).reshape(p.shape)
+
+
+def multi_scale_lncc(truth: Truth, wrapped: Callable[..., Array]) -> Array:
+    """Those of the smoothed images, smoothed likewise."""
+    (pred, target), cotangent, options = _arguments(truth)
+    ours = {name: value for name, value in options.items() if name not in ("ndim", "loss")}
+
+    def terms(p: Array, t: Array, cotangent: Array) -> Array:
+        return _lncc(p, t, cotangent, ndim=options["ndim"])
+
+    if options.get("loss", "lncc") != "lncc":
+        return truth.gradient
+    return reference.multi_scale_loss_gradient(target, pred, wrapped, terms, cotangent=np.abs(cotangent), **ours)
