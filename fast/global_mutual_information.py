@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from numbers import Integral
-from typing import Any
 from weakref import WeakSet
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
-from torch.utils.checkpoint import checkpoint
 
-from twinloss.fast import backend
+from twinloss.fast.joint_histogram import joint_histogram
 from twinloss.fast.segmentation import ShapeError, checked_number, checked_reduction
-from twinloss.fast.threads import for_each_chunk
 
 _KERNELS = ("gaussian", "b-spline")
-
-# Voxels of a chunk, at least, and for each bin of its histogram, which then takes less room than they do; and chunks of
-# an item, at most.
-_CHUNK, _PER_CELL, _MOST = 2**15, 4, 32
-# Voxels whose weights of all bins plain torch holds at a time.
-_BLOCK = 2**14
 
 
 class GlobalMutualInformationLoss(_Loss):
@@ -34,7 +23,8 @@ class GlobalMutualInformationLoss(_Loss):
         L = -\sum_{kl} P_{kl} \log\left(\frac{P_{kl} + \nu}{P_k P_l + \delta} + \delta\right), \quad
         P_{kl} = \frac1N \sum_i w^p_{ik} w^t_{il}
 
-    with the marginals P_k, P_l and the weight w of voxel i in bin k, which add up to 1 over the bins.
+    with the marginals P_k, P_l and the weight w of voxel i in bin k, which add up to 1 over the bins. An image that is
+    constant tells nothing: the loss is 0 but for the smoothing.
 
     Args:
         num_bins: K, how many bins.
@@ -44,7 +34,8 @@ class GlobalMutualInformationLoss(_Loss):
         smooth_dr: δ.
         kernel_type: ``"gaussian"``: intensities lie in [0, 1], those beyond are clamped, and bin k is at k / (K - 1).
             ``"b-spline"`` (Mattes et al.): a cubic B-spline on ``pred`` and a box on ``target``, which gets no
-            gradient; the bins span the range of each image of an item, so that brightness and contrast do not count.
+            gradient; the bins span the range of each image of an item, so that brightness and contrast do not count,
+            nor do units. Voxels that share an extreme share what the gradient owes to the range.
 
     Shape:
         pred and target alike, (B, …): all that an item holds are samples.
@@ -107,7 +98,7 @@ class GlobalMutualInformationLoss(_Loss):
         )
         if self.kernel_type == "gaussian":
             self._warn_of_clamping(x, y)
-        joint = _joint(x, y, self.num_bins, self.sigma_ratio, self.kernel_type)
+        joint = joint_histogram(x, y, self.num_bins, self.sigma_ratio, self.kernel_type)
         information = _information(joint, self.smooth_nr, self.smooth_dr)
         reduction = checked_reduction(self.reduction)
         if reduction != "none":
@@ -146,191 +137,3 @@ def _information(joint: Tensor, smooth_nr: float, smooth_dr: float) -> Tensor:
     near = change.abs() < 0.5
     log = torch.where(near, torch.where(near, change, 0).log1p(), torch.where(near, 1, ratio).log())
     return (joint * log - excess).sum((1, 2))
-
-
-def _joint(x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
-    """The joint histogram of the images (B, N) of each item, (B, K, K) float64, adding up to 1."""
-    sigma = min(max(sigma, 1e-150), 1e150)  # beyond, the weights stay as they are, but sigma^2 is no number
-    if backend.choose(x) == "kernel":
-        return torch.ops.twinloss.joint_histogram(x, y, bins, sigma, kernel)
-    return _plain(x, y, bins, sigma, kernel)
-
-
-# --- plain torch: other devices, double backward ----------------------------------------------------------------------
-
-
-def _plain(x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
-    """As the operator below; a block of voxels at a time, whose weights are computed again for the gradient."""
-    z, of_y = (_places(image.double(), bins, kernel) for image in (x, y))
-    joint = z.new_zeros(len(x), bins, bins)
-    for start in range(0, x.shape[1], _BLOCK):
-        block = slice(start, start + _BLOCK)
-        joint = joint + checkpoint(
-            _block, z[:, block], of_y[:, block], bins, sigma, kernel, use_reentrant=False, preserve_rng_state=False
-        )
-    return joint / x.shape[1]
-
-
-def _places(x: Tensor, bins: int, kernel: str) -> Tensor:
-    """Where intensities lie among the bins."""
-    if kernel == "gaussian":
-        return torch.where(x.isnan(), x, x.clamp(0, 1)) * (bins - 1)  # of NaN, the clamp has a slope of 0
-    low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
-    flat = high == low
-    return 2 + torch.where(flat, 0, (x - low) * (bins - 4) / torch.where(flat, 1, high - low))
-
-
-def _block(z: Tensor, of_y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
-    k = torch.arange(bins, dtype=z.dtype, device=z.device)
-    distance, of_y = z.unsqueeze(2) - k, of_y.unsqueeze(2)
-    if kernel == "gaussian":
-        first, second = ((-(d**2) / (2 * sigma**2)).softmax(2) for d in (distance, of_y - k))
-    else:
-        d = distance.abs()
-        inner, outer = (4 - 6 * d**2 + 3 * d**3) / 6, (2 - d).clamp(min=0) ** 3 / 6
-        first = torch.where(d < 1, inner, outer)
-        # NaN is in no bin: it has to reach the sum by itself.
-        second = (k == of_y.floor().clamp(max=bins - 3)) + 0 * of_y.detach()
-    return first.mT @ second
-
-
-# --- the kernels as torch operators -----------------------------------------------------------------------------------
-
-
-def _reach(bins: int, sigma: float, dtype: torch.dtype) -> int:
-    """How many bins to either side of the nearest one a voxel's weights are kept.
-
-    With f = z - k its distance from the nearest bin, |f| <= 1/2, the weight j bins further off is exp(-(j^2 - 2 j f) /
-    2 sigma^2) times the largest, which is at most exp(-(j^2 - j) / 2 sigma^2); call that t at j = r + 1. From there on
-    each is at most exp(-(r + 1) / sigma^2) times the one before, so that those dropped on a side sum to no more than
-    t (1 + sigma^2 / (r + 1)). With t below an eighth of the dtype's roundoff u, r > 6 sigma: that is t (1 + sigma / 6),
-    where the weights that are kept sum to 1 and to sigma at least. So the fraction dropped is less than u / 2: by way
-    of the division by the sum, too, it changes no weight by as much as its rounding.
-    """
-    needed = -2 * sigma**2 * math.log(torch.finfo(dtype).eps / 16)
-    return min(math.ceil((math.sqrt(1 + 4 * needed) - 1) / 2), bins - 1)
-
-
-class _Histogram:
-    """How the kernels are called for a pair of images (B, N)."""
-
-    def __init__(self, x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> None:
-        from twinloss.fast.kernels import mutual_information as kernels
-
-        self.kernels = kernels
-        self.bins = bins
-        self.images = x.contiguous().numpy(), y.contiguous().numpy()
-        gaussian = kernel == "gaussian"
-        self.windows = (kernels.GAUSSIAN, kernels.GAUSSIAN) if gaussian else (kernels.CUBIC, kernels.BOX)
-        self.reach = _reach(bins, sigma, x.dtype) if gaussian else 0
-        self.exponent = 1 / (2 * sigma**2)
-        low, high = (np.stack([end(image, 1) for image in self.images], 1) for end in (np.min, np.max))
-        self.ranges = np.stack([low, high.astype(np.float64) - low], 2)  # (B, 2 images, 2)
-        voxels = x.shape[1]
-        self.chunk = max(_CHUNK, _PER_CELL * bins**2, -(-voxels // _MOST))
-        self.parts = -(-voxels // self.chunk)
-
-    def each_chunk(self, work: Any) -> None:
-        """Call work(item, part, images of the chunk) for all chunks."""
-
-        def chunk(index: int) -> None:
-            item, part = divmod(index, self.parts)
-            voxels = slice(part * self.chunk, (part + 1) * self.chunk)
-            work(item, part, voxels, *(image[item, voxels] for image in self.images))
-
-        for_each_chunk(chunk, len(self.images[0]) * self.parts)
-
-    def options(self, item: int) -> tuple[Any, ...]:
-        """The kernels' arguments after the images."""
-        return self.windows, self.bins, self.reach, self.exponent, self.ranges[item]
-
-
-@torch.library.custom_op("twinloss::joint_histogram", mutates_args=(), device_types="cpu")
-def _joint_histogram(x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
-    histogram = _Histogram(x, y, bins, sigma, kernel)
-    parts = np.zeros((len(x), histogram.parts, bins, bins))
-    missing = np.zeros((len(x), histogram.parts), np.int64)
-
-    def work(item: int, part: int, voxels: slice, first: Any, second: Any) -> None:
-        missing[item, part] = histogram.kernels.forward(first, second, *histogram.options(item), parts[item, part])
-
-    histogram.each_chunk(work)
-    joint = parts.sum(1) / x.shape[1]
-    joint[missing.any(1)] = np.nan
-    return torch.from_numpy(joint)
-
-
-@torch.library.custom_op("twinloss::joint_histogram_backward", mutates_args=(), device_types="cpu")
-def _joint_histogram_backward(gamma: Tensor, x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
-    """The gradient in x."""
-    histogram = _Histogram(x, y, bins, sigma, kernel)
-    kernels, windows, reach = histogram.kernels, histogram.windows, histogram.reach
-    before = [kernels.before(window, reach) for window in windows]
-    # Beyond the last bin, what the windows reach and a wide register more.
-    after = [kernels.reached(window, reach) + kernels.LANES for window in windows]
-    padded = np.pad(gamma.numpy() / x.shape[1], ((0, 0), (before[0], after[0]), (before[1], after[1])))
-    gradient = torch.empty_like(x, memory_format=torch.contiguous_format)
-    out = gradient.numpy()
-    sums = np.zeros((len(x), histogram.parts, 2))
-
-    def work(item: int, part: int, voxels: slice, first: Any, second: Any) -> None:
-        sums[item, part] = kernels.backward(first, second, *histogram.options(item), padded[item], out[item, voxels])
-
-    histogram.each_chunk(work)
-    if kernel == "b-spline":
-        _through_the_range(out, histogram, sums.sum(1))
-    return gradient
-
-
-def _through_the_range(out: Any, histogram: _Histogram, sums: Any) -> None:
-    """From dL/dz to dL/dx: z also depends on the extremes of x, which all voxels that attain one share."""
-    for item, image in enumerate(histogram.images[0]):
-        width = histogram.ranges[item, 0, 1]
-        total, moment = sums[item, 0], sums[item, 1] / (histogram.bins - 4)
-        if width == 0:
-            out[item] = 0
-            continue
-        rate = (histogram.bins - 4) / width
-        out[item] *= rate
-        for extreme, part in ((image.min(), total - moment), (image.max(), moment)):
-            attained = image == extreme
-            out[item][attained] -= rate * part / np.count_nonzero(attained)
-
-
-@_joint_histogram.register_fake
-def _(x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
-    return x.new_empty((x.shape[0], bins, bins), dtype=torch.float64)
-
-
-@_joint_histogram_backward.register_fake
-def _(gamma: Tensor, x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, y, *ctx.plan = inputs
-    ctx.save_for_backward(x, y)
-
-
-def _backward(ctx: Any, gamma: Tensor) -> tuple[Tensor | None, ...]:
-    x, y = ctx.saved_tensors
-    kernel = ctx.plan[2]
-    of_x, of_y = ctx.needs_input_grad[:2]
-    by_x, by_y = None, None
-    if torch.is_grad_enabled():  # a graph of the gradient is asked for: plain torch has one
-        asked = [image for image, needed in ((x, of_x), (y, of_y)) if needed]
-        made = torch.autograd.grad(
-            _plain(x, y, *ctx.plan), asked, gamma, create_graph=True, allow_unused=True, materialize_grads=True
-        )
-        by_x, by_y = (made[0] if of_x else None), (made[-1] if of_y else None)
-    else:
-        if of_x:
-            by_x = torch.ops.twinloss.joint_histogram_backward(gamma, x, y, *ctx.plan)
-        if of_y and kernel == "gaussian":
-            by_y = torch.ops.twinloss.joint_histogram_backward(gamma.mT.contiguous(), y, x, *ctx.plan)
-        elif of_y:
-            by_y = torch.zeros_like(y)
-    return by_x, by_y, None, None, None
-
-
-_joint_histogram.register_autograd(_backward, setup_context=_setup_context)

@@ -46,6 +46,8 @@ def _keep_sum(values, out):
 def _score(t, p, mean_t, mean_p, tt, pp, tp, nu, delta, clamped, score, a, by_p, of_p, by_t, of_t):
     """The correlation of each window, and what its gradient needs."""
     for i in range(score.size):
+        # A window of one voxel has no deviations, but may hold a NaN.
+        c = tp[i] + 0.0 * (mean_t[i] + mean_p[i])
         s, r = tt[i], pp[i]
         if clamped:
             s_up, r_up = max(s, delta), max(r, delta)
@@ -53,9 +55,9 @@ def _score(t, p, mean_t, mean_p, tt, pp, tp, nu, delta, clamped, score, a, by_p,
             slope_p, slope_t = (s_up if r > delta else 0.0), (r_up if s > delta else 0.0)
         else:
             denominator, slope_p, slope_t = s * r + delta, s, r
-        value = (tp[i] * tp[i] + nu) / denominator
+        value = (c * c + nu) / denominator
         score[i] = value
-        a[i] = 2.0 * tp[i] / denominator
+        a[i] = 2.0 * c / denominator
         by_p[i] = -value * slope_p / denominator
         by_t[i] = -value * slope_t / denominator
         dt, dp = mean_t[i] - t[i], mean_p[i] - p[i]

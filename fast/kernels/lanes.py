@@ -1,4 +1,4 @@
-"""Eight float64 at a time: what LLVM does not find by itself, as a loop of eight is unrolled before it is vectorised."""
+"""Eight float64 at a time: LLVM does not find them, as it unrolls a loop of eight before it looks for vectors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _sum(builder, vector):
 
 @intrinsic
 def add_outer(typingctx, sums, start, stride, first, of_first, rows, second, of_second):
-    """Add first[k] * second[l] to sums[start + k * stride + l], for k < rows and l < LANES; nothing checks the bounds."""
+    """Add first[k] * second[l] to sums[start + k * stride + l], k < rows and l < LANES; bounds are not checked."""
 
     def codegen(context, builder, signature, arguments):
         sums, start, stride, first, of_first, rows, second, of_second = arguments
@@ -69,7 +69,7 @@ def add_outer(typingctx, sums, start, stride, first, of_first, rows, second, of_
 
 @intrinsic
 def inner(typingctx, gamma, start, stride, first, of_first, rows, second, of_second, middle):
-    """Sum of first[k] * (gamma[start + k * stride + l] - that of k = middle) * second[l], for k < rows and l < LANES."""
+    """Sum of first[k] * (gamma[start + k * stride + l] - that of k = middle) * second[l], k < rows and l < LANES."""
 
     def codegen(context, builder, signature, arguments):
         gamma, start, stride, first, of_first, rows, second, of_second, middle = arguments
