@@ -14,7 +14,9 @@ import numpy as np
 from twinloss.reference.activation import Array
 from twinloss.reference.options import takes
 from twinloss.reference.reduction import reduce, reduce_adjoint
-from twinloss.reference.window import cropped, padded, places
+from twinloss.reference.window import correlated, cropped, padded, places
+
+Mean = tuple[Array, Array]  # rounded, and what is to be added to it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ def local_normalized_cross_correlation_loss(pred: Array, target: Array, **option
     """
     o = LNCCOptions(**options)
     with np.errstate(all="ignore"):
-        _, _, c, s_t, s_p = _moments(pred, target, o)
+        *_, c, s_t, s_p = _moments(pred, target, o)
         return reduce(-(c**2 + o.smooth_nr) / _denominator(s_t, s_p, o)[0], pred.ndim, o.reduction)
 
 
@@ -78,32 +80,42 @@ def local_normalized_cross_correlation_loss_gradient(
     """
     o = LNCCOptions(**options)
     with np.errstate(all="ignore"):
-        mean_t, mean_p, c, s_t, s_p = _moments(pred, target, o)
+        (mean_t, rest_t), (mean_p, rest_p), c, s_t, s_p = _moments(pred, target, o)
         d, slope = _denominator(s_t, s_p, o)
         g = reduce_adjoint(cotangent, c, pred.ndim, o.reduction)
-        by_c, by_s = -g * 2 * c / d, g * (c**2 + o.smooth_nr) / d**2 * slope
+        by_c, by_s = -2 * g * c / d, 2 * g * (c**2 + o.smooth_nr) / d * slope / d
+        rest = by_c * rest_t + by_s * rest_p
         radii, windows = _windows(pred, o)
         t, p, gradient = padded(target, radii), padded(pred, radii), np.zeros_like(padded(pred, radii))
         for w, place in places(pred.shape, windows):
-            gradient[place] += w * (by_c * (t[place] - mean_t) + 2 * by_s * (p[place] - mean_p))
+            gradient[place] += w * (by_c * (t[place] - mean_t) + by_s * (p[place] - mean_p) - rest)
     return cropped(gradient, radii)
 
 
-def _moments(pred: Array, target: Array, o: LNCCOptions) -> tuple[Array, Array, Array, Array, Array]:
-    """The means of target and pred, c, s^t and s^p, each (B, C, *S): first the means, then what deviates from them."""
+def _moments(pred: Array, target: Array, o: LNCCOptions) -> tuple[Mean, Mean, Array, Array, Array]:
+    r"""The means of target and pred, c, s^t and s^p, each (B, C, *S).
+
+    A mean m that is rounded to the precision of the images may be off by as much as they deviate from it, so what it
+    lacks, r, is kept beside it: with d = t - m and e = p - m' it is :math:`r = \sum_j w_j d_j / W`, W the sum of the
+    weights, and :math:`c = \sum_j w_j d_j e_j - W r r'`, the corrected two-pass sum of Chan, Golub & LeVeque (1983).
+    """
     radii, windows = _windows(pred, o)
     t, p = padded(target.astype(pred.dtype), radii), padded(pred, radii)
-    total = sum(w for w, _ in places(pred.shape, windows))
-    mean_t, mean_p, c, s_t, s_p = (np.zeros_like(pred) for _ in range(5))
-    for w, place in places(pred.shape, windows):
-        mean_t += w * t[place] / total
-        mean_p += w * p[place] / total
+    total = np.prod([window.sum() for window in windows])
+    mean_t, mean_p = (correlated(a, windows) / total for a in (target.astype(pred.dtype), pred))
+    rest_t, rest_p, c, s_t, s_p = (np.zeros_like(pred) for _ in range(5))
     for w, place in places(pred.shape, windows):
         dt, dp = t[place] - mean_t, p[place] - mean_p
-        c += w * dt * dp
-        s_t += w * dt**2
-        s_p += w * dp**2
-    return mean_t, mean_p, c, s_t, s_p
+        weighted_t, weighted_p = w * dt, w * dp
+        rest_t += weighted_t
+        rest_p += weighted_p
+        c += weighted_t * dp
+        s_t += weighted_t * dt
+        s_p += weighted_p * dp
+    rest_t, rest_p = rest_t / total, rest_p / total
+    c -= total * rest_t * rest_p
+    s_t, s_p = (np.maximum(s - total * rest**2, 0) for s, rest in ((s_t, rest_t), (s_p, rest_p)))
+    return (mean_t, rest_t), (mean_p, rest_p), c, s_t, s_p
 
 
 def _denominator(s_t: Array, s_p: Array, o: LNCCOptions) -> tuple[Array, Array]:

@@ -84,13 +84,10 @@ def multi_scale_loss_gradient(
     stack = losses[0][np.newaxis] if scales is None else np.stack(losses)
     kept = losses[0] if scales is None else stack
     u = reduce_adjoint(cotangent, kept, kept.ndim, reduction).reshape(stack.shape)
-    return np.sum(
-        [
-            correlated(loss_gradient(p, t, cotangent=of_scale), kernels)
-            for (p, t, kernels), of_scale in zip(points, u, strict=True)
-        ],
-        axis=0,
-    )
+    gradient = np.zeros_like(y_pred)
+    for (p, t, kernels), of_scale in zip(points, u, strict=True):
+        gradient += correlated(loss_gradient(p, t, cotangent=of_scale), kernels)
+    return gradient
 
 
 def _smoothed(
@@ -112,7 +109,8 @@ def _kernel(sigma: float, kernel: str, normalize: bool) -> Array:
     reach = int(3 * sigma + 0.5) if kernel == "gaussian" else int(5 * sigma)
     j = np.arange(-reach, reach + 1)
     if kernel == "gaussian":
-        k = np.exp(-(j**2) / (2 * s**2)) / (s * np.sqrt(2 * np.longdouble(np.pi)))
+        pi = np.arccos(np.longdouble(-1))  # np.pi has the digits of float64
+        k = np.exp(-(j**2) / (2 * s**2)) / (s * np.sqrt(2 * pi))
     else:
         k = 1 / ((j / s) ** 2 + 1)
     return np.asarray(k / k.sum() if normalize or kernel == "cauchy" else k)

@@ -37,11 +37,11 @@ def samples(p: Array, t: Array, o: ParzenOptions) -> Iterator[tuple[tuple[Array,
 def _position(x: Array, o: ParzenOptions) -> Array:
     """Where intensities lie among the bins."""
     if o.kernel_type == "gaussian":
-        return np.clip(x, 0, 1) * (o.num_bins - 1)
+        return np.asarray(np.clip(x, 0, 1) * (o.num_bins - 1))
     low, high = x.min(), x.max()
     if low == high:
         return np.full_like(x, PADDING)
-    return PADDING + (x - low) * (o.num_bins - 2 * PADDING) / (high - low)
+    return np.asarray(PADDING + (x - low) * (o.num_bins - 2 * PADDING) / (high - low))
 
 
 def _gaussian(z: Array, k: Array, o: ParzenOptions) -> tuple[Array, Array]:

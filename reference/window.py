@@ -42,5 +42,7 @@ def correlated(image: Array, windows: Sequence[Array]) -> Array:
         alone = [window if d == axis else np.ones(1, image.dtype) for d in range(len(windows))]
         radii = [len(w) // 2 for w in alone]
         around = padded(image, radii)
-        image = np.sum([weight * around[place] for weight, place in places(image.shape, alone)], axis=0)
+        image = np.zeros_like(image)
+        for weight, place in places(image.shape, alone):
+            image += weight * around[place]
     return image

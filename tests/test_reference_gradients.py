@@ -63,6 +63,33 @@ OPTIONS = {
     | {"focal_weight": [None, "per class"], "lambda_dice": [1.0, 0.3], "lambda_focal": [1.0, 2.5]},
     "tversky_loss": OVERLAP | {"alpha": [0.5, 0.2], "beta": [0.5, 0.9]},
 }
+IMAGES = {"shape": [(2, 1, 9), (1, 2, 5, 6), (2, 3, 5, 6, 5)], "reduction": CLASSES["reduction"]}
+REGISTRATION = {
+    "bending_energy_loss": {
+        "shape": [(2, 1, 6), (2, 2, 5, 7), (1, 3, 5, 6, 7)],
+        "reduction": CLASSES["reduction"],
+        "stencil": ["compact", "wide"],
+        "normalize": [False, True],
+        "spacing": [None, "per axis"],
+    },
+    "local_normalized_cross_correlation_loss": IMAGES
+    | {
+        "ndim": [1, 2, 3],
+        "kernel_size": [3, 5],
+        "kernel_type": ["rectangular", "triangular", "gaussian"],
+        "denominator": ["product", "clamp"],
+        "smooth_nr": [1e-5, 0.5],
+        "smooth_dr": [1e-5, 0.5],
+    },
+    "global_mutual_information_loss": IMAGES
+    | {
+        "num_bins": [6, 8, 23],
+        "sigma_ratio": [0.5, 0.25, 2.0],
+        "kernel_type": ["gaussian", "b-spline"],
+        "smooth_nr": [1e-7, 1e-2],
+        "smooth_dr": [1e-7, 1e-2],
+    },
+}
 
 
 def pairwise(options):
@@ -127,25 +154,50 @@ def problem(name, case):
     return x, (target, m > 0 if mask == "binary" else m), case
 
 
+def field_or_images(name, case):
+    """The arrays and the options of one case of a registration loss."""
+    case, rng = dict(case), np.random.default_rng(1)
+    shape = case.pop("shape")
+    x, target = rng.uniform(0.1, 0.9, shape), rng.uniform(0.1, 0.9, shape)
+    if case.get("spacing"):
+        case["spacing"] = rng.uniform(0.5, 2, len(shape) - 2).tolist()
+    if name.startswith("bending"):
+        return x, (), case
+    if name.startswith("global"):  # a few beyond [0, 1], where a gradient is 0 and a range ends
+        x[..., 0], x[..., -1] = x[..., 0] - 1.5, x[..., -1] + 1.5
+    return x, (target,), case
+
+
+def assert_derivative(name, x, others, options, rng, **more):
+    value = getattr(twinloss.reference, name)
+    more["cotangent"] = rng.normal(size=value(x, *others, **options).shape)
+    g = getattr(twinloss.reference, f"{name}_gradient")(x, *others, **options, **more)
+    assert g.shape == x.shape
+    assert np.all(g[np.isnan(x)] == 0)
+    direction = rng.normal(size=x.shape) / 20
+
+    def along(t):
+        return np.sum(more["cotangent"] * value(x + t * direction, *others, **options))
+
+    expected = derivative(np.vectorize(along), 0.0, initial_step=0.5)
+    rounding = 1e-12 * (1 + abs(along(0.0)))  # which the estimate leaves out
+    tolerance = 10 * expected.error + rounding
+    assert np.nansum(g * direction) == pytest.approx(expected.df, rel=0, abs=tolerance), options
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_gradient_is_the_derivative_of_the_value_for_all_pairs_of_options(name):
-    value = getattr(twinloss.reference, name)
-    gradient = getattr(twinloss.reference, f"{name}_gradient")
     rng = np.random.default_rng(2)
     for case in pairwise(OPTIONS[name]):
         x, others, options = problem(name, case)
-        more = {"cotangent": rng.normal(size=value(x, *others, **options).shape)}
+        more = {}
         if "other_act" in options:
             more["other_act_derivative"] = lambda x: 1 / np.cosh(x) ** 2
-        g = gradient(x, *others, **options, **more)
-        assert g.shape == x.shape
-        assert np.all(g[np.isnan(x)] == 0)
-        direction = rng.normal(size=x.shape) / 20
+        assert_derivative(name, x, others, options, rng, **more)
 
-        def along(t, x=x, d=direction, others=others, options=options, u=more["cotangent"]):
-            return np.sum(u * value(x + t * d, *others, **options))
 
-        expected = derivative(np.vectorize(along), 0.0, initial_step=0.5)
-        rounding = 1e-12 * (1 + abs(along(0.0)))  # which the estimate leaves out
-        tolerance = 10 * expected.error + rounding
-        assert np.nansum(g * direction) == pytest.approx(expected.df, rel=0, abs=tolerance), case
+@pytest.mark.parametrize("name", REGISTRATION)
+def test_gradient_of_registration_is_the_derivative_of_the_value_for_all_pairs_of_options(name):
+    rng = np.random.default_rng(2)
+    for case in pairwise(REGISTRATION[name]):
+        assert_derivative(name, *field_or_images(name, case), rng)

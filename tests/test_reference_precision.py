@@ -7,6 +7,7 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
+from decimals import exact
 
 import twinloss.reference
 
@@ -168,11 +169,6 @@ CASES = [
 
 def decimals(a):
     return [[Decimal(v) for v in row] for row in a[0].tolist()]
-
-
-def exact(value):
-    above, below = value.as_integer_ratio()
-    return Decimal(above) / Decimal(below)
 
 
 def slopes(value, x, g):
