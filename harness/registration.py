@@ -61,8 +61,7 @@ BENDING_ENERGY = Twin(
     laws=laws.BENDING_ENERGY + PROTOCOL,
     real=(FIELD,),
     benches=(
-        bench(workload.displacement, "BendingEnergyLoss", {}, note="MONAI's stencil is the wide one, which is cheaper"),
-        bench(workload.displacement, "BendingEnergyLoss", {"stencil": "wide"}, {}, name="wide"),
+        bench(workload.displacement, "BendingEnergyLoss", {}),
     ),
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from twinloss.fast.kernels import SOURCES
-from twinloss.fast.kernels.tile import stage
+from twinloss.fast.kernels.tile import stage, sums_stage
 from twinloss.fast.kernels.window import (
     MOMENTS,
     clear,
@@ -40,6 +40,14 @@ def _keep_relative(mean, image, out):
 def _keep_sum(values, out):
     for i in range(out.size):
         out[i] += values[i]
+
+
+@sums_stage
+def _sum(row):
+    total = 0.0
+    for i in range(row.size):
+        total += row[i]
+    return total
 
 
 @stage
@@ -134,7 +142,7 @@ def _score_columns(p, t, start, n, window_z, ones, count, nu, delta, clamped, ro
         _keep_sum(p[z, here], rooms[0, 1, line])
     at = moments_along(rooms, 0, size, n, window_z, ones, count)
     made = rooms[(at + 1) % 3]
-    total = 0.0
+    total, lost = 0.0, 0.0
     for z in range(planes):
         line = slice(z * n, (z + 1) * n)
         _score(
@@ -145,8 +153,11 @@ def _score_columns(p, t, start, n, window_z, ones, count, nu, delta, clamped, ro
         if score.size > 0:
             keep(row[:n], score[z, here])
         else:
-            for i in range(n):
-                total += row[i]
+            # Row by row, and what a sum loses is added to the next one (Kahan 1965).
+            term = _sum(row[:n]) - lost
+            raised = total + term
+            lost = (raised - total) - term
+            total = raised
         for f in range(3):
             keep(made[f, line], fields[f, z, here])
         keep(made[3, line], more[0, z, here])

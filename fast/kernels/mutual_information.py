@@ -17,7 +17,7 @@ from twinloss.fast.kernels.tile import stage
 GAUSSIAN, CUBIC, BOX = 0, 1, 2
 
 # Voxels whose weights are held at a time.
-TILE = 256
+TILE = 128
 
 
 @stage
@@ -160,6 +160,16 @@ def _slopes_of_voxels(gamma, stride, near, near_y, slopes, of_y, count, by_z):
         by_z[i] = total
 
 
+@stage
+def _fold(part, total, lost):
+    """Add a part to a total, and to the next part what that loses (Kahan 1965); the part begins anew."""
+    for i in range(total.size):
+        term = part[i] - lost[i]
+        raised = total[i] + term
+        lost[i] = (raised - total[i]) - term
+        total[i], part[i] = raised, 0.0
+
+
 def _compiled(sources):
     """The two kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
 
@@ -176,6 +186,9 @@ def _compiled(sources):
         first, first_y = before(windows[0], reach), before(windows[1], reach)
         padded = np.zeros((bins + many, bins + few + LANES))
         flat = padded.reshape(-1)
+        total, lost = np.zeros(flat.size), np.zeros(flat.size)
+        # So seldom that it costs a fraction of what the voxels do.
+        held, fold = 0, max(TILE, flat.size // 8)
         near, near_y, offset, spare = np.zeros(TILE, np.int64), np.zeros(TILE, np.int64), np.zeros(TILE), np.zeros(TILE)
         bins_x, bins_y = np.empty((many, TILE)), np.empty((few, TILE))
         of_x, of_y = np.zeros((TILE, many)), np.zeros((TILE, lanes))
@@ -191,7 +204,12 @@ def _compiled(sources):
                 bins_y, of_y,
             )  # fmt: skip
             _add_voxels(flat, padded.shape[1], near, near_y, of_x, of_y, n)
-        histogram += padded[first : first + bins, first_y : first_y + bins]
+            held += n
+            if held >= fold:
+                _fold(flat, total, lost)
+                held = 0
+        _fold(flat, total, lost)
+        histogram += total.reshape(padded.shape)[first : first + bins, first_y : first_y + bins]
         return missing
 
     @njit(cache=True, nogil=True)
