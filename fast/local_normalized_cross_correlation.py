@@ -147,22 +147,23 @@ def _window(size: int, kind: str) -> np.ndarray:
 def _plain(
     p: Tensor, t: Tensor, size: int, kind: str, rank: int, nu: float, delta: float, clamped: bool, voxelwise: bool
 ) -> Tensor:
-    """As the operator below: moments in windows along one axis after the other, means first."""
+    """As the operator below: moments in windows along one axis after the other, means first.
+
+    Means are relative to the voxel in the middle, so that no offset of the images takes digits from their contrast.
+    """
     window = _window(size, kind).tolist()
-    mean_t, mean_p, tt, pp, tp = t, p, torch.zeros_like(t), torch.zeros_like(t), torch.zeros_like(t)
-    count = 1.0
+    total, count = sum(window), 1.0
+    mean_t, mean_p, tt, pp, tp = (torch.zeros_like(t) for _ in range(5))
     for axis in range(4 - rank, 4):
-        fields = [_shifted(field, axis, size) for field in (mean_t, mean_p, tt, pp, tp)]
-        total = sum(window)
-        mean_t, mean_p = (sum(w / total * f for w, f in zip(window, shifted, strict=True)) for shifted in fields[:2])
-        from_t, from_p = [f - mean_t for f in fields[0]], [f - mean_p for f in fields[1]]
+        from_t, from_p = (
+            [of_mean + (voxel - image) for of_mean, voxel in zip(*_shifted(axis, size, mean, image), strict=True)]
+            for mean, image in ((mean_t, t), (mean_p, p))
+        )
+        mean_t, mean_p = (sum(w / total * f for w, f in zip(window, means, strict=True)) for means in (from_t, from_p))
+        from_t, from_p = [f - mean_t for f in from_t], [f - mean_p for f in from_p]
+        shifted = zip(_shifted(axis, size, tt, pp, tp), (from_t, from_p, from_t), (from_t, from_p, from_p), strict=True)
         tt, pp, tp = (
-            sum(w * (m + count * (a * b)) for w, m, a, b in zip(window, moment, one, other, strict=True))
-            for moment, one, other in (
-                (fields[2], from_t, from_t),
-                (fields[3], from_p, from_p),
-                (fields[4], from_t, from_p),
-            )
+            sum(w * (m + count * (a * b)) for w, m, a, b in zip(window, *fields, strict=True)) for fields in shifted
         )
         count *= total
     denominator = tt.clamp(min=delta) * pp.clamp(min=delta) if clamped else tt * pp + delta
@@ -170,11 +171,11 @@ def _plain(
     return score if voxelwise else score.sum((1, 2, 3), dtype=torch.float64)
 
 
-def _shifted(field: Tensor, axis: int, size: int) -> list[Tensor]:
-    """The field as it looks from each place of a window along an axis, with zeros beyond the borders."""
+def _shifted(axis: int, size: int, *fields: Tensor) -> list[list[Tensor]]:
+    """Each field as it looks from each place of a window along an axis, with zeros beyond the borders."""
     margin = [0, 0] * (3 - axis) + [size // 2, size // 2]
-    around = torch.nn.functional.pad(field, margin)
-    return [around.narrow(axis, j, field.shape[axis]) for j in range(size)]
+    around = (torch.nn.functional.pad(field, margin) for field in fields)
+    return [[wide.narrow(axis, j, wide.shape[axis] - size + 1) for j in range(size)] for wide in around]
 
 
 # --- the kernels as torch operators -----------------------------------------------------------------------------------
@@ -209,11 +210,11 @@ def _local_correlation(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Correlations of images (N, D, H, W): their sums (N,) float64, or those of all windows.
 
-    And what is kept for the gradient in p, (3, N, D, H, W), and for that in t as well, (2, N, D, H, W).
+    And what is kept for the gradient in p, (N, 3, D, H, W), and for that in t as well, (N, 2, D, H, W).
     """
     windows = _Windows(p.shape, size, kind, rank)
     first, second = p.contiguous().numpy(), t.contiguous().numpy()
-    lots = [torch.empty((lot, *p.shape), dtype=p.dtype) for lot in (3, 2)]
+    lots = [torch.empty((len(p), lot, *p.shape[1:]), dtype=p.dtype) for lot in (3, 2)]
     fields, more = (lot.numpy() for lot in lots)
     score = torch.empty(p.shape if voxelwise else (len(p), 0, 0, 0), dtype=p.dtype)
     scores = score.numpy().reshape(len(first), score.shape[1], score.shape[2] * score.shape[3])
@@ -221,14 +222,12 @@ def _local_correlation(
     sums: dict[tuple[int, int], float] = {}
 
     def slab(k: int, start: int, stop: int) -> None:
-        windows.kernels.planes(
-            first[k], second[k], start, stop, windows.y, windows.x, windows.ones, fields[:, k], more[:, k]
-        )
+        windows.kernels.planes(first[k], second[k], start, stop, windows.y, windows.x, windows.ones, fields[k], more[k])
 
     def bundle(k: int, start: int, stop: int) -> None:
         sums[k, start] = windows.kernels.depth(
             columns[0][k], columns[1][k], start, stop, windows.z, windows.ones, windows.in_plane, nu, delta, clamped,
-            scores[k], columns[2][:, k], columns[3][:, k],
+            scores[k], columns[2][k], columns[3][k],
         )  # fmt: skip
 
     for_each_slab(slab, p.shape)
@@ -243,28 +242,28 @@ def _local_correlation(
 
 @torch.library.custom_op("twinloss::local_correlation_backward", mutates_args=(), device_types="cpu")
 def _local_correlation_backward(
-    upstream: Tensor, p: Tensor, t: Tensor, a: Tensor, b: Tensor, of: Tensor, size: int, kind: str, rank: int
+    upstream: Tensor, p: Tensor, t: Tensor, kept: Tensor, more: Tensor, size: int, kind: str, rank: int
 ) -> Tensor:
-    """The gradient in p, from what was kept for it."""
+    """The gradient in p from what was kept for it: A, the first of `kept`, and B and the rest, in `more`."""
     windows = _Windows(p.shape, size, kind, rank)
     first, second = p.contiguous().numpy(), t.contiguous().numpy()
-    kept = [field.numpy() for field in (a, b, of)]
+    of_all, of_one = kept.numpy(), more.numpy()
     by_window = upstream.double().reshape(-1, 1, 1, 1) if upstream.ndim == 1 else upstream.contiguous()
     ups = by_window.numpy()
-    fields = torch.empty((3, *p.shape), dtype=p.dtype).numpy()
+    fields = torch.empty((len(p), 3, *p.shape[1:]), dtype=p.dtype).numpy()
     gradient = torch.empty(p.shape, dtype=p.dtype)
     out = gradient.numpy()
 
     def slab(k: int, start: int, stop: int) -> None:
         windows.kernels.planes_backward(
-            first[k], second[k], kept[0][k], kept[1][k], kept[2][k], ups[k], start, stop, windows.y, windows.x,
-            windows.ones, fields[:, k],
+            first[k], second[k], of_all[k, 0], of_one[k, 0], of_one[k, 1], ups[k], start, stop, windows.y, windows.x,
+            windows.ones, fields[k],
         )  # fmt: skip
 
     def bundle(k: int, start: int, stop: int) -> None:
         flat = (array.reshape(windows.depth, -1) for array in (first[k], second[k]))
         windows.kernels.depth_backward(
-            *flat, start, stop, windows.z, windows.ones, fields[:, k].reshape(3, windows.depth, -1),
+            *flat, start, stop, windows.z, windows.ones, fields[k].reshape(3, windows.depth, -1),
             out[k].reshape(windows.depth, -1),
         )  # fmt: skip
 
@@ -280,8 +279,8 @@ def _(p: Tensor, t: Tensor, *plan: Any) -> tuple[Tensor, Tensor, Tensor]:
     nothing = p.new_empty(0)
     return (
         score,
-        torch.empty((3, *p.shape), dtype=p.dtype) if gradients > 0 else nothing,
-        torch.empty((2, *p.shape), dtype=p.dtype) if gradients > 1 else nothing.clone(),
+        torch.empty((p.shape[0], 3, *p.shape[1:]), dtype=p.dtype) if gradients > 0 else nothing,
+        torch.empty((p.shape[0], 2, *p.shape[1:]), dtype=p.dtype) if gradients > 1 else nothing.clone(),
     )
 
 
@@ -309,9 +308,9 @@ def _backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ..
     else:
         backward = torch.ops.twinloss.local_correlation_backward
         if 0 in needed:
-            made[0] = backward(upstream, p, t, kept[0], kept[1], kept[2], *ctx.plan[:3])
+            made[0] = backward(upstream, p, t, kept, kept[:, 1:], *ctx.plan[:3])
         if 1 in needed:
-            made[1] = backward(upstream, t, p, kept[0], more[0], more[1], *ctx.plan[:3])
+            made[1] = backward(upstream, t, p, kept, more, *ctx.plan[:3])
     return *made, *[None] * len(ctx.plan)
 
 

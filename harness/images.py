@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ LARGE = ((1031,), (37, 41), (11, 13, 17))
 # For second differences: three voxels along each axis, or five.
 COMPACT = ((3,), (4,), (5,), (7,), (3, 3), (3, 5), (5, 7), (3, 3, 3), (3, 4, 5), (5, 7, 6), (13,))
 WIDE = ((5,), (6,), (7,), (5, 5), (6, 7), (5, 5, 5), (7, 6, 5), (13,))
+
+# Voxels of an image each of which has a value.
+FEW = 35
 
 # How the second image comes from the first.
 RELATIONS = ("another", "affine", "equal")
@@ -67,10 +71,15 @@ def _draft(
     if law is None and not given:
         law = draw(st.sampled_from((None, *twin.laws)))
     chosen = draw(options(twin, {**given, **needed(twin, law)}))
-    spatial = draw(st.sampled_from(shapes or (WIDE if chosen.get("stencil") == "wide" else COMPACT)))
+    shapes = shapes or (WIDE if chosen.get("stencil") == "wide" else COMPACT)
+    most = 3
+    if chosen["reduction"] == "none" and "target" in twin.operands:
+        # The judge may need the conditioning of each window's value, and that takes a gradient for each.
+        shapes, most = tuple(shape for shape in SMALL if math.prod(shape) <= FEW), 2
+    spatial = draw(st.sampled_from(shapes))
     # A field that is measured in its own extents has a component for each axis.
-    channels = len(spatial) if chosen.get("normalize") else draw(st.integers(1, 3))
-    sizes = Sizes(draw(st.integers(1, 3)), channels, channels, False, len(spatial))
+    channels = len(spatial) if chosen.get("normalize") else draw(st.integers(1, most))
+    sizes = Sizes(draw(st.integers(1, most)), channels, channels, False, len(spatial))
     concrete = {k: v.make(sizes) if isinstance(v, PerCase) else v for k, v in chosen.items()}
     traits = {name: label(value) for name, value in chosen.items()}
     rng = np.random.default_rng(draw(st.integers(0, 999)))

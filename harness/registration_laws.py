@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,7 +127,8 @@ def _brighter(twin: Twin, case: Case) -> Iterator[Claim]:
     image = np.broadcast_to(image, case.input.values.shape).copy()
     match = case.contiguous().with_values(**{first: image, second: 2 * image + 1})
     match = match.with_operand(second, replace(match.operands[second], dtype=case.dtype))
-    inside = ask_fast(twin, match).value[(..., *[slice(size // 2, n - size // 2) for n in spatial(case)])]
+    interior: tuple[Any, ...] = (..., *[slice(size // 2, n - size // 2) for n in spatial(case)])
+    inside = ask_fast(twin, match).value[interior]
     yield Claim("value", inside, np.full_like(inside, -1), match)
 
 

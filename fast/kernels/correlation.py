@@ -63,11 +63,13 @@ def _score(t, p, mean_t, mean_p, tt, pp, tp, nu, delta, clamped, score, a, by_p,
             slope_p, slope_t = (s_up if r > delta else 0.0), (r_up if s > delta else 0.0)
         else:
             denominator, slope_p, slope_t = s * r + delta, s, r
-        value = (c * c + nu) / denominator
+        # One division, as it takes as long as all the rest.
+        inverse = 1.0 / denominator
+        value = (c * c + nu) * inverse
         score[i] = value
-        a[i] = 2.0 * c / denominator
-        by_p[i] = -value * slope_p / denominator
-        by_t[i] = -value * slope_t / denominator
+        a[i] = 2.0 * c * inverse
+        by_p[i] = -value * (slope_p * inverse)
+        by_t[i] = -value * (slope_t * inverse)
         dt, dp = mean_t[i] - t[i], mean_p[i] - p[i]
         of_p[i] = a[i] * dt + 2.0 * by_p[i] * dp
         of_t[i] = a[i] * dp + 2.0 * by_t[i] * dt
@@ -93,10 +95,13 @@ def _moment(a, b, t, p, of):
 
 @stage
 def _keep_moment(a, b, of, t, p, out_a, out_b, out):
-    """Sums of A and B, rounded, and that of A t + 2 B p less what the rounded ones give for the voxel in the middle."""
+    """Sums of A and B, and that of A t + 2 B p relative to the voxel in the middle: before A and B are rounded.
+
+    So they are rounded alike in all terms of the slope, A (t - …) + 2 B (p - …), and not against a large offset.
+    """
     for i in range(out.size):
         out_a[i], out_b[i] = a[i], b[i]
-        out[i] = of[i] - (np.float64(out_a[i]) * t[i] + 2.0 * np.float64(out_b[i]) * p[i])
+        out[i] = of[i] - (a[i] * t[i] + 2.0 * b[i] * p[i])
 
 
 @stage
