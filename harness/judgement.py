@@ -20,7 +20,8 @@ is not hidden behind a large one, the largest error must satisfy
                             + u_out max |g_ref| + tiny,  d_k random in [-1, 1] for each number,
 
 where all that is real is moved: input, soft targets and masks, constants. One of the d_k is 1
-everywhere: equal numbers are rounded alike. t is g; but under a softmax p, whose gradient is
+everywhere: equal numbers are rounded alike; and one is a slow wave, which moves what neighbours add
+up to, as that is rounded as well. t is g; but under a softmax p, whose gradient is
 p_c sum_k p_k (h_c - h_k) with h = dL/dp, it is p_c sum_{k != c} p_k (|h_c| + |h_k|), as each h is
 rounded. Likewise a twin may say what its gradient is a sum of: for two images that match, both the
 slope of their correlation and that of their variances are large, and the gradient is 0.

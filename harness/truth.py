@@ -22,6 +22,10 @@ POINTS = 20
 ROUNDS = 3
 MANY = 5000
 
+# How the numbers of the input are moved, by cosines of so many radians a number, or at random: 0 moves all alike, as
+# equal numbers are rounded alike, and others so slowly that a sum of neighbours moves, too, as it is rounded itself.
+WAVES = (0.0, 0.5, None, None)
+
 # A gradient that moves by this share of the largest in its block, for a roundoff of the input, has jumped.
 JUMP = 2.0**-10
 # And by this many roundoffs of a twin's unit.
@@ -159,11 +163,14 @@ class Truth:
         return np.maximum(np.abs(x), 1) if self.twin.logits(self.case.options) else np.abs(x)
 
     def _rounded(
-        self, operands: list[Array], step: float, rng: np.random.Generator, alike: bool = False
+        self, operands: list[Array], step: float, rng: np.random.Generator, wave: float | None = None
     ) -> list[Array]:
-        """All real arguments off by up to `step`, relative to what they are rounded to; if `alike` x by just that."""
+        """All real arguments off by up to `step`, relative to what they are rounded to; x at random, or in a wave."""
         x, *rest = operands
-        directions = 1.0 if alike else rng.uniform(-1, 1, x.shape).astype(x.dtype)
+        if wave is None:
+            directions = rng.uniform(-1, 1, x.shape).astype(x.dtype)
+        else:
+            directions = np.cos(wave * np.arange(x.size).reshape(x.shape)).astype(x.dtype)
         return [x + step * self._size(x) * directions, *_scaled(rest, step, rng)]
 
     def constants(self) -> dict[str, float]:
@@ -176,12 +183,12 @@ class Truth:
         rng = np.random.default_rng(0)
         u = self.precision.u
         worst = np.zeros(self.gradient.shape[:2], self.real)
-        for k in range(ROUNDS):
+        for k in range(len(WAVES)):
             # In the reference's own type: a Python float does not move by 2^-53.
             constants = {k: self.real(c) * (1 + self.real(u * rng.uniform(-1, 1))) for k, c in self.constants().items()}
 
-            def move(operands: list[Array], alike: bool = k == 0) -> list[Array]:
-                return self._rounded(operands, u, rng, alike)
+            def move(operands: list[Array], wave: float | None = WAVES[k]) -> list[Array]:
+                return self._rounded(operands, u, rng, wave)
 
             near = self.gradient_of(self.case, move=move, constants=constants)
             with np.errstate(all="ignore"):

@@ -98,11 +98,8 @@ NUMBERS: dict[str, Callable[[Rng, tuple[int, ...], str], Array]] = {
     for f in (moderate, probabilities, unit, normal, wide, constant, ties, saturated, subnormal, offset, not_a_number)
 }
 
-# What images and displacements are made of.
-IMAGES = {
-    f.__name__: f
-    for f in (moderate, probabilities, unit, normal, constant, sparse, offset, steps, subnormal, not_a_number)
-}
+# What images and displacements are made of; not of the smallest numbers, whose squares no type holds.
+IMAGES = {f.__name__: f for f in (moderate, probabilities, unit, normal, constant, sparse, offset, steps, not_a_number)}
 
 # Kinds that are probabilities as they are, or next to 0.
 WITHIN_UNIT = ("probabilities", "unit", "subnormal", "not_a_number")

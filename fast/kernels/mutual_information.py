@@ -246,7 +246,7 @@ def _compiled(sources):
                 by_z, value = spare[i], x[lo + i]
                 if windows[0] == GAUSSIAN:
                     # So that a value beyond the range has no slope, and NaN a slope that is NaN.
-                    out[lo + i] = 0.0 if (value < 0.0) | (value > 1.0) else by_z * (bins - 1)
+                    out[lo + i] = by_z * (0.0 if (value < 0.0) | (value > 1.0) else bins - 1.0)
                 else:
                     out[lo + i] = by_z
                     total += by_z
