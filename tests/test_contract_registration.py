@@ -1,0 +1,183 @@
+"""What the documentation of the registration losses promises of their names, arguments and errors."""
+
+import inspect
+from functools import partial
+
+import pytest
+import torch
+
+from twinloss import fast, reference
+from twinloss.fast import (
+    BendingEnergyLoss,
+    GlobalMutualInformationLoss,
+    LocalNormalizedCrossCorrelationLoss,
+    MultiScaleLoss,
+)
+
+REQUIRED = inspect.Parameter.empty
+DOCUMENTED = {
+    BendingEnergyLoss: {"reduction": "mean"},
+    LocalNormalizedCrossCorrelationLoss: {
+        "ndim": 3, "kernel_size": 3, "kernel_type": "rectangular", "reduction": "mean", "smooth_nr": 1e-5,
+        "smooth_dr": 1e-5,
+    },
+    GlobalMutualInformationLoss: {
+        "num_bins": 23, "sigma_ratio": 0.5, "reduction": "mean", "smooth_nr": 1e-7, "smooth_dr": 1e-7,
+    },
+    MultiScaleLoss: {"loss": REQUIRED, "scales": None, "kernel": "gaussian", "reduction": "mean"},
+}  # fmt: skip
+KEYWORD_ONLY = {
+    BendingEnergyLoss: {"stencil": "compact", "normalize": False, "spacing": None},
+    LocalNormalizedCrossCorrelationLoss: {"spatial_dims": None, "denominator": "product"},
+    GlobalMutualInformationLoss: {"kernel_type": "gaussian"},
+    MultiScaleLoss: {"normalize_kernel": False},
+}
+FORWARD = {
+    BendingEnergyLoss: ["pred"],
+    LocalNormalizedCrossCorrelationLoss: ["pred", "target"],
+    GlobalMutualInformationLoss: ["pred", "target"],
+    MultiScaleLoss: ["y_true", "y_pred"],
+}
+REFERENCE = {
+    BendingEnergyLoss: reference.bending_energy_loss,
+    LocalNormalizedCrossCorrelationLoss: reference.local_normalized_cross_correlation_loss,
+    GlobalMutualInformationLoss: reference.global_mutual_information_loss,
+    MultiScaleLoss: reference.multi_scale_loss,
+}
+MultiScale = partial(MultiScaleLoss, torch.nn.MSELoss())
+MAKE = {loss_class: loss_class for loss_class in DOCUMENTED} | {MultiScaleLoss: MultiScale}
+EVERY = pytest.mark.parametrize("loss_class", list(DOCUMENTED))
+
+
+def defaults(parameters, *kinds):
+    return {p.name: p.default for p in parameters if p.kind in kinds}
+
+
+def images(loss_class, *shape):
+    return [torch.rand(shape, generator=torch.Generator().manual_seed(k)) for k in range(len(FORWARD[loss_class]))]
+
+
+@EVERY
+def test_documented_arguments_have_their_order_and_defaults(loss_class):
+    found = defaults(inspect.signature(loss_class).parameters.values(), inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    assert list(found.items()) == list(DOCUMENTED[loss_class].items())
+
+
+@EVERY
+def test_options_beyond_the_documentation_are_keyword_only(loss_class):
+    parameters = inspect.signature(loss_class).parameters.values()
+    assert defaults(parameters, inspect.Parameter.KEYWORD_ONLY) == KEYWORD_ONLY[loss_class]
+    assert {p.kind for p in parameters} <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+
+
+@EVERY
+def test_reference_takes_the_same_options_with_the_same_defaults(loss_class):
+    found = defaults(inspect.signature(REFERENCE[loss_class]).parameters.values(), *inspect._ParameterKind)
+    for argument in FORWARD[loss_class]:
+        found.pop(argument)
+    expected = DOCUMENTED[loss_class] | KEYWORD_ONLY[loss_class]
+    expected.pop("spatial_dims", None)  # another name of ndim
+    assert found == expected
+
+
+@EVERY
+def test_forward_takes_the_documented_arguments(loss_class):
+    assert list(inspect.signature(loss_class.forward).parameters) == ["self", *FORWARD[loss_class]]
+
+
+@EVERY
+def test_class_is_exported_under_its_name(loss_class):
+    assert getattr(fast, loss_class.__name__) is loss_class
+    assert loss_class.__name__ in fast.__all__
+
+
+@EVERY
+def test_loss_is_a_torch_loss_module_without_state(loss_class):
+    loss = MAKE[loss_class]()
+    assert isinstance(loss, torch.nn.modules.loss._Loss)
+    assert loss.state_dict() == {}
+
+
+@EVERY
+@pytest.mark.parametrize("reduction", ["average", None, 3])
+def test_unknown_reduction_is_a_value_error_at_once_and_in_forward(loss_class, reduction, monkeypatch):
+    with pytest.raises(ValueError, match="reduction must be") as caught:
+        MAKE[loss_class](reduction=reduction)
+    assert repr(reduction) in str(caught.value)
+    loss = MAKE[loss_class]()
+    monkeypatch.setattr(loss, "reduction", reduction)
+    with pytest.raises(ValueError, match="reduction must be"):
+        loss(*images(loss_class, 1, 1, 5, 5, 5))
+
+
+@EVERY
+def test_reductions_are_those_of_the_unreduced_loss(loss_class):
+    arguments = images(loss_class, 2, 1, 6, 5, 7)
+    none, mean, total = (MAKE[loss_class](reduction=r)(*arguments) for r in ("none", "mean", "sum"))
+    torch.testing.assert_close(mean, none.mean())
+    torch.testing.assert_close(total, none.sum())
+
+
+@pytest.mark.parametrize("loss_class", [LocalNormalizedCrossCorrelationLoss, GlobalMutualInformationLoss])
+@pytest.mark.parametrize("error", [AssertionError, ValueError])
+def test_images_of_different_shapes_are_an_error_that_names_both(loss_class, error):
+    with pytest.raises(error, match=r"\(1, 1, 4, 4, 4\).*\(1, 1, 4, 4, 5\)"):
+        loss_class()(torch.rand(1, 1, 4, 4, 4), torch.rand(1, 1, 4, 4, 5))
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (1, 3, 2, 4, 4, 4)])
+def test_field_of_another_rank_is_a_value_error_that_names_its_shape(shape):
+    with pytest.raises(ValueError, match="1 to 3 spatial axes") as caught:
+        BendingEnergyLoss()(torch.rand(shape))
+    assert str(shape) in str(caught.value)
+
+
+@pytest.mark.parametrize(("stencil", "least"), [("compact", 3), ("wide", 5)])
+def test_field_with_too_few_voxels_is_a_value_error(stencil, least):
+    with pytest.raises(ValueError, match=f"at least {least} voxels"):
+        BendingEnergyLoss(stencil=stencil)(torch.rand(1, 3, least - 1, 8, 8))
+
+
+@pytest.mark.parametrize("kernel_size", [2, 0, -3, 4])
+def test_window_without_a_middle_is_a_value_error(kernel_size):
+    with pytest.raises(ValueError, match="odd"):
+        LocalNormalizedCrossCorrelationLoss(kernel_size=kernel_size)
+
+
+def test_images_of_another_rank_than_ndim_are_a_value_error():
+    with pytest.raises(ValueError, match="2 spatial axes"):
+        LocalNormalizedCrossCorrelationLoss(ndim=2)(torch.rand(1, 1, 4, 4, 4), torch.rand(1, 1, 4, 4, 4))
+
+
+@pytest.mark.parametrize("ndim", [0, 4])
+def test_ndim_is_1_2_or_3(ndim):
+    with pytest.raises(ValueError, match="must be 1, 2 or 3"):
+        LocalNormalizedCrossCorrelationLoss(ndim=ndim)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (partial(LocalNormalizedCrossCorrelationLoss, kernel_type="box"), "'box'"),
+        (partial(LocalNormalizedCrossCorrelationLoss, denominator="sum"), "'sum'"),
+        (partial(GlobalMutualInformationLoss, kernel_type="box"), "'box'"),
+        (partial(MultiScale, kernel="box"), "'box'"),
+        (partial(BendingEnergyLoss, stencil="narrow"), "'narrow'"),
+    ],
+)
+def test_unknown_kind_is_a_value_error_that_names_it(make, name):
+    with pytest.raises(ValueError, match="must be") as caught:
+        make()
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(("num_bins", "kernel_type"), [(1, "gaussian"), (0, "gaussian"), (4, "b-spline")])
+def test_too_few_bins_are_a_value_error(num_bins, kernel_type):
+    with pytest.raises(ValueError, match="num_bins"):
+        GlobalMutualInformationLoss(num_bins=num_bins, kernel_type=kernel_type)
+
+
+@pytest.mark.parametrize("scales", [[], [-1], [1, -0.5], [float("nan")], [float("inf")]])
+def test_scales_that_are_none_at_all_are_a_value_error(scales):
+    with pytest.raises(ValueError, match="scales"):
+        MultiScaleLoss(torch.nn.MSELoss(), scales=scales)
