@@ -13,7 +13,7 @@ from torch.nn.modules.loss import _Loss
 
 from twinloss.fast import backend
 from twinloss.fast.segmentation import checked_number, checked_reduction
-from twinloss.fast.threads import for_each_bundle, for_each_slab
+from twinloss.fast.threads import for_each_bundle, for_each_tile
 
 
 class MultiScaleLoss(_Loss):
@@ -41,7 +41,7 @@ class MultiScaleLoss(_Loss):
     Raises:
         TypeError: if the loss cannot be called, or ``scales`` is no list of numbers.
         ValueError: for an empty list, a negative or infinite scale, an unknown kernel or reduction, images of another
-            rank.
+            rank, or without a voxel.
 
     Example:
         >>> import torch
@@ -83,6 +83,8 @@ class MultiScaleLoss(_Loss):
                     "images must be (batch, channels, *spatial) with 1 to 3 spatial axes, got shape "
                     f"{tuple(image.shape)}"
                 )
+            if image.numel() == 0:
+                raise ValueError(f"images must have at least one voxel, got shape {tuple(image.shape)}")
         pred, true = y_pred.to(wide), y_true.to(wide)
         if self.scales is None:
             result = self.loss(pred, true)
@@ -100,16 +102,17 @@ def _number(scale: Any) -> Any:
 
 
 def _taps(sigma: float, kernel: str, normalize: bool) -> list[float]:
-    """The kernel along an axis, wherever it is not 0."""
+    """The kernel along an axis, wherever it is not 0; without NumPy, whose numbers torch.compile takes for tensors."""
     if sigma == 0:
         return [1.0]
+    reach = int(3 * sigma + 0.5) if kernel == "gaussian" else int(5 * sigma)
+    far = [j / sigma for j in range(-reach, reach + 1)]
     if kernel == "gaussian":
-        j = np.arange(-int(3 * sigma + 0.5), int(3 * sigma + 0.5) + 1)
-        taps = np.exp(-((j / sigma) ** 2) / 2) / (sigma * math.sqrt(2 * math.pi))
+        taps = [math.exp(-(x**2) / 2) / (sigma * math.sqrt(2 * math.pi)) for x in far]
     else:
-        j = np.arange(-int(5 * sigma), int(5 * sigma) + 1)
-        taps = 1 / ((j / sigma) ** 2 + 1)
-    return (taps / taps.sum() if normalize or kernel == "cauchy" else taps).tolist()
+        taps = [1 / (x**2 + 1) for x in far]
+    total = math.fsum(taps) if normalize or kernel == "cauchy" else 1.0
+    return [tap / total for tap in taps]
 
 
 def _smoothed(image: Tensor, taps: list[float]) -> Tensor:
@@ -136,23 +139,25 @@ def _plain(images: Tensor, taps: list[float], rank: int) -> Tensor:
 def _smooth(images: Tensor, taps: Sequence[float], rank: int) -> Tensor:
     """Images (N, D, H, W) smoothed along their last `rank` axes."""
     from twinloss.fast.kernels import smoothing
+    from twinloss.fast.kernels.window import tile_of_plane
 
     window, none = np.array(taps), np.ones(1)
     window_z, window_y, window_x = [none] * (3 - rank) + [window] * rank
     made = torch.empty(images.shape, dtype=images.dtype)
     source, out = images.contiguous().numpy(), made.numpy()
     between = out if rank < 3 else torch.empty(images.shape, dtype=images.dtype).numpy()
+    tile = tile_of_plane(*images.shape[2:], window_x.size // 2)
 
-    def slab(k: int, start: int, stop: int) -> None:
-        smoothing.planes(source[k], start, stop, window_y, window_x, between[k])
+    def within_planes(k: int, start: int, stop: int) -> None:
+        smoothing.planes(source[k], start, stop, *tile, window_y, window_x, between[k])
 
-    def bundle(k: int, start: int, stop: int) -> None:
+    def across_planes(k: int, start: int, stop: int) -> None:
         across, made_of_it = (array[k].reshape(images.shape[1], -1) for array in (between, out))
         smoothing.depth(across, start, stop, window_z, made_of_it)
 
-    for_each_slab(slab, images.shape)
+    for_each_tile(within_planes, images.shape, *tile)
     if rank == 3:
-        for_each_bundle(bundle, images.shape)
+        for_each_bundle(across_planes, images.shape)
     return made
 
 

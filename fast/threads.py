@@ -58,14 +58,15 @@ def for_each_chunk(work: Callable[[int], None], chunks: int) -> None:
             future.result()
 
 
-# Voxels that are done at a time of an image whose planes, or columns across the planes, are shared out.
+# Voxels that are done at a time of an image whose tiles, or columns across the planes, are shared out.
 _VOXELS = 2**15
 
 
-def for_each_slab(work: Callable[[int, int, int], None], shape: Sequence[int]) -> None:
-    """Call work(image, first plane, end) for some planes at a time of images (N, D, H, W)."""
+def for_each_tile(work: Callable[[int, int, int], None], shape: Sequence[int], rows: int, columns: int) -> None:
+    """Call work(image, first tile, end) for some tiles at a time of the planes of images (N, D, H, W)."""
     images, depth, height, width = shape
-    _for_each_part(work, images, depth, max(_VOXELS // (height * width), 1))
+    tiles = depth * -(-height // rows) * -(-width // columns)
+    _for_each_part(work, images, tiles, max(_VOXELS // (rows * columns), 1))
 
 
 def for_each_bundle(work: Callable[[int, int, int], None], shape: Sequence[int]) -> None:

@@ -17,9 +17,10 @@ from twinloss.fast.kernels.window import (
     clear,
     columns_at_once,
     keep,
-    load_rows,
+    load_tile,
     moments_along,
-    rows_at_once,
+    place_of_tile,
+    reach,
     sums_along,
     total_weight,
 )
@@ -111,24 +112,25 @@ def _slope(a, b, of, t, p, out):
 
 
 @stage
-def _moments_in_plane(p, t, z, y_start, rows, window_y, window_x, ones, rooms, fields, more):
-    width, radius_y, radius_x = p.shape[2], window_y.size // 2, window_x.size // 2
-    pitch = width + 2 * radius_x
+def _moments_in_tile(p, t, z, y, x, rows, columns, window_y, window_x, ones, rooms, fields, more):
+    radius_y, radius_x = window_y.size // 2, window_x.size // 2
+    pitch = columns + 2 * radius_x
     size = (rows + 2 * radius_y) * pitch
     clear(rooms[0], size)
-    load_rows(t[z], y_start, width, radius_x, radius_y, rooms[0, 0, :size])
-    load_rows(p[z], y_start, width, radius_x, radius_y, rooms[0, 1, :size])
+    load_tile(t[z], y, x, rows, columns, radius_y, radius_x, rooms[0, 0])
+    load_tile(p[z], y, x, rows, columns, radius_y, radius_x, rooms[0, 1])
     at = moments_along(rooms, 0, size, 1, window_x, ones, 1.0)
     # The last numbers of the last row begin no window that fits.
     size -= window_x.size - 1
     at = moments_along(rooms, at, size, pitch, window_y, ones, total_weight(window_x))
+    there = slice(x, x + columns)
     for k in range(rows):
-        y, here = y_start + k, slice(k * pitch, k * pitch + width)
-        _keep_relative(rooms[at, 0, here], t[z, y], fields[0, z, y])
-        _keep_relative(rooms[at, 1, here], p[z, y], fields[1, z, y])
-        keep(rooms[at, 2, here], fields[2, z, y])
-        keep(rooms[at, 3, here], more[0, z, y])
-        keep(rooms[at, 4, here], more[1, z, y])
+        here, row = slice(k * pitch, k * pitch + columns), y + k
+        _keep_relative(rooms[at, 0, here], t[z, row, there], fields[0, z, row, there])
+        _keep_relative(rooms[at, 1, here], p[z, row, there], fields[1, z, row, there])
+        keep(rooms[at, 2, here], fields[2, z, row, there])
+        keep(rooms[at, 3, here], more[0, z, row, there])
+        keep(rooms[at, 4, here], more[1, z, row, there])
 
 
 @stage
@@ -171,28 +173,38 @@ def _score_columns(p, t, start, n, window_z, ones, count, nu, delta, clamped, ro
 
 
 @stage
-def _sums_in_plane(p, t, a, b, of, upstream, z, y_start, rows, window_y, window_x, ones, rooms, fields):
-    width, radius_y, radius_x = p.shape[2], window_y.size // 2, window_x.size // 2
-    pitch = width + 2 * radius_x
+def _load_slopes(p, t, a, b, of, upstream, z, y, x, rows, columns, radius_y, radius_x, room):
+    """A, B and A t + 2 B p + … of the windows in reach, times `upstream`."""
+    pitch = columns + 2 * radius_x
+    clear(room, (rows + 2 * radius_y) * pitch)
+    top, bottom = reach(y, rows, radius_y, p.shape[1])
+    left, right = reach(x, columns, radius_x, p.shape[2])
+    there = slice(left, right)
+    for row in range(top, bottom):
+        up = upstream[0, 0, 0:1] if upstream.size == 1 else upstream[z, row, there]
+        begin = (row - y + radius_y) * pitch + left - x + radius_x
+        line = slice(begin, begin + right - left)
+        _weigh(a[z, row, there], up, room[0, line])
+        _weigh(b[z, row, there], up, room[1, line])
+        _weigh(of[z, row, there], up, room[2, line])
+        _moment(room[0, line], room[1, line], t[z, row, there], p[z, row, there], room[2, line])
+
+
+@stage
+def _sums_in_tile(p, t, a, b, of, upstream, z, y, x, rows, columns, window_y, window_x, ones, rooms, fields):
+    radius_y, radius_x = window_y.size // 2, window_x.size // 2
+    pitch = columns + 2 * radius_x
     size = (rows + 2 * radius_y) * pitch
-    clear(rooms[0], size)
-    for k in range(rows + 2 * radius_y):
-        y = y_start - radius_y + k
-        if 0 <= y < p.shape[1]:
-            up = upstream[0, 0] if upstream.size == 1 else upstream[z, y]
-            line = slice(k * pitch + radius_x, k * pitch + radius_x + width)
-            _weigh(a[z, y], up, rooms[0, 0, line])
-            _weigh(b[z, y], up, rooms[0, 1, line])
-            _weigh(of[z, y], up, rooms[0, 2, line])
-            _moment(rooms[0, 0, line], rooms[0, 1, line], t[z, y], p[z, y], rooms[0, 2, line])
+    _load_slopes(p, t, a, b, of, upstream, z, y, x, rows, columns, radius_y, radius_x, rooms[0])
     at = sums_along(rooms, 0, size, 1, window_x, ones)
     size -= window_x.size - 1
     at = sums_along(rooms, at, size, pitch, window_y, ones)
+    there = slice(x, x + columns)
     for k in range(rows):
-        y, here = y_start + k, slice(k * pitch, k * pitch + width)
+        here, row = slice(k * pitch, k * pitch + columns), y + k
         _keep_moment(
-            rooms[at, 0, here], rooms[at, 1, here], rooms[at, 2, here], t[z, y], p[z, y],
-            fields[0, z, y], fields[1, z, y], fields[2, z, y],
+            rooms[at, 0, here], rooms[at, 1, here], rooms[at, 2, here], t[z, row, there], p[z, row, there],
+            fields[0, z, row, there], fields[1, z, row, there], fields[2, z, row, there],
         )  # fmt: skip
 
 
@@ -217,15 +229,18 @@ def _compiled(sources):
     """The four kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
 
     @njit(cache=True, nogil=True)
-    def planes(p, t, z_start, z_stop, window_y, window_x, ones, fields, more):
-        """Moments within their plane of the windows around the voxels of some planes, into both lots."""
+    def planes(p, t, start, stop, rows, columns, window_y, window_x, ones, fields, more):
+        """Moments within their plane of the windows around the voxels of tiles start:stop, into both lots.
+
+        Tiles are of rows by columns voxels, those of a plane after those of the one before.
+        """
         sources  # noqa: B018
-        height, width, radius_x = p.shape[1], p.shape[2], window_x.size // 2
-        step = rows_at_once(height, width, radius_x)
-        rooms = np.empty((3, MOMENTS, (step + 2 * (window_y.size // 2)) * (width + 2 * radius_x)))
-        for z in range(z_start, z_stop):
-            for y in range(0, height, step):
-                _moments_in_plane(p, t, z, y, min(step, height - y), window_y, window_x, ones, rooms, fields, more)
+        _, height, width = p.shape
+        room = (rows + 2 * (window_y.size // 2)) * (columns + 2 * (window_x.size // 2))
+        rooms = np.empty((3, MOMENTS, room))
+        for tile in range(start, stop):
+            z, y, x, n, m = place_of_tile(tile, height, width, rows, columns)
+            _moments_in_tile(p, t, z, y, x, n, m, window_y, window_x, ones, rooms, fields, more)
 
     @njit(cache=True, nogil=True)
     def depth(p, t, start, stop, window_z, ones, count, nu, delta, clamped, score, fields, more):
@@ -235,9 +250,9 @@ def _compiled(sources):
         a window within a plane.
         """
         sources  # noqa: B018
-        reach = p.shape[0] + 2 * (window_z.size // 2)
+        planes = p.shape[0] + 2 * (window_z.size // 2)
         step = columns_at_once(stop - start, p.shape[0], window_z.size // 2)
-        rooms, row = np.empty((3, MOMENTS, reach * step)), np.empty(step)
+        rooms, row = np.empty((3, MOMENTS, planes * step)), np.empty(step)
         total = 0.0
         for k in range(start, stop, step):
             n = min(step, stop - k)
@@ -247,27 +262,26 @@ def _compiled(sources):
         return total
 
     @njit(cache=True, nogil=True)
-    def planes_backward(p, t, a, b, of, upstream, z_start, z_stop, window_y, window_x, ones, fields):
+    def planes_backward(p, t, a, b, of, upstream, start, stop, rows, columns, window_y, window_x, ones, fields):
         """Sums within their plane of A, B and the rest that `depth` kept for p, times `upstream`, into three fields.
 
-        `upstream` is (D, H, W) or (1, 1, 1).
+        `upstream` is (D, H, W) or (1, 1, 1); tiles are those of `planes`.
         """
         sources  # noqa: B018
-        height, width, radius_x = p.shape[1], p.shape[2], window_x.size // 2
-        step = rows_at_once(height, width, radius_x)
-        rooms = np.empty((3, 3, (step + 2 * (window_y.size // 2)) * (width + 2 * radius_x)))
-        for z in range(z_start, z_stop):
-            for y in range(0, height, step):
-                rows = min(step, height - y)
-                _sums_in_plane(p, t, a, b, of, upstream, z, y, rows, window_y, window_x, ones, rooms, fields)
+        _, height, width = p.shape
+        room = (rows + 2 * (window_y.size // 2)) * (columns + 2 * (window_x.size // 2))
+        rooms = np.empty((3, 3, room))
+        for tile in range(start, stop):
+            z, y, x, n, m = place_of_tile(tile, height, width, rows, columns)
+            _sums_in_tile(p, t, a, b, of, upstream, z, y, x, n, m, window_y, window_x, ones, rooms, fields)
 
     @njit(cache=True, nogil=True)
     def depth_backward(p, t, start, stop, window_z, ones, fields, out):
         """Write the gradient in p of the columns of voxels start:stop of the planes, all (D, H * W)."""
         sources  # noqa: B018
-        reach = p.shape[0] + 2 * (window_z.size // 2)
+        planes = p.shape[0] + 2 * (window_z.size // 2)
         step = columns_at_once(stop - start, p.shape[0], window_z.size // 2)
-        rooms = np.empty((3, 3, reach * step))
+        rooms = np.empty((3, 3, planes * step))
         for k in range(start, stop, step):
             _slope_of_columns(p, t, k, min(step, stop - k), window_z, ones, rooms, fields, out)
 

@@ -7,20 +7,20 @@ from numba import njit
 
 from twinloss.fast.kernels import SOURCES
 from twinloss.fast.kernels.tile import stage
-from twinloss.fast.kernels.window import clear, columns_at_once, keep, load_rows, rows_at_once, sums_along
+from twinloss.fast.kernels.window import clear, columns_at_once, keep, load_tile, place_of_tile, sums_along
 
 
 @stage
-def _smooth_rows(plane, y_start, rows, window_y, window_x, rooms, out):
-    width, radius_y, radius_x = plane.shape[1], window_y.size // 2, window_x.size // 2
-    pitch = width + 2 * radius_x
+def _smooth_tile(plane, y, x, rows, columns, window_y, window_x, rooms, out):
+    radius_y, radius_x = window_y.size // 2, window_x.size // 2
+    pitch = columns + 2 * radius_x
     size = (rows + 2 * radius_y) * pitch
-    load_rows(plane, y_start, width, radius_x, radius_y, rooms[0, 0, :size])
+    load_tile(plane, y, x, rows, columns, radius_y, radius_x, rooms[0, 0])
     at = sums_along(rooms, 0, size, 1, window_x, False)
     # The last numbers of the last row begin no window that fits.
     at = sums_along(rooms, at, size - (window_x.size - 1), pitch, window_y, False)
     for k in range(rows):
-        keep(rooms[at, 0, k * pitch : k * pitch + width], out[y_start + k])
+        keep(rooms[at, 0, k * pitch : k * pitch + columns], out[y + k, x : x + columns])
 
 
 @stage
@@ -39,23 +39,23 @@ def _compiled(sources):
     """The two kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
 
     @njit(cache=True, nogil=True)
-    def planes(image, z_start, z_stop, window_y, window_x, out):
-        """Smooth some planes of an image (D, H, W) within themselves."""
+    def planes(image, start, stop, rows, columns, window_y, window_x, out):
+        """Smooth an image (D, H, W) within its planes, tiles start:stop of rows by columns voxels."""
         sources  # noqa: B018
-        height, width, radius_x = image.shape[1], image.shape[2], window_x.size // 2
-        step = rows_at_once(height, width, radius_x)
-        rooms = np.empty((3, 1, (step + 2 * (window_y.size // 2)) * (width + 2 * radius_x)))
-        for z in range(z_start, z_stop):
-            for y in range(0, height, step):
-                _smooth_rows(image[z], y, min(step, height - y), window_y, window_x, rooms, out[z])
+        _, height, width = image.shape
+        room = (rows + 2 * (window_y.size // 2)) * (columns + 2 * (window_x.size // 2))
+        rooms = np.empty((3, 1, room))
+        for tile in range(start, stop):
+            z, y, x, n, m = place_of_tile(tile, height, width, rows, columns)
+            _smooth_tile(image[z], y, x, n, m, window_y, window_x, rooms, out[z])
 
     @njit(cache=True, nogil=True)
     def depth(image, start, stop, window_z, out):
         """Smooth an image (D, H * W) across its planes, the columns of voxels start:stop."""
         sources  # noqa: B018
-        reach = image.shape[0] + 2 * (window_z.size // 2)
+        planes = image.shape[0] + 2 * (window_z.size // 2)
         step = columns_at_once(stop - start, image.shape[0], window_z.size // 2)
-        rooms = np.empty((3, 1, reach * step))
+        rooms = np.empty((3, 1, planes * step))
         for k in range(start, stop, step):
             _smooth_columns(image, k, min(step, stop - k), window_z, rooms, out)
 

@@ -20,8 +20,9 @@ from twinloss.fast.kernels.tile import stage
 
 MOMENTS = 5
 
-# Numbers of a field that are looked at in one go, so that all rooms of all fields stay in the second cache.
-ROOM = 6144
+# Numbers of a field that are looked at in one go, so that all rooms of all fields stay in the second cache; and how
+# many of a row at least, if it is as long.
+ROOM, SIDE = 6144, 128
 
 
 @stage
@@ -98,7 +99,7 @@ def sums_along(rooms, at, size, stride, window, ones):
     """
     length = window.size
     result, spare = (at + 1) % 3, (at + 2) % 3
-    if length == 1:
+    if length == 1 and window[0] == 1:
         return at
     if not ones:
         n = size - (length - 1) * stride
@@ -201,10 +202,20 @@ def total_weight(window):
     return total
 
 
+def tile_of_plane(height, width, radius_x):
+    """Rows and columns of a plane that are done in one go; near a square, as each takes the margins of its windows."""
+    columns = min(max(ROOM // height, SIDE), width)
+    columns = -(-width // -(-width // columns))
+    return min(max(ROOM // (columns + 2 * radius_x), 1), height), columns
+
+
 @stage
-def rows_at_once(height, width, radius_x):
-    """How many rows of a plane are done in one go."""
-    return min(max(ROOM // (width + 2 * radius_x), 1), height)
+def place_of_tile(tile, height, width, rows, columns):
+    """Plane, first row and first column of a tile, and its rows and columns."""
+    across = -(-width // columns)
+    down = -(-height // rows)
+    y, x = (tile // across) % down * rows, tile % across * columns
+    return tile // (across * down), y, x, min(rows, height - y), min(columns, width - x)
 
 
 @stage
@@ -214,20 +225,22 @@ def columns_at_once(columns, depth, radius_z):
 
 
 @stage
-def load_rows(plane, y_start, width, radius_x, radius_y, out):
-    """Rows of an image with the margins that windows reach, 0 where there is nothing."""
-    pitch = width + 2 * radius_x
-    rows = out.size // pitch
-    height = plane.shape[0]
-    for k in range(rows):
-        y = y_start - radius_y + k
-        line = out[k * pitch : (k + 1) * pitch]
-        for i in range(pitch):
-            line[i] = 0.0
-        if 0 <= y < height:
-            row, inside = plane[y], line[radius_x : radius_x + width]
-            for i in range(width):
-                inside[i] = row[i]
+def reach(start, count, radius, size):
+    """From where to where, of `size`, windows around `count` places from `start` on reach."""
+    return max(start - radius, 0), min(start + count + radius, size)
+
+
+@stage
+def load_tile(plane, y_start, x_start, rows, columns, radius_y, radius_x, out):
+    """Voxels of an image with the margins that windows reach, 0 where there is nothing."""
+    pitch = columns + 2 * radius_x
+    for i in range((rows + 2 * radius_y) * pitch):
+        out[i] = 0.0
+    top, bottom = reach(y_start, rows, radius_y, plane.shape[0])
+    left, right = reach(x_start, columns, radius_x, plane.shape[1])
+    for y in range(top, bottom):
+        begin = (y - y_start + radius_y) * pitch + left - x_start + radius_x
+        keep(plane[y, left:right], out[begin : begin + right - left])
 
 
 @stage
