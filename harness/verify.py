@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
 
 from twinloss.harness import real
+from twinloss.harness.catalogue import catalogue
 from twinloss.harness.hunt import Counterexample, Hunt, hunt
 from twinloss.harness.twin import Twin
 
@@ -47,16 +54,55 @@ def verify(
     if with_real:
         real.keep_memory()
     try:
-        for twin in twins:
-            for dtype in dtypes:
-                _generated(seen, twin, dtype, examples, tick)
-                if seen.interrupted:
-                    return seen
-            if with_real and twin.real:
-                _real(seen, twin, dtypes, tick)
+        with _hunts_ahead(twins, dtypes, examples, seed, with_real) as hunts:
+            for twin in twins:
+                for dtype in dtypes:
+                    _generated(seen, twin, dtype, examples, tick, hunts.get((twin.name, dtype)))
+                    if seen.interrupted:
+                        return seen
+                if with_real and twin.real:
+                    _real(seen, twin, dtypes, tick)
     except KeyboardInterrupt:
         seen.interrupted = True
     return seen
+
+
+Hunted = Future[dict[str, Any]]
+
+
+@contextmanager
+def _hunts_ahead(
+    twins: Sequence[Twin], dtypes: Sequence[str], examples: int, seed: int, with_real: bool
+) -> Iterator[dict[tuple[str, str], Hunted]]:
+    """Hunts in a process beside this one, which has real images to look at; none if there is little to do."""
+    known = catalogue()
+    if not with_real or len(twins) < 2 or any(known.get(twin.name) is not twin for twin in twins):
+        yield {}
+        return
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_leave_interrupts_to_the_parent)
+    try:
+        yield {
+            (twin.name, dtype): pool.submit(_hunted, twin.name, dtype, examples, seed)
+            for twin in twins
+            for dtype in dtypes
+        }
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)  # the parent has the others; results are the same for any number
+
+
+def _hunted(name: str, dtype: str, examples: int, seed: int) -> dict[str, Any]:
+    """What a hunt saw, but for what no other process can take over."""
+    row = Hunt(catalogue()[name], dtype)
+    with _timed(row):
+        hunt(row.twin, dtype, examples, seed, into=row)
+    return {each.name: getattr(row, each.name) for each in fields(row) if each.name not in ("twin", "kept")}
 
 
 @contextmanager
@@ -68,7 +114,13 @@ def _timed(row: Hunt) -> Iterator[None]:
         row.seconds += time.perf_counter() - start
 
 
-def _generated(seen: Verification, twin: Twin, dtype: str, examples: int, tick: Callable[[str], None]) -> None:
+def _generated(
+    seen: Verification, twin: Twin, dtype: str, examples: int, tick: Callable[[str], None], ahead: Hunted | None
+) -> None:
+    if ahead is not None:
+        tick(f"{twin.name} {dtype}")
+        seen.rows.append(Hunt(twin, **ahead.result()))
+        return
     row = Hunt(twin, dtype)
     seen.rows.append(row)
     with _timed(row):
