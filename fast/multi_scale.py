@@ -47,7 +47,7 @@ class MultiScaleLoss(_Loss):
         >>> import torch
         >>> loss = MultiScaleLoss(torch.nn.MSELoss(), scales=[0, 1])
         >>> loss(torch.zeros(1, 1, 5), torch.tensor([[[0.0, 0.0, 1.0, 0.0, 0.0]]]))
-        tensor(0.1281)
+        tensor(0.1282)
     """
 
     def __init__(
