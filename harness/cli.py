@@ -121,7 +121,11 @@ def verify(
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed} cases"))
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
         task = progress.add_task("starting", total=None)
-        seen = run(twins, dtypes, start, count, real, lambda what: progress.update(task, description=what, advance=1))
+
+        def tick(what: str, cases: int) -> None:
+            progress.update(task, description=what, advance=cases)
+
+        seen = run(twins, dtypes, start, count, real, tick)
     _tell(seen, folder)
     raise typer.Exit(seen.exit_code)
 

@@ -19,6 +19,9 @@ from twinloss.harness.twin import Array
 # Beyond this many numbers a random direction says little about any one of them.
 LARGEST = 64
 
+# The first and longest step.
+STEP = 0.125
+
 # Where the estimate of the error is a larger share of the slope, the step was too long for the loss.
 UNDECIDED = 1e-3
 
@@ -71,7 +74,9 @@ def slopes(truth: Truth, direction: Array) -> tuple[float, float, float]:
 
     sides = (-1, 1) if truth.twin.kinks(truth.case.options) else (0,)
     with np.errstate(all="ignore"):  # a step may lead to where the loss is not finite
-        found = [derivative(along, 0.0, initial_step=0.125, step_direction=side) for side in sides]
+        found = [derivative(along, 0.0, initial_step=STEP, step_direction=side) for side in sides]
     estimates = [float(each.df) for each in found]
     roundoff = 1e-8 * (float(np.sum(np.abs(direction * truth.gradient))) + abs(float(along(np.zeros(1))[0])))
+    # At a minimum that is 0 only the values a step away are rounded.
+    roundoff += 1e-12 * float(np.abs(along(np.array([-STEP, STEP]))).max())
     return min(estimates), max(estimates), 10 * max(float(each.error) for each in found) + roundoff

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -97,31 +96,17 @@ def keep_memory() -> None:
             mallopt(parameter, value)
 
 
-def _work_out(truth: Truth) -> None:
-    truth.gradient  # noqa: B018 - and with it the value
-
-
 def trials(twin: Twin, dtypes: Iterable[str]) -> Iterator[Trial]:
-    """A trial of each real case in each type; the reference works ahead in a thread of its own."""
+    """A trial of each real case in each type; types that hold the same numbers share what the reference says."""
     ordered = sorted(dtypes, key=lambda dtype: dtype not in EXACT)
-    questions: list[tuple[Case, Truth]] = []
     for found in twin.real:
         exact: Truth | None = None
         for dtype in ordered:
             case = make_case(found, dtype)
-            truth = exact if exact and dtype in EXACT else Truth(twin, case, np.float64)
+            truth = exact.known_for(case) if exact and dtype in EXACT else Truth(twin, case, np.float64)
+            yield examine(twin, case, truth)
             if dtype in EXACT:
                 exact = truth
-            questions.append((case, truth))
-    pool = ThreadPoolExecutor(1)
-    try:
-        known = {id(truth): pool.submit(_work_out, truth) for _, truth in questions}
-        while questions:
-            case, truth = questions.pop(0)
-            known[id(truth)].result()
-            yield examine(twin, case, truth if truth.case is case else truth.known_for(case))
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def script(twin: Twin, trial: Trial) -> str:

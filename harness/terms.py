@@ -66,13 +66,18 @@ def _of_item(p: Array, t: Array, u: Array, o: Any) -> Array:
     return np.asarray(by_x if o.kernel_type == "gaussian" else by_x + by_x.sum()).reshape(p.shape)
 
 
-def multi_scale_lncc(truth: Truth, wrapped: Callable[..., Array]) -> Array:
-    """Those of the smoothed images, smoothed likewise."""
+def multi_scale_lncc(truth: Truth, wrapped: Callable[..., Array], wrapped_gradient: Callable[..., Array]) -> Array:
+    """Those of the smoothed images, smoothed likewise; and what it makes of their gradient that they are rounded."""
     (pred, target), cotangent, options = _arguments(truth)
     ours = {name: value for name, value in options.items() if name not in ("ndim", "loss")}
+    rng, u = np.random.default_rng(0), truth.real(truth.precision.u)
+
+    def rounded(image: Array) -> Array:
+        return np.asarray(image * (1 + u * rng.uniform(-1, 1, image.shape).astype(image.dtype)))
 
     def terms(p: Array, t: Array, cotangent: Array) -> Array:
-        return _lncc(p, t, cotangent, ndim=options["ndim"])
+        moved = wrapped_gradient(rounded(p), rounded(t), cotangent) - wrapped_gradient(p, t, cotangent)
+        return np.asarray(_lncc(p, t, cotangent, ndim=options["ndim"]) + np.abs(moved) / u)
 
     if options.get("loss", "lncc") != "lncc":
         return truth.gradient

@@ -24,7 +24,7 @@ MANY = 5000
 
 # How the numbers of the input are moved, by cosines of so many radians a number, or at random: 0 moves all alike, as
 # equal numbers are rounded alike, and others so slowly that a sum of neighbours moves, too, as it is rounded itself.
-WAVES = (0.0, 0.5, None, None)
+WAVES = (0.5, 0.0, None, None)
 
 # A gradient that moves by this share of the largest in its block, for a roundoff of the input, has jumped.
 JUMP = 2.0**-10
@@ -178,8 +178,8 @@ class Truth:
         given = self.twin.defaults() | dict(self.case.options)
         return {name: given[name] for name in self.twin.constants if isinstance(given[name], float)}
 
-    def spread(self) -> Array:
-        """Per block, how far the gradient moves when all real inputs move by up to one roundoff."""
+    def spreads(self) -> Iterator[Array]:
+        """Per block, how far the gradient moves when all real inputs move by up to one roundoff: after each move."""
         rng = np.random.default_rng(0)
         u = self.precision.u
         worst = np.zeros(self.gradient.shape[:2], self.real)
@@ -196,7 +196,7 @@ class Truth:
             if self.twin.kinks(self.case.options):
                 _drop_jumps(near, self.gradient, MOVED * u * self.twin.unit)
             worst = np.maximum(worst, blocks(near))
-        return worst
+            yield worst
 
     def sizes(self) -> Array:
         """Per block, the size of the terms whose difference the gradient may be: the largest gradient, or those below.

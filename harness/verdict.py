@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from twinloss.harness.answers import Answer
@@ -51,12 +53,24 @@ def value_bounds(truth: Truth, errors: Array) -> Array:
 
 
 def gradient_bounds(truth: Truth, errors: Array) -> Array:
-    """The bound of each block; with the spread of the reference nearby where an error needs it."""
+    """The bound of each block; it allows for as much as the errors need, and the costly is worked out last."""
     norms = blocks(truth.gradient)
-    bounds = bound(norms, norms, truth.precision)
-    if (errors > bounds).any():
-        bounds = bound(truth.sizes(), norms, truth.precision, truth.spread(), truth.own_gradient())
+    for scale, spread, own in _allowances(truth, norms):
+        bounds = bound(scale, norms, truth.precision, spread, own)
+        if (errors <= bounds).all():
+            break
     return bounds
+
+
+def _allowances(truth: Truth, norms: Array) -> Iterator[tuple[Array, Array | float, Array | float]]:
+    """What `bound` is made of, ever more of it: the size of the terms, the spread nearby, the reference's own error."""
+    yield norms, 0.0, 0.0
+    sizes = truth.sizes()
+    yield sizes, 0.0, 0.0
+    spread: Array | float = 0.0
+    for spread in truth.spreads():
+        yield sizes, spread, 0.0
+    yield sizes, spread, truth.own_gradient()
 
 
 def _blocks(values: Array) -> list[tuple[int, ...]]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from twinloss.harness import real
 from twinloss.harness.catalogue import catalogue
@@ -19,6 +22,11 @@ from twinloss.harness.hunt import Counterexample, Hunt, hunt
 from twinloss.harness.twin import Twin
 
 EXAMPLES = 150
+
+# The reference computes on one core; real images of full size take up to 6 GB in each process.
+PROCESSES = min(2, os.cpu_count() or 1)
+
+Tick = Callable[[str, int], None]
 
 
 @dataclass
@@ -41,68 +49,110 @@ class Verification:
         return 130 if self.interrupted else int(self.failed)
 
 
+@dataclass(frozen=True)
+class Job:
+    """A part of the work that can be done by itself: a hunt, or the trials on real images in all types."""
+
+    twin: Twin
+    dtypes: tuple[str, ...]
+    data: str
+
+    def __str__(self) -> str:
+        return f"{self.twin.name} {self.dtypes[0] if self.data == 'generated' else self.data}"
+
+
 def verify(
     twins: Sequence[Twin],
     dtypes: Sequence[str],
     seed: int,
     examples: int = EXAMPLES,
     with_real: bool = True,
-    tick: Callable[[str], None] = lambda what: None,
+    tick: Tick = lambda what, cases: None,
 ) -> Verification:
-    """Hunt each twin in each type; `tick` is told what is being looked at, case by case."""
+    """Hunt each twin in each type; `tick` is told what has been looked at, and how many cases more."""
     seen = Verification(seed)
-    if with_real:
-        real.keep_memory()
+    jobs = []
+    for twin in twins:
+        jobs += [Job(twin, (dtype,), "generated") for dtype in dtypes]
+        jobs += [Job(twin, tuple(dtypes), "real")] if with_real and twin.real else []
+    known = catalogue()
+    several = len(twins) > 1 and with_real and all(known.get(twin.name) is twin for twin in twins)
     try:
-        with _hunts_ahead(twins, dtypes, examples, seed, with_real) as hunts:
-            for twin in twins:
-                for dtype in dtypes:
-                    _generated(seen, twin, dtype, examples, tick, hunts.get((twin.name, dtype)))
-                    if seen.interrupted:
-                        return seen
-                if with_real and twin.real:
-                    _real(seen, twin, dtypes, tick)
+        if several:
+            _in_processes(seen, jobs, examples, tick)
+        else:
+            _one_by_one(seen, jobs, examples, tick)
     except KeyboardInterrupt:
         seen.interrupted = True
     return seen
 
 
-Hunted = Future[dict[str, Any]]
+def _one_by_one(seen: Verification, jobs: Sequence[Job], examples: int, tick: Tick) -> None:
+    if any(job.data == "real" for job in jobs):
+        real.keep_memory()
+    for job in jobs:
+        _do(seen, job, examples, tick)
+        if seen.rows[-1].interrupted:
+            raise KeyboardInterrupt
 
 
-@contextmanager
-def _hunts_ahead(
-    twins: Sequence[Twin], dtypes: Sequence[str], examples: int, seed: int, with_real: bool
-) -> Iterator[dict[tuple[str, str], Hunted]]:
-    """Hunts in a process beside this one, which has real images to look at; none if there is little to do."""
-    known = catalogue()
-    if not with_real or len(twins) < 2 or any(known.get(twin.name) is not twin for twin in twins):
-        yield {}
-        return
-    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_leave_interrupts_to_the_parent)
+def _in_processes(seen: Verification, jobs: Sequence[Job], examples: int, tick: Tick) -> None:
+    """Several jobs at a time, each in a process that imports the twins by name."""
+    pool = ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn"), initializer=_prepare)
+    parts: dict[Part, Job] = {}
+    for job in reversed(jobs):  # the last take longest
+        parts[pool.submit(_part, job.twin.name, job.dtypes, job.data, examples, seen.seed)] = job
     try:
-        yield {
-            (twin.name, dtype): pool.submit(_hunted, twin.name, dtype, examples, seed)
-            for twin in twins
-            for dtype in dtypes
-        }
+        for n, part in enumerate(as_completed(parts), 1):
+            rows = _rows(part, parts[part])[0]
+            tick(f"{parts[part]}: {n} of {len(parts)} parts", sum(row.cases for row in rows))
     finally:
+        for part in reversed(parts):
+            if part.done():
+                rows, notes = _rows(part, parts[part])
+                seen.rows += rows
+                seen.notes += [note for note in notes if note not in seen.notes]
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)  # the parent has the others; results are the same for any number
+def _prepare() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted
+    # Results are the same for any number of threads; those of several processes would wait for each other.
+    threads = max(1, (os.cpu_count() or 1) // PROCESSES)
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)
+    real.keep_memory()
 
 
-def _hunted(name: str, dtype: str, examples: int, seed: int) -> dict[str, Any]:
-    """What a hunt saw, but for what no other process can take over."""
-    row = Hunt(catalogue()[name], dtype)
+Part = Future[tuple[list[dict[str, Any]], list[str]]]
+
+
+def _part(name: str, dtypes: tuple[str, ...], data: str, examples: int, seed: int) -> tuple[list[Any], list[str]]:
+    """What came of a job, but for what no other process can take over."""
+    seen = Verification(seed)
+    _do(seen, Job(catalogue()[name], dtypes, data), examples, lambda what, cases: None)
+    passed_on = [each.name for each in fields(Hunt) if each.name not in ("twin", "kept")]
+    return [{each: getattr(row, each) for each in passed_on} for row in seen.rows], seen.notes
+
+
+def _rows(part: Part, job: Job) -> tuple[list[Hunt], list[str]]:
+    try:
+        rows, notes = part.result()
+    except BrokenProcessPool:
+        return [Hunt(job.twin, dtype, job.data, problems=["its process died"]) for dtype in job.dtypes], []
+    return [Hunt(job.twin, **row) for row in rows], notes
+
+
+def _do(seen: Verification, job: Job, examples: int, tick: Tick) -> None:
+    if job.data == "real":
+        _real(seen, job, tick)
+        return
+    row = Hunt(job.twin, job.dtypes[0])
+    seen.rows.append(row)
     with _timed(row):
-        hunt(row.twin, dtype, examples, seed, into=row)
-    return {each.name: getattr(row, each.name) for each in fields(row) if each.name not in ("twin", "kept")}
+        hunt(row.twin, row.dtype, examples, seen.seed, lambda: tick(str(job), 1), row)
 
 
 @contextmanager
@@ -114,30 +164,16 @@ def _timed(row: Hunt) -> Iterator[None]:
         row.seconds += time.perf_counter() - start
 
 
-def _generated(
-    seen: Verification, twin: Twin, dtype: str, examples: int, tick: Callable[[str], None], ahead: Hunted | None
-) -> None:
-    if ahead is not None:
-        tick(f"{twin.name} {dtype}")
-        seen.rows.append(Hunt(twin, **ahead.result()))
-        return
-    row = Hunt(twin, dtype)
-    seen.rows.append(row)
-    with _timed(row):
-        hunt(twin, dtype, examples, seen.seed, lambda: tick(f"{twin.name} {dtype}"), row)
-    seen.interrupted |= row.interrupted
-
-
-def _real(seen: Verification, twin: Twin, dtypes: Sequence[str], tick: Callable[[str], None]) -> None:
-    rows = {dtype: Hunt(twin, dtype, "real") for dtype in dtypes}
-    tick(f"{twin.name} real images")
+def _real(seen: Verification, job: Job, tick: Tick) -> None:
+    tick(str(job), 0)
     try:
         real.brain()
     except ImportError as error:
         note = f"real images left out: {error}"
         seen.notes += [note] if note not in seen.notes else []
         return
-    trials = real.trials(twin, dtypes)
+    rows = {dtype: Hunt(job.twin, dtype, job.data) for dtype in job.dtypes}
+    trials = real.trials(job.twin, job.dtypes)
     while True:
         start = time.perf_counter()
         trial = next(trials, None)
@@ -149,5 +185,5 @@ def _real(seen: Verification, twin: Twin, dtypes: Sequence[str], tick: Callable[
         row.seconds += time.perf_counter() - start
         row.note(trial)
         if trial.kind is not None:
-            row.counterexample = Counterexample(trial.kind, trial.message, real.script(twin, trial))
-        tick(f"{twin.name} {row.dtype} {trial.case.traits['image']}")
+            row.counterexample = Counterexample(trial.kind, trial.message, real.script(job.twin, trial))
+        tick(f"{job} {row.dtype} {trial.case.traits['image']}", 1)
