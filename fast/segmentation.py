@@ -49,14 +49,22 @@ class _Fraction(torch.autograd.Function):
 class _ClassFraction(torch.autograd.Function):
     """The `fraction` of each class from the stacked statistics, of overlap a TP and errors b FP + c FN.
 
-    One node of the graph for all of it: on a few numbers, every node costs more than its arithmetic.
+    One node of the graph for all of it: on a few numbers, every node costs more than its arithmetic. TP + FN is the
+    volume, unless the overlap is `squared`, so what moves TP moves FN the other way: the slope in TP, which may cancel,
+    is that of both, and the slope in FN is left to the volume.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        sums: Tensor, factors: tuple[float, float, float], smooth_nr: float, smooth_dr: float, first: int, batch: bool
+        sums: Tensor,
+        factors: tuple[float, float, float],
+        smooth_nr: float,
+        smooth_dr: float,
+        first: int,
+        batch: bool,
+        squared: bool,
     ) -> Tensor:
         overlap, errors = _overlap_and_errors(sums, factors, first, batch)
         return (errors + (smooth_dr - smooth_nr)) / (overlap + errors + smooth_dr)
@@ -69,13 +77,18 @@ class _ClassFraction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         sums, loss = ctx.saved_tensors
-        (a, b, c), smooth_nr, smooth_dr, first, batch = ctx.plan
+        (a, b, c), smooth_nr, smooth_dr, first, batch, squared = ctx.plan
         overlap, errors = _overlap_and_errors(sums, (a, b, c), first, batch)
         by_overlap, by_errors = _fraction_slopes(upstream[0], overlap, errors, loss, smooth_nr, smooth_dr)
-        slopes = torch.stack([a * by_overlap, b * by_errors, c * by_errors])
-        slopes = slopes.expand(3, sums.shape[1], slopes.shape[2])
-        # Nothing for the classes and the statistics that take no part.
-        return torch.nn.functional.pad(slopes, (first, 0, 0, 0, 0, sums.shape[0] - 3)), None, None, None, None, None
+        by_row = {"tp": a * by_overlap, "fp": b * by_errors, "fn": c * by_errors}
+        if not squared:
+            denominator = overlap + errors + smooth_dr
+            by_both = (a * (errors + smooth_dr) + c * overlap + (c - a) * smooth_nr) / denominator
+            by_row = {"tp": -upstream[0] / denominator * by_both, "fp": b * by_errors, "volume": c * by_errors}
+        slopes = torch.zeros_like(sums)
+        for name, slope in by_row.items():
+            slopes[Statistics._fields.index(name), :, first:] = slope
+        return slopes, *[None] * len(ctx.plan)
 
 
 def _overlap_and_errors(
@@ -265,10 +278,12 @@ class SegmentationLoss(_Loss):
             return "softmax"
         return "sigmoid" if self.sigmoid else "identity"
 
-    def class_fraction(self, sums: Statistics, voxels: Voxels, factors: tuple[float, float, float]) -> Tensor:
+    def class_fraction(
+        self, sums: Statistics, voxels: Voxels, factors: tuple[float, float, float], squared: bool = False
+    ) -> Tensor:
         """The loss of the classes that take part, (B, C') or (1, C') with `batch`: overlap a TP, errors b FP + c FN."""
         first = 0 if voxels.background else 1
-        return _ClassFraction.apply(sums.stack, factors, self.smooth_nr, self.smooth_dr, first, self.batch)
+        return _ClassFraction.apply(sums.stack, factors, self.smooth_nr, self.smooth_dr, first, self.batch, squared)
 
     def confusion(self, sums: Statistics, voxels: Voxels) -> tuple[Tensor, ...]:
         """TP, FP, FN of the classes that take part, each (B, C'), or (1, C') with `batch`."""
