@@ -129,7 +129,7 @@ def _local_correlation(
     def across_planes(k: int, start: int, stop: int) -> None:
         sums[k, start] = windows.kernels.depth(
             columns[0][k], columns[1][k], start, stop, windows.z, windows.ones, windows.in_plane, nu, delta, clamped,
-            scores[k], columns[2][k], columns[3][k],
+            scores[k], columns[2][k], columns[3][k], gradients,
         )  # fmt: skip
 
     for_each_tile(within_planes, p.shape, *windows.tile)
@@ -152,20 +152,20 @@ def _local_correlation_backward(
     of_all, of_one = kept.numpy(), more.numpy()
     by_window = upstream.double().reshape(-1, 1, 1, 1) if upstream.ndim == 1 else upstream.contiguous()
     ups = by_window.numpy()
-    fields = torch.empty((len(p), 3, *p.shape[1:]), dtype=p.dtype).numpy()
+    fields = torch.empty((len(p), 2, *p.shape[1:]), dtype=p.dtype).numpy()
     gradient = torch.empty(p.shape, dtype=p.dtype)
     out = gradient.numpy()
 
     def within_planes(k: int, start: int, stop: int) -> None:
         windows.kernels.planes_backward(
             first[k], second[k], of_all[k, 0], of_one[k, 0], of_one[k, 1], ups[k], start, stop, *windows.tile,
-            windows.y, windows.x, windows.ones, fields[k],
+            windows.y, windows.x, windows.ones, out[k], fields[k],
         )  # fmt: skip
 
     def across_planes(k: int, start: int, stop: int) -> None:
         flat = (array.reshape(windows.depth, -1) for array in (first[k], second[k]))
         windows.kernels.depth_backward(
-            *flat, start, stop, windows.z, windows.ones, fields[k].reshape(3, windows.depth, -1),
+            *flat, start, stop, windows.z, windows.ones, fields[k].reshape(2, windows.depth, -1),
             out[k].reshape(windows.depth, -1),
         )  # fmt: skip
 
@@ -194,14 +194,15 @@ def _(upstream: Tensor, p: Tensor, *_: Any) -> Tensor:
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     p, t, *ctx.plan = inputs
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # of what is kept, there would be zeros of its size
     ctx.save_for_backward(p, t, *output[1:])
 
 
 def _backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     p, t, kept, more = ctx.saved_tensors
     made: list[Tensor | None] = [None, None]
-    needed = [k for k in range(2) if ctx.needs_input_grad[k]]
-    if torch.is_grad_enabled():  # a graph of the gradient is asked for: plain torch has one
+    needed = [k for k in range(2) if ctx.needs_input_grad[k] and upstream is not None]
+    if torch.is_grad_enabled() and needed:  # a graph of the gradient is asked for: plain torch has one
         gradients = torch.autograd.grad(
             _plain(p, t, *ctx.plan[:-1]), [(p, t)[k] for k in needed], upstream, create_graph=True
         )

@@ -32,18 +32,31 @@ def _cross(one, two, three, four):
     return (one - two) - (three - four)
 
 
-@stage
-def _energy_of_second(before, here, after, weight, energy):
-    for i in range(energy.size):
-        d = _second(before[i], here[i], after[i])
-        energy[i] += weight * (d * d)
+@njit(inline="always")
+def _square(weight, difference):
+    return weight * (difference * difference)
 
 
 @stage
-def _energy_of_cross(one, two, three, four, weight, energy):
+def _energy_of_line(before, here, after, weights, energy):
     for i in range(energy.size):
-        d = _cross(one[i], two[i], three[i], four[i])
-        energy[i] += weight * (d * d)
+        energy[i] = _square(weights[0], _second(before[i], here[i], after[i]))
+
+
+@stage
+def _energy_of_plane(left, here, right, before, after, one, two, three, four, weights, energy):
+    for i in range(energy.size):
+        xx = _square(weights[0], _second(left[i], here[i], right[i]))
+        yy = _square(weights[1], _second(before[i], here[i], after[i]))
+        energy[i] = xx + yy + _square(weights[2], _cross(one[i], two[i], three[i], four[i]))
+
+
+@stage
+def _add_energy_of_depth(before, here, after, one, two, three, four, five, six, seven, eight, weights, energy):
+    for i in range(energy.size):
+        zz = _square(weights[3], _second(before[i], here[i], after[i]))
+        zx = _square(weights[4], _cross(one[i], two[i], three[i], four[i]))
+        energy[i] += zz + zx + _square(weights[5], _cross(five[i], six[i], seven[i], eight[i]))
 
 
 @stage
@@ -59,15 +72,16 @@ def _slope_of_cross(one, two, three, four, weight, row):
 
 
 @stage
-def _add_second(before, here, after, row):
+def _put_line(before, here, after, row):
     for i in range(row.size):
-        row[i] += _second(before[i], here[i], after[i])
+        row[i] = _second(before[i], here[i], after[i])
 
 
 @stage
-def _add_plane(before, here, after, one, two, three, four, row):
+def _put_plane(left, mid, right, before, here, after, one, two, three, four, row):
     for i in range(row.size):
-        row[i] += _second(before[i], here[i], after[i]) + _cross(one[i], two[i], three[i], four[i])
+        along = _second(left[i], mid[i], right[i]) + _second(before[i], here[i], after[i])
+        row[i] = along + _cross(one[i], two[i], three[i], four[i])
 
 
 @stage
@@ -84,27 +98,25 @@ def _at(plane, start, offset, like):
 
 @stage
 def _energies(u, width, step, z, start, weights, energy):
-    """Add the energies of consecutive voxels of plane z to `energy`, border columns among them."""
+    """Put the energies of consecutive voxels of plane z into `energy`, border columns among them."""
     here, n, w = u[z], energy, width
-    mid = _at(here, start, 0, n)
-    _energy_of_second(_at(here, start, -step, n), mid, _at(here, start, step, n), weights[0], energy)
-    if weights.size > 1:
+    left, mid, right = _at(here, start, -step, n), _at(here, start, 0, n), _at(here, start, step, n)
+    if weights.size == 1:
+        _energy_of_line(left, mid, right, weights, energy)
+    else:
         far = step * w
-        _energy_of_second(_at(here, start, -far, n), mid, _at(here, start, far, n), weights[1], energy)
-        _energy_of_cross(
+        _energy_of_plane(
+            left, mid, right, _at(here, start, -far, n), _at(here, start, far, n),
             _at(here, start, w + 1, n), _at(here, start, w - 1, n),
-            _at(here, start, 1 - w, n), _at(here, start, -w - 1, n), weights[2], energy,
+            _at(here, start, 1 - w, n), _at(here, start, -w - 1, n), weights, energy,
         )  # fmt: skip
     if weights.size > 3:
         up, down = u[z + 1], u[z - 1]
-        _energy_of_second(_at(u[z - step], start, 0, n), mid, _at(u[z + step], start, 0, n), weights[3], energy)
-        _energy_of_cross(
+        _add_energy_of_depth(
+            _at(u[z - step], start, 0, n), mid, _at(u[z + step], start, 0, n),
             _at(up, start, 1, n), _at(up, start, -1, n), _at(down, start, 1, n), _at(down, start, -1, n),
-            weights[4], energy,
-        )  # fmt: skip
-        _energy_of_cross(
             _at(up, start, w, n), _at(up, start, -w, n), _at(down, start, w, n), _at(down, start, -w, n),
-            weights[5], energy,
+            weights, energy,
         )  # fmt: skip
 
 
@@ -136,15 +148,18 @@ def _slopes(u, width, step, z, start, weights, plane, room):
 
 @stage
 def _gather(slopes, width, step, z, start, row):
-    """Add dL/du of consecutive voxels from the slopes around them, (planes in a ring, differences, voxels)."""
+    """Put dL/du of consecutive voxels into `row`, from slopes around them, (planes in a ring, differences, voxels)."""
     # One turn of the ring more, as the remainder of a negative number is none.
     planes, w = slopes.shape[0], width
     z += planes
     here, n = slopes[z % planes], row
-    _add_second(_at(here[0], start, -step, n), _at(here[0], start, 0, n), _at(here[0], start, step, n), row)
-    if slopes.shape[1] > 1:
+    left, mid, right = _at(here[0], start, -step, n), _at(here[0], start, 0, n), _at(here[0], start, step, n)
+    if slopes.shape[1] == 1:
+        _put_line(left, mid, right, row)
+    else:
         far = step * w
-        _add_plane(
+        _put_plane(
+            left, mid, right,
             _at(here[1], start, -far, n), _at(here[1], start, 0, n), _at(here[1], start, far, n),
             _at(here[2], start, -w - 1, n), _at(here[2], start, 1 - w, n),
             _at(here[2], start, w - 1, n), _at(here[2], start, w + 1, n), row,
@@ -194,11 +209,11 @@ def _compiled(sources):
         sources  # noqa: B018
         above = step if weights.size > 1 else 0
         height, lines = u.shape[1] // width, max(BLOCK // width, 1)
-        total = 0.0
+        total, room = 0.0, np.empty(lines * width, u.dtype)
         for z in range(z_start, z_stop):
             for y in range(above, height - above, lines):
                 count = min(lines, height - above - y)
-                row = np.zeros(count * width - 2 * step, u.dtype)
+                row = room[: count * width - 2 * step]
                 _energies(u, width, step, z, y * width + step, weights, row)
                 _clear_between(row, width, step)
                 if energy.size == 0:
@@ -238,9 +253,7 @@ def _compiled(sources):
                 plane[:] = 0
             z = z_ahead - before
             if z >= z_start:
-                row = out[z, y_start * width : y_stop * width]
-                row[:] = 0
-                _gather(slopes, width, step, z, PAD + above * width, row)
+                _gather(slopes, width, step, z, PAD + above * width, out[z, y_start * width : y_stop * width])
 
     return forward, backward
 

@@ -116,7 +116,7 @@ def _moments_in_tile(p, t, z, y, x, rows, columns, window_y, window_x, ones, roo
     radius_y, radius_x = window_y.size // 2, window_x.size // 2
     pitch = columns + 2 * radius_x
     size = (rows + 2 * radius_y) * pitch
-    clear(rooms[0], size)
+    clear(rooms[0, 2:], 0, size)
     load_tile(t[z], y, x, rows, columns, radius_y, radius_x, rooms[0, 0])
     load_tile(p[z], y, x, rows, columns, radius_y, radius_x, rooms[0, 1])
     at = moments_along(rooms, 0, size, 1, window_x, ones, 1.0)
@@ -134,10 +134,13 @@ def _moments_in_tile(p, t, z, y, x, rows, columns, window_y, window_x, ones, roo
 
 
 @stage
-def _score_columns(p, t, start, n, window_z, ones, count, nu, delta, clamped, rooms, row, score, fields, more):
+def _score_columns(
+    p, t, start, n, window_z, ones, count, nu, delta, clamped, rooms, row, score, fields, more, gradients
+):
     planes, radius = p.shape[0], window_z.size // 2
     size = (planes + 2 * radius) * n
-    clear(rooms[0], size)
+    clear(rooms[0], 0, radius * n)
+    clear(rooms[0], size - radius * n, size)
     here = slice(start, start + n)
     for z in range(planes):
         line = slice((z + radius) * n, (z + radius + 1) * n)
@@ -165,10 +168,12 @@ def _score_columns(p, t, start, n, window_z, ones, count, nu, delta, clamped, ro
             raised = total + term
             lost = (raised - total) - term
             total = raised
-        for f in range(3):
-            keep(made[f, line], fields[f, z, here])
-        keep(made[3, line], more[0, z, here])
-        keep(made[4, line], more[1, z, here])
+        if gradients > 0:
+            for f in range(3):
+                keep(made[f, line], fields[f, z, here])
+        if gradients > 1:
+            keep(made[3, line], more[0, z, here])
+            keep(made[4, line], more[1, z, here])
     return total
 
 
@@ -176,7 +181,7 @@ def _score_columns(p, t, start, n, window_z, ones, count, nu, delta, clamped, ro
 def _load_slopes(p, t, a, b, of, upstream, z, y, x, rows, columns, radius_y, radius_x, room):
     """A, B and A t + 2 B p + … of the windows in reach, times `upstream`."""
     pitch = columns + 2 * radius_x
-    clear(room, (rows + 2 * radius_y) * pitch)
+    clear(room, 0, (rows + 2 * radius_y) * pitch)
     top, bottom = reach(y, rows, radius_y, p.shape[1])
     left, right = reach(x, columns, radius_x, p.shape[2])
     there = slice(left, right)
@@ -191,7 +196,7 @@ def _load_slopes(p, t, a, b, of, upstream, z, y, x, rows, columns, radius_y, rad
 
 
 @stage
-def _sums_in_tile(p, t, a, b, of, upstream, z, y, x, rows, columns, window_y, window_x, ones, rooms, fields):
+def _sums_in_tile(p, t, a, b, of, upstream, z, y, x, rows, columns, window_y, window_x, ones, rooms, of_a, fields):
     radius_y, radius_x = window_y.size // 2, window_x.size // 2
     pitch = columns + 2 * radius_x
     size = (rows + 2 * radius_y) * pitch
@@ -204,7 +209,7 @@ def _sums_in_tile(p, t, a, b, of, upstream, z, y, x, rows, columns, window_y, wi
         here, row = slice(k * pitch, k * pitch + columns), y + k
         _keep_moment(
             rooms[at, 0, here], rooms[at, 1, here], rooms[at, 2, here], t[z, row, there], p[z, row, there],
-            fields[0, z, row, there], fields[1, z, row, there], fields[2, z, row, there],
+            of_a[z, row, there], fields[0, z, row, there], fields[1, z, row, there],
         )  # fmt: skip
 
 
@@ -212,12 +217,14 @@ def _sums_in_tile(p, t, a, b, of, upstream, z, y, x, rows, columns, window_y, wi
 def _slope_of_columns(p, t, start, n, window_z, ones, rooms, fields, out):
     planes, radius = p.shape[0], window_z.size // 2
     size = (planes + 2 * radius) * n
-    clear(rooms[0], size)
+    clear(rooms[0], 0, radius * n)
+    clear(rooms[0], size - radius * n, size)
     here = slice(start, start + n)
     for z in range(planes):
         line = slice((z + radius) * n, (z + radius + 1) * n)
-        for f in range(3):
-            keep(fields[f, z, here], rooms[0, f, line])
+        keep(out[z, here], rooms[0, 0, line])
+        keep(fields[0, z, here], rooms[0, 1, line])
+        keep(fields[1, z, here], rooms[0, 2, line])
         _moment(rooms[0, 0, line], rooms[0, 1, line], t[z, here], p[z, here], rooms[0, 2, line])
     at = sums_along(rooms, 0, size, n, window_z, ones)
     for z in range(planes):
@@ -243,11 +250,11 @@ def _compiled(sources):
             _moments_in_tile(p, t, z, y, x, n, m, window_y, window_x, ones, rooms, fields, more)
 
     @njit(cache=True, nogil=True)
-    def depth(p, t, start, stop, window_z, ones, count, nu, delta, clamped, score, fields, more):
+    def depth(p, t, start, stop, window_z, ones, count, nu, delta, clamped, score, fields, more, gradients):
         """The sum of the correlations of the columns of voxels start:stop of the planes; or each into `score`.
 
-        Images and `score` are (D, H * W), like the fields, which get what the gradients need. `count` is the weight of
-        a window within a plane.
+        Images and `score` are (D, H * W), like the fields, which get what that many gradients need. `count` is the
+        weight of a window within a plane.
         """
         sources  # noqa: B018
         planes = p.shape[0] + 2 * (window_z.size // 2)
@@ -257,15 +264,15 @@ def _compiled(sources):
         for k in range(start, stop, step):
             n = min(step, stop - k)
             total += _score_columns(
-                p, t, k, n, window_z, ones, count, nu, delta, clamped, rooms, row, score, fields, more
+                p, t, k, n, window_z, ones, count, nu, delta, clamped, rooms, row, score, fields, more, gradients
             )
         return total
 
     @njit(cache=True, nogil=True)
-    def planes_backward(p, t, a, b, of, upstream, start, stop, rows, columns, window_y, window_x, ones, fields):
+    def planes_backward(p, t, a, b, of, upstream, start, stop, rows, columns, window_y, window_x, ones, of_a, fields):
         """Sums within their plane of A, B and the rest that `depth` kept for p, times `upstream`, into three fields.
 
-        `upstream` is (D, H, W) or (1, 1, 1); tiles are those of `planes`.
+        That of A goes where the gradient will be. `upstream` is (D, H, W) or (1, 1, 1); tiles are those of `planes`.
         """
         sources  # noqa: B018
         _, height, width = p.shape
@@ -273,11 +280,11 @@ def _compiled(sources):
         rooms = np.empty((3, 3, room))
         for tile in range(start, stop):
             z, y, x, n, m = place_of_tile(tile, height, width, rows, columns)
-            _sums_in_tile(p, t, a, b, of, upstream, z, y, x, n, m, window_y, window_x, ones, rooms, fields)
+            _sums_in_tile(p, t, a, b, of, upstream, z, y, x, n, m, window_y, window_x, ones, rooms, of_a, fields)
 
     @njit(cache=True, nogil=True)
     def depth_backward(p, t, start, stop, window_z, ones, fields, out):
-        """Write the gradient in p of the columns of voxels start:stop of the planes, all (D, H * W)."""
+        """Write the gradient in p of the columns of voxels start:stop of the planes, all (D, H * W), over A's sums."""
         sources  # noqa: B018
         planes = p.shape[0] + 2 * (window_z.size // 2)
         step = columns_at_once(stop - start, p.shape[0], window_z.size // 2)

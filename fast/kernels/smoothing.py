@@ -27,7 +27,7 @@ def _smooth_tile(plane, y, x, rows, columns, window_y, window_x, rooms, out):
 def _smooth_columns(image, start, n, window_z, rooms, out):
     planes, radius = image.shape[0], window_z.size // 2
     size = (planes + 2 * radius) * n
-    clear(rooms[0], size)
+    clear(rooms[0], 0, size)
     for z in range(planes):
         keep(image[z, start : start + n], rooms[0, 0, (z + radius) * n : (z + radius + 1) * n])
     at = sums_along(rooms, 0, size, n, window_z, False)

@@ -86,6 +86,49 @@ def _accumulate_moments(t, p, tt, pp, tp, mean_t, mean_p, weight, count, out_tt,
 
 
 @stage
+def _sum_of_three(one, middle, other, outer, inner, out):
+    for i in range(out.size):
+        out[i] = inner * middle[i] + outer * (one[i] + other[i])
+
+
+@stage
+def _moments_of_three(t, t_mid, t_end, p, p_mid, p_end, share, factor, out_t, out_p, out_tt, out_pp, out_tp):
+    """Of three numbers of weights o, i, o; share = o / (2 o + i), factor = o times what each stands for.
+
+    With x and y the differences of the outer ones from the middle one, the sum of squares of what deviates from the
+    mean is o (x² + y² - o (x + y)² / (2 o + i)), which is put as a sum of squares.
+    """
+    of_each, of_both = factor * (1.0 - 2.0 * share), factor * share
+    for i in range(out_t.size):
+        x, y = t[i] - t_mid[i], t_end[i] - t_mid[i]
+        u, v = p[i] - p_mid[i], p_end[i] - p_mid[i]
+        out_t[i], out_p[i] = t_mid[i] + share * (x + y), p_mid[i] + share * (u + v)
+        out_tt[i] = of_each * (x * x + y * y) + of_both * ((x - y) * (x - y))
+        out_pp[i] = of_each * (u * u + v * v) + of_both * ((u - v) * (u - v))
+        out_tp[i] = of_each * (x * u + y * v) + of_both * ((x - y) * (u - v))
+
+
+@stage
+def _accumulate_sum_of_three(one, middle, other, outer, inner, out):
+    for i in range(out.size):
+        out[i] += inner * middle[i] + outer * (one[i] + other[i])
+
+
+@stage
+def _moments_in_threes(source, stride, window, count, n, result):
+    """Windows of three numbers, the commonest ones, in one go."""
+    outer, inner = window[0], window[1]
+    middle, other = slice(stride, stride + n), slice(2 * stride, 2 * stride + n)
+    _moments_of_three(
+        source[0, :n], source[0, middle], source[0, other], source[1, :n], source[1, middle], source[1, other],
+        outer / (2.0 * outer + inner), outer * count,
+        result[0, :n], result[1, :n], result[2, :n], result[3, :n], result[4, :n],
+    )  # fmt: skip
+    for f in range(2, MOMENTS):
+        _accumulate_sum_of_three(source[f, :n], source[f, middle], source[f, other], outer, inner, result[f, :n])
+
+
+@stage
 def _add_shifted(source, shift, n, out):
     for f in range(source.shape[0]):
         _add(source[f, :n], source[f, shift : shift + n], out[f, :n])
@@ -101,8 +144,13 @@ def sums_along(rooms, at, size, stride, window, ones):
     result, spare = (at + 1) % 3, (at + 2) % 3
     if length == 1 and window[0] == 1:
         return at
+    n = size - (length - 1) * stride
+    if length == 3:
+        for f in range(rooms.shape[1]):
+            one, middle, other = rooms[at, f, :n], rooms[at, f, stride : stride + n], rooms[at, f, 2 * stride : size]
+            _sum_of_three(one, middle, other, window[0], window[1], rooms[result, f, :n])
+        return result
     if not ones:
-        n = size - (length - 1) * stride
         for f in range(rooms.shape[1]):
             _scaled(rooms[at, f, :n], window[0], rooms[result, f, :n])
             for j in range(1, length):
@@ -168,6 +216,9 @@ def moments_along(rooms, at, size, stride, window, ones, count):
     result, spare = (at + 1) % 3, (at + 2) % 3
     if length == 1:
         return at
+    if length == 3:
+        _moments_in_threes(rooms[at], stride, window, count, size - 2 * stride, rooms[result])
+        return result
     if not ones:
         _weighted_moments(rooms[at], size - (length - 1) * stride, stride, window, count, rooms[result])
         return result
@@ -186,10 +237,10 @@ def moments_along(rooms, at, size, stride, window, ones, count):
 
 
 @stage
-def clear(room, size):
-    """Put zeros into all fields of a room."""
+def clear(room, start, stop):
+    """Put zeros into all fields of a room, from `start` on."""
     for f in range(room.shape[0]):
-        for i in range(size):
+        for i in range(start, stop):
             room[f, i] = 0.0
 
 
