@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import time
 
 import pytest
@@ -83,7 +82,7 @@ def test_interruption_keeps_the_results(tmp_path, monkeypatch):
     def interrupted(*arguments):
         examined.append(None)
         if len(examined) == 30:
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt
         return trial.examine(*arguments)
 
     monkeypatch.setattr(hunt, "examine", interrupted)
