@@ -158,8 +158,9 @@ class Truth:
         act = self.case.options.get("other_act")
         if act is not None:
             with np.errstate(all="ignore"):
-                size: Array = np.fmax(np.abs(x), np.abs(function(act.numpy)(x) / function(act.derivative)(x)))
-            return size
+                size: Array = np.abs(function(act.numpy)(x) / function(act.derivative)(x))
+            # Where the activation has no slope, no x makes up for its rounding.
+            return np.fmax(np.abs(x), np.where(np.isinf(size), 0, size))
         return np.maximum(np.abs(x), 1) if self.twin.logits(self.case.options) else np.abs(x)
 
     def _rounded(
