@@ -114,32 +114,39 @@ def _local_correlation(
     """
     windows = _Windows(p.shape, size, kind, rank)
     first, second = p.contiguous().numpy(), t.contiguous().numpy()
-    lots = [torch.empty((len(p), lot, *p.shape[1:]), dtype=p.dtype) for lot in (3, 2)]
-    fields, more = (lot.numpy() for lot in lots)
+    means = np.empty((len(p), 2, *p.shape[1:]))
+    kept = torch.empty((len(p), 3, *p.shape[1:]), dtype=p.dtype)
+    more = torch.empty((len(p), 2, *p.shape[1:]) if gradients > 1 else (len(p), 2, 0, 0, 0), dtype=p.dtype)
     score = torch.empty(p.shape if voxelwise else (len(p), 0, 0, 0), dtype=p.dtype)
     scores = score.numpy().reshape(len(first), score.shape[1], score.shape[2] * score.shape[3])
-    columns = [array.reshape(*array.shape[:-2], -1) for array in (first, second, fields, more)]
+    fields = kept.numpy()
+    columns = [
+        array.reshape(*array.shape[:-2], array.shape[-2] * array.shape[-1])
+        for array in (first, second, means, fields, more.numpy())
+    ]
     sums: dict[tuple[int, int], float] = {}
 
     def within_planes(k: int, start: int, stop: int) -> None:
         windows.kernels.planes(
-            first[k], second[k], start, stop, *windows.tile, windows.y, windows.x, windows.ones, fields[k], more[k]
+            first[k], second[k], start, stop, *windows.tile, windows.y, windows.x, windows.ones, means[k], fields[k]
         )
 
     def across_planes(k: int, start: int, stop: int) -> None:
         sums[k, start] = windows.kernels.depth(
             columns[0][k], columns[1][k], start, stop, windows.z, windows.ones, windows.in_plane, nu, delta, clamped,
-            scores[k], columns[2][k], columns[3][k], gradients,
+            scores[k], columns[2][k], columns[3][k], columns[4][k], gradients,
         )  # fmt: skip
 
     for_each_tile(within_planes, p.shape, *windows.tile)
     for_each_bundle(across_planes, p.shape)
-    nothing = p.new_empty(0)
-    kept = (lots[0] if gradients > 0 else nothing, lots[1] if gradients > 1 else nothing.clone())
+    if gradients == 0:
+        kept = p.new_empty(0)
+    if gradients < 2:
+        more = p.new_empty(0)
     if voxelwise:
-        return score, *kept
+        return score, kept, more
     by_image = [math.fsum(total for (k, _), total in sums.items() if k == image) for image in range(len(first))]
-    return torch.tensor(by_image, dtype=torch.float64), *kept
+    return torch.tensor(by_image, dtype=torch.float64), kept, more
 
 
 @torch.library.custom_op("twinloss::local_correlation_backward", mutates_args=(), device_types="cpu")

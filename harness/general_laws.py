@@ -32,7 +32,10 @@ def _batch_is_mean(twin: Twin, case: Case) -> Iterator[Claim]:
     items = [ask_fast(twin, item(case, b)) for b in range(len(case.input.values))]
     if any(np.isinf(item.value).any() for item in items):
         return  # half precision holds the mean, but not each
-    yield Claim("value", np.mean([item.value for item in items], 0), whole.value, case)
+    values = np.array([item.value for item in items])
+    # Each is rounded by itself, and they may cancel.
+    scale = float(np.abs(values).mean(0).max())
+    yield Claim("value", values.mean(0), whole.value, case, scale)
     yield Claim("gradient", np.concatenate([item.gradient for item in items]) / len(items), whole.gradient, case)
 
 

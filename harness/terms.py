@@ -73,11 +73,12 @@ def multi_scale_lncc(truth: Truth, wrapped: Callable[..., Array], wrapped_gradie
     rng, u = np.random.default_rng(0), truth.real(truth.precision.u)
 
     def rounded(image: Array) -> Array:
-        return np.asarray(image * (1 + u * rng.uniform(-1, 1, image.shape).astype(image.dtype)))
+        return np.asarray(image * (1 + u * rng.choice([-1, 1], image.shape).astype(image.dtype)))
 
     def terms(p: Array, t: Array, cotangent: Array) -> Array:
-        moved = wrapped_gradient(rounded(p), rounded(t), cotangent) - wrapped_gradient(p, t, cotangent)
-        return np.asarray(_lncc(p, t, cotangent, ndim=options["ndim"]) + np.abs(moved) / u)
+        here = wrapped_gradient(p, t, cotangent)
+        moves = [np.abs(wrapped_gradient(rounded(p), rounded(t), cotangent) - here) for _ in range(2)]
+        return np.asarray(_lncc(p, t, cotangent, ndim=options["ndim"]) + np.maximum(*moves) / u)
 
     if options.get("loss", "lncc") != "lncc":
         return truth.gradient

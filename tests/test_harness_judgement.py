@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from twinloss.harness.answers import Answer, ask_fast
-from twinloss.harness.catalogue import DICE
+from twinloss.harness.catalogue import DICE, find
 from twinloss.harness.judgement import C, Precision, bound, distance, grade, unlike
 from twinloss.harness.truth import Truth
-from twinloss.harness.twin import Case, Operand
+from twinloss.harness.twin import Case, Elementwise, Operand
 from twinloss.harness.verdict import gradient_bounds, judge, judge_gradient, judge_value, value_bounds
 
 INPUT = np.array([[[2.0, -1.0, 0.5], [0.0, 1.0, -3.0]]])
@@ -135,6 +135,24 @@ def test_kappa_knows_an_ill_conditioned_question():
     truth = Truth(DICE, Case(operands, {"smooth_nr": 1.0, "smooth_dr": 0.0}))
     assert truth.value == 0
     assert truth.kappa(()) > 0.5
+
+
+def test_kappa_is_finite_where_an_activation_has_no_slope():
+    peak = Elementwise("1 / (1 + x * x)", "1 / (1 + x * x)", "-2 * x / (1 + x * x) ** 2")
+    operands = {"input": Operand(np.zeros((1, 1, 2)), "float32"), "target": Operand(np.full((1, 1, 2), 0.3), "float32")}
+    truth = Truth(find("dice_focal"), Case(operands, {"other_act": peak}))
+    assert abs(truth.value) <= truth.kappa(()) < 10
+
+
+def test_no_more_of_a_bound_is_worked_out_than_the_errors_need(monkeypatch):
+    truth = Truth(DICE, case())
+    asked = []
+    for name in ("sizes", "spreads", "own_gradient"):
+        found = getattr(truth, name)
+        monkeypatch.setattr(truth, name, lambda name=name, found=found: asked.append(name) or found())
+    small, large = (gradient_bounds(truth, np.full((1, 2), error)) for error in (0, np.inf))
+    assert asked == ["sizes", "spreads", "own_gradient"]
+    assert (small <= large).all()
 
 
 def test_bits_are_three_at_the_bound():

@@ -562,6 +562,15 @@ def test_faint_contrast_on_a_large_offset_keeps_its_accuracy(form, kernel_type, 
     assert_all_close((gradient,), expected[1:], 0, 1e-6 * expected[1].abs().max().item())
 
 
+def test_lone_bright_voxels_keep_the_digits_of_a_weak_correlation():
+    p, t = torch.tensor([[[[[0.0, 4.4704757]]]]]), torch.tensor([[[[[-4.8816319, -0.0072552]]]]])
+    options = {"kernel_size": 9, "kernel_type": "gaussian"}
+    value, gradient = value_and_gradient(LocalNormalizedCrossCorrelationLoss(**options), p, t)
+    expected = truth(p, t, **options)
+    assert_all_close((value,), expected[:1], 1e-6, 0)
+    assert_all_close((gradient,), expected[1:], 0, 1e-6 * expected[1].abs().max().item())
+
+
 @BACKENDS
 @WINDOWS
 def test_bright_region_leaves_no_trace_in_a_dark_one_of_tiny_contrast(form, kernel_type):

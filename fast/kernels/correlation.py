@@ -1,8 +1,8 @@
 """Local normalised cross-correlation: moments in windows, and the adjoint; each a pass over planes and one over depth.
 
-Images are (D, H, W), axes that they do not have being of size 1. All is computed in float64; what is kept between the
-passes is in the images' own type, and relative to the voxel in the middle of the window: so that a faint contrast on a
-large offset loses nothing.
+Images are (D, H, W), axes that they do not have being of size 1. All is computed in float64. Between the passes means
+stay so: rounded, they would lose a faint contrast on a large offset, or, if they were relative to the voxel in the
+middle, what little a lone bright voxel leaves of it. All else is kept in the images' own type.
 """
 
 from __future__ import annotations
@@ -25,22 +25,10 @@ from twinloss.fast.kernels.window import (
     total_weight,
 )
 
-# Fields are kept in two lots, (3, D, H, W) and (2, D, H, W): first moments, the means of t and p and the sums of t t,
-# and those of p p and t p; then, in their place, what gradients need. For that in the first image p this is A and B,
-# the slopes of the correlation in t p and p p, and A (mean t - t) + 2 B (mean p - p). For that in t it is A, and in the
-# second lot B and the latter with the images exchanged.
-
-
-@stage
-def _keep_relative(mean, image, out):
-    for i in range(out.size):
-        out[i] = mean[i] - image[i]
-
-
-@stage
-def _keep_sum(values, out):
-    for i in range(out.size):
-        out[i] += values[i]
+# Between the passes lie the means of t and p, (2, D, H, W), and the sums of t t, p p and t p, (3, D, H, W). Then, in
+# the place of the sums, what the gradient in the first image p needs: A and B, the slopes of the correlation in t p and
+# p p, and A (mean t - t) + 2 B (mean p - p). For that in t it is A, and in fields of their own, (2, D, H, W), B and the
+# latter with the images exchanged.
 
 
 @sums_stage
@@ -112,7 +100,7 @@ def _slope(a, b, of, t, p, out):
 
 
 @stage
-def _moments_in_tile(p, t, z, y, x, rows, columns, window_y, window_x, ones, rooms, fields, more):
+def _moments_in_tile(p, t, z, y, x, rows, columns, window_y, window_x, ones, rooms, means, fields):
     radius_y, radius_x = window_y.size // 2, window_x.size // 2
     pitch = columns + 2 * radius_x
     size = (rows + 2 * radius_y) * pitch
@@ -126,16 +114,15 @@ def _moments_in_tile(p, t, z, y, x, rows, columns, window_y, window_x, ones, roo
     there = slice(x, x + columns)
     for k in range(rows):
         here, row = slice(k * pitch, k * pitch + columns), y + k
-        _keep_relative(rooms[at, 0, here], t[z, row, there], fields[0, z, row, there])
-        _keep_relative(rooms[at, 1, here], p[z, row, there], fields[1, z, row, there])
-        keep(rooms[at, 2, here], fields[2, z, row, there])
-        keep(rooms[at, 3, here], more[0, z, row, there])
-        keep(rooms[at, 4, here], more[1, z, row, there])
+        for f in range(2):
+            keep(rooms[at, f, here], means[f, z, row, there])
+        for f in range(3):
+            keep(rooms[at, 2 + f, here], fields[f, z, row, there])
 
 
 @stage
 def _score_columns(
-    p, t, start, n, window_z, ones, count, nu, delta, clamped, rooms, row, score, fields, more, gradients
+    p, t, start, n, window_z, ones, count, nu, delta, clamped, rooms, row, score, means, fields, more, gradients
 ):
     planes, radius = p.shape[0], window_z.size // 2
     size = (planes + 2 * radius) * n
@@ -144,12 +131,10 @@ def _score_columns(
     here = slice(start, start + n)
     for z in range(planes):
         line = slice((z + radius) * n, (z + radius + 1) * n)
+        for f in range(2):
+            keep(means[f, z, here], rooms[0, f, line])
         for f in range(3):
-            keep(fields[f, z, here], rooms[0, f, line])
-        keep(more[0, z, here], rooms[0, 3, line])
-        keep(more[1, z, here], rooms[0, 4, line])
-        _keep_sum(t[z, here], rooms[0, 0, line])
-        _keep_sum(p[z, here], rooms[0, 1, line])
+            keep(fields[f, z, here], rooms[0, 2 + f, line])
     at = moments_along(rooms, 0, size, n, window_z, ones, count)
     made = rooms[(at + 1) % 3]
     total, lost = 0.0, 0.0
@@ -236,8 +221,8 @@ def _compiled(sources):
     """The four kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
 
     @njit(cache=True, nogil=True)
-    def planes(p, t, start, stop, rows, columns, window_y, window_x, ones, fields, more):
-        """Moments within their plane of the windows around the voxels of tiles start:stop, into both lots.
+    def planes(p, t, start, stop, rows, columns, window_y, window_x, ones, means, fields):
+        """Moments within their plane of the windows around the voxels of tiles start:stop.
 
         Tiles are of rows by columns voxels, those of a plane after those of the one before.
         """
@@ -247,14 +232,14 @@ def _compiled(sources):
         rooms = np.empty((3, MOMENTS, room))
         for tile in range(start, stop):
             z, y, x, n, m = place_of_tile(tile, height, width, rows, columns)
-            _moments_in_tile(p, t, z, y, x, n, m, window_y, window_x, ones, rooms, fields, more)
+            _moments_in_tile(p, t, z, y, x, n, m, window_y, window_x, ones, rooms, means, fields)
 
     @njit(cache=True, nogil=True)
-    def depth(p, t, start, stop, window_z, ones, count, nu, delta, clamped, score, fields, more, gradients):
+    def depth(p, t, start, stop, window_z, ones, count, nu, delta, clamped, score, means, fields, more, gradients):
         """The sum of the correlations of the columns of voxels start:stop of the planes; or each into `score`.
 
-        Images and `score` are (D, H * W), like the fields, which get what that many gradients need. `count` is the
-        weight of a window within a plane.
+        Images and `score` are (D, H * W), like `fields` and `more`, which get what that many gradients need. `count`
+        is the weight of a window within a plane.
         """
         sources  # noqa: B018
         planes = p.shape[0] + 2 * (window_z.size // 2)
@@ -264,7 +249,23 @@ def _compiled(sources):
         for k in range(start, stop, step):
             n = min(step, stop - k)
             total += _score_columns(
-                p, t, k, n, window_z, ones, count, nu, delta, clamped, rooms, row, score, fields, more, gradients
+                p,
+                t,
+                k,
+                n,
+                window_z,
+                ones,
+                count,
+                nu,
+                delta,
+                clamped,
+                rooms,
+                row,
+                score,
+                means,
+                fields,
+                more,
+                gradients,
             )
         return total
 
