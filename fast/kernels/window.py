@@ -3,9 +3,9 @@
 Arrays are flat: a window along an axis of some stride takes the numbers at i, i + stride, …, one loop doing all windows
 at once. Those that begin where none fits hold nothing of use.
 
-A window of ones is put together of windows of 1, 2, 4, … numbers, each made of two of half its length: the cost grows
-with the logarithm of its length, and unlike in a running sum, what has left the window has left no rounding behind.
-Other windows are added up number by number.
+A window of ones is put together of windows of 3, 9, … numbers, each made of three of a third of its length, as long as
+that goes, and then of 1, 2, 4, … of those: the cost grows with the logarithm of its length, and unlike in a running
+sum, what has left the window has left no rounding behind. Other windows are added up number by number.
 
 Moments are the means of two images, t and p, and the sums of squares and of products of what deviates from them: t t,
 p p, t p. Those of two windows are merged after Chan, Golub and LeVeque (1979), which adds up squares only: no variance
@@ -92,6 +92,13 @@ def _sum_of_three(one, middle, other, outer, inner, out):
 
 
 @stage
+def _sums_in_threes(source, stride, outer, inner, n, result):
+    middle, other = slice(stride, stride + n), slice(2 * stride, 2 * stride + n)
+    for f in range(source.shape[0]):
+        _sum_of_three(source[f, :n], source[f, middle], source[f, other], outer, inner, result[f, :n])
+
+
+@stage
 def _moments_of_three(t, t_mid, t_end, p, p_mid, p_end, share, factor, out_t, out_p, out_tt, out_pp, out_tp):
     """Of three numbers of weights o, i, o; share = o / (2 o + i), factor = o times what each stands for.
 
@@ -115,9 +122,8 @@ def _accumulate_sum_of_three(one, middle, other, outer, inner, out):
 
 
 @stage
-def _moments_in_threes(source, stride, window, count, n, result):
+def _moments_in_threes(source, stride, outer, inner, count, n, result):
     """Windows of three numbers, the commonest ones, in one go."""
-    outer, inner = window[0], window[1]
     middle, other = slice(stride, stride + n), slice(2 * stride, 2 * stride + n)
     _moments_of_three(
         source[0, :n], source[0, middle], source[0, other], source[1, :n], source[1, middle], source[1, other],
@@ -141,16 +147,17 @@ def sums_along(rooms, at, size, stride, window, ones):
     The numbers are in room `at`; `window` has the weights, all 1 if `ones`.
     """
     length = window.size
-    result, spare = (at + 1) % 3, (at + 2) % 3
     if length == 1 and window[0] == 1:
         return at
-    n = size - (length - 1) * stride
-    if length == 3:
-        for f in range(rooms.shape[1]):
-            one, middle, other = rooms[at, f, :n], rooms[at, f, stride : stride + n], rooms[at, f, 2 * stride : size]
-            _sum_of_three(one, middle, other, window[0], window[1], rooms[result, f, :n])
-        return result
+    while length % 3 == 0 and (ones or length == 3):
+        size -= 2 * stride
+        _sums_in_threes(rooms[at], stride, window[0], window[1], size, rooms[(at + 1) % 3])
+        at, stride, length = (at + 1) % 3, 3 * stride, length // 3
+        if length == 1:
+            return at
+    result, spare = (at + 1) % 3, (at + 2) % 3
     if not ones:
+        n = size - (length - 1) * stride
         for f in range(rooms.shape[1]):
             _scaled(rooms[at, f, :n], window[0], rooms[result, f, :n])
             for j in range(1, length):
@@ -213,12 +220,13 @@ def _weighted_moments(source, n, stride, window, count, result):
 def moments_along(rooms, at, size, stride, window, ones, count):
     """The same of moments; `count` is the total weight of what each number stands for already."""
     length = window.size
-    result, spare = (at + 1) % 3, (at + 2) % 3
+    while length % 3 == 0 and (ones or length == 3):
+        size -= 2 * stride
+        _moments_in_threes(rooms[at], stride, window[0], window[1], count, size, rooms[(at + 1) % 3])
+        at, stride, length, count = (at + 1) % 3, 3 * stride, length // 3, 3 * count
     if length == 1:
         return at
-    if length == 3:
-        _moments_in_threes(rooms[at], stride, window, count, size - 2 * stride, rooms[result])
-        return result
+    result, spare = (at + 1) % 3, (at + 2) % 3
     if not ones:
         _weighted_moments(rooms[at], size - (length - 1) * stride, stride, window, count, rooms[result])
         return result
