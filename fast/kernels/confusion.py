@@ -89,12 +89,17 @@ def _own_term(e, scale, rest, own, here):
 
 
 @njit(inline="always")
-def _four_adjoints(e, counts, hits, misses, numbers, scale, rest, y):
-    """The adjoints of four classes of a voxel, of which those with `counts` 0 are another one given again."""
-    h = (
+def _chosen(hits, misses, numbers, y):
+    """The slopes of four classes: that of a hit for the voxel's own, else that of a miss."""
+    return (
         hits[0] if y == numbers[0] else misses[0], hits[1] if y == numbers[1] else misses[1],
         hits[2] if y == numbers[2] else misses[2], hits[3] if y == numbers[3] else misses[3],
     )  # fmt: skip
+
+
+@njit(inline="always")
+def _four_adjoints(e, counts, h, scale, rest):
+    """The adjoints of four classes of a voxel, of which those with `counts` 0 are another one given again."""
     top_0, rest_0 = _share(e[0], h[0], counts[0])
     top_1, rest_1 = _share(e[1], h[1], counts[1])
     top_2, rest_2 = _share(e[2], h[2], counts[2])
@@ -119,11 +124,12 @@ def _few_gradients(a, b, c, d, numbers, scale, rest, y, hits, misses, own, e, f,
     if own.size == 0:
         for i in range(y.size):
             voxel = (a[i], b[i], c[i], d[i])
-            e[i], f[i], g[i], h[i] = _four_adjoints(voxel, counts, hit, miss, numbers, scale[i], rest[i], y[i])
+            slopes = _chosen(hit, miss, numbers, y[i])
+            e[i], f[i], g[i], h[i] = _four_adjoints(voxel, counts, slopes, scale[i], rest[i])
         return
     for i in range(y.size):
         voxel, s, r, t = (a[i], b[i], c[i], d[i]), scale[i], rest[i], y[i]
-        adjoints = _four_adjoints(voxel, counts, hit, miss, numbers, s, r, t)
+        adjoints = _four_adjoints(voxel, counts, _chosen(hit, miss, numbers, t), s, r)
         e[i] = adjoints[0] + _own_term(voxel[0], s, r, own[i], t == zeroth)
         f[i] = adjoints[1] + _own_term(voxel[1], s, r, own[i], t == two)
         g[i] = adjoints[2] + _own_term(voxel[2], s, r, own[i], t == three)
@@ -168,9 +174,25 @@ def _many_gradients(e, scale, rest, y, hits, misses, largest, others, own, out, 
 
 
 @stage
+def _few_gradients_of_slopes(a, b, c, d, of_a, of_b, of_c, of_d, last, scale, rest, e, f, g, h):
+    one = scale.dtype.type(1)
+    counts = (one, one * (last > 0), one * (last > 1), one * (last > 2))
+    for i in range(scale.size):
+        slopes = (of_a[i], of_b[i], of_c[i], of_d[i])
+        e[i], f[i], g[i], h[i] = _four_adjoints((a[i], b[i], c[i], d[i]), counts, slopes, scale[i], rest[i])
+
+
+@stage
 def gradient_slopes(e, scale, rest, h, largest, others, out, b, lo):
     """dL/dx for dL/dp = h."""
-    width = scale.size
+    width, last = scale.size, e.shape[0] - 1
+    if last <= 3:
+        two, three, at = min(1, last), min(2, last), slice(lo, lo + width)
+        _few_gradients_of_slopes(
+            e[0], e[two], e[three], e[last], h[0], h[two], h[three], h[last], last, scale, rest,
+            out[b, 0, at], out[b, two, at], out[b, three, at], out[b, last, at],
+        )  # fmt: skip
+        return
     _clear(largest, others)
     for c in range(e.shape[0]):
         _add(e[c], h[c], largest, others)

@@ -2,12 +2,57 @@
 
 from __future__ import annotations
 
+from numba import njit
+
 from twinloss.fast.kernels.tile import stage, sums_stage
+
+
+@njit(inline="always")
+def _four_classes(y, last):
+    """Of at most four classes, their numbers; of fewer, the last one is given again."""
+    label = y.dtype.type
+    return label(0), label(min(1, last)), label(min(2, last)), label(last)
+
+
+@njit(inline="always")
+def _column(matrix, numbers, c):
+    return matrix[numbers[0], c], matrix[numbers[1], c], matrix[numbers[2], c], matrix[numbers[3], c]
+
+
+@njit(inline="always")
+def _entry(column, y, numbers):
+    """The one of the voxel's row: chosen, as reading it from a table takes far longer."""
+    here = column[2] if y == numbers[2] else column[3]
+    here = column[1] if y == numbers[1] else here
+    return column[0] if y <= numbers[0] else here
+
+
+@stage
+def _few_distances(p, y, w, matrix, far, near):
+    last, one = p.shape[0] - 1, p.dtype.type(1)
+    numbers = _four_classes(y, last)
+    zeroth, two, three, four = numbers
+    of_a, of_b, of_c, of_d = (
+        _column(matrix, numbers, zeroth), _column(matrix, numbers, two),
+        _column(matrix, numbers, three), _column(matrix, numbers, four),
+    )  # fmt: skip
+    # What is given again counts nothing.
+    second, third, fourth = one * (two > zeroth), one * (three > two), one * (four > three)
+    a, b, c, d = p[0], p[two], p[three], p[four]
+    for i in range(y.size):
+        k = y[i]
+        m = _entry(of_a, k, numbers), _entry(of_b, k, numbers), _entry(of_c, k, numbers), _entry(of_d, k, numbers)
+        e = a[i], second * b[i], third * c[i], fourth * d[i]
+        far[i] = w[i] * ((m[0] * e[0] + m[1] * e[1]) + (m[2] * e[2] + m[3] * e[3]))
+        near[i] = w[i] * (((one - m[0]) * e[0] + (one - m[1]) * e[1]) + ((one - m[2]) * e[2] + (one - m[3]) * e[3]))
 
 
 @stage
 def distances(p, y, w, matrix, far, near):
     """W of each voxel, and 1 - W, which would cancel where all is wrong, as sum_l (1 - M[y, l]) p_l; times w."""
+    if p.shape[0] <= 4:
+        _few_distances(p, y, w, matrix, far, near)
+        return
     zero = p.dtype.type(0)
     for i in range(y.size):
         far[i] = zero
@@ -53,9 +98,19 @@ def distance_slopes(y, w, slopes, h):
 
 
 @stage
+def _choose_entries(column, y, numbers, row):
+    for i in range(y.size):
+        row[i] = _entry(column, y[i], numbers)
+
+
+@stage
 def table_slopes(y, slopes, h):
     """dL/dp_c = slopes[y, c]."""
     for c in range(h.shape[0]):
-        row = h[c]
-        for i in range(y.size):
-            row[i] = slopes[max(y[i], 0), c]
+        if h.shape[0] <= 4:
+            numbers = _four_classes(y, h.shape[0] - 1)
+            _choose_entries(_column(slopes, numbers, c), y, numbers, h[c])
+        else:
+            row = h[c]
+            for i in range(y.size):
+                row[i] = slopes[max(y[i], 0), c]
