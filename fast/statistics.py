@@ -326,7 +326,7 @@ def _kernel_arguments(x: Tensor, target: Tensor, mask: Tensor | None, plan: _Pla
         target = target.to(torch.int64)
     values = x.contiguous().numpy()
     real = values.dtype.type
-    weights = np.empty((0, 0), real) if mask is None else _checked_mask(mask, x)[:, 0].contiguous().numpy()
+    weights = np.empty((0, 0), real) if mask is None else mask[:, 0].to(x.dtype).contiguous().numpy()
     before = (
         values,
         target.contiguous().numpy().view(np.uint8),
@@ -375,6 +375,8 @@ def _voxel_sums(
 
     for_each_chunk(work, chunks)
     if bad.any():
+        if mask is not None:
+            _checked_mask(mask, x)
         _raise_wrong_labels(target, classes, ignore_index)
     return torch.from_numpy(sums.reshape(items, -1, voxel.ROWS, classes).sum(1).transpose(1, 0, 2).copy())
 

@@ -1,31 +1,38 @@
-"""Chunks of work spread over `torch.get_num_threads()` Python threads; the kernels release the GIL.
+"""Chunks of work spread over `torch.get_num_threads()` threads; the kernels release the GIL.
 
-A pool of Python threads, and not Numba's own parallel loops, because Numba's threading layers either abort when two
-Python threads enter them at once or do not survive a `fork`. Which thread takes a chunk never matters to the result:
-each chunk writes its own place.
+The threads are torch's own where its OpenMP runtime can be reached. After an operator of torch they spin for some
+milliseconds in wait of the next, and threads of another pool would share the cores with them for so long. Elsewhere,
+and after a `fork`, which threads of OpenMP do not survive, a pool of Python threads does the work. Numba's own parallel
+loops have both faults, and their threading layers may abort when two Python threads enter them at once. Which thread
+takes a chunk never matters to the result: each chunk writes its own place.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
 
 _pool: ThreadPoolExecutor | None = None
 _pool_lock = threading.Lock()
+_forked = False
 
 
-def _forget_pool() -> None:
+def _after_fork() -> None:
     """Threads do not survive a fork: the child starts a pool of its own."""
-    global _pool, _pool_lock
-    _pool, _pool_lock = None, threading.Lock()
+    global _pool, _pool_lock, _forked
+    _pool, _pool_lock, _forked = None, threading.Lock(), True
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _shared_pool() -> ThreadPoolExecutor:
@@ -36,10 +43,25 @@ def _shared_pool() -> ThreadPoolExecutor:
         return _pool
 
 
+# What OpenMP has each of its threads call, with the pointer that it was given.
+_Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@cache
+def _parallel_region() -> Callable[..., Any] | None:
+    """`GOMP_parallel(body, data, threads, flags)` of the OpenMP runtime that torch is linked with, if it has one."""
+    try:
+        region = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    region.argtypes, region.restype = (_Body, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+    return region
+
+
 def for_each_chunk(work: Callable[[int], None], chunks: int) -> None:
     """Call work(0) … work(chunks - 1), the calling thread taking part."""
-    helpers = min(torch.get_num_threads(), chunks) - 1
-    if helpers < 1:
+    threads = min(torch.get_num_threads(), chunks)
+    if threads < 2:
         for chunk in range(chunks):
             work(chunk)
         return
@@ -49,8 +71,30 @@ def for_each_chunk(work: Callable[[int], None], chunks: int) -> None:
         for chunk in remaining:
             work(chunk)
 
+    region = None if _forked else _parallel_region()
+    if region is None:
+        _drain_in_pool(drain, threads)
+    else:
+        _drain_in_region(region, drain, threads)
+
+
+def _drain_in_region(region: Callable[..., Any], drain: Callable[[], None], threads: int) -> None:
+    errors: list[BaseException] = []
+
+    def body(_: int | None) -> None:
+        try:
+            drain()
+        except BaseException as error:  # C code cannot pass it on
+            errors.append(error)
+
+    region(_Body(body), None, threads, 0)
+    if errors:
+        raise errors[0]
+
+
+def _drain_in_pool(drain: Callable[[], None], threads: int) -> None:
     pool = _shared_pool()
-    futures = [pool.submit(drain) for _ in range(helpers)]
+    futures = [pool.submit(drain) for _ in range(threads - 1)]
     drain()
     for future in futures:
         # One that has not begun has nothing left to do; waiting for it would wait for other callers' work.

@@ -107,6 +107,18 @@ def _clear_excluded(x, w):
 
 
 @stage
+def _weigh(mask, w):
+    """Multiply the weights by the mask's; returns how many of these lie outside [0, 1]."""
+    zero, one = w.dtype.type(0), w.dtype.type(1)
+    bad = 0
+    for i in range(w.size):
+        value = mask[i]
+        w[i] *= value
+        bad += not ((value >= zero) & (value <= one))
+    return bad
+
+
+@stage
 def _one_hot(y, g):
     one, zero = g.dtype.type(1), g.dtype.type(0)
     for c in range(g.shape[0]):
@@ -279,7 +291,10 @@ def read_labels(target, item, classes, ignore, b, lo, voxels, y):
 
 @stage
 def read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers):
-    """Fill all but the slopes; voxels that take no part get weight 0 and logits 0. Returns how many labels are bad."""
+    """Fill all but the slopes; voxels that take no part get weight 0 and logits 0.
+
+    Returns how many labels and mask values are bad.
+    """
     g, w, y = buffers.rows[G], buffers.row[W], buffers.y
     classes, width = g.shape
     one, zero = w.dtype.type(1), w.dtype.type(0)
@@ -304,8 +319,7 @@ def read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffe
                 w[i] = zero if y[i] < 0 else one
     if masked:
         row = mask[min(b, mask.shape[0] - 1), lo : lo + width]
-        for i in range(width):
-            w[i] *= row[i]
+        bad += _weigh(row, w)
     if ignoring or masked:
         _clear_excluded(buffers.rows[X], w)
         _clear_excluded(g, w)

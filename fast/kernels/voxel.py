@@ -180,10 +180,11 @@ def _compiled(sources):
     def forward(
         x, target, item, dense, mask, activation, overlap, surprisals, gamma, matrix, ignore, b, start, stop, sums
     ):  # fmt: skip
-        """Add the statistics of the voxels start:stop of item b to `sums`, (ROWS, C); returns how many labels are bad.
+        """Add the statistics of the voxels start:stop of item b to `sums`, (ROWS, C).
 
         x is (B, C, N); target its bytes, (B, 1 or C, N * itemsize), of the type with number `item`; mask (B or 1, N),
-        or (0, 0) for none, like the distance matrix (C, C); ignore is NaN for none.
+        or (0, 0) for none, like the distance matrix (C, C); ignore is NaN for none. Returns how many labels are no
+        class and mask values outside [0, 1].
         """
         sources  # noqa: B018
         classes = x.shape[1]
