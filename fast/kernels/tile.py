@@ -286,7 +286,12 @@ def scratch(classes, width, real):
 def read_labels(target, item, classes, ignore, b, lo, voxels, y):
     """Labels of the voxels of item b from `lo` on; returns how many are no class."""
     size = target.shape[2] // voxels
-    return _labels(target[b, 0, lo * size : (lo + y.size) * size], item, classes, ignore, y)
+    bad, raw = 0, target[b, 0]
+    for k in range(0, y.size, BLOCK):
+        end = min(k + BLOCK, y.size)
+        prefetch(raw, (lo + y.size + k) * size, BLOCK * size)
+        bad += _labels(raw[(lo + k) * size : (lo + end) * size], item, classes, ignore, y[k:end])
+    return bad
 
 
 @stage
