@@ -41,19 +41,21 @@ def _slope(p, q, gamma, values):
 
 
 @stage
-def own_surprisal(x, b, lo, y, top, scale, rest, gamma, p, q, values):
-    """-log p of each voxel's own class; and p and 1 - p, unless gamma is 0 and needs neither."""
+def own_surprisal(x, b, lo, exponentials, y, top, scale, rest, gamma, p, q, values):
+    """-log p of each voxel's own class; and p and 1 - p, unless gamma is 0 and needs neither.
+
+    The exponentials are (1, C, width), those of the logits of item b from `lo` on.
+    """
     one = p.dtype.type(1)
     choose(x, b, lo, y, values)
     for i in range(y.size):
-        values[i] -= top[i]
+        values[i] = log1p_nonnegative(rest[i]) + (top[i] - values[i])
     if gamma != 0:
+        choose(exponentials, 0, 0, y, p)
         for i in range(y.size):
-            e = exp_nonpositive(values[i])
+            e = p[i]
             p[i] = e * scale[i]
             q[i] = rest[i] * scale[i] if e == one else one - e * scale[i]
-    for i in range(y.size):
-        values[i] = log1p_nonnegative(rest[i]) - values[i]
 
 
 @stage

@@ -78,7 +78,10 @@ def _forward_common(x, target, item, overlap, surprisals, gamma, matrix, ignore,
     bad = read_labels(target, item, x.shape[1], ignore, b, lo, x.shape[2], y)
     exponentials(x, b, lo, p, top, scale, rest, buffers.row[SPARE])
     if surprisals != NO_SURPRISAL:
-        own_surprisal(x, b, lo, y, top, scale, rest, gamma, buffers.row[OWN], buffers.row[FACTOR], buffers.row[SPARE])
+        own_surprisal(
+            x, b, lo, buffers.rows[P : P + 1], y, top, scale, rest, gamma,
+            buffers.row[OWN], buffers.row[FACTOR], buffers.row[SPARE],
+        )  # fmt: skip
         surprisal.focus(buffers.row[FACTOR], gamma, buffers.row[SPARE])
     if matrix.shape[0] > 0:
         distances(p, y, scale, matrix, buffers.row[SPARE], buffers.row[MEAN])
@@ -146,7 +149,7 @@ def _backward_common(x, target, item, overlap, surprisals, gamma, matrix, ignore
     if surprisals != NO_SURPRISAL:
         own_p, own_q = buffers.row[OWN], buffers.row[FACTOR]
         if gamma != 0:
-            own_surprisal(x, b, lo, y, top, scale, rest, gamma, own_p, own_q, own)
+            own_surprisal(x, b, lo, buffers.rows[P : P + 1], y, top, scale, rest, gamma, own_p, own_q, own)
         own_slope(own_p, own_q, y, gamma, slopes[HITS, b], own)
     if overlap == NO_OVERLAP:
         gradient_own(p, scale, rest, y, own, out, b, lo)
