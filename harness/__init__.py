@@ -1,1 +1,20 @@
-"""The adversary: it hunts for an input on which a fast twin differs from its reference."""
+"""The adversary: it hunts for an input on which a fast twin differs from its reference.
+
+`check` turns it on a loss of one's own.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from twinloss.harness.checking import Check, check
+
+__all__ = ["Check", "check"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: the command's help does not wait for torch."""
+    if name in __all__:
+        from importlib import import_module
+
+        return getattr(import_module("twinloss.harness.checking"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from twinloss.harness.twin import Array, Case, Elementwise, Twin, function
@@ -57,8 +58,16 @@ def ask_fast(twin: Twin, case: Case) -> Answer:
     with expected_warnings_silent():
         x, *rest = (operand.tensor() for operand in case.operands.values())
         value = twin.fast(**fast_options(case))(x.requires_grad_(), *rest)
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"a tensor was expected as the value, got {type(value).__name__}")
+        if not value.requires_grad:
+            raise TypeError("the value has no gradient: it was detached, or computed on a copy of the input's numbers")
         weights = torch.tensor(case.weights(tuple(value.shape)), dtype=value.dtype)
         (gradient,) = torch.autograd.grad(value, x, weights)
     if value.dtype != x.dtype or gradient.dtype != x.dtype:
         raise TypeError(f"{x.dtype} in, {value.dtype} and gradient {gradient.dtype} out")
+    if not twin.differentiable:
+        from twinloss.harness.truth import Truth
+
+        return Answer(widened(value), Truth(twin, case).gradient.astype(np.float64))
     return Answer(widened(value), widened(gradient))

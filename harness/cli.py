@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -40,6 +42,8 @@ if not console.is_terminal:
 
 def main() -> None:
     """Run the command."""
+    from twinloss.harness import cli_check  # noqa: F401  registers itself
+
     app()
 
 
@@ -67,7 +71,7 @@ def _twins(names: list[str] | None) -> list[Twin]:
         raise typer.BadParameter(str(error)) from error
 
 
-def _writable(folder: Path) -> Path:
+def writable(folder: Path) -> Path:
     """The folder, made if need be, once a file has been written into it and removed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,6 +80,25 @@ def _writable(folder: Path) -> Path:
     except OSError as error:
         raise typer.BadParameter(f"cannot write into {folder}: {error.strerror or error}") from error
     return folder
+
+
+def chosen_types(given: list[Dtype] | None, default: Sequence[str]) -> list[str]:
+    """The types that were asked for, each once, or those by default."""
+    return list(dict.fromkeys(str(d.value) for d in given)) if given else list(default)
+
+
+def drawn_seed(given: int | None) -> int:
+    """The seed that was asked for, or a fresh one; CI must not fail by chance on a change that is not to blame."""
+    return given if given is not None else 0 if os.environ.get("CI") else secrets.randbelow(2**31)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int], None]]:
+    """A bar that says what is looked at; it is told that, and how many cases more."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed} cases"))
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda what, cases: bar.update(task, description=what, advance=cases)
 
 
 VERIFY_EPILOG = """
@@ -109,23 +132,14 @@ def verify(
     real: Annotated[bool, typer.Option(help="Also a real brain at full size.")] = True,
 ) -> None:
     """Look for an input on which a fast loss differs from its reference."""
-    twins, folder = _twins(losses), _writable(report)
+    twins, folder = _twins(losses), writable(report)
     from twinloss.harness.verify import EXAMPLES
     from twinloss.harness.verify import verify as run
 
-    default = DTYPES if thorough else DTYPES[:2]
-    dtypes = list(dict.fromkeys(str(d.value) for d in dtype)) if dtype else list(default)
+    dtypes = chosen_types(dtype, DTYPES if thorough else DTYPES[:2])
     count = examples or EXAMPLES * (10 if thorough else 1)
-    # CI must not fail by chance on a change that has nothing to do with it.
-    start = seed if seed is not None else 0 if os.environ.get("CI") else secrets.randbelow(2**31)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed} cases"))
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
-        task = progress.add_task("starting", total=None)
-
-        def tick(what: str, cases: int) -> None:
-            progress.update(task, description=what, advance=cases)
-
-        seen = run(twins, dtypes, start, count, real, tick)
+    with progress() as tick:
+        seen = run(twins, dtypes, drawn_seed(seed), count, real, tick)
     _tell(seen, folder)
     raise typer.Exit(seen.exit_code)
 
@@ -134,7 +148,7 @@ def _tell(seen: Verification, folder: Path) -> None:
     """The table, what it cannot say, and the files."""
     from twinloss.harness import report as reports
 
-    console.print(reports.table(seen))
+    console.print(reports.table(seen, f"twinloss verify, seed {seen.seed}"))
     console.print(reports.LEGEND, style="dim", soft_wrap=True)
     for note in seen.notes:
         console.print(note, style="yellow")
@@ -189,7 +203,7 @@ def bench(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write benchmarks.md and .json.")] = None,
 ) -> None:
     """Time forward and backward of the fast losses beside MONAI's, and measure their memory."""
-    twins, folder = _twins(losses), _writable(out) if out else None
+    twins, folder = _twins(losses), writable(out) if out else None
     from twinloss.harness import bench as benches
 
     try:

@@ -121,7 +121,7 @@ def _draft(
     draw: st.DrawFn, twin: Twin, chosen: Mapping[str, Any], dtype: str, shapes: tuple[tuple[int, ...], ...]
 ) -> Draft:
     batch, classes = draw(st.integers(1, 3)), draw(st.integers(twin.channels, 5))
-    spatial = draw(st.sampled_from(shapes))
+    spatial = draw(st.sampled_from([shape for shape in shapes if len(shape) in twin.ranks]))
     kept = classes if classes == 1 or chosen.get("include_background", True) else classes - 1
     sizes = Sizes(batch, classes, kept, has_labels(twin, chosen) and classes > 1, len(spatial))
     concrete = {k: v.make(sizes) if isinstance(v, PerCase) else v for k, v in chosen.items()}

@@ -6,17 +6,18 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings, target
 from hypothesis.errors import Flaky
 
 from twinloss.harness import coverage, guard
-from twinloss.harness.judgement import ORDER, Finding, Verdict
+from twinloss.harness.deviations import Deviation, entry
+from twinloss.harness.judgement import ORDER, Finding
 from twinloss.harness.laws import Law
 from twinloss.harness.shrink import simplest
 from twinloss.harness.snippet import snippet
-from twinloss.harness.trial import Trial, examine
+from twinloss.harness.trial import Trial, examine, only_rounding
 from twinloss.harness.twin import Twin
 
 # How often at least each law is tried; in how many draws at most these, and the life of an option, are sought, as some
@@ -25,6 +26,8 @@ LAW_TRIALS = 3
 ATTEMPTS = 10
 LARGE_TRIALS = 6
 KEPT = 40
+
+ROUNDING = "only rounding"
 
 SETTINGS = settings(
     database=None,
@@ -47,16 +50,20 @@ class Found(Exception):
 
 @dataclass(frozen=True)
 class Counterexample:
-    """The simplest failing case that was found."""
+    """The simplest failing case that was found; `xfail` is the entry of an xfails file that it would meet."""
 
     kind: str
     message: str
     snippet: str
+    xfail: str = ""
 
 
 @dataclass
 class Hunt:
-    """What a hunt has seen; it grows as the hunt goes on, so an interrupted one still tells."""
+    """What a hunt has seen; it grows as the hunt goes on, so an interrupted one still tells.
+
+    One that is `forgiving` goes on where only rounding is to blame, and any goes on where a deviation is `known`.
+    """
 
     twin: Twin
     dtype: str
@@ -67,19 +74,38 @@ class Hunt:
     kinds: Counter[tuple[str, str]] = field(default_factory=Counter)
     pairs: set[coverage.Pair] = field(default_factory=set)
     live: set[tuple[str, str]] = field(default_factory=set)
+    beyond: set[str] = field(default_factory=set)
     kept: list[Trial] = field(default_factory=list)
     degraded: int = 0
+    forgiving: bool = False
+    known: tuple[Deviation, ...] = ()
+    expected: Counter[str] = field(default_factory=Counter)
+    imprecise: list[Trial] = field(default_factory=list)
     counterexample: Counterexample | None = None
     problems: list[str] = field(default_factory=list)
     interrupted: bool = False
     seconds: float = 0.0
 
     @property
-    def verdict(self) -> Verdict:
-        """Fail, degraded or pass."""
-        if self.counterexample or self.problems:
+    def verdict(self) -> Literal["pass", "degraded", "imprecise", "fail"]:
+        """The worst that was seen."""
+        if self.problems or (self.counterexample and not self.imprecise):
             return "fail"
-        return "degraded" if self.degraded else "pass"
+        return "imprecise" if self.imprecise else "degraded" if self.degraded else "pass"
+
+    def excuse(self, trial: Trial) -> str | None:
+        """Why a failure does not end the hunt, if so."""
+        for deviation in self.known:
+            if deviation.met_by(self.twin, trial):
+                return deviation.reason
+        return ROUNDING if self.forgiving and only_rounding(self.twin, trial) else None
+
+    def note_excused(self, trial: Trial, excuse: str) -> None:
+        """Take in a failure that does not end the hunt."""
+        if excuse == ROUNDING:
+            self.imprecise.append(trial)
+        else:
+            self.expected[excuse] += 1
 
     def note(self, trial: Trial) -> None:
         """Take in a trial that did not fail."""
@@ -90,7 +116,9 @@ class Hunt:
         case = trial.case
         self.kinds.update(case.traits.items())
         self.pairs |= coverage.pairs_of({name: case.traits[name] for name in self.twin.options if name in case.traits})
-        if case.law is not None and case.law.applies(case):
+        if case.law is not None and trial.beyond:
+            self.beyond.add(case.law.name)
+        elif case.law is not None and case.law.applies(case):
             self.laws[case.law.name] += 1
         if len(self.kept) < KEPT and case.input.values.size < 1000:
             self.kept.append(trial)
@@ -126,14 +154,22 @@ def hunt(
         _free_and_missing(seen, examples, start, tick)
         _guard(seen)
     except Found as found:
-        trial = simplest(twin, found.trial)
-        for finding in trial.findings:
-            seen._note_finding(finding)
-        kind = trial.kind or "error"
-        seen.counterexample = Counterexample(kind, trial.message, snippet(twin, trial))
+        seen.imprecise.clear()
+        _show(seen, simplest(twin, found.trial, lambda trial: seen.excuse(trial) is None))
     except KeyboardInterrupt:
         seen.interrupted = True
+    if seen.imprecise:
+        worst = max(seen.imprecise, key=lambda trial: max((f.ratio for f in trial.findings), default=0.0))
+        _show(seen, simplest(twin, worst, lambda trial: seen.excuse(trial) == ROUNDING))
     return seen
+
+
+def _show(seen: Hunt, trial: Trial) -> None:
+    """Keep a trial as the counterexample."""
+    for finding in trial.findings:
+        seen._note_finding(finding)
+    kind = trial.kind or "error"
+    seen.counterexample = Counterexample(kind, trial.message, snippet(seen.twin, trial), entry(seen.twin, trial))
 
 
 def _free_and_missing(seen: Hunt, examples: int, start: int, tick: Callable[[], None]) -> None:
@@ -145,7 +181,7 @@ def _free_and_missing(seen: Hunt, examples: int, start: int, tick: Callable[[], 
         _draw(seen, row, None, 1, start, tick)
     for law in twin.laws:
         for attempt in range(ATTEMPTS):
-            if seen.laws[law.name] < LAW_TRIALS:
+            if seen.laws[law.name] < LAW_TRIALS and law.name not in seen.beyond:
                 _draw(seen, {}, law, 2 * LAW_TRIALS, start + attempt, tick)
     for name, text in sorted(guard.option_values(twin) - seen.live):
         for attempt in range(ATTEMPTS):
@@ -159,7 +195,7 @@ def _guard(seen: Hunt) -> None:
     for name, value in sorted(guard.option_values(seen.twin) - seen.live):
         seen.problems.append(f"option {name}={value} changes no result: dead, or the cases never use it")
     for law in seen.twin.laws:
-        if not seen.laws[law.name]:
+        if not seen.laws[law.name] and law.name not in seen.beyond:
             seen.problems.append(f"law '{law.name}' applied to no case")
 
 
@@ -181,11 +217,14 @@ def _draw(
     def run(case: Any) -> None:
         trial = examine(seen.twin, case)
         tick()
-        if trial.kind is not None:
+        excuse = seen.excuse(trial) if trial.kind is not None else None
+        if trial.kind is not None and excuse is None:
             failed.append(Found(trial))
             raise failed[-1]
         if not failed:
             seen.note(trial)
+            if excuse:
+                seen.note_excused(trial, excuse)
         for finding in trial.findings:
             target(math.log2(max(finding.ratio, 2.0**-20)), label=finding.part)
 

@@ -76,7 +76,7 @@ def _draft(
     if chosen["reduction"] == "none" and "target" in twin.operands:
         # The judge may need the conditioning of each window's value, and that takes a gradient for each.
         shapes, most = tuple(shape for shape in SMALL if math.prod(shape) <= FEW), 2
-    spatial = draw(st.sampled_from(shapes))
+    spatial = draw(st.sampled_from([shape for shape in shapes if len(shape) in twin.ranks]))
     # A field that is measured in its own extents has a component for each axis.
     channels = len(spatial) if chosen.get("normalize") else draw(st.integers(1, most))
     sizes = Sizes(draw(st.integers(1, most)), channels, channels, False, len(spatial))

@@ -19,14 +19,14 @@ from twinloss.harness.hunt import Hunt
 from twinloss.harness.judgement import Finding
 from twinloss.harness.verify import Verification
 
-COLOURS = {"pass": "green", "degraded": "yellow", "fail": "red", "interrupted": "magenta"}
+COLOURS = {"pass": "green", "degraded": "yellow", "imprecise": "yellow", "fail": "red", "interrupted": "magenta"}
 PACKAGES = ("numpy", "scipy", "torch", "numba", "hypothesis")
 
 
-def table(seen: Verification) -> Table:
+def table(seen: Verification, title: str) -> Table:
     """One line for each loss, type and kind of data."""
     made = Table(
-        title=f"twinloss verify, seed {seen.seed}", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
         pad_edge=False, collapse_padding=True,
     )  # fmt: skip
     made.add_column("loss", overflow="fold", min_width=11)
@@ -98,6 +98,7 @@ def as_json(seen: Verification) -> str:
 def _row(row: Hunt) -> dict[str, Any]:
     possible = coverage.possible_pairs(row.twin)
     found = row.counterexample
+    shown = ("kind", "message", "snippet", "xfail")
     return {
         "loss": row.twin.name,
         "dtype": row.dtype,
@@ -106,6 +107,8 @@ def _row(row: Hunt) -> dict[str, Any]:
         "verdict": row.verdict,
         "interrupted": row.interrupted,
         "degraded": row.degraded,
+        "imprecise": len(row.imprecise),
+        "expected": dict(row.expected),
         "seconds": round(row.seconds, 2),
         "worst": {part: _finding(finding) for part, finding in row.worst.items()},
         "laws": dict(row.laws),
@@ -113,7 +116,7 @@ def _row(row: Hunt) -> dict[str, Any]:
         "live_options": sorted(f"{name}={value}" for name, value in row.live),
         "kinds": {f"{trait}={kind}": count for (trait, kind), count in sorted(row.kinds.items())},
         "problems": row.problems,
-        "counterexample": found and {"kind": found.kind, "message": found.message, "snippet": found.snippet},
+        "counterexample": found and {name: getattr(found, name) for name in shown},
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -16,8 +16,8 @@ SECONDS = 10.0
 LARGEST = 64
 
 
-def simplest(twin: Twin, failed: Trial) -> Trial:
-    """The same failure with as many options, layouts and numbers as possible at their simplest."""
+def simplest(twin: Twin, failed: Trial, counts: Callable[[Trial], bool]) -> Trial:
+    """The same failure, as long as it counts, its options, layouts and numbers as simple as possible."""
     until = time.monotonic() + SECONDS
     best = failed
     progress = True
@@ -27,7 +27,8 @@ def simplest(twin: Twin, failed: Trial) -> Trial:
             if time.monotonic() > until:
                 return best
             trial = examine(twin, simpler) if twin.domain(simpler) else None
-            if trial is not None and trial.kind == failed.kind and 4 * _severity(trial) >= _severity(failed):
+            same = trial is not None and trial.kind == failed.kind and 4 * _severity(trial) >= _severity(failed)
+            if trial is not None and same and counts(trial):
                 best, progress = trial, True
                 break
     return best

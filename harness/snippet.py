@@ -21,7 +21,7 @@ import sys
 
 import numpy as np
 import torch
-from {fast_module} import {fast}
+{source}
 from {slow_module} import {value}, {gradient}
 
 nan, inf = float("nan"), float("inf")
@@ -46,8 +46,7 @@ gradient_bound = np.array({gradient_bound})
 
 failed = False
 for part, got, want, bound in (
-    ("value", fast, slow, value_bound),
-    ("gradient", fast_gradient, slow_gradient, gradient_bound),
+{parts}
 ):
     got = got.detach().double().numpy()
     want = np.asarray(want).astype(np.float64)
@@ -68,7 +67,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
-from {fast_module} import {fast}
+{source}
 from twinloss.harness.catalogue import find
 from twinloss.harness.trial import examine
 from twinloss.harness.twin import Case, Elementwise, Operand
@@ -77,7 +76,7 @@ nan, inf = float("nan"), float("inf")
 
 # The exact numbers, and the type and layout in which the fast twin gets them.
 {numbers}
-twin = replace(find("{name}"), fast={fast})
+{twin}
 law = next((law for law in twin.laws if law.name == {law!r}), None)
 case = Case(
     {{{operands}}},
@@ -90,6 +89,12 @@ trial = examine(twin, case)
 print(trial.message or "nothing is wrong")
 sys.exit(trial.kind is not None)
 '''
+
+
+PARTS = {
+    "value": '    ("value", fast, slow, value_bound),',
+    "gradient": '    ("gradient", fast_gradient, slow_gradient, gradient_bound),',
+}
 
 
 @np.errstate(all="ignore")
@@ -107,6 +112,10 @@ def literal(values: Array) -> str:
         raw = f'zlib.decompress(base64.b64decode("{packed}"))'
         return f"np.frombuffer({raw}, {str(values.dtype)!r}).reshape({values.shape})"
     return f"np.array({values.tolist()}, {str(values.dtype)!r})"
+
+
+def _source(twin: Twin) -> str:
+    return twin.source or f"from {twin.fast.__module__} import {twin.fast.__name__}"
 
 
 def _numbers(case: Case) -> str:
@@ -164,7 +173,7 @@ def _compared(twin: Twin, trial: Trial) -> str:
     value_bound, gradient_bound = _bounds(trial)
     return COMPARED.format(
         title=_title(twin, trial),
-        fast_module=twin.fast.__module__,
+        source=_source(twin),
         fast=twin.fast.__name__,
         slow_module=twin.value.__module__,
         value=twin.value.__name__,
@@ -180,6 +189,7 @@ def _compared(twin: Twin, trial: Trial) -> str:
         derivatives=_derivatives(case),
         value_bound=value_bound,
         gradient_bound=gradient_bound,
+        parts="\n".join(PARTS[part] for part in PARTS if part == "value" or twin.differentiable),
     )
 
 
@@ -192,9 +202,8 @@ def _examined(twin: Twin, trial: Trial) -> str:
     operands = [f'"{name}": Operand({name}, "{o.dtype}", "{o.layout}")' for name, o in case.operands.items()]
     return EXAMINED.format(
         title=_title(twin, trial),
-        name=twin.name,
-        fast_module=twin.fast.__module__,
-        fast=twin.fast.__name__,
+        source=_source(twin),
+        twin="" if twin.source else f"twin = replace(find({twin.name!r}), fast={twin.fast.__name__})",
         numbers=_numbers(case),
         operands=", ".join(operands),
         options=dict(case.options),

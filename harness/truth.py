@@ -52,7 +52,7 @@ class Truth:
         self.twin = twin
         self.case = case
         self.real = real
-        self.precision = Precision.of(case.dtype, real)
+        self.precision = Precision.of(case.tolerance, real)
 
     def known_for(self, case: Case) -> Truth:
         """The truth of a case of the same numbers in another type, with what this one has worked out."""

@@ -108,6 +108,7 @@ class Case:
             shape, or None for ones.
         traits: how it was made, for the coverage: option and kind names to text.
         law: the law that is tried on it.
+        judged_as: the type whose roundoff the answer is held to, if not that of the type under test.
     """
 
     operands: Mapping[str, Operand]
@@ -115,6 +116,7 @@ class Case:
     cotangent: tuple[float, ...] | None = None
     traits: Mapping[str, str] = field(default_factory=dict)
     law: Law | None = None
+    judged_as: str | None = None
 
     def weights(self, shape: tuple[int, ...]) -> Array:
         """The cotangent for a loss of a shape."""
@@ -129,6 +131,17 @@ class Case:
     def dtype(self) -> str:
         """The type under test."""
         return self.input.dtype
+
+    @property
+    def tolerance(self) -> str:
+        """The type whose roundoff the answer is held to."""
+        return self.judged_as or self.dtype
+
+    def in_double(self) -> Case:
+        """The same numbers in float64, held to no more than float32's roundoff."""
+        name = next(iter(self.operands))
+        judged_as = "float32" if self.dtype == "float64" else self.dtype
+        return replace(self.with_operand(name, replace(self.input, dtype="float64")), judged_as=judged_as)
 
     def having(self, **options: Any) -> Case:
         """The same with other options; None takes an option out."""
@@ -198,6 +211,9 @@ class Twin:
         slope: dL/dp of the softmax p of the input, from a truth, or None where no softmax is asked for.
         terms: the size of what each element of the gradient is a sum or difference of, from a truth.
         kinks: whether the loss has kinks under these options (clamp, tie): see judgement.py.
+        ranks: the spatial ranks that are drawn, of those that the loss has.
+        differentiable: whether the fast twin has a gradient to be judged; else it is given the reference's.
+        source: the statements that make the twin again, and bind the name of `fast`, if it is not in the catalogue.
         laws: what must hold between the answers of the fast twin to related questions.
         real: cases on real images.
         benches: what `twinloss bench` times.
@@ -220,6 +236,9 @@ class Twin:
     slope: Callable[[Truth], Array | None] = lambda truth: None
     terms: Callable[[Truth], Array] | None = None
     kinks: Callable[[Mapping[str, Any]], bool] = lambda options: False
+    ranks: tuple[int, ...] = (0, 1, 2, 3)
+    differentiable: bool = True
+    source: str = ""
     laws: tuple[Law, ...] = ()
     real: tuple[RealCase, ...] = ()
     benches: tuple[Bench, ...] = ()

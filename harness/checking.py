@@ -1,0 +1,196 @@
+"""`twinloss check`: the hunt turned on somebody's own loss; and what to make of a failure."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from twinloss.harness import deviations
+from twinloss.harness.deviations import Deviation
+from twinloss.harness.hunt import Hunt, hunt
+from twinloss.harness.laws import Law
+from twinloss.harness.target import Wiring, adapted, as_twin
+from twinloss.harness.trial import Trial, examine
+from twinloss.harness.twin import Case, Twin, label
+from twinloss.harness.verify import Tick, Verification
+
+EXAMPLES = 150
+# How many cases each option value and each law gets, once something is wrong.
+PROBES = 12
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What came of the cases of one option value, or of one law: None if nothing failed, else the first failure."""
+
+    name: str
+    failed: Trial | None
+    cases: int
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.failed.message}" if self.failed else self.name
+
+
+@dataclass
+class Check(Verification):
+    """What is to be said of a target.
+
+    Attributes:
+        twin: the target as a twin.
+        options: what came of each option value by itself, the others at their defaults; only if something failed.
+        laws: what came of each law; likewise.
+        stale: deviations that were said to be known, but met nothing.
+    """
+
+    twin: Twin = field(kw_only=True)
+    options: list[Probe] = field(default_factory=list)
+    laws: list[Probe] = field(default_factory=list)
+    stale: list[Deviation] = field(default_factory=list)
+    strict: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """The worst of the types': "pass", "degraded", "imprecise" or "fail"."""
+        order = ("pass", "degraded", "imprecise", "fail")
+        return max((row.verdict for row in self.rows), key=order.index, default="pass")
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything failed, or a known deviation is gone; `strict` counts imprecision, too."""
+        return self.verdict == "fail" or bool(self.stale) or (self.strict and self.verdict == "imprecise")
+
+    @property
+    def held(self) -> dict[str, str]:
+        """Our options that the target does not take, or was told, and the value that they are held at."""
+        return {name: label(values[0]) for name, values in self.twin.options.items() if len(values) == 1}
+
+
+def check(
+    target: Any,
+    like: str,
+    *,
+    options: Mapping[str, Any] | None = None,
+    names: Mapping[str, str] | None = None,
+    gradient: str | None = None,
+    value_only: bool = False,
+    ranks: Sequence[int] | None = None,
+    dtypes: Sequence[str] = ("float32", "float64"),
+    examples: int = EXAMPLES,
+    seed: int = 0,
+    xfails: Path | str | None = None,
+    strict: bool = False,
+    tick: Tick = lambda what, cases: None,
+) -> Check:
+    """Hunt for an input on which a loss differs from the reference of one of ours.
+
+    Args:
+        target: "package.module:attr", "path/file.py:attr", or the class, instance or function itself.
+        like: whose formula it follows: a name that `twinloss list` shows.
+        options: our options that it is held to, passed on if it takes them; and options of its own.
+        names: our names of options and arguments to its own.
+        gradient: for a target of arrays, where the function of its arguments is that returns the gradient.
+        value_only: do not judge the gradient.
+        ranks: spatial ranks to draw; by default 0 to 3.
+        dtypes: types under test.
+        examples: cases for each.
+        seed: of the draw.
+        xfails: a file of known deviations, see `deviations.py`.
+        strict: count it as a failure where only rounding is to blame.
+        tick: told what is looked at, and how many cases more.
+
+    Raises:
+        TargetError: if the target cannot be loaded, or does not fit what is said of it.
+        DeviationsError: if the file of known deviations cannot be read.
+    """
+    wiring = Wiring(
+        _whereabouts(target), like, dict(options or {}), dict(names or {}),
+        gradient, value_only, None if ranks is None else tuple(ranks),
+    )  # fmt: skip
+    return check_twin(
+        as_twin(wiring) if isinstance(target, str) else adapted(wiring, target),
+        dtypes, examples, seed, deviations.read(Path(xfails)) if xfails else (), strict, tick,
+    )  # fmt: skip
+
+
+def check_twin(
+    twin: Twin,
+    dtypes: Sequence[str],
+    examples: int,
+    seed: int,
+    known: tuple[Deviation, ...] = (),
+    strict: bool = False,
+    tick: Tick = lambda what, cases: None,
+) -> Check:
+    """`check` of a target that is a twin already."""
+    made = Check(seed, twin=twin, strict=strict)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the target's own, on input that is drawn to be odd
+        for dtype in dtypes:
+            row = Hunt(twin, dtype, forgiving=not strict, known=known)
+            made.rows.append(row)
+            hunt(twin, dtype, examples, seed, lambda dtype=dtype: tick(dtype, 1), row)  # type: ignore[misc]
+            if row.interrupted:
+                made.interrupted = True
+                return made
+        seen = {reason for row in made.rows for reason in row.expected}
+        made.stale = [each for each in known if each.reason not in seen]
+        failed = next((row for row in made.rows if row.verdict == "fail"), None)
+        if failed:
+            tick("which options and laws", 0)
+            made.options, made.laws = survey(twin, failed.dtype, seed, known)
+    return made
+
+
+def survey(twin: Twin, dtype: str, start: int, known: tuple[Deviation, ...] = ()) -> tuple[list[Probe], list[Probe]]:
+    """Every option value by itself, and every law."""
+    excuses = Hunt(twin, dtype, forgiving=True, known=known)
+    defaults = twin.defaults()
+    probes = [_probe("defaults", twin, dtype, defaults, None, start, excuses)]
+    for name, values in twin.options.items():
+        for value in values[1:]:
+            row = defaults | {name: value}
+            if twin.allowed(row):
+                probes.append(_probe(f"{name}={label(value)}", twin, dtype, row, None, start, excuses))
+    laws = [_probe(law.name, twin, dtype, {}, law, start, excuses) for law in twin.laws]
+    return probes, laws
+
+
+def _probe(
+    name: str, twin: Twin, dtype: str, row: Mapping[str, Any], law: Law | None, start: int, excuses: Hunt
+) -> Probe:
+    """A few cases; those of a law are judged by it alone."""
+    failures: list[Trial] = []
+    cases = 0
+
+    @seed(start)
+    @settings(max_examples=PROBES, database=None, deadline=None, suppress_health_check=list(HealthCheck),
+              phases=(Phase.generate,))  # fmt: skip
+    @given(twin.cases(twin, dtype, row, law, False))
+    def run(case: Case) -> None:
+        nonlocal cases
+        cases += 1
+        trial = examine(twin, case)
+        wanted = trial.kind is not None if law is None else trial.kind == "law"
+        if wanted and excuses.excuse(trial) is None:
+            failures.append(trial)
+
+    run()
+    return Probe(name, failures[0] if failures else None, cases)
+
+
+def _whereabouts(target: Any) -> str:
+    """Where an object, or what is in a file, can be found again by a script that runs elsewhere."""
+    if isinstance(target, str):
+        file, _, attribute = target.rpartition(":")
+        return f"{Path(file).resolve()}:{attribute}" if file.endswith(".py") else target
+    owner = target if inspect.isclass(target) or inspect.isroutine(target) else type(target)
+    module, name = owner.__module__, getattr(owner, "__qualname__", "target")
+    path = getattr(sys.modules.get(module), "__file__", None)
+    return f"{module}:{name}" if "." in module or not path else f"{path}:{name}"

@@ -1,0 +1,147 @@
+"""The command `twinloss check`."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.syntax import Syntax
+
+from twinloss.harness.cli import REPORT, Dtype, app, chosen_types, console, drawn_seed, progress, writable
+
+if TYPE_CHECKING:
+    from twinloss.harness.checking import Check
+
+EPILOG = """
+[bold]The target[/]: package.module:attr or path/file.py:attr; a class, an instance or a function, of torch, NumPy or
+Numba. It is given those options of the loss (see [bold]twinloss list[/]) that it has parameters for. The others are
+held at their defaults: say with --option what it computes instead.
+
+[bold]Examples[/]
+
+twinloss check monai.losses:DiceLoss --as dice
+
+twinloss check my/losses.py:FastDice --as dice --option softmax=True --map input=logits --rank 3
+
+twinloss check my/kernel.py:dice --gradient my/kernel.py:dice_gradient --as dice     a function of arrays
+
+twinloss check my/losses.py:FastDice --as dice --xfails known.toml     with known deviations
+
+[bold]Exit status[/]: 0 it agrees, or only rounding is to blame; 1 it differs, a known deviation is gone, or
+--strict and imprecise; 2 usage; 130 interrupted.
+"""
+
+
+def pairs(given: list[str] | None, option: str) -> dict[str, str]:
+    """Texts like name=value, taken apart."""
+    made = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"{option} takes name=value, got {text!r}")
+        made[name.strip()] = value.strip()
+    return made
+
+
+def value(text: str) -> Any:
+    """A Python literal, or else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+@app.command(epilog=EPILOG)
+def check(
+    target: Annotated[str, typer.Argument(help="Where the loss is; see below.")],
+    like: Annotated[str, typer.Option("--as", metavar="LOSS", help="Whose formula it follows.")],
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option that it is held to; repeat for several.")
+    ] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="OURS=THEIRS", help="Its name of an option or argument; repeat for several."),
+    ] = None,
+    gradient: Annotated[
+        str | None, typer.Option(metavar="TARGET", help="For a target of arrays: the function of its gradient.")
+    ] = None,
+    value_only: Annotated[bool, typer.Option("--value-only", help="Do not judge the gradient.")] = False,
+    rank: Annotated[list[int] | None, typer.Option(min=0, max=3, help="Spatial rank; repeat for several.")] = None,
+    dtype: Annotated[
+        list[Dtype] | None, typer.Option(help="Type under test; repeat for several. [default: float32, float64]")
+    ] = None,
+    examples: Annotated[int, typer.Option(min=1, help="Cases per type.")] = 150,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draw; a fresh one, which is shown.")] = None,
+    xfails: Annotated[Path | None, typer.Option(metavar="FILE", help="Known deviations, in TOML.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail where only rounding is to blame, too.")] = False,
+    report: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where to write report.json, and a script for each counterexample.")
+    ] = REPORT,
+) -> None:
+    """Hunt for an input on which a loss of your own differs from the reference."""
+    folder = writable(report)
+    from twinloss.harness.catalogue import UnknownLossError
+    from twinloss.harness.checking import check as run
+    from twinloss.harness.deviations import DeviationsError
+    from twinloss.harness.target import TargetError
+
+    given = {name: value(text) for name, text in pairs(option, "--option").items()}
+    with progress() as tick:
+        try:
+            made = run(
+                target, like, options=given, names=pairs(names, "--map"), gradient=gradient, value_only=value_only,
+                ranks=rank, dtypes=chosen_types(dtype, ("float32", "float64")), examples=examples,
+                seed=drawn_seed(seed), xfails=xfails, strict=strict, tick=tick,
+            )  # fmt: skip
+        except (TargetError, UnknownLossError, DeviationsError) as error:
+            raise typer.BadParameter(str(error)) from error
+    tell(made, folder)
+    raise typer.Exit(made.exit_code)
+
+
+def tell(made: Check, folder: Path) -> None:
+    """The table, what came of the target in words, and the files."""
+    from twinloss.harness import report as reports
+
+    console.print(
+        reports.table(made, f"twinloss check {made.twin.fast.__name__} as {made.twin.name}, seed {made.seed}")
+    )
+    console.print(reports.LEGEND, style="dim", soft_wrap=True)
+    if not made.twin.differentiable:
+        console.print("The gradient was not judged: the reference's stands in its place.", style="yellow")
+    if made.held:
+        held = ", ".join(f"{name}={text}" for name, text in made.held.items())
+        console.print(f"Held at one value: {held}", style="dim", markup=False, soft_wrap=True)
+    for text, style in story(made):
+        console.print(text, style=style, markup=False, soft_wrap=True)
+    worst = next((row for row in made.rows if row.counterexample and row.verdict == made.verdict), None)
+    if worst and worst.counterexample:
+        console.print("This script shows it, and fails until it is mended:")
+        console.print(Syntax(worst.counterexample.snippet, "python", word_wrap=True))
+        console.print("To let it pass as a known deviation, put this into a file for --xfails:")
+        console.print(Syntax(worst.counterexample.xfail, "toml", word_wrap=True))
+    for path in reports.write(made, folder):
+        console.print(f"wrote {path}")
+
+
+def story(made: Check) -> list[tuple[str, str]]:
+    """What came of the target, in sentences, each with a style."""
+    told = []
+    for row in made.rows:
+        if row.counterexample:
+            what, style = ("differs", "red") if row.verdict == "fail" else ("right, but it loses digits", "yellow")
+            told.append((f"{row.dtype}: {what}: {row.counterexample.message}", style))
+        told += [(f"{row.dtype}: the check itself: {problem}", "red") for problem in row.problems]
+        told += [(f"{row.dtype}: known: {reason} ({count} cases)", "dim") for reason, count in row.expected.items()]
+    told += [(f"no longer met: {each.reason}: take it out of the xfails file", "red") for each in made.stale]
+    if made.options:
+        agree = [probe.name for probe in made.options if probe.failed is None]
+        told.append((f"Agrees, in {made.options[0].cases} cases each: {', '.join(agree) or 'never'}", "green"))
+        told += [(f"Differs with {probe}", "red") for probe in made.options if probe.failed]
+        broken = [probe for probe in made.laws if probe.failed]
+        told += [(f"Breaks {probe.failed.message}", "red") for probe in broken if probe.failed]
+        kept = len(made.laws) - len(broken)
+        told.append((f"Keeps {kept} of {len(made.laws)} laws", "green" if not broken else "yellow"))
+    return told

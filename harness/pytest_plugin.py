@@ -1,0 +1,99 @@
+"""The pytest plugin: `--twinloss-target mypkg.losses:FastDice --twinloss-as dice`, and the fixture `twin_check`.
+
+Nothing of torch or Hypothesis is imported before a check is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from twinloss.harness.checking import Check
+
+
+class Differs(AssertionError):
+    """A loss that differs from its reference, in words, with the script that shows it."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options of `twinloss check`, as far as they fit a line."""
+    group = parser.getgroup("twinloss", "hunt a loss of your own (see `twinloss check --help`)")
+    group.addoption("--twinloss-target", metavar="TARGET", action="append", default=[], help="package.module:attr")
+    group.addoption("--twinloss-as", metavar="LOSS", action="append", default=[], help="one for each target")
+    group.addoption("--twinloss-option", metavar="NAME=VALUE", action="append", default=[], help="held at this value")
+    group.addoption("--twinloss-map", metavar="OURS=THEIRS", action="append", default=[], help="its name of an option")
+    group.addoption("--twinloss-dtype", metavar="DTYPE", action="append", default=[], help="type under test")
+    group.addoption("--twinloss-examples", metavar="N", type=int, default=150, help="cases per type")
+    group.addoption("--twinloss-seed", metavar="N", type=int, default=0, help="of the draw")
+    group.addoption("--twinloss-xfails", metavar="FILE", default=None, help="known deviations, in TOML")
+
+
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A test for each target and type."""
+    targets, losses = config.getoption("--twinloss-target"), config.getoption("--twinloss-as")
+    if len(targets) != len(losses):
+        raise pytest.UsageError(f"{len(targets)} --twinloss-target and {len(losses)} --twinloss-as: give one for each")
+    dtypes = config.getoption("--twinloss-dtype") or ["float32", "float64"]
+    for target, like in zip(targets, losses, strict=True):
+        items += [
+            TwinItem.from_parent(session, name=f"{target} as {like} [{dtype}]", target=target, like=like, dtype=dtype)
+            for dtype in dtypes
+        ]
+
+
+class TwinItem(pytest.Item):
+    """A target in one type, as a test."""
+
+    def __init__(self, *, target: str, like: str, dtype: str, **more: Any) -> None:
+        super().__init__(**more)
+        self.target, self.like, self.dtype = target, like, dtype
+
+    def runtest(self) -> None:
+        """Hunt."""
+        from twinloss.harness.cli_check import pairs, value
+
+        option = self.config.getoption
+        given = pairs(option("--twinloss-option"), "--twinloss-option")
+        run_check(
+            self.target, self.like,
+            options={name: value(text) for name, text in given.items()},
+            names=pairs(option("--twinloss-map"), "--twinloss-map"), dtypes=(self.dtype,),
+            examples=option("--twinloss-examples"), seed=option("--twinloss-seed"), xfails=option("--twinloss-xfails"),
+        )  # fmt: skip
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """What differs, and no traceback of ours."""
+        return str(excinfo.value) if isinstance(excinfo.value, Differs) else super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[str, None, str]:
+        """Where it stands."""
+        return self.target.rpartition(":")[0], None, self.name
+
+
+def run_check(target: Any, like: str, **more: Any) -> Check:
+    """`twinloss.harness.check`, but that it raises if the loss differs.
+
+    Raises:
+        Differs: with what differs, and the script that shows it.
+    """
+    __tracebackhide__ = True
+    from twinloss.harness import check
+    from twinloss.harness.cli_check import story
+
+    made = check(target, like, **more)
+    if made.failed:
+        lines = [text for text, _ in story(made)]
+        found = next((row.counterexample for row in made.rows if row.counterexample and row.verdict == "fail"), None)
+        if found:
+            lines += ["", "This script shows it:", "", found.snippet]
+        raise Differs("\n".join(lines))
+    return made
+
+
+@pytest.fixture
+def twin_check() -> Callable[..., Check]:
+    """`twin_check(MyDice, "dice", options={"softmax": True})` fails the test if the loss differs; see `check`."""
+    return run_check

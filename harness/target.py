@@ -1,0 +1,296 @@
+"""Somebody's own loss as a twin: loaded from where it lies, and called as ours are.
+
+A target is a class, an instance or a function, of torch or of arrays. It takes those of our options whose names, or the
+names they are mapped to, are among its parameters. The others stay at one value: our default, or what `options` says
+that it computes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from twinloss.harness.catalogue import find
+from twinloss.harness.laws import UnsupportedError
+from twinloss.harness.twin import Array, Elementwise, PerCase, Twin, function
+
+
+class TargetError(ValueError):
+    """A target that cannot be loaded, or that does not fit what is said of it."""
+
+
+def load(target: str) -> Any:
+    """What `package.module:attr` or `path/file.py:attr` names.
+
+    Raises:
+        TargetError: if there is no such file, module or attribute, or it cannot be imported.
+    """
+    where, colon, attribute = target.rpartition(":")
+    if not colon or not where or not attribute:
+        raise TargetError(f"a target is package.module:attr or path/file.py:attr, got {target!r}")
+    module = _module_of_file(Path(where)) if where.endswith(".py") else _module_of_name(where)
+    try:
+        found = module
+        for name in attribute.split("."):
+            found = getattr(found, name)
+    except AttributeError:
+        known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        near = get_close_matches(attribute, known, 3, 0.4) or known[:8]
+        raise TargetError(f"{where} has no {attribute}; it has {', '.join(near) or 'nothing to call'}") from None
+    if not callable(found):
+        raise TargetError(f"{target} is a {type(found).__name__}: a class, a function or a callable instance is needed")
+    return found
+
+
+def _module_of_file(path: Path) -> Any:
+    if not path.is_file():
+        raise TargetError(f"there is no file {path} (in {Path.cwd()})")
+    path = path.resolve()
+    # Where another module goes by that name, it must not stand in for it.
+    for name in (path.stem, f"{path.stem}_{abs(hash(path)):x}"):
+        known = sys.modules.get(name)
+        if getattr(known, "__file__", None) == str(path):
+            return known
+        if known is None:
+            break
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # pickle looks there
+    try:
+        sys.path.insert(0, str(path.parent))  # for what lies beside it
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, Exception):
+            raise TargetError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+        raise
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+def _module_of_name(name: str) -> Any:
+    try:
+        if "" not in sys.path:
+            sys.path.insert(0, "")  # as `python -m` has it
+        return importlib.import_module(name)
+    except Exception as error:
+        raise TargetError(f"module {name} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+# Makes of the name and our value of an option the target's own value.
+Convert = Callable[[str, Any], Any]
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What a target is, and how it is called.
+
+    Attributes:
+        target: what `load` takes.
+        like: the name of the twin whose formula it follows.
+        options: our options that it is held to, passed if it takes them; and options of its own.
+        names: our names of options and arguments to its own.
+        gradient: what `load` takes, a function of the target's arguments that returns the gradient of its value.
+        value_only: whether its gradient is not to be judged.
+        ranks: the spatial ranks it takes; by default all.
+    """
+
+    target: str
+    like: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    gradient: str | None = None
+    value_only: bool = False
+    ranks: tuple[int, ...] | None = None
+
+    def __repr__(self) -> str:
+        """With what is not by default."""
+        given = {name: getattr(self, name) for name in ("options", "names", "gradient", "value_only", "ranks")}
+        more = "".join(f", {name}={value!r}" for name, value in given.items() if value)
+        return f"Wiring({self.target!r}, {self.like!r}{more})"
+
+    def theirs(self, name: str) -> str:
+        """The target's name of what we call `name`."""
+        return self.names.get(name, name)
+
+
+def as_twin(wiring: Wiring) -> Twin:
+    """The twin of a target: the reference, the options and the laws of one of ours, as far as it has them.
+
+    Raises:
+        TargetError: see `load`; or if an option or a name is unknown, or options do not go together.
+    """
+    return adapted(wiring, load(wiring.target))
+
+
+def adapted(wiring: Wiring, found: Any, convert: Convert = lambda name, value: value) -> Twin:
+    """The twin of a target that was loaded already; `convert` makes of our value of an option its own."""
+    known, takes = find(wiring.like), parameters(found)
+    for name in (*wiring.options, *wiring.names):
+        if name not in known.options and name not in known.operands and not takes(name):
+            raise TargetError(_unknown(name, [*known.options, *known.operands], found))
+    free = {name for name in known.options if name not in wiring.options and takes(wiring.theirs(name))}
+    told = {name: value for name, value in wiring.options.items() if name in known.options}
+    kept = {name: values if name in free else values[:1] for name, values in known.options.items()}
+    kept |= {name: (value,) for name, value in told.items()}
+    if not known.allowed({name: values[0] for name, values in kept.items()}):
+        raise TargetError(f"{known.name} does not take these options together: {told}")
+    by_arrays = is_of_arrays(found)
+    members = {
+        "found": staticmethod(found), "wiring": wiring, "known": known, "free": frozenset(free), "takes": takes,
+        "convert": staticmethod(convert), "by_arrays": by_arrays,
+        "slope": staticmethod(load(wiring.gradient)) if wiring.gradient else None,
+    }  # fmt: skip
+    module = type(_name(wiring.target), (Target,), members)
+    return replace(
+        known,
+        fast=module,
+        options=kept,
+        required=tuple(dict.fromkeys((*known.required, *told))),
+        laws=tuple(law for law in known.laws if _has(kept, law.needs)),
+        differentiable=not wiring.value_only and (bool(wiring.gradient) or not by_arrays),
+        ranks=wiring.ranks or known.ranks,
+        real=tuple(case for case in known.real if _has(kept, case.options) and 3 in (wiring.ranks or known.ranks)),
+        source=f"from twinloss.harness.target import Wiring, as_twin\n\ntwin = as_twin({wiring!r})\n"
+        f"{module.__name__} = twin.fast",
+    )
+
+
+def parameters(found: Any) -> Callable[[str], bool]:
+    """Whether a target takes an option of a name; an instance has been given its options already."""
+    function_of = getattr(found, "py_func", found)  # Numba's dispatchers
+    if not inspect.isclass(function_of) and not inspect.isroutine(function_of):
+        return lambda name: False
+    try:
+        known = inspect.signature(function_of).parameters.values()
+    except (TypeError, ValueError):
+        return lambda name: False
+    if any(p.kind is p.VAR_KEYWORD for p in known):
+        return lambda name: True
+    return {p.name for p in known if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}.__contains__
+
+
+def is_of_arrays(found: Any) -> bool:
+    """Whether a target is of NumPy or Numba: its module knows nothing of torch."""
+    if hasattr(found, "py_func"):
+        return True
+    owner = found if inspect.isclass(found) or inspect.isroutine(found) else type(found)
+    if inspect.isclass(owner) and issubclass(owner, torch.nn.Module):
+        return False
+    around = vars(sys.modules[owner.__module__]).values() if owner.__module__ in sys.modules else ()
+    origins = (str(getattr(v, "__module__", None) or getattr(v, "__name__", "")) for v in around)
+    return not any(origin.partition(".")[0] == "torch" for origin in origins)
+
+
+def _name(target: str) -> str:
+    return target.rpartition(":")[2].rpartition(".")[2]
+
+
+def _has(options: Mapping[str, tuple[Any, ...]], needs: Mapping[str, Any]) -> bool:
+    """Whether the values that are needed are among those that are left."""
+    return all(any(_same(value, v) for v in options[n]) for n, value in needs.items() if n in options)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (type(a) is type(b) and bool(np.all(np.asarray(a == b))))
+
+
+def _unknown(name: str, known: list[str], found: Any) -> str:
+    near = get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    return f"nothing is called {name}, and {getattr(found, '__name__', found)} has no such parameter: {hint}"
+
+
+class Target(torch.nn.Module):
+    """A target called as ours are; subclasses hold which."""
+
+    found: Callable[..., Any]
+    slope: Callable[..., Any] | None
+    wiring: Wiring
+    known: Twin
+    free: frozenset[str]
+    takes: Callable[[str], bool]
+    convert: Convert
+    by_arrays: bool
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = options
+        self.passed = {name: v for name, v in self.wiring.options.items() if name not in self.known.options}
+        for name, value in (_torch_defaults(self.known) | options).items():
+            held = self.wiring.options.get(name, self.known.options.get(name, (None,))[0])
+            if name not in self.free and name not in self.known.required and not _same(value, held):
+                raise UnsupportedError(f"{name}={value!r}")
+            if type(self).takes(self.wiring.theirs(name)) and not isinstance(value, PerCase):
+                self.passed[self.wiring.theirs(name)] = self.convert(name, value)
+        self.loss: Any = self.found(**self.passed) if inspect.isclass(self.found) else self.found
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        """The target's value, as a tensor."""
+        arguments: dict[str, Any] = dict(zip(self.known.operands, tensors, strict=True))
+        if not self.by_arrays and not self.wiring.value_only:
+            made: torch.Tensor = self._called(self.loss, arguments)
+            return made
+        values: torch.Tensor = _WithGradient.apply(tensors[0], self, arguments)  # type: ignore[no-untyped-call]
+        return values
+
+    def of_arrays(self, function_of: Callable[..., Any], arguments: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What a function of arrays, or of tensors whose graph is not asked for, makes of tensors."""
+        plain = {name: t.detach() if not self.by_arrays else _array(t) for name, t in arguments.items()}
+        made = self._called(function_of, plain)
+        return torch.as_tensor(made if isinstance(made, torch.Tensor) else np.array(made))
+
+    def _called(self, function_of: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+        more = {} if inspect.isclass(self.found) else self.passed
+        if any(name in self.wiring.names for name in arguments):
+            return function_of(**{self.wiring.theirs(name): value for name, value in arguments.items()}, **more)
+        return function_of(*arguments.values(), **more)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The class was made for the target, and cannot be looked up."""
+        return _rebuilt, (self.wiring, self.options, self.loss)
+
+
+def _rebuilt(wiring: Wiring, options: Mapping[str, Any], loss: Any) -> torch.nn.Module:
+    made = as_twin(wiring).fast(**options)
+    made.loss = loss
+    return made
+
+
+def _torch_defaults(twin: Twin) -> dict[str, Any]:
+    return {name: function(v.torch) if isinstance(v, Elementwise) else v for name, v in twin.defaults().items()}
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    half = tensor.dtype in (torch.float16, torch.bfloat16)
+    made: Array = (tensor.float() if half else tensor).detach().numpy()
+    return made
+
+
+class _WithGradient(torch.autograd.Function):
+    """A value that comes without a graph, with the gradient that was given beside it, or else none: zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, loss: Target, arguments: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        ctx.loss, ctx.arguments = loss, arguments
+        return loss.of_arrays(loss.loss, arguments).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> Any:
+        loss, x = ctx.loss, next(iter(ctx.arguments.values()))
+        if loss.slope is None:
+            return torch.zeros_like(x), None, None
+        return (upstream[0] * loss.of_arrays(loss.slope, ctx.arguments)).to(x.dtype), None, None
