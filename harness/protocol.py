@@ -11,7 +11,7 @@ import torch
 
 from twinloss.harness.answers import ask_fast, fast_options, widened
 from twinloss.harness.laws import Claim, Law
-from twinloss.harness.twin import Case, Elementwise, Twin
+from twinloss.harness.twin import Array, Case, Elementwise, Twin
 
 
 def _flag(holds: bool, case: Case) -> Claim:
@@ -89,16 +89,17 @@ def _copies_answer_alike(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _hands_out_no_buffer(twin: Twin, case: Case) -> Iterator[Claim]:
-    """Overwriting the results of a call must not show in the next."""
+    """Overwriting the results of a call must not show in the next, nor the next in them."""
     loss = twin.fast(**fast_options(case))
-    answers = []
+    answers: list[tuple[Array, Array]] = []
+    overwritten: list[torch.Tensor] = []
     for _ in range(2):
         x, *rest = (o.tensor() for o in case.operands.values())
         value = loss(x.requires_grad_(), *rest)
         (gradient,) = torch.autograd.grad(value.sum(), x)
         answers.append((widened(value).copy(), widened(gradient).copy()))
-        value.detach().fill_(torch.nan)
-        gradient.fill_(torch.nan)
+        yield _flag(all(bool(made.isnan().all()) for made in overwritten), case)
+        overwritten += [value.detach().fill_(torch.nan), gradient.fill_(torch.nan)]
     for part, first, second in zip(("value", "gradient"), *answers, strict=True):
         yield Claim(part, second, first, case, exact=True)
 

@@ -98,7 +98,7 @@ def _one_by_one(seen: Verification, jobs: Sequence[Job], examples: int, tick: Ti
 
 def _in_processes(seen: Verification, jobs: Sequence[Job], examples: int, tick: Tick) -> None:
     """Several jobs at a time, each in a process that imports the twins by name."""
-    pool = ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn"), initializer=_prepare)
+    pool = ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn"), initializer=prepare)
     parts: dict[Part, Job] = {}
     for job in reversed(jobs):  # the last take longest
         parts[pool.submit(_part, job.twin.name, job.dtypes, job.data, examples, seen.seed)] = job
@@ -117,7 +117,8 @@ def _in_processes(seen: Verification, jobs: Sequence[Job], examples: int, tick: 
             process.terminate()
 
 
-def _prepare() -> None:
+def prepare() -> None:
+    """Make a process ready to work beside others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted
     # Results are the same for any number of threads; those of several processes would wait for each other.
     threads = max(1, (os.cpu_count() or 1) // PROCESSES)

@@ -1,0 +1,139 @@
+"""Which judgement kills which mutant, and after how many cases: each judgement by itself, whatever the others say."""
+
+from __future__ import annotations
+
+import multiprocessing
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from rich import box
+from rich.table import Table
+
+from twinloss.harness import differences
+from twinloss.harness.answers import ask_fast
+from twinloss.harness.hunt import LARGE_TRIALS, LAW_TRIALS
+from twinloss.harness.laws import Law, breach
+from twinloss.harness.protocol import PROTOCOL
+from twinloss.harness.truth import Truth
+from twinloss.harness.twin import Case, Twin
+from twinloss.harness.verdict import judge_gradient, judge_value
+from twinloss.harness.verify import EXAMPLES, PROCESSES, prepare
+from twinloss.harness.zoo import Mutant, zoo
+
+JUDGEMENTS = ("value", "gradient", "differences", "laws", "protocol")
+
+
+@dataclass
+class Kills:
+    """Of a mutant, the number of the case at which each judgement objected first; and of all cases."""
+
+    name: str
+    of: str
+    origin: str
+    at: dict[str, int] = field(default_factory=dict)
+    cases: int = 0
+
+
+@np.errstate(all="ignore")
+def objections(twin: Twin, case: Case, left: Collection[str] = JUDGEMENTS) -> Iterator[str]:
+    """Those judgements among the ones `left` that object to a case."""
+    truth = Truth(twin, case)
+    try:
+        answer = ask_fast(twin, case)
+    except Exception:
+        yield "value"  # there is none
+        return
+    if "value" in left and judge_value(truth, answer.value).verdict == "fail":
+        yield "value"
+    if "gradient" in left and judge_gradient(truth, answer.gradient).verdict == "fail":
+        yield "gradient"
+    of_law = "protocol" if case.law in PROTOCOL else "laws"
+    if of_law in left and case.law is not None and case.law.applies(case) and breach(case.law, twin, case):
+        yield of_law
+    if "differences" in left and differences.applies(truth) and differences.complaint(truth, answer):
+        yield "differences"
+
+
+def kills(mutant: Mutant, start: int = 0, examples: int = EXAMPLES) -> Kills:
+    """Put as many cases to a mutant as a hunt does by default, or until all judgements have objected."""
+    twin, made = mutant.twin(), Kills(mutant.name, mutant.of, mutant.origin)
+    _draw(twin, mutant, None, examples, start, made)
+    _draw(twin, mutant, None, LARGE_TRIALS, start, made, large=True)
+    for law in twin.laws:
+        _draw(twin, mutant, law, 2 * LAW_TRIALS, start, made)
+    return made
+
+
+def _draw(
+    twin: Twin, mutant: Mutant, law: Law | None, examples: int, start: int, made: Kills, large: bool = False
+) -> None:
+    @seed(start)
+    @settings(max_examples=examples, database=None, deadline=None, suppress_health_check=list(HealthCheck),
+              phases=(Phase.generate,))  # fmt: skip
+    @given(twin.cases(twin, mutant.dtype, {}, law, large))
+    def run(case: Case) -> None:
+        made.cases += 1
+        left = [judgement for judgement in JUDGEMENTS if judgement not in made.at]
+        for judgement in objections(twin, case.in_double() if mutant.dtype == "float64" else case, left):
+            made.at.setdefault(judgement, made.cases)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run()
+
+
+def _kills(name: str, start: int) -> Kills:
+    return kills(next(mutant for mutant in zoo() if mutant.name == name), start)
+
+
+def matrix(
+    mutants: Sequence[Mutant], start: int = 0, tick: Callable[[str, int], None] = lambda what, cases: None
+) -> list[Kills]:
+    """The kills of all mutants, in several processes."""
+    rows = []
+    with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn"), initializer=prepare) as pool:
+        for row in pool.map(_kills, [mutant.name for mutant in mutants], [start] * len(mutants)):
+            tick(row.name, row.cases)
+            rows.append(row)
+    return rows
+
+
+def alive(rows: Sequence[Kills]) -> list[str]:
+    """The mutants that nothing killed."""
+    return [row.name for row in rows if not row.at]
+
+
+def only_killers(rows: Sequence[Kills]) -> dict[str, list[str]]:
+    """For each judgement, the mutants that it alone killed."""
+    return {j: [row.name for row in rows if list(row.at) == [j]] for j in JUDGEMENTS}
+
+
+def table(rows: Sequence[Kills]) -> Table:
+    """One line for each mutant: at which case each judgement objected first."""
+    made = Table("mutant", "of", *JUDGEMENTS, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for row in rows:
+        made.add_row(row.name, row.of, *(str(row.at.get(judgement, "")) for judgement in JUDGEMENTS))
+    return made
+
+
+def as_markdown(rows: Sequence[Kills], start: int) -> str:
+    """The matrix, and what each mutant is."""
+    lines = [
+        "# The zoo",
+        "",
+        f"Made by `twinloss zoo --seed {start} --out reports`: losses that are wrong on purpose, and the number of the",
+        "case at which each judgement objected first; empty where none of some hundred cases made it object.",
+        "",
+        "| mutant | of | " + " | ".join(JUDGEMENTS) + " | what is wrong |",
+        "|---|---|" + "---:|" * len(JUDGEMENTS) + "---|",
+    ]
+    for row in rows:
+        cells = [row.name, row.of, *(str(row.at.get(judgement, "")) for judgement in JUDGEMENTS), row.origin]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "Killed by one judgement alone:", ""]
+    lines += [f"- {judgement}: {', '.join(names) or 'none'}" for judgement, names in only_killers(rows).items()]
+    return "\n".join(lines) + "\n"

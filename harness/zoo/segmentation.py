@@ -1,0 +1,478 @@
+"""Wrong segmentation losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twinloss import fast, reference
+from twinloss.harness.catalogue import DICE
+from twinloss.harness.twin import Array
+from twinloss.harness.zoo import bug, with_gradient_times
+
+
+def _one_hot(target: Tensor, classes: int) -> Tensor:
+    return torch.zeros(target.shape[0], classes, *target.shape[2:], dtype=torch.float64).scatter(1, target.long(), 1)
+
+
+# The options of Dice that the next class has, and the laws that need no others.
+_NAMES = ("include_background", "to_onehot_y", "sigmoid", "softmax", "other_act", "reduction", "smooth_nr",
+          "smooth_dr", "batch")  # fmt: skip
+PLAIN: dict[str, Any] = {
+    "options": {name: DICE.options[name] for name in _NAMES},
+    "laws": tuple(law for law in DICE.laws if set(law.needs) <= set(_NAMES)),
+}
+
+
+class Plain(torch.nn.Module):
+    """Dice in plain torch and float64, right: what is wrong is in the classes made of it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.dice: Any = fast.DiceLoss(**options)
+
+    def option(self, name: str) -> Any:
+        """An option as given, or by default."""
+        return getattr(self.dice, name)
+
+    def prediction(self, x: Tensor) -> Tensor:
+        """The input, activated."""
+        if self.option("other_act"):
+            return torch.as_tensor(self.option("other_act")(x))
+        if self.option("softmax") and x.shape[1] > 1:
+            return x.softmax(1)
+        return x.sigmoid() if self.option("sigmoid") else x
+
+    def one_hot(self, target: Tensor, classes: int) -> Tensor:
+        """The target by class."""
+        labels = self.option("to_onehot_y") and classes > 1
+        return _one_hot(target, classes) if labels else target.double()
+
+    def axes(self, p: Tensor) -> list[int]:
+        """What is summed over."""
+        return ([0] if self.option("batch") else []) + list(range(2, p.ndim))
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over voxels."""
+        axes = self.axes(values)
+        return values.sum(axes) if axes else values
+
+    def formula(self, p: Tensor, g: Tensor) -> Tensor:
+        """The loss of each item and class."""
+        overlap, total = self.total(p * g), self.total(p) + self.total(g)
+        return 1 - (2 * overlap + self.option("smooth_nr")) / (total + self.option("smooth_dr"))
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Dice."""
+        p = self.prediction(input.double())
+        g = self.one_hot(target, p.shape[1])
+        if not self.option("include_background") and p.shape[1] > 1:
+            p, g = p[:, 1:], g[:, 1:]
+        loss = self.formula(p, g)
+        if self.option("batch"):
+            loss = loss.reshape(1, -1)
+        reduction = self.option("reduction")
+        if reduction == "none":
+            loss = loss.reshape(*loss.shape[:2], *[1] * (input.ndim - 2))
+        else:
+            loss = loss.mean() if reduction == "mean" else loss.sum()
+        return loss.to(input.dtype)
+
+
+@bug("dice")
+class HalvedGradient(fast.DiceLoss):
+    """The value is right and the gradient half of it: a factor 2 that was put into the forward alone."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Wrong."""
+        return super().forward(with_gradient_times(input, 0.5), target)
+
+
+@bug("dice")
+class FlippedSign(fast.DiceLoss):
+    """The gradient points uphill: a backward written for the score, and used for the loss."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Wrong."""
+        return super().forward(with_gradient_times(input, -1.0), target)
+
+
+@bug("dice", dtype="float32")
+class ScaleOfMixedPrecision(fast.DiceLoss):
+    """The float32 gradient is 1.002 times too large: a loss scale rounded to bfloat16 on one of its two ways."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Wrong."""
+        return super().forward(with_gradient_times(input, 1 + 2**-9) if input.dtype == torch.float32 else input, target)
+
+
+@bug("dice")
+class WithoutSmoothing(fast.DiceLoss):
+    """No smooth_dr: 0 / 0 for an absent class, as where the epsilon is left to the caller."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "smooth_dr": 0.0})
+
+
+@bug("dice")
+class OneSmoothingForBoth(fast.DiceLoss):
+    """smooth_nr serves for both, as in losses that have a single epsilon."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "smooth_dr": options.get("smooth_nr", 1e-5)})
+
+
+@bug("dice")
+class DeadBatchFlag(fast.DiceLoss):
+    """batch=True is taken and forgotten."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "batch": False})
+
+
+def _pooled(name: str) -> Any:
+    function = getattr(reference, name)
+
+    def pooled(*operands: Array, **options: Any) -> Array:
+        made: Array = function(*operands, **{**options, "batch": True})
+        return made
+
+    return pooled
+
+
+@bug("tversky", value=_pooled("tversky_loss"), gradient=_pooled("tversky_loss_gradient"))
+class PooledByBothAuthors(fast.TverskyLoss):
+    """Sums run over the batch, whatever is asked for, and the reference's author read the paper so, too."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "batch": True})
+
+
+@bug("dice_focal")
+class LoggedWithDebias(fast.DiceFocalLoss):
+    """The value is 0.999 of itself, by a running mean that is shown in its place; the gradient is right."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Wrong."""
+        return super().forward(with_gradient_times(input, 1 / 0.999), target) * 0.999
+
+
+@bug("dice")
+class JaccardThatIsDice(fast.DiceLoss):
+    """jaccard=True gives Dice: the flag is looked at before the formula is chosen, and not after."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "jaccard": False})
+
+
+@bug("dice")
+class BackgroundKept(fast.DiceLoss):
+    """include_background=False drops nothing."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "include_background": True})
+
+
+@bug("dice", **PLAIN)
+class SumsInHalf(Plain):
+    """Sums in float16, as under autocast without care: beyond 2048 voxels counting stops."""
+
+    def total(self, values: Tensor) -> Tensor:
+        """Wrong."""
+        return super().total(values.half()).double()
+
+
+@bug("dice", **PLAIN)
+class DetachedDenominator(Plain):
+    """The denominator carries no gradient: taken for a constant in a derivation by hand."""
+
+    def formula(self, p: Tensor, g: Tensor) -> Tensor:
+        """Wrong."""
+        overlap, total = self.total(p * g), (self.total(p) + self.total(g)).detach()
+        return 1 - (2 * overlap + self.option("smooth_nr")) / (total + self.option("smooth_dr"))
+
+
+@bug("dice", **PLAIN)
+class LabelsFromOne(Plain):
+    """Labels are taken to begin at 1, as in Matlab and in some data sets; the last one wraps around."""
+
+    def one_hot(self, target: Tensor, classes: int) -> Tensor:
+        """Wrong."""
+        labels = self.option("to_onehot_y") and classes > 1
+        return _one_hot((target.long() - 1) % classes, classes) if labels else super().one_hot(target, classes)
+
+
+@bug("dice", **PLAIN)
+class SoftTargetsMadeHard(Plain):
+    """A soft target is rounded to 0 and 1 on its way through an integer type."""
+
+    def one_hot(self, target: Tensor, classes: int) -> Tensor:
+        """Wrong."""
+        return super().one_hot(target, classes).round()
+
+
+@bug("dice", **PLAIN)
+class SoftmaxOverVoxels(Plain):
+    """softmax(-1): right for (voxels, classes), wrong for (batch, classes, voxels)."""
+
+    def prediction(self, x: Tensor) -> Tensor:
+        """Wrong."""
+        return x.softmax(-1) if self.option("softmax") and x.shape[1] > 1 and x.ndim > 2 else super().prediction(x)
+
+
+@bug("dice", **PLAIN)
+class SqueezedAxes(Plain):
+    """squeeze() before the sum: right until an axis has size 1, and then summed over what is left."""
+
+    def total(self, values: Tensor) -> Tensor:
+        """Wrong."""
+        if 1 in values.shape[2:] and values.ndim > 3:
+            return values.select(-1, 0).sum(list(range(2, values.ndim - 1)))
+        return super().total(values)
+
+
+@bug("dice", **PLAIN)
+class SkippedTail(Plain):
+    """The voxels after the last full vector of eight are left out, as in a kernel without a remainder loop."""
+
+    def total(self, values: Tensor) -> Tensor:
+        """Wrong."""
+        flat = values.flatten(2) if values.ndim > 2 else values.unsqueeze(-1)
+        count = flat.shape[-1] // 8 * 8 or flat.shape[-1]
+        return flat[..., :count].sum([0, 2] if self.option("batch") else [2])
+
+
+@bug("dice", **PLAIN)
+class IndexOfSixteenBits(Plain):
+    """Voxels beyond the 32767th are not seen: the index of the kernel is an int16. With float32 counters it is 2^24."""
+
+    def total(self, values: Tensor) -> Tensor:
+        """Wrong."""
+        flat = values.flatten(2) if values.ndim > 2 else values.unsqueeze(-1)
+        return flat[..., : 2**15].sum([0, 2] if self.option("batch") else [2])
+
+
+@bug("dice", **PLAIN)
+class OneOverTheItems(Plain):
+    """A batch is one item with many voxels: reshape(C, -1) of (B, C, voxels) mixes items and classes."""
+
+    def formula(self, p: Tensor, g: Tensor) -> Tensor:
+        """Wrong."""
+        shape = p.shape
+        return super().formula(p.reshape(shape[1], shape[0], -1).transpose(0, 1), g.reshape(shape[0], shape[1], -1))
+
+
+@bug("dice")
+class GradientOfContiguous(fast.DiceLoss):
+    """The gradient is right for contiguous input, and 0 for what a kernel's strides do not fit."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Wrong."""
+        return super().forward(input if input.is_contiguous() else with_gradient_times(input, 0.0), target)
+
+
+@bug("masked_dice")
+class MaskBeforeActivation(fast.MaskedDiceLoss):
+    """Logits are masked, so that a masked voxel becomes sigmoid(0) = 1/2: released by MONAI."""
+
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Wrong."""
+        if mask is None or self.to_onehot_y:
+            return super().forward(input, target, mask)
+        finite = input.nan_to_num(nan=0.0)
+        return self._loss(finite * mask, target * mask, None)
+
+
+@bug("masked_dice")
+class MaskedTargetOnly(fast.MaskedDiceLoss):
+    """The mask falls on the target alone: what is predicted outside counts as false positive."""
+
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Wrong."""
+        if mask is None or self.to_onehot_y:
+            return super().forward(input, target, mask)
+        return self._loss(input.nan_to_num(nan=0.0), target * mask, None)
+
+
+@bug("tversky")
+class SwappedAlphaAndBeta(fast.TverskyLoss):
+    """alpha weighs false negatives: papers and libraries differ in which of the two is which."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "alpha": options.get("beta", 0.5), "beta": options.get("alpha", 0.5)})
+
+
+@bug("generalized_dice")
+class WeightsThatCancel(fast.GeneralizedDiceLoss):
+    """The sum over classes is of ratios and not of their parts, so that each weight cancels: seen in many notebooks."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Wrong."""
+        taken = ("sigmoid", "softmax", "other_act", "to_onehot_y", "include_background", "batch", "soft_label")
+        options = {name: getattr(self, name) for name in (*taken, "smooth_nr", "smooth_dr", "ignore_index")}
+        per_class = fast.DiceLoss(**options, reduction="none")(input, target)
+        return self.reduce(per_class.flatten(1).mean(1, keepdim=True), input)
+
+
+@bug("generalized_dice")
+class AbsentClassesWithoutWeight(fast.GeneralizedDiceLoss):
+    """A class that is absent from the target weighs nothing, so what is predicted of it costs nothing."""
+
+    def _class_weights(self, volume: Tensor) -> Tensor:
+        return torch.where(volume > 0, super()._class_weights(volume), 0)
+
+
+@bug("generalized_dice")
+class VolumesOfTheBatch(fast.GeneralizedDiceLoss):
+    """Weights come from the volumes of the whole batch, also where items are to be apart."""
+
+    def _class_weights(self, volume: Tensor) -> Tensor:
+        return super()._class_weights(volume.sum(0, keepdim=True)).expand_as(volume)
+
+
+@bug("generalized_wasserstein_dice")
+class BroadcastOverTheBatch(fast.GeneralizedWassersteinDiceLoss):
+    """(B, 1, voxels) meets (B, voxels), and every item's labels meet every item's logits: released by MONAI."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Wrong."""
+        made = [
+            fast.GeneralizedWassersteinDiceLoss(
+                self.dist_matrix, self.weighting_mode, "none", self.smooth_nr, self.smooth_dr,
+                ignore_index=self.ignore_index,
+            )(x, y.expand(len(x), *y.shape[1:]))
+            for x, y in ((input, target[k : k + 1]) for k in range(len(input)))
+        ]  # fmt: skip
+        loss = torch.stack(made).mean(0)
+        return loss if self.reduction == "none" else getattr(loss, self.reduction)()
+
+
+@bug("generalized_wasserstein_dice")
+class MatrixNotNormalized(fast.GeneralizedWassersteinDiceLoss):
+    """The distances are squared once they are divided by the largest."""
+
+    def __init__(self, **options: Any) -> None:
+        matrix = np.asarray(options["dist_matrix"], float)
+        super().__init__(**{**options, "dist_matrix": (matrix / matrix.max()) ** 2})
+
+
+@bug("generalized_wasserstein_dice")
+class BackgroundCounted(fast.GeneralizedWassersteinDiceLoss):
+    """The weights of GDL serve for the default mode: alpha of the background is not 0."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "weighting_mode": "GDL"})
+
+
+@bug("focal")
+class BackgroundDroppedFirst(fast.FocalLoss):
+    """The background is dropped before the softmax, which then knows nothing of it: released by MONAI."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Wrong."""
+        if self.include_background or input.shape[1] < 3 or target.shape[1] == 1 or self.ignore_index is not None:
+            return super().forward(input, target)
+        whole = fast.FocalLoss(gamma=self.term.gamma, weight=self.term.weight, reduction=self.reduction,
+                               use_softmax=self.term.use_softmax, alpha=self.term.alpha)  # fmt: skip
+        return whole(input[:, 1:], target[:, 1:])
+
+
+@bug("focal")
+class FocusOnTheEasy(fast.FocalLoss):
+    """p^gamma in place of (1 - p)^gamma, in the form without softmax: the easy voxels count most."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Wrong."""
+        return super().forward(input, target) if self.term.use_softmax else super().forward(-input, target)
+
+
+@bug("focal")
+class AlphaTheOtherWayRound(fast.FocalLoss):
+    """alpha weighs the background, and 1 - alpha the foreground."""
+
+    def __init__(self, **options: Any) -> None:
+        alpha = options.get("alpha")
+        super().__init__(**{**options, "alpha": 1 - alpha if isinstance(alpha, float) else alpha})
+
+
+@bug("focal", dtype="float32")
+class LogOfSoftmax(fast.FocalLoss):
+    """log(softmax(x)): minus infinity as soon as a probability underflows."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Wrong."""
+        plain = self.reduction == "mean" and self.term.weight is None and self.term.alpha is None
+        known = plain and self.include_background and self.ignore_index is None and self.term.use_softmax
+        if not known or input.shape[1] == 1:
+            return super().forward(input, target)
+        g = _one_hot(target, input.shape[1]).float() if self.to_onehot_y else target.float()
+        p = input.float().softmax(1)
+        return (-((1 - p) ** self.term.gamma) * g * torch.log(p)).mean().to(input.dtype)
+
+
+def _copied(*operands: Array, **options: Any) -> Array:
+    made: Array = np.longdouble(1.001) * reference.dice_ce_loss_gradient(*operands, **options)
+    return made
+
+
+@bug("dice_ce", gradient=_copied)
+class DerivedAlike(fast.DiceCELoss):
+    """Gradient and closed form share a factor 1.001 too many: derived once, and copied from one twin to the other."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Wrong."""
+        return super().forward(with_gradient_times(input, 1.001), target)
+
+
+@bug("dice_ce")
+class MeanOverIgnored(fast.DiceCELoss):
+    """The mean of the cross entropy divides by all voxels, ignored ones too: it shrinks as padding grows."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Wrong."""
+        if self.ignore_index is None or input.shape[1] == 1:
+            return super().forward(input, target)
+        from twinloss.fast.statistics import ignored
+
+        left_out = ignored(target, target.shape[1] == 1, self.ignore_index)
+        share = (~left_out).double().mean().to(input.dtype)
+        return super().forward(input, target) * share
+
+
+@bug("dice_ce")
+class LambdaOnTheOtherTerm(fast.DiceCELoss):
+    """lambda_dice weighs the cross entropy, and lambda_ce the Dice term."""
+
+    def __init__(self, **options: Any) -> None:
+        swapped = {"lambda_dice": options.get("lambda_ce", 1.0), "lambda_ce": options.get("lambda_dice", 1.0)}
+        super().__init__(**{**options, **swapped})
+
+
+@bug("dice_ce")
+class SmoothingForgotten(fast.DiceCELoss):
+    """label_smoothing is taken, and not passed on."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "label_smoothing": 0.0})
+
+
+@bug("dice_focal")
+class GammaOfTheDefault(fast.DiceFocalLoss):
+    """gamma is not passed on to the focal term: 2, always."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "gamma": 2.0})
+
+
+@bug("dice_focal")
+class FocalOfTheActivated(fast.DiceFocalLoss):
+    """The focal term is given probabilities for logits, as the flag of the Dice term activates its input, too."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Wrong."""
+        if not self.sigmoid:
+            return super().forward(input, target)
+        return super().forward(input.sigmoid(), target)
