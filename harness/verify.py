@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -25,6 +25,9 @@ EXAMPLES = 150
 
 # The reference computes on one core; real images of full size take up to 6 GB in each process.
 PROCESSES = min(2, os.cpu_count() or 1)
+
+# Seconds that an interrupted process gets to hand over what it has found.
+PATIENCE = 20.0
 
 Tick = Callable[[str, int], None]
 
@@ -106,9 +109,15 @@ def _in_processes(seen: Verification, jobs: Sequence[Job], examples: int, tick: 
         for n, part in enumerate(as_completed(parts), 1):
             rows = _rows(part, parts[part])[0]
             tick(f"{parts[part]}: {n} of {len(parts)} parts", sum(row.cases for row in rows))
+    except KeyboardInterrupt:
+        running = [part for part in parts if not part.cancel()]
+        for process in multiprocessing.active_children():
+            os.kill(process.pid or 0, signal.SIGINT)  # the terminal may have told it, or not
+        wait(running, PATIENCE)
+        raise
     finally:
         for part in reversed(parts):
-            if part.done():
+            if part.done() and not part.cancelled():
                 rows, notes = _rows(part, parts[part])
                 seen.rows += rows
                 seen.notes += [note for note in notes if note not in seen.notes]
@@ -119,7 +128,7 @@ def _in_processes(seen: Verification, jobs: Sequence[Job], examples: int, tick: 
 
 def prepare() -> None:
     """Make a process ready to work beside others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # but for a part of the work, which hands over what it has
     # Results are the same for any number of threads; those of several processes would wait for each other.
     threads = max(1, (os.cpu_count() or 1) // PROCESSES)
     torch.set_num_threads(threads)
@@ -127,13 +136,24 @@ def prepare() -> None:
     real.keep_memory()
 
 
+_interrupted = False
 Part = Future[tuple[list[dict[str, Any]], list[str]]]
 
 
 def _part(name: str, dtypes: tuple[str, ...], data: str, examples: int, seed: int) -> tuple[list[Any], list[str]]:
-    """What came of a job, but for what no other process can take over."""
+    """What came of a job until it ended or was interrupted, but for what no other process can take over."""
+    global _interrupted
     seen = Verification(seed)
-    _do(seen, Job(catalogue()[name], dtypes, data), examples, lambda what, cases: None)
+    if _interrupted:  # and this part was on its way already
+        return [], []
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _do(seen, Job(catalogue()[name], dtypes, data), examples, lambda what, cases: None)
+        _interrupted = any(row.interrupted for row in seen.rows)
+    except KeyboardInterrupt:
+        _interrupted = True
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     passed_on = [each.name for each in fields(Hunt) if each.name not in ("twin", "kept")]
     return [{each: getattr(row, each) for each in passed_on} for row in seen.rows], seen.notes
 

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 
 import pytest
@@ -98,3 +100,25 @@ def test_a_plain_run_leaves_its_report_beside_the_table(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("verify", "dice", "--dtype", "bfloat16", "--no-real", "--seed", "0", "--examples", "5")
     assert json.loads((tmp_path / "twinloss-report" / "report.json").read_text())["seed"] == 0
+
+
+INTERRUPTED = """
+import os, signal, threading
+from twinloss.harness.registration import BENDING_ENERGY
+from twinloss.harness.verify import Job, Verification, _in_processes
+
+if __name__ == "__main__":
+    seen = Verification(0)
+    threading.Timer(15, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    try:
+        _in_processes(seen, [Job(BENDING_ENERGY, ("float32",), "generated")], 10**6, lambda what, cases: None)
+    except KeyboardInterrupt:
+        print([(row.interrupted, row.cases > 0) for row in seen.rows])
+"""
+
+
+def test_interrupted_processes_hand_over_what_they_have_found(tmp_path):
+    script = tmp_path / "interrupted.py"
+    script.write_text(INTERRUPTED)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.strip() == "[(True, True)]", done.stdout + done.stderr
