@@ -14,12 +14,14 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from twinloss.harness import deviations
 from twinloss.harness.deviations import Deviation
-from twinloss.harness.hunt import Hunt, hunt
+from twinloss.harness.draws import of_the_seed_alone
+from twinloss.harness.hunt import Hunt
 from twinloss.harness.laws import Law
+from twinloss.harness.shards import Job, Tick, do
 from twinloss.harness.target import Wiring, adapted, as_twin
 from twinloss.harness.trial import Trial, examine
 from twinloss.harness.twin import Case, Twin, label
-from twinloss.harness.verify import Tick, Verification
+from twinloss.harness.verify import Verification
 
 EXAMPLES = 150
 # How many cases each option value and each law gets, once something is wrong.
@@ -28,11 +30,16 @@ PROBES = 12
 
 @dataclass(frozen=True)
 class Probe:
-    """What came of the cases of one option value, or of one law: None if nothing failed, else the first failure."""
+    """What came of the cases of one option value, or of one law."""
 
     name: str
-    failed: Trial | None
+    failures: tuple[Trial, ...]
     cases: int
+
+    @property
+    def failed(self) -> Trial | None:
+        """The first failure, if there is one."""
+        return self.failures[0] if self.failures else None
 
     def __str__(self) -> str:
         return f"{self.name}: {self.failed.message}" if self.failed else self.name
@@ -87,6 +94,9 @@ def check(
     xfails: Path | str | None = None,
     strict: bool = False,
     tick: Tick = lambda what, cases: None,
+    processes: int = 1,
+    cluster: str | None = None,
+    remember: bool = False,
 ) -> Check:
     """Hunt for an input on which a loss differs from the reference of one of ours.
 
@@ -104,6 +114,9 @@ def check(
         xfails: a file of known deviations, see `deviations.py`.
         strict: count it as a failure where only rounding is to blame.
         tick: told what is looked at, and how many cases more.
+        processes: how many types at a time.
+        cluster: the address of a Dask scheduler whose workers do the hunts.
+        remember: try first what failed last time, in the same folder.
 
     Raises:
         TargetError: if the target cannot be loaded, or does not fit what is said of it.
@@ -113,64 +126,61 @@ def check(
         _whereabouts(target), like, dict(options or {}), dict(names or {}),
         gradient, value_only, None if ranks is None else tuple(ranks),
     )  # fmt: skip
-    return check_twin(
-        as_twin(wiring) if isinstance(target, str) else adapted(wiring, target),
-        dtypes, examples, seed, deviations.read(Path(xfails)) if xfails else (), strict, tick,
-    )  # fmt: skip
-
-
-def check_twin(
-    twin: Twin,
-    dtypes: Sequence[str],
-    examples: int,
-    seed: int,
-    known: tuple[Deviation, ...] = (),
-    strict: bool = False,
-    tick: Tick = lambda what, cases: None,
-) -> Check:
-    """`check` of a target that is a twin already."""
+    twin = as_twin(wiring) if isinstance(target, str) else adapted(wiring, target)
+    known = deviations.read(Path(xfails)) if xfails else ()
     made = Check(seed, twin=twin, strict=strict)
+    hunting = {"forgiving": not strict, "known": known, "remember": remember}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the target's own, on input that is drawn to be odd
-        for dtype in dtypes:
-            row = Hunt(twin, dtype, forgiving=not strict, known=known)
-            made.rows.append(row)
-            hunt(twin, dtype, examples, seed, lambda dtype=dtype: tick(dtype, 1), row)  # type: ignore[misc]
-            if row.interrupted:
-                made.interrupted = True
-                return made
-        seen = {reason for row in made.rows for reason in row.expected}
-        made.stale = [each for each in known if each.reason not in seen]
-        failed = next((row for row in made.rows if row.verdict == "fail"), None)
-        if failed:
-            tick("which options and laws", 0)
-            made.options, made.laws = survey(twin, failed.dtype, seed, known)
+        try:
+            jobs = [Job(twin, (dtype,), "generated", examples, seed, hunting) for dtype in dtypes]
+            do(made.work, jobs, tick, processes, cluster)
+            _look_into(made, known, tick)
+        except KeyboardInterrupt:
+            made.interrupted = True
     return made
+
+
+def _look_into(made: Check, known: tuple[Deviation, ...], tick: Tick) -> None:
+    """Which known deviations were not met; and if something failed, which options and laws fail."""
+    met = {reason for row in made.rows for reason in row.expected}
+    made.stale = [each for each in known if each.reason not in met]
+    failed = next((row for row in made.rows if row.verdict == "fail"), None)
+    if failed:
+        tick("which options and laws", 0)
+        made.options, made.laws = survey(made.twin, failed.dtype, made.seed, known)
 
 
 def survey(twin: Twin, dtype: str, start: int, known: tuple[Deviation, ...] = ()) -> tuple[list[Probe], list[Probe]]:
     """Every option value by itself, and every law."""
     excuses = Hunt(twin, dtype, forgiving=True, known=known)
     defaults = twin.defaults()
-    probes = [_probe("defaults", twin, dtype, defaults, None, start, excuses)]
+    probes = [probe("defaults", twin, dtype, defaults, None, start, excuses)]
     for name, values in twin.options.items():
         for value in values[1:]:
             row = defaults | {name: value}
             if twin.allowed(row):
-                probes.append(_probe(f"{name}={label(value)}", twin, dtype, row, None, start, excuses))
-    laws = [_probe(law.name, twin, dtype, {}, law, start, excuses) for law in twin.laws]
+                probes.append(probe(f"{name}={label(value)}", twin, dtype, row, None, start, excuses))
+    laws = [probe(law.name, twin, dtype, {}, law, start, excuses) for law in twin.laws]
     return probes, laws
 
 
-def _probe(
-    name: str, twin: Twin, dtype: str, row: Mapping[str, Any], law: Law | None, start: int, excuses: Hunt
+def probe(
+    name: str,
+    twin: Twin,
+    dtype: str,
+    row: Mapping[str, Any],
+    law: Law | None,
+    start: int,
+    excuses: Hunt,
+    count: int = PROBES,
 ) -> Probe:
-    """A few cases; those of a law are judged by it alone."""
+    """Some cases; those of a law are judged by it alone."""
     failures: list[Trial] = []
     cases = 0
 
     @seed(start)
-    @settings(max_examples=PROBES, database=None, deadline=None, suppress_health_check=list(HealthCheck),
+    @settings(max_examples=count, database=None, deadline=None, suppress_health_check=list(HealthCheck),
               phases=(Phase.generate,))  # fmt: skip
     @given(twin.cases(twin, dtype, row, law, False))
     def run(case: Case) -> None:
@@ -181,8 +191,9 @@ def _probe(
         if wanted and excuses.excuse(trial) is None:
             failures.append(trial)
 
-    run()
-    return Probe(name, failures[0] if failures else None, cases)
+    with of_the_seed_alone():
+        run()
+    return Probe(name, tuple(failures), cases)
 
 
 def _whereabouts(target: Any) -> str:

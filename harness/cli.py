@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 import tempfile
@@ -34,6 +35,8 @@ app = typer.Typer(
 )
 Dtype = Enum("Dtype", {name: name for name in DTYPES}, type=str)  # type: ignore[misc]
 Losses = Annotated[list[str] | None, typer.Argument(help="Which losses; all if none is named.", show_default=False)]
+Jobs = Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes at a time. [default: 2]")]
+Cluster = Annotated[str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler, tcp://…, whose workers do it.")]
 REPORT = Path("twinloss-report")
 console = Console()
 if not console.is_terminal:
@@ -87,6 +90,18 @@ def chosen_types(given: list[Dtype] | None, default: Sequence[str]) -> list[str]
     return list(dict.fromkeys(str(d.value) for d in given)) if given else list(default)
 
 
+def with_dask(address: str | None) -> str | None:
+    """The address, once it is sure that there is something to reach it with."""
+    if address is not None and importlib.util.find_spec("distributed") is None:
+        raise typer.BadParameter("--dask needs dask.distributed: pip install 'twinloss[cluster]'")
+    return address
+
+
+def remembers() -> bool:
+    """Whether failing cases are kept for the next hunt: not in CI, where each run is like the last."""
+    return not os.environ.get("CI")
+
+
 def drawn_seed(given: int | None) -> int:
     """The seed that was asked for, or a fresh one; CI must not fail by chance on a change that is not to blame."""
     return given if given is not None else 0 if os.environ.get("CI") else secrets.randbelow(2**31)
@@ -129,18 +144,28 @@ def verify(
     report: Annotated[
         Path, typer.Option(metavar="DIR", help="Where to write report.json, and a script for each counterexample.")
     ] = REPORT,
+    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save report.json under this name.")] = None,
     real: Annotated[bool, typer.Option(help="Also a real brain at full size.")] = True,
+    jobs: Jobs = None,
+    dask: Cluster = None,
 ) -> None:
     """Look for an input on which a fast loss differs from its reference."""
     twins, folder = _twins(losses), writable(report)
-    from twinloss.harness.verify import EXAMPLES
+    if save:
+        writable(save.parent)
+    from twinloss.harness.verify import EXAMPLES, PROCESSES
     from twinloss.harness.verify import verify as run
 
     dtypes = chosen_types(dtype, DTYPES if thorough else DTYPES[:2])
     count = examples or EXAMPLES * (10 if thorough else 1)
     with progress() as tick:
-        seen = run(twins, dtypes, drawn_seed(seed), count, real, tick)
+        seen = run(
+            twins, dtypes, drawn_seed(seed), count, real, tick, jobs or PROCESSES, with_dask(dask), remember=remembers()
+        )  # fmt: skip
     _tell(seen, folder)
+    if save:
+        save.write_bytes((folder / "report.json").read_bytes())
+        console.print(f"saved {save}")
     raise typer.Exit(seen.exit_code)
 
 

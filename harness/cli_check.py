@@ -1,4 +1,4 @@
-"""The commands `twinloss check` and `twinloss zoo`."""
+"""The commands `twinloss check`, `zoo`, `audit` and `compare`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
+from rich.markup import escape
 from rich.syntax import Syntax
+from rich.table import Table
 
-from twinloss.harness.cli import REPORT, Dtype, app, chosen_types, console, drawn_seed, progress, writable
+from twinloss.harness.cli import (
+    REPORT,
+    Cluster,
+    Dtype,
+    Jobs,
+    app,
+    chosen_types,
+    console,
+    drawn_seed,
+    progress,
+    remembers,
+    with_dask,
+    writable,
+)
 
 if TYPE_CHECKING:
     from twinloss.harness.checking import Check
@@ -79,6 +95,8 @@ def check(
     report: Annotated[
         Path, typer.Option(metavar="DIR", help="Where to write report.json, and a script for each counterexample.")
     ] = REPORT,
+    jobs: Jobs = None,
+    dask: Cluster = None,
 ) -> None:
     """Hunt for an input on which a loss of your own differs from the reference."""
     folder = writable(report)
@@ -94,6 +112,7 @@ def check(
                 target, like, options=given, names=pairs(names, "--map"), gradient=gradient, value_only=value_only,
                 ranks=rank, dtypes=chosen_types(dtype, ("float32", "float64")), examples=examples,
                 seed=drawn_seed(seed), xfails=xfails, strict=strict, tick=tick,
+                processes=jobs or 1, cluster=with_dask(dask), remember=remembers(),
             )  # fmt: skip
         except (TargetError, UnknownLossError, DeviationsError) as error:
             raise typer.BadParameter(str(error)) from error
@@ -177,3 +196,56 @@ def show_zoo(
         (folder / "zoo.md").write_text(kills.as_markdown(rows, seed), encoding="utf-8")
         console.print(f"wrote {folder / 'zoo.md'}")
     raise typer.Exit(bool(alive))
+
+
+@app.command()
+def audit(
+    library: Annotated[str, typer.Argument(help="Which library: monai.")],
+    losses: Annotated[list[str] | None, typer.Argument(help="Those like which of ours; all if none is named.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 0,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write errata.md.")] = None,
+    jobs: Jobs = None,
+) -> None:
+    """Hold the losses of another library against the papers, option by option."""
+    folder = writable(out) if out else None
+    from twinloss.harness import audit as audits
+    from twinloss.harness.shards import PROCESSES
+
+    with progress() as tick:
+        try:
+            rows = audits.audit(library, losses or (), seed, tick, jobs or PROCESSES)
+        except audits.LibraryError as error:
+            raise typer.BadParameter(str(error)) from error
+    made = Table("loss", "option", "verdict", "what", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    styles = {"differs": "red", "raises": "red", "not there": "dim"}
+    for row in rows:
+        made.add_row(row.loss, row.option, f"[{styles.get(row.verdict, 'green')}]{row.verdict}[/]", escape(row.what))
+    console.print(made)
+    if folder:
+        (folder / "errata.md").write_text(audits.as_markdown(library, rows, seed), encoding="utf-8")
+        console.print(f"wrote {folder / 'errata.md'}")
+
+
+@app.command()
+def compare(
+    old: Annotated[Path, typer.Argument(help="A report that twinloss verify saved.")],
+    new: Annotated[Path, typer.Argument(help="A later one of the same hunts.")],
+    bits: Annotated[float, typer.Option(min=0, help="Last bits that a result may lose.")] = 1.0,
+) -> None:
+    """Show what got worse from one verification to another; exit 1 if anything did."""
+    from twinloss.harness import ledger
+
+    try:
+        before, after = ledger.read(old), ledger.read(new)
+    except ledger.LedgerError as error:
+        raise typer.BadParameter(str(error)) from error
+    if before.get("seed") != after.get("seed"):
+        console.print(
+            f"the seeds differ, {before.get('seed')} and {after.get('seed')}: not the same cases", style="yellow"
+        )
+    losses = ledger.compare(before, after, bits)
+    made = Table("loss", "dtype", "data", "what", "old", "new", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for each in losses:
+        made.add_row(each.loss, each.dtype, each.data, escape(each.what), each.old, each.new)
+    console.print(made if losses else f"nothing got worse, in {len(before['rows'])} rows")
+    raise typer.Exit(bool(losses))

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings, target
+from hypothesis.database import DirectoryBasedExampleDatabase
 from hypothesis.errors import Flaky
 
 from twinloss.harness import coverage, guard
 from twinloss.harness.deviations import Deviation, entry
+from twinloss.harness.draws import of_the_seed_alone
 from twinloss.harness.judgement import ORDER, Finding
 from twinloss.harness.laws import Law
 from twinloss.harness.shrink import simplest
@@ -29,14 +31,17 @@ KEPT = 40
 
 ROUNDING = "only rounding"
 
+# Where failing cases are kept for the next hunt, as Hypothesis itself does.
+MEMORY = ".hypothesis/examples"
+
 SETTINGS = settings(
-    database=None,
+    derandomize=False,  # the seed is all there is to it, whatever profile is loaded
     deadline=None,
     suppress_health_check=list(HealthCheck),
     print_blob=False,
     verbosity=Verbosity.quiet,
     report_multiple_bugs=False,
-    phases=(Phase.generate, Phase.target, Phase.shrink),
+    phases=(Phase.reuse, Phase.generate, Phase.target, Phase.shrink),
 )
 
 
@@ -62,7 +67,8 @@ class Counterexample:
 class Hunt:
     """What a hunt has seen; it grows as the hunt goes on, so an interrupted one still tells.
 
-    One that is `forgiving` goes on where only rounding is to blame, and any goes on where a deviation is `known`.
+    One that is `forgiving` goes on where only rounding is to blame, and keeps the worst such trial as `doubtful`; any
+    goes on where a deviation is `known`; one that does `remember` tries first what failed last time in the same folder.
     """
 
     twin: Twin
@@ -74,13 +80,16 @@ class Hunt:
     kinds: Counter[tuple[str, str]] = field(default_factory=Counter)
     pairs: set[coverage.Pair] = field(default_factory=set)
     live: set[tuple[str, str]] = field(default_factory=set)
+    bits: dict[str, float] = field(default_factory=dict)
     beyond: set[str] = field(default_factory=set)
     kept: list[Trial] = field(default_factory=list)
     degraded: int = 0
     forgiving: bool = False
     known: tuple[Deviation, ...] = ()
     expected: Counter[str] = field(default_factory=Counter)
-    imprecise: list[Trial] = field(default_factory=list)
+    remember: bool = False
+    imprecise: int = 0
+    doubtful: Trial | None = None
     counterexample: Counterexample | None = None
     problems: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -95,15 +104,16 @@ class Hunt:
 
     def excuse(self, trial: Trial) -> str | None:
         """Why a failure does not end the hunt, if so."""
-        for deviation in self.known:
-            if deviation.met_by(self.twin, trial):
-                return deviation.reason
-        return ROUNDING if self.forgiving and only_rounding(self.twin, trial) else None
+        if self.forgiving and only_rounding(self.twin, trial):
+            return ROUNDING
+        return next((each.reason for each in self.known if each.met_by(self.twin, trial)), None)
 
     def note_excused(self, trial: Trial, excuse: str) -> None:
         """Take in a failure that does not end the hunt."""
         if excuse == ROUNDING:
-            self.imprecise.append(trial)
+            self.imprecise += 1
+            if self.doubtful is None or _badness(trial) > _badness(self.doubtful):
+                self.doubtful = trial
         else:
             self.expected[excuse] += 1
 
@@ -114,6 +124,10 @@ class Hunt:
             self._note_finding(finding)
         self.degraded += any(finding.verdict == "degraded" for finding in trial.findings)
         case = trial.case
+        worst = max((finding.bits for finding in trial.findings), default=0.0)
+        for name, text in case.traits.items():
+            if name in self.twin.options:
+                self.bits[f"{name}={text}"] = max(worst, self.bits.get(f"{name}={text}", 0.0))
         self.kinds.update(case.traits.items())
         self.pairs |= coverage.pairs_of({name: case.traits[name] for name in self.twin.options if name in case.traits})
         if case.law is not None and trial.beyond:
@@ -154,14 +168,17 @@ def hunt(
         _free_and_missing(seen, examples, start, tick)
         _guard(seen)
     except Found as found:
-        seen.imprecise.clear()
+        seen.imprecise, seen.doubtful = 0, None
         _show(seen, simplest(twin, found.trial, lambda trial: seen.excuse(trial) is None))
     except KeyboardInterrupt:
         seen.interrupted = True
-    if seen.imprecise:
-        worst = max(seen.imprecise, key=lambda trial: max((f.ratio for f in trial.findings), default=0.0))
-        _show(seen, simplest(twin, worst, lambda trial: seen.excuse(trial) == ROUNDING))
+    if seen.doubtful is not None:
+        _show(seen, simplest(twin, seen.doubtful, lambda trial: seen.excuse(trial) == ROUNDING))
     return seen
+
+
+def _badness(trial: Trial) -> float:
+    return max((finding.ratio for finding in trial.findings), default=0.0)
 
 
 def _show(seen: Hunt, trial: Trial) -> None:
@@ -210,9 +227,10 @@ def _draw(
 ) -> None:
     """One run of Hypothesis; raises Found with the shrunk case."""
     failed: list[Found] = []
+    database = DirectoryBasedExampleDatabase(MEMORY) if seen.remember else None
 
-    @seed(start)
-    @settings(SETTINGS, max_examples=examples)
+    @settings(SETTINGS, max_examples=examples, database=database)
+    @seed(start)  # below the settings, as it takes their database away
     @given(seen.twin.cases(seen.twin, seen.dtype, options, law, large))
     def run(case: Any) -> None:
         trial = examine(seen.twin, case)
@@ -228,8 +246,12 @@ def _draw(
         for finding in trial.findings:
             target(math.log2(max(finding.ratio, 2.0**-20)), label=finding.part)
 
+    # What was found for one loss and type is nothing to another.
+    about = (seen.twin.source or seen.twin.name, seen.dtype, law and law.name, sorted(options), large)
+    run.hypothesis.inner_test._hypothesis_internal_add_digest = repr(about).encode()  # type: ignore[attr-defined]
     try:
-        run()
+        with of_the_seed_alone():
+            run()
     except Flaky:
         # The twin answers now this, now that: the first failure stands.
         raise failed[0] from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,15 +17,18 @@ SECONDS = 10.0
 LARGEST = 64
 
 
-def simplest(twin: Twin, failed: Trial, counts: Callable[[Trial], bool]) -> Trial:
+def simplest(
+    twin: Twin, failed: Trial, counts: Callable[[Trial], bool], seconds: float = SECONDS, steps: float = math.inf
+) -> Trial:
     """The same failure, as long as it counts, its options, layouts and numbers as simple as possible."""
-    until = time.monotonic() + SECONDS
+    until = time.monotonic() + seconds
     best = failed
     progress = True
     while progress:
         progress = False
         for simpler in _simpler(twin, best.case):
-            if time.monotonic() > until:
+            steps -= 1
+            if time.monotonic() > until or steps < 0:
                 return best
             trial = examine(twin, simpler) if twin.domain(simpler) else None
             same = trial is not None and trial.kind == failed.kind and 4 * _severity(trial) >= _severity(failed)

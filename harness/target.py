@@ -133,7 +133,7 @@ def as_twin(wiring: Wiring) -> Twin:
     Raises:
         TargetError: see `load`; or if an option or a name is unknown, or options do not go together.
     """
-    return adapted(wiring, load(wiring.target))
+    return replace(adapted(wiring, load(wiring.target)), origin=wiring)
 
 
 def adapted(wiring: Wiring, found: Any, convert: Convert = lambda name, value: value) -> Twin:

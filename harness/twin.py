@@ -213,6 +213,7 @@ class Twin:
         kinks: whether the loss has kinks under these options (clamp, tie): see judgement.py.
         ranks: the spatial ranks that are drawn, of those that the loss has.
         differentiable: whether the fast twin has a gradient to be judged; else it is given the reference's.
+        origin: what another process can make the twin of, see `shards.py`, if it is not in the catalogue.
         source: the statements that make the twin again, and bind the name of `fast`, if it is not in the catalogue.
         laws: what must hold between the answers of the fast twin to related questions.
         real: cases on real images.
@@ -239,6 +240,7 @@ class Twin:
     ranks: tuple[int, ...] = (0, 1, 2, 3)
     differentiable: bool = True
     source: str = ""
+    origin: Any = None
     laws: tuple[Law, ...] = ()
     real: tuple[RealCase, ...] = ()
     benches: tuple[Bench, ...] = ()

@@ -74,7 +74,7 @@ def test_missing_brain_is_a_note_and_no_failure(monkeypatch, tmp_path):
 
     monkeypatch.setattr(real, "brain", missing)
     done = run("verify", "dice", "--dtype", "bfloat16", "--examples", "5", "--seed", "0", "--report",
-               str(tmp_path))  # fmt: skip
+               str(tmp_path), "--jobs", "1")  # fmt: skip
     assert "real images left out: nilearn is missing" in re.sub(r"\s+", " ", done.output)
 
 
@@ -105,15 +105,16 @@ def test_a_plain_run_leaves_its_report_beside_the_table(tmp_path, monkeypatch):
 INTERRUPTED = """
 import os, signal, threading
 from twinloss.harness.registration import BENDING_ENERGY
-from twinloss.harness.verify import Job, Verification, _in_processes
+from twinloss.harness.shards import Job, Work, _in_processes
 
 if __name__ == "__main__":
-    seen = Verification(0)
+    work = Work()
     threading.Timer(15, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     try:
-        _in_processes(seen, [Job(BENDING_ENERGY, ("float32",), "generated")], 10**6, lambda what, cases: None)
+        job = Job(BENDING_ENERGY, ("float32",), "generated", 10**6, 0)
+        _in_processes(work, [job], lambda what, cases: None, 2)
     except KeyboardInterrupt:
-        print([(row.interrupted, row.cases > 0) for row in seen.rows])
+        print([(row.interrupted, row.cases > 0) for row in work.rows])
 """
 
 

@@ -15,13 +15,15 @@ from rich.table import Table
 
 from twinloss.harness import differences
 from twinloss.harness.answers import ask_fast
+from twinloss.harness.draws import of_the_seed_alone
 from twinloss.harness.hunt import LARGE_TRIALS, LAW_TRIALS
 from twinloss.harness.laws import Law, breach
 from twinloss.harness.protocol import PROTOCOL
+from twinloss.harness.shards import PROCESSES, prepare
 from twinloss.harness.truth import Truth
 from twinloss.harness.twin import Case, Twin
 from twinloss.harness.verdict import judge_gradient, judge_value
-from twinloss.harness.verify import EXAMPLES, PROCESSES, prepare
+from twinloss.harness.verify import EXAMPLES
 from twinloss.harness.zoo import Mutant, zoo
 
 JUDGEMENTS = ("value", "gradient", "differences", "laws", "protocol")
@@ -81,7 +83,7 @@ def _draw(
         for judgement in objections(twin, case.in_double() if mutant.dtype == "float64" else case, left):
             made.at.setdefault(judgement, made.cases)
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), of_the_seed_alone():
         warnings.simplefilter("ignore")
         run()
 

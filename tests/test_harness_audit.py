@@ -1,0 +1,37 @@
+"""The errata table is what the audit says today."""
+
+from pathlib import Path
+
+import monai
+import pytest
+
+from twinloss.harness.audit import PEERS, LibraryError, as_markdown, audit
+from twinloss.harness.catalogue import catalogue
+
+REPORT = Path(__file__).parents[1] / "reports" / "errata.md"
+
+
+def test_every_loss_of_ours_has_its_peer_in_monai():
+    assert {peer.like for peer in PEERS["monai"]} == set(catalogue())
+
+
+@pytest.mark.parametrize("loss", ["generalized_wasserstein_dice", "tversky", "bending_energy"])
+def test_the_table_is_what_the_audit_says(loss):
+    assert f"# monai {monai.__version__} beside the papers" in REPORT.read_text()
+    kept = [line for line in REPORT.read_text().splitlines() if line.startswith(f"| {loss} |")]
+    made = as_markdown("monai", audit("monai", [loss]), 0)
+    assert [line for line in made.splitlines() if line.startswith(f"| {loss} |")] == kept
+
+
+def test_the_table_tells_what_is_known_to_be_wrong():
+    rows = REPORT.read_text().splitlines()
+    told = {tuple(cell.strip() for cell in row.split(" | ")[:3]) for row in rows}
+    assert ("| lncc", "kernel_type=triangular", "differs") in told  # the triangle 0, 1, 0
+    assert ("| dice", "soft_label=True", "differs") in told
+    assert ("| bending_energy", "normalize=True", "agrees as the defaults do") in told
+
+
+@pytest.mark.parametrize("library", ["monay", "kornia"])
+def test_a_library_without_a_table_is_refused(library):
+    with pytest.raises(LibraryError, match="monai"):
+        audit(library)
