@@ -45,7 +45,7 @@ if not console.is_terminal:
 
 def main() -> None:
     """Run the command."""
-    from twinloss.harness import cli_check  # noqa: F401  registers itself
+    from twinloss.harness import cli_check, cli_diagnose  # noqa: F401  they register themselves
 
     app()
 
