@@ -19,12 +19,12 @@ import torch
 
 from twinloss import __version__
 from twinloss.harness.catalogue import find
-from twinloss.harness.checking import probe
+from twinloss.harness.checking import likewise, probe
 from twinloss.harness.hunt import Hunt
 from twinloss.harness.shards import prepare
 from twinloss.harness.shrink import simplest
-from twinloss.harness.target import Convert, Wiring, adapted, load
-from twinloss.harness.trial import Trial, examine
+from twinloss.harness.target import Convert, Wiring, adapted, load, matrix_as_array
+from twinloss.harness.trial import Trial
 from twinloss.harness.twin import Twin, label
 
 # How many cases each option value gets, and how many simpler cases are tried of one that fails.
@@ -42,7 +42,7 @@ class Peer:
     like: str
     options: Mapping[str, Any] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
-    convert: Convert = lambda name, value: value
+    convert: Convert = matrix_as_array
     ranks: tuple[int, ...] = (1, 2, 3)
 
     def twin(self) -> Twin:
@@ -71,10 +71,6 @@ class MonaiMultiScale(torch.nn.Module):
         return made
 
 
-def _as_array(name: str, value: Any) -> Any:
-    return np.array(value, np.float32) if name == "dist_matrix" else value
-
-
 def _as_tensor(name: str, value: Any) -> Any:
     return torch.tensor(value) if name == "weight" and isinstance(value, list) else value
 
@@ -85,7 +81,7 @@ PEERS: dict[str, tuple[Peer, ...]] = {
         Peer("monai.losses:MaskedDiceLoss", "masked_dice"),
         Peer("monai.losses:TverskyLoss", "tversky"),
         Peer("monai.losses:GeneralizedDiceLoss", "generalized_dice"),
-        Peer("monai.losses:GeneralizedWassersteinDiceLoss", "generalized_wasserstein_dice", convert=_as_array),
+        Peer("monai.losses:GeneralizedWassersteinDiceLoss", "generalized_wasserstein_dice"),
         Peer("monai.losses:FocalLoss", "focal"),
         Peer("monai.losses:DiceCELoss", "dice_ce", convert=_as_tensor),
         Peer("monai.losses:DiceFocalLoss", "dice_focal", {"use_softmax": False}),
@@ -181,19 +177,12 @@ def _errata(
     """What is wrong with an option and not without it; by default, what is wrong in each way."""
     kinds: dict[str, list[Trial]] = {}
     for trial in probe(text, twin, "float32", row, None, seed, excuses, PROBES).failures:
-        if trial.kind != "law" and not (option and _likewise(twin, trial, option)):
+        if trial.kind != "law" and not (option and likewise(twin, trial, option)):
             kinds.setdefault(trial.kind or "error", []).append(trial)
     found = sorted(kinds, key=KINDS.index)[: None if option is None else 1]
     if not found:
         return [Erratum(peer.like, text, "agrees" if option is None else "agrees as the defaults do")]
     return [_erratum(peer, text, twin, kinds[kind], excuses) for kind in found]
-
-
-def _likewise(twin: Twin, failed: Trial, option: str) -> bool:
-    """Whether a case fails in the same way with the option at its default."""
-    if option in twin.required or option not in failed.case.options:
-        return False
-    return examine(twin, failed.case.having(**{option: None})).kind == failed.kind
 
 
 def _erratum(peer: Peer, text: str, twin: Twin, failures: Sequence[Trial], excuses: Hunt) -> Erratum:

@@ -6,7 +6,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ def _look_into(made: Check, known: tuple[Deviation, ...], tick: Tick) -> None:
 
 
 def survey(twin: Twin, dtype: str, start: int, known: tuple[Deviation, ...] = ()) -> tuple[list[Probe], list[Probe]]:
-    """Every option value by itself, and every law."""
+    """Every option value by itself, and every law; what fails likewise without the option is not counted again."""
     excuses = Hunt(twin, dtype, forgiving=True, known=known)
     defaults = twin.defaults()
     probes = [probe("defaults", twin, dtype, defaults, None, start, excuses)]
@@ -160,9 +160,18 @@ def survey(twin: Twin, dtype: str, start: int, known: tuple[Deviation, ...] = ()
         for value in values[1:]:
             row = defaults | {name: value}
             if twin.allowed(row):
-                probes.append(probe(f"{name}={label(value)}", twin, dtype, row, None, start, excuses))
+                found = probe(f"{name}={label(value)}", twin, dtype, row, None, start, excuses)
+                failures = tuple(trial for trial in found.failures if not likewise(twin, trial, name))
+                probes.append(replace(found, failures=failures))
     laws = [probe(law.name, twin, dtype, {}, law, start, excuses) for law in twin.laws]
     return probes, laws
+
+
+def likewise(twin: Twin, failed: Trial, option: str) -> bool:
+    """Whether a case fails in the same way with the option at its default."""
+    if option in twin.required or option not in failed.case.options:
+        return False
+    return examine(twin, failed.case.having(**{option: None})).kind == failed.kind
 
 
 def probe(

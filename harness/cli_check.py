@@ -157,7 +157,8 @@ def story(made: Check) -> list[tuple[str, str]]:
     told += [(f"no longer met: {each.reason}: take it out of the xfails file", "red") for each in made.stale]
     if made.options:
         agree = [probe.name for probe in made.options if probe.failed is None]
-        told.append((f"Agrees, in {made.options[0].cases} cases each: {', '.join(agree) or 'never'}", "green"))
+        how = "As by default" if made.options[0].failed else "Agrees"
+        told.append((f"{how}, in {made.options[0].cases} cases each: {', '.join(agree) or 'never'}", "green"))
         told += [(f"Differs with {probe}", "red") for probe in made.options if probe.failed]
         broken = [probe for probe in made.laws if probe.failed]
         told += [(f"Breaks {probe.failed.message}", "red") for probe in broken if probe.failed]

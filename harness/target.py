@@ -136,7 +136,12 @@ def as_twin(wiring: Wiring) -> Twin:
     return replace(adapted(wiring, load(wiring.target)), origin=wiring)
 
 
-def adapted(wiring: Wiring, found: Any, convert: Convert = lambda name, value: value) -> Twin:
+def matrix_as_array(name: str, value: Any) -> Any:
+    """A matrix of nested lists as an array, which is what losses take; float32, as most want that of the input."""
+    return np.array(value, np.float32) if isinstance(value, list) and value and isinstance(value[0], list) else value
+
+
+def adapted(wiring: Wiring, found: Any, convert: Convert = matrix_as_array) -> Twin:
     """The twin of a target that was loaded already; `convert` makes of our value of an option its own."""
     known, takes = find(wiring.like), parameters(found)
     for name in (*wiring.options, *wiring.names):
