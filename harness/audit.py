@@ -10,7 +10,7 @@ import multiprocessing
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -44,11 +44,13 @@ class Peer:
     names: Mapping[str, str] = field(default_factory=dict)
     convert: Convert = matrix_as_array
     ranks: tuple[int, ...] = (1, 2, 3)
+    channels: int = 1
 
     def twin(self) -> Twin:
         """The twin of it."""
         wiring = Wiring(self.target, self.like, self.options, self.names, ranks=self.ranks)
-        return adapted(wiring, load(self.target), self.convert)
+        made = adapted(wiring, load(self.target), self.convert)
+        return replace(made, channels=max(made.channels, self.channels))
 
 
 class MonaiMultiScale(torch.nn.Module):
@@ -75,6 +77,9 @@ def _as_tensor(name: str, value: Any) -> Any:
     return torch.tensor(value) if name == "weight" and isinstance(value, list) else value
 
 
+_OF_LABELS = {"softmax": True, "to_onehot_y": True, "smooth_nr": 0.0, "smooth_dr": 1e-8}
+_OF_CHANNELS = {"sigmoid": True, "batch": True, "smooth_nr": 0.0, "smooth_dr": 0.0}
+
 PEERS: dict[str, tuple[Peer, ...]] = {
     "monai": (
         Peer("monai.losses:DiceLoss", "dice"),
@@ -95,8 +100,18 @@ PEERS: dict[str, tuple[Peer, ...]] = {
         Peer("monai.losses:GlobalMutualInformationLoss", "mutual_information"),
         Peer("twinloss.harness.audit:MonaiMultiScale", "multi_scale"),
     ),
+    "kornia": (
+        Peer("twinloss.harness.peers:kornia_dice", "dice", _OF_LABELS, ranks=(2,), channels=2),
+        Peer("twinloss.harness.peers:kornia_tversky", "tversky", _OF_LABELS, ranks=(2,), channels=2),
+        Peer("twinloss.harness.peers:kornia_focal", "focal", {"to_onehot_y": True}, ranks=(2,), channels=2),
+    ),
+    "segmentation_models_pytorch": (
+        Peer("twinloss.harness.peers:smp_dice", "dice", _OF_CHANNELS),
+        Peer("twinloss.harness.peers:smp_tversky", "tversky", _OF_CHANNELS),
+        Peer("twinloss.harness.peers:smp_focal", "focal", {"use_softmax": False}),
+    ),
 }
-PACKAGES = {"monai": "monai"}
+PACKAGES = {"monai": "monai", "kornia": "kornia", "segmentation_models_pytorch": "segmentation-models-pytorch"}
 
 
 class LibraryError(ValueError):
@@ -163,9 +178,10 @@ def _errata_of(peer: Peer, seed: int) -> list[Erratum]:
     for name, values in known.options.items():
         for value in values[1:]:
             text = f"{name}={label(value)}"
-            if not any(value is v for v in twin.options[name]):
-                told = label(peer.options.get(name)) == label(value)
-                made += [] if told else [Erratum(peer.like, text, "not there")]
+            if name in peer.options and label(peer.options[name]) == label(value):
+                continue  # it is what the defaults were tried with
+            if name in peer.options or not any(value is v for v in twin.options[name]):
+                made.append(Erratum(peer.like, text, "not there"))
             elif twin.allowed(row := twin.defaults() | {name: value}):
                 made += _errata(peer, text, twin, row, seed, excuses, name)
     return made
@@ -211,8 +227,11 @@ def _shown(trial: Trial) -> str:
     if trial.answer is None or trial.truth is None:
         return ", ".join(told)
     part = "value" if trial.kind == "value" else "gradient"
-    got, want = (np.asarray(getattr(each, part), np.float64).ravel() for each in (trial.answer, trial.truth))
-    at = 0 if got.shape != want.shape else int(np.argmax(np.abs(got - want)))
+    got, want = (np.asarray(getattr(each, part), np.float64) for each in (trial.answer, trial.truth))
+    if got.shape != want.shape:
+        return f"{', '.join(told)}: {part} of shape {got.shape}, by the paper {want.shape}"
+    got, want = got.ravel(), want.ravel()
+    at = int(np.argmax(np.where(got == want, 0, np.nan_to_num(np.abs(got - want), nan=np.inf))))
     return f"{', '.join(told)}: {part} {got[at]:.6g}, by the paper {want[at]:.6g}" if got.size and want.size else ""
 
 

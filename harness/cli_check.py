@@ -201,7 +201,7 @@ def show_zoo(
 
 @app.command()
 def audit(
-    library: Annotated[str, typer.Argument(help="Which library: monai.")],
+    library: Annotated[str, typer.Argument(help="monai, kornia or segmentation_models_pytorch.")],
     losses: Annotated[list[str] | None, typer.Argument(help="Those like which of ours; all if none is named.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 0,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write errata.md.")] = None,
@@ -223,8 +223,9 @@ def audit(
         made.add_row(row.loss, row.option, f"[{styles.get(row.verdict, 'green')}]{row.verdict}[/]", escape(row.what))
     console.print(made)
     if folder:
-        (folder / "errata.md").write_text(audits.as_markdown(library, rows, seed), encoding="utf-8")
-        console.print(f"wrote {folder / 'errata.md'}")
+        path = folder / ("errata.md" if library == "monai" else f"errata-{library}.md")
+        path.write_text(audits.as_markdown(library, rows, seed), encoding="utf-8")
+        console.print(f"wrote {path}")
 
 
 @app.command()

@@ -5,7 +5,7 @@ from pathlib import Path
 import monai
 import pytest
 
-from twinloss.harness.audit import PEERS, LibraryError, as_markdown, audit
+from twinloss.harness.audit import PACKAGES, PEERS, LibraryError, as_markdown, audit
 from twinloss.harness.catalogue import catalogue
 
 REPORT = Path(__file__).parents[1] / "reports" / "errata.md"
@@ -31,7 +31,15 @@ def test_the_table_tells_what_is_known_to_be_wrong():
     assert ("| bending_energy", "normalize=True", "agrees as the defaults do") in told
 
 
-@pytest.mark.parametrize("library", ["monay", "kornia"])
-def test_a_library_without_a_table_is_refused(library):
-    with pytest.raises(LibraryError, match="monai"):
-        audit(library)
+def test_a_library_without_a_table_or_not_installed_is_refused(monkeypatch):
+    with pytest.raises(LibraryError, match="there is monai"):
+        audit("monay")
+    monkeypatch.setitem(PACKAGES, "kornia", "no-such-package")
+    with pytest.raises(LibraryError, match="pip install no-such-package"):
+        audit("kornia")
+
+
+@pytest.mark.parametrize("library", ["kornia", "segmentation_models_pytorch"])
+def test_peers_that_are_no_requirement_are_wired(library):
+    assert {peer.like for peer in PEERS[library]} == {"dice", "tversky", "focal"}
+    assert all(peer.twin().options["reduction"] for peer in PEERS[library])
