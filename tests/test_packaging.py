@@ -100,7 +100,7 @@ def test_wheel_in_an_empty_environment(environment, tmp_path):
 
 
 def test_readme_example_from_the_wheel(with_dependencies, tmp_path):
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    example, *_ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     script = f"import twinloss\nprint(twinloss.__file__)\n{example}"
     out = run(with_dependencies / "bin" / "python", "-c", script, cwd=tmp_path)
     where, values = out.splitlines()
