@@ -15,8 +15,8 @@ from twinloss.fast import backend
 from twinloss.fast.segmentation import checked_reduction
 from twinloss.fast.threads import for_each_chunk
 
-# Planes, and voxels of a plane, that the backward pass takes at a time; it has to look at a few more around them.
-_SLAB, _TILE = 32, 6144
+# Planes that a thread takes at a time.
+_SLAB = 8
 
 
 class BendingEnergyLoss(_Loss):
@@ -187,7 +187,7 @@ def _bending_energy(u: Tensor, weights: Tensor, step: int, voxelwise: bool) -> T
 def _bending_energy_backward(upstream: Tensor, u: Tensor, weights: Tensor, step: int) -> Tensor:
     from twinloss.fast.kernels import bending_energy as kernel
 
-    fields, depth, height, width = u.shape
+    fields, depth, _, width = u.shape
     by_field = 2 * weights.repeat(fields // len(weights), 1)
     if upstream.ndim == 1:
         by_field = by_field * upstream[:, None]
@@ -196,18 +196,14 @@ def _bending_energy_backward(upstream: Tensor, u: Tensor, weights: Tensor, step:
         by_voxel = upstream.contiguous().numpy()
     gradient = torch.empty(u.shape, dtype=u.dtype)
     field, factors, out = _planes(u), by_field.to(u.dtype).numpy(), _planes(gradient)
-    lines = max(_TILE // width, 4 * step)
-    slabs, tiles = -(-depth // _SLAB), -(-height // lines)
+    slabs = -(-depth // _SLAB)
 
     def work(index: int) -> None:
-        rest, tile = divmod(index, tiles)
-        k, slab = divmod(rest, slabs)
-        z, y = slab * _SLAB, tile * lines
-        kernel.backward(
-            field[k], width, factors[k], step, by_voxel[k], z, min(z + _SLAB, depth), y, min(y + lines, height), out[k]
-        )
+        k, slab = divmod(index, slabs)
+        start, stop = slab * _SLAB, min((slab + 1) * _SLAB, depth)
+        kernel.backward(field[k], width, factors[k], step, by_voxel[k], start, stop, out[k])
 
-    for_each_chunk(work, fields * slabs * tiles)
+    for_each_chunk(work, fields * slabs)
     return gradient
 
 

@@ -6,6 +6,11 @@ their factors, which are the business of the weights.
 
 Rows lie one after the other, and loops run over several of them in one go: rows alone are too short for wide vectors.
 What is computed in between, across the ends of two rows, is put to 0.
+
+The gradient is the sum, over the differences D, of their adjoints, Dᵀ M w D u, where M keeps the interior. Off the
+border in z and y, M commutes with all that goes along those axes, and there DᵀD is again a difference: with
+δ_n u = u(+n) - 2 u + u(-n), that of a cross along one axis is -δ₂, and that of δ_s is δ_2s - 4 δ_s. So no row needs the
+slopes of another, and none are stored.
 """
 
 from __future__ import annotations
@@ -18,8 +23,10 @@ from twinloss.fast.kernels.tile import stage, sums_stage
 
 # Voxels that are looked at in one go: what is computed of them stays in the nearest cache.
 BLOCK = 2048
-# Room before and after the slopes, for the neighbours of the first and the last voxel.
+# Room before and after slopes along a row, for the neighbours of the first and the last voxel.
 PAD = 2
+# The axes (z, y, x) of each difference.
+AXES = ((2, 2), (1, 1), (1, 2), (0, 0), (0, 2), (0, 1))
 
 
 @njit(inline="always")
@@ -59,38 +66,6 @@ def _add_energy_of_depth(before, here, after, one, two, three, four, five, six, 
         energy[i] += zz + zx + _square(weights[5], _cross(five[i], six[i], seven[i], eight[i]))
 
 
-@stage
-def _slope_of_second(before, here, after, weight, row):
-    for i in range(row.size):
-        row[i] = weight * _second(before[i], here[i], after[i])
-
-
-@stage
-def _slope_of_cross(one, two, three, four, weight, row):
-    for i in range(row.size):
-        row[i] = weight * _cross(one[i], two[i], three[i], four[i])
-
-
-@stage
-def _put_line(before, here, after, row):
-    for i in range(row.size):
-        row[i] = _second(before[i], here[i], after[i])
-
-
-@stage
-def _put_plane(left, mid, right, before, here, after, one, two, three, four, row):
-    for i in range(row.size):
-        along = _second(left[i], mid[i], right[i]) + _second(before[i], here[i], after[i])
-        row[i] = along + _cross(one[i], two[i], three[i], four[i])
-
-
-@stage
-def _add_depth(before, here, after, one, two, three, four, five, six, seven, eight, row):
-    for i in range(row.size):
-        crosses = _cross(one[i], two[i], three[i], four[i]) + _cross(five[i], six[i], seven[i], eight[i])
-        row[i] += _second(before[i], here[i], after[i]) + crosses
-
-
 @njit(inline="always")
 def _at(plane, start, offset, like):
     return plane[start + offset : start + offset + like.size]
@@ -121,61 +96,6 @@ def _energies(u, width, step, z, start, weights, energy):
 
 
 @stage
-def _slopes(u, width, step, z, start, weights, plane, room):
-    """Put weights * differences of consecutive voxels of plane z into that `room` of `plane`, (differences, voxels)."""
-    here, n, w = u[z], plane[0, room], width
-    mid = _at(here, start, 0, n)
-    _slope_of_second(_at(here, start, -step, n), mid, _at(here, start, step, n), weights[0], plane[0, room])
-    if weights.size > 1:
-        far = step * w
-        _slope_of_second(_at(here, start, -far, n), mid, _at(here, start, far, n), weights[1], plane[1, room])
-        _slope_of_cross(
-            _at(here, start, w + 1, n), _at(here, start, w - 1, n),
-            _at(here, start, 1 - w, n), _at(here, start, -w - 1, n), weights[2], plane[2, room],
-        )  # fmt: skip
-    if weights.size > 3:
-        up, down = u[z + 1], u[z - 1]
-        _slope_of_second(_at(u[z - step], start, 0, n), mid, _at(u[z + step], start, 0, n), weights[3], plane[3, room])
-        _slope_of_cross(
-            _at(up, start, 1, n), _at(up, start, -1, n), _at(down, start, 1, n), _at(down, start, -1, n),
-            weights[4], plane[4, room],
-        )  # fmt: skip
-        _slope_of_cross(
-            _at(up, start, w, n), _at(up, start, -w, n), _at(down, start, w, n), _at(down, start, -w, n),
-            weights[5], plane[5, room],
-        )  # fmt: skip
-
-
-@stage
-def _gather(slopes, width, step, z, start, row):
-    """Put dL/du of consecutive voxels into `row`, from slopes around them, (planes in a ring, differences, voxels)."""
-    # One turn of the ring more, as the remainder of a negative number is none.
-    planes, w = slopes.shape[0], width
-    z += planes
-    here, n = slopes[z % planes], row
-    left, mid, right = _at(here[0], start, -step, n), _at(here[0], start, 0, n), _at(here[0], start, step, n)
-    if slopes.shape[1] == 1:
-        _put_line(left, mid, right, row)
-    else:
-        far = step * w
-        _put_plane(
-            left, mid, right,
-            _at(here[1], start, -far, n), _at(here[1], start, 0, n), _at(here[1], start, far, n),
-            _at(here[2], start, -w - 1, n), _at(here[2], start, 1 - w, n),
-            _at(here[2], start, w - 1, n), _at(here[2], start, w + 1, n), row,
-        )  # fmt: skip
-    if slopes.shape[1] > 3:
-        far_up, far_down = slopes[(z + step) % planes], slopes[(z - step) % planes]
-        up, down = slopes[(z + 1) % planes], slopes[(z - 1) % planes]
-        _add_depth(
-            _at(far_down[3], start, 0, n), _at(here[3], start, 0, n), _at(far_up[3], start, 0, n),
-            _at(down[4], start, -1, n), _at(down[4], start, 1, n), _at(up[4], start, -1, n), _at(up[4], start, 1, n),
-            _at(down[5], start, -w, n), _at(down[5], start, w, n), _at(up[5], start, -w, n), _at(up[5], start, w, n),
-            row,
-        )  # fmt: skip
-
-
-@stage
 def _clear_between(row, width, step):
     """Put to 0 what lies between the interiors of rows; the first interior begins at 0."""
     zero = row.dtype.type(0)
@@ -185,11 +105,128 @@ def _clear_between(row, width, step):
 
 
 @stage
-def _multiply(row, width, upstream):
-    """Times dL/dE of the interior voxels (rows, W - 2 step)."""
-    for y in range(upstream.shape[0]):
-        for i in range(upstream.shape[1]):
-            row[y * width + i] *= upstream[y, i]
+def _clear_ends(rows, width, step):
+    """Put the first and the last `step` numbers of each row to 0."""
+    zero = rows.dtype.type(0)
+    for start in range(0, rows.size, width):
+        for i in range(step):
+            rows[start + i] = rows[start + width - 1 - i] = zero
+
+
+@stage
+def _put_deep(
+    mid, left, right, before, after, down, up, down_before, down_after, up_before, up_after,
+    before_else, after_else, down_else, up_else, weights, two, other, flat, cross, second,
+):  # fmt: skip
+    for i in range(flat.size):
+        here = mid[i]
+        along_y, along_z = _second(before[i], here, after[i]), _second(down[i], here, up[i])
+        below, above = _second(down_before[i], down[i], down_after[i]), _second(up_before[i], up[i], up_after[i])
+        yy = two * along_y + other * _second(before_else[i], here, after_else[i])
+        zz = two * along_z + other * _second(down_else[i], here, up_else[i])
+        flat[i] = weights[1] * yy + weights[3] * zz + weights[5] * _second(below, along_y, above)
+        cross[i] = weights[2] * along_y + weights[4] * along_z
+        second[i] = weights[0] * _second(left[i], here, right[i])
+
+
+@stage
+def _put_central(before, after, row):
+    for i in range(row.size):
+        row[i] = after[i] - before[i]
+
+
+@stage
+def _put_gradient(flat, left, mid, right, before, after, out):
+    for i in range(out.size):
+        out[i] = flat[i] + _second(left[i], mid[i], right[i]) + (after[i] - before[i])
+
+
+@stage
+def _gradient_of_deep_rows(u, width, step, z, start, weights, room, out):
+    """Put dL/du of consecutive rows, off the border by 2 step in z and y, into `out`."""
+    here, far, n, w = u[z], 2 * width, out, width
+    # The adjoint of δ_s is δ_2s - 4 δ_s; one of these is the δ₂ that the crosses need too.
+    two, other, reach = (1, -4, 1) if step == 1 else (-4, 1, 4)
+    flat, cross = _at(room[0], PAD, 0, n), _at(room[1], PAD, 0, n)
+    second, central = _at(room[2], PAD, 0, n), _at(room[3], PAD, 0, n)
+    _put_deep(
+        _at(here, start, 0, n), _at(here, start, -step, n), _at(here, start, step, n),
+        _at(here, start, -far, n), _at(here, start, far, n), _at(u[z - 2], start, 0, n), _at(u[z + 2], start, 0, n),
+        _at(u[z - 2], start, -far, n), _at(u[z - 2], start, far, n),
+        _at(u[z + 2], start, -far, n), _at(u[z + 2], start, far, n),
+        _at(here, start, -reach * w, n), _at(here, start, reach * w, n),
+        _at(u[z - reach], start, 0, n), _at(u[z + reach], start, 0, n),
+        weights, u.dtype.type(two), u.dtype.type(other), flat, cross, second,
+    )  # fmt: skip
+    _put_central(_at(room[1], PAD, -1, n), _at(room[1], PAD, 1, n), central)
+    _clear_ends(flat, width, step)
+    _clear_ends(second, width, step)
+    _clear_ends(central, width, step)
+    _put_gradient(
+        flat, _at(room[2], PAD, -step, n), second, _at(room[2], PAD, step, n),
+        _at(room[3], PAD, -1, n), _at(room[3], PAD, 1, n), out,
+    )  # fmt: skip
+
+
+@stage
+def _add_second(before, here, after, factor, upstream, row):
+    for i in range(row.size):
+        row[i] += factor * upstream[i] * _second(before[i], here[i], after[i])
+
+
+@stage
+def _add_cross(one, two, three, four, factor, upstream, row):
+    for i in range(row.size):
+        row[i] += factor * upstream[i] * _cross(one[i], two[i], three[i], four[i])
+
+
+@stage
+def _add_adjoint(u, width, step, z, y, axes, shift, factor, upstream, out):
+    """Add `factor` times the interior's differences of row y of plane z, seen `shift` columns on, to a row of dL/du."""
+    (d_z, d_y, d_x), (e_z, e_y, e_x) = _unit(axes[0]), _unit(axes[1])
+    start, d, e = y * width + step, d_y * width + d_x, e_y * width + e_x
+    n = out[: width - 2 * step]
+    row = _at(out, step, -shift, n)
+    if axes[0] == axes[1]:
+        before, after = _at(u[z - step * d_z], start, -step * d, n), _at(u[z + step * d_z], start, step * d, n)
+        _add_second(before, _at(u[z], start, 0, n), after, factor, upstream, row)
+    else:
+        _add_cross(
+            _at(u[z + d_z + e_z], start, d + e, n), _at(u[z + d_z - e_z], start, d - e, n),
+            _at(u[z - d_z + e_z], start, e - d, n), _at(u[z - d_z - e_z], start, -d - e, n),
+            factor, upstream, row,
+        )  # fmt: skip
+
+
+@njit(inline="always")
+def _unit(axis):
+    """(z, y, x)."""
+    return (1 if axis == 0 else 0, 1 if axis == 1 else 0, 1 if axis == 2 else 0)
+
+
+@stage
+def _gradient_of_row(u, width, step, z, y, margins, weights, upstream, ones, out):
+    """Put dL/du of any row into `out`: the sum over the interior's differences that a voxel of it is part of."""
+    out[:] = 0
+    height = u.shape[1] // width
+    for term in range(weights.size):
+        axes = AXES[term]
+        pure = axes[0] == axes[1]
+        for j in (-1, 0, 1):
+            for k in (-1, 0, 1):
+                if (k != 0) if pure else (j * k == 0):
+                    continue
+                # Where the difference sits, and what the voxel counts in it.
+                at = (step if pure else 1) * j
+                (d_z, d_y, d_x), (e_z, e_y, e_x) = _unit(axes[0]), _unit(axes[1])
+                to_z, to_y, to_x = at * d_z, at * d_y, at * d_x
+                if not pure:
+                    to_z, to_y, to_x = to_z + k * e_z, to_y + k * e_y, to_x + k * e_x
+                zz, yy = z + to_z, y + to_y
+                if margins[0] <= zz < u.shape[0] - margins[0] and margins[1] <= yy < height - margins[1]:
+                    counts = (1 if j else -2) if pure else j * k
+                    by_voxel = upstream[zz - margins[0], yy - margins[1]] if upstream.size > 0 else ones
+                    _add_adjoint(u, width, step, zz, yy, axes, to_x, weights[term] * counts, by_voxel, out)
 
 
 @sums_stage
@@ -226,34 +263,29 @@ def _compiled(sources):
         return total
 
     @njit(cache=True, nogil=True)
-    def backward(u, width, weights, step, upstream, z_start, z_stop, y_start, y_stop, out):
-        """Write dL/du of the rows y_start:y_stop of some planes of a field.
+    def backward(u, width, weights, step, upstream, z_start, z_stop, out):
+        """Write dL/du of some planes of a field.
 
         `weights` are twice those of `forward`, and hold dL/dE if that is one for all voxels; else it is `upstream`,
         (D, H, W) without the border.
         """
         sources  # noqa: B018
-        terms, depth, height = weights.size, u.shape[0], u.shape[1] // width
-        above, before = (step if terms > 1 else 0), (step if terms > 3 else 0)
-        # Planes, rows and columns beyond the interior have no differences: their slopes stay 0.
-        first, last = max(y_start - above, above), min(y_stop + above, height - above)
-        tile = (y_stop - y_start + 2 * above) * width
-        slopes = np.zeros((2 * before + 1, terms, tile + 2 * PAD), u.dtype)
-        begin = PAD + (first - y_start + above) * width + step
-        room = slice(begin, begin + max(last - first, 0) * width - 2 * step)
-        for z_ahead in range(z_start - before, z_stop + before):
-            plane = slopes[(z_ahead + slopes.shape[0]) % slopes.shape[0]]
-            if before <= z_ahead < depth - before and first < last:
-                _slopes(u, width, step, z_ahead, first * width + step, weights, plane, room)
-                for k in range(terms):
-                    _clear_between(plane[k, room], width, step)
-                    if upstream.size > 0:
-                        _multiply(plane[k, room], width, upstream[z_ahead - before, first - above : last - above])
-            else:
-                plane[:] = 0
-            z = z_ahead - before
-            if z >= z_start:
-                _gather(slopes, width, step, z, PAD + above * width, out[z, y_start * width : y_stop * width])
+        depth, height = u.shape[0], u.shape[1] // width
+        margins = (step if weights.size > 3 else 0, step if weights.size > 1 else 0)
+        voxelwise, lines = upstream.size > 0, max(BLOCK // width, 1)
+        room, ones = np.zeros((4, lines * width + 2 * PAD), u.dtype), np.ones(width, u.dtype)
+        for z in range(z_start, z_stop):
+            deep = not voxelwise and weights.size > 3 and 2 * step <= z < depth - 2 * step
+            y = 0
+            while y < height:
+                count = min(lines, height - 2 * step - y) if deep and y >= 2 * step else 0
+                if count > 0:
+                    rows = out[z, y * width : (y + count) * width]
+                    _gradient_of_deep_rows(u, width, step, z, y * width, weights, room, rows)
+                else:
+                    count, row = 1, out[z, y * width : (y + 1) * width]
+                    _gradient_of_row(u, width, step, z, y, margins, weights, upstream, ones, row)
+                y += count
 
     return forward, backward
 
