@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from twinloss.fast import backend
+from twinloss.fast.operators import operator
 from twinloss.fast.segmentation import checked_reduction
 from twinloss.fast.threads import for_each_chunk
 
@@ -161,7 +162,7 @@ def _plain(u: Tensor, weights: Tensor, step: int, voxelwise: bool) -> Tensor:
 # --- the kernels as torch operators -----------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("twinloss::bending_energy", mutates_args=(), device_types="cpu")
+@operator("bending_energy")
 def _bending_energy(u: Tensor, weights: Tensor, step: int, voxelwise: bool) -> Tensor:
     """Of fields (N, D, H, W) the energies (N,) in float64, or those of their voxels; weights (C, differences)."""
     from twinloss.fast.kernels import bending_energy as kernel
@@ -183,7 +184,7 @@ def _bending_energy(u: Tensor, weights: Tensor, step: int, voxelwise: bool) -> T
     return made if voxelwise else torch.from_numpy(totals.sum(1))
 
 
-@torch.library.custom_op("twinloss::bending_energy_backward", mutates_args=(), device_types="cpu")
+@operator("bending_energy_backward")
 def _bending_energy_backward(upstream: Tensor, u: Tensor, weights: Tensor, step: int) -> Tensor:
     from twinloss.fast.kernels import bending_energy as kernel
 
@@ -224,12 +225,12 @@ def _interior(u: Tensor, weights: Tensor, step: int) -> tuple[int, ...]:
     return (u.shape[0], *(n - 2 * step * (3 - d <= axes) for d, n in enumerate(u.shape[1:])))
 
 
-@_bending_energy.register_fake
+@torch.library.register_fake("twinloss::bending_energy")
 def _(u: Tensor, weights: Tensor, step: int, voxelwise: bool) -> Tensor:
     return u.new_empty(_interior(u, weights, step)) if voxelwise else u.new_empty(u.shape[:1], dtype=torch.float64)
 
 
-@_bending_energy_backward.register_fake
+@torch.library.register_fake("twinloss::bending_energy_backward")
 def _(upstream: Tensor, u: Tensor, weights: Tensor, step: int) -> Tensor:
     return torch.empty(u.shape, dtype=u.dtype, device=u.device)
 
@@ -249,4 +250,4 @@ def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     return gradient, None, None, None
 
 
-_bending_energy.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("twinloss::bending_energy", _backward, setup_context=_setup_context)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from twinloss.fast import backend
+from twinloss.fast.operators import operator
 from twinloss.fast.threads import for_each_chunk
 
 # Voxels of a chunk, at least, and for each bin of its histogram, which then takes less room than they do; and chunks of
@@ -124,7 +125,7 @@ def _ranges(images: tuple[Any, Any]) -> Any:
         return np.stack([low, high - low], 2)
 
 
-@torch.library.custom_op("twinloss::joint_histogram", mutates_args=(), device_types="cpu")
+@operator("joint_histogram")
 def _joint_histogram(x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
     histogram = _Histogram(x, y, bins, sigma, kernel)
     parts = np.zeros((len(x), histogram.parts, bins, bins))
@@ -139,7 +140,7 @@ def _joint_histogram(x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str)
     return torch.from_numpy(joint)
 
 
-@torch.library.custom_op("twinloss::joint_histogram_backward", mutates_args=(), device_types="cpu")
+@operator("joint_histogram_backward")
 def _joint_histogram_backward(gamma: Tensor, x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
     """The gradient in x."""
     histogram = _Histogram(x, y, bins, sigma, kernel)
@@ -178,12 +179,12 @@ def _through_the_range(out: Any, histogram: _Histogram, sums: Any) -> None:
                 out[item][attained] -= part / width * bins / np.count_nonzero(attained)
 
 
-@_joint_histogram.register_fake
+@torch.library.register_fake("twinloss::joint_histogram")
 def _(x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
     return x.new_empty((x.shape[0], bins, bins), dtype=torch.float64)
 
 
-@_joint_histogram_backward.register_fake
+@torch.library.register_fake("twinloss::joint_histogram_backward")
 def _(gamma: Tensor, x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
@@ -214,4 +215,4 @@ def _backward(ctx: Any, gamma: Tensor) -> tuple[Tensor | None, ...]:
     return by_x, by_y, None, None, None
 
 
-_joint_histogram.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("twinloss::joint_histogram", _backward, setup_context=_setup_context)

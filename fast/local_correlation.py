@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from twinloss.fast import backend
+from twinloss.fast.operators import operator
 from twinloss.fast.threads import for_each_bundle, for_each_tile
 
 
@@ -95,7 +96,7 @@ class _Windows:
         self.tile = tile_of_plane(*shape[2:], self.x.size // 2)
 
 
-@torch.library.custom_op("twinloss::local_correlation", mutates_args=(), device_types="cpu")
+@operator("local_correlation")
 def _local_correlation(
     p: Tensor,
     t: Tensor,
@@ -149,7 +150,7 @@ def _local_correlation(
     return torch.tensor(by_image, dtype=torch.float64), kept, more
 
 
-@torch.library.custom_op("twinloss::local_correlation_backward", mutates_args=(), device_types="cpu")
+@operator("local_correlation_backward")
 def _local_correlation_backward(
     upstream: Tensor, p: Tensor, t: Tensor, kept: Tensor, more: Tensor, size: int, kind: str, rank: int
 ) -> Tensor:
@@ -181,7 +182,7 @@ def _local_correlation_backward(
     return gradient
 
 
-@_local_correlation.register_fake
+@torch.library.register_fake("twinloss::local_correlation")
 def _(p: Tensor, t: Tensor, *plan: Any) -> tuple[Tensor, Tensor, Tensor]:
     voxelwise, gradients = plan[-2:]
     score = torch.empty(p.shape, dtype=p.dtype) if voxelwise else p.new_empty(p.shape[:1], dtype=torch.float64)
@@ -193,7 +194,7 @@ def _(p: Tensor, t: Tensor, *plan: Any) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-@_local_correlation_backward.register_fake
+@torch.library.register_fake("twinloss::local_correlation_backward")
 def _(upstream: Tensor, p: Tensor, *_: Any) -> Tensor:
     return torch.empty(p.shape, dtype=p.dtype)
 
@@ -224,4 +225,4 @@ def _backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ..
     return *made, *[None] * len(ctx.plan)
 
 
-_local_correlation.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("twinloss::local_correlation", _backward, setup_context=_setup_context)

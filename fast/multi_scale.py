@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from twinloss.fast import backend
+from twinloss.fast.operators import operator
 from twinloss.fast.segmentation import checked_number, checked_reduction
 from twinloss.fast.threads import for_each_bundle, for_each_tile
 
@@ -135,7 +136,7 @@ def _plain(images: Tensor, taps: list[float], rank: int) -> Tensor:
     return images
 
 
-@torch.library.custom_op("twinloss::smooth", mutates_args=(), device_types="cpu")
+@operator("smooth")
 def _smooth(images: Tensor, taps: Sequence[float], rank: int) -> Tensor:
     """Images (N, D, H, W) smoothed along their last `rank` axes."""
     from twinloss.fast.kernels import smoothing
@@ -161,7 +162,7 @@ def _smooth(images: Tensor, taps: Sequence[float], rank: int) -> Tensor:
     return made
 
 
-@_smooth.register_fake
+@torch.library.register_fake("twinloss::smooth")
 def _(images: Tensor, taps: Sequence[float], rank: int) -> Tensor:
     return torch.empty(images.shape, dtype=images.dtype, device=images.device)
 
@@ -175,4 +176,4 @@ def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
     return torch.ops.twinloss.smooth(upstream, ctx.taps, ctx.rank), None, None
 
 
-_smooth.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("twinloss::smooth", _backward, setup_context=_setup_context)

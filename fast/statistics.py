@@ -27,6 +27,7 @@ $W_i = \sum_l M_{y_i l} p_{il}$ (Fidon et al. 2017, eq. 6).
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ import torch
 from torch import Tensor
 
 from twinloss.fast import backend
+from twinloss.fast.operators import operator
 from twinloss.fast.threads import for_each_chunk
 
 Activation = Literal["identity", "sigmoid", "softmax"]
@@ -319,26 +321,39 @@ def _raise_wrong_labels(target: Tensor, classes: int, ignore_index: int | None) 
 # --- the kernels as torch operators ----------------------------------------------------------------------------------
 
 
-def _kernel_arguments(x: Tensor, target: Tensor, mask: Tensor | None, plan: _Plan) -> tuple[tuple[Any, ...], ...]:
-    """The kernel's arguments before and after the distance matrix."""
-    target = target.to(_WIDENED.get(target.dtype, target.dtype))
-    if target.dtype not in _NATIVE:
-        target = target.to(torch.int64)
-    values = x.contiguous().numpy()
-    real = values.dtype.type
-    weights = np.empty((0, 0), real) if mask is None else mask[:, 0].to(x.dtype).contiguous().numpy()
-    before = (
-        values,
-        target.contiguous().numpy().view(np.uint8),
-        _NATIVE[target.dtype],
-        not plan.labels,
-        weights,
-        _ACTIVATIONS.index(plan.activation),
-        _OVERLAPS.index(plan.overlap),
-        _SURPRISALS.index(plan.surprisal),
-        real(plan.gamma),
-    )
-    return before, (np.nan if plan.ignore_index is None else float(plan.ignore_index),)
+class _Kernels:
+    """How the kernels are called: for the common case, or for any."""
+
+    def __init__(self, x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, plan: _Plan) -> None:
+        from twinloss.fast.kernels import voxel  # imports Numba, which takes longer than all the rest
+
+        target = target.to(_WIDENED.get(target.dtype, target.dtype))
+        if target.dtype not in _NATIVE:
+            target = target.to(torch.int64)
+        self.x = x.contiguous().numpy()
+        real = self.x.dtype.type
+        self.matrix = None if matrix is None else matrix.to(x.dtype).numpy()
+        self.before = (
+            self.x,
+            target.contiguous().numpy().view(np.uint8),
+            _NATIVE[target.dtype],
+            None if plan.overlap == "none" else _OVERLAPS.index(plan.overlap),
+            None if plan.surprisal == "none" else _SURPRISALS.index(plan.surprisal),
+            real(plan.gamma),
+        )
+        everywhere = mask is None and plan.ignore_index is None
+        alone = matrix is None or (plan.overlap, plan.surprisal) == ("none", "none")
+        plain = plan.overlap != "squared" and plan.surprisal != "all" and alone
+        if plan.activation == "softmax" and plan.labels and everywhere and plain:
+            self.forward, self.backward, self.after = voxel.forward_common, voxel.backward_common, ()
+            return
+        self.forward, self.backward = voxel.forward, voxel.backward
+        self.after = (
+            not plan.labels,
+            np.empty((0, 0), real) if mask is None else mask[:, 0].to(x.dtype).contiguous().numpy(),
+            _ACTIVATIONS.index(plan.activation),
+            math.nan if plan.ignore_index is None else float(plan.ignore_index),
+        )
 
 
 def _chunk_bounds(chunk: int, voxels: int) -> tuple[int, int, int]:
@@ -347,7 +362,7 @@ def _chunk_bounds(chunk: int, voxels: int) -> tuple[int, int, int]:
     return item, part * _CHUNK, min((part + 1) * _CHUNK, voxels)
 
 
-@torch.library.custom_op("twinloss::voxel_sums", mutates_args=(), device_types="cpu")
+@operator("voxel_sums")
 def _voxel_sums(
     x: Tensor,
     target: Tensor,
@@ -360,28 +375,26 @@ def _voxel_sums(
     labels: bool,
     ignore_index: int | None,
 ) -> Tensor:
-    from twinloss.fast.kernels import voxel  # imports Numba, which takes longer than all the rest
-
-    plan = _Plan(activation, overlap, surprisal, gamma, labels, ignore_index)
-    before, after = _kernel_arguments(x, target, mask, plan)
-    distances = np.empty((0, 0), before[0].dtype) if matrix is None else matrix.to(x.dtype).numpy()
+    kernels = _Kernels(x, target, mask, matrix, _Plan(activation, overlap, surprisal, gamma, labels, ignore_index))
     items, classes, voxels = x.shape
     chunks = items * -(-voxels // _CHUNK)
-    sums = np.zeros((chunks, voxel.ROWS, classes))
+    rows = len(Statistics._fields) - 1
+    sums = np.zeros((chunks, rows, classes))
     bad = np.zeros(chunks, np.int64)
 
     def work(chunk: int) -> None:
-        bad[chunk] = voxel.forward(*before, distances, *after, *_chunk_bounds(chunk, voxels), sums[chunk])
+        bounds = _chunk_bounds(chunk, voxels)
+        bad[chunk] = kernels.forward(*kernels.before, kernels.matrix, *kernels.after, *bounds, sums[chunk])
 
     for_each_chunk(work, chunks)
     if bad.any():
         if mask is not None:
             _checked_mask(mask, x)
         _raise_wrong_labels(target, classes, ignore_index)
-    return torch.from_numpy(sums.reshape(items, -1, voxel.ROWS, classes).sum(1).transpose(1, 0, 2).copy())
+    return torch.from_numpy(sums.reshape(items, -1, rows, classes).sum(1).transpose(1, 0, 2).copy())
 
 
-@torch.library.custom_op("twinloss::voxel_sums_backward", mutates_args=(), device_types="cpu")
+@operator("voxel_sums_backward")
 def _voxel_sums_backward(
     slopes: Tensor,
     x: Tensor,
@@ -402,10 +415,10 @@ def _voxel_sums_backward(
     if x.dtype == torch.float32 and (np.isfinite(by_row) & ~(np.abs(by_row) <= np.finfo(np.float32).max)).any():
         # A class that all but vanishes, with no smoothing: slopes beyond float32, but not their product with p.
         return _voxel_sums_backward(slopes, x.double(), target, mask, matrix, *plan).float()
-    before, after = _kernel_arguments(x, target, mask, plan)
+    kernels = _Kernels(x, target, mask, matrix, plan)
     gradient = torch.empty(x.shape, dtype=x.dtype)
     out, voxels = gradient.numpy(), x.shape[2]
-    by_item = [np.empty((0, 0), out.dtype)] * x.shape[0]
+    by_item = [None] * x.shape[0]
     with np.errstate(all="ignore"):  # of an empty denominator the slopes are infinite
         if matrix is not None:
             # Probabilities add up to 1, so nearness falls as distance grows: the difference is rounded once.
@@ -417,18 +430,18 @@ def _voxel_sums_backward(
 
     def work(chunk: int) -> None:
         bounds = _chunk_bounds(chunk, voxels)
-        voxel.backward(*before, by_item[bounds[0]], *after, slopes_by_row, *bounds, out)
+        kernels.backward(*kernels.before, by_item[bounds[0]], *kernels.after, slopes_by_row, *bounds, out)
 
     for_each_chunk(work, x.shape[0] * -(-voxels // _CHUNK))
     return gradient
 
 
-@_voxel_sums.register_fake
+@torch.library.register_fake("twinloss::voxel_sums")
 def _(x: Tensor, *_: object) -> Tensor:
     return x.new_empty((len(Statistics._fields) - 1, x.shape[0], x.shape[1]), dtype=torch.float64)
 
 
-@_voxel_sums_backward.register_fake
+@torch.library.register_fake("twinloss::voxel_sums_backward")
 def _(slopes: Tensor, x: Tensor, *_: object) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
@@ -448,4 +461,4 @@ def _backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
     return gradient, *[None] * (len(constants) + len(ctx.plan))
 
 
-_voxel_sums.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("twinloss::voxel_sums", _backward, setup_context=_setup_context)

@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 
 from twinloss.fast.kernels import SOURCES
-from twinloss.fast.kernels.tile import stage, sums_stage
+from twinloss.fast.kernels.tile import START, keep, stage, sums_stage
 
 # Voxels that are looked at in one go: what is computed of them stays in the nearest cache.
 BLOCK = 2048
@@ -259,7 +259,7 @@ def _compiled(sources):
                 else:
                     for k in range(count):
                         inside = row[k * width : (k + 1) * width - 2 * step]
-                        energy[z - (step if weights.size > 3 else 0), y - above + k] = inside
+                        keep(inside, energy[z - (step if weights.size > 3 else 0), y - above + k])
         return total
 
     @njit(cache=True, nogil=True)
@@ -276,7 +276,7 @@ def _compiled(sources):
         room, ones = np.zeros((4, lines * width + 2 * PAD), u.dtype), np.ones(width, u.dtype)
         for z in range(z_start, z_stop):
             deep = not voxelwise and weights.size > 3 and 2 * step <= z < depth - 2 * step
-            y = 0
+            y = START
             while y < height:
                 count = min(lines, height - 2 * step - y) if deep and y >= 2 * step else 0
                 if count > 0:

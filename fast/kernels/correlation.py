@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from twinloss.fast.kernels import SOURCES
-from twinloss.fast.kernels.tile import stage, sums_stage
+from twinloss.fast.kernels.tile import NEXT, START, stage, sums_stage
 from twinloss.fast.kernels.window import (
     MOMENTS,
     clear,
@@ -104,10 +104,10 @@ def _moments_in_tile(p, t, z, y, x, rows, columns, window_y, window_x, ones, roo
     radius_y, radius_x = window_y.size // 2, window_x.size // 2
     pitch = columns + 2 * radius_x
     size = (rows + 2 * radius_y) * pitch
-    clear(rooms[0, 2:], 0, size)
+    clear(rooms[0, 2:], START, size)
     load_tile(t[z], y, x, rows, columns, radius_y, radius_x, rooms[0, 0])
     load_tile(p[z], y, x, rows, columns, radius_y, radius_x, rooms[0, 1])
-    at = moments_along(rooms, 0, size, 1, window_x, ones, 1.0)
+    at = moments_along(rooms, START, size, NEXT, window_x, ones, 1.0)
     # The last numbers of the last row begin no window that fits.
     size -= window_x.size - 1
     at = moments_along(rooms, at, size, pitch, window_y, ones, total_weight(window_x))
@@ -126,7 +126,7 @@ def _score_columns(
 ):
     planes, radius = p.shape[0], window_z.size // 2
     size = (planes + 2 * radius) * n
-    clear(rooms[0], 0, radius * n)
+    clear(rooms[0], START, radius * n)
     clear(rooms[0], size - radius * n, size)
     here = slice(start, start + n)
     for z in range(planes):
@@ -135,7 +135,7 @@ def _score_columns(
             keep(means[f, z, here], rooms[0, f, line])
         for f in range(3):
             keep(fields[f, z, here], rooms[0, 2 + f, line])
-    at = moments_along(rooms, 0, size, n, window_z, ones, count)
+    at = moments_along(rooms, START, size, n, window_z, ones, count)
     made = rooms[(at + 1) % 3]
     total, lost = 0.0, 0.0
     for z in range(planes):
@@ -166,7 +166,7 @@ def _score_columns(
 def _load_slopes(p, t, a, b, of, upstream, z, y, x, rows, columns, radius_y, radius_x, room):
     """A, B and A t + 2 B p + … of the windows in reach, times `upstream`."""
     pitch = columns + 2 * radius_x
-    clear(room, 0, (rows + 2 * radius_y) * pitch)
+    clear(room, START, (rows + 2 * radius_y) * pitch)
     top, bottom = reach(y, rows, radius_y, p.shape[1])
     left, right = reach(x, columns, radius_x, p.shape[2])
     there = slice(left, right)
@@ -186,7 +186,7 @@ def _sums_in_tile(p, t, a, b, of, upstream, z, y, x, rows, columns, window_y, wi
     pitch = columns + 2 * radius_x
     size = (rows + 2 * radius_y) * pitch
     _load_slopes(p, t, a, b, of, upstream, z, y, x, rows, columns, radius_y, radius_x, rooms[0])
-    at = sums_along(rooms, 0, size, 1, window_x, ones)
+    at = sums_along(rooms, START, size, NEXT, window_x, ones)
     size -= window_x.size - 1
     at = sums_along(rooms, at, size, pitch, window_y, ones)
     there = slice(x, x + columns)
@@ -202,7 +202,7 @@ def _sums_in_tile(p, t, a, b, of, upstream, z, y, x, rows, columns, window_y, wi
 def _slope_of_columns(p, t, start, n, window_z, ones, rooms, fields, out):
     planes, radius = p.shape[0], window_z.size // 2
     size = (planes + 2 * radius) * n
-    clear(rooms[0], 0, radius * n)
+    clear(rooms[0], START, radius * n)
     clear(rooms[0], size - radius * n, size)
     here = slice(start, start + n)
     for z in range(planes):
@@ -211,7 +211,7 @@ def _slope_of_columns(p, t, start, n, window_z, ones, rooms, fields, out):
         keep(fields[0, z, here], rooms[0, 1, line])
         keep(fields[1, z, here], rooms[0, 2, line])
         _moment(rooms[0, 0, line], rooms[0, 1, line], t[z, here], p[z, here], rooms[0, 2, line])
-    at = sums_along(rooms, 0, size, n, window_z, ones)
+    at = sums_along(rooms, START, size, n, window_z, ones)
     for z in range(planes):
         line = slice(z * n, (z + 1) * n)
         _slope(rooms[at, 0, line], rooms[at, 1, line], rooms[at, 2, line], t[z, here], p[z, here], out[z, here])

@@ -6,8 +6,11 @@ import numpy as np
 from numba import njit
 
 from twinloss.fast.kernels import SOURCES
-from twinloss.fast.kernels.tile import stage
+from twinloss.fast.kernels.tile import NEXT, START, stage
 from twinloss.fast.kernels.window import clear, columns_at_once, keep, load_tile, place_of_tile, sums_along
+
+# Whether the windows are known to be of ones; no literal, as START.
+ONES = np.bool_(False)
 
 
 @stage
@@ -16,9 +19,9 @@ def _smooth_tile(plane, y, x, rows, columns, window_y, window_x, rooms, out):
     pitch = columns + 2 * radius_x
     size = (rows + 2 * radius_y) * pitch
     load_tile(plane, y, x, rows, columns, radius_y, radius_x, rooms[0, 0])
-    at = sums_along(rooms, 0, size, 1, window_x, False)
+    at = sums_along(rooms, START, size, NEXT, window_x, ONES)
     # The last numbers of the last row begin no window that fits.
-    at = sums_along(rooms, at, size - (window_x.size - 1), pitch, window_y, False)
+    at = sums_along(rooms, at, size - (window_x.size - 1), pitch, window_y, ONES)
     for k in range(rows):
         keep(rooms[at, 0, k * pitch : k * pitch + columns], out[y + k, x : x + columns])
 
@@ -27,10 +30,10 @@ def _smooth_tile(plane, y, x, rows, columns, window_y, window_x, rooms, out):
 def _smooth_columns(image, start, n, window_z, rooms, out):
     planes, radius = image.shape[0], window_z.size // 2
     size = (planes + 2 * radius) * n
-    clear(rooms[0], 0, size)
+    clear(rooms[0], START, size)
     for z in range(planes):
         keep(image[z, start : start + n], rooms[0, 0, (z + radius) * n : (z + radius + 1) * n])
-    at = sums_along(rooms, 0, size, n, window_z, False)
+    at = sums_along(rooms, START, size, n, window_z, ONES)
     for z in range(planes):
         keep(rooms[at, 0, z * n : (z + 1) * n], out[z, start : start + n])
 

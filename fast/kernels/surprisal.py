@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 from twinloss.fast.kernels.elementary import exp_nonpositive, log1p_nonnegative
-from twinloss.fast.kernels.tile import FACTOR, OWN, REST, SCALE, SOFTMAX, TOP, G, H, P, Q, W, X, stage, sums_stage
+from twinloss.fast.kernels.tile import (
+    FACTOR,
+    OWN,
+    REST,
+    SCALE,
+    SOFTMAX,
+    START,
+    TOP,
+    G,
+    H,
+    P,
+    Q,
+    W,
+    X,
+    stage,
+    sums_stage,
+)
 
 NONE, TARGET, ALL = 0, 1, 2
 
@@ -51,7 +67,7 @@ def own_surprisal(x, b, lo, exponentials, y, top, scale, rest, gamma, p, q, valu
     for i in range(y.size):
         values[i] = log1p_nonnegative(rest[i]) + (top[i] - values[i])
     if gamma != 0:
-        choose(exponentials, 0, 0, y, p)
+        choose(exponentials, START, START, y, p)
         for i in range(y.size):
             e = p[i]
             p[i] = e * scale[i]

@@ -20,6 +20,8 @@ TILE = 4032
 BLOCK = 512
 IDENTITY, SIGMOID, SOFTMAX = 0, 1, 2
 EXCLUDED = np.int32(-1)
+# A Python number, as an argument, is part of its type for Numba, which would compile a stage anew for it.
+START, NEXT = np.intp(0), np.intp(1)
 
 # Room for one tile: `rows` (5, C, width) by class, `row` (8, width) by voxel, and the labels y (width).
 Buffers = namedtuple("Buffers", "rows row y")
@@ -33,6 +35,8 @@ W, TOP, SCALE, REST, SPARE, MEAN, OWN, FACTOR = range(8)
 class _Apart(CompilerBase):
     def define_pipelines(self):
         self.state.flags.noalias = True
+        self.state.flags.no_cpython_wrapper = True
+        self.state.flags.no_cfunc_wrapper = True
         return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
 
 
@@ -40,6 +44,13 @@ stage = njit(error_model="numpy", _nrt=False, pipeline_class=_Apart)
 # A row's sum is spread over vector lanes: the order of the sum changes, the terms do not. The order depends on the
 # machine's vector width but never on the number of threads. No flag here assumes anything about NaN or infinity.
 sums_stage = njit(error_model="numpy", fastmath={"reassoc", "contract"}, _nrt=False, pipeline_class=_Apart)
+
+
+@stage
+def keep(values, out):
+    """Copy numbers, in the type of `out`; for an assignment of slices Numba compiles much to word its errors."""
+    for i in range(out.size):
+        out[i] = values[i]
 
 
 # --- reading a tile --------------------------------------------------------------------------------------------------
@@ -226,7 +237,7 @@ def exponentials(x, b, lo, p, top, scale, rest, ties):
 
 @stage
 def _softmax(x, p, q, top, scale, rest, ties):
-    exponentials(x, 0, 0, p, top, scale, rest, ties)
+    exponentials(x, START, START, p, top, scale, rest, ties)
     one = p.dtype.type(1)
     for c in range(p.shape[0]):
         e, complement = p[c], q[c]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from twinloss.fast.kernels import SOURCES, confusion, surprisal
+from twinloss.fast.kernels import SOURCES, surprisal
 from twinloss.fast.kernels.confusion import (
     add_confusion_slope,
     adjoint,
@@ -35,7 +35,6 @@ from twinloss.fast.kernels.tile import (
     OWN,
     REST,
     SCALE,
-    SOFTMAX,
     SPARE,
     TOP,
     G,
@@ -45,6 +44,7 @@ from twinloss.fast.kernels.tile import (
     W,
     X,
     exponentials,
+    keep,
     read_labels,
     read_weighted,
     scratch,
@@ -52,53 +52,38 @@ from twinloss.fast.kernels.tile import (
     tile_width,
 )
 
-NO_OVERLAP, SQUARED = confusion.NONE, confusion.SQUARED
-NO_SURPRISAL, ALL = surprisal.NONE, surprisal.ALL
-
 # Rows of the sums, and of the slopes, which have one more.
 TP, FP, FN, HITS, MISSES, VOLUME, DISTANCE, NEARNESS, TP_LESS_FN = range(9)
 ROWS = 8
 
 
 @stage
-def _common(dense, mask, activation, overlap, surprisals, matrix, ignore):
-    """Whether it is the case that trainings spend their time in: softmax against labels, all voxels counting.
-
-    There min(p, g) is the product; and at its kink p = g = 1 the softmax has no slope.
-    """
-    everywhere = mask.shape[0] == 0 and np.isnan(ignore)
-    alone = matrix.shape[0] == 0 or (overlap == NO_OVERLAP and surprisals == NO_SURPRISAL)
-    plain = overlap != SQUARED and surprisals != ALL and alone
-    return activation == SOFTMAX and plain and everywhere and not dense
-
-
-@stage
-def _forward_common(x, target, item, overlap, surprisals, gamma, matrix, ignore, b, lo, buffers, sums):
+def _forward_common(x, target, item, overlap, surprisals, gamma, matrix, b, lo, buffers, sums):
     p, y, top, scale, rest = buffers.rows[P], buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
-    bad = read_labels(target, item, x.shape[1], ignore, b, lo, x.shape[2], y)
+    bad = read_labels(target, item, x.shape[1], np.nan, b, lo, x.shape[2], y)
     exponentials(x, b, lo, p, top, scale, rest, buffers.row[SPARE])
-    if surprisals != NO_SURPRISAL:
+    if surprisals is not None:
         own_surprisal(
             x, b, lo, buffers.rows[P : P + 1], y, top, scale, rest, gamma,
             buffers.row[OWN], buffers.row[FACTOR], buffers.row[SPARE],
         )  # fmt: skip
         surprisal.focus(buffers.row[FACTOR], gamma, buffers.row[SPARE])
-    if matrix.shape[0] > 0:
+    if matrix is not None:
         distances(p, y, scale, matrix, buffers.row[SPARE], buffers.row[MEAN])
     for c in range(p.shape[0]):
         for k in range(0, y.size, BLOCK):
             block = slice(k, k + BLOCK)
-            if overlap != NO_OVERLAP:
+            if overlap is not None:
                 tp, fp, fn = confusion_labels(p[c, block], scale[block], rest[block], y[block], c)
                 # p and 1 - p of each voxel add up to 1, so those of a block to their count, to a small part of 1.
                 volume = np.rint(tp + fn)
                 sums[TP, c] += tp
                 sums[FP, c] += fp
                 sums[FN, c] += fn
-            if surprisals != NO_SURPRISAL:
+            if surprisals is not None:
                 hits, volume = class_sum(buffers.row[SPARE, block], y[block], c)
                 sums[HITS, c] += hits
-            if matrix.shape[0] > 0:
+            if matrix is not None:
                 far, near, volume = distance_sums(buffers.row[SPARE, block], buffers.row[MEAN, block], y[block], c)
                 sums[DISTANCE, c] += far
                 sums[NEARNESS, c] += near
@@ -109,26 +94,25 @@ def _forward_common(x, target, item, overlap, surprisals, gamma, matrix, ignore,
 @stage
 def _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, sums):
     p, q, g, w, y = buffers.rows[P], buffers.rows[Q], buffers.rows[G], buffers.row[W], buffers.y
-    far = matrix.shape[0] > 0
-    if far:
+    if matrix is not None:
         distances(p, y, w, matrix, buffers.row[MEAN], buffers.row[SPARE])
     for c in range(p.shape[0]):
         for k in range(0, y.size, BLOCK):
             block = slice(k, k + BLOCK)
-            if overlap != NO_OVERLAP:
+            if overlap is not None:
                 tp, fp, fn = confusion_soft(p[c, block], q[c, block], g[c, block], w[block], overlap)
                 sums[TP, c] += tp
                 sums[FP, c] += fp
                 sums[FN, c] += fn
-            if surprisals != NO_SURPRISAL:
+            if surprisals is not None:
                 hits, misses = surprisal_soft(
                     activation, p[c, block], q[c, block], g[c, block], buffers.rows[X, c, block], w[block],
-                    buffers.row[TOP, block], buffers.row[REST, block], gamma, surprisals == ALL,
+                    buffers.row[TOP, block], buffers.row[REST, block], gamma, surprisals == surprisal.ALL,
                     buffers.row[OWN, block], buffers.row[FACTOR, block],
                 )  # fmt: skip
                 sums[HITS, c] += hits
                 sums[MISSES, c] += misses
-            if far:
+            if matrix is not None:
                 distance, near, _ = distance_sums(buffers.row[MEAN, block], buffers.row[SPARE, block], y[block], c)
                 sums[DISTANCE, c] += distance
                 sums[NEARNESS, c] += near
@@ -136,25 +120,25 @@ def _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, s
 
 
 @stage
-def _backward_common(x, target, item, overlap, surprisals, gamma, matrix, ignore, slopes, b, lo, buffers, out):
+def _backward_common(x, target, item, overlap, surprisals, gamma, matrix, slopes, b, lo, buffers, out):
     p, y, top, scale, rest = buffers.rows[P], buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
-    read_labels(target, item, x.shape[1], ignore, b, lo, x.shape[2], y)
+    read_labels(target, item, x.shape[1], np.nan, b, lo, x.shape[2], y)
     exponentials(x, b, lo, p, top, scale, rest, buffers.row[SPARE])
     largest, others, own = buffers.row[W], buffers.row[MEAN], buffers.row[SPARE]
-    if matrix.shape[0] > 0:
+    if matrix is not None:
         h = buffers.rows[H]
         table_slopes(y, matrix, h)
         gradient_slopes(p, scale, rest, h, largest, others, out, b, lo)
         return
-    if surprisals != NO_SURPRISAL:
+    if surprisals is not None:
         own_p, own_q = buffers.row[OWN], buffers.row[FACTOR]
         if gamma != 0:
             own_surprisal(x, b, lo, buffers.rows[P : P + 1], y, top, scale, rest, gamma, own_p, own_q, own)
         own_slope(own_p, own_q, y, gamma, slopes[HITS, b], own)
-    if overlap == NO_OVERLAP:
+    if overlap is None:
         gradient_own(p, scale, rest, y, own, out, b, lo)
         return
-    if surprisals == NO_SURPRISAL:
+    if surprisals is None:
         own = own[:0]
     gradient_labels(p, scale, rest, y, slopes[TP_LESS_FN, b], slopes[FP, b], largest, others, own, out, b, lo)
 
@@ -164,52 +148,71 @@ def _backward_weighted(activation, overlap, surprisals, gamma, matrix, slopes, b
     p, q, h, w = buffers.rows[P], buffers.rows[Q], buffers.rows[H], buffers.row[W]
     h[:] = p.dtype.type(0)
     for c in range(p.shape[0]):
-        if overlap != NO_OVERLAP:
+        if overlap is not None:
             add_confusion_slope(
                 p[c], q[c], buffers.rows[G, c], w, slopes[TP, c], slopes[FP, c], slopes[FN, c], slopes[TP_LESS_FN, c],
                 overlap, h[c],
             )  # fmt: skip
-    if matrix.shape[0] > 0:
+    if matrix is not None:
         distance_slopes(buffers.y, w, matrix, h)
     adjoint(activation, p, q, h, buffers.row[SCALE], buffers.row[SPARE], buffers.row[MEAN])
-    if surprisals != NO_SURPRISAL:
+    if surprisals is not None:
         add_gradient_soft(activation, buffers, gamma, slopes[HITS], slopes[MISSES])
 
 
 def _compiled(sources):
-    """The two kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
+    """The kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
+
+    @njit(cache=True, nogil=True)
+    def forward_common(x, target, item, overlap, surprisals, gamma, matrix, b, start, stop, sums):
+        """`forward` in the case that trainings spend their time in: softmax against labels, all voxels counting.
+
+        There min(p, g) is the product; and at its kink p = g = 1 the softmax has no slope.
+        """
+        sources  # noqa: B018
+        bad, step = 0, tile_width(x.shape[1], stop - start)
+        buffers = scratch(x.shape[1], step, x.dtype)
+        for lo in range(start, stop, step):
+            if stop - lo < step:
+                buffers = scratch(x.shape[1], stop - lo, x.dtype)
+            bad += _forward_common(x, target, item, overlap, surprisals, gamma, matrix, b, lo, buffers, sums)
+        return bad
+
+    @njit(cache=True, nogil=True)
+    def backward_common(x, target, item, overlap, surprisals, gamma, matrix, slopes, b, start, stop, out):
+        """`backward` in the same case."""
+        sources  # noqa: B018
+        step = tile_width(x.shape[1], stop - start)
+        buffers = scratch(x.shape[1], step, x.dtype)
+        for lo in range(start, stop, step):
+            if stop - lo < step:
+                buffers = scratch(x.shape[1], stop - lo, x.dtype)
+            _backward_common(x, target, item, overlap, surprisals, gamma, matrix, slopes, b, lo, buffers, out)
 
     @njit(cache=True, nogil=True)
     def forward(
-        x, target, item, dense, mask, activation, overlap, surprisals, gamma, matrix, ignore, b, start, stop, sums
+        x, target, item, overlap, surprisals, gamma, matrix, dense, mask, activation, ignore, b, start, stop, sums
     ):  # fmt: skip
         """Add the statistics of the voxels start:stop of item b to `sums`, (ROWS, C).
 
-        x is (B, C, N); target its bytes, (B, 1 or C, N * itemsize), of the type with number `item`; mask (B or 1, N),
-        or (0, 0) for none, like the distance matrix (C, C); ignore is NaN for none. Returns how many labels are no
-        class and mask values outside [0, 1].
+        x is (B, C, N); target its bytes, (B, 1 or C, N * itemsize), of the type with number `item`; the distance matrix
+        is (C, C), mask (B or 1, N), or (0, 0) for none; ignore is NaN for none. Overlap, surprisals and matrix are None
+        where they are not asked for, which is part of their types: what is not asked for is not compiled. Returns how
+        many labels are no class and mask values outside [0, 1].
         """
         sources  # noqa: B018
-        classes = x.shape[1]
-        common = _common(dense, mask, activation, overlap, surprisals, matrix, ignore)
-        step = tile_width(classes, stop - start)
-        buffers = scratch(classes, step, x.dtype)
-        bad = 0
+        bad, step = 0, tile_width(x.shape[1], stop - start)
+        buffers = scratch(x.shape[1], step, x.dtype)
         for lo in range(start, stop, step):
             if stop - lo < step:
-                buffers = scratch(classes, stop - lo, x.dtype)
-            if common:
-                bad += _forward_common(
-                    x, target, item, overlap, surprisals, gamma, matrix, ignore, b, lo, buffers, sums
-                )
-            else:
-                bad += read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers)
-                _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, sums)
+                buffers = scratch(x.shape[1], stop - lo, x.dtype)
+            bad += read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers)
+            _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, sums)
         return bad
 
     @njit(cache=True, nogil=True)
     def backward(
-        x, target, item, dense, mask, activation, overlap, surprisals, gamma, matrix, ignore, slopes, b, start, stop,
+        x, target, item, overlap, surprisals, gamma, matrix, dense, mask, activation, ignore, slopes, b, start, stop,
         out,
     ):  # fmt: skip
         """Write dL/dx of the voxels start:stop of item b, given slopes = dL/d(statistics), (ROWS, B, C), and TP - FN.
@@ -217,24 +220,17 @@ def _compiled(sources):
         The matrix is (C, C) and holds dL/dp by true class and class.
         """
         sources  # noqa: B018
-        classes = x.shape[1]
-        common = _common(dense, mask, activation, overlap, surprisals, matrix, ignore)
-        step = tile_width(classes, stop - start)
-        buffers = scratch(classes, step, x.dtype)
+        step = tile_width(x.shape[1], stop - start)
+        buffers = scratch(x.shape[1], step, x.dtype)
         for lo in range(start, stop, step):
             if stop - lo < step:
-                buffers = scratch(classes, stop - lo, x.dtype)
-            if common:
-                _backward_common(
-                    x, target, item, overlap, surprisals, gamma, matrix, ignore, slopes, b, lo, buffers, out
-                )
-                continue
+                buffers = scratch(x.shape[1], stop - lo, x.dtype)
             read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers)
             _backward_weighted(activation, overlap, surprisals, gamma, matrix, slopes[:, b], buffers)
-            for c in range(classes):
-                out[b, c, lo : lo + buffers.y.size] = buffers.rows[H, c]
+            for c in range(x.shape[1]):
+                keep(buffers.rows[H, c], out[b, c, lo : lo + buffers.y.size])
 
-    return forward, backward
+    return forward_common, backward_common, forward, backward
 
 
-forward, backward = _compiled(SOURCES)
+forward_common, backward_common, forward, backward = _compiled(SOURCES)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from twinloss.fast.kernels.tile import stage
+from twinloss.fast.kernels.tile import keep, stage
 
 MOMENTS = 5
 
@@ -300,10 +300,3 @@ def load_tile(plane, y_start, x_start, rows, columns, radius_y, radius_x, out):
     for y in range(top, bottom):
         begin = (y - y_start + radius_y) * pitch + left - x_start + radius_x
         keep(plane[y, left:right], out[begin : begin + right - left])
-
-
-@stage
-def keep(values, out):
-    """Copy numbers, in the type of `out`."""
-    for i in range(out.size):
-        out[i] = values[i]
