@@ -21,7 +21,7 @@ from twinloss import __version__
 from twinloss.harness.catalogue import find
 from twinloss.harness.checking import likewise, probe
 from twinloss.harness.hunt import Hunt
-from twinloss.harness.shards import prepare
+from twinloss.harness.shards import on_cluster, prepare
 from twinloss.harness.shrink import simplest
 from twinloss.harness.target import Convert, Wiring, adapted, load, matrix_as_array
 from twinloss.harness.trial import Trial
@@ -135,8 +135,11 @@ def audit(
     seed: int = 0,
     tick: Callable[[str, int], None] = lambda what, cases: None,
     processes: int = 1,
+    cluster: str | None = None,
 ) -> list[Erratum]:
     """Hold every loss of a library, or those like some of ours, against the references.
+
+    They are shared out over processes, or over the workers of the Dask scheduler at the address `cluster`.
 
     Raises:
         LibraryError: if there is no table of the library, or it is not installed.
@@ -148,13 +151,15 @@ def audit(
     except ImportError as error:
         raise LibraryError(f"{library} is not installed: pip install {PACKAGES[library]}") from error
     indices = [n for n, peer in enumerate(PEERS[library]) if not losses or peer.like in losses]
-    if processes == 1:
-        parts: Iterable[list[Erratum]] = (_of_peer(library, n, seed) for n in indices)
-        return _taken(parts, tick)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=prepare, initargs=(processes,)) as pool:
-        count = len(indices)
-        return _taken(pool.map(_of_peer, [library] * count, indices, [seed] * count), tick)
+    if cluster is None and processes == 1:
+        return _taken((_of_peer(library, n, seed) for n in indices), tick)
+    context, count = multiprocessing.get_context("spawn"), len(indices)
+    with (
+        on_cluster(cluster)
+        if cluster
+        else ProcessPoolExecutor(processes, context, initializer=prepare, initargs=(processes,)) as executor
+    ):
+        return _taken(executor.map(_of_peer, [library] * count, indices, [seed] * count), tick)
 
 
 def _taken(parts: Iterable[list[Erratum]], tick: Callable[[str, int], None]) -> list[Erratum]:

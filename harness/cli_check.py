@@ -206,6 +206,7 @@ def audit(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 0,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write errata.md.")] = None,
     jobs: Jobs = None,
+    dask: Cluster = None,
 ) -> None:
     """Hold the losses of another library against the papers, option by option."""
     folder = writable(out) if out else None
@@ -214,7 +215,7 @@ def audit(
 
     with progress() as tick:
         try:
-            rows = audits.audit(library, losses or (), seed, tick, jobs or PROCESSES)
+            rows = audits.audit(library, losses or (), seed, tick, jobs or PROCESSES, with_dask(dask))
         except audits.LibraryError as error:
             raise typer.BadParameter(str(error)) from error
     made = Table("loss", "option", "verdict", "what", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)

@@ -96,15 +96,26 @@ def do(work: Work, jobs: Sequence[Job], tick: Tick, processes: int = 1, cluster:
     """
     remote = all(job.key is not None for job in jobs)
     if cluster and remote:
-        from dask.distributed import Client
-
-        with Client(cluster) as client:  # type: ignore[no-untyped-call]
-            # A worker that is lost costs its part another try; Dask sees to that.
-            _share(work, jobs, tick, client.get_executor(retries=TRIES - 1))
+        with on_cluster(cluster) as executor:
+            _share(work, jobs, tick, executor)
     elif processes > 1 and len(jobs) > 1 and remote:
         _in_processes(work, jobs, tick, processes)
     else:
         _one_by_one(work, jobs, tick)
+
+
+@contextmanager
+def on_cluster(address: str) -> Iterator[Executor]:
+    """An executor whose processes are the workers of a Dask cluster.
+
+    Raises:
+        ImportError: if there is no dask.distributed.
+    """
+    from dask.distributed import Client
+
+    with Client(address) as client:  # type: ignore[no-untyped-call]
+        # A worker that is lost costs its part another try; Dask sees to that.
+        yield client.get_executor(retries=TRIES - 1)
 
 
 def _one_by_one(work: Work, jobs: Sequence[Job], tick: Tick) -> None:

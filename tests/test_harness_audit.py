@@ -43,3 +43,9 @@ def test_a_library_without_a_table_or_not_installed_is_refused(monkeypatch):
 def test_peers_that_are_no_requirement_are_wired(library):
     assert {peer.like for peer in PEERS[library]} == {"dice", "tversky", "focal"}
     assert all(peer.twin().options["reduction"] for peer in PEERS[library])
+
+
+def test_a_cluster_makes_no_difference():
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+        assert audit("monai", ["tversky"], cluster=cluster.scheduler_address) == audit("monai", ["tversky"])

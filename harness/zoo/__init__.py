@@ -26,6 +26,7 @@ class Mutant:
         fast: the wrong module.
         shared: what of the twin is wrong in the same way: a misconception that both its authors had.
         dtype: the type under test. In float64 what plain torch loses by rounding alone does not show.
+        full_size: whether drawn cases are too small for it, and it is put to the real images.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Mutant:
     fast: type[torch.nn.Module]
     shared: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "float64"
+    full_size: bool = False
 
     def twin(self) -> Twin:
         """Its record."""
@@ -47,13 +49,13 @@ ZOO: list[Mutant] = []
 Module = type[torch.nn.Module]
 
 
-def bug(of: str, dtype: str = "float64", **shared: Any) -> Callable[[Module], Module]:
+def bug(of: str, dtype: str = "float64", full_size: bool = False, **shared: Any) -> Callable[[Module], Module]:
     """Put a class into the zoo, as a wrong form of a twin."""
 
     def put(cls: Module) -> Module:
         words = "".join(f" {c.lower()}" if c.isupper() else c for c in cls.__name__).strip()
         origin = (cls.__doc__ or "").partition("\n")[0]
-        ZOO.append(Mutant(words, origin, of, cls, shared, dtype))
+        ZOO.append(Mutant(words, origin, of, cls, shared, dtype, full_size))
         return cls
 
     return put

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from rich import box
 from rich.table import Table
 
-from twinloss.harness import differences
+from twinloss.harness import differences, real
 from twinloss.harness.answers import ask_fast
 from twinloss.harness.draws import of_the_seed_alone
 from twinloss.harness.hunt import LARGE_TRIALS, LAW_TRIALS
@@ -41,9 +41,9 @@ class Kills:
 
 
 @np.errstate(all="ignore")
-def objections(twin: Twin, case: Case, left: Collection[str] = JUDGEMENTS) -> Iterator[str]:
+def objections(twin: Twin, case: Case, left: Collection[str] = JUDGEMENTS, truth: Truth | None = None) -> Iterator[str]:
     """Those judgements among the ones `left` that object to a case."""
-    truth = Truth(twin, case)
+    truth = truth or Truth(twin, case)
     try:
         answer = ask_fast(twin, case)
     except Exception:
@@ -61,8 +61,14 @@ def objections(twin: Twin, case: Case, left: Collection[str] = JUDGEMENTS) -> It
 
 
 def kills(mutant: Mutant, start: int = 0, examples: int = EXAMPLES) -> Kills:
-    """Put as many cases to a mutant as a hunt does by default, or until all judgements have objected."""
+    """Put to a mutant what a hunt does by default: so many cases or, for one of `full_size`, real images alone."""
     twin, made = mutant.twin(), Kills(mutant.name, mutant.of, mutant.origin)
+    for found in twin.real if mutant.full_size else ():
+        made.cases += 1
+        case = real.make_case(found, mutant.dtype)
+        made.at = dict.fromkeys(objections(twin, case, truth=Truth(twin, case, np.float64)), made.cases)
+        if made.at:
+            return made
     _draw(twin, mutant, None, examples, start, made)
     _draw(twin, mutant, None, LARGE_TRIALS, start, made, large=True)
     for law in twin.laws:
@@ -129,6 +135,7 @@ def as_markdown(rows: Sequence[Kills], start: int) -> str:
         "",
         f"Made by `twinloss zoo --seed {start} --out reports`: losses that are wrong on purpose, and the number of the",
         "case at which each judgement objected first; empty where none of some hundred cases made it object.",
+        "A mutant that only shows at full size is put to the real brain.",
         "",
         "| mutant | of | " + " | ".join(JUDGEMENTS) + " | what is wrong |",
         "|---|---|" + "---:|" * len(JUDGEMENTS) + "---|",

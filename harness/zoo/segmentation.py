@@ -247,12 +247,24 @@ class SkippedTail(Plain):
 
 @bug("dice", **PLAIN)
 class IndexOfSixteenBits(Plain):
-    """Voxels beyond the 32767th are not seen: the index of the kernel is an int16. With float32 counters it is 2^24."""
+    """Voxels beyond the 32767th are not seen: the index of the kernel is an int16."""
 
     def total(self, values: Tensor) -> Tensor:
         """Wrong."""
         flat = values.flatten(2) if values.ndim > 2 else values.unsqueeze(-1)
         return flat[..., : 2**15].sum([0, 2] if self.option("batch") else [2])
+
+
+@bug("dice", dtype="float32", full_size=True)
+class NumberedByFloats(fast.DiceLoss):
+    """Numbers are counted in float32, as on old GPUs: beyond 2^24 of them every other one is mistaken for the next."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Wrong."""
+        if input.numel() > 2**24:
+            taken = torch.arange(input.numel()).float().long().clamp(max=input.numel() - 1)
+            input = input.reshape(-1)[taken].reshape(input.shape)
+        return super().forward(input, target)
 
 
 @bug("dice", **PLAIN)
