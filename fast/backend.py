@@ -13,12 +13,17 @@ Backend = Literal["kernel", "plain"]
 _forced: Backend | None = None
 
 
+def transformed() -> bool:
+    """Whether torch.func is at work: kernels know nothing of its tensors, and no branch may hang on their numbers."""
+    return bool(torch._C._are_functorch_transforms_active())
+
+
 def choose(x: torch.Tensor, *constants: torch.Tensor | None) -> Backend:
     """The kernel for float32 and float64 on the CPU; plain torch elsewhere, or when a constant asks for a gradient."""
     if _forced is not None:
         return _forced
     served = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    if not served or any(t is not None and t.requires_grad for t in constants):
+    if transformed() or not served or any(t is not None and t.requires_grad for t in constants):
         return "plain"
     return "kernel"
 

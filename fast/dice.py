@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from twinloss.fast.distributed import ProcessGroup
 from twinloss.fast.segmentation import (
     ClassWeight,
     SegmentationLoss,
@@ -46,6 +47,10 @@ class DiceLoss(SegmentationLoss):
             (Wang et al. 2023, Dice semimetric losses).
         ignore_index: voxels with this label take no part, whatever they hold; for a target in one-hot form those
             with a 1 in this channel.
+        process_group: add up the statistics of its ranks, so that all get the loss of all data. A rank holds voxels of
+            the same items as the others or, with ``batch=True``, any items of its own; all call forward together. The
+            gradient of a rank is that of its own data times the number of ranks: DistributedDataParallel, which takes
+            the mean over ranks, makes of it the gradient that one process would have with all data.
 
     Shape:
         input (B, C, *S); target (B, C, *S), or (B, 1, *S) with ``to_onehot_y``; any spatial rank, 0 included.
@@ -84,10 +89,11 @@ class DiceLoss(SegmentationLoss):
         weight: ClassWeight | None = None,
         soft_label: bool = False,
         ignore_index: int | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             include_background, to_onehot_y, sigmoid, softmax, other_act, reduction, smooth_nr, smooth_dr, batch,
-            ignore_index,
+            ignore_index, process_group,
         )  # fmt: skip
         self.squared_pred = squared_pred
         self.jaccard = jaccard

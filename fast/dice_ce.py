@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from twinloss.fast.dice import CompoundDiceLoss
+from twinloss.fast.distributed import ProcessGroup
 from twinloss.fast.segmentation import ClassWeight, Voxels, checked_number, checked_weight, mean_of, weight_by_class
 from twinloss.fast.statistics import Activation, Statistics
 
@@ -45,6 +46,7 @@ class DiceCELoss(CompoundDiceLoss):
         ignore_index: see DiceLoss.
         label_smoothing: ε in [0, 1]; the cross entropy's target becomes (1 - ε) g + ε/C, as in torch, and
             (1 - ε) g + ε/2 with one channel.
+        process_group: see DiceLoss.
 
     Raises:
         TypeError: as DiceLoss.
@@ -80,10 +82,12 @@ class DiceCELoss(CompoundDiceLoss):
         soft_label: bool = False,
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             include_background, to_onehot_y, sigmoid, softmax, other_act, squared_pred, jaccard, reduction, smooth_nr,
             smooth_dr, batch, weight=weight, soft_label=soft_label, ignore_index=ignore_index,
+            process_group=process_group,
         )  # fmt: skip
         self._check_reduction()
         if weight is not None and ce_weight is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from twinloss.fast.dice import CompoundDiceLoss
+from twinloss.fast.distributed import ProcessGroup
 from twinloss.fast.focal import FocalTerm
 from twinloss.fast.segmentation import ClassWeight, checked_number, checked_reduction
 
@@ -42,6 +43,7 @@ class DiceFocalLoss(CompoundDiceLoss):
         ignore_index: see DiceLoss.
         use_softmax: see FocalLoss.
         alpha: see FocalLoss.
+        process_group: see DiceLoss.
 
     Raises:
         TypeError: as DiceLoss.
@@ -78,11 +80,18 @@ class DiceFocalLoss(CompoundDiceLoss):
         ignore_index: int | None = None,
         use_softmax: bool = True,
         alpha: ClassWeight | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             include_background, to_onehot_y, sigmoid, softmax, other_act, squared_pred, jaccard, reduction, smooth_nr,
             smooth_dr, batch, weight=weight, soft_label=soft_label, ignore_index=ignore_index,
+            process_group=process_group,
         )  # fmt: skip
+        if process_group is not None and self.reduction != "mean":
+            raise ValueError(
+                f'with a process_group reduction must be "mean", got {self.reduction!r}: the others are of the focal '
+                "term of each item, which is on its rank alone"
+            )
         if weight is not None and focal_weight is not None:
             raise ValueError("weight goes to both terms and focal_weight to focal alone: give one of them")
         self.term = FocalTerm(gamma, focal_weight, alpha, use_softmax, "focal_weight")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from twinloss.fast.distributed import ProcessGroup
 from twinloss.fast.segmentation import SegmentationLoss, fraction
 
 
@@ -39,6 +40,7 @@ class GeneralizedDiceLoss(SegmentationLoss):
             with a 1 in this channel.
         normalize_weights: divide the weights of an item by their sum, so that ν and δ mean the same at any volume:
             at 96³ voxels w is about 1e-10, and ν = 1e-5 outweighs all data.
+        process_group: see DiceLoss.
 
     Shape:
         input (B, C, *S); target (B, C, *S), or (B, 1, *S) with ``to_onehot_y``; any spatial rank, 0 included.
@@ -76,10 +78,11 @@ class GeneralizedDiceLoss(SegmentationLoss):
         soft_label: bool = False,
         ignore_index: int | None = None,
         normalize_weights: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             include_background, to_onehot_y, sigmoid, softmax, other_act, reduction, smooth_nr, smooth_dr, batch,
-            ignore_index,
+            ignore_index, process_group,
         )  # fmt: skip
         self.w_type = getattr(w_type, "value", w_type)
         if self.w_type not in ("square", "simple", "uniform"):

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
+from twinloss.fast import backend
+from twinloss.fast.distributed import ProcessGroup, checked_group, sum_over_ranks
 from twinloss.fast.joint_histogram import joint_histogram
 from twinloss.fast.segmentation import ShapeError, checked_number, checked_reduction
 
@@ -36,6 +38,8 @@ class GlobalMutualInformationLoss(_Loss):
             ``"b-spline"`` (Mattes et al.): a cubic B-spline on ``pred`` and a box on ``target``, which gets no
             gradient; the bins span the range of each image of an item, so that brightness and contrast do not count,
             nor do units. Voxels that share an extreme share what the gradient owes to the range.
+        process_group: its ranks hold parts of the same images, and their voxels go into one histogram for each item;
+            value and gradient are as for DiceLoss.
 
     Shape:
         pred and target alike, (B, …): all that an item holds are samples.
@@ -69,6 +73,7 @@ class GlobalMutualInformationLoss(_Loss):
         smooth_dr: float = 1e-7,
         *,
         kernel_type: str = "gaussian",
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(reduction=checked_reduction(reduction))
         if kernel_type not in _KERNELS:
@@ -83,6 +88,12 @@ class GlobalMutualInformationLoss(_Loss):
         self.smooth_nr = checked_number(smooth_nr, "smooth_nr")
         self.smooth_dr = checked_number(smooth_dr, "smooth_dr")
         self.kernel_type = kernel_type
+        self.process_group = checked_group(process_group)
+        if process_group is not None and kernel_type != "gaussian":
+            raise ValueError(
+                f'with a process_group kernel_type must be "gaussian", got {kernel_type!r}: its bins hang on the '
+                "extremes of the images, and each rank sees its own"
+            )
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
@@ -99,6 +110,9 @@ class GlobalMutualInformationLoss(_Loss):
         if self.kernel_type == "gaussian":
             self._warn_of_clamping(x, y)
         joint = joint_histogram(x, y, self.num_bins, self.sigma_ratio, self.kernel_type)
+        if self.process_group is not None:
+            voxels = sum_over_ranks(joint.new_tensor(x.shape[1]), self.process_group)
+            joint = sum_over_ranks(joint * x.shape[1], self.process_group) / voxels
         information = _information(joint, self.smooth_nr, self.smooth_dr)
         reduction = checked_reduction(self.reduction)
         if reduction != "none":
@@ -107,7 +121,7 @@ class GlobalMutualInformationLoss(_Loss):
 
     def _warn_of_clamping(self, x: Tensor, y: Tensor) -> None:
         # Kept apart, as a forward call must not change the module.
-        if self in _warned or torch.compiler.is_compiling():
+        if self in _warned or torch.compiler.is_compiling() or backend.transformed():
             return
         low, high = (torch.stack(ends) for ends in zip(x.detach().aminmax(), y.detach().aminmax(), strict=True))
         if low.min() < 0 or high.max() > 1:

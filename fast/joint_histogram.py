@@ -39,9 +39,11 @@ def _plain(x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor
     step = max(_BLOCK // (len(x) * bins), 1)
     for start in range(0, x.shape[1], step):
         block = slice(start, start + step)
-        joint = joint + checkpoint(
-            _block, z[:, block], of_y[:, block], bins, sigma, kernel, use_reentrant=False, preserve_rng_state=False
-        )
+        arguments = z[:, block], of_y[:, block], bins, sigma, kernel
+        if backend.transformed():  # torch.func keeps all that it computes
+            joint = joint + _block(*arguments)
+        else:
+            joint = joint + checkpoint(_block, *arguments, use_reentrant=False, preserve_rng_state=False)
     return joint / x.shape[1]
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
+from twinloss.fast.distributed import ProcessGroup, checked_group, sum_over_ranks
 from twinloss.fast.statistics import Activation, Statistics, ignored, statistics
 
 ClassWeight = float | Sequence[float] | np.ndarray | Tensor
@@ -168,6 +169,8 @@ class Voxels:
         labels: whether the target holds labels.
         background: whether channel 0 takes part.
         ignore_index: as given to the loss.
+        batch: whether items are pooled.
+        process_group: the ranks whose voxels count as well.
     """
 
     input: Tensor
@@ -176,13 +179,15 @@ class Voxels:
     labels: bool
     background: bool
     ignore_index: int | None
+    batch: bool
+    process_group: ProcessGroup | None
 
     def sums(self, activation: Activation | Callable[[Tensor], Tensor], **plan: Any) -> Statistics:
-        """The statistics that `plan` asks for, in one pass."""
+        """The statistics that `plan` asks for, in one pass, of the voxels of all ranks."""
         x = self.input
         if callable(activation):
             x, activation = self._activated(x, activation), "identity"
-        return statistics(
+        found = statistics(
             _flat(x),
             _flat(self.target),
             None if self.mask is None else _flat(self.mask),
@@ -191,6 +196,12 @@ class Voxels:
             ignore_index=self.ignore_index,
             **plan,
         )
+        if self.process_group is None:
+            return found
+        # Ranks may hold different numbers of items.
+        local = found.stack.sum(1, keepdim=True) if self.batch else found.stack
+        stack = sum_over_ranks(local, self.process_group)
+        return Statistics(*stack.unbind(), stack)
 
     def cleaned(self) -> tuple[Tensor, Tensor]:
         """Input and target with 0 in the voxels that are ignored."""
@@ -204,12 +215,16 @@ class Voxels:
         return None if self.ignore_index is None else ignored(self.target, self.labels, self.ignore_index)
 
     def counts(self) -> Tensor:
-        """How many voxels of each item are not ignored, (B,) float64."""
+        """How many voxels of each item, on all ranks, are not ignored, (B,) float64; with `batch` and ranks (1,)."""
         ignored = self.ignored()
         if ignored is None:
             voxels = self.input[0, 0].numel()
-            return torch.full((self.input.shape[0],), float(voxels), dtype=torch.float64, device=self.input.device)
-        return (~ignored).flatten(1).sum(1).double()
+            counts = torch.full((self.input.shape[0],), float(voxels), dtype=torch.float64, device=self.input.device)
+        else:
+            counts = (~ignored).flatten(1).sum(1).double()
+        if self.process_group is None:
+            return counts
+        return sum_over_ranks(counts.sum(0, keepdim=True) if self.batch else counts, self.process_group)
 
     def _activated(self, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
         # A NaN logit in a voxel that takes no part must not meet the activation: its backward would make 0 * NaN.
@@ -243,6 +258,7 @@ class SegmentationLoss(_Loss):
         smooth_dr: float,
         batch: bool,
         ignore_index: int | None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(reduction=checked_reduction(reduction))
         if other_act is not None and not callable(other_act):
@@ -263,12 +279,13 @@ class SegmentationLoss(_Loss):
         self.smooth_dr = checked_number(smooth_dr, "smooth_dr")
         self.batch = batch
         self.ignore_index = None if ignore_index is None else int(ignore_index)
+        self.process_group = checked_group(process_group)
 
     def voxels(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Voxels:
         """The checked arguments of forward."""
         labels, background = self._check(input, target, mask)
         wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-        return Voxels(wide, target, mask, labels, background, self.ignore_index)
+        return Voxels(wide, target, mask, labels, background, self.ignore_index, self.batch, self.process_group)
 
     def activation(self, input: Tensor) -> Activation | Callable[[Tensor], Tensor]:
         """What turns the input into the prediction."""

@@ -130,6 +130,8 @@ def _plain(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None
         weight = weight.masked_fill(ignored(target, plan.labels, plan.ignore_index), 0)
     taken = weight != 0
     x = torch.where(taken, x, 0)
+    if plan.labels and backend.transformed():
+        x = torch.where(_wrong_labels(_comparable(target), x.shape[1], plan.ignore_index), torch.nan, x)
     surprisal, p, q = _probabilities(x, plan.activation)
     if not plan.labels:
         g = torch.where(taken, target.to(x.dtype), 0)
@@ -279,7 +281,12 @@ def ignored(target: Tensor, labels: bool, ignore_index: int) -> Tensor:
     return target[:, ignore_index : ignore_index + 1] == 1
 
 
+# Under torch.func, where no branch may hang on numbers, what is an error elsewhere makes the loss NaN.
+
+
 def _checked_mask(mask: Tensor, x: Tensor) -> Tensor:
+    if backend.transformed():
+        return torch.where((mask >= 0) & (mask <= 1), mask.to(x.dtype), torch.nan)
     low, high = mask.detach().to(x.dtype).aminmax()
     if not (low >= 0 and high <= 1):
         raise ValueError(
@@ -301,7 +308,10 @@ def _wrong_labels(target: Tensor, classes: int, ignore_index: int | None) -> Ten
 
 def _checked_labels(target: Tensor, classes: int, ignore_index: int | None) -> Tensor:
     target = _comparable(target)
-    if _wrong_labels(target, classes, ignore_index).any():
+    wrong = _wrong_labels(target, classes, ignore_index)
+    if backend.transformed():
+        target = torch.where(wrong, 0, target)
+    elif wrong.any():
         _raise_wrong_labels(target, classes, ignore_index)
     labels = target.to(torch.int64)
     return labels if ignore_index is None else labels.masked_fill(target == ignore_index, 0)

@@ -22,13 +22,19 @@ import torch
 
 _pool: ThreadPoolExecutor | None = None
 _pool_lock = threading.Lock()
-_forked = False
+_forked, _in_openmp = False, False
 
 
 def _after_fork() -> None:
-    """Threads do not survive a fork: the child starts a pool of its own."""
+    """Threads do not survive a fork: the child starts a pool of its own.
+
+    But torch in the child would wait forever for those that OpenMP once had: so there it takes to one thread, as in the
+    workers of a DataLoader, if it is we who had them started.
+    """
     global _pool, _pool_lock, _forked
     _pool, _pool_lock, _forked = None, threading.Lock(), True
+    if _in_openmp:
+        torch.set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):
@@ -79,6 +85,8 @@ def for_each_chunk(work: Callable[[int], None], chunks: int) -> None:
 
 
 def _drain_in_region(region: Callable[..., Any], drain: Callable[[], None], threads: int) -> None:
+    global _in_openmp
+    _in_openmp = True
     errors: list[BaseException] = []
 
     def body(_: int | None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from twinloss.fast.distributed import ProcessGroup
 from twinloss.fast.segmentation import SegmentationLoss, checked_number
 
 
@@ -34,6 +35,7 @@ class TverskyLoss(SegmentationLoss):
             (Wang et al. 2023, Dice semimetric losses).
         ignore_index: voxels with this label take no part, whatever they hold; for a target in one-hot form those
             with a 1 in this channel.
+        process_group: see DiceLoss.
 
     Shape:
         input (B, C, *S); target (B, C, *S), or (B, 1, *S) with ``to_onehot_y``; any spatial rank, 0 included.
@@ -71,10 +73,11 @@ class TverskyLoss(SegmentationLoss):
         *,
         soft_label: bool = False,
         ignore_index: int | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             include_background, to_onehot_y, sigmoid, softmax, other_act, reduction, smooth_nr, smooth_dr, batch,
-            ignore_index,
+            ignore_index, process_group,
         )  # fmt: skip
         self.alpha = checked_number(alpha, "alpha")
         self.beta = checked_number(beta, "beta")

@@ -48,6 +48,8 @@ KEYWORD_ONLY = {
     FocalLoss: _FOCAL_EXTRA,
     TverskyLoss: {"soft_label": False, "ignore_index": None},
 }
+# What process_group is an option of; the reference sees all data.
+DISTRIBUTED = (DiceLoss, MaskedDiceLoss, GeneralizedDiceLoss, DiceCELoss, DiceFocalLoss, TverskyLoss)
 REFERENCE = {
     DiceLoss: reference.dice_loss,
     MaskedDiceLoss: reference.masked_dice_loss,
@@ -92,7 +94,8 @@ def test_documented_arguments_have_their_order_and_defaults(loss_class):
 @EVERY
 def test_options_beyond_the_documentation_are_keyword_only(loss_class):
     parameters = inspect.signature(loss_class).parameters.values()
-    assert defaults(parameters, inspect.Parameter.KEYWORD_ONLY) == KEYWORD_ONLY[loss_class]
+    of_ranks = {"process_group": None} if loss_class in DISTRIBUTED else {}
+    assert defaults(parameters, inspect.Parameter.KEYWORD_ONLY) == KEYWORD_ONLY[loss_class] | of_ranks
     assert {p.kind for p in parameters} <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
 

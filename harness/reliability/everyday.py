@@ -1,0 +1,68 @@
+"""The losses as trainings use them: every loss once, with its usual options, on images of a size."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twinloss.harness.answers import expected_warnings_silent
+from twinloss.harness.catalogue import catalogue
+from twinloss.harness.twin import Twin
+
+
+@dataclass(frozen=True)
+class Everyday:
+    """A loss with its usual options."""
+
+    twin: Twin
+
+    @property
+    def name(self) -> str:
+        """What the catalogue calls it."""
+        return self.twin.name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Its options."""
+        return {name: v for name, v in self.twin.benches[0].options.items() if name in self.twin.options}
+
+    def module(self) -> torch.nn.Module:
+        """The fast twin."""
+        made: torch.nn.Module = self.twin.fast(**self.options)
+        return made
+
+    def arguments(self, size: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        """Its arguments on a cube; the floating-point ones in a type."""
+        return [x.to(dtype) if x.is_floating_point() else x for x in self.twin.benches[0].operands(size)]
+
+
+def everyday() -> Iterator[Everyday]:
+    """All losses."""
+    return map(Everyday, catalogue().values())
+
+
+def step(loss: torch.nn.Module, arguments: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Value, and gradient in the first argument."""
+    x = arguments[0].detach().clone().requires_grad_()
+    with expected_warnings_silent():
+        value = loss(x, *arguments[1:])
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+    return value.detach(), gradient
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """A hash of the bits of tensors."""
+    bits = hashlib.sha256()
+    for tensor in tensors:
+        bits.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return bits.hexdigest()
+
+
+def all_fingerprints(size: int = 40) -> dict[str, str]:
+    """Of every loss, the bits of value and gradient."""
+    return {each.name: fingerprint(*step(each.module(), each.arguments(size))) for each in everyday()}

@@ -1,0 +1,162 @@
+"""Halves, autocast, NaN, infinity, labels that are none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twinloss.fast import backend
+from twinloss.harness.reliability import Row, line
+from twinloss.harness.reliability.everyday import Everyday, everyday, step
+from twinloss.harness.trial import examine
+from twinloss.harness.truth import Truth
+from twinloss.harness.twin import Array, Case, Operand
+
+HALVES = ("float16", "bfloat16")
+REGISTRATION = ("bending_energy", "lncc", "mutual_information", "multi_scale")
+
+
+def hard_case(each: Everyday, size: int, dtype: str) -> Case:
+    """A volume with a class of one voxel, one that is absent, and logits of ±1e4; images mostly of background."""
+    values: list[Array] = [x[:1].numpy().copy() for x in each.arguments(size)]
+    if each.name not in REGISTRATION:
+        logits, labels = values[:2]
+        labels[labels > 1] = 0
+        labels[0, 0, size // 2, size // 2, size // 2] = 2
+        far = logits[..., : size // 4]
+        far *= 1e4 / np.abs(far).max()
+    elif each.name != "bending_energy":
+        for image in values:
+            image[..., size // 3 :] = 0
+    values[0] = torch.from_numpy(values[0]).to(getattr(torch, dtype)).float().numpy()
+    operands = {
+        name: Operand(value, str(value.dtype) if n else dtype)
+        for n, (name, value) in enumerate(zip(each.twin.operands, values, strict=True))
+    }
+    return Case(operands, each.options)
+
+
+@line("Mixed precision")
+def halves(quick: bool) -> Iterator[Row]:
+    """Large volumes in half precision, held to the bounds of the design by the reference."""
+    for each in everyday():
+        for dtype, size in zip(HALVES, (24, 24) if quick else (256, 128), strict=True):
+            case = hard_case(each, size, dtype)
+            trial = examine(each.twin, case, Truth(each.twin, case, np.float64))
+            assert trial.answer is not None
+            finite = np.isfinite(trial.answer.value).all() and np.isfinite(trial.answer.gradient).all()
+            worst = max(found.ratio for found in trial.findings)
+            yield Row(
+                f"{each.name}, {dtype}, {size}³, hard",
+                trial.message or f"finite, error {worst:.2f} of its bound",
+                trial.kind is None and bool(finite),
+            )
+
+
+@line("Mixed precision")
+def autocast(quick: bool) -> Iterator[Row]:
+    """Under autocast a loss computes what it computes outside of it, in both forms, and has the layers' gradient."""
+    size = 8 if quick else 24
+    for dtype in (torch.bfloat16, torch.float16):
+        worst = 0.0
+        for each in everyday():
+            x, *rest = each.arguments(size)
+            layer, forms = torch.nn.Conv3d(x.shape[1], x.shape[1], 1), []
+            for form in ("kernel", "plain"):
+                with backend.forced(form):  # type: ignore[arg-type]
+                    loss = each.module()
+                    with torch.autocast("cpu", dtype):
+                        made = layer(x)
+                        if each.name in REGISTRATION[1:]:
+                            made = made.sigmoid()
+                        value = loss(made, *rest)
+                    value.backward()
+                    outside = loss(made.detach(), *rest)
+                    forms += [bool(value.detach() == outside), bool(torch.isfinite(layer.weight.grad).all())]
+            worst += not all(forms)
+        yield Row(
+            f"12 losses behind a convolution, torch.autocast {dtype}, kernel and plain form",
+            "bitwise the value outside of autocast, finite gradients" if not worst else f"{worst:.0f} losses differ",
+            not worst,
+        )
+
+
+@line("NaN and infinity")
+def not_numbers(quick: bool) -> Iterator[Row]:
+    """A NaN or an infinity among the inputs is one in the output; or not, where the formula says so."""
+    size = 8 if quick else 40
+    for each in everyday():
+        outcomes = []
+        for bad in (math.nan, math.inf, -math.inf):
+            arguments = each.arguments(size)
+            arguments[0][0, 0, size // 2, size // 2, size // 2] = bad
+            if each.name == "masked_dice":
+                arguments[2][0, 0, size // 2, size // 2, size // 2] = 1
+            operands = {
+                name: Operand(value.numpy(), str(value.numpy().dtype))
+                for name, value in zip(each.twin.operands, arguments, strict=True)
+            }
+            trial = examine(each.twin, Case(operands, each.options))
+            assert trial.truth is not None
+            got, wanted = float(step(each.module(), arguments)[0]), float(trial.truth.value)
+            if math.isfinite(wanted):
+                outcomes.append(trial.kind is None)
+            else:
+                outcomes.append(math.isnan(got) if math.isnan(bad) else not math.isfinite(got))
+        told = "the value is NaN or infinite if it is in the reference, and else as there, with its gradient"
+        yield Row(f"{each.name}, one voxel NaN, inf, -inf, {size}³", told if all(outcomes) else "lost", all(outcomes))
+
+
+@line("NaN and infinity")
+def silenced(quick: bool) -> Iterator[Row]:
+    """What is masked or ignored may hold anything."""
+    size = 8 if quick else 40
+    for each in everyday():
+        if "ignore_index" not in each.twin.options and each.name != "masked_dice":
+            continue
+        good = True
+        for bad in (math.nan, math.inf, -math.inf):
+            x, target, *mask = each.arguments(size)
+            ignored = torch.rand(target.shape, generator=torch.Generator().manual_seed(1)) < 0.2
+            if mask:
+                mask, options = [mask[0].masked_fill(ignored, 0)], each.options
+            else:
+                target, options = target.masked_fill(ignored, 255), {**each.options, "ignore_index": 255}
+            loss = each.twin.fast(**options)
+            clean = step(loss, [x, target, *mask])
+            value, gradient = step(loss, [x.masked_fill(ignored, bad), target, *mask])
+            nothing = not bool(gradient[ignored.expand_as(gradient)].any())
+            good &= bool(value == clean[0]) and bool((gradient == clean[1]).all()) and nothing
+        how = "masked" if each.name == "masked_dice" else "ignored"
+        yield Row(
+            f"{each.name}, a fifth of the voxels {how}, all NaN, inf or -inf",
+            "bitwise the loss without them, no gradient there" if good else "they count",
+            good,
+        )
+
+
+@line("NaN and infinity")
+def labels_out_of_range(quick: bool) -> Iterator[Row]:
+    """A label that names no class is an error, found in the kernel's own pass."""
+    caught, tried = 0, 0
+    for each in everyday():
+        if each.name in REGISTRATION:
+            continue
+        for bad in (-1, 4, 2**31 + 1):
+            arguments = each.arguments(8 if quick else 96)
+            arguments[1][-1, 0, -1, -1, -1] = bad
+            tried += 1
+            try:
+                step(each.module(), arguments)
+            except ValueError as error:
+                caught += "labels must be whole numbers" in str(error)
+    yield Row(f"{tried} of one last voxel -1, 4 of 4 classes, 2³¹ + 1", f"{caught} errors that say so", caught == tried)
+
+
+def relative(got: Tensor, wanted: Tensor) -> float:
+    """The largest difference relative to the largest number."""
+    return float((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-300))

@@ -1,0 +1,134 @@
+"""Losses of data that lie on several ranks: real processes with gloo, against one process with all of it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+from twinloss import fast
+from twinloss.harness.reliability import Row, line
+
+# Of float64 sums in another order.
+TOLERANCE = 1e-12
+SOFTMAX = {"softmax": True, "to_onehot_y": True}
+LABELS: tuple[tuple[Callable[..., torch.nn.Module], dict[str, Any]], ...] = (
+    (fast.DiceLoss, SOFTMAX),
+    (fast.DiceLoss, {**SOFTMAX, "squared_pred": True, "weight": (1.0, 2.0, 3.0), "ignore_index": 2}),
+    (fast.DiceLoss, {"sigmoid": True, "to_onehot_y": True, "jaccard": True, "include_background": False}),
+    (fast.MaskedDiceLoss, SOFTMAX),
+    (fast.GeneralizedDiceLoss, SOFTMAX),
+    (fast.TverskyLoss, {**SOFTMAX, "alpha": 0.3, "beta": 0.7}),
+    (fast.DiceCELoss, {**SOFTMAX, "label_smoothing": 0.1, "ce_weight": (1.0, 2.0, 3.0)}),
+    (fast.DiceFocalLoss, {**SOFTMAX, "gamma": 0.5}),
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A loss of a network's output on data that are cut along an axis."""
+
+    loss: Callable[..., torch.nn.Module]
+    options: dict[str, Any]
+    axis: int
+
+    def arguments(self) -> tuple[Tensor, ...]:
+        """All data: the network's input, and what else the loss takes."""
+        generator = torch.Generator().manual_seed(0)
+        x = torch.rand(6, 3, 7, 4, generator=generator, dtype=torch.float64)
+        if self.loss is fast.GlobalMutualInformationLoss:
+            return x, torch.rand(x.shape, generator=generator, dtype=torch.float64)
+        target = torch.randint(3, (6, 1, 7, 4), generator=generator)
+        masked = self.loss is fast.MaskedDiceLoss
+        return (x, target, (torch.rand(6, 1, 7, 4, generator=generator) > 0.3).double()) if masked else (x, target)
+
+    def __str__(self) -> str:
+        return f"{self.loss.__name__}, shards of the {'batch' if self.axis == 0 else 'volume'}"  # type: ignore[attr-defined]
+
+
+def tasks() -> Iterator[Task]:
+    """Every loss with a process group, its data cut in every way that it allows."""
+    for loss, options in LABELS:
+        yield Task(loss, {**options, "batch": True}, 0)
+        yield Task(loss, {**options, "batch": True}, 2)
+        yield Task(loss, options, 2)
+    yield Task(fast.GlobalMutualInformationLoss, {}, 2)
+
+
+class Network(torch.nn.Module):
+    """A layer whose weights' gradient hangs on all voxels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 3, 1, dtype=torch.float64)
+        with torch.no_grad():
+            for parameter in self.layer.parameters():
+                parameter.copy_(torch.linspace(-1, 2, parameter.numel()).reshape(parameter.shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits; small enough for an intensity."""
+        made: Tensor = self.layer(x)
+        return made / 10 + 0.3
+
+
+def shards(size: int, ranks: int, equal: bool) -> list[int]:
+    """How much of an axis each rank holds."""
+    if equal:
+        return [size // ranks + (rank < size % ranks) for rank in range(ranks)]
+    return [size - ranks + 1] + [1] * (ranks - 1)
+
+
+def _step(model: torch.nn.Module, loss: torch.nn.Module, arguments: Sequence[Tensor]) -> list[Tensor]:
+    value = loss(model(arguments[0]), *arguments[1:])
+    value.backward()
+    return [value.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+def _rank(rank: int, ranks: int, equal: bool, store: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+    made = []
+    for task in tasks():
+        loss = task.loss(**task.options, process_group=distributed.group.WORLD)
+        mine = [
+            argument.split(shards(argument.shape[task.axis], ranks, equal), task.axis)[rank].contiguous()
+            for argument in task.arguments()
+        ]
+        made.append(_step(DistributedDataParallel(Network()), loss, mine))
+    torch.save(made, os.path.join(folder, f"{rank}.pt"))
+    distributed.destroy_process_group()
+
+
+def differences(ranks: int, equal: bool) -> dict[str, float]:
+    """By task, how far value and gradients of the worst rank are from those of one process, relative to the largest."""
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(_rank, (ranks, equal, os.path.join(folder, "store"), folder), nprocs=ranks)  # type: ignore[no-untyped-call]
+        made = [torch.load(os.path.join(folder, f"{rank}.pt"), weights_only=True) for rank in range(ranks)]
+    worst: dict[str, float] = {}
+    for n, task in enumerate(tasks()):
+        expected = _step(Network(), task.loss(**task.options), task.arguments())
+        for of_rank in made:
+            for got, wanted in zip(of_rank[n], expected, strict=True):
+                off = float((got - wanted).abs().max() / wanted.abs().max())
+                worst[str(task)] = max(worst.get(str(task), 0.0), off)
+    return worst
+
+
+@line("Distributed")
+def distributed_data(quick: bool) -> Iterator[Row]:
+    """process_group: the value and, under DDP, the gradients of one process with all data."""
+    for ranks, equal in ((2, True), (3, False)):
+        worst = differences(ranks, equal)
+        how = "equal" if equal else "unequal"
+        yield Row(
+            f"{len(list(tasks()))} losses and cuts, {ranks} processes (gloo, DDP), {how} shards",
+            f"off from one process by {max(worst.values()):.1e} at most",
+            max(worst.values()) <= TOLERANCE,
+        )
