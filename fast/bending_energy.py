@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from twinloss.fast import backend
+from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of
 from twinloss.fast.operators import operator
 from twinloss.fast.segmentation import checked_reduction
 from twinloss.fast.threads import for_each_chunk
@@ -65,10 +66,10 @@ class BendingEnergyLoss(_Loss):
         spacing: Sequence[float] | None = None,
     ) -> None:
         super().__init__(reduction=checked_reduction(reduction))
-        if stencil not in ("compact", "wide"):
+        if not is_one_of(stencil, ("compact", "wide")):
             raise ValueError(f'stencil must be "compact" or "wide", got {stencil!r}')
         self.stencil = stencil
-        self.normalize = normalize
+        self.normalize = checked_flag(normalize, "normalize")
         self.spacing = None if spacing is None else tuple(float(size) for size in spacing)
         if self.spacing is not None and not all(0 < size < math.inf for size in self.spacing):
             raise ValueError(f"spacing must be positive and finite along each axis, got {self.spacing}")
@@ -111,6 +112,7 @@ class BendingEnergyLoss(_Loss):
         return torch.tensor(table, dtype=torch.float64, device=pred.device)
 
     def _check(self, pred: Tensor, least: int) -> None:
+        check_tensors(pred=pred)
         shape = tuple(pred.shape)
         if not pred.is_floating_point():
             raise TypeError(f"pred must be a floating-point field of displacements, got {pred.dtype}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from twinloss.fast.arguments import check_tensors, checked_flag
 from twinloss.fast.distributed import ProcessGroup
 from twinloss.fast.segmentation import (
     ClassWeight,
@@ -95,10 +96,10 @@ class DiceLoss(SegmentationLoss):
             include_background, to_onehot_y, sigmoid, softmax, other_act, reduction, smooth_nr, smooth_dr, batch,
             ignore_index, process_group,
         )  # fmt: skip
-        self.squared_pred = squared_pred
-        self.jaccard = jaccard
+        self.squared_pred = checked_flag(squared_pred, "squared_pred")
+        self.jaccard = checked_flag(jaccard, "jaccard")
         self.weight = checked_weight(weight)
-        self.soft_label = soft_label
+        self.soft_label = checked_flag(soft_label, "soft_label")
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
@@ -149,6 +150,7 @@ class CompoundDiceLoss(DiceLoss):
 
     def compound_voxels(self, input: Tensor, target: Tensor) -> Voxels:
         """The checked arguments, with the errors that the documentation of the compound losses promises."""
+        check_tensors(input=input, target=target)
         if input.ndim != target.ndim:
             raise ShapeError(
                 f"input and target must have as many dimensions, got shapes {tuple(input.shape)} and "

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from twinloss.fast.arguments import checked_flag
 from twinloss.fast.segmentation import (
     ClassWeight,
     SegmentationLoss,
@@ -35,7 +36,7 @@ class FocalTerm:
         self.gamma = checked_number(gamma, "gamma")
         self.weight = checked_weight(weight, name)
         self.alpha = checked_weight(alpha, "alpha")
-        self.use_softmax = use_softmax
+        self.use_softmax = checked_flag(use_softmax, "use_softmax")
 
     def activation(self, channels: int) -> str:
         """A softmax of one channel is constant: it is taken as binary."""

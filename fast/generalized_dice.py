@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from twinloss.fast.arguments import checked_flag, is_one_of
 from twinloss.fast.distributed import ProcessGroup
 from twinloss.fast.segmentation import SegmentationLoss, fraction
 
@@ -85,10 +86,10 @@ class GeneralizedDiceLoss(SegmentationLoss):
             ignore_index, process_group,
         )  # fmt: skip
         self.w_type = getattr(w_type, "value", w_type)
-        if self.w_type not in ("square", "simple", "uniform"):
+        if not is_one_of(self.w_type, ("square", "simple", "uniform")):
             raise ValueError(f'w_type must be "square", "simple" or "uniform", got {w_type!r}')
-        self.soft_label = soft_label
-        self.normalize_weights = normalize_weights
+        self.soft_label = checked_flag(soft_label, "soft_label")
+        self.normalize_weights = checked_flag(normalize_weights, "normalize_weights")
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""

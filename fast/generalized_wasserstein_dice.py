@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from twinloss.fast.arguments import check_tensors, is_one_of, numbers
 from twinloss.fast.segmentation import SegmentationLoss, ShapeError, fraction
 
 
 def checked_distances(dist_matrix: Any) -> tuple[tuple[float, ...], ...]:
     """A distance matrix divided by its maximum, as a copy that no later change of the caller's reaches."""
-    m = torch.as_tensor(dist_matrix, dtype=torch.float64).detach().cpu()
+    m = numbers(dist_matrix, "dist_matrix")
     if m.ndim != 2 or m.shape[0] != m.shape[1]:
         raise ValueError(f"dist_matrix must be a square matrix (C, C), got shape {tuple(m.shape)}")
     if not bool((m >= 0).all()) or bool(m.isinf().any()):
@@ -102,7 +103,7 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(True, True, False, True, None, reduction, smooth_nr, smooth_dr, False, ignore_index)
-        if weighting_mode not in ("default", "GDL"):
+        if not is_one_of(weighting_mode, ("default", "GDL")):
             raise ValueError(f'weighting_mode must be "default" or "GDL", got {weighting_mode!r}')
         self.dist_matrix = checked_distances(dist_matrix)
         self.weighting_mode = weighting_mode
@@ -117,7 +118,10 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
-        if input.ndim >= 2 and input.shape[1] != len(self.dist_matrix):
+        check_tensors(input=input, target=target)
+        if input.ndim < 2:
+            raise ValueError(f"input must be (batch, classes, *spatial), got shape {tuple(input.shape)}")
+        if input.shape[1] != len(self.dist_matrix):
             raise ValueError(
                 f"input has {input.shape[1]} channels (shape {tuple(input.shape)}) and dist_matrix "
                 f"{len(self.dist_matrix)} classes: they must be as many"

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from twinloss.fast import backend
+from twinloss.fast.arguments import check_tensors, is_one_of
 from twinloss.fast.distributed import ProcessGroup, checked_group, sum_over_ranks
 from twinloss.fast.joint_histogram import joint_histogram
 from twinloss.fast.segmentation import ShapeError, checked_number, checked_reduction
@@ -76,11 +77,13 @@ class GlobalMutualInformationLoss(_Loss):
         process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(reduction=checked_reduction(reduction))
-        if kernel_type not in _KERNELS:
+        if not is_one_of(kernel_type, _KERNELS):
             raise ValueError(f'kernel_type must be "gaussian" or "b-spline", got {kernel_type!r}')
         least = 2 if kernel_type == "gaussian" else 5
         if isinstance(num_bins, bool) or not isinstance(num_bins, Integral) or num_bins < least:
             raise ValueError(f"num_bins must be a whole number, {least} or more for {kernel_type}, got {num_bins!r}")
+        if num_bins > 2**13:
+            raise ValueError(f"num_bins must be {2**13} at most, got {num_bins}: a histogram holds its square")
         self.num_bins = int(num_bins)
         self.sigma_ratio = checked_number(sigma_ratio, "sigma_ratio")
         if self.sigma_ratio == 0:
@@ -97,6 +100,7 @@ class GlobalMutualInformationLoss(_Loss):
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
+        check_tensors(pred=pred, target=target)
         if not pred.is_floating_point():
             raise TypeError(f"pred must be a floating-point image, got {pred.dtype}")
         if pred.shape != target.shape:

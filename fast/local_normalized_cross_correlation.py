@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
+from twinloss.fast.arguments import check_tensors, is_one_of
 from twinloss.fast.local_correlation import local_correlation
 from twinloss.fast.segmentation import ShapeError, checked_number, checked_reduction
 
@@ -71,18 +72,19 @@ class LocalNormalizedCrossCorrelationLoss(_Loss):
         denominator: str = "product",
     ) -> None:
         super().__init__(reduction=checked_reduction(reduction))
+        for name, value in (("ndim", ndim), ("spatial_dims", ndim if spatial_dims is None else spatial_dims)):
+            if isinstance(value, bool) or not isinstance(value, Integral) or value not in (1, 2, 3):
+                raise ValueError(f"{name} must be 1, 2 or 3, got {value!r}")
         if spatial_dims is not None and ndim not in (3, spatial_dims):
             raise ValueError(f"ndim and spatial_dims name the same option, got {ndim} and {spatial_dims}")
-        self.ndim = ndim if spatial_dims is None else spatial_dims
-        if self.ndim not in (1, 2, 3):
-            raise ValueError(f"ndim must be 1, 2 or 3, got {self.ndim!r}")
+        self.ndim = int(ndim if spatial_dims is None else spatial_dims)
         if isinstance(kernel_size, bool) or not isinstance(kernel_size, Integral) or kernel_size < 1:
             raise ValueError(f"kernel_size must be a positive odd whole number, got {kernel_size!r}")
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, so that a window has a middle, got {kernel_size}")
-        if kernel_type not in _KERNELS:
+        if not is_one_of(kernel_type, _KERNELS):
             raise ValueError(f"kernel_type must be one of {', '.join(_KERNELS)}, got {kernel_type!r}")
-        if denominator not in _DENOMINATORS:
+        if not is_one_of(denominator, _DENOMINATORS):
             raise ValueError(f'denominator must be "product" or "clamp", got {denominator!r}')
         self.kernel_size = int(kernel_size)
         self.kernel_type = kernel_type
@@ -109,6 +111,7 @@ class LocalNormalizedCrossCorrelationLoss(_Loss):
         return -(total / pred.numel() if self.reduction == "mean" else total).to(kind)
 
     def _check(self, pred: Tensor, target: Tensor) -> None:
+        check_tensors(pred=pred, target=target)
         shape = tuple(pred.shape)
         if shape != tuple(target.shape):
             raise ShapeError(f"pred has shape {shape} and target {tuple(target.shape)}: they must be alike")

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from twinloss.fast import backend
+from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of
 from twinloss.fast.operators import operator
 from twinloss.fast.segmentation import checked_number, checked_reduction
 from twinloss.fast.threads import for_each_bundle, for_each_tile
@@ -63,7 +64,7 @@ class MultiScaleLoss(_Loss):
         super().__init__(reduction=checked_reduction(reduction))
         if not callable(loss):
             raise TypeError(f"loss must be a module or another callable of two images, got {type(loss).__name__}")
-        if kernel not in ("gaussian", "cauchy"):
+        if not is_one_of(kernel, ("gaussian", "cauchy")):
             raise ValueError(f'kernel must be "gaussian" or "cauchy", got {kernel!r}')
         if scales is not None and not isinstance(scales, (Sequence, np.ndarray, Tensor)):
             raise TypeError(f"scales must be None or a list of numbers, got {type(scales).__name__}")
@@ -72,10 +73,11 @@ class MultiScaleLoss(_Loss):
         self.loss = loss
         self.scales = None if scales is None else tuple(checked_number(_number(s), "scales") for s in scales)
         self.kernel = kernel
-        self.normalize_kernel = normalize_kernel
+        self.normalize_kernel = checked_flag(normalize_kernel, "normalize_kernel")
 
     def forward(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
+        check_tensors(y_true=y_true, y_pred=y_pred)
         kind = y_pred.dtype if y_pred.is_floating_point() else torch.float32
         wide = torch.float64 if kind == torch.float64 else torch.float32
         for image in (y_pred, y_true):

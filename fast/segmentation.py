@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
+from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of, numbers
 from twinloss.fast.distributed import ProcessGroup, checked_group, sum_over_ranks
 from twinloss.fast.statistics import Activation, Statistics, ignored, statistics
 
@@ -122,7 +123,7 @@ def fraction(overlap: Tensor, errors: Tensor, smooth_nr: float, smooth_dr: float
 def checked_reduction(reduction: Any) -> str:
     """The plain string of a reduction given as a string or as an enum of strings."""
     name = getattr(reduction, "value", reduction)
-    if name not in ("none", "mean", "sum"):
+    if not is_one_of(name, ("none", "mean", "sum")):
         raise ValueError(f'reduction must be "none", "mean" or "sum", got {reduction!r}')
     return name
 
@@ -131,7 +132,7 @@ def checked_weight(weight: ClassWeight | None, name: str = "weight") -> float | 
     """A class weight as Python numbers, which no `.half()` of a surrounding module rounds."""
     if weight is None:
         return None
-    values = torch.as_tensor(weight, dtype=torch.float64).detach().cpu()
+    values = numbers(weight, name)
     if values.ndim > 1:
         raise ValueError(f"{name} must be a number or one number per class, got shape {tuple(values.shape)}")
     if not bool((values >= 0).all()) or bool(values.isinf().any()):
@@ -263,21 +264,24 @@ class SegmentationLoss(_Loss):
         super().__init__(reduction=checked_reduction(reduction))
         if other_act is not None and not callable(other_act):
             raise TypeError(f"other_act must be None or callable, got {type(other_act).__name__}")
-        if bool(sigmoid) + bool(softmax) + (other_act is not None) > 1:
+        sigmoid, softmax = checked_flag(sigmoid, "sigmoid"), checked_flag(softmax, "softmax")
+        if sigmoid + softmax + (other_act is not None) > 1:
             raise ValueError(
                 "sigmoid, softmax and other_act exclude each other: give at most one, got "
                 f"sigmoid={sigmoid}, softmax={softmax}, other_act={other_act}"
             )
         if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral)):
             raise ValueError(f"ignore_index must be None or a whole number, got {ignore_index!r}")
-        self.include_background = include_background
-        self.to_onehot_y = to_onehot_y
+        if ignore_index is not None and not -(2**63) <= ignore_index < 2**63:
+            raise ValueError(f"ignore_index must be a label, a number of 64 bits, got {ignore_index}")
+        self.include_background = checked_flag(include_background, "include_background")
+        self.to_onehot_y = checked_flag(to_onehot_y, "to_onehot_y")
         self.sigmoid = sigmoid
         self.softmax = softmax
         self.other_act = other_act
         self.smooth_nr = checked_number(smooth_nr, "smooth_nr")
         self.smooth_dr = checked_number(smooth_dr, "smooth_dr")
-        self.batch = batch
+        self.batch = checked_flag(batch, "batch")
         self.ignore_index = None if ignore_index is None else int(ignore_index)
         self.process_group = checked_group(process_group)
 
@@ -320,6 +324,7 @@ class SegmentationLoss(_Loss):
 
     def _check(self, input: Tensor, target: Tensor, mask: Tensor | None) -> tuple[bool, bool]:
         """Whether the target holds labels, and whether the background takes part."""
+        check_tensors(input=input, target=target, **({} if mask is None else {"mask": mask}))
         shape = tuple(input.shape)
         if not input.is_floating_point():
             raise TypeError(f"input must be a floating-point tensor of logits or probabilities, got {input.dtype}")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from twinloss.fast.arguments import checked_flag
 from twinloss.fast.distributed import ProcessGroup
 from twinloss.fast.segmentation import SegmentationLoss, checked_number
 
@@ -81,7 +82,7 @@ class TverskyLoss(SegmentationLoss):
         )  # fmt: skip
         self.alpha = checked_number(alpha, "alpha")
         self.beta = checked_number(beta, "beta")
-        self.soft_label = soft_label
+        self.soft_label = checked_flag(soft_label, "soft_label")
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""

@@ -45,7 +45,7 @@ if not console.is_terminal:
 
 def main() -> None:
     """Run the command."""
-    from twinloss.harness import cli_check, cli_diagnose  # noqa: F401  they register themselves
+    from twinloss.harness import cli_check, cli_diagnose, cli_reliability  # noqa: F401  they register themselves
 
     app()
 
@@ -65,7 +65,8 @@ def _options(
     pass
 
 
-def _twins(names: list[str] | None) -> list[Twin]:
+def named_twins(names: list[str] | None) -> list[Twin]:
+    """Those of these names, or all if none is named."""
     from twinloss.harness.catalogue import UnknownLossError, catalogue, find
 
     try:
@@ -150,7 +151,7 @@ def verify(
     dask: Cluster = None,
 ) -> None:
     """Look for an input on which a fast loss differs from its reference."""
-    twins, folder = _twins(losses), writable(report)
+    twins, folder = named_twins(losses), writable(report)
     if save:
         writable(save.parent)
     from twinloss.harness.verify import EXAMPLES, PROCESSES
@@ -201,7 +202,7 @@ def _explain(row: Hunt) -> None:
 @app.command("list")
 def list_losses(losses: Losses = None) -> None:
     """Show the losses, and for each option the default and the other values that are tried."""
-    for twin in _twins(losses):
+    for twin in named_twins(losses):
         made = Table(
             "option", "default", "also tried", title=f"{twin.name} ({twin.fast.__name__})", title_justify="left"
         )
@@ -228,7 +229,7 @@ def bench(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write benchmarks.md and .json.")] = None,
 ) -> None:
     """Time forward and backward of the fast losses beside MONAI's, and measure their memory."""
-    twins, folder = _twins(losses), writable(out) if out else None
+    twins, folder = named_twins(losses), writable(out) if out else None
     from twinloss.harness import bench as benches
 
     try:

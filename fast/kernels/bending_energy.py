@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from twinloss.fast.kernels import SOURCES
+from twinloss.fast.kernels import SOURCES, kernel
 from twinloss.fast.kernels.tile import START, keep, stage, sums_stage
 
 # Voxels that are looked at in one go: what is computed of them stays in the nearest cache.
@@ -240,7 +240,7 @@ def _total(values):
 def _compiled(sources):
     """The two kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
 
-    @njit(cache=True, nogil=True)
+    @kernel
     def forward(u, width, weights, step, z_start, z_stop, energy):
         """The sum of the energies of the interior of some planes; or each voxel's into `energy`, (D, H, W - 2 step)."""
         sources  # noqa: B018
@@ -262,7 +262,7 @@ def _compiled(sources):
                         keep(inside, energy[z - (step if weights.size > 3 else 0), y - above + k])
         return total
 
-    @njit(cache=True, nogil=True)
+    @kernel
     def backward(u, width, weights, step, upstream, z_start, z_stop, out):
         """Write dL/du of some planes of a field.
 

@@ -8,9 +8,8 @@ middle, what little a lone bright voxel leaves of it. All else is kept in the im
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from twinloss.fast.kernels import SOURCES
+from twinloss.fast.kernels import SOURCES, kernel
 from twinloss.fast.kernels.tile import NEXT, START, stage, sums_stage
 from twinloss.fast.kernels.window import (
     MOMENTS,
@@ -220,7 +219,7 @@ def _slope_of_columns(p, t, start, n, window_z, ones, rooms, fields, out):
 def _compiled(sources):
     """The four kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
 
-    @njit(cache=True, nogil=True)
+    @kernel
     def planes(p, t, start, stop, rows, columns, window_y, window_x, ones, means, fields):
         """Moments within their plane of the windows around the voxels of tiles start:stop.
 
@@ -234,7 +233,7 @@ def _compiled(sources):
             z, y, x, n, m = place_of_tile(tile, height, width, rows, columns)
             _moments_in_tile(p, t, z, y, x, n, m, window_y, window_x, ones, rooms, means, fields)
 
-    @njit(cache=True, nogil=True)
+    @kernel
     def depth(p, t, start, stop, window_z, ones, count, nu, delta, clamped, score, means, fields, more, gradients):
         """The sum of the correlations of the columns of voxels start:stop of the planes; or each into `score`.
 
@@ -269,7 +268,7 @@ def _compiled(sources):
             )
         return total
 
-    @njit(cache=True, nogil=True)
+    @kernel
     def planes_backward(p, t, a, b, of, upstream, start, stop, rows, columns, window_y, window_x, ones, of_a, fields):
         """Sums within their plane of A, B and the rest that `depth` kept for p, times `upstream`, into three fields.
 
@@ -283,7 +282,7 @@ def _compiled(sources):
             z, y, x, n, m = place_of_tile(tile, height, width, rows, columns)
             _sums_in_tile(p, t, a, b, of, upstream, z, y, x, n, m, window_y, window_x, ones, rooms, of_a, fields)
 
-    @njit(cache=True, nogil=True)
+    @kernel
     def depth_backward(p, t, start, stop, window_z, ones, fields, out):
         """Write the gradient in p of the columns of voxels start:stop of the planes, all (D, H * W), over A's sums."""
         sources  # noqa: B018

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from twinloss.fast.kernels import SOURCES
+from twinloss.fast.kernels import SOURCES, kernel
 from twinloss.fast.kernels.elementary import exp_nonpositive
 from twinloss.fast.kernels.lanes import LANES, add_outer, inner
 from twinloss.fast.kernels.tile import stage
@@ -173,7 +173,7 @@ def _fold(part, total, lost):
 def _compiled(sources):
     """The two kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
 
-    @njit(cache=True, nogil=True)
+    @kernel
     def forward(x, y, windows, bins, reach, exponent, ranges, histogram):
         """Add the joint histogram (bins, bins) of voxels of one item; returns how many of them are NaN in x or y.
 
@@ -215,7 +215,7 @@ def _compiled(sources):
         histogram += total.reshape(padded.shape)[first : first + bins, first_y : first_y + bins]
         return missing
 
-    @njit(cache=True, nogil=True)
+    @kernel
     def backward(x, y, windows, bins, reach, exponent, ranges, gamma, out):
         """Write dL/dx of voxels of one item, for gamma = dL/d(histogram), padded as in `forward`.
 

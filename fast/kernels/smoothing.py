@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from twinloss.fast.kernels import SOURCES
+from twinloss.fast.kernels import SOURCES, kernel
 from twinloss.fast.kernels.tile import NEXT, START, stage
 from twinloss.fast.kernels.window import clear, columns_at_once, keep, load_tile, place_of_tile, sums_along
 
@@ -41,7 +40,7 @@ def _smooth_columns(image, start, n, window_z, rooms, out):
 def _compiled(sources):
     """The two kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
 
-    @njit(cache=True, nogil=True)
+    @kernel
     def planes(image, start, stop, rows, columns, window_y, window_x, out):
         """Smooth an image (D, H, W) within its planes, tiles start:stop of rows by columns voxels."""
         sources  # noqa: B018
@@ -52,7 +51,7 @@ def _compiled(sources):
             z, y, x, n, m = place_of_tile(tile, height, width, rows, columns)
             _smooth_tile(image[z], y, x, n, m, window_y, window_x, rooms, out[z])
 
-    @njit(cache=True, nogil=True)
+    @kernel
     def depth(image, start, stop, window_z, out):
         """Smooth an image (D, H * W) across its planes, the columns of voxels start:stop."""
         sources  # noqa: B018

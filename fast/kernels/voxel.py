@@ -8,9 +8,8 @@ a module beside `confusion.py` with its sums and its slope, a row below, and a c
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from twinloss.fast.kernels import SOURCES, surprisal
+from twinloss.fast.kernels import SOURCES, kernel, surprisal
 from twinloss.fast.kernels.confusion import (
     add_confusion_slope,
     adjoint,
@@ -163,7 +162,7 @@ def _backward_weighted(activation, overlap, surprisals, gamma, matrix, slopes, b
 def _compiled(sources):
     """The kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
 
-    @njit(cache=True, nogil=True)
+    @kernel
     def forward_common(x, target, item, overlap, surprisals, gamma, matrix, b, start, stop, sums):
         """`forward` in the case that trainings spend their time in: softmax against labels, all voxels counting.
 
@@ -178,7 +177,7 @@ def _compiled(sources):
             bad += _forward_common(x, target, item, overlap, surprisals, gamma, matrix, b, lo, buffers, sums)
         return bad
 
-    @njit(cache=True, nogil=True)
+    @kernel
     def backward_common(x, target, item, overlap, surprisals, gamma, matrix, slopes, b, start, stop, out):
         """`backward` in the same case."""
         sources  # noqa: B018
@@ -189,7 +188,7 @@ def _compiled(sources):
                 buffers = scratch(x.shape[1], stop - lo, x.dtype)
             _backward_common(x, target, item, overlap, surprisals, gamma, matrix, slopes, b, lo, buffers, out)
 
-    @njit(cache=True, nogil=True)
+    @kernel
     def forward(
         x, target, item, overlap, surprisals, gamma, matrix, dense, mask, activation, ignore, b, start, stop, sums
     ):  # fmt: skip
@@ -210,7 +209,7 @@ def _compiled(sources):
             _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, sums)
         return bad
 
-    @njit(cache=True, nogil=True)
+    @kernel
     def backward(
         x, target, item, overlap, surprisals, gamma, matrix, dense, mask, activation, ignore, slopes, b, start, stop,
         out,

@@ -6,8 +6,10 @@ a test; the report is made without.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+from twinloss.harness.report import machine, versions
 
 
 @dataclass(frozen=True)
@@ -32,3 +34,57 @@ def line(name: str) -> Callable[[Trial], Trial]:
         return trial
 
     return put
+
+
+def lines() -> dict[str, list[Trial]]:
+    """All lines of the report with their trials."""
+    from twinloss.harness.reliability import (  # noqa: F401  they put themselves in, in this order
+        fuzz,
+        numerics,
+        ranks,
+        scale,
+        start,
+        state,
+        threads,
+        training,
+        transforms,
+    )  # isort: skip
+
+    return LINES
+
+
+def run(names: Collection[str], quick: bool, tick: Callable[[str], None]) -> dict[str, list[Row]]:
+    """The rows of the lines of these names; a trial that raises is a row that failed."""
+    made: dict[str, list[Row]] = {}
+    for name in names:
+        rows = made.setdefault(name, [])
+        for trial in lines()[name]:
+            what = (trial.__doc__ or trial.__name__).splitlines()[0]
+            tick(f"{name}: {what}")
+            try:
+                for row in trial(quick):
+                    rows.append(row)
+                    tick(f"{name}: {row.tried}")
+            except Exception as error:
+                rows.append(Row(what, f"the trial itself: {type(error).__name__}: {str(error)[:200]}", False))
+    return made
+
+
+def as_markdown(rows: Mapping[str, Sequence[Row]]) -> str:
+    """The report."""
+    text = [
+        "# Reliability",
+        "",
+        "Made by `twinloss reliability --out reports`: what breaks real trainings, tried on all twelve losses.",
+        "",
+        f"{', '.join(f'{name} {number}' for name, number in versions().items())}; {machine()['cpu']}, "
+        f"{machine()['threads']} threads.",
+        "",
+        "| line | what was tried | what came out | |",
+        "|---|---|---|---|",
+    ]
+    for name, of_line in rows.items():
+        for row in of_line:
+            cells = (name, row.tried, row.outcome.replace("|", "\\|"), "passed" if row.passed else "**FAILED**")
+            text.append("| " + " | ".join(cells) + " |")
+    return "\n".join(text) + "\n"

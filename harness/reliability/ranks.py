@@ -50,7 +50,7 @@ class Task:
         return (x, target, (torch.rand(6, 1, 7, 4, generator=generator) > 0.3).double()) if masked else (x, target)
 
     def __str__(self) -> str:
-        return f"{self.loss.__name__}, shards of the {'batch' if self.axis == 0 else 'volume'}"  # type: ignore[attr-defined]
+        return f"{self.loss.__name__}, shards of the {'batch' if self.axis == 0 else 'volume'}"
 
 
 def tasks() -> Iterator[Task]:
@@ -98,7 +98,7 @@ def _rank(rank: int, ranks: int, equal: bool, store: str, folder: str) -> None:
     for task in tasks():
         loss = task.loss(**task.options, process_group=distributed.group.WORLD)
         mine = [
-            argument.split(shards(argument.shape[task.axis], ranks, equal), task.axis)[rank].contiguous()
+            torch.split(argument, shards(argument.shape[task.axis], ranks, equal), task.axis)[rank].contiguous()
             for argument in task.arguments()
         ]
         made.append(_step(DistributedDataParallel(Network()), loss, mine))

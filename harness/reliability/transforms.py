@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ class Training(torch.nn.Module):
         return value
 
 
-def _trained(training: torch.nn.Module, arguments: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _trained(training: Any, arguments: list[Tensor]) -> tuple[Tensor, Tensor]:
     training.zero_grad()
     value = training(*arguments)
     value.backward()
@@ -55,7 +56,7 @@ def compiled(quick: bool) -> Iterator[Row]:
         for dynamic in (False, True):
             torch.compiler.reset()
             with expected_warnings_silent():
-                fast = torch.compile(training, fullgraph=True, dynamic=dynamic, backend=backend)
+                fast: Any = torch.compile(training, fullgraph=True, dynamic=dynamic, backend=backend)
                 try:
                     for size in (12, 14) if dynamic else (12,):
                         arguments = each.arguments(size)

@@ -1,0 +1,50 @@
+"""What every loss asks of its arguments before it looks at their shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_tensors(**given: Any) -> None:
+    """Raise unless all are dense tensors on one device."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in given.items():
+        if isinstance(value, Tensor):
+            tensors[name] = value
+        else:
+            raise TypeError(
+                f"{name} must be a tensor, got {type(value).__name__}: torch.as_tensor makes one of an array"
+            )
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got {tensor.layout}: use .to_dense()")
+        if tensor.is_complex():
+            raise TypeError(f"{name} must hold real numbers, got {tensor.dtype}")
+    if len({tensor.device for tensor in tensors.values()}) > 1:
+        where = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+        raise ValueError(f"all tensors must be on one device, got {where}: move them with .to(device)")
+
+
+def checked_flag(value: Any, name: str) -> bool:
+    """A switch as a bool."""
+    try:
+        return bool(value)
+    except (RuntimeError, ValueError) as error:  # of several numbers
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__}: {error}") from error
+
+
+def numbers(value: Any, name: str) -> Tensor:
+    """Numbers, an array or nested lists of them in float64 on the CPU, without a gradient."""
+    try:
+        return torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    except (RuntimeError, TypeError, ValueError, OverflowError, NotImplementedError) as error:
+        raise TypeError(f"{name} must be a number or an array of numbers, got {value!r}") from error
+
+
+def is_one_of(value: Any, choices: Collection[str]) -> bool:
+    """Whether a value is one of some names; what is no string is none, and need not compare with one."""
+    return isinstance(value, str) and value in choices

@@ -1,0 +1,107 @@
+"""How long a process takes until it trains: imports, first calls, the cache on disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import twinloss
+from twinloss.harness.reliability import Row, line
+from twinloss.harness.reliability.everyday import everyday
+
+IMPORT = """
+import time, torch
+start = time.perf_counter()
+import twinloss.fast
+print(time.perf_counter() - start)
+"""
+FIRST_CALL = """
+import time
+from twinloss.harness.reliability.everyday import everyday
+each = next(each for each in everyday() if each.name == {name!r})
+loss, (x, *rest) = each.module(), each.arguments(8)
+x.requires_grad_()
+start = time.perf_counter()
+value = loss(x, *rest)
+between = time.perf_counter()
+value.backward()
+print(between - start, time.perf_counter() - start, float(value.detach()))
+"""
+QUICK = ("bending_energy",)
+
+
+def run(code: str, **environment: str) -> list[float]:
+    """The numbers that a fresh process prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], env={**os.environ, **environment}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    return [float(number) for number in done.stdout.split()]
+
+
+@line("Cold start")
+def imports(quick: bool) -> Iterator[Row]:
+    """What our import adds to torch's."""
+    seconds = min(run(IMPORT)[0] for _ in range(3))
+    yield Row("import twinloss.fast after import torch", f"{seconds:.2f} s", seconds < 0.3)
+
+
+@line("Cold start")
+def first_calls(quick: bool) -> Iterator[Row]:
+    """The first call of each loss with an empty cache, and in a later process."""
+    for each in everyday():
+        if quick and each.name not in QUICK:
+            continue
+        code = FIRST_CALL.format(name=each.name)
+        with tempfile.TemporaryDirectory() as cache:
+            forward, both, value = run(code, NUMBA_CACHE_DIR=cache)
+            later = [run(code, NUMBA_CACHE_DIR=cache) for _ in range(3)]
+        warm = min(seconds for seconds, _, _ in later)
+        yield Row(
+            f"{each.name}: first call with an empty cache, and from the cache",
+            f"{forward:.1f} s, with backward {both:.1f} s; from the cache {warm:.2f} s",
+            forward < 10 and warm < 0.5 and all(again == value for _, _, again in later),
+        )
+
+
+@line("Cold start")
+def two_at_once(quick: bool) -> Iterator[Row]:
+    """Two processes that compile at the same time into the same cache."""
+    code = FIRST_CALL.format(name=QUICK[0])
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
+        both = [
+            subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], env=environment, stdout=subprocess.PIPE)
+            for _ in range(2)
+        ]
+        said = [process.communicate()[0].split() for process in both]
+        good = all(process.returncode == 0 for process in both) and said[0][2] == said[1][2]
+        good &= run(code, NUMBA_CACHE_DIR=cache)[2] == float(said[0][2])
+    yield Row("two processes compile at once into one cache", "both right, a third reads it" if good else "no", good)
+
+
+@line("Cold start")
+def read_only(quick: bool) -> Iterator[Row]:
+    """An installation that cannot be written to, with a home that can be and one that cannot."""
+    code = FIRST_CALL.format(name=QUICK[0])
+    with tempfile.TemporaryDirectory() as folder:
+        copied = Path(folder, "site", "twinloss")
+        shutil.copytree(Path(twinloss.__file__).parent, copied, ignore=shutil.ignore_patterns("__pycache__"))
+        # No folder can be made where a file is: that holds for root as well, who may write anywhere.
+        (copied / "fast" / "kernels" / "__pycache__").touch()
+        home = Path(folder, "home")
+        home.mkdir()
+        for title, where, kept in (("a home to write to", home, True), ("none", Path("/proc/none"), False)):
+            clean: Mapping[str, str] = {"HOME": str(where), "XDG_CACHE_HOME": str(where / ".cache")}
+            clean = {**clean, "PYTHONPATH": str(copied.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+            first, again = (run(code, **clean) for _ in range(2))
+            good = first[2] == again[2] and (again[0] < first[0] / 2 or not kept)
+            told = "the second process reads the cache there" if kept else "each process compiles, with a warning"
+            yield Row(f"an installation that cannot be written to, {title}", told if good else "no", good)

@@ -1,0 +1,205 @@
+"""Real trainings, small: a U-Net on patches of a brain, a displacement field between two images of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twinloss import fast
+from twinloss.harness.answers import expected_warnings_silent
+from twinloss.harness.brain import load_brain
+from twinloss.harness.reliability import Row, line
+from twinloss.harness.reliability.everyday import Everyday, everyday
+from twinloss.harness.reliability.numerics import REGISTRATION
+
+EDGE, PATCHES, CLASSES = 32, 2, 4
+# Where MONAI computes the same, its curve may leave ours by this much of the first loss: rounding grows as it trains.
+ALIKE = 1e-2
+# Losses of MONAI that mean another thing: the focal term of Dice + focal is that of a sigmoid there; of Wasserstein
+# Dice, and of generalised Dice with an absent class, see reports/errata.md.
+UNLIKE = ("dice_focal", "focal", "generalized_wasserstein_dice", "lncc", "multi_scale", "mutual_information")
+
+
+@dataclass
+class Curve:
+    """A training: the loss at each step, MONAI's, and a score before and after."""
+
+    name: str
+    losses: list[float]
+    before: float
+    after: float
+    peer: list[float] = field(default_factory=list)
+
+    @property
+    def apart(self) -> float | None:
+        """How far MONAI's curve gets from ours, as a part of the first loss."""
+        if not self.peer:
+            return None
+        pairs = zip(self.losses, self.peer, strict=True)
+        return max(abs(a - b) for a, b in pairs) / max(abs(self.losses[0]), 1e-12)
+
+
+class UNet(nn.Module):
+    """Two levels, eight channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.low, self.up = _block(1, 8), _block(8, 16), _block(24, 8)
+        self.pool, self.last = nn.MaxPool3d(2), nn.Conv3d(8, CLASSES, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        high = self.down(x)
+        low = nn.functional.interpolate(self.low(self.pool(high)), scale_factor=2.0)
+        made: Tensor = self.last(self.up(torch.cat([high, low], 1)))
+        return made
+
+
+def _block(before: int, after: int) -> nn.Module:
+    return nn.Sequential(nn.Conv3d(before, after, 3, padding=1), nn.InstanceNorm3d(after), nn.ReLU())
+
+
+def _descend(optimizer: torch.optim.Optimizer, value: Tensor) -> None:
+    optimizer.zero_grad()
+    value.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+def patches() -> Iterator[tuple[Tensor, Tensor]]:
+    """T1 and labels of random places in the brain, without end."""
+    brain, generator = load_brain(), torch.Generator().manual_seed(0)
+    t1, labels = torch.from_numpy(brain.t1), torch.from_numpy(brain.labels[0, 0]).long()
+    while True:
+        pairs = []
+        for _ in range(PATCHES):
+            corner = [int(torch.randint(n // 4, 3 * n // 4 - EDGE, (1,), generator=generator).item()) for n in t1.shape]
+            place = tuple(slice(start, start + EDGE) for start in corner)
+            pairs.append((t1[place], labels[place]))
+        yield torch.stack([a for a, _ in pairs])[:, None], torch.stack([b for _, b in pairs])[:, None]
+
+
+def dice_score(logits: Tensor, labels: Tensor) -> float:
+    """The mean Dice score of the classes that are there."""
+    found, scores = logits.argmax(1, keepdim=True), []
+    for c in range(CLASSES):
+        p, g = found == c, labels == c
+        if g.any():
+            scores.append(2 * float((p & g).sum()) / float(p.sum() + g.sum()))
+    return sum(scores) / len(scores)
+
+
+def segment(loss: Callable[..., Tensor], name: str, steps: int) -> Curve:
+    """Train the network with a loss."""
+    torch.manual_seed(0)
+    network, source = UNet(), patches()
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    held_out, truth = next(source)
+    losses, before = [], dice_score(network(held_out), truth)
+    for _ in range(steps):
+        x, labels = next(source)
+        more = (torch.ones_like(x),) if name == "masked_dice" else ()
+        value = loss(network(x), labels, *more)
+        _descend(optimizer, value)
+        losses.append(float(value.detach()))
+    return Curve(name, losses, before, dice_score(network(held_out), truth))
+
+
+def pair() -> tuple[Tensor, Tensor]:
+    """A part of the T1 image, and the same bent."""
+    size = 48
+    t1 = torch.from_numpy(load_brain().t1)[60 : 60 + 2 * size : 2, 80 : 80 + 2 * size : 2, 50 : 50 + 2 * size : 2]
+    fixed = t1[None, None].contiguous()
+    generator = torch.Generator().manual_seed(0)
+    coarse = 0.08 * torch.randn(1, 3, 4, 4, 4, generator=generator)
+    return fixed, warp(fixed, nn.functional.interpolate(coarse, fixed.shape[2:], mode="trilinear", align_corners=True))
+
+
+def warp(image: Tensor, field: Tensor) -> Tensor:
+    """The image at the places that a field (B, 3, *S) leads to, in halves of the image's extent."""
+    identity = nn.functional.affine_grid(torch.eye(3, 4)[None], list(image.shape), align_corners=True)
+    moved: Tensor = nn.functional.grid_sample(image, identity + field.movedim(1, -1), align_corners=True)
+    return moved
+
+
+def register(loss: Callable[..., Tensor], name: str, steps: int) -> Curve:
+    """Optimise a displacement field until the bent image is like the fixed one; for bending energy, smooth a field."""
+    fixed, moving = pair()
+    generator = torch.Generator().manual_seed(1)
+    start = torch.zeros(1, 3, 12, 12, 12)
+    if name == "bending_energy":
+        start = 0.05 * torch.randn(start.shape, generator=generator)
+    coarse = start.requires_grad_()
+    optimizer = torch.optim.Adam([coarse], 5e-3)
+
+    def score() -> float:
+        with torch.no_grad():
+            if name == "bending_energy":
+                return float(fast.BendingEnergyLoss(stencil="wide")(coarse))
+            return float((warp(moving, _fine(coarse, fixed)) - fixed).square().mean())
+
+    losses, before = [], score()
+    for _ in range(steps):
+        fine = _fine(coarse, fixed)
+        value = loss(coarse * 24) if name == "bending_energy" else loss(warp(moving, fine), fixed)
+        _descend(optimizer, value)
+        losses.append(float(value.detach()))
+    return Curve(name, losses, before, score())
+
+
+def _fine(coarse: Tensor, image: Tensor) -> Tensor:
+    return nn.functional.interpolate(coarse, image.shape[2:], mode="trilinear", align_corners=True)
+
+
+def train(each: Everyday, steps: int, with_peer: bool) -> Curve:
+    """A training with our loss and, where MONAI computes the same, with its."""
+    run = register if each.name in REGISTRATION else segment
+    with expected_warnings_silent():
+        curve = run(each.module(), each.name, steps)
+        bench = each.twin.benches[0]
+        if with_peer and bench.peer and each.name not in UNLIKE:
+            import monai.losses  # type: ignore[import-untyped, unused-ignore]
+
+            curve.peer = run(bench.peer(monai.losses), each.name, steps).losses
+    return curve
+
+
+CURVES: list[Curve] = []
+
+
+@line("Real training")
+def trainings(quick: bool) -> Iterator[Row]:
+    """The loss goes down, the score gets better, and the curve is MONAI's where that computes the same."""
+    CURVES.clear()
+    for each in everyday():
+        steps = 12 if quick else 300 if each.name not in REGISTRATION else 150
+        curve = train(each, steps, with_peer=not quick)
+        CURVES.append(curve)
+        of_images = each.name in REGISTRATION
+        first, last = (sum(part) / len(part) for part in (curve.losses[:5], curve.losses[-5:]))
+        better = curve.after < curve.before if of_images else curve.after > curve.before
+        score = "bending energy" if each.name == "bending_energy" else "image distance" if of_images else "Dice score"
+        told = f"loss {first:.3g} to {last:.3g}, {score} {curve.before:.3g} to {curve.after:.3g}"
+        alike = curve.apart is None or curve.apart < ALIKE
+        if curve.apart is not None:
+            told += f", MONAI's curve at most {curve.apart:.1e} apart"
+        yield Row(f"{each.name}, {steps} steps", told, last < first and better and alike)
+
+
+def plot(path: Any) -> None:
+    """The curves of the last trainings."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    for axes, curve in zip(figure.subplots(3, 4).flat, CURVES, strict=False):
+        axes.plot(curve.losses, label="twinloss")
+        if curve.peer:
+            axes.plot(curve.peer, "--", label="MONAI")
+        axes.set_title(f"{curve.name}: {curve.before:.3g} to {curve.after:.3g}", fontsize=9)
+        axes.set_xlabel("step", fontsize=8)
+        axes.legend(fontsize=7)
+    figure.suptitle("Loss by step; in the titles Dice score or image distance before and after")
+    figure.savefig(path, dpi=80, metadata={"Software": None})

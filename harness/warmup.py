@@ -1,0 +1,33 @@
+"""`twinloss warmup`: compile the kernels ahead, so that no training and no container has to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from twinloss.harness.answers import expected_warnings_silent
+from twinloss.harness.twin import Twin
+
+
+def warm_up(twins: Sequence[Twin], dtypes: Sequence[str], tick: Callable[[str, int], None]) -> None:
+    """Call each loss once, forward and backward, with labels and with soft targets where it takes both."""
+    for twin in twins:
+        for dtype in dtypes:
+            tick(f"{twin.name} {dtype}", 0)
+            for line in twin.benches[:1]:
+                x, *rest = (_of_type(operand, dtype) for operand in line.operands(8))
+                _call(twin.fast(**line.options), x, *rest)
+                if line.options.get("to_onehot_y"):
+                    soft = [torch.zeros_like(x).scatter(1, rest[0], 1), *rest[1:]]
+                    _call(twin.fast(**{**line.options, "to_onehot_y": False}), x, *soft)
+            tick(f"{twin.name} {dtype}", 1)
+
+
+def _of_type(operand: torch.Tensor, dtype: str) -> torch.Tensor:
+    return operand.to(getattr(torch, dtype)) if operand.is_floating_point() else operand
+
+
+def _call(loss: torch.nn.Module, x: torch.Tensor, *rest: torch.Tensor) -> None:
+    with expected_warnings_silent():
+        loss(x.requires_grad_(), *rest).backward()
