@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -56,6 +57,7 @@ def compiled(quick: bool) -> Iterator[Row]:
         for dynamic in (False, True):
             torch.compiler.reset()
             with expected_warnings_silent():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of torch's own, as it traces
                 fast: Any = torch.compile(training, fullgraph=True, dynamic=dynamic, backend=backend)
                 try:
                     for size in (12, 14) if dynamic else (12,):
