@@ -30,7 +30,7 @@ def reliability(
     """Try on the fast losses what breaks real trainings."""
     folder = writable(out) if out else None
     from twinloss.harness import reliability as trials
-    from twinloss.harness.reliability.training import CURVES, plot
+    from twinloss.harness.reliability.training import plot
 
     known = list(trials.lines())
     chosen = [line for line in known if not names or any(line.lower().startswith(name.lower()) for name in names)]
@@ -38,7 +38,7 @@ def reliability(
         if not any(line.lower().startswith(name.lower()) for line in known):
             raise typer.BadParameter(f"no line begins with {name!r}: there is {', '.join(known)}")
     with progress() as tick:
-        rows = trials.run(chosen, quick, lambda what: tick(what, 1))
+        rows, curves = trials.run(chosen, quick, lambda what: tick(what, 1))
     made = Table("line", "tried", "came out", "", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for line, of_line in rows.items():
         for row in of_line:
@@ -48,8 +48,8 @@ def reliability(
     if folder:
         (folder / "reliability.md").write_text(trials.as_markdown(rows), encoding="utf-8")
         console.print(f"wrote {folder / 'reliability.md'}")
-        if CURVES:
-            plot(folder / "training.png")
+        if curves:
+            plot(curves, folder / "training.png")
             console.print(f"wrote {folder / 'training.png'}")
     raise typer.Exit(not all(row.passed for of_line in rows.values() for row in of_line))
 

@@ -231,10 +231,10 @@ def test_documented_arguments_have_their_order_and_defaults():
     found = inspect.signature(GlobalMutualInformationLoss).parameters
     assert [(name, p.default) for name, p in found.items()] == [
         ("num_bins", 23), ("sigma_ratio", 0.5), ("reduction", "mean"), ("smooth_nr", 1e-7), ("smooth_dr", 1e-7),
-        ("kernel_type", "gaussian"),
+        ("kernel_type", "gaussian"), ("process_group", None),
     ]  # fmt: skip
     keyword = [name for name, p in found.items() if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    assert keyword == ["kernel_type"]
+    assert keyword == ["kernel_type", "process_group"]
     assert list(inspect.signature(GlobalMutualInformationLoss.forward).parameters) == ["self", "pred", "target"]
     assert "GlobalMutualInformationLoss" in fast.__all__
     assert isinstance(GlobalMutualInformationLoss(), torch.nn.modules.loss._Loss)

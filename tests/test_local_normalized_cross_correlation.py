@@ -423,7 +423,7 @@ def test_spatial_dims_is_another_name_of_ndim(rank):
         ({"ndim": 1, "spatial_dims": 3}, "name the same option, got 1 and 3"),
         ({"ndim": 0}, "ndim must be 1, 2 or 3, got 0"),
         ({"ndim": 4}, "ndim must be 1, 2 or 3, got 4"),
-        ({"spatial_dims": 4}, "ndim must be 1, 2 or 3, got 4"),
+        ({"spatial_dims": 4}, "spatial_dims must be 1, 2 or 3, got 4"),
         ({"kernel_size": 4}, "kernel_size must be odd.*got 4"),
         ({"kernel_size": 0}, "kernel_size must be .* got 0"),
         ({"kernel_size": -3}, "kernel_size must be .* got -3"),

@@ -1,6 +1,7 @@
 """The trials of `twinloss reliability`, at small sizes; what takes a time is measured by the command alone."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from typer.testing import CliRunner
 
 from twinloss.harness import reliability
 from twinloss.harness.cli_reliability import app
-from twinloss.harness.reliability import LINES, Row, as_markdown, lines
+from twinloss.harness.reliability import as_markdown, lines
 
 REPORT = Path(__file__).parents[1] / "reports" / "reliability.md"
 TIMED = ("imports", "first_calls", "large_volumes")
@@ -29,17 +30,18 @@ def test_report_has_a_row_for_each_line_and_none_failed():
 
 
 def test_a_trial_that_raises_is_a_row_that_failed(monkeypatch):
-    def broken(quick):
-        """Does not work."""
-        yield Row("this", "that", True)
+    def broken(name, index, quick):
         raise RuntimeError("no luck")
 
-    monkeypatch.setitem(LINES, "State", [broken])
-    rows = reliability.run(["State"], True, lambda what: None)["State"]
-    assert [(row.tried, row.passed) for row in rows] == [("this", True), ("Does not work.", False)]
-    assert "| State | Does not work. | the trial itself: RuntimeError: no luck | **FAILED** |" in as_markdown(
-        {"State": rows}
-    )
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers, context):
+            super().__init__(workers)
+
+    monkeypatch.setattr(reliability, "_done", broken)
+    monkeypatch.setattr(reliability, "ProcessPoolExecutor", Pool)
+    rows, _ = reliability.run(["State"], True, lambda what: None)
+    assert [row.passed for row in rows["State"]] == [False]
+    assert "the trial itself: RuntimeError: no luck | **FAILED** |" in as_markdown(rows)
 
 
 def test_the_command_runs_the_lines_that_are_named_and_refuses_others(tmp_path):

@@ -6,8 +6,11 @@ a test; the report is made without.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from twinloss.harness.report import machine, versions
 
@@ -53,21 +56,34 @@ def lines() -> dict[str, list[Trial]]:
     return LINES
 
 
-def run(names: Collection[str], quick: bool, tick: Callable[[str], None]) -> dict[str, list[Row]]:
-    """The rows of the lines of these names; a trial that raises is a row that failed."""
+def run(names: Collection[str], quick: bool, tick: Callable[[str], None]) -> tuple[dict[str, list[Row]], list[Any]]:
+    """The rows of the lines of these names, and the curves of trainings.
+
+    Each trial has a process of its own, whose end ends no other, and whose memory none inherits. One that raises, or
+    whose process dies, is a row that failed.
+    """
     made: dict[str, list[Row]] = {}
+    curves: list[Any] = []
     for name in names:
         rows = made.setdefault(name, [])
-        for trial in lines()[name]:
+        for index, trial in enumerate(lines()[name]):
             what = (trial.__doc__ or trial.__name__).splitlines()[0]
             tick(f"{name}: {what}")
             try:
-                for row in trial(quick):
-                    rows.append(row)
-                    tick(f"{name}: {row.tried}")
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                    found, drawn = pool.submit(_done, name, index, quick).result()
+                rows += found
+                curves += drawn
             except Exception as error:
                 rows.append(Row(what, f"the trial itself: {type(error).__name__}: {str(error)[:200]}", False))
-    return made
+    return made, curves
+
+
+def _done(name: str, index: int, quick: bool) -> tuple[list[Row], list[Any]]:
+    rows = list(lines()[name][index](quick))
+    from twinloss.harness.reliability.training import CURVES
+
+    return rows, CURVES
 
 
 def as_markdown(rows: Mapping[str, Sequence[Row]]) -> str:

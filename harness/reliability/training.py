@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -167,6 +167,7 @@ def train(each: Everyday, steps: int, with_peer: bool) -> Curve:
     return curve
 
 
+# Of the last trainings of this process.
 CURVES: list[Curve] = []
 
 
@@ -189,12 +190,12 @@ def trainings(quick: bool) -> Iterator[Row]:
         yield Row(f"{each.name}, {steps} steps", told, last < first and better and alike)
 
 
-def plot(path: Any) -> None:
-    """The curves of the last trainings."""
+def plot(curves: Sequence[Curve], path: Path) -> None:
+    """The curves of trainings."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 8), layout="constrained")
-    for axes, curve in zip(figure.subplots(3, 4).flat, CURVES, strict=False):
+    for axes, curve in zip(figure.subplots(3, 4).flat, curves, strict=False):
         axes.plot(curve.losses, label="twinloss")
         if curve.peer:
             axes.plot(curve.peer, "--", label="MONAI")
