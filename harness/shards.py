@@ -8,7 +8,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, as_completed, wait
@@ -180,7 +179,7 @@ def _cases(part: Part) -> int:
 
 def prepare(processes: int = PROCESSES) -> None:
     """Make a process ready to work beside others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # but for a part of the work, which hands over what it has
+    signal.signal(signal.SIGINT, _note_interruption)
     # Results are the same for any number of threads; those of several processes would wait for each other.
     threads = max(1, (os.cpu_count() or 1) // processes)
     torch.set_num_threads(threads)
@@ -188,36 +187,41 @@ def prepare(processes: int = PROCESSES) -> None:
     real.keep_memory()
 
 
-_interrupted = False
+_interrupted = _at_work = False
 Part = Future[tuple[list[dict[str, Any]], list[str]]]
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Listen to Ctrl-C, which the process is else deaf to; threads other than the main one never hear of it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _note_interruption(*_: object) -> None:
+    """On Ctrl-C a part hands over what it has, and those that are on their way already do nothing."""
+    global _interrupted
+    _interrupted = True
+    if _at_work:
+        raise KeyboardInterrupt
+
+
+def _go_on(what: str = "", cases: int = 0) -> None:
+    """Told of each case: Python drops what a signal raises inside of a destructor, say, but the part ends all the same.
+
+    Raises:
+        KeyboardInterrupt: if there was an interruption.
+    """
+    if _interrupted:
+        raise KeyboardInterrupt
 
 
 def _part(key: str | Wiring, order: Job) -> tuple[list[dict[str, Any]], list[str]]:
     """What came of a job until it ended or was interrupted, but for what no other process can take over."""
-    global _interrupted
+    global _at_work
     work = Work()
-    if _interrupted:  # and this part was on its way already
-        return [], []
+    _at_work = True
     try:
-        with _interruptible():
-            twin = catalogue()[key] if isinstance(key, str) else as_twin(key)
-            _do(work, replace(order, twin=twin), lambda what, cases: None)
-        _interrupted = any(row.interrupted for row in work.rows)
+        _go_on()
+        twin = catalogue()[key] if isinstance(key, str) else as_twin(key)
+        _do(work, replace(order, twin=twin), _go_on)
     except KeyboardInterrupt:
-        _interrupted = True
+        pass  # what there is stands in `work`
+    finally:
+        _at_work = False
     passed_on = [each.name for each in fields(Hunt) if each.name not in ("twin", "kept", "doubtful")]
     return [{each: getattr(row, each) for each in passed_on} for row in work.rows], work.notes
 

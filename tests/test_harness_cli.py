@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from twinloss import __version__
-from twinloss.harness import hunt, real, trial
+from twinloss.harness import hunt, real, shards, trial
 from twinloss.harness.catalogue import TWINS, UnknownLossError, find
 from twinloss.harness.cli import app
 
@@ -103,13 +103,28 @@ def test_a_plain_run_leaves_its_report_beside_the_table(tmp_path, monkeypatch):
 
 
 INTERRUPTED = """
-import os, signal, threading
+import itertools, os, pathlib, signal, threading, time
+from twinloss.harness import hunt, trial
 from twinloss.harness.registration import BENDING_ENERGY
 from twinloss.harness.shards import Job, Work, _in_processes
 
+tried, at_work = itertools.count(), pathlib.Path(__file__).with_suffix(".begun")
+
+def examine(*arguments):
+    if next(tried) == 5:
+        at_work.touch()
+    return trial.examine(*arguments)
+
+hunt.examine = examine  # in the spawned process, which runs this file too
+
+def interrupt():
+    while not at_work.exists():
+        time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
+
 if __name__ == "__main__":
     work = Work()
-    threading.Timer(15, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    threading.Thread(target=interrupt, daemon=True).start()
     try:
         job = Job(BENDING_ENERGY, ("float32",), "generated", 10**6, 0)
         _in_processes(work, [job], lambda what, cases: None, 2)
@@ -123,3 +138,16 @@ def test_interrupted_processes_hand_over_what_they_have_found(tmp_path):
     script.write_text(INTERRUPTED)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.strip() == "[(True, True)]", done.stdout + done.stderr
+
+
+def test_an_interruption_that_python_drops_ends_a_part_at_the_next_case(monkeypatch):
+    monkeypatch.setattr(shards, "_interrupted", False)
+
+    def interrupted(*arguments):
+        shards._interrupted = True
+        return trial.examine(*arguments)
+
+    monkeypatch.setattr(hunt, "examine", interrupted)
+    (row,), _ = shards._part("bending_energy", shards.Job(find("bending_energy"), ("float32",), "generated", 50, 0))
+    assert row["interrupted"]
+    assert row["cases"] <= 1
