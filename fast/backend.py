@@ -22,7 +22,7 @@ def choose(x: torch.Tensor, *constants: torch.Tensor | None) -> Backend:
     """The kernel for float32 and float64 on the CPU; plain torch elsewhere, or when a constant asks for a gradient."""
     if _forced is not None:
         return _forced
-    served = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    served = x.is_cpu and x.dtype in (torch.float32, torch.float64)
     if transformed() or not served or any(t is not None and t.requires_grad for t in constants):
         return "plain"
     return "kernel"

@@ -83,7 +83,7 @@ class BendingEnergyLoss(_Loss):
         voxelwise = checked_reduction(self.reduction) == "none"
         flat = wide.reshape(-1, *[1] * (5 - pred.ndim), *pred.shape[2:])
         if backend.choose(flat) == "kernel":
-            energy = torch.ops.twinloss.bending_energy(flat, weights, step, voxelwise)
+            energy = _bending_energy(flat, weights, step, voxelwise)
         else:
             energy = _plain(flat, weights, step, voxelwise)
         interior = [n - 2 * step for n in pred.shape[2:]]
@@ -227,12 +227,12 @@ def _interior(u: Tensor, weights: Tensor, step: int) -> tuple[int, ...]:
     return (u.shape[0], *(n - 2 * step * (3 - d <= axes) for d, n in enumerate(u.shape[1:])))
 
 
-@torch.library.register_fake("twinloss::bending_energy")
+@_bending_energy.fake
 def _(u: Tensor, weights: Tensor, step: int, voxelwise: bool) -> Tensor:
     return u.new_empty(_interior(u, weights, step)) if voxelwise else u.new_empty(u.shape[:1], dtype=torch.float64)
 
 
-@torch.library.register_fake("twinloss::bending_energy_backward")
+@_bending_energy_backward.fake
 def _(upstream: Tensor, u: Tensor, weights: Tensor, step: int) -> Tensor:
     return torch.empty(u.shape, dtype=u.dtype, device=u.device)
 
@@ -248,8 +248,8 @@ def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         energy = _plain(u, weights, ctx.step, ctx.voxelwise)
         gradient = torch.autograd.grad(energy, u, upstream, create_graph=True)[0]
     else:
-        gradient = torch.ops.twinloss.bending_energy_backward(upstream, u, weights, ctx.step)
+        gradient = _bending_energy_backward(upstream, u, weights, ctx.step)
     return gradient, None, None, None
 
 
-torch.library.register_autograd("twinloss::bending_energy", _backward, setup_context=_setup_context)
+_bending_energy.differentiable(_setup_context, _backward)

@@ -118,7 +118,7 @@ class DiceLoss(SegmentationLoss):
         """The loss of each item and class that takes part, (B, C') or (1, C'), not yet reduced."""
         # D = 2 TP + FP + FN; Jaccard: 2 (D - I) = 2 TP + 2 (FP + FN).
         errors = 2.0 if self.jaccard else 1.0
-        loss = self.class_fraction(sums, voxels, (2.0, errors, errors), self.squared_pred)
+        loss = self.fraction(sums, voxels, (2.0, errors, errors), squared=self.squared_pred)
         return loss if self.weight is None else loss * self.class_weight(loss, voxels)
 
     def class_weight(self, loss: Tensor, voxels: Voxels) -> Tensor:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from twinloss.fast.dice import CompoundDiceLoss
@@ -128,13 +127,17 @@ class DiceCELoss(CompoundDiceLoss):
     def _cross_entropy(self, sums: Statistics, voxels: Voxels) -> Tensor:
         classes = sums.hits.shape[1]
         weight = self.ce_weight if self.weight is None else self.weight
-        w = torch.ones((), dtype=sums.hits.dtype, device=sums.hits.device)
+        w: Tensor | float = 1.0
         if weight is not None:
             w = weight_by_class(weight, classes, sums.hits, "ce_weight" if self.weight is None else "weight")
         if classes == 1:
             total, count = (w * sums.hits + sums.misses).sum(), voxels.counts().sum()
         else:
-            smoothing = self.label_smoothing
-            total = (w * ((1 - smoothing) * sums.hits + smoothing / classes * sums.misses)).sum()
-            count = (w * sums.volume).sum()
+            smoothing, hits = self.label_smoothing, sums.hits
+            if smoothing:
+                hits = (1 - smoothing) * hits + smoothing / classes * sums.misses
+            volume = sums.volume
+            if weight is not None:
+                hits, volume = w * hits, w * volume
+            total, count = hits.sum(), volume.sum()
         return total if self.reduction == "sum" else mean_of(total, count)

@@ -61,15 +61,13 @@ class FocalTerm:
             hits, misses = hits[:, 1:], misses[:, 1:]
         classes = hits.shape[1]
         shape = (1, -1, *[1] * (hits.ndim - 2))
-        positive, negative = torch.ones(classes, dtype=hits.dtype, device=hits.device), None
         if self.alpha is not None:
-            positive = positive * weight_by_class(self.alpha, classes, hits, "alpha")
+            positive = weight_by_class(self.alpha, classes, hits, "alpha").expand(classes)
             negative = 1 - positive
             if not binary and not isinstance(self.alpha, tuple) and voxels.background:
                 positive = torch.cat([negative[:1], positive[1:]])
-        loss = positive.reshape(shape) * hits
-        if binary:
-            loss = loss + (misses if negative is None else negative.reshape(shape) * misses)
+            hits, misses = positive.reshape(shape) * hits, negative.reshape(shape) * misses
+        loss = hits + misses if binary else hits
         if weight is not None:
             scale = weight_by_class(weight, classes, hits)
             loss = loss * (scale.reshape(shape) if scale.ndim else scale)

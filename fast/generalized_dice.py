@@ -10,7 +10,7 @@ from torch import Tensor
 
 from twinloss.fast.arguments import checked_flag, is_one_of
 from twinloss.fast.distributed import ProcessGroup
-from twinloss.fast.segmentation import SegmentationLoss, fraction
+from twinloss.fast.segmentation import SegmentationLoss
 
 
 class GeneralizedDiceLoss(SegmentationLoss):
@@ -95,11 +95,9 @@ class GeneralizedDiceLoss(SegmentationLoss):
         """The loss; see the class for shapes and errors."""
         voxels = self.voxels(input, target)
         sums = voxels.sums(self.activation(input), overlap="minimum" if self.soft_label else "product")
-        tp, fp, fn = self.confusion(sums, voxels)
         volume = sums.volume if voxels.background else sums.volume[:, 1:]
-        w = self._class_weights(volume.sum(0, keepdim=True) if self.batch else volume)
-        overlap, errors = (w * tp).sum(1, keepdim=True), (w * (fp + fn)).sum(1, keepdim=True)
-        return self.reduce(fraction(2 * overlap, errors, self.smooth_nr, self.smooth_dr), input)
+        weight = self._class_weights(volume.sum(0, keepdim=True) if self.batch else volume)
+        return self.reduce(self.fraction(sums, voxels, (2.0, 1.0, 1.0), weight), input)
 
     def _class_weights(self, volume: Tensor) -> Tensor:
         weight = 1 / volume ** {"square": 2, "simple": 1, "uniform": 0}[self.w_type]

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from twinloss.fast.arguments import check_tensors, is_one_of, numbers
-from twinloss.fast.segmentation import SegmentationLoss, ShapeError, fraction
+from twinloss.fast.fraction import Terms, fraction
+from twinloss.fast.segmentation import SegmentationLoss, ShapeError
+from twinloss.fast.statistics import DISTANCE, NEARNESS
 
 
 def checked_distances(dist_matrix: Any) -> tuple[tuple[float, ...], ...]:
@@ -136,14 +138,13 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
             )
         matrix = torch.tensor(self.dist_matrix, dtype=torch.float64, device=input.device)
         sums = self.voxels(input, target).sums("softmax", matrix=matrix)
+        errors, overlap = torch.ones_like(sums.volume), torch.ones_like(sums.volume)
         if self.weighting_mode == "default":
-            errors = sums.distance.sum(1)
-            overlap = 2 * sums.nearness[:, 1:].sum(1)
+            overlap[:, 0] = 0
         else:
-            alpha = 1 / (sums.volume + 1)
-            errors = (alpha * sums.distance).sum(1)
-            overlap = 2 * (alpha * sums.nearness).sum(1)
-        return self.reduced(fraction(overlap, errors, self.smooth_nr, self.smooth_dr), 2).to(input.dtype)
+            errors = overlap = 1 / (sums.volume + 1)
+        terms = Terms(((NEARNESS, 2.0),), ((DISTANCE, 1.0),), self.smooth_nr, self.smooth_dr)
+        return self.reduced(fraction(sums.stack, terms, overlap, errors)[:, 0], 2).to(input.dtype)
 
     def wasserstein_distance_map(self, flat_proba: Tensor, flat_target: Tensor) -> Tensor:
         """Eq. 6 for probabilities (B, C, N) and labels (B, N), with this loss's distances; (B, N)."""

@@ -25,7 +25,7 @@ def joint_histogram(x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) 
     """The joint histogram of the images (B, N) of each item, (B, K, K) float64, adding up to 1."""
     sigma = min(max(sigma, 1e-150), 1e150)  # beyond, the weights stay as they are, but sigma^2 is no number
     if backend.choose(x) == "kernel":
-        return torch.ops.twinloss.joint_histogram(x, y, bins, sigma, kernel)
+        return _joint_histogram(x, y, bins, sigma, kernel)
     return _plain(x, y, bins, sigma, kernel)
 
 
@@ -181,12 +181,12 @@ def _through_the_range(out: Any, histogram: _Histogram, sums: Any) -> None:
                 out[item][attained] -= part / width * bins / np.count_nonzero(attained)
 
 
-@torch.library.register_fake("twinloss::joint_histogram")
+@_joint_histogram.fake
 def _(x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
     return x.new_empty((x.shape[0], bins, bins), dtype=torch.float64)
 
 
-@torch.library.register_fake("twinloss::joint_histogram_backward")
+@_joint_histogram_backward.fake
 def _(gamma: Tensor, x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
@@ -209,12 +209,12 @@ def _backward(ctx: Any, gamma: Tensor) -> tuple[Tensor | None, ...]:
         by_x, by_y = (made[0] if of_x else None), (made[-1] if of_y else None)
     else:
         if of_x:
-            by_x = torch.ops.twinloss.joint_histogram_backward(gamma, x, y, *ctx.plan)
+            by_x = _joint_histogram_backward(gamma, x, y, *ctx.plan)
         if of_y and kernel == "gaussian":
-            by_y = torch.ops.twinloss.joint_histogram_backward(gamma.mT.contiguous(), y, x, *ctx.plan)
+            by_y = _joint_histogram_backward(gamma.mT.contiguous(), y, x, *ctx.plan)
         elif of_y:
             by_y = torch.zeros_like(y)
     return by_x, by_y, None, None, None
 
 
-torch.library.register_autograd("twinloss::joint_histogram", _backward, setup_context=_setup_context)
+_joint_histogram.differentiable(_setup_context, _backward)

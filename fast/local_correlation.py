@@ -25,7 +25,7 @@ def local_correlation(
     if backend.choose(p) == "plain":
         return _plain(p, t, *plan)
     asked = torch.is_grad_enabled() * (p.requires_grad + t.requires_grad)
-    score, _, _ = torch.ops.twinloss.local_correlation(p, t, *plan, asked)
+    score, _, _ = _local_correlation(p, t, *plan, asked)
     return score
 
 
@@ -182,7 +182,7 @@ def _local_correlation_backward(
     return gradient
 
 
-@torch.library.register_fake("twinloss::local_correlation")
+@_local_correlation.fake
 def _(p: Tensor, t: Tensor, *plan: Any) -> tuple[Tensor, Tensor, Tensor]:
     voxelwise, gradients = plan[-2:]
     score = torch.empty(p.shape, dtype=p.dtype) if voxelwise else p.new_empty(p.shape[:1], dtype=torch.float64)
@@ -194,7 +194,7 @@ def _(p: Tensor, t: Tensor, *plan: Any) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-@torch.library.register_fake("twinloss::local_correlation_backward")
+@_local_correlation_backward.fake
 def _(upstream: Tensor, p: Tensor, *_: Any) -> Tensor:
     return torch.empty(p.shape, dtype=p.dtype)
 
@@ -217,12 +217,11 @@ def _backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ..
         for k, gradient in zip(needed, gradients, strict=True):
             made[k] = gradient
     else:
-        backward = torch.ops.twinloss.local_correlation_backward
         if 0 in needed:
-            made[0] = backward(upstream, p, t, kept, kept[:, 1:], *ctx.plan[:3])
+            made[0] = _local_correlation_backward(upstream, p, t, kept, kept[:, 1:], *ctx.plan[:3])
         if 1 in needed:
-            made[1] = backward(upstream, t, p, kept, more, *ctx.plan[:3])
+            made[1] = _local_correlation_backward(upstream, t, p, kept, more, *ctx.plan[:3])
     return *made, *[None] * len(ctx.plan)
 
 
-torch.library.register_autograd("twinloss::local_correlation", _backward, setup_context=_setup_context)
+_local_correlation.differentiable(_setup_context, _backward)

@@ -124,7 +124,7 @@ def _smoothed(image: Tensor, taps: list[float]) -> Tensor:
         return image
     rank = image.ndim - 2
     flat = image.reshape(-1, *[1] * (3 - rank), *image.shape[2:])
-    smooth = torch.ops.twinloss.smooth if backend.choose(flat) == "kernel" else _plain
+    smooth = _smooth if backend.choose(flat) == "kernel" else _plain
     return smooth(flat, taps, rank).reshape(image.shape)
 
 
@@ -164,7 +164,7 @@ def _smooth(images: Tensor, taps: Sequence[float], rank: int) -> Tensor:
     return made
 
 
-@torch.library.register_fake("twinloss::smooth")
+@_smooth.fake
 def _(images: Tensor, taps: Sequence[float], rank: int) -> Tensor:
     return torch.empty(images.shape, dtype=images.dtype, device=images.device)
 
@@ -175,7 +175,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
     # With symmetric taps, and nothing beyond the borders, smoothing is its own adjoint.
-    return torch.ops.twinloss.smooth(upstream, ctx.taps, ctx.rank), None, None
+    return _smooth(upstream, ctx.taps, ctx.rank), None, None
 
 
-torch.library.register_autograd("twinloss::smooth", _backward, setup_context=_setup_context)
+_smooth.differentiable(_setup_context, _backward)

@@ -1,27 +1,109 @@
-"""Python functions that call kernels, as operators of torch."""
+"""Python functions that call kernels, as operators of torch.
+
+An operator is what torch.compile, torch.export and subclasses of tensors see. Its way through torch's dispatcher takes
+longer than a kernel does on a small volume, so that a call that nobody looks into goes straight to the function.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
+from torch.autograd import Function
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+from twinloss.fast import backend
+
+SetupContext = Callable[[Any, tuple[Any, ...], Any], None]
 
 
-def operator(name: str) -> Callable[[Function], Function]:
-    """Make a function what `torch.ops.twinloss.<name>` does on the CPU.
+class Operator:
+    """A function that calls kernels, and `torch.ops.twinloss.<name>` made of it.
 
     This is `torch.library.custom_op` without its guard against torch.compile around each call, which the first one pays
     for with the import of the whole compiler, a second; no compiler looks into an operator in any case.
     """
 
-    def register(function: Function) -> Function:
-        qualified = f"twinloss::{name}"
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        self.name = f"twinloss::{name}"
+        self.function = self.direct = function
         schema = torch.library.infer_schema(function, mutates_args=())
-        torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
-        torch.library.impl(qualified, "cpu", function)
-        return function
+        torch.library.define(self.name, schema, tags=torch.Tag.pt2_compliant_tag)
+        torch.library.impl(self.name, "cpu", function)
+        self.operator = getattr(torch.ops.twinloss, name)
 
-    return register
+    def __call__(self, *arguments: Any) -> Any:
+        """What the function makes of the arguments, with a gradient if it is differentiable."""
+        return (self.operator if _looked_into(arguments) else self.direct)(*arguments)
+
+    def fake(self, function: Callable[..., Any]) -> None:
+        """What the results look like, for arguments without numbers."""
+        torch.library.register_fake(self.name, function)
+
+    def differentiable(self, setup_context: SetupContext, backward: Callable[..., Any]) -> None:
+        """Give it a gradient."""
+        torch.library.register_autograd(self.name, backward, setup_context=setup_context)
+        self.direct = _applied(self.function, setup_context, backward)
+
+
+def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
+    """Make an operator of a function."""
+    return lambda function: Operator(name, function)
+
+
+def apply(function: type[Function]) -> Callable[..., Any]:
+    """`function.apply`, without the signature that torch looks up at each call of a forward that takes no context."""
+    direct = _applied(function.forward, function.setup_context, function.backward)
+
+    def applied(*arguments: Any) -> Any:
+        seen = torch.compiler.is_compiling() or backend.transformed()
+        return (function.apply if seen else direct)(*arguments)
+
+    return applied
+
+
+def on_arrays(formula: Callable[..., Any]) -> Callable[..., Any]:
+    """A formula on a few numbers that NumPy computes where nobody looks: an operator of torch takes five times as long.
+
+    It is written so that it holds for tensors and arrays alike, the first argument being one; autograd must not record
+    it, and its result has axes.
+    """
+
+    @wraps(formula)
+    def compute(*arguments: Any) -> Any:
+        if torch.is_grad_enabled() or not arguments[0].is_cpu or backend.transformed() or _looked_into(arguments):
+            return formula(*arguments)
+        with np.errstate(all="ignore"):
+            made = formula(*(each.numpy() if isinstance(each, Tensor) else each for each in arguments))
+        return torch.from_numpy(made)
+
+    return compute
+
+
+def _applied(function: Callable[..., Any], setup: SetupContext, by_output: Callable[..., Any]) -> Callable[..., Any]:
+    class Direct(Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            output = function(*arguments)
+            setup(ctx, arguments, output)
+            return output
+
+        backward = staticmethod(by_output)
+
+    return Direct.apply
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _looked_into(arguments: tuple[Any, ...]) -> bool:
+    """Whether a compiler, a dispatch mode such as that of fake tensors, or a subclass of tensors is to see a call."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    for each in arguments:  # a generator would take twice as long
+        if isinstance(each, Tensor) and type(each) not in _PLAIN:
+            return True
+    return False

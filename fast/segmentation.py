@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch.nn.modules.loss import _Loss
 
 from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of, numbers
 from twinloss.fast.distributed import ProcessGroup, checked_group, sum_over_ranks
-from twinloss.fast.statistics import Activation, Statistics, ignored, statistics
+from twinloss.fast.fraction import Terms, fraction
+from twinloss.fast.statistics import FN, FP, TP, Activation, Statistics, ignored, statistics
 
 ClassWeight = float | Sequence[float] | np.ndarray | Tensor
 
@@ -25,99 +26,9 @@ class ShapeError(AssertionError, ValueError):
     """Two shapes that must agree do not; documented as AssertionError, caught by newer code as ValueError."""
 
 
-class _Fraction(torch.autograd.Function):
-    """(errors + δ - ν) / (overlap + errors + δ), whose gradient no difference of two large terms spoils.
-
-    Autograd would take 1/M - errors/M² for the slope (overlap + ν)/M², M the denominator, and lose all digits of it
-    where the errors are nearly all there is.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(overlap: Tensor, errors: Tensor, smooth_nr: float, smooth_dr: float) -> Tensor:
-        return (errors + (smooth_dr - smooth_nr)) / (overlap + errors + smooth_dr)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        overlap, errors, *ctx.smoothing = inputs
-        ctx.save_for_backward(overlap, errors, output)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return *_fraction_slopes(upstream[0], *ctx.saved_tensors, *ctx.smoothing), None, None
-
-
-class _ClassFraction(torch.autograd.Function):
-    """The `fraction` of each class from the stacked statistics, of overlap a TP and errors b FP + c FN.
-
-    One node of the graph for all of it: on a few numbers, every node costs more than its arithmetic. TP + FN is the
-    volume, unless the overlap is `squared`, so what moves TP moves FN the other way: the slope in TP, which may cancel,
-    is that of both, and the slope in FN is left to the volume.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        sums: Tensor,
-        factors: tuple[float, float, float],
-        smooth_nr: float,
-        smooth_dr: float,
-        first: int,
-        batch: bool,
-        squared: bool,
-    ) -> Tensor:
-        overlap, errors = _overlap_and_errors(sums, factors, first, batch)
-        return (errors + (smooth_dr - smooth_nr)) / (overlap + errors + smooth_dr)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        sums, *ctx.plan = inputs
-        ctx.save_for_backward(sums, output)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        sums, loss = ctx.saved_tensors
-        (a, b, c), smooth_nr, smooth_dr, first, batch, squared = ctx.plan
-        overlap, errors = _overlap_and_errors(sums, (a, b, c), first, batch)
-        by_overlap, by_errors = _fraction_slopes(upstream[0], overlap, errors, loss, smooth_nr, smooth_dr)
-        by_row = {"tp": a * by_overlap, "fp": b * by_errors, "fn": c * by_errors}
-        if not squared:
-            denominator = overlap + errors + smooth_dr
-            by_both = (a * (errors + smooth_dr) + c * overlap + (c - a) * smooth_nr) / denominator
-            by_row = {"tp": -upstream[0] / denominator * by_both, "fp": b * by_errors, "volume": c * by_errors}
-        slopes = torch.zeros_like(sums)
-        for name, slope in by_row.items():
-            slopes[Statistics._fields.index(name), :, first:] = slope
-        return slopes, *[None] * len(ctx.plan)
-
-
-def _overlap_and_errors(
-    sums: Tensor, factors: tuple[float, float, float], first: int, batch: bool
-) -> tuple[Tensor, Tensor]:
-    rows = sums[:3, :, first:]
-    if batch:
-        rows = rows.sum(1, keepdim=True)
-    return factors[0] * rows[0], factors[1] * rows[1] + factors[2] * rows[2]
-
-
-def _fraction_slopes(
-    upstream: Tensor, overlap: Tensor, errors: Tensor, loss: Tensor, smooth_nr: float, smooth_dr: float
-) -> tuple[Tensor, Tensor]:
-    denominator = overlap + errors + smooth_dr
-    by_denominator = upstream / denominator
-    return -by_denominator * loss, by_denominator * ((overlap + smooth_nr) / denominator)
-
-
 def mean_of(total: Tensor, count: Tensor) -> Tensor:
     """The ratio total / count, and 0 where nothing was counted: a patch that is ignored as a whole teaches nothing."""
     return total / torch.where(count > 0, count, 1)
-
-
-def fraction(overlap: Tensor, errors: Tensor, smooth_nr: float, smooth_dr: float) -> Tensor:
-    """One minus (overlap + ν) / (overlap + errors + δ), as one fraction: 1 - (…) would cancel in a good prediction."""
-    return _Fraction.apply(overlap, errors, smooth_nr, smooth_dr)
 
 
 def checked_reduction(reduction: Any) -> str:
@@ -201,8 +112,7 @@ class Voxels:
             return found
         # Ranks may hold different numbers of items.
         local = found.stack.sum(1, keepdim=True) if self.batch else found.stack
-        stack = sum_over_ranks(local, self.process_group)
-        return Statistics(*stack.unbind(), stack)
+        return replace(found, stack=sum_over_ranks(local, self.process_group))
 
     def cleaned(self) -> tuple[Tensor, Tensor]:
         """Input and target with 0 in the voxels that are ignored."""
@@ -299,17 +209,23 @@ class SegmentationLoss(_Loss):
             return "softmax"
         return "sigmoid" if self.sigmoid else "identity"
 
-    def class_fraction(
-        self, sums: Statistics, voxels: Voxels, factors: tuple[float, float, float], squared: bool = False
+    def fraction(
+        self,
+        sums: Statistics,
+        voxels: Voxels,
+        factors: tuple[float, float, float],
+        weight: Tensor | None = None,
+        squared: bool = False,
     ) -> Tensor:
-        """The loss of the classes that take part, (B, C') or (1, C') with `batch`: overlap a TP, errors b FP + c FN."""
-        first = 0 if voxels.background else 1
-        return _ClassFraction.apply(sums.stack, factors, self.smooth_nr, self.smooth_dr, first, self.batch, squared)
+        """The loss with overlap a TP and errors b FP + c FN, of the classes that take part, (B, C').
 
-    def confusion(self, sums: Statistics, voxels: Voxels) -> tuple[Tensor, ...]:
-        """TP, FP, FN of the classes that take part, each (B, C'), or (1, C') with `batch`."""
-        rows = [row if voxels.background else row[:, 1:] for row in (sums.tp, sums.fp, sums.fn)]
-        return tuple(row.sum(0, keepdim=True) if self.batch else row for row in rows)
+        With a weight of the classes, (B, C'), they are pooled, (B, 1); with `batch` the items are, (1, …).
+        """
+        a, b, c = factors
+        first = 0 if voxels.background else 1
+        smoothing = self.smooth_nr, self.smooth_dr
+        terms = Terms(((TP, a),), ((FP, b), (FN, c)), *smoothing, first, self.batch, complementary=not squared)
+        return fraction(sums.stack, terms, *([] if weight is None else [weight, weight]))
 
     def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
         """Reduce per-item values and give them the input's type."""

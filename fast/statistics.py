@@ -28,6 +28,8 @@ $W_i = \sum_l M_{y_i l} p_{il}$ (Fidon et al. 2017, eq. 6).
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -58,18 +60,37 @@ _WIDENED = {
 }  # fmt: skip
 
 
-class Statistics(NamedTuple):
-    """Sums over the voxels, each (B, C) float64; 0 where they were not asked for; and all of them, (ROWS, B, C)."""
+# The rows of the statistics.
+ROWS = ("tp", "fp", "fn", "hits", "misses", "volume", "distance", "nearness")
+TP, FP, FN, HITS, MISSES, VOLUME, DISTANCE, NEARNESS = range(len(ROWS))
 
-    tp: Tensor
-    fp: Tensor
-    fn: Tensor
-    hits: Tensor
-    misses: Tensor
-    volume: Tensor
-    distance: Tensor
-    nearness: Tensor
+
+@dataclass(frozen=True)
+class Statistics:
+    """Sums over the voxels, float64; 0 where they were not asked for.
+
+    Attributes:
+        stack: all of them, (ROWS, B, C).
+        fixed: whether the target asks for no gradient, so that the volume has none.
+    """
+
     stack: Tensor
+    fixed: bool
+
+    @property
+    def hits(self) -> Tensor:
+        """(B, C)."""
+        return self.stack[HITS]
+
+    @property
+    def misses(self) -> Tensor:
+        """(B, C)."""
+        return self.stack[MISSES]
+
+    @property
+    def volume(self) -> Tensor:
+        """(B, C), off the graph if it is fixed."""
+        return (self.stack.detach() if self.fixed else self.stack)[VOLUME]
 
 
 class _Plan(NamedTuple):
@@ -115,10 +136,10 @@ def statistics(
     """
     plan = _Plan(activation, overlap, surprisal, gamma, labels, ignore_index)
     if backend.choose(x, target, mask, matrix) == "kernel":
-        sums = torch.ops.twinloss.voxel_sums(x, target, mask, matrix, *plan)
+        sums = _voxel_sums(x, target, mask, matrix, *plan)
     else:
         sums = _plain(x, target, mask, matrix, plan)
-    return Statistics(*sums.unbind(), sums)
+    return Statistics(sums, not any(t is not None and t.requires_grad for t in (target, mask)))
 
 
 # --- plain torch: other devices, gradients of the target and the mask, double backward --------------------------------
@@ -331,15 +352,21 @@ def _raise_wrong_labels(target: Tensor, classes: int, ignore_index: int | None) 
 # --- the kernels as torch operators ----------------------------------------------------------------------------------
 
 
+@cache
+def _voxel_kernels() -> Any:
+    """The module of the kernels, which imports Numba: that takes longer than all the rest."""
+    from twinloss.fast.kernels import voxel
+
+    return voxel
+
+
 class _Kernels:
     """How the kernels are called: for the common case, or for any."""
 
     def __init__(self, x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, plan: _Plan) -> None:
-        from twinloss.fast.kernels import voxel  # imports Numba, which takes longer than all the rest
-
-        target = target.to(_WIDENED.get(target.dtype, target.dtype))
+        voxel = _voxel_kernels()
         if target.dtype not in _NATIVE:
-            target = target.to(torch.int64)
+            target = target.to(_WIDENED.get(target.dtype, torch.int64))
         self.x = x.contiguous().numpy()
         real = self.x.dtype.type
         self.matrix = None if matrix is None else matrix.to(x.dtype).numpy()
@@ -388,20 +415,19 @@ def _voxel_sums(
     kernels = _Kernels(x, target, mask, matrix, _Plan(activation, overlap, surprisal, gamma, labels, ignore_index))
     items, classes, voxels = x.shape
     chunks = items * -(-voxels // _CHUNK)
-    rows = len(Statistics._fields) - 1
-    sums = np.zeros((chunks, rows, classes))
-    bad = np.zeros(chunks, np.int64)
+    sums = np.zeros((chunks, len(ROWS), classes))
+    wrong = [0] * chunks
 
     def work(chunk: int) -> None:
         bounds = _chunk_bounds(chunk, voxels)
-        bad[chunk] = kernels.forward(*kernels.before, kernels.matrix, *kernels.after, *bounds, sums[chunk])
+        wrong[chunk] = kernels.forward(*kernels.before, kernels.matrix, *kernels.after, *bounds, sums[chunk])
 
     for_each_chunk(work, chunks)
-    if bad.any():
+    if any(wrong):
         if mask is not None:
             _checked_mask(mask, x)
         _raise_wrong_labels(target, classes, ignore_index)
-    return torch.from_numpy(sums.reshape(items, -1, rows, classes).sum(1).transpose(1, 0, 2).copy())
+    return torch.from_numpy(sums.reshape(items, -1, len(ROWS), classes).sum(1).transpose(1, 0, 2).copy())
 
 
 @operator("voxel_sums_backward")
@@ -418,25 +444,24 @@ def _voxel_sums_backward(
     labels: bool,
     ignore_index: int | None,
 ) -> Tensor:
-    from twinloss.fast.kernels import voxel
-
     plan = _Plan(activation, overlap, surprisal, gamma, labels, ignore_index)
     by_row = slopes.numpy()
-    if x.dtype == torch.float32 and (np.isfinite(by_row) & ~(np.abs(by_row) <= np.finfo(np.float32).max)).any():
-        # A class that all but vanishes, with no smoothing: slopes beyond float32, but not their product with p.
-        return _voxel_sums_backward(slopes, x.double(), target, mask, matrix, *plan).float()
-    kernels = _Kernels(x, target, mask, matrix, plan)
-    gradient = torch.empty(x.shape, dtype=x.dtype)
-    out, voxels = gradient.numpy(), x.shape[2]
-    by_item = [None] * x.shape[0]
+    # TP - FN, the slope in p where g = 1, or TP - 2 FN, that in g where p = 0, may cancel: it is rounded once.
     with np.errstate(all="ignore"):  # of an empty denominator the slopes are infinite
+        hit = by_row[TP] - (2 if overlap == "squared" else 1) * by_row[FN]
+        exact = np.concatenate([by_row, hit[np.newaxis]])
+        kernels = _Kernels(x, target, mask, matrix, plan)
+        slopes_by_row = exact.astype(kernels.x.dtype)
+        if not math.isfinite(slopes_by_row.sum()) and (np.isinf(slopes_by_row) & np.isfinite(exact)).any():
+            # A class that all but vanishes, with no smoothing: slopes beyond float32, but not their product with p.
+            return _voxel_sums_backward(slopes, x.double(), target, mask, matrix, *plan).float()
+        by_item = [None] * x.shape[0]
         if matrix is not None:
             # Probabilities add up to 1, so nearness falls as distance grows: the difference is rounded once.
-            by_distance = by_row[voxel.DISTANCE] - by_row[voxel.NEARNESS]
-            by_item = list((by_distance[:, :, np.newaxis] * matrix.numpy()).astype(out.dtype))
-        # TP - FN, the slope in p where g = 1, or TP - 2 FN, that in g where p = 0, may cancel: it is rounded once.
-        hit = by_row[voxel.TP] - (2 if overlap == "squared" else 1) * by_row[voxel.FN]
-        slopes_by_row = np.concatenate([by_row, hit[np.newaxis]]).astype(out.dtype)
+            by_distance = by_row[DISTANCE] - by_row[NEARNESS]
+            by_item = list((by_distance[:, :, np.newaxis] * matrix.numpy()).astype(kernels.x.dtype))
+    gradient = torch.empty(x.shape, dtype=x.dtype)
+    out, voxels = gradient.numpy(), x.shape[2]
 
     def work(chunk: int) -> None:
         bounds = _chunk_bounds(chunk, voxels)
@@ -446,12 +471,12 @@ def _voxel_sums_backward(
     return gradient
 
 
-@torch.library.register_fake("twinloss::voxel_sums")
+@_voxel_sums.fake
 def _(x: Tensor, *_: object) -> Tensor:
-    return x.new_empty((len(Statistics._fields) - 1, x.shape[0], x.shape[1]), dtype=torch.float64)
+    return x.new_empty((len(ROWS), x.shape[0], x.shape[1]), dtype=torch.float64)
 
 
-@torch.library.register_fake("twinloss::voxel_sums_backward")
+@_voxel_sums_backward.fake
 def _(slopes: Tensor, x: Tensor, *_: object) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
@@ -467,8 +492,8 @@ def _backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
         sums = _plain(x, *constants, _Plan(*ctx.plan))
         gradient = torch.autograd.grad(sums, x, slopes, create_graph=True, materialize_grads=True)[0]
     else:
-        gradient = torch.ops.twinloss.voxel_sums_backward(slopes, x, *constants, *ctx.plan)
+        gradient = _voxel_sums_backward(slopes, x, *constants, *ctx.plan)
     return gradient, *[None] * (len(constants) + len(ctx.plan))
 
 
-torch.library.register_autograd("twinloss::voxel_sums", _backward, setup_context=_setup_context)
+_voxel_sums.differentiable(_setup_context, _backward)

@@ -88,4 +88,4 @@ class TverskyLoss(SegmentationLoss):
         """The loss; see the class for shapes and errors."""
         voxels = self.voxels(input, target)
         sums = voxels.sums(self.activation(input), overlap="minimum" if self.soft_label else "product")
-        return self.reduce(self.class_fraction(sums, voxels, (1.0, self.alpha, self.beta)), input)
+        return self.reduce(self.fraction(sums, voxels, (1.0, self.alpha, self.beta)), input)

@@ -1,0 +1,145 @@
+"""The fraction that Dice, Tversky and their generalisations are; one node of the graph, on a few numbers.
+
+On so few, every node of the graph costs more than its arithmetic.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twinloss.fast.operators import apply, on_arrays
+from twinloss.fast.statistics import FN, TP, VOLUME
+
+
+class Terms(NamedTuple):
+    """What the fraction is made of.
+
+    Attributes:
+        overlap: rows of the statistics, and the factor of each.
+        errors: likewise.
+        smooth_nr: ν.
+        smooth_dr: δ.
+        first: the first class that takes part.
+        batch: whether the items are pooled.
+        complementary: whether TP + FN is the volume: what moves TP then moves FN the other way.
+    """
+
+    overlap: tuple[tuple[int, float], ...]
+    errors: tuple[tuple[int, float], ...]
+    smooth_nr: float
+    smooth_dr: float
+    first: int = 0
+    batch: bool = False
+    complementary: bool = False
+
+
+def fraction(stack: Tensor, terms: Terms, *weights: Tensor) -> Tensor:
+    """One minus (overlap + ν) / (overlap + errors + δ), as one fraction: 1 - (…) would cancel in a good prediction.
+
+    Args:
+        stack: the statistics, (ROWS, B, C).
+        terms: see there.
+        weights: those of the classes in overlap and errors, (1 or B, C'), if the classes are pooled.
+
+    Returns:
+        (B, C'), or (B, 1) if the classes are pooled; B is 1 with `batch`.
+    """
+    return _fraction(stack, *(weights or (None, None)), terms)
+
+
+class _Fraction(torch.autograd.Function):
+    """(errors + δ - ν) / (overlap + errors + δ), whose gradient no difference of two large terms spoils.
+
+    Autograd would take 1/M - errors/M² for the slope (overlap + ν)/M², M the denominator, and lose all digits of it
+    where the errors are nearly all there is.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(stack: Tensor, by_overlap: Tensor | None, by_errors: Tensor | None, terms: Terms) -> Tensor:
+        return _value(stack, by_overlap, by_errors, terms)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.terms = inputs
+        ctx.save_for_backward(*tensors, output)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        weighted = any(ctx.needs_input_grad[1:3])
+        of_weights = _slopes_of_weights(upstream[0], *ctx.saved_tensors, ctx.terms) if weighted else (None, None)
+        return _slopes(upstream[0], *ctx.saved_tensors, ctx.terms), *of_weights, None
+
+
+_fraction = apply(_Fraction)
+
+
+def _by_class(stack: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
+    rows = stack[:, :, terms.first :]
+    if terms.batch:
+        rows = rows.sum(axis=1, keepdims=True)
+    overlap, errors = (
+        sum(factor * rows[row] for row, factor in sorted(part)) for part in (terms.overlap, terms.errors)
+    )
+    return overlap, errors
+
+
+def _pooled(overlap: Tensor, errors: Tensor, *weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    if weights[0] is None:
+        return overlap, errors
+    pooled = ((w * part).sum(axis=1, keepdims=True) for w, part in zip(weights, (overlap, errors), strict=True))
+    return tuple(pooled)
+
+
+@on_arrays
+def _value(stack: Tensor, by_overlap: Tensor | None, by_errors: Tensor | None, terms: Terms) -> Tensor:
+    overlap, errors = _pooled(*_by_class(stack, terms), by_overlap, by_errors)
+    return (errors + (terms.smooth_dr - terms.smooth_nr)) / (overlap + errors + terms.smooth_dr)
+
+
+def _slopes_of_parts(
+    upstream: Tensor, overlap: Tensor, errors: Tensor, loss: Tensor, terms: Terms
+) -> tuple[Tensor, Tensor]:
+    """The slopes in overlap and errors."""
+    denominator = overlap + errors + terms.smooth_dr
+    by_denominator = upstream / denominator
+    return -by_denominator * loss, by_denominator * ((overlap + terms.smooth_nr) / denominator)
+
+
+@on_arrays
+def _slopes(
+    upstream: Tensor, stack: Tensor, w_overlap: Tensor | None, w_errors: Tensor | None, loss: Tensor, terms: Terms
+) -> Tensor:
+    """The slopes in the statistics.
+
+    That in TP and that in FN may cancel: where they are complementary, the first is that of both, and the second is
+    left to the volume.
+    """
+    overlap, errors = _pooled(*_by_class(stack, terms), w_overlap, w_errors)
+    in_overlap, in_errors = _slopes_of_parts(upstream, overlap, errors, loss, terms)
+    by_row = {row: factor * in_errors for row, factor in terms.errors}
+    if terms.complementary:
+        ((_, a),), c, denominator = terms.overlap, dict(terms.errors)[FN], overlap + errors + terms.smooth_dr
+        both = (a * (errors + terms.smooth_dr) + c * overlap + (c - a) * terms.smooth_nr) / denominator
+        by_row[TP], by_row[VOLUME] = -upstream / denominator * both, by_row.pop(FN)
+    else:
+        by_row.update((row, factor * in_overlap) for row, factor in terms.overlap)
+    slopes = (np if isinstance(stack, np.ndarray) else torch).zeros_like(stack)
+    of_overlap = [row for row, _ in terms.overlap]
+    for row, slope in by_row.items():
+        weight = w_overlap if row in of_overlap else w_errors
+        slopes[row, :, terms.first :] = slope if weight is None else weight * slope
+    return slopes
+
+
+def _slopes_of_weights(
+    upstream: Tensor, stack: Tensor, w_overlap: Tensor, w_errors: Tensor, loss: Tensor, terms: Terms
+) -> tuple[Tensor, Tensor]:
+    by_class = _by_class(stack, terms)
+    slopes = _slopes_of_parts(upstream, *_pooled(*by_class, w_overlap, w_errors), loss, terms)
+    return tuple(slope * part for slope, part in zip(slopes, by_class, strict=True))
