@@ -43,12 +43,12 @@ def fraction(stack: Tensor, terms: Terms, *weights: Tensor) -> Tensor:
     Args:
         stack: the statistics, (ROWS, B, C).
         terms: see there.
-        weights: those of the classes in overlap and errors, (1 or B, C'), if the classes are pooled.
+        weights: if the classes are pooled, those of the classes, (1 or B, C'): of overlap and errors, or one for both.
 
     Returns:
         (B, C'), or (B, 1) if the classes are pooled; B is 1 with `batch`.
     """
-    return _fraction(stack, *(weights or (None, None)), terms)
+    return _fraction(stack, *[*weights, None, None][:2], terms)
 
 
 class _Fraction(torch.autograd.Function):
@@ -61,8 +61,8 @@ class _Fraction(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(stack: Tensor, by_overlap: Tensor | None, by_errors: Tensor | None, terms: Terms) -> Tensor:
-        return _value(stack, by_overlap, by_errors, terms)
+    def forward(stack: Tensor, w_overlap: Tensor | None, w_errors: Tensor | None, terms: Terms) -> Tensor:
+        return _value(stack, w_overlap, w_errors, terms)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -83,22 +83,22 @@ def _by_class(stack: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
     rows = stack[:, :, terms.first :]
     if terms.batch:
         rows = rows.sum(axis=1, keepdims=True)
-    overlap, errors = (
-        sum(factor * rows[row] for row, factor in sorted(part)) for part in (terms.overlap, terms.errors)
-    )
+    overlap, errors = (sum(factor * rows[row] for row, factor in part) for part in (terms.overlap, terms.errors))
     return overlap, errors
 
 
-def _pooled(overlap: Tensor, errors: Tensor, *weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    if weights[0] is None:
+def _pooled(
+    overlap: Tensor, errors: Tensor, w_overlap: Tensor | None, w_errors: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    if w_overlap is None:
         return overlap, errors
-    pooled = ((w * part).sum(axis=1, keepdims=True) for w, part in zip(weights, (overlap, errors), strict=True))
-    return tuple(pooled)
+    w_errors = w_overlap if w_errors is None else w_errors
+    return (w_overlap * overlap).sum(axis=1, keepdims=True), (w_errors * errors).sum(axis=1, keepdims=True)
 
 
 @on_arrays
-def _value(stack: Tensor, by_overlap: Tensor | None, by_errors: Tensor | None, terms: Terms) -> Tensor:
-    overlap, errors = _pooled(*_by_class(stack, terms), by_overlap, by_errors)
+def _value(stack: Tensor, w_overlap: Tensor | None, w_errors: Tensor | None, terms: Terms) -> Tensor:
+    overlap, errors = _pooled(*_by_class(stack, terms), w_overlap, w_errors)
     return (errors + (terms.smooth_dr - terms.smooth_nr)) / (overlap + errors + terms.smooth_dr)
 
 
@@ -130,6 +130,7 @@ def _slopes(
     else:
         by_row.update((row, factor * in_overlap) for row, factor in terms.overlap)
     slopes = (np if isinstance(stack, np.ndarray) else torch).zeros_like(stack)
+    w_errors = w_overlap if w_errors is None else w_errors
     of_overlap = [row for row, _ in terms.overlap]
     for row, slope in by_row.items():
         weight = w_overlap if row in of_overlap else w_errors
@@ -138,8 +139,9 @@ def _slopes(
 
 
 def _slopes_of_weights(
-    upstream: Tensor, stack: Tensor, w_overlap: Tensor, w_errors: Tensor, loss: Tensor, terms: Terms
-) -> tuple[Tensor, Tensor]:
-    by_class = _by_class(stack, terms)
-    slopes = _slopes_of_parts(upstream, *_pooled(*by_class, w_overlap, w_errors), loss, terms)
-    return tuple(slope * part for slope, part in zip(slopes, by_class, strict=True))
+    upstream: Tensor, stack: Tensor, w_overlap: Tensor, w_errors: Tensor | None, loss: Tensor, terms: Terms
+) -> tuple[Tensor, Tensor | None]:
+    overlap, errors = _by_class(stack, terms)
+    in_overlap, in_errors = _slopes_of_parts(upstream, *_pooled(overlap, errors, w_overlap, w_errors), loss, terms)
+    in_overlap, in_errors = in_overlap * overlap, in_errors * errors
+    return (in_overlap + in_errors, None) if w_errors is None else (in_overlap, in_errors)

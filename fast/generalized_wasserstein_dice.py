@@ -138,13 +138,13 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
             )
         matrix = torch.tensor(self.dist_matrix, dtype=torch.float64, device=input.device)
         sums = self.voxels(input, target).sums("softmax", matrix=matrix)
-        errors, overlap = torch.ones_like(sums.volume), torch.ones_like(sums.volume)
         if self.weighting_mode == "default":
-            overlap[:, 0] = 0
+            everywhere = torch.ones_like(sums.volume)
+            weights = [(torch.arange(everywhere.shape[1], device=everywhere.device) > 0) * everywhere, everywhere]
         else:
-            errors = overlap = 1 / (sums.volume + 1)
+            weights = [1 / (sums.volume + 1)]
         terms = Terms(((NEARNESS, 2.0),), ((DISTANCE, 1.0),), self.smooth_nr, self.smooth_dr)
-        return self.reduced(fraction(sums.stack, terms, overlap, errors)[:, 0], 2).to(input.dtype)
+        return self.reduced(fraction(sums.stack, terms, *weights)[:, 0], 2).to(input.dtype)
 
     def wasserstein_distance_map(self, flat_proba: Tensor, flat_target: Tensor) -> Tensor:
         """Eq. 6 for probabilities (B, C, N) and labels (B, N), with this loss's distances; (B, N)."""

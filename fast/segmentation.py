@@ -225,7 +225,7 @@ class SegmentationLoss(_Loss):
         first = 0 if voxels.background else 1
         smoothing = self.smooth_nr, self.smooth_dr
         terms = Terms(((TP, a),), ((FP, b), (FN, c)), *smoothing, first, self.batch, complementary=not squared)
-        return fraction(sums.stack, terms, *([] if weight is None else [weight, weight]))
+        return fraction(sums.stack, terms, *([] if weight is None else [weight]))
 
     def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
         """Reduce per-item values and give them the input's type."""
