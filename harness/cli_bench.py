@@ -76,7 +76,8 @@ def bench(
     from twinloss.harness.bench.session import Session
 
     count = threads or torch.get_num_threads()
-    wanted = (made.sweep if sweep else made.base_cases)(twins, count, size, where)
+    kind = "base" if size == made.BASE and count == torch.get_num_threads() else "custom"
+    wanted = (made.sweep if sweep else made.base_cases)(twins, count, size, where, kind)
     stem = "benchmarks" if where == "cpu" else f"benchmarks-{where}"
     path = folder / f"{stem}.json" if folder else None
     records = load(path) if path else Records()

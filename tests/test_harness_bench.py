@@ -118,6 +118,16 @@ def test_a_later_run_replaces_its_cases_and_keeps_the_others(tmp_path):
     assert load(tmp_path / "none.json") == Records()
 
 
+def test_a_case_of_another_size_is_no_base_case_and_takes_no_place_of_the_sweep():
+    kept = Records([made("dice", twinloss=2, MONAI=8), made("dice", "size", 32, twinloss=2, MONAI=8)])
+    kept.put(made("dice", "custom", 32, twinloss=1, MONAI=8))
+    kept.put(made("focal", "custom", 32, twinloss=1, MONAI=8))
+    assert [each.case.loss for each in kept.base] == ["dice"]
+    assert kept.outcomes[1].case.kind == "size"
+    assert kept.outcomes[1].times[FAST].median_ms == 1
+    assert Records(kept.outcomes[2:]).base == kept.outcomes[2:]
+
+
 def test_the_command_writes_adds_and_resumes(tmp_path):
     for loss in NAMES:
         done = quick(loss, "--out", str(tmp_path))

@@ -82,18 +82,20 @@ class Case:
         return int(self.batch * self.size**3)
 
 
-def base_cases(twins: Sequence[Twin], threads: int, size: int = BASE, device: str = "cpu") -> list[Case]:
-    """Each line of each loss once."""
+def base_cases(
+    twins: Sequence[Twin], threads: int, size: int = BASE, device: str = "cpu", kind: str = "base"
+) -> list[Case]:
+    """Each line of each loss once; of the kind "custom" if size or threads are not those of the report."""
     return [
-        Case(twin.name, line.name, size, line.batch, line.classes, threads, device=device)
+        Case(twin.name, line.name, size, line.batch, line.classes, threads, device=device, kind=kind)
         for twin in twins
         for line in twin.benches
     ]
 
 
-def sweep(twins: Sequence[Twin], threads: int, base: int = BASE, device: str = "cpu") -> list[Case]:
+def sweep(twins: Sequence[Twin], threads: int, size: int = BASE, device: str = "cpu", kind: str = "base") -> list[Case]:
     """The base cases, then those that differ from them; the largest last, as what came before foretells them."""
-    cases = base_cases(twins, threads, base, device)
+    cases = base_cases(twins, threads, size, device, kind)
     varied = [case for first in cases if first.line.swept for case in _varied(first)]
     return cases + sorted(varied, key=lambda case: case.voxels * (case.classes or 1))
 

@@ -34,7 +34,7 @@ def write(records: Records, folder: Path, stem: str) -> list[Path]:
 
 def speed_up(axes: Axes, records: Records) -> bool:
     """A bar for each loss at the base case."""
-    losses = by_loss(records.of_kind("base"))
+    losses = by_loss(records.base)
     axes.bar(range(len(losses)), list(losses.values()))
     axes.set_xticks(range(len(losses)), list(losses), rotation=45, ha="right", fontsize=8)
     axes.set_yscale("log")
@@ -91,7 +91,7 @@ def memory_by_volume(axes: Axes, records: Records) -> bool:
 
 def roofline(axes: Axes, records: Records) -> bool:
     """GB/s that each base case moves, over the exponentials that come with each byte, under what the machine allows."""
-    base = [each for each in records.of_kind("base") if FAST in each.times and rates_of(each) and each.case.line.work]
+    base = [each for each in records.base if FAST in each.times and rates_of(each) and each.case.line.work]
     if not base:
         return False
     rates = rates_of(base[-1])

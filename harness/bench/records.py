@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +81,11 @@ class Records:
     outcomes: list[Outcome] = field(default_factory=list)
 
     def put(self, outcome: Outcome) -> None:
-        """Add an outcome, or replace that of the same case."""
+        """Add an outcome, or replace that of the same case, which stays of its kind."""
         places = [i for i, known in enumerate(self.outcomes) if key(known.case) == key(outcome.case)]
         if places:
-            self.outcomes[places[0]] = outcome
+            kind = self.outcomes[places[0]].case.kind
+            self.outcomes[places[0]] = replace(outcome, case=replace(outcome.case, kind=kind))
         else:
             self.outcomes.append(outcome)
 
@@ -96,9 +97,14 @@ class Records:
         """Those of some kinds."""
         return [each for each in self.outcomes if each.case.kind in kinds]
 
+    @property
+    def base(self) -> list[Outcome]:
+        """The base cases; if there are none, those of a size that was asked for."""
+        return self.of_kind("base") or self.of_kind("custom")
+
     def base_of(self, case: Case) -> Outcome | None:
         """The base case of the same line."""
-        return next((each for each in self.of_kind("base") if each.case.title == case.title), None)
+        return next((each for each in self.base if each.case.title == case.title), None)
 
     def save(self, path: Path) -> None:
         """Write all; the file is never half written."""

@@ -74,7 +74,7 @@ def screen(outcomes: Sequence[Outcome]) -> Table:
 
 def summary(records: Records) -> list[str]:
     """What it comes to, beside what is wanted."""
-    base = [each for each in records.of_kind("base") if each.speed_up is not None]
+    base = [each for each in records.base if each.speed_up is not None]
     if not base:
         return ["No base case has been timed beside a competitor."]
     losses = by_loss(base)
@@ -153,7 +153,7 @@ def _left_out(records: Records) -> list[str]:
 
 
 def _work(records: Records) -> list[str]:
-    lines = {each.case.title: each.case.line.work for each in records.of_kind("base")}
+    lines = {each.case.title: each.case.line.work for each in records.base}
     return [f"* {title}: {work.formula}" for title, work in lines.items() if work]
 
 
@@ -173,8 +173,8 @@ machine needs to move the bytes, or to compute the exponentials, that the loss c
 
 def as_markdown(records: Records, figures: Sequence[str] = ()) -> str:
     """The report."""
-    base = records.of_kind("base")
-    swept = [each for each in records.outcomes if each.case.kind != "base"]
+    base = records.base
+    swept = [each for each in records.outcomes if each not in base]
     lines = ["# Benchmarks", INTRODUCTION, *_machines(records), "## Summary", "", *summary(records), ""]
     lines += [f"![{name}]({name})" for name in figures] + [""] * bool(figures)
     lines += ["## Base cases", "", *_table(COLUMNS, (row for each in base for row in _rows(each)), 2)]

@@ -70,7 +70,7 @@ class Session:
     def _weighed(self, timed: Outcome) -> list[str]:
         if not self.weighed:
             return []
-        return [name for name in timed.times if timed.case.kind == "base" or name == FAST]
+        return [name for name in timed.times if timed.case.kind in ("base", "custom") or name == FAST]
 
     def _memory(self, case: Case, name: str) -> float | None:
         self.tick(f"{case}: memory of {name}", 0)
@@ -79,7 +79,7 @@ class Session:
     def excuse(self, case: Case, name: str) -> str | None:
         """Why a competitor need not be tried, by what came of it at the base case."""
         base = self.records.base_of(case)
-        if case.kind == "base" or base is None or name not in base.times:
+        if case.kind in ("base", "custom") or base is None or name not in base.times:
             return None
         larger = case.voxels * (case.classes or 1) / (base.case.voxels * (base.case.classes or 1))
         seconds = base.times[name].median_ms * 1e-3 * larger
