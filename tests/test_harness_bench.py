@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from twinloss import fast
 from twinloss.fast import backend
-from twinloss.harness.bench import memory, records, report, roofline, session
+from twinloss.harness.bench import memory, records, report, roofline, session, timing
 from twinloss.harness.bench.cases import Case, base_cases, sweep
 from twinloss.harness.bench.competitors import COMPILED, EAGER, FAST, PLAIN, PLAIN_COMPILED, names, step_of
 from twinloss.harness.bench.records import Outcome, Records, Run, by_loss, geometric_mean, load
@@ -175,6 +175,13 @@ def test_a_library_that_is_missing_or_fails_is_left_out_with_the_reason(monkeypa
     assert left_out[SMP].startswith("RuntimeError: ")
     text = report.as_markdown(Records([Outcome(case, RUN, taken, {}, left_out)]))
     assert "kornia: not installed: No module named 'kornia'" in text
+
+
+def test_a_competitor_whose_steps_are_too_slow_is_left_out(monkeypatch):
+    monkeypatch.setattr(timing, "TOO_SLOW", 0.0)
+    taken, left_out = times(base_cases([find("dice")], 1, 8)[0], [EAGER], 0.01)
+    assert not taken
+    assert left_out[EAGER].startswith("a step takes ")
 
 
 def test_a_gpu_that_is_not_there_is_told(monkeypatch):
