@@ -8,17 +8,15 @@ from typing import Any
 import numpy as np
 
 from twinloss import fast, reference
+from twinloss.harness import peers
 from twinloss.harness import segmentation as seg
 from twinloss.harness import segmentation_laws as laws
-from twinloss.harness import workload
 from twinloss.harness.generate import segmentation
 from twinloss.harness.protocol import PROTOCOL
 from twinloss.harness.real import LABELS, LABELS_IN_MASK, SOFT_LABELS, SOFT_LABELS_IN_MASK
 from twinloss.harness.registration import BENDING_ENERGY, GLOBAL_MUTUAL_INFORMATION, LNCC, MULTI_SCALE
 from twinloss.harness.twin import Twin
-from twinloss.harness.workload import bench
-
-BENCH = {"softmax": True, "to_onehot_y": True}
+from twinloss.harness.workload import labelled
 
 DICE = Twin(
     name="dice",
@@ -37,7 +35,7 @@ DICE = Twin(
     kinks=seg.ties_matter,
     laws=laws.SEGMENTATION + laws.JACCARD + laws.WEIGHT + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
-    benches=(bench(workload.segmentation, "DiceLoss", BENCH),),
+    benches=(labelled("DiceLoss", others=peers.dice),),
 )  # fmt: skip
 
 MASKED_DICE = Twin(
@@ -56,7 +54,7 @@ MASKED_DICE = Twin(
     kinks=seg.ties_matter,
     laws=laws.SEGMENTATION + laws.JACCARD + laws.WEIGHT + laws.MASKED + PROTOCOL,
     real=(LABELS_IN_MASK, SOFT_LABELS_IN_MASK),
-    benches=(bench(workload.masked_segmentation, "MaskedDiceLoss", BENCH),),
+    benches=(labelled("MaskedDiceLoss", masked=True, note="MONAI masks the logits before their softmax"),),
 )
 
 TVERSKY = Twin(
@@ -76,7 +74,7 @@ TVERSKY = Twin(
     kinks=seg.ties_matter,
     laws=laws.SEGMENTATION + laws.TVERSKY + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
-    benches=(bench(workload.segmentation, "TverskyLoss", BENCH),),
+    benches=(labelled("TverskyLoss", others=peers.tversky),),
 )  # fmt: skip
 
 GENERALIZED_DICE = Twin(
@@ -96,10 +94,18 @@ GENERALIZED_DICE = Twin(
     kinks=seg.ties_matter,
     laws=laws.SEGMENTATION + laws.GENERALIZED + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
-    benches=(bench(workload.segmentation, "GeneralizedDiceLoss", BENCH),),
+    benches=(labelled("GeneralizedDiceLoss"),),
 )  # fmt: skip
 
 FOUR_CLASSES = [[0.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.5, 0.5], [1.0, 0.5, 0.0, 0.25], [1.0, 0.5, 0.25, 0.0]]
+
+
+def distances(classes: int) -> list[list[float]]:
+    """Between classes of which the first is the background, whence all are as far."""
+    if classes == 4:
+        return FOUR_CLASSES
+    return [[0.0 if i == j else 0.5 if i and j else 1.0 for j in range(classes)] for i in range(classes)]
+
 
 GENERALIZED_WASSERSTEIN_DICE = Twin(
     name="generalized_wasserstein_dice",
@@ -121,10 +127,10 @@ GENERALIZED_WASSERSTEIN_DICE = Twin(
         LABELS.having("labels, GDL", dist_matrix=FOUR_CLASSES, weighting_mode="GDL"),
     ),
     benches=(
-        bench(
-            workload.segmentation, "GeneralizedWassersteinDiceLoss",
-            {"dist_matrix": FOUR_CLASSES},
-            {"dist_matrix": np.array(FOUR_CLASSES, np.float32)},
+        labelled(
+            "GeneralizedWassersteinDiceLoss",
+            lambda n: {"dist_matrix": distances(n)},
+            lambda n: {"dist_matrix": np.array(distances(n), np.float32)},
         ),
     ),
 )  # fmt: skip
@@ -141,7 +147,13 @@ FOCAL = Twin(
     laws=laws.FOCAL + PROTOCOL,
     real=(LABELS.having(to_onehot_y=True), SOFT_LABELS.having(include_background=False)),
     benches=(
-        bench(workload.segmentation, "FocalLoss", {"to_onehot_y": True}, {"to_onehot_y": True, "use_softmax": True}),
+        labelled(
+            "FocalLoss",
+            lambda n: {"to_onehot_y": n > 1},
+            lambda n: {"to_onehot_y": n > 1, "use_softmax": n > 1},
+            others=peers.focal,
+            note="segmentation_models_pytorch takes each class for itself, by a sigmoid",
+        ),
     ),
 )
 
@@ -172,7 +184,7 @@ DICE_CE = Twin(
     kinks=seg.ties_matter,
     laws=laws.DICE_CE + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
-    benches=(bench(workload.segmentation, "DiceCELoss", BENCH),),
+    benches=(labelled("DiceCELoss", others=peers.cross_entropy),),
 )  # fmt: skip
 
 DICE_FOCAL = Twin(
@@ -192,10 +204,9 @@ DICE_FOCAL = Twin(
     laws=laws.DICE_FOCAL + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
     benches=(
-        bench(
-            workload.segmentation,
+        labelled(
             "DiceFocalLoss",
-            BENCH,
+            others=peers.cross_entropy,
             note="MONAI's focal term is that of a sigmoid, twinloss's that of a softmax",
         ),
     ),

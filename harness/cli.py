@@ -45,7 +45,12 @@ if not console.is_terminal:
 
 def main() -> None:
     """Run the command."""
-    from twinloss.harness import cli_check, cli_diagnose, cli_reliability  # noqa: F401  they register themselves
+    from twinloss.harness import (  # noqa: F401  they register themselves
+        cli_bench,
+        cli_check,
+        cli_diagnose,
+        cli_reliability,
+    )
 
     app()
 
@@ -209,34 +214,3 @@ def list_losses(losses: Losses = None) -> None:
         for name, values in twin.options.items():
             made.add_row(name, label(values[0]), ", ".join(label(value) for value in values[1:]))
         console.print(made)
-
-
-BENCH_EPILOG = """
-[bold]Examples[/]
-
-twinloss bench dice
-
-twinloss bench --rounds 30 --out reports     also reports/benchmarks.md and reports/benchmarks.json
-"""
-
-
-@app.command(epilog=BENCH_EPILOG)
-def bench(
-    losses: Losses = None,
-    rounds: Annotated[int, typer.Option(min=2, help="Rounds; the competitors take turns in each.")] = 15,
-    size: Annotated[int, typer.Option(min=8, help="Edge of the cube of voxels.")] = 96,
-    compiled: Annotated[bool, typer.Option(help="Also MONAI under torch.compile.")] = True,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write benchmarks.md and .json.")] = None,
-) -> None:
-    """Time forward and backward of the fast losses beside MONAI's, and measure their memory."""
-    twins, folder = named_twins(losses), writable(out) if out else None
-    from twinloss.harness import bench as benches
-
-    try:
-        results = benches.run(twins, size, rounds, compiled)
-    except ImportError as error:
-        console.print(f"bench needs MONAI to compare with: {error}. Run: pip install monai", style="red", markup=False)
-        raise typer.Exit(1) from error
-    console.print(benches.table(results, size))
-    for path in benches.write(results, size, folder) if folder else ():
-        console.print(f"wrote {path}")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from twinloss import fast, reference
+from twinloss.harness import peers, terms, workload
 from twinloss.harness import registration_laws as laws
-from twinloss.harness import terms, workload
 from twinloss.harness.images import displacements, image_pair
+from twinloss.harness.line import Bench, Work
 from twinloss.harness.protocol import PROTOCOL
 from twinloss.harness.real import RealCase
-from twinloss.harness.twin import Array, Bench, PerCase, Sizes, Twin
+from twinloss.harness.twin import Array, PerCase, Sizes, Twin
 from twinloss.harness.workload import bench
 
 REDUCTION = {"reduction": ("mean", "sum", "none")}
@@ -61,7 +63,10 @@ BENDING_ENERGY = Twin(
     laws=laws.BENDING_ENERGY + PROTOCOL,
     real=(FIELD,),
     benches=(
-        bench(workload.displacement, "BendingEnergyLoss", {}),
+        bench(
+            workload.displacement, "BendingEnergyLoss", {},
+            work=Work(9, 0, 0, "three components read twice, their gradient written once"),
+        ),
     ),
 )  # fmt: skip
 
@@ -90,7 +95,12 @@ LNCC = Twin(
     laws=laws.LNCC + PROTOCOL,
     real=(PAIR,),
     benches=tuple(
-        bench(workload.images, "LocalNormalizedCrossCorrelationLoss", {"kernel_size": k}, name=f"k = {k}")
+        bench(
+            workload.images, "LocalNormalizedCrossCorrelationLoss", {"kernel_size": k},
+            name=f"k = {k}", memory=8.0, swept=k == 9, others={"voxelmorph": partial(peers.voxelmorph_ncc, k)},
+            work=Work(5, 0, 0, "two images read twice, one gradient written; no intermediate image is counted"),
+            note="voxelmorph squares and averages likewise, with another smoothing",
+        )
         for k in (3, 9, 21)
     ),
 )  # fmt: skip
@@ -116,7 +126,13 @@ GLOBAL_MUTUAL_INFORMATION = Twin(
     kinks=lambda options: True,
     laws=laws.MUTUAL_INFORMATION + PROTOCOL,
     real=(T1_AND_GREY,),
-    benches=(bench(workload.images, "GlobalMutualInformationLoss", {}),),
+    benches=(
+        bench(
+            workload.images, "GlobalMutualInformationLoss", {}, memory=2.0, others={"kornia": peers.kornia_information},
+            work=Work(5, 0, 0, "two images read twice, one gradient written; the histogram stays in the cache"),
+            note="kornia's windows reach one bin to either side and are no Gaussians",
+        ),
+    ),
 )  # fmt: skip
 
 
@@ -188,7 +204,11 @@ MULTI_SCALE = Twin(
     benches=(
         Bench(
             workload.images, {"kernel_size": 9, "scales": [0, 1, 2]}, _monai_multi_scale,
-            "LNCC, k = 9, scales 0, 1, 2",
+            "LNCC, k = 9, scales 0, 1, 2", memory=8.0,
+            work=Work(
+                3 * 5 + 2 * 3 * 2, 0, 0,
+                "LNCC three times; for two scales, two images and one gradient read and written to be smoothed",
+            ),
         ),
     ),
 )  # fmt: skip

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
     from twinloss.harness.laws import Law
+    from twinloss.harness.line import Bench
     from twinloss.harness.real import RealCase
     from twinloss.harness.truth import Truth
 
@@ -165,25 +166,6 @@ class Case:
         """The same with every operand's numbers changed alike, contiguous."""
         operands = {k: Operand(change(o.values).copy(), o.dtype) for k, o in self.operands.items()}
         return replace(self, operands=operands)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A line of the benchmark.
-
-    Attributes:
-        operands: the float32 arguments for a cube of voxels of that edge, the same in every call.
-        options: of the fast loss.
-        peer: MONAI's loss of the same task, given the module `monai.losses`; or None.
-        name: what tells it from other lines of the same loss.
-        note: what the competitors do not compute alike, in words.
-    """
-
-    operands: Callable[[int], tuple[torch.Tensor, ...]]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    peer: Callable[[Any], Callable[..., torch.Tensor]] | None = None
-    name: str = ""
-    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,62 +1,101 @@
-"""What the benchmark feeds to losses: float32 arguments on a cube of voxels, and MONAI's loss of the same task."""
+"""What the benchmark feeds to losses: float32 arguments on a cube, and other libraries' losses of the task."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
-from twinloss.harness.twin import Bench
+from twinloss.harness.line import Bench, Loss, Work
 
 BATCH, CLASSES = 2, 4
+Options = Callable[[int], Mapping[str, Any]]
+Others = Callable[[int], Mapping[str, Callable[[], Loss]]]
 
 
 def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def segmentation(size: int) -> tuple[torch.Tensor, ...]:
-    """Logits of two items and four classes, and labels."""
+def segmentation(size: int, batch: int = BATCH, classes: int = CLASSES) -> tuple[torch.Tensor, ...]:
+    """Logits, and labels; one class is foreground or not."""
     generator, cube = _generator(), (size, size, size)
-    logits = torch.randn(BATCH, CLASSES, *cube, generator=generator)
-    return logits, torch.randint(CLASSES, (BATCH, 1, *cube), generator=generator)
+    logits = torch.randn(batch, classes, *cube, generator=generator)
+    return logits, torch.randint(max(classes, 2), (batch, 1, *cube), generator=generator)
 
 
-def masked_segmentation(size: int) -> tuple[torch.Tensor, ...]:
+def masked_segmentation(size: int, batch: int = BATCH, classes: int = CLASSES) -> tuple[torch.Tensor, ...]:
     """The same, and a mask of half the voxels."""
-    mask = torch.randint(2, (BATCH, 1, size, size, size), generator=_generator()).float()
-    return *segmentation(size), mask
+    mask = torch.randint(2, (batch, 1, size, size, size), generator=_generator()).float()
+    return *segmentation(size, batch, classes), mask
 
 
-def images(size: int) -> tuple[torch.Tensor, ...]:
+def images(size: int, batch: int = 1) -> tuple[torch.Tensor, ...]:
     """Two images with intensities in [0, 1] that have half their variation in common."""
-    shared, first, second = torch.rand(3, 1, 1, size, size, size, generator=_generator())
+    shared, first, second = torch.rand(3, batch, 1, size, size, size, generator=_generator())
     return (shared + first) / 2, (shared + second) / 2
 
 
-def displacement(size: int) -> tuple[torch.Tensor, ...]:
+def displacement(size: int, batch: int = 1) -> tuple[torch.Tensor, ...]:
     """A field of displacements of about a voxel."""
-    return (torch.randn(1, 3, size, size, size, generator=_generator()),)
+    return (torch.randn(batch, 3, size, size, size, generator=_generator()),)
 
 
-def of_monai(name: str, options: Mapping[str, Any]) -> Callable[[Any], Callable[..., torch.Tensor]]:
+def of_monai(name: str, options: Mapping[str, Any]) -> Callable[[Any], Loss]:
     """How to build MONAI's loss of a name from its module of losses."""
 
-    def build(losses: Any) -> Callable[..., torch.Tensor]:
-        made: Callable[..., torch.Tensor] = getattr(losses, name)(**options)
+    def build(losses: Any) -> Loss:
+        made: Loss = getattr(losses, name)(**options)
         return made
 
     return build
 
 
 def bench(
-    operands: Callable[[int], tuple[torch.Tensor, ...]],
-    monai: str,
-    options: Mapping[str, Any],
-    monai_options: Mapping[str, Any] | None = None,
-    **more: str,
+    operands: Callable[..., tuple[torch.Tensor, ...]], monai: str, options: Mapping[str, Any], **more: Any
 ) -> Bench:
-    """A line of the benchmark, the peer's options being ours where they do not go by other names."""
-    theirs = options if monai_options is None else monai_options
-    return Bench(operands, options, of_monai(monai, theirs), **more)
+    """A line of the benchmark where MONAI's options are ours."""
+    return Bench(operands, options, of_monai(monai, options), **more)
+
+
+def usual(classes: int) -> Mapping[str, Any]:
+    """Labels, and logits of a softmax, or of a sigmoid if there is one class."""
+    return {"softmax": True, "to_onehot_y": True} if classes > 1 else {"sigmoid": True}
+
+
+def no_others(classes: int) -> Mapping[str, Callable[[], Loss]]:
+    """No library but MONAI has the loss."""
+    return {}
+
+
+def labelled(
+    monai: str,
+    ours: Options = usual,
+    theirs: Options | None = None,
+    *,
+    others: Others = no_others,
+    masked: bool = False,
+    classes: int = CLASSES,
+    note: str = "",
+) -> Bench:
+    """A line of a segmentation loss, its options and its peer's by the number of classes."""
+    return Bench(
+        partial(masked_segmentation if masked else segmentation, classes=classes),
+        ours(classes),
+        of_monai(monai, (theirs or ours)(classes)),
+        note=note,
+        others=others(classes),
+        work=_work_of_labels(classes, masked),
+        batch=BATCH,
+        classes=classes,
+        of_classes=lambda n: labelled(monai, ours, theirs, others=others, masked=masked, classes=n, note=note),
+    )
+
+
+def _work_of_labels(classes: int, masked: bool) -> Work:
+    formula = "logits read twice, gradient written once, int64 labels read twice; C exponentials forward, C backward"
+    if masked:
+        return Work(3 * classes, 2 * (8 + 4), 2 * classes, f"{formula}; float32 mask read twice")
+    return Work(3 * classes, 2 * 8, 2 * classes, formula)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from twinloss import fast
-from twinloss.harness.bench import _status
+from twinloss.harness.bench.memory import status
 from twinloss.harness.real import keep_memory
 from twinloss.harness.reliability import Row, line
 from twinloss.harness.reliability.everyday import step
@@ -52,7 +52,7 @@ def large_volumes(quick: bool) -> Iterator[Row]:
         size = 112 if quick else large
         small = seconds_of(loss, channels, 96, 0.5 if quick else 2.0) / 96**3
         big = seconds_of(loss, channels, size, 0.1) / size**3
-        peak = _status("VmHWM") / GIB
+        peak = status("VmHWM") / GIB
         yield Row(
             f"{name}, {size}³, forward and backward",
             f"{big * 1e9:.1f} ns for each voxel, {big / small:.2f} of that at 96³; {peak:.1f} GiB of memory in all",

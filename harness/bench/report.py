@@ -1,0 +1,198 @@
+"""The figures for people: benchmarks.md, and the table on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from twinloss.harness.bench import plots
+from twinloss.harness.bench.competitors import FAST
+from twinloss.harness.bench.records import Outcome, Records, by_loss, geometric_mean, rates_of
+from twinloss.harness.bench.roofline import Floor, floor
+from twinloss.harness.catalogue import TWINS
+
+WANTED_MEAN, WANTED_LEAST = 4.0, 1.5
+COLUMNS = ("case", "implementation", "best ms", "median ms", "quartiles ms", "median / twinloss's", "memory / gradient")
+SWEPT = ("case", "twinloss ms", "fastest competitor", "ms", "speed-up", "memory / gradient", "least ms", "of it")
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], text: int) -> list[str]:
+    ruler = "|" + "---|" * text + "---:|" * (len(columns) - text)
+    return [_row(columns), ruler, *map(_row, rows), ""]
+
+
+def _rows(each: Outcome) -> list[list[str]]:
+    """A line for each competitor."""
+    ours = each.times.get(FAST)
+    rows = []
+    for name, of in each.times.items():
+        ratio = f"{of.median_ms / ours.median_ms:.1f}" if ours else ""
+        memory = each.memory.get(name)
+        times = [f"{of.best_ms:.2f}", f"{of.median_ms:.2f}", f"{of.low_ms:.2f} to {of.high_ms:.2f}"]
+        rows.append([str(each.case), name, *times, ratio, "" if memory is None else f"{memory:.1f}"])
+    return rows
+
+
+def floor_of(each: Outcome) -> Floor | None:
+    """The least time of a case on the machine that it was timed on, if the rates of that were measured."""
+    rates = rates_of(each)
+    return floor(each.case, rates) if rates else None
+
+
+def _swept(each: Outcome) -> list[str]:
+    ours, least = each.times.get(FAST), floor_of(each)
+    fastest, memory = each.fastest, each.memory.get(FAST)
+    return [
+        str(each.case),
+        f"{ours.median_ms:.2f}" if ours else "",
+        fastest or "",
+        f"{each.times[fastest].median_ms:.2f}" if fastest else "",
+        f"{each.speed_up:.2f}" if each.speed_up else "",
+        "" if memory is None else f"{memory:.1f}",
+        f"{least.ms:.2f} ({least.limit})" if least else "",
+        f"{least.ms / ours.median_ms:.0%}" if least and ours else "",
+    ]
+
+
+def screen(outcomes: Sequence[Outcome]) -> Table:
+    """All competitors of all cases."""
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for i, column in enumerate(COLUMNS):
+        made.add_column(column, justify="left" if i < 2 else "right", no_wrap=i == 0)
+    for each in outcomes:
+        for row in _rows(each):
+            made.add_row(*row)
+    return made
+
+
+def summary(records: Records) -> list[str]:
+    """What it comes to, beside what is wanted."""
+    base = [each for each in records.base if each.speed_up is not None]
+    if not base:
+        return ["No base case has been timed beside a competitor."]
+    losses = by_loss(base)
+    least = min(base, key=lambda each: each.speed_up or 0)
+    slower = [each for each in records.outcomes if each.speed_up is not None and each.speed_up < 1]
+    failed = [each for each in records.outcomes if FAST not in each.times]
+    heavy = [each for each in records.outcomes if each.beyond_memory]
+    return [
+        f"* Speed-up against the fastest competitor at the base case, geometric mean of {_losses(len(losses))}: "
+        f"**{geometric_mean(losses.values()):.2f}** ({WANTED_MEAN:g} wanted).",
+        f"* The least: **{least.speed_up:.2f}**, {least.case} against {least.fastest} ({WANTED_LEAST:g} wanted).",
+        *_listed(f"Slower than a competitor, of all {len(records.outcomes)} cases", slower, _against),
+        *_listed("Beyond the memory that is allowed", heavy, _allowed),
+        *(_listed("Not timed", failed, lambda each: each.left_out.get(FAST, "")) if failed else []),
+        *_limits(base),
+    ]
+
+
+def _losses(count: int) -> str:
+    return f"{count} losses" if count == len(TWINS) else f"{count} of {len(TWINS)} losses"
+
+
+def _against(each: Outcome) -> str:
+    return f"{each.speed_up:.2f} against {each.fastest}"
+
+
+def _allowed(each: Outcome) -> str:
+    return f"{each.memory[FAST]:.1f} gradients, {each.case.line.memory:g} allowed"
+
+
+def _listed(title: str, outcomes: Sequence[Outcome], said: Callable[[Outcome], str]) -> list[str]:
+    return [f"* {title}: {len(outcomes) or 'none'}.", *(f"  * {each.case}: {said(each)}" for each in outcomes)]
+
+
+def _limits(base: Sequence[Outcome]) -> list[str]:
+    """How near each loss comes to what limits it: bandwidth for those that compute no exponentials."""
+    lines = []
+    for each in base:
+        least, ours = floor_of(each), each.times.get(FAST)
+        if least is None or ours is None:
+            continue
+        if least.exponentials_ms == 0:
+            lines.append(f"  * {each.case.title}: {least.ms / ours.median_ms:.0%} of the bandwidth")
+        else:
+            times = ours.median_ms / least.exponentials_ms
+            lines.append(f"  * {each.case.title}: {times:.2f} times the time of its exponentials")
+    return ["* Nearness to the limits of the machine:", *lines] if lines else []
+
+
+def _machines(records: Records) -> list[str]:
+    """Where the figures come from, each run once."""
+    lines = []
+    for run in dict.fromkeys(_run(each) for each in records.outcomes):
+        lines += [run, ""]
+    return lines
+
+
+def _run(each: Outcome) -> str:
+    run = each.run
+    rates = [
+        f"{count} threads: copy {of.copy / 1e9:.1f} GB/s, read {of.read / 1e9:.1f} GB/s, "
+        f"exp {of.exp / 1e9:.2f} G/s (torch's {of.torch_exp / 1e9:.2f})"
+        for count, of in run.rates.items()
+    ]
+    versions = ", ".join(f"{name} {number}" for name, number in run.versions.items())
+    return f"`{run.command}`: {run.machine['cpu']}, {run.machine['cores']} cores; {versions}. {'; '.join(rates)}"
+
+
+def _left_out(records: Records) -> list[str]:
+    """Who took no part and why, for each reason once."""
+    reasons: dict[str, list[str]] = {}
+    for each in records.outcomes:
+        for name, why in each.left_out.items():
+            reasons.setdefault(f"{name}: {why}", []).append(str(each.case))
+    return [f"* {reason} ({', '.join(cases[:3])}{', …' * (len(cases) > 3)})" for reason, cases in reasons.items()]
+
+
+def _work(records: Records) -> list[str]:
+    lines = {each.case.title: each.case.line.work for each in records.base}
+    return [f"* {title}: {work.formula}" for title, work in lines.items() if work]
+
+
+def _notes(records: Records) -> list[str]:
+    notes = {each.case.title: each.case.line.note for each in records.outcomes}
+    return [f"* {title}: {note}" for title, note in notes.items() if note]
+
+
+INTRODUCTION = """
+Forward and backward, float32 if nothing else is said, the implementations taking turns in one run, medians. Memory is
+what a step takes beyond what the process held before it, in multiples of the gradient's size, of which one is the
+gradient; it is judged where a gradient has 8 MiB or more. cross_entropy computes less than the losses that it stands
+beside, and is no competitor; plain torch is twinloss's own form for other devices, and is one. *Least* is what the
+machine needs to move the bytes, or to compute the exponentials, that the loss cannot do without.
+"""
+
+
+def as_markdown(records: Records, figures: Sequence[str] = ()) -> str:
+    """The report."""
+    base = records.base
+    swept = [each for each in records.outcomes if each not in base]
+    lines = ["# Benchmarks", INTRODUCTION, *_machines(records), "## Summary", "", *summary(records), ""]
+    lines += [f"![{name}]({name})" for name in figures] + [""] * bool(figures)
+    lines += ["## Base cases", "", *_table(COLUMNS, (row for each in base for row in _rows(each)), 2)]
+    lines += _table(SWEPT, map(_swept, base), 1)
+    if swept:
+        lines += ["## Sweep", "", *_table(SWEPT, map(_swept, swept), 1)]
+    for title, items in (
+        ("What is not alike", _notes(records)),
+        ("Who took no part", _left_out(records)),
+        ("What the least time counts, for each voxel", _work(records)),
+    ):
+        lines += [f"## {title}", "", *items, ""] if items else []
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def write(records: Records, folder: Path, stem: str = "benchmarks") -> list[Path]:
+    """Write the report and its figures, from the records that stand beside it."""
+    figures = plots.write(records, folder, stem)
+    path = folder / f"{stem}.md"
+    path.write_text(as_markdown(records, [figure.name for figure in figures]), encoding="utf-8")
+    return [path, *figures]

@@ -1,0 +1,116 @@
+"""Times of a case: the competitors take turns, so that what else the machine does hits all alike."""
+
+from __future__ import annotations
+
+import io
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.benchmark import Timer
+
+from twinloss.harness.bench.cases import Case
+from twinloss.harness.bench.competitors import Step, step_of
+
+# Steps before anything is timed: the allocator gets used to the sizes, which helps who allocates much.
+WARM_UP = 3
+# Rounds of which the budget is shared out; there are fewer where one step takes more than its share.
+ROUNDS, LEAST_ROUNDS = 12, 3
+# A competitor of which one step takes longer is left out.
+TOO_SLOW = 5.0
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of a step of one competitor."""
+
+    best_ms: float
+    low_ms: float
+    median_ms: float
+    high_ms: float
+    steps: int
+
+
+class LeftOutError(Exception):
+    """Why a competitor takes no part."""
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many threads of torch, and so of twinloss."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No word of what other libraries warn of, nor of what torch.compile tries."""
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def times(
+    case: Case, names: Sequence[str], budget: float, tick: Callable[[str], None] = lambda what: None
+) -> tuple[dict[str, Times], dict[str, str]]:
+    """Of each competitor within a budget of seconds, beside what it takes to compile; and who was left out, and why."""
+    torch.compiler.reset()
+    ready, left_out = {}, {}
+    operands = case.operands()
+    with threads(case.threads), quiet():
+        for name in names:
+            tick(f"{case}: {name}")
+            try:
+                step = step_of(case, name, operands)
+                _warm_up(step, case.device)
+                ready[name] = Timer("step()", globals={"step": step}, num_threads=case.threads)
+            except ImportError as error:
+                left_out[name] = f"not installed: {error}"
+            except Exception as error:  # what another library does with a case is its own affair
+                left_out[name] = str(error) if isinstance(error, LeftOutError) else _short(error)
+        tick(str(case))
+        taken = _rounds(ready, budget)
+    return {name: _summary(values) for name, values in taken.items()}, left_out
+
+
+def _short(error: Exception) -> str:
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first[:160]}"
+
+
+def _warm_up(step: Step, device: str) -> None:
+    """Some steps, the first of which may compile; the quickest of the others tells whether they are too slow."""
+    step()
+    quickest = float("inf")
+    for _ in range(WARM_UP - 1):
+        start = time.perf_counter()
+        step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        quickest = min(quickest, time.perf_counter() - start)
+    if quickest > TOO_SLOW:
+        raise LeftOutError(f"a step takes {quickest:.1f} s")
+
+
+def _rounds(timers: dict[str, Timer], budget: float) -> dict[str, list[float]]:
+    share = budget / ROUNDS / max(len(timers), 1)
+    taken: dict[str, list[float]] = {name: [] for name in timers}
+    start, done = time.perf_counter(), 0
+    while timers and (done < LEAST_ROUNDS or (done < ROUNDS and time.perf_counter() - start < budget)):
+        for name, timer in timers.items():
+            taken[name] += timer.blocked_autorange(min_run_time=share).times
+        done += 1
+    return taken
+
+
+def _summary(seconds: Sequence[float]) -> Times:
+    best, low, median, high = (float(t) * 1e3 for t in np.percentile(seconds, (0, 25, 50, 75)))
+    return Times(best, low, median, high, len(seconds))
