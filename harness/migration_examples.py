@@ -44,7 +44,7 @@ DIFFERENCES = (
     Difference(
         "DiceLoss", "`ignore_index` cuts voxels out, on all segmentation losses; NaN there does not count.",
         "The result is that of the data without these voxels.",
-        "x = torch.tensor([[[0.0, float('nan')], [1.0, 0.0]]])\n"
+        'x = torch.tensor([[[0.0, float("nan")], [1.0, 0.0]]])\n'
         "DiceLoss(softmax=True, to_onehot_y=True, ignore_index=1)(x, torch.tensor([[[0, 1]]]))",
     ),
     Difference(
@@ -53,7 +53,7 @@ DIFFERENCES = (
     ),
     Difference(
         "DiceLoss", "`reduction=\"none\"` keeps axes to broadcast by.", "So the loss can be multiplied with a map.",
-        "x = torch.full((2, 3, 4, 4), 0.5)\nDiceLoss(reduction='none')(x, x).shape",
+        'x = torch.full((2, 3, 4, 4), 0.5)\nDiceLoss(reduction="none")(x, x).shape',
     ),
     Difference(
         "MaskedDiceLoss", "The mask comes after the activation.",
@@ -63,17 +63,17 @@ DIFFERENCES = (
     ),
     Difference(
         "MaskedDiceLoss", "What the mask hides does not count, even NaN.", "0 times NaN is NaN.",
-        "x, g = torch.tensor([[[1.0, 0.0, float('nan')]]]), torch.tensor([[[1.0, 0.0, 0.0]]])\n"
+        'x, g = torch.tensor([[[1.0, 0.0, float("nan")]]]), torch.tensor([[[1.0, 0.0, 0.0]]])\n'
         "MaskedDiceLoss()(x, g, torch.tensor([[[1.0, 1.0, 0.0]]]))",
     ),
     Difference(
         "TverskyLoss", "`reduction=\"none\"` keeps axes to broadcast by.", "As with all other losses.",
-        "x = torch.full((2, 3, 4, 4), 0.5)\nTverskyLoss(reduction='none')(x, x).shape",
+        'x = torch.full((2, 3, 4, 4), 0.5)\nTverskyLoss(reduction="none")(x, x).shape',
         "`.flatten(1)`",
     ),
     Difference(
         "GeneralizedDiceLoss", "`reduction=\"none\"` keeps axes to broadcast by.", "As with all other losses.",
-        "x = torch.full((2, 3, 4, 4), 0.5)\nGeneralizedDiceLoss(reduction='none')(x, x).shape",
+        'x = torch.full((2, 3, 4, 4), 0.5)\nGeneralizedDiceLoss(reduction="none")(x, x).shape',
     ),
     Difference(
         "GeneralizedWassersteinDiceLoss", "Items of a batch do not mix.",
@@ -106,7 +106,7 @@ DIFFERENCES = (
     ),
     Difference(
         "FocalLoss", "`reduction=\"none\"` is the map of voxels.", "It can be looked at.",
-        "x = torch.full((2, 3, 4, 4), 0.5)\nFocalLoss(reduction='none')(x, x).shape",
+        'x = torch.full((2, 3, 4, 4), 0.5)\nFocalLoss(reduction="none")(x, x).shape',
     ),
     Difference(
         "FocalLoss", "One channel is the binary form, with a warning.", "The softmax of one channel is constant.",
@@ -115,7 +115,7 @@ DIFFERENCES = (
     Difference(
         "FocalLoss", "A logit of −inf on a class that is not the true one costs nothing.",
         "Its probability is 0, and that is right.",
-        "x = torch.tensor([[[0.0], [-float('inf')]]])\nFocalLoss(to_onehot_y=True)(x, torch.tensor([[[0.0]]]))",
+        'x = torch.tensor([[[0.0], [-float("inf")]]])\nFocalLoss(to_onehot_y=True)(x, torch.tensor([[[0.0]]]))',
     ),
     Difference(
         "FocalLoss", "The gradient is finite where p = 1, also for γ < 1.", "1 − p is computed without cancellation.",
@@ -160,12 +160,12 @@ DIFFERENCES = (
     Difference(
         "BendingEnergyLoss", "The first argument is `reduction`, as in 0.5; `normalize` goes by name.",
         "In 1.x it is `normalize`, for which any string is true.",
-        "BendingEnergyLoss('sum').reduction",
+        'BendingEnergyLoss("sum").reduction',
     ),
     Difference(
         "DiffusionLoss", "A string for `normalize` is a TypeError.",
         "It is a reduction that has come to the wrong place.",
-        "DiffusionLoss('sum').normalize",
+        'DiffusionLoss("sum").normalize',
     ),
     Difference(
         "DiffusionLoss", "First differences are those of neighbours, and see a checkerboard.",
@@ -183,7 +183,7 @@ DIFFERENCES = (
         "LocalNormalizedCrossCorrelationLoss", "The triangle of three voxels is ¼, ½, ¼.",
         "That of MONAI is 0, 1, 0: a window of one voxel, which is flat.",
         "x, y = torch.tensor([[[0.0, 1.0, 3.0, 2.0]]]), torch.tensor([[[1.0, 1.0, 2.0, 5.0]]])\n"
-        "LocalNormalizedCrossCorrelationLoss(1, kernel_type='triangular')(x, y)",
+        'LocalNormalizedCrossCorrelationLoss(1, kernel_type="triangular")(x, y)',
     ),
     Difference(
         "LocalNormalizedCrossCorrelationLoss", "A small contrast on a large offset keeps its accuracy: no match < −1.",
@@ -208,12 +208,12 @@ DIFFERENCES = (
         "An item's loss does not hang on its neighbours in the batch.",
         "x = torch.tensor([[[0.0, 0.25, 0.75, 1.0]], [[0.0, 2.5, 7.5, 10.0]]])\n"
         "y = torch.tensor([[[0.0, 0.25, 0.75, 1.0]], [[0.0, 0.25, 0.75, 1.0]]])\n"
-        "GlobalMutualInformationLoss(kernel_type='b-spline')(x, y)",
+        'GlobalMutualInformationLoss(kernel_type="b-spline")(x, y)',
     ),
     Difference(
         "GlobalMutualInformationLoss", "b-spline: a constant image has a loss, of 0 but for ν and δ.",
         "It tells nothing of the other.",
-        "x = torch.zeros(1, 1, 4)\nGlobalMutualInformationLoss(kernel_type='b-spline')(x, x)",
+        'x = torch.zeros(1, 1, 4)\nGlobalMutualInformationLoss(kernel_type="b-spline")(x, x)',
     ),
     Difference(
         "MultiScaleLoss", "Scales that are none are a ValueError at once.", "So a typing error shows.",
