@@ -4,6 +4,7 @@ from twinloss.fast.bending_energy import BendingEnergyLoss
 from twinloss.fast.dice import Dice, DiceLoss, MaskedDiceLoss, dice
 from twinloss.fast.dice_ce import DiceCELoss
 from twinloss.fast.dice_focal import DiceFocalLoss
+from twinloss.fast.diffusion import DiffusionLoss
 from twinloss.fast.focal import FocalLoss
 from twinloss.fast.generalized_dice import GeneralizedDiceLoss
 from twinloss.fast.generalized_wasserstein_dice import GeneralizedWassersteinDiceLoss, wasserstein_distance_map
@@ -25,6 +26,7 @@ __all__ = [
     "DiceCELoss",
     "DiceFocalLoss",
     "DiceLoss",
+    "DiffusionLoss",
     "FocalLoss",
     "GeneralizedDiceLoss",
     "GeneralizedWassersteinDiceLoss",

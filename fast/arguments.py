@@ -30,7 +30,9 @@ def check_tensors(**given: Any) -> None:
 
 
 def checked_flag(value: Any, name: str) -> bool:
-    """A switch as a bool."""
+    """A switch as a bool; a string is none, but an argument that has come to the wrong place."""
+    if isinstance(value, str):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
     try:
         return bool(value)
     except (RuntimeError, ValueError) as error:  # of several numbers

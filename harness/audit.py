@@ -91,6 +91,7 @@ PEERS: dict[str, tuple[Peer, ...]] = {
         Peer("monai.losses:DiceCELoss", "dice_ce", convert=_as_tensor),
         Peer("monai.losses:DiceFocalLoss", "dice_focal", {"use_softmax": False}),
         Peer("monai.losses:BendingEnergyLoss", "bending_energy"),
+        Peer("monai.losses:DiffusionLoss", "diffusion", {"stencil": "wide"}),
         Peer(
             "monai.losses:LocalNormalizedCrossCorrelationLoss",
             "lncc",

@@ -14,7 +14,7 @@ from twinloss.harness import segmentation_laws as laws
 from twinloss.harness.generate import segmentation
 from twinloss.harness.protocol import PROTOCOL
 from twinloss.harness.real import LABELS, LABELS_IN_MASK, SOFT_LABELS, SOFT_LABELS_IN_MASK
-from twinloss.harness.registration import BENDING_ENERGY, GLOBAL_MUTUAL_INFORMATION, LNCC, MULTI_SCALE
+from twinloss.harness.registration import BENDING_ENERGY, DIFFUSION, GLOBAL_MUTUAL_INFORMATION, LNCC, MULTI_SCALE
 from twinloss.harness.twin import Twin
 from twinloss.harness.workload import labelled
 
@@ -214,7 +214,7 @@ DICE_FOCAL = Twin(
 
 TWINS = (
     DICE, MASKED_DICE, TVERSKY, GENERALIZED_DICE, GENERALIZED_WASSERSTEIN_DICE, FOCAL, DICE_CE, DICE_FOCAL,
-    BENDING_ENERGY, LNCC, GLOBAL_MUTUAL_INFORMATION, MULTI_SCALE,
+    BENDING_ENERGY, DIFFUSION, LNCC, GLOBAL_MUTUAL_INFORMATION, MULTI_SCALE,
 )  # fmt: skip
 
 

@@ -49,6 +49,7 @@ def main() -> None:
         cli_bench,
         cli_check,
         cli_diagnose,
+        cli_migration,
         cli_reliability,
     )
 

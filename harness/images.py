@@ -21,9 +21,15 @@ SMALL = (
     (3, 5, 7),
 )  # fmt: skip
 LARGE = ((1031,), (37, 41), (11, 13, 17))
-# For second differences: three voxels along each axis, or five.
-COMPACT = ((3,), (4,), (5,), (7,), (3, 3), (3, 5), (5, 7), (3, 3, 3), (3, 4, 5), (5, 7, 6), (13,))
-WIDE = ((5,), (6,), (7,), (5, 5), (6, 7), (5, 5, 5), (7, 6, 5), (13,))
+# Of fields, by how many voxels differences need along each axis.
+FIELDS = {
+    2: ((2,), (3,), (4,), (7,), (2, 2), (2, 5), (3, 4), (5, 7), (2, 2, 2), (2, 3, 4), (5, 4, 3), (13,)),
+    3: ((3,), (4,), (5,), (7,), (3, 3), (3, 5), (5, 7), (3, 3, 3), (3, 4, 5), (5, 7, 6), (13,)),
+    5: ((5,), (6,), (7,), (5, 5), (6, 7), (5, 5, 5), (7, 6, 5), (13,)),
+}
+
+# What first and second differences need, by stencil.
+FIRST, SECOND = {"compact": 2, "wide": 3}, {"compact": 3, "wide": 5}
 
 # Voxels of an image each of which has a value.
 FEW = 35
@@ -52,10 +58,16 @@ def image_pair(
 
 @st.composite
 def displacements(
-    draw: st.DrawFn, twin: Twin, dtype: str, given: Mapping[str, Any], law: Law | None = None, large: bool = False
+    draw: st.DrawFn,
+    twin: Twin,
+    dtype: str,
+    given: Mapping[str, Any],
+    law: Law | None = None,
+    large: bool = False,
+    least: Mapping[str, int] = SECOND,
 ) -> Case:
-    """A case of a loss of a field of displacements."""
-    draft, chosen, law = _draft(draw, twin, dtype, given, law, LARGE if large else ())
+    """A case of a loss of a field of displacements, which needs at least so many voxels along each axis, by stencil."""
+    draft, chosen, law = _draft(draw, twin, dtype, given, law, LARGE if large else (), least)
     made = {name: draft.operand(name, _numbers(draft, "input"), first=True) for name in twin.operands}
     return Case(made, differing(twin, chosen, draft.options), cotangent(draft), draft.traits, law)
 
@@ -67,11 +79,12 @@ def _draft(
     given: Mapping[str, Any],
     law: Law | None,
     shapes: tuple[tuple[int, ...], ...],
+    least: Mapping[str, int] = SECOND,
 ) -> tuple[Draft, dict[str, Any], Law | None]:
     if law is None and not given:
         law = draw(st.sampled_from((None, *twin.laws)))
     chosen = draw(options(twin, {**given, **needed(twin, law)}))
-    shapes = shapes or (WIDE if chosen.get("stencil") == "wide" else COMPACT)
+    shapes = shapes or FIELDS[least[chosen.get("stencil", "compact")]]
     most = 3
     if chosen["reduction"] == "none" and "target" in twin.operands:
         # The judge may need the conditioning of each window's value, and that takes a gradient for each.

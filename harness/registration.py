@@ -12,7 +12,7 @@ import torch
 from twinloss import fast, reference
 from twinloss.harness import peers, terms, workload
 from twinloss.harness import registration_laws as laws
-from twinloss.harness.images import displacements, image_pair
+from twinloss.harness.images import FIRST, displacements, image_pair
 from twinloss.harness.line import Bench, Work
 from twinloss.harness.protocol import PROTOCOL
 from twinloss.harness.real import RealCase
@@ -49,23 +49,43 @@ FIELD = RealCase("displacement field", _warped("field"))
 PAIR = RealCase("brain and warped brain", _warped("moving", "fixed"), {"ndim": 3})
 T1_AND_GREY = RealCase("grey matter and brain", _warped("grey_matter", "fixed"))
 
+OF_FIELDS = {"stencil": ("compact", "wide"), "normalize": (False, True), "spacing": (None, ANISOTROPIC)}
+
+FIELD_WORK = Work(9, 0, 0, "three components read twice, their gradient written once")
+
 BENDING_ENERGY = Twin(
     name="bending_energy",
     fast=fast.BendingEnergyLoss,
     value=reference.bending_energy_loss,
     gradient=reference.bending_energy_loss_gradient,
     operands=("pred",),
-    options=REDUCTION | {
-        "stencil": ("compact", "wide"), "normalize": (False, True), "spacing": (None, ANISOTROPIC),
-    },
+    options=REDUCTION | OF_FIELDS,
     cases=displacements,
     unit=0.0,
     laws=laws.BENDING_ENERGY + PROTOCOL,
     real=(FIELD,),
+    benches=(bench(workload.displacement, "BendingEnergyLoss", {}, work=FIELD_WORK),),
+)
+
+DIFFUSION = Twin(
+    name="diffusion",
+    fast=fast.DiffusionLoss,
+    value=reference.diffusion_loss,
+    gradient=reference.diffusion_loss_gradient,
+    operands=("pred",),
+    options=REDUCTION | OF_FIELDS,
+    cases=partial(displacements, least=FIRST),
+    unit=0.0,
+    laws=laws.DIFFUSION + PROTOCOL,
+    real=(FIELD,),
     benches=(
         bench(
-            workload.displacement, "BendingEnergyLoss", {},
-            work=Work(9, 0, 0, "three components read twice, their gradient written once"),
+            workload.displacement, "DiffusionLoss", {}, note="MONAI's differences are those of the wide stencil",
+            work=FIELD_WORK,
+        ),
+        Bench(
+            workload.displacement, {"stencil": "wide"}, workload.of_monai("DiffusionLoss", {}), "stencil = wide",
+            work=FIELD_WORK,
         ),
     ),
 )  # fmt: skip

@@ -31,7 +31,7 @@ def _field(case: Case, component: Array) -> Case:
     return case.contiguous().with_values(pred=np.broadcast_to(component, case.input.values.shape).copy())
 
 
-# --- bending energy --------------------------------------------------------------------------------------------------
+# --- fields: bending energy, diffusion -------------------------------------------------------------------------------
 
 
 def _affine(case: Case) -> Array:
@@ -77,6 +77,36 @@ def _checkerboard(twin: Twin, case: Case) -> Iterator[Claim]:
     value = ask_fast(twin, board).value
     h = case.options.get("spacing") or [1.0] * len(spatial(case))
     known = 0.0 if case.options.get("stencil") == "wide" else sum((4 / d**2) ** 2 for d in h)
+    yield Claim("value", value, np.full_like(value, known), board)
+
+
+def _translation_adds_nothing(twin: Twin, case: Case) -> Iterator[Claim]:
+    here, there = ask_fast(twin, case), ask_fast(twin, case.with_values(pred=case.input.values + 1))
+    yield Claim("value", there.value, here.value, case, exact=True)
+    yield Claim("gradient", there.gradient, here.gradient, case, exact=True)
+
+
+def _few_digits(case: Case) -> bool:
+    """Whether all types hold the numbers and what is 1 more."""
+    x = case.input.values
+    return bool((np.isfinite(x) & (np.abs(x) <= 8) & (4 * x == np.round(4 * x))).all())
+
+
+def _slopes_are_known(twin: Twin, case: Case) -> Iterator[Claim]:
+    """Of the sum of (d + 1) x_d."""
+    affine = _field(case, _affine(case))
+    h = case.options.get("spacing") or [1.0] * len(spatial(case))
+    value = ask_fast(twin, affine).value
+    known = sum(((d + 1) / size) ** 2 for d, size in enumerate(h))
+    yield Claim("value", value, np.full_like(value, known), affine)
+
+
+def _checkerboard_of_slopes(twin: Twin, case: Case) -> Iterator[Claim]:
+    """Alternating signs: neighbours are 2 apart, and wide differences see nothing."""
+    board = _field(case, (-1.0) ** np.sum(_grid(case), axis=0))
+    value = ask_fast(twin, board).value
+    h = case.options.get("spacing") or [1.0] * len(spatial(case))
+    known = 0.0 if case.options.get("stencil") == "wide" else sum((2 / d) ** 2 for d in h)
     yield Claim("value", value, np.full_like(value, known), board)
 
 
@@ -213,6 +243,15 @@ BENDING_ENERGY = (
     Law("the energy of a quadratic field is known", _quadratic_is_known, {"normalize": False, "reduction": "mean"},
         _holds(_quadratic)),
     Law("a checkerboard costs, but for wide stencils", _checkerboard, {"normalize": False, "reduction": "mean"}),
+    Law("twice the field costs four times as much", _doubling_quadruples, {}, _ordinary),
+)  # fmt: skip
+DIFFUSION = (
+    MEAN, NONE_MEAN, NONE_SUM, needing(FLIPS, reduction="mean"),
+    Law("a translation adds nothing", _translation_adds_nothing, {}, _few_digits),
+    Law("the cost of a linear field is known", _slopes_are_known, {"normalize": False, "reduction": "none"},
+        _holds(_affine)),
+    Law("a checkerboard costs, but for wide stencils", _checkerboard_of_slopes,
+        {"normalize": False, "reduction": "mean"}),
     Law("twice the field costs four times as much", _doubling_quadruples, {}, _ordinary),
 )  # fmt: skip
 LNCC = (

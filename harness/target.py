@@ -179,6 +179,8 @@ def parameters(found: Any) -> Callable[[str], bool]:
     function_of = getattr(found, "py_func", found)  # Numba's dispatchers
     if not inspect.isclass(function_of) and not inspect.isroutine(function_of):
         return lambda name: False
+    if getattr(function_of, "__init__", None) is torch.nn.Module.__init__:
+        return lambda name: False  # its signature takes all names, and it refuses them
     try:
         known = inspect.signature(function_of).parameters.values()
     except (TypeError, ValueError):

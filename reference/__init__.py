@@ -12,6 +12,7 @@ from twinloss.reference.dice import (
 )
 from twinloss.reference.dice_ce import dice_ce_loss, dice_ce_loss_gradient
 from twinloss.reference.dice_focal import dice_focal_loss, dice_focal_loss_gradient
+from twinloss.reference.diffusion import diffusion_loss, diffusion_loss_gradient
 from twinloss.reference.focal import focal_loss, focal_loss_gradient
 from twinloss.reference.generalized_dice import (
     generalized_dice_loss,
@@ -42,6 +43,8 @@ __all__ = [
     "dice_focal_loss_gradient",
     "dice_loss",
     "dice_loss_gradient",
+    "diffusion_loss",
+    "diffusion_loss_gradient",
     "focal_loss",
     "focal_loss_gradient",
     "generalized_dice_loss",

@@ -9,6 +9,7 @@ import torch
 from twinloss import fast, reference
 from twinloss.fast import (
     BendingEnergyLoss,
+    DiffusionLoss,
     GlobalMutualInformationLoss,
     LocalNormalizedCrossCorrelationLoss,
     MultiScaleLoss,
@@ -17,6 +18,7 @@ from twinloss.fast import (
 REQUIRED = inspect.Parameter.empty
 DOCUMENTED = {
     BendingEnergyLoss: {"reduction": "mean"},
+    DiffusionLoss: {"normalize": False, "reduction": "mean"},
     LocalNormalizedCrossCorrelationLoss: {
         "ndim": 3, "kernel_size": 3, "kernel_type": "rectangular", "reduction": "mean", "smooth_nr": 1e-5,
         "smooth_dr": 1e-5,
@@ -28,18 +30,21 @@ DOCUMENTED = {
 }  # fmt: skip
 KEYWORD_ONLY = {
     BendingEnergyLoss: {"stencil": "compact", "normalize": False, "spacing": None},
+    DiffusionLoss: {"stencil": "compact", "spacing": None},
     LocalNormalizedCrossCorrelationLoss: {"spatial_dims": None, "denominator": "product"},
     GlobalMutualInformationLoss: {"kernel_type": "gaussian"},
     MultiScaleLoss: {"normalize_kernel": False},
 }
 FORWARD = {
     BendingEnergyLoss: ["pred"],
+    DiffusionLoss: ["pred"],
     LocalNormalizedCrossCorrelationLoss: ["pred", "target"],
     GlobalMutualInformationLoss: ["pred", "target"],
     MultiScaleLoss: ["y_true", "y_pred"],
 }
 REFERENCE = {
     BendingEnergyLoss: reference.bending_energy_loss,
+    DiffusionLoss: reference.diffusion_loss,
     LocalNormalizedCrossCorrelationLoss: reference.local_normalized_cross_correlation_loss,
     GlobalMutualInformationLoss: reference.global_mutual_information_loss,
     MultiScaleLoss: reference.multi_scale_loss,
@@ -127,17 +132,26 @@ def test_images_of_different_shapes_are_an_error_that_names_both(loss_class, err
         loss_class()(torch.rand(1, 1, 4, 4, 4), torch.rand(1, 1, 4, 4, 5))
 
 
+@pytest.mark.parametrize("loss_class", [BendingEnergyLoss, DiffusionLoss])
 @pytest.mark.parametrize("shape", [(2, 3), (1, 3, 2, 4, 4, 4)])
-def test_field_of_another_rank_is_a_value_error_that_names_its_shape(shape):
+def test_field_of_another_rank_is_a_value_error_that_names_its_shape(loss_class, shape):
     with pytest.raises(ValueError, match="1 to 3 spatial axes") as caught:
-        BendingEnergyLoss()(torch.rand(shape))
+        loss_class()(torch.rand(shape))
     assert str(shape) in str(caught.value)
 
 
-@pytest.mark.parametrize(("stencil", "least"), [("compact", 3), ("wide", 5)])
-def test_field_with_too_few_voxels_is_a_value_error(stencil, least):
+@pytest.mark.parametrize(
+    ("loss_class", "stencil", "least"),
+    [
+        (BendingEnergyLoss, "compact", 3),
+        (BendingEnergyLoss, "wide", 5),
+        (DiffusionLoss, "compact", 2),
+        (DiffusionLoss, "wide", 3),
+    ],
+)
+def test_field_with_too_few_voxels_is_a_value_error(loss_class, stencil, least):
     with pytest.raises(ValueError, match=f"at least {least} voxels"):
-        BendingEnergyLoss(stencil=stencil)(torch.rand(1, 3, least - 1, 8, 8))
+        loss_class(stencil=stencil)(torch.rand(1, 3, least - 1, 8, 8))
 
 
 @pytest.mark.parametrize("kernel_size", [2, 0, -3, 4])
@@ -165,6 +179,7 @@ def test_ndim_is_1_2_or_3(ndim):
         (partial(GlobalMutualInformationLoss, kernel_type="box"), "'box'"),
         (partial(MultiScale, kernel="box"), "'box'"),
         (partial(BendingEnergyLoss, stencil="narrow"), "'narrow'"),
+        (partial(DiffusionLoss, stencil="narrow"), "'narrow'"),
     ],
 )
 def test_unknown_kind_is_a_value_error_that_names_it(make, name):

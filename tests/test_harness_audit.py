@@ -15,7 +15,7 @@ def test_every_loss_of_ours_has_its_peer_in_monai():
     assert {peer.like for peer in PEERS["monai"]} == set(catalogue())
 
 
-@pytest.mark.parametrize("loss", ["generalized_wasserstein_dice", "tversky", "bending_energy"])
+@pytest.mark.parametrize("loss", ["generalized_wasserstein_dice", "tversky", "bending_energy", "diffusion"])
 def test_the_table_is_what_the_audit_says(loss):
     assert f"# monai {monai.__version__} beside the papers" in REPORT.read_text()
     kept = [line for line in REPORT.read_text().splitlines() if line.startswith(f"| {loss} |")]

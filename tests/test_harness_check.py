@@ -340,3 +340,16 @@ def test_nan_is_no_matter_of_digits(losses):
     assert made.verdict == "fail"
     assert "NaN" in made.rows[0].counterexample.message
     assert torch.isfinite(fast.DiceLoss(softmax=True)(torch.full((1, 2, 1), 1e4), torch.ones(1, 2, 1)))
+
+
+class WithoutInit(torch.nn.Module):
+    def forward(self, input, target):
+        target = target.to(input.dtype)
+        both = (2 * (input * target).flatten(2).sum(-1) + 1e-5) / ((input + target).flatten(2).sum(-1) + 1e-5)
+        return (1 - both).mean()
+
+
+def test_a_module_without_an_init_of_its_own_takes_no_options():
+    report = check(WithoutInit, "dice", ranks=(1, 2, 3), dtypes=("float64",), **FEW)
+    assert report.verdict == "pass"
+    assert report.held["softmax"] == "False"

@@ -72,6 +72,13 @@ REGISTRATION = {
         "normalize": [False, True],
         "spacing": [None, "per axis"],
     },
+    "diffusion_loss": {
+        "shape": [(2, 1, 3), (2, 2, 3, 7), (1, 3, 3, 4, 5)],
+        "reduction": CLASSES["reduction"],
+        "stencil": ["compact", "wide"],
+        "normalize": [False, True],
+        "spacing": [None, "per axis"],
+    },
     "local_normalized_cross_correlation_loss": IMAGES
     | {
         "ndim": [1, 2, 3],
@@ -161,7 +168,7 @@ def field_or_images(name, case):
     x, target = rng.uniform(0.1, 0.9, shape), rng.uniform(0.1, 0.9, shape)
     if case.get("spacing"):
         case["spacing"] = rng.uniform(0.5, 2, len(shape) - 2).tolist()
-    if name.startswith("bending"):
+    if name.startswith(("bending", "diffusion")):
         return x, (), case
     if name.startswith("global"):  # a few beyond [0, 1], where a gradient is 0 and a range ends
         x[..., 0], x[..., -1] = x[..., 0] - 1.5, x[..., -1] + 1.5

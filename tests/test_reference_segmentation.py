@@ -227,6 +227,7 @@ def test_signature_names_every_option_as_keyword_only_with_its_default(name):
 def test_every_name_is_exported():
     registration = {
         "bending_energy_loss",
+        "diffusion_loss",
         "local_normalized_cross_correlation_loss",
         "global_mutual_information_loss",
         "multi_scale_loss",

@@ -19,10 +19,9 @@ import numpy as np
 from numba import njit
 
 from twinloss.fast.kernels import SOURCES, kernel
-from twinloss.fast.kernels.tile import START, keep, stage, sums_stage
+from twinloss.fast.kernels.rows import BLOCK, at, total_of
+from twinloss.fast.kernels.tile import START, keep, stage
 
-# Voxels that are looked at in one go: what is computed of them stays in the nearest cache.
-BLOCK = 2048
 # Room before and after slopes along a row, for the neighbours of the first and the last voxel.
 PAD = 2
 # The axes (z, y, x) of each difference.
@@ -66,31 +65,26 @@ def _add_energy_of_depth(before, here, after, one, two, three, four, five, six, 
         energy[i] += zz + zx + _square(weights[5], _cross(five[i], six[i], seven[i], eight[i]))
 
 
-@njit(inline="always")
-def _at(plane, start, offset, like):
-    return plane[start + offset : start + offset + like.size]
-
-
 @stage
 def _energies(u, width, step, z, start, weights, energy):
     """Put the energies of consecutive voxels of plane z into `energy`, border columns among them."""
     here, n, w = u[z], energy, width
-    left, mid, right = _at(here, start, -step, n), _at(here, start, 0, n), _at(here, start, step, n)
+    left, mid, right = at(here, start, -step, n), at(here, start, 0, n), at(here, start, step, n)
     if weights.size == 1:
         _energy_of_line(left, mid, right, weights, energy)
     else:
         far = step * w
         _energy_of_plane(
-            left, mid, right, _at(here, start, -far, n), _at(here, start, far, n),
-            _at(here, start, w + 1, n), _at(here, start, w - 1, n),
-            _at(here, start, 1 - w, n), _at(here, start, -w - 1, n), weights, energy,
+            left, mid, right, at(here, start, -far, n), at(here, start, far, n),
+            at(here, start, w + 1, n), at(here, start, w - 1, n),
+            at(here, start, 1 - w, n), at(here, start, -w - 1, n), weights, energy,
         )  # fmt: skip
     if weights.size > 3:
         up, down = u[z + 1], u[z - 1]
         _add_energy_of_depth(
-            _at(u[z - step], start, 0, n), mid, _at(u[z + step], start, 0, n),
-            _at(up, start, 1, n), _at(up, start, -1, n), _at(down, start, 1, n), _at(down, start, -1, n),
-            _at(up, start, w, n), _at(up, start, -w, n), _at(down, start, w, n), _at(down, start, -w, n),
+            at(u[z - step], start, 0, n), mid, at(u[z + step], start, 0, n),
+            at(up, start, 1, n), at(up, start, -1, n), at(down, start, 1, n), at(down, start, -1, n),
+            at(up, start, w, n), at(up, start, -w, n), at(down, start, w, n), at(down, start, -w, n),
             weights, energy,
         )  # fmt: skip
 
@@ -147,24 +141,24 @@ def _gradient_of_deep_rows(u, width, step, z, start, weights, room, out):
     here, far, n, w = u[z], 2 * width, out, width
     # The adjoint of δ_s is δ_2s - 4 δ_s; one of these is the δ₂ that the crosses need too.
     two, other, reach = (1, -4, 1) if step == 1 else (-4, 1, 4)
-    flat, cross = _at(room[0], PAD, 0, n), _at(room[1], PAD, 0, n)
-    second, central = _at(room[2], PAD, 0, n), _at(room[3], PAD, 0, n)
+    flat, cross = at(room[0], PAD, 0, n), at(room[1], PAD, 0, n)
+    second, central = at(room[2], PAD, 0, n), at(room[3], PAD, 0, n)
     _put_deep(
-        _at(here, start, 0, n), _at(here, start, -step, n), _at(here, start, step, n),
-        _at(here, start, -far, n), _at(here, start, far, n), _at(u[z - 2], start, 0, n), _at(u[z + 2], start, 0, n),
-        _at(u[z - 2], start, -far, n), _at(u[z - 2], start, far, n),
-        _at(u[z + 2], start, -far, n), _at(u[z + 2], start, far, n),
-        _at(here, start, -reach * w, n), _at(here, start, reach * w, n),
-        _at(u[z - reach], start, 0, n), _at(u[z + reach], start, 0, n),
+        at(here, start, 0, n), at(here, start, -step, n), at(here, start, step, n),
+        at(here, start, -far, n), at(here, start, far, n), at(u[z - 2], start, 0, n), at(u[z + 2], start, 0, n),
+        at(u[z - 2], start, -far, n), at(u[z - 2], start, far, n),
+        at(u[z + 2], start, -far, n), at(u[z + 2], start, far, n),
+        at(here, start, -reach * w, n), at(here, start, reach * w, n),
+        at(u[z - reach], start, 0, n), at(u[z + reach], start, 0, n),
         weights, u.dtype.type(two), u.dtype.type(other), flat, cross, second,
     )  # fmt: skip
-    _put_central(_at(room[1], PAD, -1, n), _at(room[1], PAD, 1, n), central)
+    _put_central(at(room[1], PAD, -1, n), at(room[1], PAD, 1, n), central)
     _clear_ends(flat, width, step)
     _clear_ends(second, width, step)
     _clear_ends(central, width, step)
     _put_gradient(
-        flat, _at(room[2], PAD, -step, n), second, _at(room[2], PAD, step, n),
-        _at(room[3], PAD, -1, n), _at(room[3], PAD, 1, n), out,
+        flat, at(room[2], PAD, -step, n), second, at(room[2], PAD, step, n),
+        at(room[3], PAD, -1, n), at(room[3], PAD, 1, n), out,
     )  # fmt: skip
 
 
@@ -186,14 +180,14 @@ def _add_adjoint(u, width, step, z, y, axes, shift, factor, upstream, out):
     (d_z, d_y, d_x), (e_z, e_y, e_x) = _unit(axes[0]), _unit(axes[1])
     start, d, e = y * width + step, d_y * width + d_x, e_y * width + e_x
     n = out[: width - 2 * step]
-    row = _at(out, step, -shift, n)
+    row = at(out, step, -shift, n)
     if axes[0] == axes[1]:
-        before, after = _at(u[z - step * d_z], start, -step * d, n), _at(u[z + step * d_z], start, step * d, n)
-        _add_second(before, _at(u[z], start, 0, n), after, factor, upstream, row)
+        before, after = at(u[z - step * d_z], start, -step * d, n), at(u[z + step * d_z], start, step * d, n)
+        _add_second(before, at(u[z], start, 0, n), after, factor, upstream, row)
     else:
         _add_cross(
-            _at(u[z + d_z + e_z], start, d + e, n), _at(u[z + d_z - e_z], start, d - e, n),
-            _at(u[z - d_z + e_z], start, e - d, n), _at(u[z - d_z - e_z], start, -d - e, n),
+            at(u[z + d_z + e_z], start, d + e, n), at(u[z + d_z - e_z], start, d - e, n),
+            at(u[z - d_z + e_z], start, e - d, n), at(u[z - d_z - e_z], start, -d - e, n),
             factor, upstream, row,
         )  # fmt: skip
 
@@ -229,14 +223,6 @@ def _gradient_of_row(u, width, step, z, y, margins, weights, upstream, ones, out
                     _add_adjoint(u, width, step, zz, yy, axes, to_x, weights[term] * counts, by_voxel, out)
 
 
-@sums_stage
-def _total(values):
-    total = values.dtype.type(0)
-    for i in range(values.size):
-        total += values[i]
-    return total
-
-
 def _compiled(sources):
     """The two kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
 
@@ -254,8 +240,7 @@ def _compiled(sources):
                 _energies(u, width, step, z, y * width + step, weights, row)
                 _clear_between(row, width, step)
                 if energy.size == 0:
-                    for i in range(0, row.size, BLOCK):
-                        total += np.float64(_total(row[i : i + BLOCK]))
+                    total += total_of(row)
                 else:
                     for k in range(count):
                         inside = row[k * width : (k + 1) * width - 2 * step]

@@ -17,7 +17,8 @@ from twinloss.harness.truth import Truth
 from twinloss.harness.twin import Array, Case, Operand
 
 HALVES = ("float16", "bfloat16")
-REGISTRATION = ("bending_energy", "lncc", "mutual_information", "multi_scale")
+FIELDS, IMAGES = ("bending_energy", "diffusion"), ("lncc", "mutual_information", "multi_scale")
+REGISTRATION = FIELDS + IMAGES
 
 
 def hard_case(each: Everyday, size: int, dtype: str) -> Case:
@@ -29,7 +30,7 @@ def hard_case(each: Everyday, size: int, dtype: str) -> Case:
         labels[0, 0, size // 2, size // 2, size // 2] = 2
         far = logits[..., : size // 4]
         far *= 1e4 / np.abs(far).max()
-    elif each.name != "bending_energy":
+    elif each.name not in FIELDS:
         for image in values:
             image[..., size // 3 :] = 0
     values[0] = torch.from_numpy(values[0]).to(getattr(torch, dtype)).float().numpy()
@@ -71,7 +72,7 @@ def autocast(quick: bool) -> Iterator[Row]:
                     loss = each.module()
                     with torch.autocast("cpu", dtype):
                         made = layer(x)
-                        if each.name in REGISTRATION[1:]:
+                        if each.name in IMAGES:
                             made = made.sigmoid()
                         value = loss(made, *rest)
                     outside = loss(made.detach(), *rest)

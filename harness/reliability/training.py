@@ -14,14 +14,22 @@ from twinloss.harness.answers import expected_warnings_silent
 from twinloss.harness.brain import load_brain
 from twinloss.harness.reliability import Row, line
 from twinloss.harness.reliability.everyday import Everyday, everyday
-from twinloss.harness.reliability.numerics import REGISTRATION
+from twinloss.harness.reliability.numerics import FIELDS, REGISTRATION
 
 EDGE, PATCHES, CLASSES = 32, 2, 4
 # Where MONAI computes the same, its curve may leave ours by this much of the first loss: rounding grows as it trains.
 ALIKE = 1e-2
 # Losses of MONAI that mean another thing: the focal term of Dice + focal is that of a sigmoid there; of Wasserstein
 # Dice, and of generalised Dice with an absent class, see reports/errata.md.
-UNLIKE = ("dice_focal", "focal", "generalized_wasserstein_dice", "lncc", "multi_scale", "mutual_information")
+UNLIKE = (
+    "dice_focal",
+    "diffusion",
+    "focal",
+    "generalized_wasserstein_dice",
+    "lncc",
+    "multi_scale",
+    "mutual_information",
+)
 
 
 @dataclass
@@ -126,25 +134,25 @@ def warp(image: Tensor, field: Tensor) -> Tensor:
 
 
 def register(loss: Callable[..., Tensor], name: str, steps: int) -> Curve:
-    """Optimise a displacement field until the bent image is like the fixed one; for bending energy, smooth a field."""
+    """Optimise a displacement field until the bent image is like the fixed one; for a loss of fields, smooth one."""
     fixed, moving = pair()
     generator = torch.Generator().manual_seed(1)
     start = torch.zeros(1, 3, 12, 12, 12)
-    if name == "bending_energy":
+    if name in FIELDS:
         start = 0.05 * torch.randn(start.shape, generator=generator)
     coarse = start.requires_grad_()
     optimizer = torch.optim.Adam([coarse], 5e-3)
 
     def score() -> float:
         with torch.no_grad():
-            if name == "bending_energy":
+            if name in FIELDS:
                 return float(fast.BendingEnergyLoss(stencil="wide")(coarse))
             return float((warp(moving, _fine(coarse, fixed)) - fixed).square().mean())
 
     losses, before = [], score()
     for _ in range(steps):
         fine = _fine(coarse, fixed)
-        value = loss(coarse * 24) if name == "bending_energy" else loss(warp(moving, fine), fixed)
+        value = loss(coarse * 24) if name in FIELDS else loss(warp(moving, fine), fixed)
         _descend(optimizer, value)
         losses.append(float(value.detach()))
     return Curve(name, losses, before, score())
@@ -182,7 +190,7 @@ def trainings(quick: bool) -> Iterator[Row]:
         of_images = each.name in REGISTRATION
         first, last = (sum(part) / len(part) for part in (curve.losses[:5], curve.losses[-5:]))
         better = curve.after < curve.before if of_images else curve.after > curve.before
-        score = "bending energy" if each.name == "bending_energy" else "image distance" if of_images else "Dice score"
+        score = "bending energy" if each.name in FIELDS else "image distance" if of_images else "Dice score"
         told = f"loss {first:.3g} to {last:.3g}, {score} {curve.before:.3g} to {curve.after:.3g}"
         alike = curve.apart is None or curve.apart < ALIKE
         if curve.apart is not None:
@@ -195,7 +203,7 @@ def plot(curves: Sequence[Curve], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 8), layout="constrained")
-    for axes, curve in zip(figure.subplots(3, 4).flat, curves, strict=False):
+    for axes, curve in zip(figure.subplots(4, 4).flat, curves, strict=False):
         axes.plot(curve.losses, label="twinloss")
         if curve.peer:
             axes.plot(curve.peer, "--", label="MONAI")

@@ -14,7 +14,7 @@ from torch import Tensor
 from twinloss.harness.answers import expected_warnings_silent
 from twinloss.harness.reliability import Row, line
 from twinloss.harness.reliability.everyday import Everyday, everyday, step
-from twinloss.harness.reliability.numerics import REGISTRATION, relative
+from twinloss.harness.reliability.numerics import IMAGES, relative
 
 # What a compiler may change by rounding otherwise.
 CLOSE = 1e-5
@@ -27,7 +27,7 @@ class Training(torch.nn.Module):
         super().__init__()
         channels = each.arguments(4)[0].shape[1]
         self.layer, self.loss = torch.nn.Conv3d(channels, channels, 1), each.module()
-        self.image = each.name in REGISTRATION[1:]
+        self.image = each.name in IMAGES
 
     def forward(self, x: Tensor, *rest: Tensor) -> Tensor:
         """The loss of what the network makes of x."""
@@ -100,6 +100,9 @@ def operator_samples() -> Iterator[tuple[str, tuple[object, ...]]]:
     yield "bending_energy", (image, weights, 1, False)
     yield "bending_energy", (image, weights, 1, True)
     yield "bending_energy_backward", (up, image.detach(), weights, 1)
+    yield "diffusion", (image, weights[:, :3], 0, False)
+    yield "diffusion", (image, weights[:, :3], 1, True)
+    yield "diffusion_backward", (up, image.detach(), weights[:, :3], 0)
     yield "smooth", (image, [0.25, 0.5, 0.25], 3)
 
 

@@ -59,6 +59,42 @@ class SquareForgotten(fast.BendingEnergyLoss):
         return super().forward(pred).sqrt()
 
 
+@bug("diffusion")
+class BlindToACheckerboard(fast.DiffusionLoss):
+    """Central differences off the border, which see neither a checkerboard nor corners: released by MONAI."""
+
+    def forward(self, pred: Tensor) -> Tensor:
+        """Wrong."""
+        if self.reduction == "none" or min(pred.shape[2:]) < 3:
+            return super().forward(pred)
+        options = {name: getattr(self, name) for name in ("normalize", "reduction", "spacing")}
+        made: Tensor = fast.DiffusionLoss(**options, stencil="wide")(pred)
+        return made
+
+
+@bug("diffusion")
+class SpacingOnce(fast.DiffusionLoss):
+    """A squared slope is divided by the size of a voxel, not by its square."""
+
+    def __init__(self, **options: Any) -> None:
+        spacing = options.get("spacing")
+        super().__init__(**{**options, "spacing": spacing and [size**0.5 for size in spacing]})
+
+
+@bug("diffusion")
+class LastVoxelFallsOff(fast.DiffusionLoss):
+    """Forward differences, with none at the far border of each axis: a field and its mirror image cost different."""
+
+    def forward(self, pred: Tensor) -> Tensor:
+        """Wrong."""
+        if self.stencil == "wide" or self.normalize or self.spacing or self.reduction == "none":
+            return super().forward(pred)
+        u, near = pred.double(), (slice(None),) * 2 + (slice(None, -1),) * (pred.ndim - 2)
+        slopes = torch.stack([u.roll(-1, axis)[near] - u[near] for axis in range(2, pred.ndim)])
+        energy: Tensor = getattr(slopes.square().sum(0), self.reduction)()
+        return energy.to(pred.dtype)
+
+
 class PlainCorrelation(torch.nn.Module):
     """LNCC in plain torch and float64, right but for rounding: what is wrong is in the classes made of it."""
 

@@ -1,0 +1,236 @@
+"""Squared first differences of a field, and their adjoint: one pass each, nothing of the field's size is stored.
+
+A field is (D, H * W), axes that it does not have being of size 1; `weights` holds a factor for each axis that it has,
+in the order x, y, z: whatever makes a squared difference what it counts. With a `margin` of 0 differences are those of
+a voxel and its neighbours, two squares along each axis; the missing neighbour of a voxel at the border is the mirror
+image of the one that is there, which counts twice. With 1 they are those between the two neighbours of a voxel off the
+border.
+
+Where one voxel's energy has the square of a difference, so has the other's, or that of the voxel between them: the
+gradient is a sum over these pairs, of each voxel's pull towards its partner. Rows are taken one by one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from twinloss.fast.kernels import SOURCES, kernel
+from twinloss.fast.kernels.rows import total_of
+from twinloss.fast.kernels.tile import NEXT, START, keep, stage
+
+
+@stage
+def _add_squares(before, here, after, weight, energy):
+    for i in range(energy.size):
+        one, other = before[i] - here[i], after[i] - here[i]
+        energy[i] += weight * (one * one + other * other)
+
+
+@stage
+def _add_square(before, after, weight, energy):
+    for i in range(energy.size):
+        difference = after[i] - before[i]
+        energy[i] += weight * (difference * difference)
+
+
+@njit(inline="always")
+def _row(u, width, z, y):
+    return u[z, y * width : (y + 1) * width]
+
+
+@njit(inline="always")
+def _beside(k, n):
+    """The neighbours before and after place k of n, mirrored at the border."""
+    return (k - 1 if k > 0 else 1), (k + 1 if k < n - 1 else n - 2)
+
+
+@stage
+def _energies(u, width, margin, z, y, weights, energy):
+    """Put the energies of a row into `energy`, border columns left out where the margin is."""
+    energy[:] = 0
+    here, n, height, depth = _row(u, width, z, y), width, u.shape[1] // width, u.shape[0]
+    if margin:
+        _add_square(here[: n - 2], here[2:], weights[0], energy)
+        if weights.size > 1:
+            before, after = _row(u, width, z, y - 1), _row(u, width, z, y + 1)
+            _add_square(before[1 : n - 1], after[1 : n - 1], weights[1], energy)
+        if weights.size > 2:
+            before, after = _row(u, width, z - 1, y), _row(u, width, z + 1, y)
+            _add_square(before[1 : n - 1], after[1 : n - 1], weights[2], energy)
+        return
+    _add_squares(here[1:2], here[:1], here[1:2], weights[0], energy[:1])
+    _add_squares(here[: n - 2], here[1 : n - 1], here[2:], weights[0], energy[1 : n - 1])
+    _add_squares(here[n - 2 : n - 1], here[n - 1 :], here[n - 2 : n - 1], weights[0], energy[n - 1 :])
+    if weights.size > 1:
+        before, after = _beside(y, height)
+        _add_squares(_row(u, width, z, before), here, _row(u, width, z, after), weights[1], energy)
+    if weights.size > 2:
+        before, after = _beside(z, depth)
+        _add_squares(_row(u, width, before, y), here, _row(u, width, after, y), weights[2], energy)
+
+
+@stage
+def _pull(here, other, own, others, by_own, by_others, out):
+    """Add to `out` the slopes in `here` of squared differences, that count in energies with the slopes given."""
+    for i in range(out.size):
+        out[i] += (by_own * own[i] + by_others * others[i]) * (here[i] - other[i])
+
+
+@stage
+def _pull_along(here, slopes, start, stop, by_first, by_second, out):
+    """For the pairs of neighbours in a row whose first is from `start` to `stop`."""
+    first, second = here[start:stop], here[start + 1 : stop + 1]
+    of_first, of_second = slopes[start:stop], slopes[start + 1 : stop + 1]
+    _pull(first, second, of_first, of_second, by_first, by_second, out[start:stop])
+    _pull(second, first, of_second, of_first, by_second, by_first, out[start + 1 : stop + 1])
+
+
+@njit(inline="always")
+def _counted(weight, k, n):
+    """What the difference to a neighbour counts at place k of n; a sum keeps the type, a product with 2 does not."""
+    return weight + weight if (k == 0 or k == n - 1) else weight
+
+
+@njit(inline="always")
+def _slopes(upstream, z, y, ones):
+    """dL/dE of a row of energies."""
+    return upstream[z, y] if upstream.size > 0 else ones
+
+
+@stage
+def _gradient_by_voxel(u, width, z, y, weights, upstream, out):
+    """Put dL/du of a row into `out`, for differences of neighbours and a dL/dE for each voxel."""
+    out[:] = 0
+    here, height, depth = _row(u, width, z, y), u.shape[1] // width, u.shape[0]
+    own, last, w = upstream[z, y], width - 1, weights[0]
+    if last == 1:
+        _pull_along(here, own, START, NEXT, w + w, w + w, out)
+    else:
+        _pull_along(here, own, START, NEXT, w + w, w, out)
+        _pull_along(here, own, NEXT, last - 1, w, w, out)
+        _pull_along(here, own, last - 1, last, w, w + w, out)
+    for step in (-1, 1):
+        to = y + step
+        if 0 <= to < height:
+            mine, theirs = _counted(weights[1], y, height), _counted(weights[1], to, height)
+            _pull(here, _row(u, width, z, to), own, upstream[z, to], mine, theirs, out)
+        to = z + step
+        if 0 <= to < depth:
+            mine, theirs = _counted(weights[2], z, depth), _counted(weights[2], to, depth)
+            _pull(here, _row(u, width, to, y), own, upstream[to, y], mine, theirs, out)
+
+
+@njit(inline="always")
+def _pulls(weights, axis, k, n):
+    """What both neighbours of place k of n pull with, where dL/dE is 1: a pair counts for each of its voxels."""
+    weight, real = weights[axis], weights.dtype.type
+    two, three = real(2) * weight, real(3) * weight
+    if n == 2:
+        return two, two
+    if k == 0 or k == n - 1:  # the one neighbour and its mirror image
+        return real(0.5) * three, real(0.5) * three
+    return (three if k == 1 else two), (three if k == n - 2 else two)
+
+
+@stage
+def _put_pulls(before, here, after, by_before, by_after, out):
+    for i in range(out.size):
+        out[i] = by_before * (here[i] - before[i]) + by_after * (here[i] - after[i])
+
+
+@stage
+def _add_pulls(before, here, after, by_before, by_after, out):
+    for i in range(out.size):
+        out[i] += by_before * (here[i] - before[i]) + by_after * (here[i] - after[i])
+
+
+@stage
+def _gradient_of_row(u, width, z, y, weights, out):
+    """Put dL/du of a row into `out`, for differences of neighbours and a dL/dE of 1."""
+    here, n, height, depth = _row(u, width, z, y), width, u.shape[1] // width, u.shape[0]
+    if n > 4:  # each of these is two or more columns off the border
+        two = weights[0] + weights[0]
+        _put_pulls(here[1 : n - 3], here[2 : n - 2], here[3 : n - 1], two, two, out[2 : n - 2])
+    for j in range(min(n, 4)):
+        k = j if j < 2 else n + 1 - j
+        (before, after), (by_before, by_after) = _beside(k, n), _pulls(weights, 0, k, n)
+        out[k] = by_before * (here[k] - here[before]) + by_after * (here[k] - here[after])
+    if weights.size > 1:
+        (before, after), (by_before, by_after) = _beside(y, height), _pulls(weights, 1, y, height)
+        _add_pulls(_row(u, width, z, before), here, _row(u, width, z, after), by_before, by_after, out)
+    if weights.size > 2:
+        (before, after), (by_before, by_after) = _beside(z, depth), _pulls(weights, 2, z, depth)
+        _add_pulls(_row(u, width, before, y), here, _row(u, width, after, y), by_before, by_after, out)
+
+
+@stage
+def _pull_wide(here, other, slopes, weight, out):
+    for i in range(out.size):
+        out[i] += weight * slopes[i] * (here[i] - other[i])
+
+
+@stage
+def _wide_gradient_of_row(u, width, z, y, weights, upstream, ones, out):
+    """Put dL/du of a row into `out`, for differences of the two neighbours of voxels off the border."""
+    out[:] = 0
+    here, n, height, depth = _row(u, width, z, y), width, u.shape[1] // width, u.shape[0]
+    # The planes and rows at each border that have no energy.
+    above, before = (1 if weights.size > 2 else 0), (1 if weights.size > 1 else 0)
+    inside_z, inside_y = above <= z < depth - above, before <= y < height - before
+    if inside_z and inside_y:
+        slopes = _slopes(upstream, z - above, y - before, ones)[: n - 2]
+        _pull_wide(here[: n - 2], here[2:], slopes, weights[0], out[: n - 2])
+        _pull_wide(here[2:], here[: n - 2], slopes, weights[0], out[2:])
+    for step in (-1, 1):
+        if inside_z and before > 0 and 1 <= y + step < height - 1:
+            slopes = _slopes(upstream, z - above, y + step - 1, ones)[: n - 2]
+            other = _row(u, width, z, y + 2 * step)
+            _pull_wide(here[1 : n - 1], other[1 : n - 1], slopes, weights[1], out[1 : n - 1])
+        if inside_y and above > 0 and 1 <= z + step < depth - 1:
+            slopes = _slopes(upstream, z + step - 1, y - before, ones)[: n - 2]
+            other = _row(u, width, z + 2 * step, y)
+            _pull_wide(here[1 : n - 1], other[1 : n - 1], slopes, weights[2], out[1 : n - 1])
+
+
+def _compiled(sources):
+    """The two kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
+
+    @kernel
+    def forward(u, width, weights, margin, z_start, z_stop, energy):
+        """The sum of the energies of some planes; or each voxel's into `energy`, (D, H, W) without the border."""
+        sources  # noqa: B018
+        above, before = (margin if weights.size > 2 else 0), (margin if weights.size > 1 else 0)
+        total, row = 0.0, np.empty(width - 2 * margin, u.dtype)
+        for z in range(z_start, z_stop):
+            for y in range(before, u.shape[1] // width - before):
+                _energies(u, width, margin, z, y, weights, row)
+                if energy.size == 0:
+                    total += total_of(row)
+                else:
+                    keep(row, energy[z - above, y - before])
+        return total
+
+    @kernel
+    def backward(u, width, weights, margin, upstream, z_start, z_stop, out):
+        """Write dL/du of some planes of a field.
+
+        `weights` are twice those of `forward`, and hold dL/dE if that is one for all voxels; else it is `upstream`,
+        (D, H, W) without the border.
+        """
+        sources  # noqa: B018
+        ones = np.ones(width, u.dtype)
+        for z in range(z_start, z_stop):
+            for y in range(START, u.shape[1] // width):
+                row = _row(out, width, z, y)
+                if margin:
+                    _wide_gradient_of_row(u, width, z, y, weights, upstream, ones, row)
+                elif upstream.size > 0:
+                    _gradient_by_voxel(u, width, z, y, weights, upstream, row)
+                else:
+                    _gradient_of_row(u, width, z, y, weights, row)
+
+    return forward, backward
+
+
+forward, backward = _compiled(SOURCES)

@@ -1,0 +1,34 @@
+"""Rows of a field, one after the other in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from twinloss.fast.kernels.tile import sums_stage
+
+# Voxels that are looked at in one go: what is computed of them stays in the nearest cache.
+BLOCK = 2048
+
+
+@njit(inline="always")
+def at(plane, start, offset, like):
+    """As many numbers as `like` has, from a place on."""
+    return plane[start + offset : start + offset + like.size]
+
+
+@sums_stage
+def _total(values):
+    total = values.dtype.type(0)
+    for i in range(values.size):
+        total += values[i]
+    return total
+
+
+@njit(inline="always")
+def total_of(values):
+    """The sum, float64 beyond a block."""
+    total = 0.0
+    for i in range(0, values.size, BLOCK):
+        total += np.float64(_total(values[i : i + BLOCK]))
+    return total

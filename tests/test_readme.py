@@ -1,0 +1,181 @@
+"""What the README says can be done can be done, and its figures are those of the reports."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+
+from twinloss import reference
+from twinloss.harness import cli, cli_check, cli_diagnose, cli_migration, cli_reliability  # noqa: F401  they register
+from twinloss.harness.catalogue import TWINS
+from twinloss.harness.migration_examples import DIFFERENCES
+from twinloss.harness.zoo import zoo
+
+ROOT = Path(__file__).parents[1]
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")}
+README = PAGES["README.md"]
+COMMANDS = typer.main.get_command(cli.app).commands
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+
+
+def commands():
+    """All that the pages write as commands, in blocks and between words."""
+    for page in PAGES.values():
+        yield from (line.partition("#")[0].strip() for block in blocks(page, "sh") for line in block.splitlines())
+        yield from re.findall(
+            r"`((?:twinloss|make|pip|pytest) [^`]*)`", re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+        )
+
+
+def called(program):
+    return sorted({" ".join(line.split()) for line in commands() if line.split()[:1] == [program]})
+
+
+def table(after):
+    """The cells of the first table after a heading."""
+    rows = README.partition(f"## {after}\n")[2].partition("\n## ")[0]
+    return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in rows.splitlines() if line[:2] == "| "][
+        2:
+    ]
+
+
+def rows_of(report):
+    lines = [line for line in (ROOT / "reports" / report).read_text().splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[1:]]
+
+
+# --- Python ----------------------------------------------------------------------------------------------------------
+
+
+def test_examples_run_and_print_what_they_say(tmp_path):
+    train, check, plugin, ranks = blocks(README, "python")
+    said = []
+    for script in (train, f"import torch\n{check}"):
+        (tmp_path / "script.py").write_text(script)
+        done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        said += done.stdout.splitlines()
+    fast, slow = map(float, said.pop(0).split())
+    assert fast == pytest.approx(slow, rel=1e-6)
+    expected = re.findall(r"#: (.*)", check)
+    assert said == expected
+    assert expected
+    assert "twin_check(MyDice" in plugin
+    assert "process_group=" in ranks
+
+
+def test_example_of_the_plugin_fails_in_the_same_way(tmp_path):
+    _, check, plugin, _ = blocks(README, "python")
+    cls = check.partition("\n\n\n")[2].partition("\n\n\n")[0]
+    (tmp_path / "test_mine.py").write_text(f"import torch\n\n\n{cls}\n\n\n{plugin}")
+    line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "1 failed" in done.stdout, done.stdout + done.stderr
+    assert "torch.float64" in done.stdout
+
+
+def test_example_of_ranks_runs_in_a_group_of_one(tmp_path):
+    *_, ranks = blocks(README, "python")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        from twinloss.fast import DiceLoss
+
+        names = {"torch": torch, "DiceLoss": DiceLoss}
+        exec(ranks, names)
+        x, labels = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 1, 4, 4))
+        expected = DiceLoss(softmax=True, to_onehot_y=True, batch=True)(x, labels)
+        torch.testing.assert_close(names["loss"](x, labels), expected)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# --- the shell -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line", called("twinloss"))
+def test_command_exists_with_these_arguments(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("base.json", "new.json", "batch.npz", "README.md", "known.toml"):
+        Path(name).write_text("")
+    Path("old").mkdir()
+    _, name, *arguments = shlex.split(line)
+    if name in ("report", "explain") and name not in COMMANDS:
+        pytest.skip("it comes with the site")
+    assert name in COMMANDS
+    if arguments:
+        COMMANDS[name].make_context(name, arguments)
+
+
+def test_command_that_does_not_exist_or_an_option_would_show():
+    assert "verfiy" not in COMMANDS
+    with pytest.raises(Exception, match="No such option: --sede"):
+        COMMANDS["zoo"].make_context("zoo", ["--sede", "0"])
+
+
+@pytest.mark.parametrize("line", ["twinloss list dice", "twinloss list diffusion"])
+def test_command_runs(line):
+    assert line in called("twinloss")
+    done = subprocess.run([sys.executable, "-m", *line.split()], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "reduction" in done.stdout
+
+
+def test_make_has_the_targets():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {line.split()[1] for line in called("make")}
+    assert {"verify", "test"} <= named <= targets
+
+
+def test_extras_exist():
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    named = {extra for line in called("pip") for found in re.findall(r"\[(.*?)\]", line) for extra in found.split(",")}
+    assert named
+    assert named <= extras
+
+
+def test_paths_exist():
+    for page in PAGES.values():
+        for path in re.findall(r"\]\(([^)#:]+)\)", page):
+            assert (ROOT / path).exists(), path
+    for path in re.findall(r"`((?:reference|fast|harness|tests)/[\w/]+\.py)`", PAGES["CONTRIBUTING.md"]):
+        assert (ROOT / path).exists(), path
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def deviations(report):
+    return sum(row[2] in ("differs", "raises") for row in rows_of(report))
+
+
+def test_figures_are_those_of_the_reports():
+    kills, trials = rows_of("zoo.md"), rows_of("reliability.md")
+    killed, passed = (sum(any(row[2:7]) for row in kills), sum(row[-1] == "passed" for row in trials))
+    expected = {
+        "twinloss verify": f"{len(TWINS)} losses, at any seed",
+        "twinloss zoo": f"{killed} of {len(zoo())} killed",
+        "twinloss reliability": f"{passed} of {len(trials)} passed",
+        "twinloss bench": "each loss",
+        "twinloss audit monai": f"{deviations('errata.md')} of {len(rows_of('errata.md'))} deviate",
+        "twinloss migration": f"{len(DIFFERENCES)} differences",
+    }
+    assert {row[2].strip("`"): row[1] for row in table("Why trust it?")} == expected
+
+
+def test_table_of_losses_has_all_and_no_others():
+    rows = table("The losses")
+    names = [(row[1].strip("`"), row[2].strip("`"), row[3].strip("`")) for row in rows]
+    assert {name for *_, name in names} == {twin.name for twin in TWINS}
+    for cls, function, name in names:
+        assert hasattr(reference, function)
+        if name != "multi_scale":  # whose record wraps it
+            assert next(twin for twin in TWINS if twin.name == name).fast.__name__ == cls
