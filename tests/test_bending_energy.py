@@ -396,6 +396,7 @@ def test_operator_keeps_the_rules_of_torch(voxelwise, shape):
 @REDUCTIONS
 @pytest.mark.parametrize("options", [{}, {"stencil": "wide", "normalize": True, "spacing": (0.5, 2.0)}])
 def test_compiles_without_a_graph_break_to_the_same_numbers(reduction, options):
+    torch.compiler.reset()  # which has a limit on how often the forward of all losses of fields is compiled
     u = logits(2, 2, 8, 9)
     loss = BendingEnergyLoss(reduction, **options)
     expected = value_and_gradient(loss, u)
