@@ -771,3 +771,11 @@ def test_one_module_serves_images_of_any_size():
     for shape in ((1, 1, 6, 7), (3, 2, 4, 3), (1, 1, 6, 7)):
         p, t = pair(*shape)
         torch.testing.assert_close(loss(p, t), by_definition(p, t, 5, "triangular"), rtol=1e-11, atol=1e-13)
+
+
+@BACKENDS
+def test_a_window_without_contrast_or_smoothing_is_infinite(form):
+    p, t = pair(1, 1, 4, 4, 4)
+    with backend.forced(form):
+        loss = LocalNormalizedCrossCorrelationLoss(kernel_size=1, smooth_dr=0)
+        assert loss(p, t) == -torch.inf

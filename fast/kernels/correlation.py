@@ -150,7 +150,7 @@ def _score_columns(
             # Row by row, and what a sum loses is added to the next one (Kahan 1965).
             term = _sum(row[:n]) - lost
             raised = total + term
-            lost = (raised - total) - term
+            lost = (raised - total) - term if np.isfinite(raised) else 0.0
             total = raised
         if gradients > 0:
             for f in range(3):
