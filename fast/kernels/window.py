@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from twinloss.fast.kernels.tile import keep, stage
+from twinloss.fast.kernels.tile import START, keep, stage
 
 MOMENTS = 5
 
 # Numbers of a field that are looked at in one go, so that all rooms of all fields stay in the second cache; and how
 # many of a row at least, if it is as long.
 ROOM, SIDE = 6144, 128
+# Planes of a slab, margins included, so that enough of a row fits beside them: short rows are slow.
+SLAB = 104
 
 
 @stage
@@ -281,6 +283,37 @@ def place_of_tile(tile, height, width, rows, columns):
 def columns_at_once(columns, depth, radius_z):
     """How many voxels of a plane, in a row, are done in one go over the depth."""
     return min(max(ROOM // (depth + 2 * radius_z), 16), columns)
+
+
+@stage
+def slab_of_columns(columns, depth, radius_z):
+    """Planes that are done in one go over the depth, and voxels of a plane, in a row; all slabs near alike."""
+    planes = depth
+    if depth + 2 * radius_z > SLAB:
+        planes = max(SLAB - 2 * radius_z, 4 * radius_z)
+        planes = -(-depth // -(-depth // planes))
+    count = min(max(ROOM // (planes + 2 * radius_z), 16), columns)
+    return planes, -(-columns // -(-columns // count))
+
+
+@stage
+def begin_slab(room, carried, z):
+    """Before a slab that starts at plane z, the planes that reach into it, as they were before they were done."""
+    margin = carried.shape[1]
+    if z == 0:
+        clear(room, START, margin)
+    else:
+        for f in range(room.shape[0]):
+            keep(carried[f], room[f, :margin])
+
+
+@stage
+def end_slab(room, carried, planes, loaded, n):
+    """After the planes that are `loaded`, margin before them included, zeros; and carry the last ones of the slab."""
+    margin = carried.shape[1]
+    clear(room, loaded * n, planes * n + 2 * margin)
+    for f in range(room.shape[0]):
+        keep(room[f, planes * n : planes * n + margin], carried[f])
 
 
 @stage

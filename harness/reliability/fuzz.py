@@ -20,7 +20,8 @@ from twinloss.harness.reliability.numerics import REGISTRATION
 JUNK: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 3, 2**70, -(2**63), 0.5, -0.5, 1e30, float("nan"), float("inf"), "", "mean", "junk",
     b"bytes", (), [], [1.0, 2.0], [[1.0]], {}, {"a": 1}, object, len, 1j, np.float32(0.5), np.array([1, 2]),
-    torch.tensor(0.5), torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor(0.5, device="meta"), torch.device("meta"), slice(3),
+    torch.tensor(0.5), torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor(0.5, device="meta"), torch.device("meta"),
+    slice(3),
 )  # fmt: skip
 # What a caller can mend by its message.
 TYPED = (TypeError, ValueError, AssertionError, NotImplementedError)
