@@ -130,4 +130,4 @@ def nonsense(quick: bool) -> Iterator[Row]:
         errors, answers = found.pop("error", 0), found.pop("answer", 0)
         told = f"{errors} typed errors, {answers} answers as the reference's"
         bad = "; ".join(f"{count} times {what}" for what, count in found.most_common(3))
-        yield Row(f"{each.name}, {tries} calls", f"{told}; {bad}" if bad else told, not found)
+        yield Row(f"{tries} calls", f"{told}; {bad}" if bad else told, not found, each.name)

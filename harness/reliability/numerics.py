@@ -108,7 +108,8 @@ def not_numbers(quick: bool) -> Iterator[Row]:
             else:
                 outcomes.append(math.isnan(got) if math.isnan(bad) else not math.isfinite(got))
         told = "the value is NaN or infinite if it is in the reference, and else as there, with its gradient"
-        yield Row(f"{each.name}, one voxel NaN, inf, -inf, {size}³", told if all(outcomes) else "lost", all(outcomes))
+        good = all(outcomes)
+        yield Row(f"one voxel NaN, inf, -inf, {size}³", told if good else "lost", good, each.name)
 
 
 @line("NaN and infinity")
@@ -133,9 +134,10 @@ def silenced(quick: bool) -> Iterator[Row]:
             good &= bool(value == clean[0]) and bool((gradient == clean[1]).all()) and nothing
         how = "masked" if each.name == "masked_dice" else "ignored"
         yield Row(
-            f"{each.name}, a fifth of the voxels {how}, all NaN, inf or -inf",
+            f"a fifth of the voxels {how}, all NaN, inf or -inf",
             "bitwise the loss without them, no gradient there" if good else "they count",
             good,
+            each.name,
         )
 
 
