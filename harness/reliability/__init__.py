@@ -43,6 +43,7 @@ def lines() -> dict[str, list[Trial]]:
     from twinloss.harness.reliability import (  # noqa: F401, I001  they put themselves in, in this order
         fuzz,
         numerics,
+        labels,
         ranks,
         scale,
         beyond,
