@@ -15,13 +15,13 @@ from twinloss.fast.kernels.window import (
     MOMENTS,
     begin_slab,
     clear,
+    columns_at_once,
     end_slab,
     keep,
     load_tile,
     moments_along,
     place_of_tile,
     reach,
-    slab_of_columns,
     sums_along,
     total_weight,
 )
@@ -128,14 +128,14 @@ def _score_slab(
 ):  # fmt: skip
     radius = window_z.size // 2
     top = min(z_start + planes + radius, p.shape[0])
-    begin_slab(rooms[0], carried, z_start)
+    begin_slab(rooms[0], carried, z_start, radius * n)
     for z in range(z_start, top):
         line = slice((z - z_start + radius) * n, (z - z_start + radius + 1) * n)
         for f in range(2):
             keep(means[f, z, here], rooms[0, f, line])
         for f in range(3):
             keep(fields[f, z, here], rooms[0, 2 + f, line])
-    end_slab(rooms[0], carried, planes, top - z_start + radius, n)
+    end_slab(rooms[0], carried, (top - z_start + radius) * n, (planes + radius) * n, radius * n)
     at = moments_along(rooms, START, (planes + 2 * radius) * n, n, window_z, ones, count)
     made = rooms[(at + 1) % 3]
     total, lost = 0.0, 0.0
@@ -203,14 +203,14 @@ def _sums_in_tile(p, t, a, b, of, upstream, z, y, x, rows, columns, window_y, wi
 def _slopes_of_slab(p, t, z_start, planes, here, n, window_z, ones, rooms, carried, fields, out):
     radius = window_z.size // 2
     top = min(z_start + planes + radius, p.shape[0])
-    begin_slab(rooms[0], carried, z_start)
+    begin_slab(rooms[0], carried, z_start, radius * n)
     for z in range(z_start, top):
         line = slice((z - z_start + radius) * n, (z - z_start + radius + 1) * n)
         keep(out[z, here], rooms[0, 0, line])
         keep(fields[0, z, here], rooms[0, 1, line])
         keep(fields[1, z, here], rooms[0, 2, line])
         _moment(rooms[0, 0, line], rooms[0, 1, line], t[z, here], p[z, here], rooms[0, 2, line])
-    end_slab(rooms[0], carried, planes, top - z_start + radius, n)
+    end_slab(rooms[0], carried, (top - z_start + radius) * n, (planes + radius) * n, radius * n)
     at = sums_along(rooms, START, (planes + 2 * radius) * n, n, window_z, ones)
     for z in range(z_start, z_start + planes):
         line = slice((z - z_start) * n, (z - z_start + 1) * n)
@@ -235,21 +235,23 @@ def _compiled(sources):
             _moments_in_tile(p, t, z, y, x, n, m, window_y, window_x, ones, rooms, means, fields)
 
     @kernel
-    def depth(p, t, start, stop, window_z, ones, count, nu, delta, clamped, score, means, fields, more, gradients):
+    def depth(
+        p, t, start, stop, slab, window_z, ones, count, nu, delta, clamped, score, means, fields, more, gradients
+    ):
         """The sum of the correlations of the columns of voxels start:stop of the planes; or each into `score`.
 
         Images and `score` are (D, H * W), like `fields` and `more`, which get what that many gradients need. `count`
-        is the weight of a window within a plane.
+        is the weight of a window within a plane, and `slab` how many planes are done at a time.
         """
         sources  # noqa: B018
         radius = window_z.size // 2
-        slab, step = slab_of_columns(stop - start, p.shape[0], radius)
+        step = columns_at_once(stop - start, slab, radius)
         rooms, row = np.empty((3, MOMENTS, (slab + 2 * radius) * step)), np.empty(step)
-        room = np.empty((MOMENTS, radius * step))
+        carried = np.empty((MOMENTS, radius * step))
         total = 0.0
         for k in range(start, stop, step):
             n = min(step, stop - k)
-            here, carried = slice(k, k + n), room[:, : radius * n]
+            here = slice(k, k + n)
             for z in range(0, p.shape[0], slab):
                 total += _score_slab(
                     p, t, z, min(slab, p.shape[0] - z), here, n, window_z, ones, count, nu, delta, clamped, rooms,
@@ -272,15 +274,15 @@ def _compiled(sources):
             _sums_in_tile(p, t, a, b, of, upstream, z, y, x, n, m, window_y, window_x, ones, rooms, of_a, fields)
 
     @kernel
-    def depth_backward(p, t, start, stop, window_z, ones, fields, out):
+    def depth_backward(p, t, start, stop, slab, window_z, ones, fields, out):
         """Write the gradient in p of the columns of voxels start:stop of the planes, all (D, H * W), over A's sums."""
         sources  # noqa: B018
         radius = window_z.size // 2
-        slab, step = slab_of_columns(stop - start, p.shape[0], radius)
-        rooms, room = np.empty((3, 3, (slab + 2 * radius) * step)), np.empty((3, radius * step))
+        step = columns_at_once(stop - start, slab, radius)
+        rooms, carried = np.empty((3, 3, (slab + 2 * radius) * step)), np.empty((3, radius * step))
         for k in range(start, stop, step):
             n = min(step, stop - k)
-            here, carried = slice(k, k + n), room[:, : radius * n]
+            here = slice(k, k + n)
             for z in range(0, p.shape[0], slab):
                 planes = min(slab, p.shape[0] - z)
                 _slopes_of_slab(p, t, z, planes, here, n, window_z, ones, rooms, carried, fields, out)

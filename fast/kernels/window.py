@@ -15,6 +15,7 @@ is a difference.
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
 from twinloss.fast.kernels.tile import START, keep, stage
 
@@ -285,35 +286,31 @@ def columns_at_once(columns, depth, radius_z):
     return min(max(ROOM // (depth + 2 * radius_z), 16), columns)
 
 
-@stage
-def slab_of_columns(columns, depth, radius_z):
-    """Planes that are done in one go over the depth, and voxels of a plane, in a row; all slabs near alike."""
-    planes = depth
-    if depth + 2 * radius_z > SLAB:
-        planes = max(SLAB - 2 * radius_z, 4 * radius_z)
-        planes = -(-depth // -(-depth // planes))
-    count = min(max(ROOM // (planes + 2 * radius_z), 16), columns)
-    return planes, -(-columns // -(-columns // count))
+def planes_at_once(depth, radius_z):
+    """Planes of a slab, all slabs near alike."""
+    planes = max(SLAB - 2 * radius_z, 4 * radius_z)
+    return depth if depth + 2 * radius_z <= SLAB else -(-depth // -(-depth // planes))
 
 
-@stage
-def begin_slab(room, carried, z):
+# Part of the code that calls them, as each stage takes a time to compile.
+
+
+@njit(inline="always")
+def begin_slab(room, carried, z, margin):
     """Before a slab that starts at plane z, the planes that reach into it, as they were before they were done."""
-    margin = carried.shape[1]
     if z == 0:
         clear(room, START, margin)
     else:
         for f in range(room.shape[0]):
-            keep(carried[f], room[f, :margin])
+            keep(carried[f, :margin], room[f, :margin])
 
 
-@stage
-def end_slab(room, carried, planes, loaded, n):
-    """After the planes that are `loaded`, margin before them included, zeros; and carry the last ones of the slab."""
-    margin = carried.shape[1]
-    clear(room, loaded * n, planes * n + 2 * margin)
+@njit(inline="always")
+def end_slab(room, carried, loaded, stop, margin):
+    """After the numbers that are `loaded`, zeros; and carry the last planes of a slab, which end at `stop`."""
+    clear(room, loaded, stop + margin)
     for f in range(room.shape[0]):
-        keep(room[f, planes * n : planes * n + margin], carried[f])
+        keep(room[f, stop - margin : stop], carried[f, :margin])
 
 
 @stage

@@ -141,7 +141,8 @@ def information(voxels: int) -> tuple[float, float]:
 
     What is expected comes from the histogram of a voxel of each kind, weighted by how many there are.
     """
-    count, loss = 100, fast.GlobalMutualInformationLoss(num_bins=4)
+    count = 100
+    loss: Any = fast.GlobalMutualInformationLoss(num_bins=4)
     x, y = (torch.full((1, 1, count), level) for level in (0.75, 0.6))
     value_and_slopes(loss, x.clone(), y)
     x, y = ending((voxels,), x).requires_grad_(), ending((voxels,), y)

@@ -98,7 +98,7 @@ def patches() -> Iterator[tuple[Tensor, Tensor]]:
         pairs = []
         for _ in range(PATCHES):
             place = _place(t1.shape, generator)
-            while len(labels[place].unique()) < CLASSES:
+            while len(torch.unique(labels[place])) < CLASSES:
                 place = _place(t1.shape, generator)
             pairs.append((t1[place], labels[place]))
         yield torch.stack([a for a, _ in pairs])[:, None], torch.stack([b for _, b in pairs])[:, None]
