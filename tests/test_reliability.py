@@ -1,6 +1,7 @@
 """The trials of `twinloss reliability`, at small sizes; what takes a time is measured by the command alone."""
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -50,9 +51,9 @@ def test_every_line_has_a_meaning():
     assert set(MEANING) == set(lines())
 
 
-def test_the_report_has_rows_for_every_line_and_is_what_its_figures_say():
+def test_the_report_says_what_its_figures_say_at_full_size():
     sections = load(REPORTS)
-    assert set(sections) == set(lines())
+    assert sections.keys() <= lines().keys()
     assert all(section.rows and not section.quick for section in sections.values())
     assert (REPORTS / "reliability.md").read_text() == as_markdown(sections)
 
@@ -67,6 +68,7 @@ def test_lines_that_are_tried_anew_are_replaced_whole_and_others_stay(tmp_path):
     text = (tmp_path / "reliability.md").read_text()
     assert "| [Fuzz](#fuzz) | 1 | 0 |" in text
     assert "| [State](#state) | 2 | **1** |" in text
+    assert "| Scale | not tried yet |  |" in text
 
 
 def test_losses_of_which_the_same_came_out_share_a_row_and_others_have_columns():
@@ -113,8 +115,9 @@ def test_a_curve_that_leaves_at_once_is_not_alike_however_far_rounding_gets_late
 
 
 def test_a_loss_that_is_wrong_at_the_end_of_a_volume_is_seen_there(monkeypatch):
-    monkeypatch.setattr(beyond, "end_of", lambda x, end: x[tuple(slice(0, count) for count in end.shape)])
-    assert not any(row.passed for row in beyond.beyond_32_bits(True) if "value and gradient" in row.tried)
+    ending = beyond.ending
+    monkeypatch.setattr(beyond, "ending", lambda space, end: ending(space, end.flip(-1)))
+    assert not any(row.passed for row in islice(beyond.beyond_32_bits(True), 4))
 
 
 def test_fuzz_tells_a_wrong_answer_from_the_reference(monkeypatch):

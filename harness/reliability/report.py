@@ -76,14 +76,16 @@ def as_markdown(sections: Mapping[str, Section]) -> str:
         "Made by `twinloss reliability --out reports`: what breaks real trainings, tried on all twelve losses. "
         "`twinloss reliability fuzz --out reports` tries one line anew.",
         "",
-        *_table(("line", "trials", "failed"), (_summary(name, section) for name, section in sections.items())),
+        *_table(("line", "trials", "failed"), (_summary(name, sections.get(name)) for name in MEANING)),
     ]
     for name, section in sections.items():
         text += ["", f"## {name}", "", MEANING[name], "", *_tables(section.rows), "", _origin(section)]
     return "\n".join(text) + "\n"
 
 
-def _summary(name: str, section: Section) -> tuple[str, str, str]:
+def _summary(name: str, section: Section | None) -> tuple[str, str, str]:
+    if section is None:
+        return name, "not tried yet", ""
     anchor = "".join(c for c in name.lower().replace(" ", "-") if c.isalnum() or c == "-")
     failed = sum(not row.passed for row in section.rows)
     return f"[{name}](#{anchor})", str(len(section.rows)), f"**{failed}**" if failed else "0"
