@@ -125,7 +125,7 @@ class GlobalMutualInformationLoss(_Loss):
 
     def _warn_of_clamping(self, x: Tensor, y: Tensor) -> None:
         # Kept apart, as a forward call must not change the module.
-        if self in _warned or torch.compiler.is_compiling() or backend.transformed():
+        if self in _warned or torch.compiler.is_compiling() or backend.transformed() or x.is_meta:
             return
         low, high = (torch.stack(ends) for ends in zip(x.detach().aminmax(), y.detach().aminmax(), strict=True))
         if low.min() < 0 or high.max() > 1:

@@ -85,7 +85,7 @@ class _Windows:
 
     def __init__(self, shape: torch.Size, size: int, kind: str, rank: int) -> None:
         from twinloss.fast.kernels import correlation
-        from twinloss.fast.kernels.window import tile_of_plane
+        from twinloss.fast.kernels.window import planes_at_once, tile_of_plane
 
         self.kernels = correlation
         window, none = np.array(_window(size, kind)), np.ones(1)
@@ -93,6 +93,7 @@ class _Windows:
         self.ones = kind == "rectangular"
         self.in_plane = self.y.sum() * self.x.sum()
         self.depth = shape[1]
+        self.slab = planes_at_once(self.depth, self.z.size // 2)
         self.tile = tile_of_plane(*shape[2:], self.x.size // 2)
 
 
@@ -134,8 +135,8 @@ def _local_correlation(
 
     def across_planes(k: int, start: int, stop: int) -> None:
         sums[k, start] = windows.kernels.depth(
-            columns[0][k], columns[1][k], start, stop, windows.z, windows.ones, windows.in_plane, nu, delta, clamped,
-            scores[k], columns[2][k], columns[3][k], columns[4][k], gradients,
+            columns[0][k], columns[1][k], start, stop, windows.slab, windows.z, windows.ones, windows.in_plane, nu,
+            delta, clamped, scores[k], columns[2][k], columns[3][k], columns[4][k], gradients,
         )  # fmt: skip
 
     for_each_tile(within_planes, p.shape, *windows.tile)
@@ -173,7 +174,7 @@ def _local_correlation_backward(
     def across_planes(k: int, start: int, stop: int) -> None:
         flat = (array.reshape(windows.depth, -1) for array in (first[k], second[k]))
         windows.kernels.depth_backward(
-            *flat, start, stop, windows.z, windows.ones, fields[k].reshape(2, windows.depth, -1),
+            *flat, start, stop, windows.slab, windows.z, windows.ones, fields[k].reshape(2, windows.depth, -1),
             out[k].reshape(windows.depth, -1),
         )  # fmt: skip
 

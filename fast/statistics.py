@@ -298,16 +298,19 @@ def _focus(q: Tensor, gamma: float) -> Tensor:
 def ignored(target: Tensor, labels: bool, ignore_index: int) -> Tensor:
     """Where a target (B, 1 or C, …) says that the voxel takes no part, (B, 1, …)."""
     if labels or target.shape[1] == 1:
-        return target == ignore_index
+        return _equal(target, ignore_index)
     return target[:, ignore_index : ignore_index + 1] == 1
 
 
-# Under torch.func, where no branch may hang on numbers, what is an error elsewhere makes the loss NaN.
+# Under torch.func, where no branch may hang on numbers, what is an error elsewhere makes the loss NaN. On the meta
+# device there are no numbers to be wrong.
 
 
 def _checked_mask(mask: Tensor, x: Tensor) -> Tensor:
     if backend.transformed():
         return torch.where((mask >= 0) & (mask <= 1), mask.to(x.dtype), torch.nan)
+    if mask.is_meta:
+        return mask.to(x.dtype)
     low, high = mask.detach().to(x.dtype).aminmax()
     if not (low >= 0 and high <= 1):
         raise ValueError(
@@ -322,9 +325,20 @@ def _comparable(labels: Tensor) -> Tensor:
     return labels.to(torch.int64) if unsigned else labels
 
 
+def _equal(labels: Tensor, number: int) -> Tensor:
+    """Where labels are a number; torch would wrap one that is beyond their type, and find 256 in bytes of 0."""
+    labels = _comparable(labels)
+    if not labels.is_floating_point() and labels.dtype != torch.bool:
+        limits = torch.iinfo(labels.dtype)
+        if not limits.min <= number <= limits.max:
+            return torch.zeros_like(labels, dtype=torch.bool)
+    return labels == number
+
+
 def _wrong_labels(target: Tensor, classes: int, ignore_index: int | None) -> Tensor:
-    wrong = (target < 0) | (target >= classes) | (target != target.to(torch.int64))
-    return wrong if ignore_index is None else wrong & (target != ignore_index)
+    whole = target.to(torch.int64)
+    wrong = (whole < 0) | (whole >= classes) | (target != whole)
+    return wrong if ignore_index is None else wrong & ~_equal(target, ignore_index)
 
 
 def _checked_labels(target: Tensor, classes: int, ignore_index: int | None) -> Tensor:
@@ -332,10 +346,10 @@ def _checked_labels(target: Tensor, classes: int, ignore_index: int | None) -> T
     wrong = _wrong_labels(target, classes, ignore_index)
     if backend.transformed():
         target = torch.where(wrong, 0, target)
-    elif wrong.any():
+    elif not target.is_meta and wrong.any():
         _raise_wrong_labels(target, classes, ignore_index)
     labels = target.to(torch.int64)
-    return labels if ignore_index is None else labels.masked_fill(target == ignore_index, 0)
+    return labels if ignore_index is None else labels.masked_fill(_equal(target, ignore_index), 0)
 
 
 def _raise_wrong_labels(target: Tensor, classes: int, ignore_index: int | None) -> None:

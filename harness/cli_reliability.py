@@ -25,11 +25,15 @@ cut short: [bold]twinloss reliability cold fuzz[/].
 def reliability(
     names: Annotated[list[str] | None, typer.Argument(metavar="[LINE]...", help="Which lines; all by default.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes: minutes, not an hour.")] = False,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write reliability.md and a plot.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where to write the report; of one that is there, only these lines change."),
+    ] = None,
 ) -> None:
     """Try on the fast losses what breaks real trainings."""
     folder = writable(out) if out else None
     from twinloss.harness import reliability as trials
+    from twinloss.harness.reliability.report import update
     from twinloss.harness.reliability.training import plot
 
     known = list(trials.lines())
@@ -43,10 +47,15 @@ def reliability(
     for line, of_line in rows.items():
         for row in of_line:
             style, word = ("green", "passed") if row.passed else ("red", "FAILED")
-            made.add_row(line, escape(row.tried), escape(row.outcome), f"[{style}]{word}[/]")
+            made.add_row(
+                line,
+                escape(f"{row.loss}, {row.tried}" if row.loss else row.tried),
+                escape(row.outcome),
+                f"[{style}]{word}[/]",
+            )
     console.print(made)
     if folder:
-        (folder / "reliability.md").write_text(trials.as_markdown(rows), encoding="utf-8")
+        update(folder, rows, quick)
         console.print(f"wrote {folder / 'reliability.md'}")
         if curves:
             plot(curves, folder / "training.png")

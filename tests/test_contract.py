@@ -331,3 +331,15 @@ def test_labels_that_name_no_class_are_shown_and_counted(loss, wrong, shown):
 def test_integer_input_is_a_type_error(loss):
     with pytest.raises(TypeError, match="floating-point"):
         loss(torch.ones(2, 3, 4, dtype=torch.int64), labels(2, 1, 4))
+
+
+@pytest.mark.parametrize("loss", [DiceLoss(softmax=True, to_onehot_y=True), FocalLoss(to_onehot_y=True)])
+def test_on_the_meta_device_there_are_no_labels_to_be_wrong(loss):
+    value = loss(torch.randn(2, 3, 5, device="meta"), torch.randint(3, (2, 1, 5), device="meta"))
+    assert (value.shape, value.device.type) == ((), "meta")
+
+
+def test_on_the_meta_device_there_are_no_intensities_to_warn_of():
+    image = torch.rand(2, 1, 5, device="meta")
+    assert fast.GlobalMutualInformationLoss()(image, image).device.type == "meta"
+    assert MaskedDiceLoss()(image, image, image).device.type == "meta"

@@ -579,3 +579,20 @@ def test_compiles_without_a_graph_break(use_softmax, reduction):
         warnings.simplefilter("ignore")  # torch's own, while it compiles
         found = value_and_gradient(torch.compile(loss, fullgraph=True, backend="aot_eager"), x, target)
     assert_all_close(found, value_and_gradient(loss, x, target), 1e-6, 1e-9)
+
+
+@BACKENDS
+@pytest.mark.parametrize("ignore_index", [256, -(2**63)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
+def test_a_label_beyond_the_type_of_the_target_is_ignored_nowhere(form, dtype, ignore_index):
+    x, y = logits(2, 3, 5), labels(2, 1, 5, classes=3)
+    with backend.forced(form):
+        got = FocalLoss(to_onehot_y=True, ignore_index=ignore_index)(x, y.to(dtype))
+        assert got == FocalLoss(to_onehot_y=True)(x, y)
+
+
+def test_more_classes_than_the_type_of_the_target_has_numbers_are_no_error():
+    x, y = logits(1, 300, 6), labels(1, 1, 6, classes=100)
+    with backend.forced("plain"):
+        loss = FocalLoss(to_onehot_y=True)
+        assert loss(x, y.to(torch.uint8)) == loss(x, y.to(torch.int8)) == loss(x, y)

@@ -771,3 +771,19 @@ def test_one_module_serves_images_of_any_size():
     for shape in ((1, 1, 6, 7), (3, 2, 4, 3), (1, 1, 6, 7)):
         p, t = pair(*shape)
         torch.testing.assert_close(loss(p, t), by_definition(p, t, 5, "triangular"), rtol=1e-11, atol=1e-13)
+
+
+@BACKENDS
+def test_a_window_without_contrast_or_smoothing_is_infinite(form):
+    p, t = pair(1, 1, 4, 4, 4)
+    with backend.forced(form):
+        loss = LocalNormalizedCrossCorrelationLoss(kernel_size=1, smooth_dr=0)
+        assert loss(p, t) == -torch.inf
+
+
+@pytest.mark.parametrize("kernel_size", [9, 31])
+def test_a_deep_image_is_done_in_slabs_that_know_of_each_other(kernel_size):
+    p, t = pair(1, 1, 230, 2, 3)
+    loss = LocalNormalizedCrossCorrelationLoss(kernel_size=kernel_size)
+    found, expected = (value_and_gradient(loss, p, t, form=form) for form in ("kernel", "plain"))
+    assert_all_close(found, expected, 1e-11, 1e-14)

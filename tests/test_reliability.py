@@ -1,7 +1,7 @@
 """The trials of `twinloss reliability`, at small sizes; what takes a time is measured by the command alone."""
 
-import re
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -9,11 +9,15 @@ from typer.testing import CliRunner
 
 from twinloss.harness import reliability
 from twinloss.harness.cli_reliability import app
-from twinloss.harness.reliability import as_markdown, lines
+from twinloss.harness.reliability import Row, beyond, fuzz, lines
+from twinloss.harness.reliability.everyday import everyday
+from twinloss.harness.reliability.report import MEANING, Section, as_markdown, load, update
+from twinloss.harness.reliability.training import Curve
 
-REPORT = Path(__file__).parents[1] / "reports" / "reliability.md"
+REPORTS = Path(__file__).parents[1] / "reports"
 TIMED = ("imports", "first_calls", "large_volumes")
 TRIALS = [trial for of_line in lines().values() for trial in of_line if trial.__name__ not in TIMED]
+HELD, BROKEN = Row("a thing", "held", True), Row("a thing", "broke", False)
 
 
 @pytest.mark.parametrize("trial", TRIALS, ids=lambda trial: trial.__name__)
@@ -21,12 +25,6 @@ def test_trial_passes(trial):
     rows = list(trial(True))
     assert rows
     assert [row for row in rows if not row.passed] == []
-
-
-def test_report_has_a_row_for_each_line():
-    rows = [line.split(" | ") for line in REPORT.read_text().splitlines() if re.match(r"\| (?!line|-)", line)]
-    assert {row[0].strip("| ") for row in rows} == set(lines())
-    assert {row[-1].strip("| ") for row in rows} <= {"passed", "**FAILED**"}
 
 
 def test_a_trial_that_raises_is_a_row_that_failed(monkeypatch):
@@ -41,15 +39,92 @@ def test_a_trial_that_raises_is_a_row_that_failed(monkeypatch):
     monkeypatch.setattr(reliability, "ProcessPoolExecutor", Pool)
     rows, _ = reliability.run(["State"], True, lambda what: None)
     assert [row.passed for row in rows["State"]] == [False]
-    assert "the trial itself: RuntimeError: no luck | **FAILED** |" in as_markdown(rows)
+    assert "**FAILED**: the trial itself: RuntimeError: no luck" in as_markdown(
+        {"State": Section.now(rows["State"], True)}
+    )
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def test_every_line_has_a_meaning():
+    assert set(MEANING) == set(lines())
+
+
+def test_the_report_says_what_its_figures_say_at_full_size():
+    sections = load(REPORTS)
+    assert sections.keys() <= lines().keys()
+    assert all(section.rows and not section.quick for section in sections.values())
+    assert (REPORTS / "reliability.md").read_text() == as_markdown(sections)
+
+
+def test_lines_that_are_tried_anew_are_replaced_whole_and_others_stay(tmp_path):
+    update(tmp_path, {"State": [BROKEN, HELD], "Fuzz": [BROKEN]}, False)
+    update(tmp_path, {"Fuzz": [HELD]}, True)
+    sections = load(tmp_path)
+    assert list(sections) == ["Fuzz", "State"]  # as the report has them
+    assert (sections["State"].rows, sections["State"].quick) == ([BROKEN, HELD], False)
+    assert (sections["Fuzz"].rows, sections["Fuzz"].quick) == ([HELD], True)
+    text = (tmp_path / "reliability.md").read_text()
+    assert "| [Fuzz](#fuzz) | 1 | 0 |" in text
+    assert "| [State](#state) | 2 | **1** |" in text
+    assert "| Scale | not tried yet |  |" in text
+
+
+def test_losses_of_which_the_same_came_out_share_a_row_and_others_have_columns():
+    same = [Row("export", "the same value", True, loss) for loss in ("dice", "focal")]
+    other = [Row("time", f"{n} s", n < 2, loss) for n, loss in enumerate(("dice", "focal", "lncc"), start=1)]
+    text = as_markdown({"State": Section.now([*same, *other], False)})
+    assert "| dice, focal: export | the same value |" in text
+    assert "| focal | **FAILED**: 2 s |" in text
+    assert "| lncc | **FAILED**: 3 s |" in text
+
+
+def test_a_failure_is_never_hidden_in_a_shared_row():
+    rows = [Row("export", "another value", False, loss) for loss in ("dice", "focal")]
+    assert as_markdown({"State": Section.now(rows, False)}).count("**FAILED**: another value") == 2
 
 
 def test_the_command_runs_the_lines_that_are_named_and_refuses_others(tmp_path):
+    update(tmp_path, {"Fuzz": [HELD]}, False)
     made = CliRunner().invoke(app, ["reliability", "state", "--quick", "--out", str(tmp_path)])
     assert made.exit_code == 0
-    assert (tmp_path / "reliability.md").read_text().count("passed") == 12
+    assert load(tmp_path)["Fuzz"].rows == [HELD]
+    assert len(load(tmp_path)["State"].rows) == 12
+    assert "at the small sizes of `--quick`" in (tmp_path / "reliability.md").read_text()
+    assert not (tmp_path / "training.png").exists()
     refused = CliRunner().invoke(app, ["reliability", "statues"])
     assert refused.exit_code == 2
+
+
+# --- that trials can fail --------------------------------------------------------------------------------------------
+
+
+def test_curves_that_rounding_explains_are_alike_and_others_are_not():
+    peer = [1.0, 0.5, 0.25]
+    others = [[1.0, 0.5 + 1e-4, 0.25 - 1e-5]]
+    assert Curve("dice", [1.0, 0.5 - 2e-4, 0.25], 0, 1, peer, others).alike
+    assert not Curve("dice", [1.0, 0.5 - 4e-4, 0.25], 0, 1, peer, others).alike
+
+
+def test_a_curve_that_leaves_at_once_is_not_alike_however_far_rounding_gets_later():
+    peer = [1.0] * 20
+    others = [[1.0] * 15 + [0.5] * 5]
+    assert Curve("dice", [1.0] * 20, 0, 1, peer, others).alike
+    assert not Curve("dice", [1.0, 1.0 + 1e-5, *[1.0] * 18], 0, 1, peer, others).alike
+
+
+def test_a_loss_that_is_wrong_at_the_end_of_a_volume_is_seen_there(monkeypatch):
+    ending = beyond.ending
+    monkeypatch.setattr(beyond, "ending", lambda space, end: ending(space, end.flip(-1)))
+    assert not any(row.passed for row in islice(beyond.beyond_32_bits(True), 4))
+
+
+def test_fuzz_tells_a_wrong_answer_from_the_reference(monkeypatch):
+    dice = next(each for each in everyday() if each.name == "dice")
+    monkeypatch.setattr(dice.twin.fast, "reduce", lambda self, loss, x: 2 * loss.mean().to(x.dtype))
+    found = fuzz.outcomes(dice, 40)
+    assert any(what.startswith("another value than the reference") for what in found)
 
 
 def test_warm_up_compiles_for_the_losses_that_are_named():

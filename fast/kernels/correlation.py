@@ -13,8 +13,10 @@ from twinloss.fast.kernels import SOURCES, kernel
 from twinloss.fast.kernels.tile import NEXT, START, stage, sums_stage
 from twinloss.fast.kernels.window import (
     MOMENTS,
+    begin_slab,
     clear,
     columns_at_once,
+    end_slab,
     keep,
     load_tile,
     moments_along,
@@ -120,25 +122,25 @@ def _moments_in_tile(p, t, z, y, x, rows, columns, window_y, window_x, ones, roo
 
 
 @stage
-def _score_columns(
-    p, t, start, n, window_z, ones, count, nu, delta, clamped, rooms, row, score, means, fields, more, gradients
-):
-    planes, radius = p.shape[0], window_z.size // 2
-    size = (planes + 2 * radius) * n
-    clear(rooms[0], START, radius * n)
-    clear(rooms[0], size - radius * n, size)
-    here = slice(start, start + n)
-    for z in range(planes):
-        line = slice((z + radius) * n, (z + radius + 1) * n)
+def _score_slab(
+    p, t, z_start, planes, here, n, window_z, ones, count, nu, delta, clamped, rooms, carried, row, score, means,
+    fields, more, gradients,
+):  # fmt: skip
+    radius = window_z.size // 2
+    top = min(z_start + planes + radius, p.shape[0])
+    begin_slab(rooms[0], carried, z_start, radius * n)
+    for z in range(z_start, top):
+        line = slice((z - z_start + radius) * n, (z - z_start + radius + 1) * n)
         for f in range(2):
             keep(means[f, z, here], rooms[0, f, line])
         for f in range(3):
             keep(fields[f, z, here], rooms[0, 2 + f, line])
-    at = moments_along(rooms, START, size, n, window_z, ones, count)
+    end_slab(rooms[0], carried, (top - z_start + radius) * n, (planes + radius) * n, radius * n)
+    at = moments_along(rooms, START, (planes + 2 * radius) * n, n, window_z, ones, count)
     made = rooms[(at + 1) % 3]
     total, lost = 0.0, 0.0
-    for z in range(planes):
-        line = slice(z * n, (z + 1) * n)
+    for z in range(z_start, z_start + planes):
+        line = slice((z - z_start) * n, (z - z_start + 1) * n)
         _score(
             t[z, here], p[z, here], rooms[at, 0, line], rooms[at, 1, line], rooms[at, 2, line], rooms[at, 3, line],
             rooms[at, 4, line], nu, delta, clamped, row[:n], made[0, line], made[1, line], made[2, line],
@@ -150,7 +152,7 @@ def _score_columns(
             # Row by row, and what a sum loses is added to the next one (Kahan 1965).
             term = _sum(row[:n]) - lost
             raised = total + term
-            lost = (raised - total) - term
+            lost = (raised - total) - term if np.isfinite(raised) else 0.0
             total = raised
         if gradients > 0:
             for f in range(3):
@@ -198,21 +200,20 @@ def _sums_in_tile(p, t, a, b, of, upstream, z, y, x, rows, columns, window_y, wi
 
 
 @stage
-def _slope_of_columns(p, t, start, n, window_z, ones, rooms, fields, out):
-    planes, radius = p.shape[0], window_z.size // 2
-    size = (planes + 2 * radius) * n
-    clear(rooms[0], START, radius * n)
-    clear(rooms[0], size - radius * n, size)
-    here = slice(start, start + n)
-    for z in range(planes):
-        line = slice((z + radius) * n, (z + radius + 1) * n)
+def _slopes_of_slab(p, t, z_start, planes, here, n, window_z, ones, rooms, carried, fields, out):
+    radius = window_z.size // 2
+    top = min(z_start + planes + radius, p.shape[0])
+    begin_slab(rooms[0], carried, z_start, radius * n)
+    for z in range(z_start, top):
+        line = slice((z - z_start + radius) * n, (z - z_start + radius + 1) * n)
         keep(out[z, here], rooms[0, 0, line])
         keep(fields[0, z, here], rooms[0, 1, line])
         keep(fields[1, z, here], rooms[0, 2, line])
         _moment(rooms[0, 0, line], rooms[0, 1, line], t[z, here], p[z, here], rooms[0, 2, line])
-    at = sums_along(rooms, START, size, n, window_z, ones)
-    for z in range(planes):
-        line = slice(z * n, (z + 1) * n)
+    end_slab(rooms[0], carried, (top - z_start + radius) * n, (planes + radius) * n, radius * n)
+    at = sums_along(rooms, START, (planes + 2 * radius) * n, n, window_z, ones)
+    for z in range(z_start, z_start + planes):
+        line = slice((z - z_start) * n, (z - z_start + 1) * n)
         _slope(rooms[at, 0, line], rooms[at, 1, line], rooms[at, 2, line], t[z, here], p[z, here], out[z, here])
 
 
@@ -234,38 +235,28 @@ def _compiled(sources):
             _moments_in_tile(p, t, z, y, x, n, m, window_y, window_x, ones, rooms, means, fields)
 
     @kernel
-    def depth(p, t, start, stop, window_z, ones, count, nu, delta, clamped, score, means, fields, more, gradients):
+    def depth(
+        p, t, start, stop, slab, window_z, ones, count, nu, delta, clamped, score, means, fields, more, gradients
+    ):
         """The sum of the correlations of the columns of voxels start:stop of the planes; or each into `score`.
 
         Images and `score` are (D, H * W), like `fields` and `more`, which get what that many gradients need. `count`
-        is the weight of a window within a plane.
+        is the weight of a window within a plane, and `slab` how many planes are done at a time.
         """
         sources  # noqa: B018
-        planes = p.shape[0] + 2 * (window_z.size // 2)
-        step = columns_at_once(stop - start, p.shape[0], window_z.size // 2)
-        rooms, row = np.empty((3, MOMENTS, planes * step)), np.empty(step)
+        radius = window_z.size // 2
+        step = columns_at_once(stop - start, slab, radius)
+        rooms, row = np.empty((3, MOMENTS, (slab + 2 * radius) * step)), np.empty(step)
+        carried = np.empty((MOMENTS, radius * step))
         total = 0.0
         for k in range(start, stop, step):
             n = min(step, stop - k)
-            total += _score_columns(
-                p,
-                t,
-                k,
-                n,
-                window_z,
-                ones,
-                count,
-                nu,
-                delta,
-                clamped,
-                rooms,
-                row,
-                score,
-                means,
-                fields,
-                more,
-                gradients,
-            )
+            here = slice(k, k + n)
+            for z in range(0, p.shape[0], slab):
+                total += _score_slab(
+                    p, t, z, min(slab, p.shape[0] - z), here, n, window_z, ones, count, nu, delta, clamped, rooms,
+                    carried, row, score, means, fields, more, gradients,
+                )  # fmt: skip
         return total
 
     @kernel
@@ -283,14 +274,18 @@ def _compiled(sources):
             _sums_in_tile(p, t, a, b, of, upstream, z, y, x, n, m, window_y, window_x, ones, rooms, of_a, fields)
 
     @kernel
-    def depth_backward(p, t, start, stop, window_z, ones, fields, out):
+    def depth_backward(p, t, start, stop, slab, window_z, ones, fields, out):
         """Write the gradient in p of the columns of voxels start:stop of the planes, all (D, H * W), over A's sums."""
         sources  # noqa: B018
-        planes = p.shape[0] + 2 * (window_z.size // 2)
-        step = columns_at_once(stop - start, p.shape[0], window_z.size // 2)
-        rooms = np.empty((3, 3, planes * step))
+        radius = window_z.size // 2
+        step = columns_at_once(stop - start, slab, radius)
+        rooms, carried = np.empty((3, 3, (slab + 2 * radius) * step)), np.empty((3, radius * step))
         for k in range(start, stop, step):
-            _slope_of_columns(p, t, k, min(step, stop - k), window_z, ones, rooms, fields, out)
+            n = min(step, stop - k)
+            here = slice(k, k + n)
+            for z in range(0, p.shape[0], slab):
+                planes = min(slab, p.shape[0] - z)
+                _slopes_of_slab(p, t, z, planes, here, n, window_z, ones, rooms, carried, fields, out)
 
     return planes, depth, planes_backward, depth_backward
 

@@ -15,14 +15,17 @@ is a difference.
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
-from twinloss.fast.kernels.tile import keep, stage
+from twinloss.fast.kernels.tile import START, keep, stage
 
 MOMENTS = 5
 
 # Numbers of a field that are looked at in one go, so that all rooms of all fields stay in the second cache; and how
 # many of a row at least, if it is as long.
 ROOM, SIDE = 6144, 128
+# Planes of a slab, margins included, so that enough of a row fits beside them: short rows are slow.
+SLAB = 104
 
 
 @stage
@@ -281,6 +284,33 @@ def place_of_tile(tile, height, width, rows, columns):
 def columns_at_once(columns, depth, radius_z):
     """How many voxels of a plane, in a row, are done in one go over the depth."""
     return min(max(ROOM // (depth + 2 * radius_z), 16), columns)
+
+
+def planes_at_once(depth, radius_z):
+    """Planes of a slab, all slabs near alike."""
+    planes = max(SLAB - 2 * radius_z, 4 * radius_z)
+    return depth if depth + 2 * radius_z <= SLAB else -(-depth // -(-depth // planes))
+
+
+# Part of the code that calls them, as each stage takes a time to compile.
+
+
+@njit(inline="always")
+def begin_slab(room, carried, z, margin):
+    """Before a slab that starts at plane z, the planes that reach into it, as they were before they were done."""
+    if z == 0:
+        clear(room, START, margin)
+    else:
+        for f in range(room.shape[0]):
+            keep(carried[f, :margin], room[f, :margin])
+
+
+@njit(inline="always")
+def end_slab(room, carried, loaded, stop, margin):
+    """After the numbers that are `loaded`, zeros; and carry the last planes of a slab, which end at `stop`."""
+    clear(room, loaded, stop + margin)
+    for f in range(room.shape[0]):
+        keep(room[f, stop - margin : stop], carried[f, :margin])
 
 
 @stage

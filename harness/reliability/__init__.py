@@ -7,12 +7,10 @@ a test; the report is made without.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
-
-from twinloss.harness.report import machine, versions
 
 
 @dataclass(frozen=True)
@@ -22,6 +20,7 @@ class Row:
     tried: str
     outcome: str
     passed: bool
+    loss: str = ""  # if it is of one
 
 
 Trial = Callable[[bool], Iterator[Row]]
@@ -41,11 +40,13 @@ def line(name: str) -> Callable[[Trial], Trial]:
 
 def lines() -> dict[str, list[Trial]]:
     """All lines of the report with their trials."""
-    from twinloss.harness.reliability import (  # noqa: F401  they put themselves in, in this order
+    from twinloss.harness.reliability import (  # noqa: F401, I001  they put themselves in, in this order
         fuzz,
         numerics,
+        labels,
         ranks,
         scale,
+        beyond,
         start,
         state,
         threads,
@@ -84,23 +85,3 @@ def _done(name: str, index: int, quick: bool) -> tuple[list[Row], list[Any]]:
     from twinloss.harness.reliability.training import CURVES
 
     return rows, CURVES
-
-
-def as_markdown(rows: Mapping[str, Sequence[Row]]) -> str:
-    """The report."""
-    text = [
-        "# Reliability",
-        "",
-        "Made by `twinloss reliability --out reports`: what breaks real trainings, tried on all twelve losses.",
-        "",
-        f"{', '.join(f'{name} {number}' for name, number in versions().items())}; {machine()['cpu']}, "
-        f"{machine()['threads']} threads.",
-        "",
-        "| line | what was tried | what came out | |",
-        "|---|---|---|---|",
-    ]
-    for name, of_line in rows.items():
-        for row in of_line:
-            cells = (name, row.tried, row.outcome.replace("|", "\\|"), "passed" if row.passed else "**FAILED**")
-            text.append("| " + " | ".join(cells) + " |")
-    return "\n".join(text) + "\n"

@@ -20,7 +20,8 @@ from twinloss.harness.reliability.numerics import REGISTRATION
 JUNK: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 3, 2**70, -(2**63), 0.5, -0.5, 1e30, float("nan"), float("inf"), "", "mean", "junk",
     b"bytes", (), [], [1.0, 2.0], [[1.0]], {}, {"a": 1}, object, len, 1j, np.float32(0.5), np.array([1, 2]),
-    torch.tensor(0.5), torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.device("meta"), slice(3),
+    torch.tensor(0.5), torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor(0.5, device="meta"), torch.device("meta"),
+    slice(3),
 )  # fmt: skip
 # What a caller can mend by its message.
 TYPED = (TypeError, ValueError, AssertionError, NotImplementedError)
@@ -88,22 +89,29 @@ def attempt(each: Everyday, seed: int) -> str:
         return f"{type(error).__name__}: {str(error).splitlines()[0][:90]}"
     if value.device.type == "meta":
         return "answer"
-    return _compared(each, options, given, widened(value))
+    return _compared(each, options, given, value)
 
 
-def _compared(each: Everyday, options: dict[str, Any], given: list[Any], value: Any) -> str:
+def _compared(each: Everyday, options: dict[str, Any], given: list[Any], answer: torch.Tensor) -> str:
+    value = widened(answer)
     try:
         with np.errstate(all="ignore"):
-            labels = each.name not in REGISTRATION
-            arrays = [
-                x.numpy() if labels and not x.is_floating_point() else widened(x).astype(np.float64) for x in given
-            ]
-            wanted = np.asarray(each.twin.value(*arrays, **options)).astype(value.dtype)
+            arrays = [_array(x, each.name not in REGISTRATION) for x in given]
+            if "spatial_dims" in options:  # another name of ndim, which the reference does without
+                options = {"ndim": options["spatial_dims"], **options} if options["spatial_dims"] else {**options}
+                del options["spatial_dims"]
+            wanted = widened(torch.as_tensor(each.twin.value(*arrays, **options)).to(answer.dtype))
     except Exception as error:
         return f"an answer where the reference raises {type(error).__name__}: {str(error).splitlines()[0][:90]}"
     rough = 2e-2 if given[0].dtype in (torch.float16, torch.bfloat16) else 2e-3
     alike = value.shape == wanted.shape and np.allclose(value, wanted, rough, rough, equal_nan=True)
     return "answer" if alike else f"another value than the reference: {value.ravel()[:1]}, {wanted.ravel()[:1]}"
+
+
+def _array(x: Any, may_be_labels: bool) -> Any:
+    if x is None:  # no mask
+        return None
+    return x.numpy() if may_be_labels and not x.is_floating_point() else widened(x).astype(np.float64)
 
 
 def outcomes(each: Everyday, tries: int) -> Counter[str]:
@@ -122,4 +130,4 @@ def nonsense(quick: bool) -> Iterator[Row]:
         errors, answers = found.pop("error", 0), found.pop("answer", 0)
         told = f"{errors} typed errors, {answers} answers as the reference's"
         bad = "; ".join(f"{count} times {what}" for what, count in found.most_common(3))
-        yield Row(f"{each.name}, {tries} calls", f"{told}; {bad}" if bad else told, not found)
+        yield Row(f"{tries} calls", f"{told}; {bad}" if bad else told, not found, each.name)

@@ -124,7 +124,7 @@ def differences(ranks: int, equal: bool) -> dict[str, float]:
 @line("Distributed")
 def distributed_data(quick: bool) -> Iterator[Row]:
     """process_group: the value and, under DDP, the gradients of one process with all data."""
-    for ranks, equal in ((2, True), (3, False)):
+    for ranks, equal in ((2, True), (2, False), (3, True), (3, False)):
         worst = differences(ranks, equal)
         how = "equal" if equal else "unequal"
         yield Row(

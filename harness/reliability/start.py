@@ -65,9 +65,10 @@ def first_calls(quick: bool) -> Iterator[Row]:
             later = [run(code, NUMBA_CACHE_DIR=cache) for _ in range(3)]
         warm = min(seconds for seconds, _, _ in later)
         yield Row(
-            f"{each.name}: first call with an empty cache, and from the cache",
+            "first call with an empty cache, and from the cache",
             f"{forward:.1f} s, with backward {both:.1f} s; from the cache {warm:.2f} s",
             forward < 10 and warm < 0.5 and all(again == value for _, _, again in later),
+            each.name,
         )
 
 

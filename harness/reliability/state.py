@@ -48,4 +48,4 @@ def unchanged(quick: bool) -> Iterator[Row]:
         if {value.dtype, gradient.dtype} != {torch.float64}:
             wrong.append("float64 does not stay float64")
         told = f"the same bits after {', '.join(others)}; no buffers; float64 stays float64"
-        yield Row(each.name, told if not wrong else "; ".join(wrong), not wrong)
+        yield Row("all that is done to modules", told if not wrong else "; ".join(wrong), not wrong, each.name)

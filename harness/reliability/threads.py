@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from twinloss.harness.reliability import Row, line
-from twinloss.harness.reliability.everyday import all_fingerprints, everyday, step
+from twinloss.harness.reliability.everyday import all_fingerprints, everyday, fingerprint, step
 
 MODULE = "from twinloss.harness.reliability.everyday import all_fingerprints"
 
@@ -56,22 +56,20 @@ def _in_child(size: int, queue: Any) -> None:
 
 
 class _Losses(torch.utils.data.Dataset[str]):
-    """A data set whose workers compute losses."""
+    """A data set that holds losses, which its workers compute."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.names = size, [each.name for each in everyday()]
+        self.losses = [(each.module(), each.arguments(size)) for each in everyday()]
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.losses)
 
     def __getitem__(self, index: int) -> str:
-        return all_fingerprints_of(self.names[index], self.size)
+        return fingerprint(*step(*self.losses[index]))
 
 
 def all_fingerprints_of(name: str, size: int) -> str:
     """The bits of one loss."""
-    from twinloss.harness.reliability.everyday import fingerprint
-
     each = next(each for each in everyday() if each.name == name)
     return fingerprint(*step(each.module(), each.arguments(size)))
 

@@ -1,0 +1,87 @@
+"""Labels that name no class: caught in the kernel's own pass, and what that costs."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from unittest import mock
+
+import torch
+
+from twinloss.fast import kernels
+from twinloss.harness.reliability import Row, line
+from twinloss.harness.reliability.everyday import everyday, step
+from twinloss.harness.reliability.numerics import REGISTRATION
+
+CHECK, UNCHECKED = "bad += not (known | ignored)", "bad += 0"
+# What a forward call with the check may take beside one without: builds of the same code differ by some hundredths.
+COST = 1.05
+
+
+@line("NaN and infinity")
+def labels_out_of_range(quick: bool) -> Iterator[Row]:
+    """A label that names no class is an error, found in the kernel's own pass."""
+    caught, tried = 0, 0
+    for each in everyday():
+        if each.name in REGISTRATION:
+            continue
+        for bad in (-1, 4, 2**31 + 1):
+            arguments = each.arguments(8 if quick else 96)
+            arguments[1][-1, 0, -1, -1, -1] = bad
+            tried += 1
+            try:
+                step(each.module(), arguments)
+            except ValueError as error:
+                caught += "labels must be whole numbers" in str(error)
+    yield Row(f"{tried} of one last voxel -1, 4 of 4 classes, 2³¹ + 1", f"{caught} errors that say so", caught == tried)
+
+
+@contextmanager
+def unchecked() -> Iterator[ModuleType]:
+    """The kernels of the segmentation losses without the check of labels, from sources that lack it."""
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(sys, "path", [folder, *sys.path]):
+        package = Path(folder, "unchecked_kernels")
+        shutil.copytree(Path(kernels.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+        for path in package.glob("*.py"):
+            text = path.read_text(encoding="utf-8").replace(kernels.__name__, package.name)
+            if path.name == "tile.py" and CHECK not in text:
+                raise RuntimeError(f"the check of labels is not where it was: {CHECK!r} in {path.name}")
+            path.write_text(text.replace(CHECK, UNCHECKED), encoding="utf-8")
+        yield importlib.import_module(f"{package.name}.voxel")
+
+
+@line("NaN and infinity")
+def cost_of_the_check(quick: bool) -> Iterator[Row]:
+    """The CPU time of a forward call beside that of kernels that do not look whether a label names a class."""
+    each = next(each for each in everyday() if each.name == "dice")
+    size, calls = (32, 5) if quick else (96, 200)
+    loss, arguments, threads = each.module(), each.arguments(size), torch.get_num_threads()
+    from twinloss.fast.kernels import voxel
+
+    torch.set_num_threads(1)
+    with unchecked() as without:
+        least = {voxel: math.inf, without: math.inf}
+        for _ in range(calls):
+            for module in least:  # in turn, so that both meet the same machine
+                with mock.patch.object(kernels, "voxel", module):
+                    start = time.thread_time()
+                    loss(*arguments)
+                    least[module] = min(least[module], time.thread_time() - start)
+        arguments[1][-1, 0, -1, -1, -1] = -1
+        with mock.patch.object(kernels, "voxel", without):
+            loss(*arguments)  # no error: they do not look
+    torch.set_num_threads(threads)
+    ratio = least[voxel] / least[without]
+    yield Row(
+        f"the cost of the check: Dice, 4 classes, {size}³, least of {calls} forward calls with it and without, in turn",
+        f"{ratio:.3f} of the CPU time without it",
+        quick or ratio <= COST,
+    )
