@@ -45,7 +45,7 @@ if not console.is_terminal:
 
 def main() -> None:
     """Run the command."""
-    from twinloss.harness import cli_check, cli_diagnose, cli_reliability  # noqa: F401  they register themselves
+    from twinloss.harness import cli_check, cli_diagnose, cli_reliability, cli_report  # noqa: F401  they register themselves
 
     app()
 

@@ -1,0 +1,75 @@
+"""The latest run of `twinloss verify`, from the report.json that it wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twinloss.harness import ledger
+from twinloss.harness.site.chart import bars
+
+PARTS = ("value", "gradient")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, or that there is none."""
+
+    path: Path
+    report: Mapping[str, Any] | None
+
+    @property
+    def command(self) -> str:
+        """What made it, or would make it."""
+        seed = "" if self.report is None else f" --seed {self.report['seed']}"
+        folder = "" if self.path.parent.name == "twinloss-report" else f" --report {self.path.parent.name}"
+        return f"twinloss verify{seed}{folder}"
+
+    def rows(self, name: str | None = None) -> list[Mapping[str, Any]]:
+        """Those of a loss, or all."""
+        rows = [] if self.report is None else self.report["rows"]
+        return [row for row in rows if name in (None, row["loss"])]
+
+    def verdict(self, name: str) -> str:
+        """The worst of a loss, or nothing if it was not looked at."""
+        seen = [row["verdict"] for row in self.rows(name)]
+        return max(seen, key=ledger.VERDICTS.index, default="")
+
+    def counterexamples(self, name: str | None = None) -> list[Mapping[str, Any]]:
+        """The rows with a counterexample."""
+        return [row for row in self.rows(name) if row["counterexample"]]
+
+
+def load(folder: Path) -> Run:
+    """The run whose report lies in a folder.
+
+    Raises:
+        LedgerError: if there is a report that cannot be read.
+    """
+    path = folder / "report.json"
+    return Run(path, ledger.read(path) if path.exists() else None)
+
+
+def error(found: Mapping[str, Any] | None) -> str:
+    """A worst error, as multiple of its bound and in bits."""
+    if found is None:
+        return ""
+    return "NaN or infinity" if found["ratio"] is None else f"{found['ratio']:.2g} ({found['bits']:.1f} bits)"
+
+
+def histograms(rows: list[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """A title and an SVG for each row and part that has a histogram."""
+    made = []
+    for row in rows:
+        for part, counts in row.get("bits_histogram", {}).items():
+            title = f"{row['loss']} {row['dtype']} {row['data']}: {part}"
+            made.append((title, bars({float(bits): count for bits, count in counts.items()}, title)))
+    return made
+
+
+def pairs(row: Mapping[str, Any]) -> tuple[list[str], dict[tuple[str, str], tuple[int, int]]]:
+    """The options, and for each two of them how many pairs of values were tried, of how many that are possible."""
+    found = {(a, b): (tried, possible) for a, b, tried, possible in row["pairs"].get("by_option", [])}
+    return list(dict.fromkeys(name for pair in found for name in pair)), found
