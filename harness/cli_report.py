@@ -11,8 +11,8 @@ import typer
 from twinloss.harness.cli import REPORT, app, console, named_twins, progress, writable
 
 EPILOG = """
-[bold]What it shows[/] of a run is what [bold]twinloss verify[/] left in twinloss-report/, and of other evidence what lies in
-reports/. What is not there is told on its page, with the command that makes it.
+[bold]What it shows[/] of a run is what [bold]twinloss verify[/] left in twinloss-report/, and of other evidence what
+lies in reports/. What is not there is told on its page, with the command that makes it.
 
 [bold]Examples[/]
 

@@ -86,6 +86,7 @@ def as_json(seen: Verification) -> str:
     """All rows and counterexamples, with what one needs to see them again."""
     made = {
         "seed": seen.seed,
+        "asked": seen.asked,
         "interrupted": seen.interrupted,
         "versions": versions(),
         "machine": machine(),
@@ -115,7 +116,8 @@ def _row(row: Hunt) -> dict[str, Any]:
         "bits_histogram": _histogram(row),
         "laws": dict(row.laws),
         "pairs": {
-            "tried": len(row.pairs & possible), "possible": len(possible),
+            "tried": len(row.pairs & possible),
+            "possible": len(possible),
             "by_option": coverage.by_option(row.pairs, possible),
         },
         "live_options": sorted(f"{name}={value}" for name, value in row.live),

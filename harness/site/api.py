@@ -50,7 +50,8 @@ def wing(name: str, link: Callable[[str], str | None]) -> list[Module]:
     package = importlib.import_module(f"twinloss.{name}")
     exported = [(each, getattr(package, each)) for each in package.__all__]
     known = {id(thing) for _, thing in exported}
-    made = [Module(package.__name__, html(package, link), [_entry(each, each, thing, link) for each, thing in exported])]
+    first = [_entry(each, each, thing, link) for each, thing in exported]
+    made = [Module(package.__name__, html(package, link), first)]
     for module in _modules(package):
         found = [(each, thing) for each, thing in _defined(module) if id(thing) not in known]
         if found:
@@ -98,7 +99,7 @@ def _defined(module: ModuleType) -> list[tuple[str, Any]]:
 def _entry(name: str, anchor: str, thing: Any, link: Callable[[str], str | None]) -> Entry:
     kind = "class" if inspect.isclass(thing) else "function"
     if inspect.isclass(thing) and thing.__name__ != name:
-        alias = f"<p>Another name of <a href=\"#{thing.__name__}\"><code>{thing.__name__}</code></a>.</p>"
+        alias = f'<p>Another name of <a href="#{thing.__name__}"><code>{thing.__name__}</code></a>.</p>'
         return Entry(name, anchor, "alias", escape(name), f"another name of {thing.__name__}", alias)
     methods = _methods(thing) if inspect.isclass(thing) else []
     members = [_entry(each, f"{anchor}.{each}", part, link) for each, part in methods]

@@ -29,15 +29,16 @@ VERDICTS = ("passed", "failed", "agrees", "differs", "raises", "imprecise", "not
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a report: its head, and its rows, each cell HTML."""
+    """A table of a report: its head, how each column is aligned, and its rows, each cell HTML."""
 
     head: list[str]
+    aligned: list[str]
     rows: list[list[str]]
 
     def about(self, name: str) -> Table:
         """The rows whose first or second cell names a loss, alone or before a comma."""
         named = re.compile(rf"(?:<[^>]+>)*{re.escape(name)}(?:<|,|$)")
-        return Table(self.head, [row for row in self.rows if any(named.match(cell) for cell in row[:2])])
+        return Table(self.head, self.aligned, [row for row in self.rows if any(named.match(cell) for cell in row[:2])])
 
 
 @dataclass(frozen=True)
@@ -119,13 +120,16 @@ def _tables(tokens: list[Any]) -> Iterator[Table]:
 
     inline = MarkdownIt("commonmark", {"html": False})
     rows: list[list[str]] = []
+    aligned: list[str] = []
     for token in tokens:
         if token.type == "table_open":
-            rows = []
+            rows, aligned = [], []
+        elif token.type == "th_open":
+            aligned.append("right" if "right" in str(token.attrGet("style")) else "")
         elif token.type == "tr_open":
             rows.append([])
         elif token.type == "inline" and rows:
             rows[-1].append(inline.renderInline(token.content))
         elif token.type == "table_close":
-            yield Table(rows[0], rows[1:])
+            yield Table(rows[0], aligned, rows[1:])
             rows = []

@@ -16,7 +16,7 @@ from twinloss.harness.site.formulas import mathml
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a table: the number, the code, what stands beside it; whether it is part of a longer docstring."""
+    """A line of a table: the number, the code, what stands beside it; whether it can be left out at first."""
 
     number: int
     code: str
@@ -63,11 +63,12 @@ def lines(source: str, beside: Mapping[str, str]) -> list[Line]:
     text, comments = _without_comments(source)
     shown = highlighted(text).rstrip("\n").split("\n")
     quiet = _docstring_lines(source)
+    hidden = quiet | _import_lines(source)
     made = []
     for number, (code, bare) in enumerate(zip(shown, text.splitlines(), strict=True), 1):
         math = [mathml(latex) for piece, latex in beside.items() if piece in bare and number not in quiet]
         said = [f"<span>{escape(comments[number])}</span>"] if number in comments else []
-        made.append(Line(number, code, " ".join(math + said), number in quiet))
+        made.append(Line(number, code, " ".join(math + said), number in hidden))
     return made
 
 
@@ -99,6 +100,20 @@ def _docstring_lines(source: str) -> set[int]:
         for string in _docstring(node):
             found |= set(range(string.lineno + 1, (string.end_lineno or string.lineno) + 1))
     return found
+
+
+def _import_lines(source: str) -> set[int]:
+    """The lines of imports, with the empty ones between and after them."""
+    nodes = ast.parse(source).body
+    found = [n for n, node in enumerate(nodes) if isinstance(node, ast.Import | ast.ImportFrom)]
+    if not found:
+        return set()
+    after = nodes[found[-1] + 1] if found[-1] + 1 < len(nodes) else nodes[-1]
+    first = min([after.lineno, *(each.lineno for each in getattr(after, "decorator_list", []))])
+    rows = source.splitlines()
+    while first > 1 and rows[first - 2].startswith("#"):
+        first -= 1
+    return set(range(nodes[found[0]].lineno, first))
 
 
 def _docstring(node: ast.AST) -> Iterator[ast.expr]:

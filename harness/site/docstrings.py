@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from twinloss.harness.site.code import session
 from twinloss.harness.site import formulas
+from twinloss.harness.site.code import session
 from twinloss.harness.site.formulas import display, mathml
 
 TITLES = (
@@ -190,5 +190,5 @@ def _block_html(kind: str, text: str, link: Callable[[str], str | None] = lambda
         case "code":
             return f'<pre tabindex="0">{escape(text)}</pre>'
         case "item":
-            return f'<ul><li>{inline(text, link)}</li></ul>'
+            return f"<ul><li>{inline(text, link)}</li></ul>"
     return f"<p>{inline(text, link)}</p>"

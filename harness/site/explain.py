@@ -29,9 +29,12 @@ def explain(record: Record) -> Iterator[RenderableType]:
 
 
 def _formulas(title: str, functions: list[object]) -> RenderableType:
-    lines = [formulas.plain(latex) for function in functions for latex in docstrings.equations(function)]
-    lines = lines or [docstrings.plain(docstrings.summary(function)) for function in functions]
-    return Text.assemble((f"{title}\n", "bold"), *(f"  {line}\n" for line in lines), end="")
+    """The formulas, each on a line; of a function that has none by itself, its first sentence."""
+    lines = []
+    for function in functions:
+        parts = [part for latex in docstrings.equations(function) for part in formulas.parts_of(latex)]
+        lines += [formulas.plain(part) for part in parts] or [docstrings.plain(docstrings.summary(function))]
+    return Text.assemble((title, "bold"), *(f"\n  {line}" for line in lines))
 
 
 def _pairs(rows: list[tuple[str, str]]) -> RenderableType:

@@ -16,8 +16,11 @@ _FUNCTION = re.compile(r"<mi>(log|exp|max|min)</mi>(?!<mo)")
 # `\qquad` and `\quad` stand between formulas of their own, `\\` and `&` between aligned rows.
 _APART = re.compile(r",?\s*(?:\\qquad|\\quad|\\\\)\s*")
 
+PRIME = "\N{PRIME}"
 SUBSCRIPTS = dict(zip("0123456789+-=()aehijklmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ", strict=True))
-SUPERSCRIPTS = dict(zip("0123456789+-=()abcdefghijklmnoprstuvwxyzT′", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻᵀ′", strict=True))
+SUPERSCRIPTS = {PRIME: PRIME} | dict(
+    zip("0123456789+-=()abcdefghijklmnoprstuvwxyzT", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻᵀ", strict=True)
+)
 
 
 @cache
@@ -66,7 +69,7 @@ def _text(node: ElementTree.Element) -> str:
         case "msub" | "munder":
             return inside[0] + _raised(inside[1], "_", SUBSCRIPTS) + _gap(node)
         case "msup":
-            return inside[0] + _raised(inside[1], "^", SUPERSCRIPTS)
+            return inside[0] + _raised(inside[1], "^", SUPERSCRIPTS) + ("" if inside[1] in SUPERSCRIPTS else " ")
         case "msubsup" | "munderover":
             return inside[0] + _raised(inside[1], "_", SUBSCRIPTS) + _raised(inside[2], "^", SUPERSCRIPTS) + _gap(node)
         case "mover":
@@ -81,8 +84,11 @@ def _text(node: ElementTree.Element) -> str:
             return " "
         case "mtext":
             return (node.text or "").replace("\N{NO-BREAK SPACE}", " ")
-        case "mrow" | "math":
-            return re.sub(r" (?=[)\]])|  +", "", "".join(inside)) if tag == "math" else "".join(inside)
+        case "mrow":
+            return "".join(inside)
+        case "math":
+            text = re.sub(r" (?=[)\]])", "", re.sub(r" +", " ", "".join(inside))).strip()
+            return re.sub(r"(^|[=≤<,(] ?)− ", r"\1−", text)  # a sign, and no difference
     return node.text or "".join(inside)
 
 

@@ -12,6 +12,7 @@ from twinloss.harness.site.docstrings import inline, section
 from twinloss.harness.site.record import Record, table
 from twinloss.harness.twin import label
 
+SHORTEST = 4  # letters: one that only names a symbol says nothing beside the formula
 _SEE = re.compile(r"see (\w+)\.?$")
 
 
@@ -37,8 +38,15 @@ def options(record: Record) -> list[Option]:
         values = [label(value) for value in tried.get(name, ())]
         default = _default(signature.parameters.get(name), values)
         shown = values[1:] if values[:1] == [default] else values
-        made.append(Option(name, default, shown, inline(meaning(record.loss, name)), inline(effects.get(name, ""))))
+        told = meaning(record.loss, name)
+        told = "" if len(told) < SHORTEST and name in effects else _capital(told)
+        made.append(Option(name, default, shown, inline(told), inline(effects.get(name, ""))))
     return made
+
+
+def _capital(text: str) -> str:
+    """With a capital letter, unless it begins with a symbol."""
+    return text[:1].upper() + text[1:] if text[1:2].isalpha() else text
 
 
 def _default(parameter: inspect.Parameter | None, values: list[str]) -> str:

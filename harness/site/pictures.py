@@ -104,10 +104,10 @@ def _draw(anatomy: Array, given: Array, gradient: Array, path: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=110)
     axes = figure.subplots(1, 3)
     limit = float(np.quantile(np.abs(gradient), LIGHTEST)) or float(np.abs(gradient).max()) or 1.0
-    panels = (("T1", anatomy, {"cmap": "gray"}), ("input", given, {"cmap": "gray"}),
-              ("gradient", gradient, {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}))  # fmt: skip
-    for axis, (title, image, colours) in zip(axes, panels, strict=True):
-        shown = axis.imshow(np.rot90(image), interpolation="nearest", **colours)
+    panels = (("T1", anatomy, "gray", None), ("input", given, "gray", None), ("gradient", gradient, "RdBu_r", limit))
+    for axis, (title, image, colours, most) in zip(axes, panels, strict=True):
+        least = None if most is None else -most
+        shown = axis.imshow(np.rot90(image), colours, interpolation="nearest", vmin=least, vmax=most)
         axis.set_title(title, fontsize=10)
         axis.axis("off")
     figure.colorbar(shown, ax=axes[-1], shrink=0.8, format="%.1e").ax.tick_params(labelsize=7)
@@ -132,8 +132,7 @@ def _histograms(found: brain.Brain, out: Path) -> list[Histogram]:
 
 def _joint(moving: Array, fixed: Array) -> Array:
     weights = samples(moving.ravel(), fixed.ravel(), ParzenOptions())
-    joint: Array = sum(of_moving[0].T @ of_fixed[0] for of_moving, of_fixed in weights) / moving.size
-    return joint
+    return np.sum([of_moving[0].T @ of_fixed[0] for of_moving, of_fixed in weights], axis=0) / moving.size
 
 
 def _draw_joint(joint: Array, path: Path) -> None:

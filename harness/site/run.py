@@ -23,9 +23,14 @@ class Run:
     @property
     def command(self) -> str:
         """What made it, or would make it."""
-        seed = "" if self.report is None else f" --seed {self.report['seed']}"
-        folder = "" if self.path.parent.name == "twinloss-report" else f" --report {self.path.parent.name}"
-        return f"twinloss verify{seed}{folder}"
+        if self.report is None:
+            return "twinloss verify"
+        asked = self.report.get("asked", {})
+        words = [*asked.get("losses", []), "--seed", str(self.report["seed"])]
+        words += [f"--examples {asked['examples']}"] if "examples" in asked else []
+        words += [f"--dtype {dtype}" for dtype in asked.get("dtypes", [])]
+        words += [] if asked.get("real", True) else ["--no-real"]
+        return " ".join(["twinloss verify", *words])
 
     def rows(self, name: str | None = None) -> list[Mapping[str, Any]]:
         """Those of a loss, or all."""
@@ -63,7 +68,10 @@ def histograms(rows: list[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """A title and an SVG for each row and part that has a histogram."""
     made = []
     for row in rows:
-        for part, counts in row.get("bits_histogram", {}).items():
+        for part in PARTS:
+            counts = row.get("bits_histogram", {}).get(part)
+            if not counts:
+                continue
             title = f"{row['loss']} {row['dtype']} {row['data']}: {part}"
             made.append((title, bars({float(bits): count for bits, count in counts.items()}, title)))
     return made

@@ -2,7 +2,7 @@
 window.twinloss = (function () {
   "use strict";
   const SPACE = "http://www.w3.org/2000/svg";
-  const WIDTH = 420, HEIGHT = 250, LEFT = 52, RIGHT = 10, TOP = 12, BOTTOM = 40;
+  const WIDTH = 420, HEIGHT = 262, LEFT = 52, RIGHT = 10, TOP = 24, BOTTOM = 40;
 
   function element(name, attributes, text) {
     const made = document.createElementNS(SPACE, name);
@@ -59,7 +59,9 @@ window.twinloss = (function () {
   }
 
   function line(curve, at) {
-    const points = curve.x.map((value, n) => [at.x(value), at.y(curve.y[n])]).filter(([, y]) => Number.isFinite(y));
+    const ends = curve.steps ? [-0.5, 0.5] : [0];
+    const points = curve.x.flatMap((value, n) => ends.map((end) => [at.x(value + end), at.y(curve.y[n])]))
+      .filter(([, y]) => Number.isFinite(y));
     const path = element("path", {
       class: `curve ${curve.style}`, "data-curve": curve.name, d: `M${points.map((p) => p.map((v) => v.toFixed(2))).join("L")}`,
     });

@@ -9,12 +9,13 @@
     { name: "wide", title: "wide", style: "c3", margin: 2,
       along: (u, at, step) => (u(at + 2 * step) - 2 * u(at) + u(at - 2 * step)) / 4 },
   ];
-  const wave = (f, i) => Math.cos(2 * Math.PI * f * i);
+  // Of mean square 1 at every frequency, the checkerboard of half a cycle included.
+  const wave = (f, i, j) => Math.SQRT2 * Math.cos(2 * Math.PI * f * (i + j) + Math.PI / 4);
 
   // The mean over the interior of u_xx² + u_yy² + 2 u_xy².
   function energy({ margin, along }, f, amplitude) {
     const field = new Float64Array(SIZE * SIZE);
-    for (let n = 0; n < field.length; n++) field[n] = amplitude * wave(f, Math.floor(n / SIZE)) * wave(f, n % SIZE);
+    for (let n = 0; n < field.length; n++) field[n] = amplitude * wave(f, Math.floor(n / SIZE), n % SIZE);
     const u = (n) => field[n];
     let total = 0, count = 0;
     for (let i = margin; i < SIZE - margin; i++) {
@@ -51,7 +52,7 @@
     const cell = 24, border = 30;
     svg.setAttribute("viewBox", `0 0 ${(SHOWN_LINES - 1) * cell + 2 * border} ${(SHOWN_LINES - 1) * cell + 2 * border}`);
     svg.replaceChildren(window.twinloss.element("title", {}, "the displaced grid"));
-    const place = (i, j) => [i, j].map((at) => (border + cell * (at + amplitude * wave(f, i) * wave(f, j))).toFixed(1));
+    const place = (i, j) => [i, j].map((at) => (border + cell * (at + amplitude * wave(f, i, j))).toFixed(1));
     for (let i = 0; i < SHOWN_LINES; i++) {
       for (const turned of [false, true]) {
         const points = Array.from({ length: SHOWN_LINES }, (_, j) => (turned ? place(j, i) : place(i, j)));

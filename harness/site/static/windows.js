@@ -18,7 +18,7 @@
     window.twinloss.plot(figure.querySelector("svg"), {
       curves: kinds.map(function (kind) {
         const total = offsets.reduce((sum, j) => sum + weight(kind, j), 0);
-        return { name: kind.name, style: kind.style, x: offsets, y: offsets.map((j) => weight(kind, j) / total) };
+        return { name: kind.name, style: kind.style, steps: true, x: offsets, y: offsets.map((j) => weight(kind, j) / total) };
       }),
       label: "offset j, voxels",
       title: "share of the weight",
