@@ -130,4 +130,6 @@ def styles() -> str:
     dark = HtmlFormatter(style="github-dark")
     light = HtmlFormatter(style="default").get_style_defs(":root .code")
     by_system = "@media (prefers-color-scheme: dark) {\n" + dark.get_style_defs(":root:not(.light) .code") + "\n}"
-    return f"{light}\n{by_system}\n{dark.get_style_defs(':root.dark .code')}\n"
+    # These are too pale for the grey that they stand on.
+    darker = ":root .code .c1, :root .code .go { color: var(--soft) } :root .code .nd { color: var(--c2) }"
+    return f"{light}\n{darker}\n{by_system}\n{dark.get_style_defs(':root.dark .code')}\n"

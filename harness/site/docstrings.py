@@ -19,6 +19,7 @@ TITLES = (
 LISTS = ("Args", "Attributes", "Raises", "Warns")  # name: what it is
 _TITLE = re.compile(rf"({'|'.join(TITLES)}):$")
 _ENTRY = re.compile(r"(\*{0,2}[\w.]+):\s+(.*)")
+_RULE = re.compile(r"=+(\s+=+)+$")
 _INLINE = re.compile(
     r":math:`(?P<math>[^`]+)`|:\w+:`~?(?P<role>[^`]+)`|``(?P<literal>[^`]+)``|`(?P<code>[^`]+)`"
     r"|\*\*(?P<strong>[^*\s][^*]*)\*\*|(?P<url>https?://[^\s,;)]+[^\s,;).])"
@@ -117,6 +118,8 @@ def blocks(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield "math", " ".join(" ".join(block).split())
         elif line.startswith(">>>"):
             yield "session", "\n".join(_take(left, lambda each: bool(each.strip())))
+        elif _RULE.match(line):  # a table, which is aligned already
+            yield "code", "\n".join(_take(left, lambda each: bool(each.strip())))
         elif line.startswith(" "):
             yield "code", inspect.cleandoc("\n" + "\n".join(_take(left, lambda each: each.startswith(" "))))
         elif line.startswith("* "):

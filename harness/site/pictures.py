@@ -132,7 +132,8 @@ def _histograms(found: brain.Brain, out: Path) -> list[Histogram]:
 
 def _joint(moving: Array, fixed: Array) -> Array:
     weights = samples(moving.ravel(), fixed.ravel(), ParzenOptions())
-    return np.sum([of_moving[0].T @ of_fixed[0] for of_moving, of_fixed in weights], axis=0) / moving.size
+    joint: Array = np.sum([of_moving[0].T @ of_fixed[0] for of_moving, of_fixed in weights], axis=0)
+    return joint / moving.size
 
 
 def _draw_joint(joint: Array, path: Path) -> None:
