@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import sys
+from itertools import combinations
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -12,10 +13,10 @@ from site_parts import Page
 from typer.testing import CliRunner
 
 from twinloss import reference
-from twinloss.harness import cli_report  # noqa: F401  it registers its commands
+from twinloss.harness import cli_report, coverage  # noqa: F401  it registers its commands
 from twinloss.harness.catalogue import TWINS, find
 from twinloss.harness.cli import app
-from twinloss.harness.site import books, code, docstrings, formulas, record
+from twinloss.harness.site import books, code, docstrings, formulas, record, run
 from twinloss.harness.site.build import Plan, build
 
 pytestmark = pytest.mark.xdist_group("site")
@@ -142,6 +143,16 @@ def test_the_run_is_shown_with_verdicts_histograms_counterexample_and_command(pa
     assert [each["text"] for each in page.all("span", **{"class": "verdict fail"})] == ["fail"]
     assert "✗" not in pages["losses/tversky.html"].all("section", id="evidence")[0]["text"]
     assert "print('a script')" in pages["losses/focal.html"].all("section", id="evidence")[0]["text"]
+
+
+def test_pairs_of_options_stand_in_a_triangle():
+    twin = find("focal")
+    possible = coverage.possible_pairs(twin)
+    names, counts = run.pairs({"pairs": {"by_option": coverage.by_option(set(list(possible)[:50]), possible)}})
+    assert names == list(twin.options)
+    assert set(counts) == set(combinations(names, 2))
+    assert sum(tried for tried, _ in counts.values()) == 50
+    assert sum(all_of for _, all_of in counts.values()) == len(possible)
 
 
 def test_reports_are_pages_and_a_loss_has_its_rows(pages):

@@ -148,7 +148,7 @@ def test_pages_pass_the_accessibility_check(who, kinds, request):
     told = [
         (file, each["id"], [node["html"][:200] for node in each["nodes"][:2]])
         for file in kinds
-        for each in axe.run(tab.go(file)).response["violations"]
+        for each in axe.run(tab.go(file), context={"exclude": [["math"]]}).response["violations"]
     ]
     assert told == []
 

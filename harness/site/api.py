@@ -12,7 +12,7 @@ from html import escape
 from types import ModuleType
 from typing import Any
 
-from twinloss.harness.site.docstrings import html, summary
+from twinloss.harness.site.docstrings import html, plain, summary
 
 WINGS = {
     "reference": "The losses as the papers define them, in NumPy, each with its gradient in closed form.",
@@ -103,7 +103,7 @@ def _entry(name: str, anchor: str, thing: Any, link: Callable[[str], str | None]
         return Entry(name, anchor, "alias", escape(name), f"another name of {thing.__name__}", alias)
     methods = _methods(thing) if inspect.isclass(thing) else []
     members = [_entry(each, f"{anchor}.{each}", part, link) for each, part in methods]
-    return Entry(name, anchor, kind, _signature(name, thing), summary(thing), html(thing, link), members)
+    return Entry(name, anchor, kind, _signature(name, thing), plain(summary(thing)), html(thing, link), members)
 
 
 def _methods(cls: type[Any]) -> list[tuple[str, Any]]:

@@ -24,7 +24,8 @@ TITLES = {
     "reliability": "Reliability",
     "errata": "MONAI beside the papers",
 }
-VERDICTS = ("passed", "failed", "agrees", "differs", "raises", "imprecise", "not there")
+# Words that stand in a cell by themselves, and get a colour by their first.
+VERDICTS = ("passed", "failed", "agrees", "agrees as the defaults do", "differs", "raises", "imprecise", "not there")
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,13 @@ def _rendered(text: str) -> tuple[list[Any], str]:
     html = re.sub(r' style="text-align:\s*(left|right|center)"', r' class="\1"', html)
     html = html.replace("<th></th>", "<td></td>")  # a head that says nothing is no head
     words = "|".join(VERDICTS)
-    html = re.sub(rf"<td>({words})</td>", lambda m: f'<td class="verdict {m[1].replace(" ", "-")}">{m[1]}</td>', html)
+    html = re.sub(rf"<td>({words})</td>", lambda found: f'<td class="{coloured(found[1])}">{found[1]}</td>', html)
     return tokens, html
+
+
+def coloured(cell: str) -> str:
+    """The classes of a cell that holds a verdict, else nothing."""
+    return f"verdict {cell.split()[0]}" if cell in VERDICTS else ""
 
 
 def _tables(tokens: list[Any]) -> Iterator[Table]:

@@ -52,7 +52,7 @@ class Site:
         self.records = [record(twin) for twin in TWINS]
         self.templates.globals.update(
             records=self.records, books=self.books, run=self.run, version=__version__, error=run.error,
-            histograms=run.histograms, pairs=run.pairs, wings=api.WINGS, parts=run.PARTS,
+            histograms=run.histograms, pairs=run.pairs, wings=api.WINGS, coloured=books.coloured,
         )  # fmt: skip
 
     def page(self, file: str, template: str, title: str, kind: str, summary: str = "", **shown: Any) -> None:

@@ -72,7 +72,8 @@ def histograms(rows: list[Mapping[str, Any]]) -> list[tuple[str, str]]:
             counts = row.get("bits_histogram", {}).get(part)
             if not counts:
                 continue
-            title = f"{row['loss']} {row['dtype']} {row['data']}: {part}"
+            data = "drawn" if row["data"] == "generated" else row["data"]
+            title = f"{row['loss']} {row['dtype']} {data}: {part}"
             made.append((title, bars({float(bits): count for bits, count in counts.items()}, title)))
     return made
 
@@ -80,4 +81,9 @@ def histograms(rows: list[Mapping[str, Any]]) -> list[tuple[str, str]]:
 def pairs(row: Mapping[str, Any]) -> tuple[list[str], dict[tuple[str, str], tuple[int, int]]]:
     """The options, and for each two of them how many pairs of values were tried, of how many that are possible."""
     found = {(a, b): (tried, possible) for a, b, tried, possible in row["pairs"].get("by_option", [])}
-    return list(dict.fromkeys(name for pair in found for name in pair)), found
+    followers: dict[str, set[str]] = {}
+    for a, b in found:
+        followers.setdefault(a, set()).add(b)
+        followers.setdefault(b, set())
+    # In each pair the one that stands first in the catalogue is the first.
+    return sorted(followers, key=lambda name: -len(followers[name])), found

@@ -99,7 +99,7 @@ window.twinloss = (function () {
         const cell = document.createElement("td");
         const numbers = Array.isArray(value) ? value : [value];
         cell.dataset.value = JSON.stringify(value);
-        cell.textContent = numbers.map((each) => String(+each.toPrecision(5))).join(", ");
+        cell.textContent = numbers.map((each) => String(Math.abs(each) < 1e-20 ? 0 : +each.toPrecision(5))).join(", ");
         return cell;
       }));
       return row;
