@@ -159,7 +159,7 @@ def test_reports_are_pages_and_a_loss_has_its_rows(pages):
     for name in ("zoo", "benchmarks", "reliability", "errata"):
         assert len(pages[f"reports/{name}.html"].all("tr")) > 10
     speed = pages["losses/dice.html"].all("section", id="speed")[0]["text"]
-    assert "MONAI compiled" in speed
+    assert "MONAI" in speed
     assert "dice_ce" not in speed
     assert "twinloss bench" in speed
 
@@ -178,6 +178,44 @@ def test_reports_are_found_beside_the_code_and_not_elsewhere(monkeypatch, tmp_pa
     assert books.where() == Path(books.__file__).resolve().parents[2] / "reports"
     (tmp_path / "reports").mkdir()
     assert books.where() == Path("reports")
+
+
+REPORT = """# Two ways
+
+Made by `twinloss two`. See [the zoo](zoo.md), [a file](../somewhere.py) and [a picture](way.png).
+
+## FocalLoss
+
+| what | how many | |
+|---|---:|---|
+| this | 3 | passed |
+
+```python
+FocalLoss()
+```
+
+## DiceLoss
+
+That.
+"""
+
+
+def test_a_report_that_nobody_knew_of_is_a_page_and_a_part_of_a_loss(tmp_path):
+    (tmp_path / "two.md").write_text(REPORT)
+    (tmp_path / "zoo.md").write_text("# The zoo\n")
+    (tmp_path / "way.png").write_bytes(b"")
+    book = next(each for each in books.load(tmp_path) if each.name == "two")
+    assert (book.title, book.command) == ("Two ways", "twinloss two")
+    assert '<a href="zoo.html">' in book.html
+    assert '<a href="way.png">' in book.html
+    assert "somewhere" not in book.html
+    part = book.part("focal", "FocalLoss")
+    assert '<td class="verdict passed">passed</td>' in part
+    assert '<td class="right">3</td>' in part
+    assert "That." not in part
+    assert '<pre class="code"' in part
+    books.copy_others(tmp_path, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["way.png"]
 
 
 def test_a_row_is_about_the_loss_that_it_names_and_no_other():

@@ -130,7 +130,11 @@ def _signature(name: str, thing: Any) -> str:
         shown.insert(kinds.index(keyword), "*")
     inside = ", ".join(f'<span class="parameter">{_unquoted(each)}</span>' for each in shown)
     returns = signature.return_annotation
-    given = "" if returns is signature.empty else f" → {_unquoted(inspect.formatannotation(returns))}"
+    given = (
+        ""
+        if returns is signature.empty or inspect.isclass(thing)
+        else f" → {_unquoted(inspect.formatannotation(returns))}"
+    )
     return f"<b>{escape(name)}</b>({inside}){given}"
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from twinloss.harness.site.code import block
 
 # The files that the navigation knows by name, and how to make each; any other .md has a page, too.
 KNOWN = {
@@ -44,13 +47,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Book:
-    """A report, or that there is none: HTML of all of it, and its tables."""
+    """A report, or that there is none: HTML of all of it, its tables, and what stands under each heading."""
 
     name: str
     title: str
     command: str
-    html: str
-    tables: list[Table]
+    html: str = ""
+    tables: tuple[Table, ...] = ()
+    parts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def file(self) -> str:
@@ -61,6 +65,10 @@ class Book:
         """What its tables say of a loss."""
         return [found for table in self.tables if (found := table.about(name)).rows]
 
+    def part(self, *names: str) -> str:
+        """What stands under a heading that is one of these names."""
+        return "".join(self.parts.get(name, "") for name in names)
+
 
 def load(folder: Path | None) -> list[Book]:
     """All reports of a folder, those that are known first."""
@@ -69,11 +77,10 @@ def load(folder: Path | None) -> list[Book]:
     return [_book(name, folder / f"{name}.md" if folder else None) for name in names]
 
 
-def copy_images(folder: Path | None, out: Path) -> None:
-    """Put the images of the reports beside their pages."""
-    for suffix in ("png", "svg", "json"):
-        for path in sorted(folder.glob(f"*.{suffix}")) if folder else ():
-            shutil.copyfile(path, out / path.name)
+def copy_others(folder: Path | None, out: Path) -> None:
+    """Put what the reports show and link to beside their pages."""
+    if folder:
+        shutil.copytree(folder, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.md"))
 
 
 def where() -> Path | None:
@@ -84,35 +91,55 @@ def where() -> Path | None:
 
 
 def _book(name: str, path: Path | None) -> Book:
-    title = TITLES.get(name, name.replace("errata-", "").replace("_", " ").capitalize())
-    title = f"{name.removeprefix('errata-')} beside the papers" if name.startswith("errata-") else title
     if path is None or not path.exists():
-        return Book(name, title, KNOWN.get(name, ""), "", [])
+        title = f"{name.removeprefix('errata-')} beside the papers" if name.startswith("errata-") else TITLES[name]
+        return Book(name, title, KNOWN[name])
     text = path.read_text(encoding="utf-8")
+    heading = re.match(r"# (.*)\n", text)
+    title = TITLES.get(name) or (heading[1] if heading else name)
     made = re.search(r"[Mm]ade by `([^`]+)`", text)
-    tokens, html = _rendered(re.sub(r"^# .*\n", "", text, count=1))
-    return Book(name, title, made[1] if made else KNOWN.get(name, ""), html, list(_tables(tokens)))
+    reader = _reader()
+    tokens = _within(reader.parse(text.removeprefix(heading[0] if heading else "")), path.parent)
+    parts = {title: _html(reader, found) for title, found in _parts(tokens)}
+    command = made[1] if made else KNOWN.get(name, "")
+    return Book(name, title, command, _html(reader, tokens), tuple(_tables(tokens)), parts)
 
 
-def _rendered(text: str) -> tuple[list[Any], str]:
-    """Markdown as tokens and as HTML; links to another report lead to its page, wide tables scroll."""
+def _reader() -> Any:
     from markdown_it import MarkdownIt
 
-    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
-    tokens = reader.parse(text)
-    for token in tokens:
-        for child in token.children or ():
-            href = child.attrGet("href")
-            if isinstance(href, str) and href.endswith(".md"):
-                child.attrSet("href", f"{Path(href).stem}.html")
+    def highlight(source: str, language: str, _: str) -> str:
+        return block(source) if language == "python" else ""
+
+    return MarkdownIt("commonmark", {"html": False, "highlight": highlight}).enable("table")
+
+
+def _within(tokens: list[Any], folder: Path) -> list[Any]:
+    """The same tokens; links to reports lead to their pages, and those to what the site does not have are none."""
+    for token in (child for each in tokens for child in each.children or ()):
+        href = token.attrGet("href")
+        if token.type == "link_open" and isinstance(href, str) and not re.match(r"https?://|#", href):
+            here = (folder / href).exists() and "/" not in href
+            token.attrs = {"href": f"{Path(href).stem}.html" if href.endswith(".md") else href} if here else {}
+    return tokens
+
+
+def _parts(tokens: list[Any]) -> Iterator[tuple[str, list[Any]]]:
+    """The headings, and what follows each until the next."""
+    starts = [n for n, token in enumerate(tokens) if token.type == "heading_open"]
+    for start, end in pairwise([*starts, len(tokens)]):
+        yield tokens[start + 1].content, tokens[start + 3 : end]
+
+
+def _html(reader: Any, tokens: list[Any]) -> str:
+    """Tokens as HTML; wide tables scroll, and verdicts have their colours."""
     html = str(reader.renderer.render(tokens, reader.options, {}))
     html = html.replace("<table>", '<div class="scroll" tabindex="0" role="group" aria-label="table"><table>')
     html = html.replace("</table>", "</table></div>")
     html = re.sub(r' style="text-align:\s*(left|right|center)"', r' class="\1"', html)
-    html = html.replace("<th></th>", "<td></td>")  # a head that says nothing is no head
+    html = re.sub(r"<th[^>]*></th>", "<td></td>", html)  # a head that says nothing is no head
     words = "|".join(VERDICTS)
-    html = re.sub(rf"<td>({words})</td>", lambda found: f'<td class="{coloured(found[1])}">{found[1]}</td>', html)
-    return tokens, html
+    return re.sub(rf"<td>({words})</td>", lambda found: f'<td class="{coloured(found[1])}">{found[1]}</td>', html)
 
 
 def coloured(cell: str) -> str:
@@ -122,9 +149,7 @@ def coloured(cell: str) -> str:
 
 def _tables(tokens: list[Any]) -> Iterator[Table]:
     """The tables among tokens."""
-    from markdown_it import MarkdownIt
-
-    inline = MarkdownIt("commonmark", {"html": False})
+    reader = _reader()
     rows: list[list[str]] = []
     aligned: list[str] = []
     for token in tokens:
@@ -135,7 +160,7 @@ def _tables(tokens: list[Any]) -> Iterator[Table]:
         elif token.type == "tr_open":
             rows.append([])
         elif token.type == "inline" and rows:
-            rows[-1].append(inline.renderInline(token.content))
+            rows[-1].append(reader.renderer.renderInline(token.children, reader.options, {}))
         elif token.type == "table_close":
             yield Table(rows[0], aligned, rows[1:])
             rows = []

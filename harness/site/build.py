@@ -114,9 +114,7 @@ def _evidence(site: Site) -> None:
     report = site.run.report
     shown = {"report": report, "legend": reports.LEGEND, "kinds": ("drawn", "real")}
     site.page("evidence.html", "evidence.html", "The evidence", "evidence", "verdicts, errors in bits, pairs", **shown)
-    folder = site.plan.out / "reports"
-    folder.mkdir(exist_ok=True)
-    books.copy_images(site.plan.reports, folder)
+    books.copy_others(site.plan.reports, site.plan.out / "reports")
     for book in site.books:
         site.page(book.file, "book.html", book.title, "evidence", book=book)
 

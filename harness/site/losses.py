@@ -14,8 +14,6 @@ from twinloss.harness.site.options import Option, options
 from twinloss.harness.site.record import ContentError, Record, Use, table
 from twinloss.harness.site.run import Run
 
-HELPERS = ("activation", "options", "parzen", "reduction", "segmentation", "window")
-
 
 @dataclass(frozen=True)
 class LossPage:
@@ -35,6 +33,7 @@ class LossPage:
     use: list[tuple[Use, str, str]]
     verdict: str
     tables: dict[str, list[books.Table]]
+    parts: dict[str, str]
 
     @property
     def file(self) -> str:
@@ -69,6 +68,7 @@ def loss_page(record: Record, run: Run, reports: Sequence[Book]) -> LossPage:
         use=[(u, cite[u.source]["text"], cite[u.source]["url"]) if u.source else (u, "", "") for u in record.use],
         verdict=run.verdict(record.name),
         tables={book.name: found for book in reports if (found := book.about(record.name))},
+        parts={book.name: part for book in reports if (part := book.part(record.name, record.loss.__name__))},
     )
 
 
