@@ -12,7 +12,7 @@ import pytest
 from site_parts import Page
 from typer.testing import CliRunner
 
-from twinloss import reference
+from twinloss import fast, harness, reference
 from twinloss.harness import cli_report, coverage  # noqa: F401  it registers its commands
 from twinloss.harness.catalogue import TWINS, find
 from twinloss.harness.cli import app
@@ -87,9 +87,9 @@ def test_from_formula_to_code_to_evidence_to_speed_in_three_clicks(name, pages):
     assert {f"losses/{name}.html#{part}" for part in ("formula", "code", "evidence", "speed")} <= start
 
 
-def test_all_formulas_of_the_reference_become_mathml_and_text():
-    for name in reference.__all__:
-        for latex in docstrings.equations(getattr(reference, name)):
+def test_all_formulas_become_mathml_and_text():
+    for name, thing in [*vars(reference).items(), *vars(fast).items()]:
+        for latex in docstrings.equations(thing) if callable(thing) else ():
             for part in formulas.parts_of(latex):
                 bare = re.sub("<annotation.*</annotation>", "", formulas.mathml(part))
                 assert "\\" not in bare, f"{name}: {latex}"
@@ -224,10 +224,7 @@ def test_a_row_is_about_the_loss_that_it_names_and_no_other():
 
 
 def test_every_public_name_is_in_the_api_reference(pages):
-    import twinloss.fast
-    import twinloss.harness
-
-    for wing in (reference, twinloss.fast, twinloss.harness):
+    for wing in (reference, fast, harness):
         page = pages[f"api/{wing.__name__.rpartition('.')[2]}.html"]
         assert set(wing.__all__) <= set(page.ids)
     assert {"twin.Twin", "laws.Law", "real.RealCase"} <= set(pages["api/harness.html"].ids)
