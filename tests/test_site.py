@@ -1,5 +1,6 @@
 """The reading room: what stands on its pages, without a browser; see test_site_in_a_browser.py for the rest."""
 
+import importlib
 import inspect
 import json
 import re
@@ -95,6 +96,23 @@ def test_all_formulas_become_mathml_and_text():
                 assert "\\" not in bare, f"{name}: {latex}"
                 assert "<mi></mi>" not in bare
             assert not re.search(r"[\\&]|frac", formulas.plain(latex)), formulas.plain(latex)
+
+
+def test_all_that_is_written_by_hand_becomes_mathml_and_fits_the_code():
+    for twin in TWINS:
+        known = record.record(twin)
+        effects = " ".join(docstrings.inline(text) for text in {**record.table("options"), **known.effects}.values())
+        assert "\\" not in re.sub("<annotation.*?</annotation>", "", effects)
+        for latex in [*known.beside.values(), *(symbol for symbol, _ in known.symbols)]:
+            assert "\\" not in re.sub("<annotation.*</annotation>", "", formulas.mathml(latex)), latex
+    for name, beside in record.table("steps").items():
+        source = inspect.getsource(importlib.import_module(f"twinloss.reference.{name}"))
+        assert code.unused(source, beside) == [], name
+
+
+def test_words_in_a_formula_stay_words():
+    assert "<mtext>of&#x000A0;the&#x000A0;sigmoid&#x000A0;</mtext>" in formulas.mathml(r"\text{of the sigmoid } x")
+    assert "<mi>sigmoid</mi>" in formulas.mathml("sigmoid(x)")
 
 
 def test_a_fraction_in_the_terminal_keeps_its_brackets():

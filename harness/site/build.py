@@ -19,7 +19,7 @@ from twinloss.harness.catalogue import TWINS
 from twinloss.harness.site import api, books, code, run
 from twinloss.harness.site.losses import loss_page
 from twinloss.harness.site.pictures import Pictures, pictures
-from twinloss.harness.site.record import record
+from twinloss.harness.site.record import record, table
 
 HERE = Path(__file__).parent
 _TAG = re.compile(r"<annotation.*?</annotation>|<script.*?</script>|<[^>]+>", re.DOTALL)
@@ -136,7 +136,7 @@ def _code(site: Site) -> None:
     for found in pkgutil.iter_modules(reference.__path__):
         name = found.name
         module = importlib.import_module(f"twinloss.reference.{name}")
-        beside = next((each.beside for each in site.records if each.module is module), {})
+        beside = next((each.beside for each in site.records if each.module is module), table("steps").get(name, {}))
         lines = code.lines(inspect.getsource(module), beside)
         site.page(f"code/{name}.html", "code.html", f"reference/{name}.py", "code", lines=lines, name=name)
 

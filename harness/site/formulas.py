@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 NAMES = ("softmax", "sigmoid", "dice", "focal", "ce", "TP", "FP", "FN", "GDL", "min", "max")
 _NAME = re.compile(rf"(?<![\\A-Za-z{{])({'|'.join(NAMES)})(?![A-Za-z])")
 _SUBSCRIPT = re.compile(rf"(?<=_{{)({'|'.join(NAMES)})(?=}})")
+_WORDS = re.compile(r"(\\text\{[^}]*\})")
 _LETTERS = re.compile(r'<mrow>((?:<mi mathvariant="normal">[^<]*</mi>)+)</mrow>')
 _FUNCTION = re.compile(r"<mi>(log|exp|max|min)</mi>(?!<mo)")
 # `\qquad` and `\quad` stand between formulas of their own, `\\` and `&` between aligned rows.
@@ -55,8 +56,9 @@ def plain(latex: str) -> str:
 def _converted(latex: str, block: bool) -> str:
     from latex2mathml.converter import convert
 
-    named = _NAME.sub(r"\\mathrm{\1}", _SUBSCRIPT.sub(r"\\mathrm{\1}", " ".join(latex.split())))
-    made: str = convert(named.replace(r"\,", " "), display="block" if block else "inline")
+    parts = _WORDS.split(" ".join(latex.split()).replace(r"\,", " "))
+    parts[::2] = [_NAME.sub(r"\\mathrm{\1}", _SUBSCRIPT.sub(r"\\mathrm{\1}", part)) for part in parts[::2]]
+    made: str = convert("".join(parts), display="block" if block else "inline")
     return made
 
 
