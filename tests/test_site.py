@@ -248,6 +248,11 @@ def test_every_public_name_is_in_the_api_reference(pages):
     assert {"twin.Twin", "laws.Law", "real.RealCase"} <= set(pages["api/harness.html"].ids)
 
 
+def test_the_same_code_gives_the_same_pages(pages):
+    for name, page in pages.items():
+        assert not re.search(r" at 0x[0-9a-f]+", page.path.read_text()), name
+
+
 def test_the_index_of_the_search_holds_losses_options_and_names(site):
     index = json.loads((site / "search-index.json").read_text())
     titles = {entry["title"] for entry in index}
@@ -284,3 +289,18 @@ def test_a_folder_of_reports_that_is_not_there_is_a_usage_error(tmp_path):
     done = CliRunner().invoke(app, ["report", "--out", str(tmp_path), "--reports", str(tmp_path / "none")])
     assert done.exit_code == 2
     assert "there is no such folder" in re.sub(r"[\s│]+", " ", done.output)
+
+
+def test_a_run_that_cannot_be_read_is_a_usage_error(tmp_path):
+    (tmp_path / "report.json").write_text("{")
+    done = CliRunner().invoke(app, ["report", "--out", str(tmp_path / "site"), "--run", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "cannot read" in done.output
+
+
+def test_the_command_writes_the_site_and_says_where(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["report", "--no-real"])
+    assert done.exit_code == 0, done.output
+    assert "wrote site/index.html" in done.output
+    assert (tmp_path / "site" / "losses" / "dice.html").exists()

@@ -97,7 +97,7 @@ def _defined(module: ModuleType) -> list[tuple[str, Any]]:
 
 
 def _entry(name: str, anchor: str, thing: Any, link: Callable[[str], str | None]) -> Entry:
-    kind = "class" if inspect.isclass(thing) else "function"
+    kind = "class" if inspect.isclass(thing) else "property" if isinstance(thing, property) else "function"
     if inspect.isclass(thing) and thing.__name__ != name:
         alias = f'<p>Another name of <a href="#{thing.__name__}"><code>{thing.__name__}</code></a>.</p>'
         return Entry(name, anchor, "alias", escape(name), f"another name of {thing.__name__}", alias)
@@ -109,7 +109,7 @@ def _entry(name: str, anchor: str, thing: Any, link: Callable[[str], str | None]
 def _methods(cls: type[Any]) -> list[tuple[str, Any]]:
     """The public methods and properties that a class itself defines and tells of."""
     return [
-        (name, part.fget if isinstance(part, property) else getattr(cls, name))
+        (name, getattr(cls, name))
         for name, part in vars(cls).items()
         if not name.startswith("_")
         and isinstance(part, property | classmethod | staticmethod | type(_methods))
@@ -119,6 +119,8 @@ def _methods(cls: type[Any]) -> list[tuple[str, Any]]:
 
 def _signature(name: str, thing: Any) -> str:
     """A signature as HTML, which breaks after commas."""
+    if isinstance(thing, property):
+        return f"<b>{escape(name)}</b>"
     try:
         signature = inspect.signature(thing)
     except (TypeError, ValueError):
@@ -140,4 +142,5 @@ def _signature(name: str, thing: Any) -> str:
 
 def _unquoted(text: str) -> str:
     """Annotations are strings in most modules, and read better without their quotes."""
+    text = re.sub(r"<\S+ (\S+) at 0x[0-9a-f]+>", r"\1", text)  # where an object lies changes from run to run
     return escape(re.sub(r"(?<=: )'([^']*)'|^'([^']*)'$", r"\1\2", text))
