@@ -28,7 +28,7 @@ def small_brain():
 
 
 def small_run():
-    """A verification of two losses, of which one fails."""
+    """A verification of three losses, of which one fails, and one was interrupted before its first case."""
     seen = Verification(7, {"losses": ["dice", "focal"], "dtypes": ["float32"], "examples": 5, "real": False})
     for name, ratio, verdict in (("dice", 0.2, "pass"), ("focal", 40.0, "fail")):
         row = Hunt(find(name), "float32", cases=3)
@@ -40,6 +40,7 @@ def small_run():
         if verdict == "fail":
             row.counterexample = Counterexample("value", "value: off by 1e-7 <here>", "print('a script')")
         seen.work.rows.append(row)
+    seen.work.rows.append(Hunt(find("tversky"), "float32", interrupted=True))
     return seen
 
 

@@ -158,6 +158,8 @@ def test_the_run_is_shown_with_verdicts_histograms_counterexample_and_command(pa
     assert "print('a script')" in text
     assert "2 of 0.5 to 1 bits" in text
     assert len(page.all("svg")) == 4
+    for file in ("evidence.html", "index.html"):
+        assert len(pages[file].all("span", **{"class": "verdict interrupted"})) == 1
     assert [each["text"] for each in page.all("span", **{"class": "verdict fail"})] == ["fail"]
     assert "✗" not in pages["losses/tversky.html"].all("section", id="evidence")[0]["text"]
     assert "print('a script')" in pages["losses/focal.html"].all("section", id="evidence")[0]["text"]

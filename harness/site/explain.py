@@ -46,7 +46,9 @@ def _pairs(rows: list[tuple[str, str]]) -> RenderableType:
 
 def _paper(record: Record) -> str:
     lines = docstrings.sections(record.module)[0].lines
-    return docstrings.plain(" ".join(lines[1:]).partition(" .. math")[0])
+    said, formula, _ = " ".join(lines[1:]).partition(" .. math")
+    told = [formulas.plain(latex) for latex in docstrings.equations(record.module)] if formula else []
+    return " ".join([docstrings.plain(said).strip(), *told])
 
 
 def _options(record: Record) -> RenderableType:

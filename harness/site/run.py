@@ -38,9 +38,10 @@ class Run:
         return [row for row in rows if name in (None, row["loss"])]
 
     def verdict(self, name: str) -> str:
-        """The worst of a loss, or nothing if it was not looked at."""
-        seen = [row["verdict"] for row in self.rows(name)]
-        return max(seen, key=ledger.VERDICTS.index, default="")
+        """The worst of a loss, or nothing if it was not looked at; no pass if that was cut short."""
+        rows = self.rows(name)
+        worst = max((row["verdict"] for row in rows), key=ledger.VERDICTS.index, default="")
+        return "interrupted" if worst == "pass" and any(row["interrupted"] for row in rows) else worst
 
     def counterexamples(self, name: str | None = None) -> list[Mapping[str, Any]]:
         """The rows with a counterexample."""
