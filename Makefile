@@ -13,7 +13,7 @@ verify: $(INSTALLED)  ## look for an input on which a fast loss differs from its
 	$(BIN)/twinloss verify $(ARGS)
 
 test: $(INSTALLED)  ## run the tests and the doctests
-	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
 lint: $(INSTALLED)  ## ruff, and mypy --strict on reference and harness
 	$(BIN)/ruff check

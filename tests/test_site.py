@@ -20,7 +20,6 @@ from twinloss.harness.cli import app
 from twinloss.harness.site import books, code, docstrings, formulas, record, run
 from twinloss.harness.site.build import Plan, build
 
-pytestmark = pytest.mark.xdist_group("site")
 NAMES = [twin.name for twin in TWINS]
 
 
