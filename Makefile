@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: verify test lint bench clean help
+.PHONY: verify test lint bench report clean help
 
 verify: $(INSTALLED)  ## look for an input on which a fast loss differs from its reference
 	$(BIN)/twinloss verify $(ARGS)
@@ -23,6 +23,9 @@ lint: $(INSTALLED)  ## ruff, and mypy --strict on reference and harness
 bench: $(INSTALLED)  ## time the fast losses
 	$(BIN)/twinloss bench $(ARGS)
 
+report: $(INSTALLED)  ## build the reading room, site/index.html, of the code and the latest run
+	$(BIN)/twinloss report $(ARGS)
+
 # The stamp is touched last: an install that was cut short is taken up again by the next make.
 $(INSTALLED): pyproject.toml constraints.txt
 	@rm -f $@
@@ -33,7 +36,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 clean:  ## remove the environment and all that tools left behind
-	rm -rf $(VENV) build dist twinloss-report .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site twinloss-report .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find reference fast harness src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:

@@ -136,7 +136,7 @@ def field_operator(name: str, plain: Energies, axes: Callable[[int], int]) -> Op
             factors = by_component[k % len(by_component)]
             totals[k, slab] = forward(field[k], u.shape[3], factors, margin, start, stop, energy[k])
 
-        for_each_chunk(work, fields * slabs)
+        for_each_chunk(work, fields * slabs, u.numel())
         return made if voxelwise else torch.from_numpy(totals.sum(1))
 
     @operator(f"{name}_backward")
@@ -158,7 +158,7 @@ def field_operator(name: str, plain: Energies, axes: Callable[[int], int]) -> Op
             start, stop = slab * _SLAB, min((slab + 1) * _SLAB, depth)
             backward(field[k], width, factors[k], margin, by_voxel[k], start, stop, out[k])
 
-        for_each_chunk(work, fields * slabs)
+        for_each_chunk(work, fields * slabs, u.numel())
         return gradient
 
     @energies.fake

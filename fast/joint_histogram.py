@@ -17,6 +17,9 @@ from twinloss.fast.threads import for_each_chunk
 # Voxels of a chunk, at least, and for each bin of its histogram, which then takes less room than they do; and chunks of
 # an item, at most.
 _CHUNK, _PER_CELL, _MOST = 2**15, 4, 32
+
+# How many numbers of a softmax take as long as a voxel's windows.
+_NUMBERS = 32
 # Weights that plain torch holds at a time.
 _BLOCK = 2**19
 
@@ -113,7 +116,7 @@ class _Histogram:
             voxels = slice(part * self.chunk, (part + 1) * self.chunk)
             work(item, part, voxels, *(image[item, voxels] for image in self.images))
 
-        for_each_chunk(chunk, len(self.images[0]) * self.parts)
+        for_each_chunk(chunk, len(self.images[0]) * self.parts, _NUMBERS * self.images[0].size)
 
     def options(self, item: int) -> tuple[Any, ...]:
         """The kernels' arguments after the images."""

@@ -436,7 +436,7 @@ def _voxel_sums(
         bounds = _chunk_bounds(chunk, voxels)
         wrong[chunk] = kernels.forward(*kernels.before, kernels.matrix, *kernels.after, *bounds, sums[chunk])
 
-    for_each_chunk(work, chunks)
+    for_each_chunk(work, chunks, x.numel())
     if any(wrong):
         if mask is not None:
             _checked_mask(mask, x)
@@ -481,7 +481,7 @@ def _voxel_sums_backward(
         bounds = _chunk_bounds(chunk, voxels)
         kernels.backward(*kernels.before, by_item[bounds[0]], *kernels.after, slopes_by_row, *bounds, out)
 
-    for_each_chunk(work, x.shape[0] * -(-voxels // _CHUNK))
+    for_each_chunk(work, x.shape[0] * -(-voxels // _CHUNK), x.numel())
     return gradient
 
 

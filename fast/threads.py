@@ -64,9 +64,19 @@ def _parallel_region() -> Callable[..., Any] | None:
     return region
 
 
-def for_each_chunk(work: Callable[[int], None], chunks: int) -> None:
-    """Call work(0) … work(chunks - 1), the calling thread taking part."""
-    threads = min(torch.get_num_threads(), chunks)
+# Numbers below which one thread is as fast: what it does in the time that others take to wake up.
+_FEW = 2**18
+
+
+def for_each_chunk(work: Callable[[int], None], chunks: int, numbers: int) -> None:
+    """Call work(0) … work(chunks - 1), the calling thread taking part.
+
+    Args:
+        work: what to do.
+        chunks: how often.
+        numbers: how much that is in all, in numbers of which each takes as long as one of a softmax.
+    """
+    threads = 1 if numbers <= _FEW else min(torch.get_num_threads(), chunks)
     if threads < 2:
         for chunk in range(chunks):
             work(chunk)
@@ -110,28 +120,29 @@ def _drain_in_pool(drain: Callable[[], None], threads: int) -> None:
             future.result()
 
 
-# Voxels that are done at a time of an image whose tiles, or columns across the planes, are shared out.
-_VOXELS = 2**15
+# Voxels that are done at a time of an image whose tiles, or columns across the planes, are shared out; and how many
+# numbers of a softmax take as long as a voxel's window.
+_VOXELS, _WINDOW = 2**15, 4
 
 
 def for_each_tile(work: Callable[[int, int, int], None], shape: Sequence[int], rows: int, columns: int) -> None:
     """Call work(image, first tile, end) for some tiles at a time of the planes of images (N, D, H, W)."""
     images, depth, height, width = shape
     tiles = depth * -(-height // rows) * -(-width // columns)
-    _for_each_part(work, images, tiles, max(_VOXELS // (rows * columns), 1))
+    _for_each_part(work, images, depth * height * width, tiles, max(_VOXELS // (rows * columns), 1))
 
 
 def for_each_bundle(work: Callable[[int, int, int], None], shape: Sequence[int]) -> None:
     """Call work(image, first column, end) for some columns at a time of images (N, D, H, W), (N, D, H * W) likewise."""
     images, depth, height, width = shape
-    _for_each_part(work, images, height * width, max(_VOXELS // depth, 1))
+    _for_each_part(work, images, depth * height * width, height * width, max(_VOXELS // depth, 1))
 
 
-def _for_each_part(work: Callable[[int, int, int], None], images: int, count: int, step: int) -> None:
+def _for_each_part(work: Callable[[int, int, int], None], images: int, voxels: int, count: int, step: int) -> None:
     parts = -(-count // step)
 
     def chunk(index: int) -> None:
         image, part = divmod(index, parts)
         work(image, part * step, min((part + 1) * step, count))
 
-    for_each_chunk(chunk, images * parts)
+    for_each_chunk(chunk, images * parts, _WINDOW * images * voxels)

@@ -51,6 +51,7 @@ def main() -> None:
         cli_diagnose,
         cli_migration,
         cli_reliability,
+        cli_report,
     )
 
     app()

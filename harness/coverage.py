@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import Any
@@ -25,6 +26,12 @@ def possible_pairs(twin: Twin) -> set[Pair]:
         for y in twin.options[b]
         if twin.allowed(twin.defaults() | {a: x, b: y})
     }
+
+
+def by_option(tried: set[Pair], possible: set[Pair]) -> list[tuple[str, str, int, int]]:
+    """For each two options, how many pairs of their values were tried, of how many."""
+    all_of, seen = (Counter((a, b) for (a, _), (b, _) in pairs) for pairs in (possible, tried & possible))
+    return [(a, b, seen[a, b], count) for (a, b), count in sorted(all_of.items())]
 
 
 def covering_rows(twin: Twin, missing: Iterable[Pair]) -> list[dict[str, Any]]:

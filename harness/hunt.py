@@ -29,6 +29,9 @@ ATTEMPTS = 10
 LARGE_TRIALS = 6
 KEPT = 40
 
+# How many bits wide a bar of the histogram of errors is.
+BIN = 0.5
+
 ROUNDING = "only rounding"
 
 # Where failing cases are kept for the next hunt, as Hypothesis itself does.
@@ -81,6 +84,7 @@ class Hunt:
     pairs: set[coverage.Pair] = field(default_factory=set)
     live: set[tuple[str, str]] = field(default_factory=set)
     bits: dict[str, float] = field(default_factory=dict)
+    errors: Counter[tuple[str, float]] = field(default_factory=Counter)
     beyond: set[str] = field(default_factory=set)
     kept: list[Trial] = field(default_factory=list)
     degraded: int = 0
@@ -122,6 +126,8 @@ class Hunt:
         self.cases += 1
         for finding in trial.findings:
             self._note_finding(finding)
+            if finding.ratio < math.inf:
+                self.errors[finding.part, math.floor(finding.bits / BIN) * BIN] += 1
         self.degraded += any(finding.verdict == "degraded" for finding in trial.findings)
         case = trial.case
         worst = max((finding.bits for finding in trial.findings), default=0.0)

@@ -86,6 +86,7 @@ def as_json(seen: Verification) -> str:
     """All rows and counterexamples, with what one needs to see them again."""
     made = {
         "seed": seen.seed,
+        "asked": seen.asked,
         "interrupted": seen.interrupted,
         "versions": versions(),
         "machine": machine(),
@@ -112,13 +113,26 @@ def _row(row: Hunt) -> dict[str, Any]:
         "seconds": round(row.seconds, 2),
         "worst": {part: _finding(finding) for part, finding in row.worst.items()},
         "bits_by_option": {name: round(bits, 2) if bits < float("inf") else None for name, bits in row.bits.items()},
+        "bits_histogram": _histogram(row),
         "laws": dict(row.laws),
-        "pairs": {"tried": len(row.pairs & possible), "possible": len(possible)},
+        "pairs": {
+            "tried": len(row.pairs & possible),
+            "possible": len(possible),
+            "by_option": coverage.by_option(row.pairs, possible),
+        },
         "live_options": sorted(f"{name}={value}" for name, value in row.live),
         "kinds": {f"{trait}={kind}": count for (trait, kind), count in sorted(row.kinds.items())},
         "problems": row.problems,
         "counterexample": found and {name: getattr(found, name) for name in shown},
     }
+
+
+def _histogram(row: Hunt) -> dict[str, dict[str, int]]:
+    """For value and gradient, how many errors begin at each half bit."""
+    made: dict[str, dict[str, int]] = {}
+    for (part, bits), count in sorted(row.errors.items()):
+        made.setdefault(part, {})[f"{bits:g}"] = count
+    return made
 
 
 def _finding(finding: Finding) -> dict[str, Any]:

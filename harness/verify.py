@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from twinloss.harness.catalogue import TWINS
 from twinloss.harness.hunt import Hunt
 from twinloss.harness.shards import PROCESSES, Job, Tick, Work, do
 from twinloss.harness.twin import Twin
@@ -14,9 +16,10 @@ EXAMPLES = 150
 
 @dataclass
 class Verification:
-    """All that was seen."""
+    """All that was seen; `asked` is what was asked for, as the command line names it, with no losses for all."""
 
     seed: int
+    asked: dict[str, Any] = field(default_factory=dict)
     work: Work = field(default_factory=Work)
     interrupted: bool = False
 
@@ -53,7 +56,10 @@ def verify(
     remember: bool = False,
 ) -> Verification:
     """Hunt each twin in each type; see `shards.do` for the last but one arguments, and `Hunt` for the last."""
-    seen, jobs = Verification(seed), []
+    names = [twin.name for twin in twins]
+    losses = [] if names == [twin.name for twin in TWINS] else names
+    asked = {"losses": losses, "dtypes": list(dtypes), "examples": examples, "real": with_real}
+    seen, jobs = Verification(seed, asked), []
     for twin in twins:
         jobs += [Job(twin, (dtype,), "generated", examples, seed, {"remember": remember}) for dtype in dtypes]
         jobs += [Job(twin, tuple(dtypes), "real", examples, seed)] if with_real and twin.real else []

@@ -1,10 +1,45 @@
 """Settings that all tests share."""
 
+import fcntl
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # A first call compiles a kernel, so no example has a deadline.
 settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """The folder with the reading room, of a small run, a small brain and the reports of the repository.
+
+    The workers of pytest-xdist share it: the first builds it, and the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "site"
+    home.mkdir(exist_ok=True)
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / "built").exists():
+            _build(home)
+            (home / "built").touch()
+    return home / "site"
+
+
+def _build(home):
+    from site_parts import small_brain, small_run
+
+    from twinloss.harness import real, report, warp
+    from twinloss.harness.site.build import Plan, build
+
+    report.write(small_run(), home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(real, "brain", small_brain)
+        patch.setattr(warp, "load_brain", small_brain)
+        warp.load_warped.cache_clear()
+        build(Plan(home / "site", home, Path(__file__).parent.parent / "reports"))
+    warp.load_warped.cache_clear()

@@ -63,6 +63,12 @@ def test_report_holds_what_is_needed_to_see_it_again(tmp_path):
     assert {"cpu", "cores", "platform"} <= set(report["machine"])
     (row,) = report["rows"]
     assert (row["loss"], row["dtype"], row["data"]) == ("dice", "float32", "generated")
+    # Every finding of the hunt is in its histogram, but those of NaN; every pair that was tried is counted once.
+    counted = {part: sum(bars.values()) for part, bars in row["bits_histogram"].items()}
+    assert counted == {"value": row["cases"], "gradient": row["cases"]}
+    assert sum(pair[2] for pair in row["pairs"]["by_option"]) == row["pairs"]["tried"]
+    assert sum(pair[3] for pair in row["pairs"]["by_option"]) == row["pairs"]["possible"]
+    assert report["asked"] == {"losses": ["dice"], "dtypes": ["float32"], "examples": 20, "real": False}
     assert "dice" in done.output
     scripts = list(tmp_path.glob("*.py"))
     assert bool(scripts) == (row["counterexample"] is not None)

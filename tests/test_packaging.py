@@ -76,8 +76,9 @@ def test_wheel_holds_twinloss_alone(wheel):
     top = {name.split("/")[0] for name in files(wheel)}
     assert top == {"twinloss", f"twinloss-{twinloss.__version__}.dist-info"}
     for part in PARTS:
-        for file in ROOT.glob(f"{part}/**/*.py"):
-            assert f"twinloss/{file.relative_to(ROOT)}" in files(wheel)
+        for file in ROOT.glob(f"{part}/**/*.*"):
+            if "__pycache__" not in file.parts:
+                assert f"twinloss/{file.relative_to(ROOT)}" in files(wheel)
     assert "twinloss/py.typed" in files(wheel)
     assert not [name for name in files(wheel) if "__pycache__" in name]
 

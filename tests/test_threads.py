@@ -12,6 +12,7 @@ import twinloss.fast as fast
 from twinloss.fast import threads
 
 LOSS = fast.DiceLoss(softmax=True, to_onehot_y=True)
+MANY = 2**30
 
 
 @pytest.fixture(params=["torch's threads", "own pool"])
@@ -35,13 +36,19 @@ def test_torch_built_with_openmp_lends_its_threads():
 
 def test_every_chunk_is_done_once(two_threads):
     done = []
-    threads.for_each_chunk(done.append, 1000)
+    threads.for_each_chunk(done.append, 1000, MANY)
     assert sorted(done) == list(range(1000))
 
 
 def test_two_threads_take_part(two_threads):
     both = threading.Barrier(2)
-    threads.for_each_chunk(lambda _: both.wait(timeout=30), 2)  # one thread alone would wait for ever
+    threads.for_each_chunk(lambda _: both.wait(timeout=30), 2, MANY)  # one thread alone would wait for ever
+
+
+def test_few_numbers_stay_on_the_calling_thread(two_threads):
+    callers = set()
+    threads.for_each_chunk(lambda _: callers.add(threading.get_ident()), 1000, 1000)
+    assert callers == {threading.get_ident()}
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -52,7 +59,7 @@ def test_an_error_in_any_thread_reaches_the_caller(two_threads, error, chunk):
             raise error(f"chunk {index}")
 
     with pytest.raises(error, match=f"chunk {chunk}"):
-        threads.for_each_chunk(work, 100)
+        threads.for_each_chunk(work, 100, MANY)
 
 
 def test_many_callers_at_once_get_their_own_result(two_threads):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from twinloss import fast
 from twinloss.fast import bending_energy, global_mutual_information, joint_histogram, statistics, threads
-from twinloss.harness.bench import _status
+from twinloss.harness.bench.memory import status
 from twinloss.harness.reliability import Row, line
 from twinloss.harness.reliability.numerics import relative
 
@@ -127,7 +127,7 @@ def beyond_32_bits(quick: bool) -> Iterator[Row]:
     yield _row("smoothing, which is its own gradient", made.numel(), (relative(end_of(made, end), of_end),))
     voxels = (2**18 if quick else 2**31) + 4096
     yield _row("mutual information, value and gradient", voxels, information(voxels))
-    peak = _status("VmHWM") / 2**30
+    peak = status("VmHWM") / 2**30
     yield Row("memory for all of these", f"{peak:.1f} GiB", quick or peak < 4)
 
 

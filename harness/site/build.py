@@ -1,0 +1,147 @@
+"""The site: pages from templates, with what they show."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twinloss import __version__, reference
+from twinloss.harness import report as reports
+from twinloss.harness.catalogue import TWINS
+from twinloss.harness.site import api, books, code, run
+from twinloss.harness.site.losses import loss_page
+from twinloss.harness.site.pictures import Pictures, pictures
+from twinloss.harness.site.record import record, table
+
+HERE = Path(__file__).parent
+_TAG = re.compile(r"<annotation.*?</annotation>|<script.*?</script>|<[^>]+>", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a site is made of: a folder with a run, one with reports or none, and whether real images are drawn."""
+
+    out: Path
+    run: Path
+    reports: Path | None
+    real: bool = True
+
+
+class Site:
+    """A site that is being written, page by page."""
+
+    def __init__(self, plan: Plan) -> None:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+        self.plan = plan
+        self.index: list[dict[str, str]] = []
+        self.run = run.load(plan.run)
+        self.books = books.load(plan.reports)
+        self.templates = Environment(
+            loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined,
+            trim_blocks=True, lstrip_blocks=True,
+        )  # fmt: skip
+        self.records = [record(twin) for twin in TWINS]
+        self.templates.globals.update(
+            records=self.records, books=self.books, run=self.run, version=__version__, error=run.error,
+            histograms=run.histograms, pairs=run.pairs, wings=api.WINGS, coloured=books.coloured,
+        )  # fmt: skip
+
+    def page(self, file: str, template: str, title: str, kind: str, summary: str = "", **shown: Any) -> None:
+        """Write a page, and put it into the index of the search."""
+        path = self.plan.out / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        root = "../" * file.count("/")
+        made = self.templates.get_template(template).render(root=root, here=file, title=title, **shown)
+        path.write_text(made, encoding="utf-8")
+        self.index.append({"title": title, "url": file, "kind": kind, "text": summary or _text(made)[:400]})
+
+    def write_index(self) -> None:
+        """The index as JSON, and as a script: a page that is opened as a file may load no JSON."""
+        made = json.dumps(self.index, ensure_ascii=False, separators=(",", ":"))
+        (self.plan.out / "search-index.json").write_text(made, encoding="utf-8")
+        (self.plan.out / "search-index.js").write_text(f"window.twinlossIndex={made};\n", encoding="utf-8")
+
+
+def build(plan: Plan, tick: Callable[[str, int], None] = lambda what, done: None) -> Path:
+    """Write the site; returns its first page.
+
+    Raises:
+        ContentError: if what is written by hand does not fit the code.
+        LedgerError: if the run cannot be read.
+    """
+    site = Site(plan)
+    _assets(site)
+    tick("figures", 0)
+    drawn = pictures(site.records, plan.out / "figures", plan.real)
+    for each in site.records:
+        tick(each.name, 1)
+        _loss(site, each.name, drawn)
+    tick("evidence", 1)
+    _evidence(site)
+    tick("API reference", 1)
+    _api(site)
+    site.page("index.html", "index.html", "The reading room", "page")
+    site.write_index()
+    return plan.out / "index.html"
+
+
+def _assets(site: Site) -> None:
+    static = site.plan.out / "static"
+    shutil.copytree(HERE / "static", static, dirs_exist_ok=True)
+    (static / "code.css").write_text(code.styles(), encoding="utf-8")
+
+
+def _loss(site: Site, name: str, drawn: Pictures) -> None:
+    found = next(each for each in site.records if each.name == name)
+    page = loss_page(found, site.run, site.books)
+    summary = f"{found.line} {found.value.__name__} {found.loss.__name__}"
+    site.page(page.file, "loss.html", found.title, "loss", summary, page=page, drawn=drawn)
+    for option in page.options:
+        entry = {"title": f"{option.name} of {found.loss.__name__}", "url": f"{page.file}#option-{option.name}"}
+        site.index.append({**entry, "kind": "option", "text": _text(option.meaning)})
+
+
+def _evidence(site: Site) -> None:
+    report = site.run.report
+    shown = {"report": report, "legend": reports.LEGEND, "kinds": ("drawn", "real")}
+    site.page("evidence.html", "evidence.html", "The evidence", "evidence", "verdicts, errors in bits, pairs", **shown)
+    books.copy_others(site.plan.reports, site.plan.out / "reports")
+    for book in site.books:
+        site.page(book.file, "book.html", book.title, "evidence", book=book)
+
+
+def _api(site: Site) -> None:
+    names = api.names()
+    for wing, line in api.WINGS.items():
+        modules = api.wing(wing, names.get)
+        file = f"api/{wing}.html"
+        site.page(file, "api.html", f"twinloss.{wing}", "api", line, wing=wing, modules=modules)
+        for module in modules:
+            for each in module.entries:
+                entry = {"title": each.name, "url": f"{file}#{each.anchor}", "kind": "api", "text": each.summary}
+                site.index.append(entry)
+    _code(site)
+
+
+def _code(site: Site) -> None:
+    for found in pkgutil.iter_modules(reference.__path__):
+        name = found.name
+        module = importlib.import_module(f"twinloss.reference.{name}")
+        beside = next((each.beside for each in site.records if each.module is module), table("steps").get(name, {}))
+        lines = code.lines(inspect.getsource(module), beside)
+        site.page(f"code/{name}.html", "code.html", f"reference/{name}.py", "code", lines=lines, name=name)
+
+
+def _text(html: str) -> str:
+    """What a page says, without its marks."""
+    inside = html.partition("<main")[2] or f">{html}"
+    return " ".join(_TAG.sub(" ", inside.partition(">")[2]).split())

@@ -1,0 +1,82 @@
+"""What the tests of the site share: a small brain, a run, and a reader of HTML."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from twinloss.harness.brain import Brain
+from twinloss.harness.catalogue import find
+from twinloss.harness.hunt import Counterexample, Hunt
+from twinloss.harness.judgement import Finding
+from twinloss.harness.verify import Verification
+
+SHAPE = (24, 20, 12)
+VOID = {"meta", "link", "img", "input", "br", "hr"}
+
+
+def small_brain():
+    """A brain of a few voxels, as `load_brain` gives the whole one."""
+    t1 = gaussian_filter(np.random.default_rng(0).random(SHAPE), 2)
+    t1 = ((t1 - t1.min()) / np.ptp(t1)).astype(np.float32)
+    labels = np.digitize(t1, [0.25, 0.5, 0.75]).astype(np.uint8)
+    soft = np.stack([(labels == c) for c in range(4)]).astype(np.float32)
+    logits = np.stack([-20 * (t1 - c / 4) ** 2 for c in range(4)])
+    mask = labels > 0
+    return Brain(t1, labels[None, None], soft[None], logits[None], mask[None, None])
+
+
+def small_run():
+    """A verification of three losses, of which one fails, and one was interrupted before its first case."""
+    seen = Verification(7, {"losses": ["dice", "focal"], "dtypes": ["float32"], "examples": 5, "real": False})
+    for name, ratio, verdict in (("dice", 0.2, "pass"), ("focal", 40.0, "fail")):
+        row = Hunt(find(name), "float32", cases=3)
+        for part in ("value", "gradient"):
+            finding = Finding(part, verdict, ratio, 1e-7, 1e-8, (0,))
+            row.worst[part] = finding
+            row.errors[part, 0.5] += 2
+            row.errors[part, 1.0] += 1
+        if verdict == "fail":
+            row.counterexample = Counterexample("value", "value: off by 1e-7 <here>", "print('a script')")
+        seen.work.rows.append(row)
+    seen.work.rows.append(Hunt(find("tversky"), "float32", interrupted=True))
+    return seen
+
+
+class Page(HTMLParser):
+    """The elements of a page: tag, attributes, and the text within."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self.elements, self.open = path, [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        element = {"tag": tag, "text": "", **dict(attributes)}
+        self.elements.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append({"tag": tag, "text": "", **dict(attributes)})
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop()["tag"] != tag:
+            pass
+
+    def handle_data(self, text):
+        for element in self.open:
+            element["text"] += text
+
+    def all(self, tag, **attributes):
+        """The elements of a tag that have some attributes."""
+        return [
+            each for each in self.elements
+            if each["tag"] == tag and all(each.get(name) == value for name, value in attributes.items())
+        ]  # fmt: skip
+
+    @property
+    def ids(self):
+        """The anchors."""
+        return [each["id"] for each in self.elements if "id" in each]
