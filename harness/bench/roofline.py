@@ -56,7 +56,8 @@ def measured(count: int, far: int = _FAR, often: int = _OFTEN) -> Rates:
         read = source.nbytes / _best(source.sum)
         tiles = -np.random.default_rng(0).random((count, _TILE), np.float32)
         _exponentials(tiles[0], 1)
-        exp = tiles.size * often / _best(lambda: for_each_chunk(lambda i: _exponentials(tiles[i], often), count))
+        computed = tiles.size * often
+        exp = computed / _best(lambda: for_each_chunk(lambda i: _exponentials(tiles[i], often), count, computed))
         near = -torch.rand(count * 2**16)
         result = torch.empty_like(near)
         by_torch = near.numel() * 20 / _best(lambda: [torch.exp(near, out=result) for _ in range(20)])

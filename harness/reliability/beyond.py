@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from twinloss import fast
-from twinloss.fast import bending_energy, global_mutual_information, joint_histogram, statistics, threads
+from twinloss.fast import field, global_mutual_information, joint_histogram, statistics, threads
 from twinloss.harness.bench.memory import status
 from twinloss.harness.reliability import Row, line
 from twinloss.harness.reliability.numerics import relative
@@ -58,14 +58,14 @@ def ends_only(count: int) -> Iterator[None]:
             else torch_empty(shape, *rest, dtype=dtype, **options)
         )
 
-    def few(work: Callable[[int], None], chunks: int) -> None:
+    def few(work: Callable[[int], None], chunks: int, numbers: int) -> None:
         done = [0, *range(max(chunks - count, 1), chunks)]
-        each(lambda k: work(done[k]), len(done))
+        each(lambda k: work(done[k]), len(done), numbers)
 
     with ExitStack() as patched:
         patched.enter_context(mock.patch.object(np, "empty", empty_array))
         patched.enter_context(mock.patch.object(torch, "empty", empty_tensor))
-        for module in (threads, statistics, bending_energy, joint_histogram):
+        for module in (threads, statistics, field, joint_histogram):
             patched.enter_context(mock.patch.object(module, "for_each_chunk", few))
         yield
 
