@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from twinloss.harness import reliability
+from twinloss.harness.catalogue import TWINS
 from twinloss.harness.cli_reliability import app
 from twinloss.harness.reliability import Row, beyond, fuzz, lines
 from twinloss.harness.reliability.everyday import everyday
@@ -90,7 +91,7 @@ def test_the_command_runs_the_lines_that_are_named_and_refuses_others(tmp_path):
     made = CliRunner().invoke(app, ["reliability", "state", "--quick", "--out", str(tmp_path)])
     assert made.exit_code == 0
     assert load(tmp_path)["Fuzz"].rows == [HELD]
-    assert len(load(tmp_path)["State"].rows) == 12
+    assert len(load(tmp_path)["State"].rows) == len(TWINS)
     assert "at the small sizes of `--quick`" in (tmp_path / "reliability.md").read_text()
     assert not (tmp_path / "training.png").exists()
     refused = CliRunner().invoke(app, ["reliability", "statues"])

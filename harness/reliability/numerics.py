@@ -82,7 +82,7 @@ def autocast(quick: bool) -> Iterator[Row]:
                     forms += [bool(value.detach() == outside), bool(torch.isfinite(slope).all())]
             worst += not all(forms)
         yield Row(
-            f"12 losses of the same kind of volume, {size}³, behind a convolution, torch.autocast {dtype}, kernel and "
+            f"all losses of the same kind of volume, {size}³, behind a convolution, torch.autocast {dtype}, kernel and "
             "plain form",
             "bitwise the value outside of autocast, finite gradients" if not worst else f"{worst:.0f} losses differ",
             not worst,

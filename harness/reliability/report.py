@@ -73,7 +73,7 @@ def as_markdown(sections: Mapping[str, Section]) -> str:
     text = [
         "# Reliability",
         "",
-        "Made by `twinloss reliability --out reports`: what breaks real trainings, tried on all twelve losses. "
+        "Made by `twinloss reliability --out reports`: what breaks real trainings, tried on all losses. "
         "`twinloss reliability fuzz --out reports` tries one line anew.",
         "",
         *_table(("line", "trials", "failed"), (_summary(name, sections.get(name)) for name in MEANING)),

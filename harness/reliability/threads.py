@@ -39,12 +39,12 @@ def bitwise(quick: bool) -> Iterator[Row]:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
             same = all(all_fingerprints(size) == expected for _ in range(3))
-            yield Row(f"12 losses, {size}³, 3 runs on {threads} threads", _told(same), same)
+            yield Row(f"all losses, {size}³, 3 runs on {threads} threads", _told(same), same)
     finally:
         torch.set_num_threads(before)
     for threads in (1,) if quick else (1, 2, 4):
         same = of_another_process(size, threads) == expected
-        yield Row(f"12 losses, {size}³, another process, {threads} threads", _told(same), same)
+        yield Row(f"all losses, {size}³, another process, {threads} threads", _told(same), same)
 
 
 def _told(same: bool) -> str:
@@ -84,7 +84,7 @@ def at_once(quick: bool) -> Iterator[Row]:
         work = names * rounds
         made = list(pool.map(all_fingerprints_of, work, [size] * len(work)))
     same = all(bits == expected[name] for name, bits in zip(work, made, strict=True))
-    yield Row(f"8 Python threads, {len(work)} calls of 12 losses at once, {size}³", _told(same), same)
+    yield Row(f"8 Python threads, {len(work)} calls of all losses at once, {size}³", _told(same), same)
     torch.randn(512, 512) @ torch.randn(512, 512)  # a parallel region of torch's own
     for method in ("fork", "spawn"):
         context: Any = multiprocessing.get_context(method)

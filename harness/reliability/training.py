@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -212,6 +213,7 @@ def train(each: Everyday, steps: int, with_peer: bool) -> Curve:
             import monai.losses  # type: ignore[import-untyped, unused-ignore]
 
             peer = bench.peer(monai.losses)
+            warnings.simplefilter("ignore")  # what MONAI warns of is its own affair
             curve.peer, *curve.others = (run(peer, each.name, steps, seed).losses for seed in range(3))
     return curve
 
