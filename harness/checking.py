@@ -124,7 +124,7 @@ def check(
     """
     wiring = Wiring(
         _whereabouts(target), like, dict(options or {}), dict(names or {}),
-        gradient, value_only, None if ranks is None else tuple(ranks),
+        gradient and _whereabouts(gradient), value_only, None if ranks is None else tuple(ranks),
     )  # fmt: skip
     twin = as_twin(wiring) if isinstance(target, str) else adapted(wiring, target)
     known = deviations.read(Path(xfails)) if xfails else ()
