@@ -195,6 +195,8 @@ def _tell(seen: Verification, folder: Path) -> None:
 
 def _explain(row: Hunt) -> None:
     """Say in words what the table cannot."""
+    from twinloss.harness.snippet import shortened
+
     name = f"{row.twin.name} {row.dtype} {row.data}"
     if row.degraded:
         console.print(f"{name}: {row.degraded} of {row.cases} cases degraded", style="yellow", markup=False)
@@ -203,7 +205,7 @@ def _explain(row: Hunt) -> None:
     if row.counterexample:
         console.print(f"{name}: {row.counterexample.message}", style="red", markup=False)
         console.print("This script shows it, and fails until it is mended:")
-        console.print(Syntax(row.counterexample.snippet, "python", word_wrap=True))
+        console.print(Syntax(shortened(row.counterexample.snippet), "python", word_wrap=True))
 
 
 @app.command("list")

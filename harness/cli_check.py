@@ -123,6 +123,7 @@ def check(
 def tell(made: Check, folder: Path) -> None:
     """The table, what came of the target in words, and the files."""
     from twinloss.harness import report as reports
+    from twinloss.harness.snippet import shortened
 
     console.print(
         reports.table(made, f"twinloss check {made.twin.fast.__name__} as {made.twin.name}, seed {made.seed}")
@@ -138,7 +139,7 @@ def tell(made: Check, folder: Path) -> None:
     worst = next((row for row in made.rows if row.counterexample and row.verdict == made.verdict), None)
     if worst and worst.counterexample:
         console.print("This script shows it, and fails until it is mended:")
-        console.print(Syntax(worst.counterexample.snippet, "python", word_wrap=True))
+        console.print(Syntax(shortened(worst.counterexample.snippet), "python", word_wrap=True))
         console.print("To let it pass as a known deviation, put this into a file for --xfails:")
         console.print(Syntax(worst.counterexample.xfail, "toml", word_wrap=True))
     for path in reports.write(made, folder):

@@ -211,3 +211,11 @@ def _examined(twin: Twin, trial: Trial) -> str:
         traits=dict(case.traits),
         law=case.law.name if case.law else None,
     )
+
+
+def shortened(snippet: str, longest: int = 400) -> str:
+    """A script to look at: of a line of thousands of numbers the beginning; the file that was written has all."""
+    return "\n".join(
+        line if len(line) <= longest else f"{line[:longest]} … and {len(line) - longest} characters more"
+        for line in snippet.split("\n")
+    )

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from twinloss import fast
 from twinloss.harness import check, cli, cli_check
 from twinloss.harness.deviations import DeviationsError
+from twinloss.harness.snippet import shortened
 from twinloss.harness.target import TargetError, Wiring, as_twin
 
 LOSSES = '''
@@ -353,3 +354,21 @@ def test_a_module_without_an_init_of_its_own_takes_no_options():
     report = check(WithoutInit, "dice", ranks=(1, 2, 3), dtypes=("float64",), **FEW)
     assert report.verdict == "pass"
     assert report.held["softmax"] == "False"
+
+
+def test_a_gradient_in_a_file_is_found_again_from_elsewhere(tmp_path, monkeypatch):
+    """A script that names it relative to where the check ran would not run from another folder."""
+    (tmp_path / "kernel.py").write_text(
+        "def dice(input, target):\n    return input.mean()\n\n\ndef slope(input, target):\n    return 0 * input\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    made = check("kernel.py:dice", "dice", gradient="kernel.py:slope", examples=2, dtypes=["float32"], seed=0)
+    assert f"gradient='{tmp_path.resolve()}/kernel.py:slope'" in made.rows[0].counterexample.snippet
+
+
+def test_a_script_to_look_at_does_not_fill_the_terminal_with_numbers():
+    script = "import numpy\nx = '" + "7" * 100_000 + "'\n"
+    shown = shortened(script)
+    assert len(shown) < 1_000
+    assert shown.startswith("import numpy\nx = '777")
+    assert "characters more" in shown
