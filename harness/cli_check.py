@@ -158,8 +158,9 @@ def story(made: Check) -> list[tuple[str, str]]:
     told += [(f"no longer met: {each.reason}: take it out of the xfails file", "red") for each in made.stale]
     if made.options:
         agree = [probe.name for probe in made.options if probe.failed is None]
-        how = "As by default" if made.options[0].failed else "Agrees"
-        told.append((f"{how}, in {made.options[0].cases} cases each: {', '.join(agree) or 'never'}", "green"))
+        failed, cases = made.options[0].failed, made.options[0].cases
+        how, style = ("Differs as by default, no more", "yellow") if failed else ("Agrees", "green")
+        told.append((f"{how}, in {cases} cases each: {', '.join(agree) or 'never'}", style))
         told += [(f"Differs with {probe}", "red") for probe in made.options if probe.failed]
         broken = [probe for probe in made.laws if probe.failed]
         told += [(f"Breaks {probe.failed.message}", "red") for probe in broken if probe.failed]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,11 @@ def load(path: Path) -> dict[str, Array]:
             return {name.removesuffix(".gz").removesuffix(".nii"): _image(path)}
     except BatchError:
         raise
+    except UnpicklingError as error:
+        raise BatchError(
+            f"cannot read {path}: it holds more than tensors, or is damaged; what it holds was not run. A file that is "
+            "made by torch.save({'input': …, 'target': …}) of tensors alone can be read"
+        ) from error
     except Exception as error:
         raise BatchError(f"cannot read {path}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
     raise BatchError(f"{path} is of no kind that is known: .npz, .npy, .pt, .pth, .nii or .nii.gz")
@@ -128,7 +134,10 @@ def diagnose(like: str, found: Mapping[str, Array], options: Mapping[str, Any] |
         made.verdict.append(f"Taken for granted: {told}. Say otherwise with --option.")
     made.tables.append(("arrays", ["", "shape", "type", "least", "largest", "NaN", "infinite"], _arrays(arrays)))
     made.verdict += _broken(arrays)
-    made.verdict += _labels(twin, made.options, arrays)
+    if wrong := _wrong_labels(twin, made.options, arrays):
+        made.verdict.append(wrong)
+        return made
+    made.verdict += _absent_classes(twin, made.options, arrays)
     dtype = str(next(iter(arrays.values())).dtype)
     answers = {name: _answer(twin, arrays, made.options, name) for name in DTYPES}
     truth = _truth(twin, arrays, made.options)
@@ -182,21 +191,28 @@ def _broken(arrays: Mapping[str, Array]) -> Iterator[str]:
             )
 
 
-def _labels(twin: Twin, options: Mapping[str, Any], arrays: Mapping[str, Array]) -> Iterator[str]:
-    target, x = arrays.get("target"), next(iter(arrays.values()))
-    if target is None or not (options.get("to_onehot_y") or "dist_matrix" in twin.options):
-        return
-    classes = x.shape[1]
+def _labels(twin: Twin, options: Mapping[str, Any], arrays: Mapping[str, Array]) -> Array | None:
+    """The target, if it holds labels."""
+    return arrays.get("target") if options.get("to_onehot_y") or "dist_matrix" in twin.options else None
+
+
+def _wrong_labels(twin: Twin, options: Mapping[str, Any], arrays: Mapping[str, Array]) -> str | None:
+    target, classes = _labels(twin, options, arrays), next(iter(arrays.values())).shape[1]
+    if target is None:
+        return None
     values, counts = np.unique(target, return_counts=True)
     wrong = (values < 0) | (values >= classes) | (values != np.round(values))
     wrong &= values != options.get("ignore_index")
-    if wrong.any():
-        told = ", ".join(f"{v:g} ({n} voxels)" for v, n in zip(values[wrong][:5], counts[wrong][:5], strict=True))
-        raise BatchError(
-            f"labels must be whole numbers in [0, {classes}), one for each channel of the input; there are {told}: "
-            "relabel, or pass --option ignore_index=…"
-        )
-    for b, item in enumerate(target):
+    told = ", ".join(f"{v:g} ({n} voxels)" for v, n in zip(values[wrong][:5], counts[wrong][:5], strict=True))
+    return told and (
+        f"Labels must be whole numbers in [0, {classes}), one for each channel of the input; there are {told}: "
+        "relabel, or pass --option ignore_index=…. With these the loss is an error, so that nothing else is looked at."
+    )
+
+
+def _absent_classes(twin: Twin, options: Mapping[str, Any], arrays: Mapping[str, Array]) -> Iterator[str]:
+    target, classes = _labels(twin, options, arrays), next(iter(arrays.values())).shape[1]
+    for b, item in enumerate(() if target is None else target):
         absent = sorted(set(range(classes)) - {int(v) for v in np.unique(item) if 0 <= v < classes})
         if absent:
             yield (

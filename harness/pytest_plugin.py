@@ -36,6 +36,13 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     targets, losses = config.getoption("--twinloss-target"), config.getoption("--twinloss-as")
     if len(targets) != len(losses):
         raise pytest.UsageError(f"{len(targets)} --twinloss-target and {len(losses)} --twinloss-as: give one for each")
+    if losses:
+        from twinloss.harness.catalogue import UnknownLossError, find
+
+        try:
+            losses = [find(name).name for name in losses]
+        except UnknownLossError as error:
+            raise pytest.UsageError(f"--twinloss-as: {error}") from error
     dtypes = config.getoption("--twinloss-dtype") or ["float32", "float64"]
     for target, like in zip(targets, losses, strict=True):
         items += [

@@ -326,6 +326,14 @@ def test_the_plugin_hunts_a_target_and_its_fixture_fails_a_test(losses):
     assert "This script shows it" in done.stdout
 
 
+def test_the_plugin_knows_the_losses_before_it_runs_anything(losses):
+    line = ["--twinloss-target", "somebodys_losses:dice", "--twinloss-as", "dise"]
+    pytest_here = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *line]
+    done = subprocess.run(pytest_here, cwd=Path(losses).parent, capture_output=True, text=True, check=False)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout + done.stderr
+    assert "did you mean 'dice'?" in done.stderr
+
+
 OVERFLOWING = """
 
 def overflowing(logits, truth):

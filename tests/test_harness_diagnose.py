@@ -62,8 +62,19 @@ def test_the_first_nan_is_found():
 def test_labels_out_of_range_are_counted():
     labels = LABELS.copy()
     labels[0, 0, 0, 0] = 7
-    with pytest.raises(BatchError, match=r"\[0, 3\).*7 \(1 voxels\)"):
-        diagnose("dice", {"input": LOGITS, "target": labels})
+    logits = LOGITS.copy()
+    logits[0, 0, 1, 1] = np.nan
+    made = diagnose("dice", {"input": logits, "target": labels})
+    assert "[0, 3)" in said(made)
+    assert "7 (1 voxels)" in said(made)
+    assert "NaN or infinite, the first at (0, 0, 1, 1)" in said(made)  # told beside it
+
+
+def test_a_file_with_more_than_tensors_is_told_how_to_be_made(tmp_path):
+    torch.save({"input": Trap()}, tmp_path / "trap.pt")
+    with pytest.raises(BatchError, match="holds more than tensors") as told:
+        load(tmp_path / "trap.pt")
+    assert "weights_only" not in str(told.value)
 
 
 def test_a_smoothing_term_that_decides_is_named():
