@@ -34,15 +34,22 @@ def reliability(
     folder = writable(out) if out else None
     from twinloss.harness import reliability as trials
     from twinloss.harness.reliability.report import update
-    from twinloss.harness.reliability.training import plot
+    from twinloss.harness.reliability.training import Curve, plot
 
     known = list(trials.lines())
     chosen = [line for line in known if not names or any(line.lower().startswith(name.lower()) for name in names)]
     for name in names or ():
         if not any(line.lower().startswith(name.lower()) for line in known):
             raise typer.BadParameter(f"no line begins with {name!r}: there is {', '.join(known)}")
+    rows: dict[str, list[trials.Row]] = {}
+    curves: list[Curve] = []
     with progress() as tick:
-        rows, curves = trials.run(chosen, quick, lambda what: tick(what, 1))
+        for line in chosen:
+            found, drawn = trials.run([line], quick, lambda what: tick(what, 1))
+            rows |= found
+            curves += drawn
+            if folder:
+                update(folder, found, quick)  # now, so that an interruption loses no line that was tried
     made = Table("line", "tried", "came out", "", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for line, of_line in rows.items():
         for row in of_line:
@@ -55,7 +62,6 @@ def reliability(
             )
     console.print(made)
     if folder:
-        update(folder, rows, quick)
         console.print(f"wrote {folder / 'reliability.md'}")
         if curves:
             plot(curves, folder / "training.png")

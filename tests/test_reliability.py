@@ -132,3 +132,15 @@ def test_warm_up_compiles_for_the_losses_that_are_named():
     made = CliRunner().invoke(app, ["warmup", "dice", "bending_energy"])
     assert made.exit_code == 0
     assert "compiled" in made.output
+
+
+def test_an_interruption_loses_no_line_that_was_tried(tmp_path, monkeypatch):
+    def run(names, quick, tick):
+        if names == ["State"]:  # which comes later
+            raise KeyboardInterrupt
+        return {"Fuzz": [HELD]}, []
+
+    monkeypatch.setattr(reliability, "run", run)
+    done = CliRunner().invoke(app, ["reliability", "State", "Fuzz", "--out", str(tmp_path)])
+    assert done.exit_code != 0
+    assert load(tmp_path)["Fuzz"].rows == [HELD]
