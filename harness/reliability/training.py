@@ -38,7 +38,7 @@ UNLIKE = (
 
 @dataclass
 class Curve:
-    """A training: the loss at each step, MONAI's, its from starts rounded otherwise, and a score before and after."""
+    """A training: the loss at each step, MONAI's, its from starts rounded otherwise; score and loss before and after."""
 
     name: str
     losses: list[float]
@@ -46,6 +46,7 @@ class Curve:
     after: float
     peer: list[float] = field(default_factory=list)
     others: list[list[float]] = field(default_factory=list)
+    fall: tuple[float, float] = (0.0, 0.0)
 
     def apart(self, steps: int) -> tuple[float, float]:
         """How far MONAI's curve gets, as a part of the first loss, from ours and from its own, over the first steps."""
@@ -145,14 +146,22 @@ def segment(loss: Callable[..., Tensor], name: str, steps: int, seed: int = 0) -
     # Unlike Adam, whose steps do not depend on it, this shows a gradient that is a multiple of what it should be.
     optimizer = torch.optim.SGD(network.parameters(), 0.3, momentum=0.9, nesterov=True)
     held_out, truth = next(source)
-    losses, before = [], dice_score(network(held_out), truth)
+    more = (torch.ones_like(held_out),) if name == "masked_dice" else ()
+
+    def state() -> tuple[float, float]:
+        """Loss and score of patches that are not trained on; those of a step depend on its patches, too."""
+        with torch.no_grad():
+            logits = network(held_out)
+            return float(loss(logits, truth, *more)), dice_score(logits, truth)
+
+    (first, before), losses = state(), []
     for _ in range(steps):
         x, labels = next(source)
-        more = (torch.ones_like(x),) if name == "masked_dice" else ()
         value = loss(network(x), labels, *more)
         _descend(optimizer, value)
         losses.append(float(value.detach()))
-    return Curve(name, losses, before, dice_score(network(held_out), truth))
+    last, after = state()
+    return Curve(name, losses, before, after, fall=(first, last))
 
 
 def pair() -> tuple[Tensor, Tensor]:
@@ -196,7 +205,7 @@ def register(loss: Callable[..., Tensor], name: str, steps: int, seed: int = 0) 
         value = loss(coarse * 24) if name in FIELDS else loss(warp(moving, fine), fixed)
         _descend(optimizer, value)
         losses.append(float(value.detach()))
-    return Curve(name, losses, before, score())
+    return Curve(name, losses, before, score(), fall=(losses[0], losses[-1]))
 
 
 def _fine(coarse: Tensor, image: Tensor) -> Tensor:
@@ -231,7 +240,7 @@ def trainings(quick: bool) -> Iterator[Row]:
         curve = train(each, steps, with_peer=not quick or each.name == "bending_energy")
         CURVES.append(curve)
         of_images = each.name in REGISTRATION
-        first, last = (sum(part) / len(part) for part in (curve.losses[:5], curve.losses[-5:]))
+        first, last = curve.fall
         better = curve.after < curve.before if of_images else curve.after > curve.before
         score = "bending energy" if each.name in FIELDS else "image distance" if of_images else "Dice score"
         told = f"loss {first:.3g} to {last:.3g}, {score} {curve.before:.3g} to {curve.after:.3g}"
