@@ -38,7 +38,7 @@ UNLIKE = (
 
 @dataclass
 class Curve:
-    """A training: the loss at each step, MONAI's, its from starts rounded otherwise; score and loss before and after."""
+    """A training: losses by step, ours, MONAI's and its from other roundings; score and loss before and after."""
 
     name: str
     losses: list[float]
