@@ -169,7 +169,7 @@ def test_figures_are_those_of_the_reports():
     trials = [row["passed"] for line in lines for row in line["rows"]]
     killed = sum(any(row[2:7]) for row in rows_of("zoo.md"))
     expected = {
-        "twinloss verify": f"{len(TWINS)} losses, at any seed",
+        "twinloss verify": f"{len(TWINS)} losses",
         "twinloss zoo": f"{killed} of {len(zoo())} killed",
         "twinloss reliability": f"{sum(trials)} of {len(trials)} passed",
         "twinloss bench": "each loss",
