@@ -133,6 +133,9 @@ def _parts(tokens: list[Any]) -> Iterator[tuple[str, list[Any]]]:
 
 def _html(reader: Any, tokens: list[Any]) -> str:
     """Tokens as HTML; wide tables scroll, and verdicts have their colours."""
+    for opening, inline in pairwise(tokens):
+        if opening.type == "heading_open":  # as GitHub calls it, which links within a report go by
+            opening.attrSet("id", re.sub(r"[^\w -]", "", inline.content.lower()).replace(" ", "-"))
     html = str(reader.renderer.render(tokens, reader.options, {}))
     html = html.replace("<table>", '<div class="scroll" tabindex="0" role="group" aria-label="table"><table>')
     html = html.replace("</table>", "</table></div>")
