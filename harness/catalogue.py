@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from twinloss import fast, reference
-from twinloss.harness import peers
+from twinloss.harness import peers, terms
 from twinloss.harness import segmentation as seg
 from twinloss.harness import segmentation_laws as laws
 from twinloss.harness.generate import segmentation
@@ -90,7 +90,7 @@ GENERALIZED_DICE = Twin(
     domain=DICE.domain,
     constants=DICE.constants,
     logits=seg.logits_in,
-    slope=seg.dice_slope,
+    terms=terms.generalized_dice_loss,
     kinks=seg.ties_matter,
     laws=laws.SEGMENTATION + laws.GENERALIZED + PROTOCOL,
     real=(LABELS, SOFT_LABELS),

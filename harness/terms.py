@@ -1,16 +1,24 @@
-"""What the gradients of registration losses are sums of: the same sums of the sizes of their terms."""
+"""What the gradients of some losses are sums of: the same sums of the sizes of their terms."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from twinloss import reference
-from twinloss.harness.truth import Truth
+from twinloss.harness.truth import Truth, reference_options, softmax_terms
 from twinloss.harness.twin import Array
-from twinloss.reference import global_mutual_information, local_normalized_cross_correlation, parzen
+from twinloss.reference import (
+    generalized_dice,
+    global_mutual_information,
+    local_normalized_cross_correlation,
+    parzen,
+    segmentation,
+)
+from twinloss.reference.activation import softmax
 from twinloss.reference.reduction import reduce_adjoint
 from twinloss.reference.window import cropped, padded, places
 
@@ -19,6 +27,27 @@ def _arguments(truth: Truth) -> tuple[list[Array], Array, Mapping[str, Any]]:
     case = truth.case
     images = [operand.lifted(truth.real) for operand in case.operands.values()]
     return images, case.weights(truth.value.shape).astype(truth.real), case.options
+
+
+def generalized_dice_loss(truth: Truth) -> Array:
+    r"""Those of w/M (t' (N/M - 2) + (1 - t') N/M), each slope of which comes from sums that are rounded.
+
+    For a hard target one of the two is 0. For a soft one they may cancel while no change of the input moves their
+    rest by as much: what moves g moves the weight 1/V² against it.
+    """
+    (x, target), cotangent, _ = _arguments(truth)
+    given = reference_options(truth.case, gradient=True)
+    derivative = given.pop("other_act_derivative", None)
+    o = generalized_dice.GeneralizedDiceOptions(**given)
+    p, g = segmentation.probabilities(x, target, o)
+    n, m = generalized_dice._fraction(p, g, o)
+    u = np.abs(reduce_adjoint(cotangent, n, x.ndim, o.reduction))
+    _, dt = segmentation.overlap(p, g, o.soft_label)
+    h = u * np.abs(generalized_dice._class_weights(g, o) / m) * (dt * np.abs(n / m - 2) + (1 - dt) * np.abs(n / m))
+    if o.softmax and x.shape[1] > 1:
+        h = segmentation.probabilities_adjoint(h, x, target, replace(o, softmax=False), None)
+        return softmax_terms(h, softmax(x))
+    return np.abs(segmentation.probabilities_adjoint(h, x, target, o, derivative))
 
 
 def lncc(truth: Truth) -> Array:

@@ -211,12 +211,8 @@ class Truth:
             slope = self.twin.slope(self)
             if slope is None:
                 return sizes
-            p, h = softmax(self.case.input.lifted(self.real)), np.abs(slope)
-            for c in range(p.shape[1]):
-                others = np.arange(p.shape[1]) != c
-                terms = p[:, c : c + 1] * (p * (h[:, c : c + 1] + h))[:, others].sum(1, keepdims=True)
-                sizes[:, c] = np.maximum(sizes[:, c], blocks(terms)[:, 0])
-        return sizes
+            terms = softmax_terms(np.abs(slope), softmax(self.case.input.lifted(self.real)))
+        return np.maximum(sizes, blocks(terms))
 
     def own_value(self) -> float:
         """How exactly the reference itself knows a value that is a difference."""
@@ -249,6 +245,15 @@ class Truth:
                 np.minimum(low, near, out=low)
                 np.maximum(high, near, out=high)
         return low, high
+
+
+def softmax_terms(h: Array, p: Array) -> Array:
+    """p_c sum_{k != c} p_k (|h_c| + |h_k|): the terms of a gradient through a softmax p, of those |h| in it."""
+    terms = np.empty_like(p)
+    for c in range(p.shape[1]):
+        others = np.arange(p.shape[1]) != c
+        terms[:, c] = p[:, c] * (p * (h[:, c : c + 1] + h))[:, others].sum(1)
+    return terms
 
 
 def _scaled(operands: list[Array], step: Any, rng: np.random.Generator) -> list[Array]:

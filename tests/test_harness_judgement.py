@@ -165,3 +165,21 @@ def test_bits_are_three_at_the_bound():
 def test_the_fast_twin_agrees_here():
     truth = Truth(DICE, case())
     assert [f.verdict for f in judge(truth, ask_fast(DICE, case()))] == ["pass", "pass"]
+
+
+def of_generalized_dice(target, **activation):
+    operands = {"input": Operand(INPUT, "float64"), "target": Operand(np.array(target), "float64")}
+    return Truth(find("generalized_dice"), Case(operands, activation))
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_a_hard_target_leaves_no_room_for_terms_that_a_soft_one_may_cancel(activation):
+    truth = of_generalized_dice([[[0.0, 1, 1], [1, 0, 0]]], **{activation: True})
+    without = of_generalized_dice([[[0.0, 1, 1], [1, 0, 0]]], **{activation: True})
+    without.twin = replace(truth.twin, terms=None, slope=DICE.slope)
+    assert truth.sizes() == pytest.approx(without.sizes())
+
+
+def test_terms_that_a_soft_target_cancels_are_allowed_their_rounding():
+    truth = of_generalized_dice([[[0.7, 0.04, 0.5], [0.3, 0.96, 0.5]]], sigmoid=True)
+    assert (truth.sizes() > 1.5 * np.abs(truth.gradient).max(-1)).any()
