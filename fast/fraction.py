@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from twinloss.fast.operators import apply, on_arrays
-from twinloss.fast.statistics import FN, TP, VOLUME
+from twinloss.fast.statistic_rows import FN, TP, VOLUME
 
 
 class Terms(NamedTuple):

@@ -17,7 +17,8 @@ from torch.nn.modules.loss import _Loss
 from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of, numbers
 from twinloss.fast.distributed import ProcessGroup, checked_group, sum_over_ranks
 from twinloss.fast.fraction import Terms, fraction
-from twinloss.fast.statistics import FN, FP, TP, Activation, Statistics, ignored, statistics
+from twinloss.fast.statistic_rows import FN, FP, TP
+from twinloss.fast.statistics import Activation, Statistics, ignored, statistics
 
 ClassWeight = float | Sequence[float] | np.ndarray | Tensor
 

@@ -38,6 +38,7 @@ from torch import Tensor
 
 from twinloss.fast import backend
 from twinloss.fast.operators import operator
+from twinloss.fast.statistic_rows import DISTANCE, FN, HITS, MISSES, NEARNESS, ROWS, TP, VOLUME
 from twinloss.fast.threads import for_each_chunk
 
 Activation = Literal["identity", "sigmoid", "softmax"]
@@ -58,11 +59,6 @@ _NATIVE = {
 _WIDENED = {
     torch.int8: torch.int32, torch.int16: torch.int32, torch.float16: torch.float32, torch.bfloat16: torch.float32,
 }  # fmt: skip
-
-
-# The rows of the statistics.
-ROWS = ("tp", "fp", "fn", "hits", "misses", "volume", "distance", "nearness")
-TP, FP, FN, HITS, MISSES, VOLUME, DISTANCE, NEARNESS = range(len(ROWS))
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,12 @@ if not console.is_terminal:
 
 def main() -> None:
     """Run the command."""
-    from twinloss.harness import (  # noqa: F401  they register themselves
+    with_all_commands()()
+
+
+def with_all_commands() -> typer.Typer:
+    """The program, once the modules of its commands have registered themselves."""
+    from twinloss.harness import (  # noqa: F401
         cli_bench,
         cli_check,
         cli_diagnose,
@@ -54,7 +59,7 @@ def main() -> None:
         cli_report,
     )
 
-    app()
+    return app
 
 
 def _show_version(wanted: bool) -> None:

@@ -14,6 +14,7 @@ from twinloss.harness.general_laws import FLIPS, MEAN, NO_ORDER, NONE_MEAN, NONE
 from twinloss.harness.laws import Claim, Law, both
 from twinloss.harness.segmentation import EQUAL_DISTANCES, LAST_CLASS, PER_CHANNEL, PER_CLASS, has_labels
 from twinloss.harness.twin import Array, Case, Twin
+from twinloss.reference.segmentation import SegmentationOptions, class_target, kept_voxels
 
 
 def _permuting_classes(twin: Twin, case: Case) -> Iterator[Claim]:
@@ -108,6 +109,14 @@ def _ones_are_no_mask(twin: Twin, case: Case) -> Iterator[Claim]:
 
 def _several_classes(case: Case) -> bool:
     return bool(case.input.values.shape[1] > 1)
+
+
+def _classes_are_counted(case: Case) -> bool:
+    """Whether the weights that a mean is divided by are there: a soft target may hold no class at all."""
+    options = SegmentationOptions(**{k: v for k, v in case.options.items() if k in ("to_onehot_y", "ignore_index")})
+    x, target = case.input.values, case.operands["target"].values
+    counted = np.where(kept_voxels(x, target, options), class_target(x, target, options), 0)
+    return _several_classes(case) and bool(counted.any())
 
 
 def _hard_mask(case: Case) -> bool:
@@ -249,5 +258,5 @@ DICE_CE = (
     needing(MEAN, ignore_index=None, weight=None, ce_weight=None, to_onehot_y=True), NO_ORDER, FLIPS, ONE_HOT, CROPPING,
     CLASSES, *SOFTMAX,
     Law("the mean is blind to the scale of ce_weight", _is_blind_to_the_scale_of("ce_weight"),
-        {"ce_weight": PER_CHANNEL, "weight": None, "reduction": "mean"}, _several_classes),
+        {"ce_weight": PER_CHANNEL, "weight": None, "reduction": "mean"}, _classes_are_counted),
 )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, as_completed, wait
@@ -180,11 +181,19 @@ def _cases(part: Part) -> int:
 def prepare(processes: int = PROCESSES) -> None:
     """Make a process ready to work beside others."""
     signal.signal(signal.SIGINT, _note_interruption)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Results are the same for any number of threads; those of several processes would wait for each other.
     threads = max(1, (os.cpu_count() or 1) // processes)
     torch.set_num_threads(threads)
     threadpool_limits(threads)
     real.keep_memory()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed can tell its processes nothing, and they would hunt on for nobody."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 _interrupted = _at_work = False

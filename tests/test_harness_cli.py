@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -109,7 +110,7 @@ def test_a_plain_run_leaves_its_report_beside_the_table(tmp_path, monkeypatch):
 
 
 INTERRUPTED = """
-import itertools, os, pathlib, signal, threading, time
+import itertools, os, pathlib, signal, sys, threading, time
 from twinloss.harness import hunt, trial
 from twinloss.harness.registration import BENDING_ENERGY
 from twinloss.harness.shards import Job, Work, _in_processes
@@ -126,9 +127,10 @@ hunt.examine = examine  # in the spawned process, which runs this file too
 def interrupt():
     while not at_work.exists():
         time.sleep(0.1)
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), getattr(signal, sys.argv[1]))
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     work = Work()
     threading.Thread(target=interrupt, daemon=True).start()
     try:
@@ -139,11 +141,20 @@ if __name__ == "__main__":
 """
 
 
-def test_interrupted_processes_hand_over_what_they_have_found(tmp_path):
-    script = tmp_path / "interrupted.py"
+def interrupted(how, folder):
+    """Ends when the processes have, too, which hold the other ends of its pipes."""
+    script = folder / "interrupted.py"
     script.write_text(INTERRUPTED)
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([sys.executable, script, how], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_interrupted_processes_hand_over_what_they_have_found(tmp_path):
+    done = interrupted("SIGINT", tmp_path)
     assert done.stdout.strip() == "[(True, True)]", done.stdout + done.stderr
+
+
+def test_processes_end_with_one_that_is_killed(tmp_path):
+    assert interrupted("SIGKILL", tmp_path).returncode == -signal.SIGKILL
 
 
 def test_an_interruption_that_python_drops_ends_a_part_at_the_next_case(monkeypatch):

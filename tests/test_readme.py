@@ -13,23 +13,15 @@ import torch
 import typer
 
 from twinloss import reference
-from twinloss.harness import (  # noqa: F401  they register
-    cli,
-    cli_bench,
-    cli_check,
-    cli_diagnose,
-    cli_migration,
-    cli_reliability,
-    cli_report,
-)
 from twinloss.harness.catalogue import TWINS
+from twinloss.harness.cli import with_all_commands
 from twinloss.harness.migration_examples import DIFFERENCES
 from twinloss.harness.zoo import zoo
 
 ROOT = Path(__file__).parents[1]
 PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")}
 README = PAGES["README.md"]
-COMMANDS = typer.main.get_command(cli.app).commands
+COMMANDS = typer.main.get_command(with_all_commands()).commands
 
 
 def blocks(page, language):

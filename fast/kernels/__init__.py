@@ -6,9 +6,13 @@ from pathlib import Path
 
 from numba import njit
 
+from twinloss.fast import statistic_rows
+
 # Numba's cache on disk knows only the file that a kernel itself stands in; a kernel that closes over this constant is
-# compiled anew when any of its stages has changed.
-SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+# compiled anew when any of its stages has changed, or the rows of the statistics.
+SOURCES = hashlib.sha256(
+    b"".join(path.read_bytes() for path in [*sorted(Path(__file__).parent.glob("*.py")), Path(statistic_rows.__file__)])
+).hexdigest()
 
 
 def _can_cache() -> bool:

@@ -50,10 +50,7 @@ from twinloss.fast.kernels.tile import (
     stage,
     tile_width,
 )
-
-# Rows of the sums, and of the slopes, which have one more.
-TP, FP, FN, HITS, MISSES, VOLUME, DISTANCE, NEARNESS, TP_LESS_FN = range(9)
-ROWS = 8
+from twinloss.fast.statistic_rows import DISTANCE, FN, FP, HITS, MISSES, NEARNESS, TP, TP_LESS_FN, VOLUME
 
 
 @stage
