@@ -33,6 +33,50 @@ def confusion_labels(e, scale, rest, y, c):
     return tp, fp, fn
 
 
+@njit(inline="always")
+def _added(sums, values, taken):
+    """Four sums, each with the value of its class where that is taken."""
+    zero = type(sums[0])(0)
+    return (
+        sums[0] + (values[0] if taken[0] else zero), sums[1] + (values[1] if taken[1] else zero),
+        sums[2] + (values[2] if taken[2] else zero), sums[3] + (values[3] if taken[3] else zero),
+    )  # fmt: skip
+
+
+@njit(inline="always")
+def _own(e, hit, scale, rest):
+    """The p and 1 - p of a voxel's own class of four."""
+    own = e[2] if hit[2] else e[3]
+    own = e[1] if hit[1] else own
+    own = e[0] if hit[0] else own
+    p = own * scale
+    return p, (rest * scale if own == 1 else type(own)(1) - p)
+
+
+@sums_stage
+def few_confusions(a, b, c, d, numbers, scale, rest, y, values):
+    """`confusion_labels` of at most four classes, in one go; and the sums of the values of each, if there are any.
+
+    Of fewer classes the last one is given again: see `exponentials`. Four sums each: true positives, false positives,
+    false negatives, values.
+    """
+    zero = scale.dtype.type(0)
+    none = zero, zero, zero, zero
+    tp, fp, fn, total = none, none, none, none
+    first, second, third, fourth = numbers
+    for i in range(y.size):
+        e, t = (a[i], b[i], c[i], d[i]), y[i]
+        hit = t == first, t == second, t == third, t == fourth
+        miss = t != first, t != second, t != third, t != fourth
+        p, q = _own(e, hit, scale[i], rest[i])
+        tp, fn = _added(tp, (p, p, p, p), hit), _added(fn, (q, q, q, q), hit)
+        fp = _added(fp, (e[0] * scale[i], e[1] * scale[i], e[2] * scale[i], e[3] * scale[i]), miss)
+        if values is not None:
+            v = values[i]
+            total = _added(total, (v, v, v, v), hit)
+    return tp, fp, fn, total
+
+
 @sums_stage
 def confusion_soft(p, q, g, w, overlap):
     """The sums of a class for any target, p and g weighed by w."""
@@ -81,7 +125,7 @@ def _share(e, slope, counts):
 
 
 @njit(inline="always")
-def _own_term(e, scale, rest, own, here):
+def own_term(e, scale, rest, own, here):
     """The own term's part: p dL/dp of the true class, times 1 - p there and -p elsewhere."""
     p = e * scale
     q = rest * scale if e == 1 else type(e)(1) - p
@@ -130,10 +174,10 @@ def _few_gradients(a, b, c, d, numbers, scale, rest, y, hits, misses, own, e, f,
     for i in range(y.size):
         voxel, s, r, t = (a[i], b[i], c[i], d[i]), scale[i], rest[i], y[i]
         adjoints = _four_adjoints(voxel, counts, _chosen(hit, miss, numbers, t), s, r)
-        e[i] = adjoints[0] + _own_term(voxel[0], s, r, own[i], t == zeroth)
-        f[i] = adjoints[1] + _own_term(voxel[1], s, r, own[i], t == two)
-        g[i] = adjoints[2] + _own_term(voxel[2], s, r, own[i], t == three)
-        h[i] = adjoints[3] + _own_term(voxel[3], s, r, own[i], t == four)
+        e[i] = adjoints[0] + own_term(voxel[0], s, r, own[i], t == zeroth)
+        f[i] = adjoints[1] + own_term(voxel[1], s, r, own[i], t == two)
+        g[i] = adjoints[2] + own_term(voxel[2], s, r, own[i], t == three)
+        h[i] = adjoints[3] + own_term(voxel[3], s, r, own[i], t == four)
 
 
 @stage

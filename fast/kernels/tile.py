@@ -72,6 +72,17 @@ def _read_labels(values, classes, ignore, y):
 
 
 @stage
+def _read_whole(values, classes, y):
+    """The same of whole numbers of which none is to be ignored."""
+    bad = 0
+    for i in range(values.size):
+        v = values[i]
+        y[i] = np.int32(v)
+        bad += (v < 0) | (v >= classes)
+    return bad
+
+
+@stage
 def _read(values, row):
     real = row.dtype.type
     for i in range(values.size):
@@ -81,6 +92,12 @@ def _read(values, row):
 @stage
 def _labels(raw, item, classes, ignore, y):
     """Labels from bytes of the type with number `item`, so that one compiled kernel reads every label type."""
+    if np.isnan(ignore) and item < 3:
+        if item == 0:
+            return _read_whole(raw, classes, y)
+        if item == 1:
+            return _read_whole(raw.view(np.int32), classes, y)
+        return _read_whole(raw.view(np.int64), classes, y)
     if item == 0:
         return _read_labels(raw, classes, ignore, y)
     if item == 1:

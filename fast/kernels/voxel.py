@@ -15,6 +15,7 @@ from twinloss.fast.kernels.confusion import (
     adjoint,
     confusion_labels,
     confusion_soft,
+    few_confusions,
     gradient_labels,
     gradient_slopes,
 )
@@ -54,6 +55,27 @@ from twinloss.fast.statistic_rows import DISTANCE, FN, FP, HITS, MISSES, NEARNES
 
 
 @stage
+def _few_sums(p, scale, rest, y, values, sums):
+    """The sums of at most four classes, over fewer voxels at a time, as they are spread over fewer lanes."""
+    last, label = p.shape[0] - 1, y.dtype.type
+    two, three = min(1, last), min(2, last)
+    numbers = label(0), label(two), label(three), label(last)
+    for k in range(0, y.size, BLOCK // 2):
+        block = slice(k, k + BLOCK // 2)
+        tp, fp, fn, hits = few_confusions(
+            p[0, block], p[two, block], p[three, block], p[last, block], numbers, scale[block], rest[block], y[block],
+            None if values is None else values[block],
+        )  # fmt: skip
+        for c in range(p.shape[0]):
+            sums[TP, c] += tp[c]
+            sums[FP, c] += fp[c]
+            sums[FN, c] += fn[c]
+            sums[HITS, c] += hits[c]
+            # p and 1 - p of each voxel add up to 1, so those of a block to their count, to a small part of 1.
+            sums[VOLUME, c] += np.rint(tp[c] + fn[c])
+
+
+@stage
 def _forward_common(x, target, item, overlap, surprisals, gamma, matrix, b, lo, buffers, sums):
     p, y, top, scale, rest = buffers.rows[P], buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
     bad = read_labels(target, item, x.shape[1], np.nan, b, lo, x.shape[2], y)
@@ -66,13 +88,15 @@ def _forward_common(x, target, item, overlap, surprisals, gamma, matrix, b, lo, 
         surprisal.focus(buffers.row[FACTOR], gamma, buffers.row[SPARE])
     if matrix is not None:
         distances(p, y, scale, matrix, buffers.row[SPARE], buffers.row[MEAN])
+    if overlap is not None and p.shape[0] <= 4:
+        _few_sums(p, scale, rest, y, None if surprisals is None else buffers.row[SPARE], sums)
+        return bad
     for c in range(p.shape[0]):
         for k in range(0, y.size, BLOCK):
             block = slice(k, k + BLOCK)
             if overlap is not None:
                 tp, fp, fn = confusion_labels(p[c, block], scale[block], rest[block], y[block], c)
-                # p and 1 - p of each voxel add up to 1, so those of a block to their count, to a small part of 1.
-                volume = np.rint(tp + fn)
+                volume = np.rint(tp + fn)  # as above
                 sums[TP, c] += tp
                 sums[FP, c] += fp
                 sums[FN, c] += fn
