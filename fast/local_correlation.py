@@ -90,7 +90,7 @@ class _Windows:
         self.kernels = correlation
         window, none = np.array(_window(size, kind)), np.ones(1)
         self.z, self.y, self.x = [none] * (3 - rank) + [window] * rank
-        self.ones = kind == "rectangular"
+        self.ones = True if kind == "rectangular" else None  # part of its type: only what is needed is compiled
         self.in_plane = self.y.sum() * self.x.sum()
         self.depth = shape[1]
         self.slab = planes_at_once(self.depth, self.z.size // 2)

@@ -8,9 +8,6 @@ from twinloss.fast.kernels import SOURCES, kernel
 from twinloss.fast.kernels.tile import NEXT, START, stage
 from twinloss.fast.kernels.window import clear, columns_at_once, keep, load_tile, place_of_tile, sums_along
 
-# Whether the windows are known to be of ones; no literal, as START.
-ONES = np.bool_(False)
-
 
 @stage
 def _smooth_tile(plane, y, x, rows, columns, window_y, window_x, rooms, out):
@@ -18,9 +15,9 @@ def _smooth_tile(plane, y, x, rows, columns, window_y, window_x, rooms, out):
     pitch = columns + 2 * radius_x
     size = (rows + 2 * radius_y) * pitch
     load_tile(plane, y, x, rows, columns, radius_y, radius_x, rooms[0, 0])
-    at = sums_along(rooms, START, size, NEXT, window_x, ONES)
+    at = sums_along(rooms, START, size, NEXT, window_x, None)
     # The last numbers of the last row begin no window that fits.
-    at = sums_along(rooms, at, size - (window_x.size - 1), pitch, window_y, ONES)
+    at = sums_along(rooms, at, size - (window_x.size - 1), pitch, window_y, None)
     for k in range(rows):
         keep(rooms[at, 0, k * pitch : k * pitch + columns], out[y + k, x : x + columns])
 
@@ -32,7 +29,7 @@ def _smooth_columns(image, start, n, window_z, rooms, out):
     clear(rooms[0], START, size)
     for z in range(planes):
         keep(image[z, start : start + n], rooms[0, 0, (z + radius) * n : (z + radius + 1) * n])
-    at = sums_along(rooms, START, size, n, window_z, ONES)
+    at = sums_along(rooms, START, size, n, window_z, None)
     for z in range(planes):
         keep(rooms[at, 0, z * n : (z + 1) * n], out[z, start : start + n])
 

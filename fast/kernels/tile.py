@@ -72,13 +72,13 @@ def _read_labels(values, classes, ignore, y):
 
 
 @stage
-def _read_whole(values, classes, y):
-    """The same of whole numbers of which none is to be ignored."""
+def _read_all_labels(values, classes, y):
+    """The same where none is to be ignored."""
     bad = 0
     for i in range(values.size):
         v = values[i]
         y[i] = np.int32(v)
-        bad += (v < 0) | (v >= classes)
+        bad += (v < 0) | (v >= classes) | (v != np.int32(v))
     return bad
 
 
@@ -91,13 +91,20 @@ def _read(values, row):
 
 @stage
 def _labels(raw, item, classes, ignore, y):
-    """Labels from bytes of the type with number `item`, so that one compiled kernel reads every label type."""
-    if np.isnan(ignore) and item < 3:
+    """Labels from bytes of the type with number `item`, so that one compiled kernel reads every label type.
+
+    Of those to ignore there is the label, or NaN, or None, which is part of the type: less is compiled.
+    """
+    if ignore is None:
         if item == 0:
-            return _read_whole(raw, classes, y)
+            return _read_all_labels(raw, classes, y)
         if item == 1:
-            return _read_whole(raw.view(np.int32), classes, y)
-        return _read_whole(raw.view(np.int64), classes, y)
+            return _read_all_labels(raw.view(np.int32), classes, y)
+        if item == 2:
+            return _read_all_labels(raw.view(np.int64), classes, y)
+        if item == 3:
+            return _read_all_labels(raw.view(np.float32), classes, y)
+        return _read_all_labels(raw.view(np.float64), classes, y)
     if item == 0:
         return _read_labels(raw, classes, ignore, y)
     if item == 1:

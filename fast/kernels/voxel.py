@@ -61,11 +61,9 @@ def _few_sums(p, scale, rest, y, values, sums):
     two, three = min(1, last), min(2, last)
     numbers = label(0), label(two), label(three), label(last)
     for k in range(0, y.size, BLOCK // 2):
-        block = slice(k, k + BLOCK // 2)
         tp, fp, fn, hits = few_confusions(
-            p[0, block], p[two, block], p[three, block], p[last, block], numbers, scale[block], rest[block], y[block],
-            None if values is None else values[block],
-        )  # fmt: skip
+            p[0], p[two], p[three], p[last], numbers, scale, rest, y, values, k, min(k + BLOCK // 2, y.size)
+        )
         for c in range(p.shape[0]):
             sums[TP, c] += tp[c]
             sums[FP, c] += fp[c]
@@ -78,7 +76,7 @@ def _few_sums(p, scale, rest, y, values, sums):
 @stage
 def _forward_common(x, target, item, overlap, surprisals, gamma, matrix, b, lo, buffers, sums):
     p, y, top, scale, rest = buffers.rows[P], buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
-    bad = read_labels(target, item, x.shape[1], np.nan, b, lo, x.shape[2], y)
+    bad = read_labels(target, item, x.shape[1], None, b, lo, x.shape[2], y)
     exponentials(x, b, lo, p, top, scale, rest, buffers.row[SPARE])
     if surprisals is not None:
         own_surprisal(
@@ -142,7 +140,7 @@ def _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, s
 @stage
 def _backward_common(x, target, item, overlap, surprisals, gamma, matrix, slopes, b, lo, buffers, out):
     p, y, top, scale, rest = buffers.rows[P], buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
-    read_labels(target, item, x.shape[1], np.nan, b, lo, x.shape[2], y)
+    read_labels(target, item, x.shape[1], None, b, lo, x.shape[2], y)
     exponentials(x, b, lo, p, top, scale, rest, buffers.row[SPARE])
     largest, others, own = buffers.row[W], buffers.row[MEAN], buffers.row[SPARE]
     if matrix is not None:

@@ -147,19 +147,20 @@ def _add_shifted(source, shift, n, out):
 def sums_along(rooms, at, size, stride, window, ones):
     """Sums over windows along an axis, in one of the three `rooms` (rooms, fields, numbers): returns which.
 
-    The numbers are in room `at`; `window` has the weights, all 1 if `ones`.
+    The numbers are in room `at`; `window` has the weights; `ones` is None, which is part of its
+    type, unless they are all 1.
     """
     length = window.size
     if length == 1 and window[0] == 1:
         return at
-    while length % 3 == 0 and (ones or length == 3):
+    while length % 3 == 0 and (ones is not None or length == 3):
         size -= 2 * stride
         _sums_in_threes(rooms[at], stride, window[0], window[1], size, rooms[(at + 1) % 3])
         at, stride, length = (at + 1) % 3, 3 * stride, length // 3
         if length == 1:
             return at
     result, spare = (at + 1) % 3, (at + 2) % 3
-    if not ones:
+    if ones is None:
         n = size - (length - 1) * stride
         for f in range(rooms.shape[1]):
             _scaled(rooms[at, f, :n], window[0], rooms[result, f, :n])
@@ -223,14 +224,14 @@ def _weighted_moments(source, n, stride, window, count, result):
 def moments_along(rooms, at, size, stride, window, ones, count):
     """The same of moments; `count` is the total weight of what each number stands for already."""
     length = window.size
-    while length % 3 == 0 and (ones or length == 3):
+    while length % 3 == 0 and (ones is not None or length == 3):
         size -= 2 * stride
         _moments_in_threes(rooms[at], stride, window[0], window[1], count, size, rooms[(at + 1) % 3])
         at, stride, length, count = (at + 1) % 3, 3 * stride, length // 3, 3 * count
     if length == 1:
         return at
     result, spare = (at + 1) % 3, (at + 2) % 3
-    if not ones:
+    if ones is None:
         _weighted_moments(rooms[at], size - (length - 1) * stride, stride, window, count, rooms[result])
         return result
     for f in range(MOMENTS):

@@ -21,7 +21,7 @@ from twinloss.harness.reliability import Row, line
 from twinloss.harness.reliability.everyday import everyday, step
 from twinloss.harness.reliability.numerics import REGISTRATION
 
-CHECKS, UNCHECKED = ("bad += not (known | ignored)", "bad += (v < 0) | (v >= classes)"), "bad += 0"
+CHECKS, UNCHECKED = ("bad += not (known | ignored)", "bad += (v < 0) | (v >= classes) | (v != np.int32(v))"), "bad += 0"
 # What a forward call with the check may take beside one without: builds of the same code differ by some hundredths.
 COST = 1.05
 
