@@ -37,6 +37,16 @@ ROUNDING = "only rounding"
 # Where failing cases are kept for the next hunt, as Hypothesis itself does.
 MEMORY = ".hypothesis/examples"
 
+
+class Failures(DirectoryBasedExampleDatabase):
+    """Remembers what failed, not what Hypothesis found of interest otherwise: else a run would hang on those before."""
+
+    def save(self, key: bytes, value: bytes) -> None:
+        """Keep a case, unless it is one of those."""
+        if not key.endswith(b".pareto"):
+            super().save(key, value)
+
+
 SETTINGS = settings(
     derandomize=False,  # the seed is all there is to it, whatever profile is loaded
     deadline=None,
@@ -233,7 +243,7 @@ def _draw(
 ) -> None:
     """One run of Hypothesis; raises Found with the shrunk case."""
     failed: list[Found] = []
-    database = DirectoryBasedExampleDatabase(MEMORY) if seen.remember else None
+    database = Failures(MEMORY) if seen.remember else None
 
     @settings(SETTINGS, max_examples=examples, database=database)
     @seed(start)  # below the settings, as it takes their database away

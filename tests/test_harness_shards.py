@@ -90,3 +90,12 @@ def test_what_failed_is_tried_first_next_time(tmp_path, monkeypatch):
     assert first.counterexample.kind == again.counterexample.kind == "value"
     assert first.cases > 0
     assert again.cases == 0
+
+
+def test_what_passed_leaves_no_trace_in_the_next_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, again = (
+        check("twinloss.fast:TverskyLoss", "tversky", seed=1, dtypes=("float32",), examples=20, remember=True).rows[0]
+        for _ in range(2)
+    )
+    assert (first.cases, first.worst) == (again.cases, again.worst)
