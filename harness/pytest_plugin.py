@@ -35,7 +35,10 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     """A test for each target and type."""
     targets, losses = config.getoption("--twinloss-target"), config.getoption("--twinloss-as")
     if len(targets) != len(losses):
-        raise pytest.UsageError(f"{len(targets)} --twinloss-target and {len(losses)} --twinloss-as: give one for each")
+        raise pytest.UsageError(
+            f"{len(targets)} --twinloss-target and {len(losses)} --twinloss-as: say of each target which loss it is; "
+            "`twinloss list` has their names"
+        )
     if losses:
         from twinloss.harness.catalogue import UnknownLossError, find
 
