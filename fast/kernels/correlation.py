@@ -137,20 +137,20 @@ def _score_slab(
             keep(fields[f, z, here], rooms[0, 2 + f, line])
     end_slab(rooms[0], carried, (top - z_start + radius) * n, (planes + radius) * n, radius * n)
     at = moments_along(rooms, START, (planes + 2 * radius) * n, n, window_z, ones, count)
-    made = rooms[(at + 1) % 3]
+    moments, made, scores = rooms[at], rooms[(at + 1) % 3], row[:n]
     total, lost = 0.0, 0.0
     for z in range(z_start, z_start + planes):
         line = slice((z - z_start) * n, (z - z_start + 1) * n)
         _score(
-            t[z, here], p[z, here], rooms[at, 0, line], rooms[at, 1, line], rooms[at, 2, line], rooms[at, 3, line],
-            rooms[at, 4, line], nu, delta, clamped, row[:n], made[0, line], made[1, line], made[2, line],
-            made[3, line], made[4, line],
+            t[z, here], p[z, here], moments[0, line], moments[1, line], moments[2, line], moments[3, line],
+            moments[4, line], nu, delta, clamped, scores, made[0, line], made[1, line], made[2, line], made[3, line],
+            made[4, line],
         )  # fmt: skip
         if score.size > 0:
-            keep(row[:n], score[z, here])
+            keep(scores, score[z, here])
         else:
             # Row by row, and what a sum loses is added to the next one (Kahan 1965).
-            term = _sum(row[:n]) - lost
+            term = _sum(scores) - lost
             raised = total + term
             lost = (raised - total) - term if np.isfinite(raised) else 0.0
             total = raised
@@ -158,8 +158,8 @@ def _score_slab(
             for f in range(3):
                 keep(made[f, line], fields[f, z, here])
         if gradients > 1:
-            keep(made[3, line], more[0, z, here])
-            keep(made[4, line], more[1, z, here])
+            for f in range(2):
+                keep(made[3 + f, line], more[f, z, here])
     return total
 
 
