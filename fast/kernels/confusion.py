@@ -5,9 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from twinloss.fast.kernels.tile import SIGMOID, SOFTMAX, stage, sums_stage
+from twinloss.fast.kernels.tile import SIGMOID, SOFTMAX, four_classes, stage, sums_stage
 
 NONE, PRODUCT, MINIMUM, SQUARED = 0, 1, 2, 3
+
+
+@njit(inline="always")
+def _both(e, scale, rest):
+    """The softmax p = e * scale, and 1 - p: that of the largest logit, e = 1, by what the others add up to."""
+    p = e * scale
+    return p, (rest * scale if e == 1 else type(e)(1) - p)
 
 
 @njit(inline="always")
@@ -22,11 +29,10 @@ def _difference(p, q, g, half, one):
 @sums_stage
 def confusion_labels(e, scale, rest, y, c):
     """The sums of class c for the target y == c and the softmax e * scale: where trainings spend their time."""
-    zero, one = e.dtype.type(0), e.dtype.type(1)
+    zero = e.dtype.type(0)
     tp, fp, fn = zero, zero, zero
     for i in range(e.size):
-        p = e[i] * scale[i]
-        q = rest[i] * scale[i] if e[i] == one else one - p
+        p, q = _both(e[i], scale[i], rest[i])
         hit = y[i] == c
         tp += p if hit else zero
         fp += zero if hit else p
@@ -50,8 +56,7 @@ def _own(e, hit, scale, rest):
     own = e[2] if hit[2] else e[3]
     own = e[1] if hit[1] else own
     own = e[0] if hit[0] else own
-    p = own * scale
-    return p, (rest * scale if own == 1 else type(own)(1) - p)
+    return _both(own, scale, rest)
 
 
 @sums_stage
@@ -130,8 +135,7 @@ def _share(e, slope, counts):
 @njit(inline="always")
 def own_term(e, scale, rest, own, here):
     """The own term's part: p dL/dp of the true class, times 1 - p there and -p elsewhere."""
-    p = e * scale
-    q = rest * scale if e == 1 else type(e)(1) - p
+    p, q = _both(e, scale, rest)
     return own * (q if here else -p)
 
 
@@ -186,21 +190,19 @@ def _few_gradients(a, b, c, d, numbers, scale, rest, y, hits, misses, own, e, f,
 @stage
 def gradient_labels(e, scale, rest, y, hits, misses, largest, others, own, out, b, lo):
     """dL/dx for dL/dp_c = hits[c] where y == c, else misses[c]; and, where `own` is given, for that p dL/dp of y."""
-    last, at = e.shape[0] - 1, slice(lo, lo + y.size)
-    if last > 3:
+    if e.shape[0] > 4:
         _many_gradients(e, scale, rest, y, hits, misses, largest, others, own, out, b, lo)
         return
-    two, three, label = min(1, last), min(2, last), y.dtype.type
-    numbers = (label(0), label(two), label(three), label(last))
+    numbers, at = four_classes(y, e.shape[0] - 1), slice(lo, lo + y.size)
+    first, second, third, fourth = numbers
     _few_gradients(
-        e[0], e[two], e[three], e[last], numbers, scale, rest, y, hits, misses, own,
-        out[b, 0, at], out[b, two, at], out[b, three, at], out[b, last, at],
+        e[first], e[second], e[third], e[fourth], numbers, scale, rest, y, hits, misses, own,
+        out[b, first, at], out[b, second, at], out[b, third, at], out[b, fourth, at],
     )  # fmt: skip
 
 
 @stage
 def _many_gradients(e, scale, rest, y, hits, misses, largest, others, own, out, b, lo):
-    one = e.dtype.type(1)
     width = y.size
     _clear(largest, others)
     for c in range(e.shape[0]):
@@ -214,10 +216,8 @@ def _many_gradients(e, scale, rest, y, hits, misses, largest, others, own, out, 
         else:
             for i in range(width):
                 slope = hit if y[i] == c else miss
-                p = row[i] * scale[i]
-                q = rest[i] * scale[i] if row[i] == one else one - p
                 adjoint = _adjoint(row[i], scale[i], rest[i], slope, largest[i], others[i])
-                gradient[i] = adjoint + own[i] * (q if y[i] == c else -p)
+                gradient[i] = adjoint + own_term(row[i], scale[i], rest[i], own[i], y[i] == c)
 
 
 @stage

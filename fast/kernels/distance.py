@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from twinloss.fast.kernels.tile import stage, sums_stage
-
-
-@njit(inline="always")
-def _four_classes(y, last):
-    """Of at most four classes, their numbers; of fewer, the last one is given again."""
-    label = y.dtype.type
-    return label(0), label(min(1, last)), label(min(2, last)), label(last)
+from twinloss.fast.kernels.tile import four_classes, stage, sums_stage
 
 
 @njit(inline="always")
@@ -30,7 +23,7 @@ def _entry(column, y, numbers):
 @stage
 def _few_distances(p, y, w, matrix, far, near):
     last, one = p.shape[0] - 1, p.dtype.type(1)
-    numbers = _four_classes(y, last)
+    numbers = four_classes(y, last)
     zeroth, two, three, four = numbers
     of_a, of_b, of_c, of_d = (
         _column(matrix, numbers, zeroth), _column(matrix, numbers, two),
@@ -108,7 +101,7 @@ def table_slopes(y, slopes, h):
     """dL/dp_c = slopes[y, c]."""
     for c in range(h.shape[0]):
         if h.shape[0] <= 4:
-            numbers = _four_classes(y, h.shape[0] - 1)
+            numbers = four_classes(y, h.shape[0] - 1)
             _choose_entries(_column(slopes, numbers, c), y, numbers, h[c])
         else:
             row = h[c]

@@ -18,6 +18,7 @@ from twinloss.fast.kernels.tile import (
     Q,
     W,
     X,
+    four_classes,
     stage,
     sums_stage,
 )
@@ -160,21 +161,19 @@ def _few_gradients_own(a, b, c, d, numbers, scale, rest, y, own, e, f, g, h):
 @stage
 def gradient_own(e, scale, rest, y, own, out, b, lo):
     """dL/dx_c = own (1 - p_c) for the own class and -own p_c for others, where own = p dL/dp of it."""
-    last, at = e.shape[0] - 1, slice(lo, lo + y.size)
-    if last <= 3:
-        two, three, label = min(1, last), min(2, last), y.dtype.type
+    at = slice(lo, lo + y.size)
+    if e.shape[0] <= 4:
+        numbers = four_classes(y, e.shape[0] - 1)
+        first, second, third, fourth = numbers
         _few_gradients_own(
-            e[0], e[two], e[three], e[last], (label(0), label(two), label(three), label(last)), scale, rest, y, own,
-            out[b, 0, at], out[b, two, at], out[b, three, at], out[b, last, at],
+            e[first], e[second], e[third], e[fourth], numbers, scale, rest, y, own,
+            out[b, first, at], out[b, second, at], out[b, third, at], out[b, fourth, at],
         )  # fmt: skip
         return
-    one = e.dtype.type(1)
     for c in range(e.shape[0]):
-        row, gradient = e[c], out[b, c, lo : lo + y.size]
+        row, gradient = e[c], out[b, c, at]
         for i in range(y.size):
-            p = row[i] * scale[i]
-            q = rest[i] * scale[i] if row[i] == one else one - p
-            gradient[i] = own[i] * (q if y[i] == c else -p)
+            gradient[i] = own_term(row[i], scale[i], rest[i], own[i], y[i] == c)
 
 
 # --- any target, soft or weighted ------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ from twinloss.fast.kernels.tile import (
     W,
     X,
     exponentials,
+    four_classes,
     keep,
     read_labels,
     read_weighted,
@@ -57,12 +58,11 @@ from twinloss.fast.statistic_rows import DISTANCE, FN, FP, HITS, MISSES, NEARNES
 @stage
 def _few_sums(p, scale, rest, y, values, sums):
     """The sums of at most four classes, over fewer voxels at a time, as they are spread over fewer lanes."""
-    last, label = p.shape[0] - 1, y.dtype.type
-    two, three = min(1, last), min(2, last)
-    numbers = label(0), label(two), label(three), label(last)
+    numbers = four_classes(y, p.shape[0] - 1)
+    first, second, third, fourth = numbers
     for k in range(0, y.size, BLOCK // 2):
         tp, fp, fn, hits = few_confusions(
-            p[0], p[two], p[three], p[last], numbers, scale, rest, y, values, k, min(k + BLOCK // 2, y.size)
+            p[first], p[second], p[third], p[fourth], numbers, scale, rest, y, values, k, min(k + BLOCK // 2, y.size)
         )
         for c in range(p.shape[0]):
             sums[TP, c] += tp[c]

@@ -147,8 +147,7 @@ def _add_shifted(source, shift, n, out):
 def sums_along(rooms, at, size, stride, window, ones):
     """Sums over windows along an axis, in one of the three `rooms` (rooms, fields, numbers): returns which.
 
-    The numbers are in room `at`; `window` has the weights; `ones` is None, which is part of its
-    type, unless they are all 1.
+    The numbers are in room `at`; `window` has the weights; `ones` is None, as part of its type, unless all are 1.
     """
     length = window.size
     if length == 1 and window[0] == 1:
