@@ -28,6 +28,7 @@ $W_i = \sum_l M_{y_i l} p_{il}$ (Fidon et al. 2017, eq. 6).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -388,19 +389,37 @@ class _Kernels:
             None if plan.surprisal == "none" else _SURPRISALS.index(plan.surprisal),
             real(plan.gamma),
         )
-        everywhere = mask is None and plan.ignore_index is None
+        self.ignore = None if plan.ignore_index is None else float(plan.ignore_index)
+        self.mask = None if mask is None else mask[:, 0].to(x.dtype).contiguous().numpy()
+        self.dense, self.activation = not plan.labels, _ACTIVATIONS.index(plan.activation)
         alone = matrix is None or (plan.overlap, plan.surprisal) == ("none", "none")
         plain = plan.overlap != "squared" and plan.surprisal != "all" and alone
-        if plan.activation == "softmax" and plan.labels and everywhere and plain:
-            self.forward, self.backward, self.after = voxel.forward_common, voxel.backward_common, ()
-            return
+        if plan.activation == "softmax" and plan.labels and plain:
+            self.forward, self.backward = voxel.forward_common, voxel.backward_common
+            self.after: tuple[Any, ...] = (self.ignore, self.mask)
+        else:
+            self.weigh()
+
+    def weigh(self) -> None:
+        """Take the kernels for any case: only these know of a mask that weighs voxels."""
+        voxel = _voxel_kernels()
         self.forward, self.backward = voxel.forward, voxel.backward
-        self.after = (
-            not plan.labels,
-            np.empty((0, 0), real) if mask is None else mask[:, 0].to(x.dtype).contiguous().numpy(),
-            _ACTIVATIONS.index(plan.activation),
-            math.nan if plan.ignore_index is None else float(plan.ignore_index),
-        )
+        mask = np.empty((0, 0), self.x.dtype) if self.mask is None else self.mask
+        self.after = (self.dense, mask, self.activation, math.nan if self.ignore is None else self.ignore)
+
+    def run(self, call: Callable[[int], int]) -> list[int]:
+        """What a call with the number of each chunk returns; of all again if it is -1, when the mask weighs voxels."""
+        items, _, voxels = self.x.shape
+        found = [0] * (items * -(-voxels // _CHUNK))
+
+        def work(chunk: int) -> None:
+            found[chunk] = call(chunk)
+
+        for_each_chunk(work, len(found), self.x.size)
+        if any(found) and min(found) < 0:
+            self.weigh()
+            for_each_chunk(work, len(found), self.x.size)
+        return found
 
 
 def _chunk_bounds(chunk: int, voxels: int) -> tuple[int, int, int]:
@@ -424,16 +443,15 @@ def _voxel_sums(
 ) -> Tensor:
     kernels = _Kernels(x, target, mask, matrix, _Plan(activation, overlap, surprisal, gamma, labels, ignore_index))
     items, classes, voxels = x.shape
-    chunks = items * -(-voxels // _CHUNK)
-    sums = np.zeros((chunks, len(ROWS), classes))
-    wrong = [0] * chunks
+    sums = np.empty((items * -(-voxels // _CHUNK), len(ROWS), classes))
 
-    def work(chunk: int) -> None:
+    def forward(chunk: int) -> int:
         bounds = _chunk_bounds(chunk, voxels)
-        wrong[chunk] = kernels.forward(*kernels.before, kernels.matrix, *kernels.after, *bounds, sums[chunk])
+        sums[chunk] = 0
+        wrong: int = kernels.forward(*kernels.before, kernels.matrix, *kernels.after, *bounds, sums[chunk])
+        return wrong
 
-    for_each_chunk(work, chunks, x.numel())
-    if any(wrong):
+    if any(kernels.run(forward)):
         if mask is not None:
             _checked_mask(mask, x)
         _raise_wrong_labels(target, classes, ignore_index)
@@ -473,11 +491,14 @@ def _voxel_sums_backward(
     gradient = torch.empty(x.shape, dtype=x.dtype)
     out, voxels = gradient.numpy(), x.shape[2]
 
-    def work(chunk: int) -> None:
+    def backward(chunk: int) -> int:
         bounds = _chunk_bounds(chunk, voxels)
-        kernels.backward(*kernels.before, by_item[bounds[0]], *kernels.after, slopes_by_row, *bounds, out)
+        wrong: int = kernels.backward(
+            *kernels.before, by_item[bounds[0]], *kernels.after, slopes_by_row, *bounds, out
+        )
+        return wrong
 
-    for_each_chunk(work, x.shape[0] * -(-voxels // _CHUNK), x.numel())
+    kernels.run(backward)
     return gradient
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 
 from twinloss.fast.kernels import SOURCES, kernel
-from twinloss.fast.kernels.rows import BLOCK, at, total_of
+from twinloss.fast.kernels.rows import BLOCK, at, clear_between, total_of
 from twinloss.fast.kernels.tile import START, keep, stage
 
 # Room before and after slopes along a row, for the neighbours of the first and the last voxel.
@@ -87,15 +87,6 @@ def _energies(u, width, step, z, start, weights, energy):
             at(up, start, w, n), at(up, start, -w, n), at(down, start, w, n), at(down, start, -w, n),
             weights, energy,
         )  # fmt: skip
-
-
-@stage
-def _clear_between(row, width, step):
-    """Put to 0 what lies between the interiors of rows; the first interior begins at 0."""
-    zero = row.dtype.type(0)
-    for start in range(width - 2 * step, row.size, width):
-        for i in range(start, min(start + 2 * step, row.size)):
-            row[i] = zero
 
 
 @stage
@@ -238,7 +229,7 @@ def _compiled(sources):
                 count = min(lines, height - above - y)
                 row = room[: count * width - 2 * step]
                 _energies(u, width, step, z, y * width + step, weights, row)
-                _clear_between(row, width, step)
+                clear_between(row, width, step)
                 if energy.size == 0:
                     total += total_of(row)
                 else:

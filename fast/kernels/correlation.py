@@ -65,6 +65,27 @@ def _score(t, p, mean_t, mean_p, tt, pp, tp, nu, delta, clamped, score, a, by_p,
         of_t[i] = a[i] * dp + 2.0 * by_t[i] * dt
 
 
+# By places, as a slice of an array takes a tenth of a second to compile.
+
+
+@stage
+def _load(fields, z, start, n, room, first, at):
+    """Numbers of plane z of some fields, from `start` on, into those of a room from `first` on."""
+    start, at = np.uintp(start), np.uintp(at)  # of an index without a sign Numba asks not whether it is negative
+    for f in range(fields.shape[0]):
+        for i in range(np.uintp(n)):
+            room[first + f, at + i] = fields[f, z, start + i]
+
+
+@stage
+def _store(room, first, at, n, fields, z, start):
+    """And back."""
+    start, at = np.uintp(start), np.uintp(at)
+    for f in range(fields.shape[0]):
+        for i in range(np.uintp(n)):
+            fields[f, z, start + i] = room[first + f, at + i]
+
+
 @stage
 def _weigh(field, upstream, out):
     """A field times dL/d(score) of the voxels, one for each or one for all."""
@@ -130,11 +151,9 @@ def _score_slab(
     top = min(z_start + planes + radius, p.shape[0])
     begin_slab(rooms[0], carried, z_start, radius * n)
     for z in range(z_start, top):
-        line = slice((z - z_start + radius) * n, (z - z_start + radius + 1) * n)
-        for f in range(2):
-            keep(means[f, z, here], rooms[0, f, line])
-        for f in range(3):
-            keep(fields[f, z, here], rooms[0, 2 + f, line])
+        line = (z - z_start + radius) * n
+        _load(means, z, here.start, n, rooms[0], 0, line)
+        _load(fields, z, here.start, n, rooms[0], 2, line)
     end_slab(rooms[0], carried, (top - z_start + radius) * n, (planes + radius) * n, radius * n)
     at = moments_along(rooms, START, (planes + 2 * radius) * n, n, window_z, ones, count)
     moments, made, scores = rooms[at], rooms[(at + 1) % 3], row[:n]
@@ -155,11 +174,9 @@ def _score_slab(
             lost = (raised - total) - term if np.isfinite(raised) else 0.0
             total = raised
         if gradients > 0:
-            for f in range(3):
-                keep(made[f, line], fields[f, z, here])
+            _store(made, 0, line.start, n, fields, z, here.start)
         if gradients > 1:
-            for f in range(2):
-                keep(made[3 + f, line], more[f, z, here])
+            _store(made, 3, line.start, n, more, z, here.start)
     return total
 
 

@@ -7,7 +7,10 @@ image of the one that is there, which counts twice. With 1 they are those betwee
 border.
 
 Where one voxel's energy has the square of a difference, so has the other's, or that of the voxel between them: the
-gradient is a sum over these pairs, of each voxel's pull towards its partner. Rows are taken one by one.
+gradient is a sum over these pairs, of each voxel's pull towards its partner.
+
+Rows lie one after the other, and loops run over several of them in one go: rows alone are too short for wide vectors.
+What that makes of the voxels at the ends of rows, which have other neighbours, is put right afterwards.
 """
 
 from __future__ import annotations
@@ -16,8 +19,15 @@ import numpy as np
 from numba import njit
 
 from twinloss.fast.kernels import SOURCES, kernel
-from twinloss.fast.kernels.rows import total_of
+from twinloss.fast.kernels.rows import BLOCK, clear_between, total_of
 from twinloss.fast.kernels.tile import NEXT, START, keep, stage
+
+
+@stage
+def _put_squares(before, here, after, weight, energy):
+    for i in range(energy.size):
+        one, other = before[i] - here[i], after[i] - here[i]
+        energy[i] = weight * (one * one + other * other)
 
 
 @stage
@@ -28,6 +38,23 @@ def _add_squares(before, here, after, weight, energy):
 
 
 @stage
+def _put_squares_at_ends(here, width, weight, energy):
+    """The squares along rows of their first and last voxels, to whose neighbour the difference counts twice."""
+    for first in range(0, here.size, width):
+        last = first + width - 1
+        one, other = here[first + 1] - here[first], here[last - 1] - here[last]
+        energy[first] = weight * (one * one + one * one)
+        energy[last] = weight * (other * other + other * other)
+
+
+@stage
+def _put_square(before, after, weight, energy):
+    for i in range(energy.size):
+        difference = after[i] - before[i]
+        energy[i] = weight * (difference * difference)
+
+
+@stage
 def _add_square(before, after, weight, energy):
     for i in range(energy.size):
         difference = after[i] - before[i]
@@ -35,8 +62,19 @@ def _add_square(before, after, weight, energy):
 
 
 @njit(inline="always")
+def _rows(u, width, z, y, count):
+    return u[z, y * width : (y + count) * width]
+
+
+@njit(inline="always")
 def _row(u, width, z, y):
-    return u[z, y * width : (y + 1) * width]
+    return _rows(u, width, z, y, 1)
+
+
+@njit(inline="always")
+def _alike(y, height, border, lines):
+    """How many rows from y on are done in one go: at most so many off the border, or one of the border."""
+    return min(lines, height - border - y) if border <= y < height - border else 1
 
 
 @njit(inline="always")
@@ -46,28 +84,35 @@ def _beside(k, n):
 
 
 @stage
-def _energies(u, width, margin, z, y, weights, energy):
-    """Put the energies of a row into `energy`, border columns left out where the margin is."""
-    energy[:] = 0
-    here, n, height, depth = _row(u, width, z, y), width, u.shape[1] // width, u.shape[0]
-    if margin:
-        _add_square(here[: n - 2], here[2:], weights[0], energy)
-        if weights.size > 1:
-            before, after = _row(u, width, z, y - 1), _row(u, width, z, y + 1)
-            _add_square(before[1 : n - 1], after[1 : n - 1], weights[1], energy)
-        if weights.size > 2:
-            before, after = _row(u, width, z - 1, y), _row(u, width, z + 1, y)
-            _add_square(before[1 : n - 1], after[1 : n - 1], weights[2], energy)
-        return
-    _add_squares(here[1:2], here[:1], here[1:2], weights[0], energy[:1])
-    _add_squares(here[: n - 2], here[1 : n - 1], here[2:], weights[0], energy[1 : n - 1])
-    _add_squares(here[n - 2 : n - 1], here[n - 1 :], here[n - 2 : n - 1], weights[0], energy[n - 1 :])
+def _energies(u, width, z, y, count, weights, energy):
+    """Put the energies of rows into `energy`."""
+    here, height, depth = _rows(u, width, z, y, count), u.shape[1] // width, u.shape[0]
+    n = here.size
+    _put_squares(here[: n - 2], here[1 : n - 1], here[2:], weights[0], energy[1 : n - 1])
+    _put_squares_at_ends(here, width, weights[0], energy)
     if weights.size > 1:
         before, after = _beside(y, height)
-        _add_squares(_row(u, width, z, before), here, _row(u, width, z, after), weights[1], energy)
+        before, after = _rows(u, width, z, before, count), _rows(u, width, z, after, count)
+        _add_squares(before, here, after, weights[1], energy)
     if weights.size > 2:
         before, after = _beside(z, depth)
-        _add_squares(_row(u, width, before, y), here, _row(u, width, after, y), weights[2], energy)
+        before, after = _rows(u, width, before, y, count), _rows(u, width, after, y, count)
+        _add_squares(before, here, after, weights[2], energy)
+
+
+@stage
+def _wide_energies(u, width, z, y, count, weights, energy):
+    """Put the energies of rows off the border into `energy`, from the second voxel to the last but one."""
+    here = _rows(u, width, z, y, count)
+    n = here.size
+    _put_square(here[: n - 2], here[2:], weights[0], energy)
+    if weights.size > 1:
+        before, after = _rows(u, width, z, y - 1, count), _rows(u, width, z, y + 1, count)
+        _add_square(before[1 : n - 1], after[1 : n - 1], weights[1], energy)
+    if weights.size > 2:
+        before, after = _rows(u, width, z - 1, y, count), _rows(u, width, z + 1, y, count)
+        _add_square(before[1 : n - 1], after[1 : n - 1], weights[2], energy)
+    clear_between(energy, width, NEXT)
 
 
 @stage
@@ -146,28 +191,66 @@ def _add_pulls(before, here, after, by_before, by_after, out):
 
 
 @stage
-def _gradient_of_row(u, width, z, y, weights, out):
-    """Put dL/du of a row into `out`, for differences of neighbours and a dL/dE of 1."""
-    here, n, height, depth = _row(u, width, z, y), width, u.shape[1] // width, u.shape[0]
-    if n > 4:  # each of these is two or more columns off the border
-        two = weights[0] + weights[0]
-        _put_pulls(here[1 : n - 3], here[2 : n - 2], here[3 : n - 1], two, two, out[2 : n - 2])
-    for j in range(min(n, 4)):
-        k = j if j < 2 else n + 1 - j
-        (before, after), (by_before, by_after) = _beside(k, n), _pulls(weights, 0, k, n)
-        out[k] = by_before * (here[k] - here[before]) + by_after * (here[k] - here[after])
+def _put_pulls_at_ends(here, width, weights, out):
+    """The pulls along rows of their two first and two last voxels."""
+    for start in range(0, here.size, width):
+        for j in range(min(width, 4)):
+            k = j if j < 2 else width + 1 - j
+            (before, after), (by_before, by_after) = _beside(k, width), _pulls(weights, 0, k, width)
+            u = here[start + k]
+            out[start + k] = by_before * (u - here[start + before]) + by_after * (u - here[start + after])
+
+
+@stage
+def _gradient_of_rows(u, width, z, y, count, weights, out):
+    """Put dL/du of rows into `out`, for differences of neighbours and a dL/dE of 1."""
+    here, height, depth = _rows(u, width, z, y, count), u.shape[1] // width, u.shape[0]
+    n, two = here.size, weights[0] + weights[0]
+    _put_pulls(here[: n - 2], here[1 : n - 1], here[2:], two, two, out[1 : n - 1])
+    _put_pulls_at_ends(here, width, weights, out)
     if weights.size > 1:
         (before, after), (by_before, by_after) = _beside(y, height), _pulls(weights, 1, y, height)
-        _add_pulls(_row(u, width, z, before), here, _row(u, width, z, after), by_before, by_after, out)
+        before, after = _rows(u, width, z, before, count), _rows(u, width, z, after, count)
+        _add_pulls(before, here, after, by_before, by_after, out)
     if weights.size > 2:
         (before, after), (by_before, by_after) = _beside(z, depth), _pulls(weights, 2, z, depth)
-        _add_pulls(_row(u, width, before, y), here, _row(u, width, after, y), by_before, by_after, out)
+        before, after = _rows(u, width, before, y, count), _rows(u, width, after, y, count)
+        _add_pulls(before, here, after, by_before, by_after, out)
 
 
 @stage
 def _pull_wide(here, other, slopes, weight, out):
     for i in range(out.size):
         out[i] += weight * slopes[i] * (here[i] - other[i])
+
+
+@stage
+def _put_wide_pulls_at_ends(here, width, place, weight, out):
+    """The pulls along rows of the voxels at some place from their ends, 0 or 1."""
+    for start in range(0, here.size, width):
+        for k in (place, width - 1 - place):
+            u, total = here[start + k], here.dtype.type(0)
+            if k >= 2:
+                total += weight * (u - here[start + k - 2])
+            if k + 2 < width:
+                total += weight * (u - here[start + k + 2])
+            out[start + k] = total
+
+
+@stage
+def _wide_gradient_of_rows(u, width, z, y, count, weights, out):
+    """Put dL/du of rows into `out`, off the border by 2 in z and y, for wide differences and a dL/dE of 1."""
+    here, w = _rows(u, width, z, y, count), weights[0]
+    n = here.size
+    _put_pulls(here[: n - 4], here[2 : n - 2], here[4:], w, w, out[2 : n - 2])
+    _put_wide_pulls_at_ends(here, width, NEXT, w, out)
+    before, after = _rows(u, width, z, y - 2, count), _rows(u, width, z, y + 2, count)
+    _add_pulls(before, here, after, weights[1], weights[1], out)
+    if weights.size > 2:
+        before, after = _rows(u, width, z - 2, y, count), _rows(u, width, z + 2, y, count)
+        _add_pulls(before, here, after, weights[2], weights[2], out)
+    # The voxels at the ends have no energy of their own, and so no part in those along y and z.
+    _put_wide_pulls_at_ends(here, width, START, w, out)
 
 
 @stage
@@ -201,14 +284,23 @@ def _compiled(sources):
         """The sum of the energies of some planes; or each voxel's into `energy`, (D, H, W) without the border."""
         sources  # noqa: B018
         above, before = (margin if weights.size > 2 else 0), (margin if weights.size > 1 else 0)
-        total, row = 0.0, np.empty(width - 2 * margin, u.dtype)
+        height, lines = u.shape[1] // width, max(BLOCK // width, 1)
+        total, room = 0.0, np.empty(lines * width, u.dtype)
         for z in range(z_start, z_stop):
-            for y in range(before, u.shape[1] // width - before):
-                _energies(u, width, margin, z, y, weights, row)
-                if energy.size == 0:
-                    total += total_of(row)
+            y = START + before
+            while y < height - before:
+                count = _alike(y, height, NEXT, lines)
+                rows = room[: count * width - 2 * margin]
+                if margin:
+                    _wide_energies(u, width, z, y, count, weights, rows)
                 else:
-                    keep(row, energy[z - above, y - before])
+                    _energies(u, width, z, y, count, weights, rows)
+                if energy.size == 0:
+                    total += total_of(rows)
+                else:
+                    for k in range(count):
+                        keep(rows[k * width : (k + 1) * width - 2 * margin], energy[z - above, y - before + k])
+                y += count
         return total
 
     @kernel
@@ -219,16 +311,23 @@ def _compiled(sources):
         (D, H, W) without the border.
         """
         sources  # noqa: B018
-        ones = np.ones(width, u.dtype)
+        ones, height, depth = np.ones(width, u.dtype), u.shape[1] // width, u.shape[0]
+        lines, voxelwise = max(BLOCK // width, 1), upstream.size > 0
         for z in range(z_start, z_stop):
-            for y in range(START, u.shape[1] // width):
-                row = _row(out, width, z, y)
-                if margin:
-                    _wide_gradient_of_row(u, width, z, y, weights, upstream, ones, row)
-                elif upstream.size > 0:
-                    _gradient_by_voxel(u, width, z, y, weights, upstream, row)
+            deep = weights.size > 1 and (weights.size == 2 or 2 <= z < depth - 2)
+            y = START
+            while y < height:
+                count = 1 if voxelwise or (margin and not deep) else _alike(y, height, 2, lines)
+                rows = _rows(out, width, z, y, count)
+                if margin and deep and not voxelwise and 2 <= y < height - 2:
+                    _wide_gradient_of_rows(u, width, z, y, count, weights, rows)
+                elif margin:
+                    _wide_gradient_of_row(u, width, z, y, weights, upstream, ones, rows)
+                elif voxelwise:
+                    _gradient_by_voxel(u, width, z, y, weights, upstream, rows)
                 else:
-                    _gradient_of_row(u, width, z, y, weights, row)
+                    _gradient_of_rows(u, width, z, y, count, weights, rows)
+                y += count
 
     return forward, backward
 

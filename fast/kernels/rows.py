@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from twinloss.fast.kernels.tile import sums_stage
+from twinloss.fast.kernels.tile import stage, sums_stage
 
 # Voxels that are looked at in one go: what is computed of them stays in the nearest cache.
 BLOCK = 2048
@@ -32,3 +32,12 @@ def total_of(values):
     for i in range(0, values.size, BLOCK):
         total += np.float64(_total(values[i : i + BLOCK]))
     return total
+
+
+@stage
+def clear_between(row, width, step):
+    """Put to 0 what lies between the interiors of rows; the first interior begins at 0."""
+    zero = row.dtype.type(0)
+    for start in range(width - 2 * step, row.size, width):
+        for i in range(start, min(start + 2 * step, row.size)):
+            row[i] = zero

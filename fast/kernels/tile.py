@@ -316,6 +316,40 @@ def read_labels(target, item, classes, ignore, b, lo, voxels, y):
 
 
 @stage
+def _exclude(mask, lo, y):
+    """Exclude the voxels where the mask is 0; returns whether its values from `lo` on are all 0 or 1."""
+    zero, one = mask.dtype.type(0), mask.dtype.type(1)
+    others = 0
+    for k in range(0, y.size, BLOCK):
+        prefetch(mask, lo + y.size + k, BLOCK)
+    for i in range(y.size):
+        value, label = mask[lo + i], y[i]
+        others += not ((value == zero) | (value == one))
+        y[i] = EXCLUDED if value == zero else label
+    return others == 0
+
+
+@stage
+def read_counted(target, item, classes, ignore, mask, b, lo, voxels, y):
+    """`read_labels`, EXCLUDED where the mask, if there is one, is 0; -1 if it has a value that is neither 0 nor 1."""
+    bad = read_labels(target, item, classes, ignore, b, lo, voxels, y)
+    if mask is not None and not _exclude(mask[min(b, mask.shape[0] - 1)], lo, y):
+        return -1
+    return bad
+
+
+@stage
+def clear_where_excluded(y, rows):
+    """Put 0 in the place of what a voxel has that takes no part, which may be NaN."""
+    zero = rows.dtype.type(0)
+    for c in range(rows.shape[0]):
+        row = rows[c]
+        for i in range(y.size):
+            value = row[i]
+            row[i] = zero if y[i] < 0 else value
+
+
+@stage
 def read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers):
     """Fill all but the slopes; voxels that take no part get weight 0 and logits 0.
 

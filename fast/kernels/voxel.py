@@ -43,10 +43,11 @@ from twinloss.fast.kernels.tile import (
     Q,
     W,
     X,
+    clear_where_excluded,
     exponentials,
     four_classes,
     keep,
-    read_labels,
+    read_counted,
     read_weighted,
     scratch,
     stage,
@@ -74,10 +75,24 @@ def _few_sums(p, scale, rest, y, values, sums):
 
 
 @stage
-def _forward_common(x, target, item, overlap, surprisals, gamma, matrix, b, lo, buffers, sums):
-    p, y, top, scale, rest = buffers.rows[P], buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
-    bad = read_labels(target, item, x.shape[1], None, b, lo, x.shape[2], y)
+def _softmax_against_labels(x, target, item, ignore, mask, b, lo, buffers):
+    """Fill labels and exponentials; voxels that take no part have p = 1 - p = 0, and no class.
+
+    Returns how many labels are bad, or -1 if the mask weighs voxels.
+    """
+    p, top, scale, rest = buffers.rows[P], buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
+    bad = read_counted(target, item, x.shape[1], ignore, mask, b, lo, x.shape[2], buffers.y)
     exponentials(x, b, lo, p, top, scale, rest, buffers.row[SPARE])
+    if ignore is not None or mask is not None:
+        clear_where_excluded(buffers.y, p)
+        clear_where_excluded(buffers.y, buffers.row[SCALE : REST + 1])
+    return bad
+
+
+@stage
+def _forward_common(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, lo, buffers, sums):
+    p, y, top, scale, rest = buffers.rows[P], buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
+    bad = _softmax_against_labels(x, target, item, ignore, mask, b, lo, buffers)
     if surprisals is not None:
         own_surprisal(
             x, b, lo, buffers.rows[P : P + 1], y, top, scale, rest, gamma,
@@ -138,10 +153,8 @@ def _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, s
 
 
 @stage
-def _backward_common(x, target, item, overlap, surprisals, gamma, matrix, slopes, b, lo, buffers, out):
+def _gradient_common(x, overlap, surprisals, gamma, matrix, slopes, b, lo, buffers, out):
     p, y, top, scale, rest = buffers.rows[P], buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
-    read_labels(target, item, x.shape[1], None, b, lo, x.shape[2], y)
-    exponentials(x, b, lo, p, top, scale, rest, buffers.row[SPARE])
     largest, others, own = buffers.row[W], buffers.row[MEAN], buffers.row[SPARE]
     if matrix is not None:
         h = buffers.rows[H]
@@ -159,6 +172,15 @@ def _backward_common(x, target, item, overlap, surprisals, gamma, matrix, slopes
     if surprisals is None:
         own = own[:0]
     gradient_labels(p, scale, rest, y, slopes[TP_LESS_FN, b], slopes[FP, b], largest, others, own, out, b, lo)
+
+
+@stage
+def _backward_common(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, slopes, b, lo, buffers, out):
+    bad = _softmax_against_labels(x, target, item, ignore, mask, b, lo, buffers)
+    _gradient_common(x, overlap, surprisals, gamma, matrix, slopes, b, lo, buffers, out)
+    if ignore is not None or mask is not None:
+        clear_where_excluded(buffers.y, out[b, :, lo : lo + buffers.y.size])
+    return bad
 
 
 @stage
@@ -182,10 +204,11 @@ def _compiled(sources):
     """The kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
 
     @kernel
-    def forward_common(x, target, item, overlap, surprisals, gamma, matrix, b, start, stop, sums):
-        """`forward` in the case that trainings spend their time in: softmax against labels, all voxels counting.
+    def forward_common(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, start, stop, sums):
+        """`forward` in the case that trainings spend their time in: softmax against labels, voxels counting or not.
 
-        There min(p, g) is the product; and at its kink p = g = 1 the softmax has no slope.
+        There min(p, g) is the product; and at its kink p = g = 1 the softmax has no slope. The number to ignore and the
+        mask may be None. Returns -1, and has added who knows what, if the mask holds anything but 0 and 1.
         """
         sources  # noqa: B018
         bad, step = 0, tile_width(x.shape[1], stop - start)
@@ -193,19 +216,29 @@ def _compiled(sources):
         for lo in range(start, stop, step):
             if stop - lo < step:
                 buffers = scratch(x.shape[1], stop - lo, x.dtype)
-            bad += _forward_common(x, target, item, overlap, surprisals, gamma, matrix, b, lo, buffers, sums)
+            found = _forward_common(
+                x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, lo, buffers, sums
+            )
+            if found < 0:
+                return found
+            bad += found
         return bad
 
     @kernel
-    def backward_common(x, target, item, overlap, surprisals, gamma, matrix, slopes, b, start, stop, out):
-        """`backward` in the same case."""
+    def backward_common(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, slopes, b, start, stop, out):
+        """`backward` in the same case; returns -1, and has written who knows what, where `forward_common` does."""
         sources  # noqa: B018
         step = tile_width(x.shape[1], stop - start)
         buffers = scratch(x.shape[1], step, x.dtype)
         for lo in range(start, stop, step):
             if stop - lo < step:
                 buffers = scratch(x.shape[1], stop - lo, x.dtype)
-            _backward_common(x, target, item, overlap, surprisals, gamma, matrix, slopes, b, lo, buffers, out)
+            found = _backward_common(
+                x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, slopes, b, lo, buffers, out
+            )
+            if found < 0:
+                return found
+        return 0
 
     @kernel
     def forward(
@@ -238,15 +271,16 @@ def _compiled(sources):
         The matrix is (C, C) and holds dL/dp by true class and class.
         """
         sources  # noqa: B018
-        step = tile_width(x.shape[1], stop - start)
+        bad, step = 0, tile_width(x.shape[1], stop - start)
         buffers = scratch(x.shape[1], step, x.dtype)
         for lo in range(start, stop, step):
             if stop - lo < step:
                 buffers = scratch(x.shape[1], stop - lo, x.dtype)
-            read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers)
+            bad += read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers)
             _backward_weighted(activation, overlap, surprisals, gamma, matrix, slopes[:, b], buffers)
             for c in range(x.shape[1]):
                 keep(buffers.rows[H, c], out[b, c, lo : lo + buffers.y.size])
+        return bad
 
     return forward_common, backward_common, forward, backward
 
