@@ -493,9 +493,7 @@ def _voxel_sums_backward(
 
     def backward(chunk: int) -> int:
         bounds = _chunk_bounds(chunk, voxels)
-        wrong: int = kernels.backward(
-            *kernels.before, by_item[bounds[0]], *kernels.after, slopes_by_row, *bounds, out
-        )
+        wrong: int = kernels.backward(*kernels.before, by_item[bounds[0]], *kernels.after, slopes_by_row, *bounds, out)
         return wrong
 
     kernels.run(backward)

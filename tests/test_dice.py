@@ -8,10 +8,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from support import BACKENDS, labels, logits, value_and_gradient
+from support import BACKENDS, assert_all_close, labels, logits, value_and_gradient
 
 from twinloss import reference
-from twinloss.fast import DiceLoss, MaskedDiceLoss, backend
+from twinloss.fast import DiceFocalLoss, DiceLoss, MaskedDiceLoss, backend
 
 LOSSES = pytest.mark.parametrize("loss_class", [DiceLoss, MaskedDiceLoss])
 
@@ -315,6 +315,29 @@ def test_masked_voxels_may_hold_nan_and_the_rest_counts_as_if_cropped(form, opti
     torch.testing.assert_close(value, cropped)
     torch.testing.assert_close(gradient[..., keep], cropped_gradient)
     assert (gradient[..., ~keep] == 0).all()
+
+
+@pytest.mark.parametrize("classes", [2, 4, 6])
+@pytest.mark.parametrize("loss", [DiceLoss, DiceFocalLoss])
+def test_ignored_voxels_have_no_gradient_where_an_empty_denominator_makes_slopes_infinite(classes, loss):
+    x, y = logits(1, classes, 9), torch.zeros(1, 1, 9, dtype=torch.int64)
+    x[:, -1] = -float("inf")  # absent from prediction and target
+    y[..., 3:5], x[..., 3:5] = 255, float("nan")
+    options = {"to_onehot_y": True, "softmax": True, "smooth_nr": 0, "smooth_dr": 0, "ignore_index": 255}
+    gradient = value_and_gradient(loss(**options), x, y, form="kernel")[1]
+    assert (gradient[..., 3:5] == 0).all()
+    assert gradient[..., :3].isnan().any()
+
+
+@pytest.mark.parametrize("classes", [4, 6])
+def test_one_soft_value_at_the_end_of_a_mask_of_zeros_and_ones_weighs_its_voxel(classes):
+    shape = (41, 41, 41)  # more than a chunk
+    x, y = logits(1, classes, *shape, dtype=torch.float64), labels(1, 1, *shape, classes=classes)
+    mask = (logits(1, 1, *shape) > 0).double()
+    mask[..., -1] = 0.25
+    loss = MaskedDiceLoss(to_onehot_y=True, softmax=True)
+    expected = value_and_gradient(loss, x, y, mask, form="plain")
+    assert_all_close(value_and_gradient(loss, x, y, mask, form="kernel"), expected, 1e-12, 1e-20)
 
 
 def test_activation_comes_before_the_mask():

@@ -175,6 +175,23 @@ def _exponentials(logits, top, e, rest, ties):
 
 
 @njit(inline="always")
+def _taken(value, y, i):
+    """What a voxel has, or 0 if it takes no part; with None for labels all do."""
+    if y is None:
+        return value
+    return type(value)(0) if y[i] < 0 else value
+
+
+@stage
+def clear_where_excluded(y, rows):
+    """Put 0 in the place of what a voxel has that takes no part, which may be NaN."""
+    for c in range(rows.shape[0]):
+        row = rows[c]
+        for i in range(y.size):
+            row[i] = _taken(row[i], y, i)
+
+
+@njit(inline="always")
 def _rest_and_tie(e, counts):
     """What an exponential adds to the sum of those that are not 1, and to the count of those that are."""
     zero = type(e)(0)
@@ -182,21 +199,22 @@ def _rest_and_tie(e, counts):
 
 
 @stage
-def _few_exponentials(a, b, c, d, b_counts, c_counts, d_counts, e, f, g, h, top, scale, rest):
+def _few_exponentials(a, b, c, d, b_counts, c_counts, d_counts, y, e, f, g, h, top, scale, rest):
     """The same of at most four classes, in one go; of fewer, the last one is given again and does not count."""
     one = scale.dtype.type(1)
     for i in range(scale.size):
-        ab, cd = a[i] if a[i] > b[i] else b[i], c[i] if c[i] > d[i] else d[i]
+        x = _taken(a[i], y, i), _taken(b[i], y, i), _taken(c[i], y, i), _taken(d[i], y, i)
+        ab, cd = x[0] if x[0] > x[1] else x[1], x[2] if x[2] > x[3] else x[3]
         largest = ab if ab > cd else cd
-        e_i, f_i = exp_nonpositive(a[i] - largest), exp_nonpositive(b[i] - largest)
-        g_i, h_i = exp_nonpositive(c[i] - largest), exp_nonpositive(d[i] - largest)
+        e_i, f_i = exp_nonpositive(x[0] - largest), exp_nonpositive(x[1] - largest)
+        g_i, h_i = exp_nonpositive(x[2] - largest), exp_nonpositive(x[3] - largest)
         e_rest, e_tie = _rest_and_tie(e_i, one)
         f_rest, f_tie = _rest_and_tie(f_i, b_counts)
         g_rest, g_tie = _rest_and_tie(g_i, c_counts)
         h_rest, h_tie = _rest_and_tie(h_i, d_counts)
         others = ((e_rest + f_rest) + (g_rest + h_rest)) + (((e_tie + f_tie) + (g_tie + h_tie)) - one)
         e[i], f[i], g[i], h[i] = e_i, f_i, g_i, h_i
-        top[i], rest[i], scale[i] = largest, others, one / (one + others)
+        top[i], rest[i], scale[i] = largest, _taken(others, y, i), _taken(one / (one + others), y, i)
 
 
 @stage
@@ -222,16 +240,21 @@ def _many_exponentials(x, b, lo, p, top, scale, rest, ties):
 
 
 @stage
-def exponentials(x, b, lo, p, top, scale, rest, ties):
+def exponentials(x, b, lo, p, top, scale, rest, ties, y):
     """Logits of item b from `lo` on -> e in p, so that softmax is e * scale, and 1 - softmax rest * scale where e = 1.
 
     `top` is the largest logit. The classes that have it have e = 1; `rest` sums the e of the others, and 1 for each of
-    the `ties` beyond the first that has it: so 1 - p is no difference that cancels.
+    the `ties` beyond the first that has it: so 1 - p is no difference that cancels. Voxels that the labels y exclude
+    have scale = rest = 0, whatever their logits; with None for y all count, which is part of its type.
     """
     real = p.dtype.type
     last, width = p.shape[0] - 1, scale.size
     if last > 3:
         _many_exponentials(x, b, lo, p, top, scale, rest, ties)
+        if y is not None:
+            clear_where_excluded(y, p)
+            for i in range(width):
+                scale[i], rest[i] = _taken(scale[i], y, i), _taken(rest[i], y, i)
         return
     second, third = min(1, last), min(2, last)
     for k in range(0, width, BLOCK):
@@ -240,14 +263,14 @@ def exponentials(x, b, lo, p, top, scale, rest, ties):
         block, at = slice(k, min(k + BLOCK, width)), slice(lo + k, lo + min(k + BLOCK, width))
         _few_exponentials(
             x[b, 0, at], x[b, second, at], x[b, third, at], x[b, last, at],
-            real(last >= 1), real(last >= 2), real(last >= 3),
+            real(last >= 1), real(last >= 2), real(last >= 3), None if y is None else y[block],
             p[0, block], p[second, block], p[third, block], p[last, block], top[block], scale[block], rest[block],
         )  # fmt: skip
 
 
 @stage
 def _softmax(x, p, q, top, scale, rest, ties):
-    exponentials(x, START, START, p, top, scale, rest, ties)
+    exponentials(x, START, START, p, top, scale, rest, ties, None)
     one = p.dtype.type(1)
     for c in range(p.shape[0]):
         e, complement = p[c], q[c]
@@ -315,38 +338,29 @@ def read_labels(target, item, classes, ignore, b, lo, voxels, y):
     return bad
 
 
-@stage
-def _exclude(mask, lo, y):
-    """Exclude the voxels where the mask is 0; returns whether its values from `lo` on are all 0 or 1."""
+@sums_stage
+def _exclude(mask, y):
+    """Exclude the voxels where the mask is 0; returns how many of its values are neither 0 nor 1."""
     zero, one = mask.dtype.type(0), mask.dtype.type(1)
-    others = 0
-    for k in range(0, y.size, BLOCK):
-        prefetch(mask, lo + y.size + k, BLOCK)
+    others = zero
     for i in range(y.size):
-        value, label = mask[lo + i], y[i]
-        others += not ((value == zero) | (value == one))
+        value, label = mask[i], y[i]
+        others += zero if (value == zero) | (value == one) else one
         y[i] = EXCLUDED if value == zero else label
-    return others == 0
+    return others
 
 
 @stage
 def read_counted(target, item, classes, ignore, mask, b, lo, voxels, y):
     """`read_labels`, EXCLUDED where the mask, if there is one, is 0; -1 if it has a value that is neither 0 nor 1."""
     bad = read_labels(target, item, classes, ignore, b, lo, voxels, y)
-    if mask is not None and not _exclude(mask[min(b, mask.shape[0] - 1)], lo, y):
-        return -1
+    if mask is not None:
+        row = mask[min(b, mask.shape[0] - 1)]
+        for k in range(0, y.size, BLOCK):
+            prefetch(row, lo + y.size + k, BLOCK)
+        if _exclude(row[lo : lo + y.size], y) > 0:
+            return -1
     return bad
-
-
-@stage
-def clear_where_excluded(y, rows):
-    """Put 0 in the place of what a voxel has that takes no part, which may be NaN."""
-    zero = rows.dtype.type(0)
-    for c in range(rows.shape[0]):
-        row = rows[c]
-        for i in range(y.size):
-            value = row[i]
-            row[i] = zero if y[i] < 0 else value
 
 
 @stage

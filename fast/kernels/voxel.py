@@ -82,10 +82,8 @@ def _softmax_against_labels(x, target, item, ignore, mask, b, lo, buffers):
     """
     p, top, scale, rest = buffers.rows[P], buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
     bad = read_counted(target, item, x.shape[1], ignore, mask, b, lo, x.shape[2], buffers.y)
-    exponentials(x, b, lo, p, top, scale, rest, buffers.row[SPARE])
-    if ignore is not None or mask is not None:
-        clear_where_excluded(buffers.y, p)
-        clear_where_excluded(buffers.y, buffers.row[SCALE : REST + 1])
+    excluding = None if ignore is None and mask is None else buffers.y
+    exponentials(x, b, lo, p, top, scale, rest, buffers.row[SPARE], excluding)
     return bad
 
 
@@ -153,7 +151,7 @@ def _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, s
 
 
 @stage
-def _gradient_common(x, overlap, surprisals, gamma, matrix, slopes, b, lo, buffers, out):
+def _gradient_common(x, overlap, surprisals, gamma, matrix, excluding, slopes, b, lo, buffers, out):
     p, y, top, scale, rest = buffers.rows[P], buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
     largest, others, own = buffers.row[W], buffers.row[MEAN], buffers.row[SPARE]
     if matrix is not None:
@@ -166,19 +164,38 @@ def _gradient_common(x, overlap, surprisals, gamma, matrix, slopes, b, lo, buffe
         if gamma != 0:
             own_surprisal(x, b, lo, buffers.rows[P : P + 1], y, top, scale, rest, gamma, own_p, own_q, own)
         own_slope(own_p, own_q, y, gamma, slopes[HITS, b], own)
+        if excluding:
+            clear_where_excluded(y, buffers.row[SPARE : SPARE + 1])
     if overlap is None:
         gradient_own(p, scale, rest, y, own, out, b, lo)
         return
     if surprisals is None:
         own = own[:0]
-    gradient_labels(p, scale, rest, y, slopes[TP_LESS_FN, b], slopes[FP, b], largest, others, own, out, b, lo)
+    hits, misses = slopes[TP_LESS_FN, b], slopes[FP, b]
+    gradient_labels(p, scale, rest, y, hits, misses, largest, others, own, out, b, lo)
+
+
+@stage
+def _are_small(slopes, matrix):
+    """Whether sums of a few slopes are finite."""
+    total = slopes.dtype.type(0)
+    for row in range(slopes.shape[0]):
+        for c in range(slopes.shape[1]):
+            total += abs(slopes[row, c])
+    if matrix is not None:
+        for row in range(matrix.shape[0]):
+            for c in range(matrix.shape[1]):
+                total += abs(matrix[row, c])
+    return np.isfinite(slopes.dtype.type(8) * total)
 
 
 @stage
 def _backward_common(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, slopes, b, lo, buffers, out):
     bad = _softmax_against_labels(x, target, item, ignore, mask, b, lo, buffers)
-    _gradient_common(x, overlap, surprisals, gamma, matrix, slopes, b, lo, buffers, out)
-    if ignore is not None or mask is not None:
+    excluding = ignore is not None or mask is not None
+    _gradient_common(x, overlap, surprisals, gamma, matrix, excluding, slopes, b, lo, buffers, out)
+    # Of scale = rest = 0 comes a gradient of 0, unless slopes are infinite, as those of an empty denominator.
+    if excluding and not _are_small(slopes[:, b], matrix):
         clear_where_excluded(buffers.y, out[b, :, lo : lo + buffers.y.size])
     return bad
 
