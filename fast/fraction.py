@@ -104,11 +104,12 @@ def _value(stack: Tensor, w_overlap: Tensor | None, w_errors: Tensor | None, ter
 
 def _slopes_of_parts(
     upstream: Tensor, overlap: Tensor, errors: Tensor, loss: Tensor, terms: Terms
-) -> tuple[Tensor, Tensor]:
-    """The slopes in overlap and errors."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The slopes in overlap and errors; the denominator, and the slope by it."""
     denominator = overlap + errors + terms.smooth_dr
     by_denominator = upstream / denominator
-    return -by_denominator * loss, by_denominator * ((overlap + terms.smooth_nr) / denominator)
+    in_errors = by_denominator * ((overlap + terms.smooth_nr) / denominator)
+    return -by_denominator * loss, in_errors, denominator, by_denominator
 
 
 @on_arrays
@@ -121,12 +122,12 @@ def _slopes(
     left to the volume.
     """
     overlap, errors = _pooled(*_by_class(stack, terms), w_overlap, w_errors)
-    in_overlap, in_errors = _slopes_of_parts(upstream, overlap, errors, loss, terms)
+    in_overlap, in_errors, denominator, by_denominator = _slopes_of_parts(upstream, overlap, errors, loss, terms)
     by_row = {row: factor * in_errors for row, factor in terms.errors}
     if terms.complementary:
-        ((_, a),), c, denominator = terms.overlap, dict(terms.errors)[FN], overlap + errors + terms.smooth_dr
+        ((_, a),), c = terms.overlap, dict(terms.errors)[FN]
         both = (a * (errors + terms.smooth_dr) + c * overlap + (c - a) * terms.smooth_nr) / denominator
-        by_row[TP], by_row[VOLUME] = -upstream / denominator * both, by_row.pop(FN)
+        by_row[TP], by_row[VOLUME] = -by_denominator * both, by_row.pop(FN)
     else:
         by_row.update((row, factor * in_overlap) for row, factor in terms.overlap)
     slopes = (np if isinstance(stack, np.ndarray) else torch).zeros_like(stack)
@@ -142,6 +143,7 @@ def _slopes_of_weights(
     upstream: Tensor, stack: Tensor, w_overlap: Tensor, w_errors: Tensor | None, loss: Tensor, terms: Terms
 ) -> tuple[Tensor, Tensor | None]:
     overlap, errors = _by_class(stack, terms)
-    in_overlap, in_errors = _slopes_of_parts(upstream, *_pooled(overlap, errors, w_overlap, w_errors), loss, terms)
+    pooled = _pooled(overlap, errors, w_overlap, w_errors)
+    in_overlap, in_errors, *_ = _slopes_of_parts(upstream, *pooled, loss, terms)
     in_overlap, in_errors = in_overlap * overlap, in_errors * errors
     return (in_overlap + in_errors, None) if w_errors is None else (in_overlap, in_errors)

@@ -186,8 +186,8 @@ def _broken(arrays: Mapping[str, Array]) -> Iterator[str]:
         if bad.any():
             at = tuple(int(i) for i in np.argwhere(bad)[0])
             yield (
-                f"{name} holds {int(bad.sum())} numbers that are NaN or infinite, the first at {at}: what comes before "
-                "the loss made them."
+                f"In {name}, {int(bad.sum())} of {bad.size} numbers are NaN or infinite, the first at {at}: what comes "
+                "before the loss made them."
             )
 
 

@@ -11,7 +11,7 @@ from twinloss.harness.twin import Twin
 
 
 def warm_up(twins: Sequence[Twin], dtypes: Sequence[str], tick: Callable[[str, int], None]) -> None:
-    """Call each loss once, forward and backward; also with soft targets where it takes them, else with weights."""
+    """Call each loss, forward and backward; also with soft targets and with voxels to ignore, where it takes them."""
     for twin in twins:
         for dtype in dtypes:
             tick(f"{twin.name} {dtype}", 0)
@@ -21,7 +21,7 @@ def warm_up(twins: Sequence[Twin], dtypes: Sequence[str], tick: Callable[[str, i
                 if line.options.get("to_onehot_y"):
                     soft = [torch.zeros_like(x).scatter(1, rest[0], 1), *rest[1:]]
                     _call(twin.fast(**{**line.options, "to_onehot_y": False}), x, *soft)
-                elif "ignore_index" in twin.options:
+                if "ignore_index" in twin.options:
                     _call(twin.fast(**line.options, ignore_index=-1), x, *rest)
             tick(f"{twin.name} {dtype}", 1)
 
