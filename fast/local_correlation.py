@@ -90,7 +90,8 @@ class _Windows:
         self.kernels = correlation
         window, none = np.array(_window(size, kind)), np.ones(1)
         self.z, self.y, self.x = [none] * (3 - rank) + [window] * rank
-        self.ones = True if kind == "rectangular" else None  # part of its type: only what is needed is compiled
+        # Whether all weights are 1, and whether they are not: of what is None no code is compiled.
+        self.kind = (True, None) if kind == "rectangular" else (None, True)
         self.in_plane = self.y.sum() * self.x.sum()
         self.depth = shape[1]
         self.slab = planes_at_once(self.depth, self.z.size // 2)
@@ -130,12 +131,12 @@ def _local_correlation(
 
     def within_planes(k: int, start: int, stop: int) -> None:
         windows.kernels.planes(
-            first[k], second[k], start, stop, *windows.tile, windows.y, windows.x, windows.ones, means[k], fields[k]
+            first[k], second[k], start, stop, *windows.tile, windows.y, windows.x, *windows.kind, means[k], fields[k]
         )
 
     def across_planes(k: int, start: int, stop: int) -> None:
         sums[k, start] = windows.kernels.depth(
-            columns[0][k], columns[1][k], start, stop, windows.slab, windows.z, windows.ones, windows.in_plane, nu,
+            columns[0][k], columns[1][k], start, stop, windows.slab, windows.z, *windows.kind, windows.in_plane, nu,
             delta, clamped, scores[k], columns[2][k], columns[3][k], columns[4][k], gradients,
         )  # fmt: skip
 
@@ -168,13 +169,13 @@ def _local_correlation_backward(
     def within_planes(k: int, start: int, stop: int) -> None:
         windows.kernels.planes_backward(
             first[k], second[k], of_all[k, 0], of_one[k, 0], of_one[k, 1], ups[k], start, stop, *windows.tile,
-            windows.y, windows.x, windows.ones, out[k], fields[k],
+            windows.y, windows.x, *windows.kind, out[k], fields[k],
         )  # fmt: skip
 
     def across_planes(k: int, start: int, stop: int) -> None:
         flat = (array.reshape(windows.depth, -1) for array in (first[k], second[k]))
         windows.kernels.depth_backward(
-            *flat, start, stop, windows.slab, windows.z, windows.ones, fields[k].reshape(2, windows.depth, -1),
+            *flat, start, stop, windows.slab, windows.z, *windows.kind, fields[k].reshape(2, windows.depth, -1),
             out[k].reshape(windows.depth, -1),
         )  # fmt: skip
 

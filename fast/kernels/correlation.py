@@ -122,17 +122,17 @@ def _slope(a, b, of, t, p, out):
 
 
 @stage
-def _moments_in_tile(p, t, z, y, x, rows, columns, window_y, window_x, ones, rooms, means, fields):
+def _moments_in_tile(p, t, z, y, x, rows, columns, window_y, window_x, ones, weighted, rooms, means, fields):
     radius_y, radius_x = window_y.size // 2, window_x.size // 2
     pitch = columns + 2 * radius_x
     size = (rows + 2 * radius_y) * pitch
     clear(rooms[0, 2:], START, size)
     load_tile(t[z], y, x, rows, columns, radius_y, radius_x, rooms[0, 0])
     load_tile(p[z], y, x, rows, columns, radius_y, radius_x, rooms[0, 1])
-    at = moments_along(rooms, START, size, NEXT, window_x, ones, 1.0)
+    at = moments_along(rooms, START, size, NEXT, window_x, ones, weighted, 1.0)
     # The last numbers of the last row begin no window that fits.
     size -= window_x.size - 1
-    at = moments_along(rooms, at, size, pitch, window_y, ones, total_weight(window_x))
+    at = moments_along(rooms, at, size, pitch, window_y, ones, weighted, total_weight(window_x))
     there = slice(x, x + columns)
     for k in range(rows):
         here, row = slice(k * pitch, k * pitch + columns), y + k
@@ -144,8 +144,8 @@ def _moments_in_tile(p, t, z, y, x, rows, columns, window_y, window_x, ones, roo
 
 @stage
 def _score_slab(
-    p, t, z_start, planes, here, n, window_z, ones, count, nu, delta, clamped, rooms, carried, row, score, means,
-    fields, more, gradients,
+    p, t, z_start, planes, here, n, window_z, ones, weighted, count, nu, delta, clamped, rooms, carried, row, score,
+    means, fields, more, gradients,
 ):  # fmt: skip
     radius = window_z.size // 2
     top = min(z_start + planes + radius, p.shape[0])
@@ -155,7 +155,7 @@ def _score_slab(
         _load(means, z, here.start, n, rooms[0], 0, line)
         _load(fields, z, here.start, n, rooms[0], 2, line)
     end_slab(rooms[0], carried, (top - z_start + radius) * n, (planes + radius) * n, radius * n)
-    at = moments_along(rooms, START, (planes + 2 * radius) * n, n, window_z, ones, count)
+    at = moments_along(rooms, START, (planes + 2 * radius) * n, n, window_z, ones, weighted, count)
     moments, made, scores = rooms[at], rooms[(at + 1) % 3], row[:n]
     total, lost = 0.0, 0.0
     for z in range(z_start, z_start + planes):
@@ -199,14 +199,16 @@ def _load_slopes(p, t, a, b, of, upstream, z, y, x, rows, columns, radius_y, rad
 
 
 @stage
-def _sums_in_tile(p, t, a, b, of, upstream, z, y, x, rows, columns, window_y, window_x, ones, rooms, of_a, fields):
+def _sums_in_tile(
+    p, t, a, b, of, upstream, z, y, x, rows, columns, window_y, window_x, ones, weighted, rooms, of_a, fields
+):
     radius_y, radius_x = window_y.size // 2, window_x.size // 2
     pitch = columns + 2 * radius_x
     size = (rows + 2 * radius_y) * pitch
     _load_slopes(p, t, a, b, of, upstream, z, y, x, rows, columns, radius_y, radius_x, rooms[0])
-    at = sums_along(rooms, START, size, NEXT, window_x, ones)
+    at = sums_along(rooms, START, size, NEXT, window_x, ones, weighted)
     size -= window_x.size - 1
-    at = sums_along(rooms, at, size, pitch, window_y, ones)
+    at = sums_along(rooms, at, size, pitch, window_y, ones, weighted)
     there = slice(x, x + columns)
     for k in range(rows):
         here, row = slice(k * pitch, k * pitch + columns), y + k
@@ -217,7 +219,7 @@ def _sums_in_tile(p, t, a, b, of, upstream, z, y, x, rows, columns, window_y, wi
 
 
 @stage
-def _slopes_of_slab(p, t, z_start, planes, here, n, window_z, ones, rooms, carried, fields, out):
+def _slopes_of_slab(p, t, z_start, planes, here, n, window_z, ones, weighted, rooms, carried, fields, out):
     radius = window_z.size // 2
     top = min(z_start + planes + radius, p.shape[0])
     begin_slab(rooms[0], carried, z_start, radius * n)
@@ -228,7 +230,7 @@ def _slopes_of_slab(p, t, z_start, planes, here, n, window_z, ones, rooms, carri
         keep(fields[1, z, here], rooms[0, 2, line])
         _moment(rooms[0, 0, line], rooms[0, 1, line], t[z, here], p[z, here], rooms[0, 2, line])
     end_slab(rooms[0], carried, (top - z_start + radius) * n, (planes + radius) * n, radius * n)
-    at = sums_along(rooms, START, (planes + 2 * radius) * n, n, window_z, ones)
+    at = sums_along(rooms, START, (planes + 2 * radius) * n, n, window_z, ones, weighted)
     for z in range(z_start, z_start + planes):
         line = slice((z - z_start) * n, (z - z_start + 1) * n)
         _slope(rooms[at, 0, line], rooms[at, 1, line], rooms[at, 2, line], t[z, here], p[z, here], out[z, here])
@@ -238,7 +240,7 @@ def _compiled(sources):
     """The four kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
 
     @kernel
-    def planes(p, t, start, stop, rows, columns, window_y, window_x, ones, means, fields):
+    def planes(p, t, start, stop, rows, columns, window_y, window_x, ones, weighted, means, fields):
         """Moments within their plane of the windows around the voxels of tiles start:stop.
 
         Tiles are of rows by columns voxels, those of a plane after those of the one before.
@@ -249,11 +251,27 @@ def _compiled(sources):
         rooms = np.empty((3, MOMENTS, room))
         for tile in range(start, stop):
             z, y, x, n, m = place_of_tile(tile, height, width, rows, columns)
-            _moments_in_tile(p, t, z, y, x, n, m, window_y, window_x, ones, rooms, means, fields)
+            _moments_in_tile(p, t, z, y, x, n, m, window_y, window_x, ones, weighted, rooms, means, fields)
 
     @kernel
     def depth(
-        p, t, start, stop, slab, window_z, ones, count, nu, delta, clamped, score, means, fields, more, gradients
+        p,
+        t,
+        start,
+        stop,
+        slab,
+        window_z,
+        ones,
+        weighted,
+        count,
+        nu,
+        delta,
+        clamped,
+        score,
+        means,
+        fields,
+        more,
+        gradients,
     ):
         """The sum of the correlations of the columns of voxels start:stop of the planes; or each into `score`.
 
@@ -271,13 +289,15 @@ def _compiled(sources):
             here = slice(k, k + n)
             for z in range(0, p.shape[0], slab):
                 total += _score_slab(
-                    p, t, z, min(slab, p.shape[0] - z), here, n, window_z, ones, count, nu, delta, clamped, rooms,
-                    carried, row, score, means, fields, more, gradients,
+                    p, t, z, min(slab, p.shape[0] - z), here, n, window_z, ones, weighted, count, nu, delta, clamped,
+                    rooms, carried, row, score, means, fields, more, gradients,
                 )  # fmt: skip
         return total
 
     @kernel
-    def planes_backward(p, t, a, b, of, upstream, start, stop, rows, columns, window_y, window_x, ones, of_a, fields):
+    def planes_backward(
+        p, t, a, b, of, upstream, start, stop, rows, columns, window_y, window_x, ones, weighted, of_a, fields
+    ):
         """Sums within their plane of A, B and the rest that `depth` kept for p, times `upstream`, into three fields.
 
         That of A goes where the gradient will be. `upstream` is (D, H, W) or (1, 1, 1); tiles are those of `planes`.
@@ -288,10 +308,12 @@ def _compiled(sources):
         rooms = np.empty((3, 3, room))
         for tile in range(start, stop):
             z, y, x, n, m = place_of_tile(tile, height, width, rows, columns)
-            _sums_in_tile(p, t, a, b, of, upstream, z, y, x, n, m, window_y, window_x, ones, rooms, of_a, fields)
+            _sums_in_tile(
+                p, t, a, b, of, upstream, z, y, x, n, m, window_y, window_x, ones, weighted, rooms, of_a, fields
+            )
 
     @kernel
-    def depth_backward(p, t, start, stop, slab, window_z, ones, fields, out):
+    def depth_backward(p, t, start, stop, slab, window_z, ones, weighted, fields, out):
         """Write the gradient in p of the columns of voxels start:stop of the planes, all (D, H * W), over A's sums."""
         sources  # noqa: B018
         radius = window_z.size // 2
@@ -302,7 +324,7 @@ def _compiled(sources):
             here = slice(k, k + n)
             for z in range(0, p.shape[0], slab):
                 planes = min(slab, p.shape[0] - z)
-                _slopes_of_slab(p, t, z, planes, here, n, window_z, ones, rooms, carried, fields, out)
+                _slopes_of_slab(p, t, z, planes, here, n, window_z, ones, weighted, rooms, carried, fields, out)
 
     return planes, depth, planes_backward, depth_backward
 

@@ -15,9 +15,9 @@ def _smooth_tile(plane, y, x, rows, columns, window_y, window_x, rooms, out):
     pitch = columns + 2 * radius_x
     size = (rows + 2 * radius_y) * pitch
     load_tile(plane, y, x, rows, columns, radius_y, radius_x, rooms[0, 0])
-    at = sums_along(rooms, START, size, NEXT, window_x, None)
+    at = sums_along(rooms, START, size, NEXT, window_x, None, True)
     # The last numbers of the last row begin no window that fits.
-    at = sums_along(rooms, at, size - (window_x.size - 1), pitch, window_y, None)
+    at = sums_along(rooms, at, size - (window_x.size - 1), pitch, window_y, None, True)
     for k in range(rows):
         keep(rooms[at, 0, k * pitch : k * pitch + columns], out[y + k, x : x + columns])
 
@@ -27,11 +27,18 @@ def _smooth_columns(image, start, n, window_z, rooms, out):
     planes, radius = image.shape[0], window_z.size // 2
     size = (planes + 2 * radius) * n
     clear(rooms[0], START, size)
+    # By places, as a slice of an array takes a tenth of a second to compile; without a sign, as of such Numba asks not
+    # whether they are negative.
+    first, count = np.uintp(start), np.uintp(n)
     for z in range(planes):
-        keep(image[z, start : start + n], rooms[0, 0, (z + radius) * n : (z + radius + 1) * n])
-    at = sums_along(rooms, START, size, n, window_z, None)
+        at = np.uintp((z + radius) * n)
+        for i in range(count):
+            rooms[0, 0, at + i] = image[z, first + i]
+    room = sums_along(rooms, START, size, n, window_z, None, True)
     for z in range(planes):
-        keep(rooms[at, 0, z * n : (z + 1) * n], out[z, start : start + n])
+        at = np.uintp(z * n)
+        for i in range(count):
+            out[z, first + i] = rooms[room, 0, at + i]
 
 
 def _compiled(sources):

@@ -144,10 +144,11 @@ def _add_shifted(source, shift, n, out):
 
 
 @stage
-def sums_along(rooms, at, size, stride, window, ones):
+def sums_along(rooms, at, size, stride, window, ones, weighted):
     """Sums over windows along an axis, in one of the three `rooms` (rooms, fields, numbers): returns which.
 
-    The numbers are in room `at`; `window` has the weights; `ones` is None, as part of its type, unless all are 1.
+    The numbers are in room `at`; `window` has the weights. Where these are not all 1 `ones` is None, and where they are
+    `weighted` is: of what is None, and of that alone, Numba knows not to compile what it is for.
     """
     length = window.size
     if length == 1 and window[0] == 1:
@@ -159,24 +160,24 @@ def sums_along(rooms, at, size, stride, window, ones):
         if length == 1:
             return at
     result, spare = (at + 1) % 3, (at + 2) % 3
-    if ones is None:
+    if weighted is not None:
         n = size - (length - 1) * stride
         for f in range(rooms.shape[1]):
             _scaled(rooms[at, f, :n], window[0], rooms[result, f, :n])
             for j in range(1, length):
                 _accumulate_scaled(rooms[at, f, j * stride : j * stride + n], window[j], rooms[result, f, :n])
-        return result
-    for f in range(rooms.shape[1]):
-        _copy(rooms[at, f, :size], rooms[result, f, :size])
-    have, half = 1, 1
-    while 2 * half <= length:
-        _add_shifted(rooms[at], half * stride, size - (2 * half - 1) * stride, rooms[spare])
-        at, spare, half = spare, at, 2 * half
-        if length & half:
-            n = size - (have + half - 1) * stride
-            for f in range(rooms.shape[1]):
-                _accumulate(rooms[at, f, have * stride : have * stride + n], rooms[result, f, :n])
-            have += half
+    if ones is not None:
+        for f in range(rooms.shape[1]):
+            _copy(rooms[at, f, :size], rooms[result, f, :size])
+        have, half = 1, 1
+        while 2 * half <= length:
+            _add_shifted(rooms[at], half * stride, size - (2 * half - 1) * stride, rooms[spare])
+            at, spare, half = spare, at, 2 * half
+            if length & half:
+                n = size - (have + half - 1) * stride
+                for f in range(rooms.shape[1]):
+                    _accumulate(rooms[at, f, have * stride : have * stride + n], rooms[result, f, :n])
+                have += half
     return result
 
 
@@ -220,7 +221,7 @@ def _weighted_moments(source, n, stride, window, count, result):
 
 
 @stage
-def moments_along(rooms, at, size, stride, window, ones, count):
+def moments_along(rooms, at, size, stride, window, ones, weighted, count):
     """The same of moments; `count` is the total weight of what each number stands for already."""
     length = window.size
     while length % 3 == 0 and (ones is not None or length == 3):
@@ -230,20 +231,20 @@ def moments_along(rooms, at, size, stride, window, ones, count):
     if length == 1:
         return at
     result, spare = (at + 1) % 3, (at + 2) % 3
-    if ones is None:
+    if weighted is not None:
         _weighted_moments(rooms[at], size - (length - 1) * stride, stride, window, count, rooms[result])
-        return result
-    for f in range(MOMENTS):
-        _copy(rooms[at, f, :size], rooms[result, f, :size])
-    have, half = 1, 1
-    while 2 * half <= length:
-        _merge_shifted(rooms[at], half * stride, size - (2 * half - 1) * stride, count * half / 2, rooms[spare])
-        at, spare, half = spare, at, 2 * half
-        if length & half:
-            total = float(have + half)
-            n = size - (have + half - 1) * stride
-            _absorb_shifted(rooms[result], rooms[at], have * stride, n, half / total, count * have * half / total)
-            have += half
+    if ones is not None:
+        for f in range(MOMENTS):
+            _copy(rooms[at, f, :size], rooms[result, f, :size])
+        have, half = 1, 1
+        while 2 * half <= length:
+            _merge_shifted(rooms[at], half * stride, size - (2 * half - 1) * stride, count * half / 2, rooms[spare])
+            at, spare, half = spare, at, 2 * half
+            if length & half:
+                total = float(have + half)
+                n = size - (have + half - 1) * stride
+                _absorb_shifted(rooms[result], rooms[at], have * stride, n, half / total, count * have * half / total)
+                have += half
     return result
 
 
