@@ -15,7 +15,7 @@ from twinloss.fast import backend
 from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of
 from twinloss.fast.operators import operator
 from twinloss.fast.segmentation import checked_number, checked_reduction
-from twinloss.fast.threads import for_each_bundle, for_each_tile
+from twinloss.fast.threads import for_each_tile
 
 
 class MultiScaleLoss(_Loss):
@@ -141,27 +141,29 @@ def _plain(images: Tensor, taps: list[float], rank: int) -> Tensor:
 @operator("smooth")
 def _smooth(images: Tensor, taps: Sequence[float], rank: int) -> Tensor:
     """Images (N, D, H, W) smoothed along their last `rank` axes."""
-    from twinloss.fast.kernels import smoothing
-    from twinloss.fast.kernels.window import tile_of_plane
-
     window, none = np.array(taps), np.ones(1)
     window_z, window_y, window_x = [none] * (3 - rank) + [window] * rank
     made = torch.empty(images.shape, dtype=images.dtype)
     source, out = images.contiguous().numpy(), made.numpy()
-    between = out if rank < 3 else torch.empty(images.shape, dtype=images.dtype).numpy()
+    between = np.empty_like(out) if rank == 3 else out
+    _smooth_planes(source, window_y, window_x, between)
+    if rank == 3:  # columns across planes are those of one plane (D, H * W)
+        planes = (len(images), 1, images.shape[1], -1)
+        _smooth_planes(between.reshape(planes), window_z, none, out.reshape(planes))
+    return made
+
+
+def _smooth_planes(images: Any, window_y: Any, window_x: Any, out: Any) -> None:
+    """Images (N, D, H, W) smoothed along their last two axes, into `out`."""
+    from twinloss.fast.kernels import smoothing
+    from twinloss.fast.kernels.window import tile_of_plane
+
     tile = tile_of_plane(*images.shape[2:], window_x.size // 2)
 
-    def within_planes(k: int, start: int, stop: int) -> None:
-        smoothing.planes(source[k], start, stop, *tile, window_y, window_x, between[k])
+    def work(k: int, start: int, stop: int) -> None:
+        smoothing.planes(images[k], start, stop, *tile, window_y, window_x, out[k])
 
-    def across_planes(k: int, start: int, stop: int) -> None:
-        across, made_of_it = (array[k].reshape(images.shape[1], -1) for array in (between, out))
-        smoothing.depth(across, start, stop, window_z, made_of_it)
-
-    for_each_tile(within_planes, images.shape, *tile)
-    if rank == 3:
-        for_each_bundle(across_planes, images.shape)
-    return made
+    for_each_tile(work, images.shape, *tile)
 
 
 @_smooth.fake

@@ -1,4 +1,4 @@
-"""Images smoothed by a kernel along each axis; in float64, but for what is kept between the axes."""
+"""Images smoothed by a kernel along the axes of their planes; in float64, but for what is kept between the axes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from twinloss.fast.kernels import SOURCES, kernel
 from twinloss.fast.kernels.tile import NEXT, START, stage
-from twinloss.fast.kernels.window import clear, columns_at_once, keep, load_tile, place_of_tile, sums_along
+from twinloss.fast.kernels.window import keep, load_tile, place_of_tile, sums_along
 
 
 @stage
@@ -22,27 +22,8 @@ def _smooth_tile(plane, y, x, rows, columns, window_y, window_x, rooms, out):
         keep(rooms[at, 0, k * pitch : k * pitch + columns], out[y + k, x : x + columns])
 
 
-@stage
-def _smooth_columns(image, start, n, window_z, rooms, out):
-    planes, radius = image.shape[0], window_z.size // 2
-    size = (planes + 2 * radius) * n
-    clear(rooms[0], START, size)
-    # By places, as a slice of an array takes a tenth of a second to compile; without a sign, as of such Numba asks not
-    # whether they are negative.
-    first, count = np.uintp(start), np.uintp(n)
-    for z in range(planes):
-        at = np.uintp((z + radius) * n)
-        for i in range(count):
-            rooms[0, 0, at + i] = image[z, first + i]
-    room = sums_along(rooms, START, size, n, window_z, None, True)
-    for z in range(planes):
-        at = np.uintp(z * n)
-        for i in range(count):
-            out[z, first + i] = rooms[room, 0, at + i]
-
-
 def _compiled(sources):
-    """The two kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
+    """The kernel, cached on disk under the hash of all sources (see `SOURCES`)."""
 
     @kernel
     def planes(image, start, stop, rows, columns, window_y, window_x, out):
@@ -55,17 +36,7 @@ def _compiled(sources):
             z, y, x, n, m = place_of_tile(tile, height, width, rows, columns)
             _smooth_tile(image[z], y, x, n, m, window_y, window_x, rooms, out[z])
 
-    @kernel
-    def depth(image, start, stop, window_z, out):
-        """Smooth an image (D, H * W) across its planes, the columns of voxels start:stop."""
-        sources  # noqa: B018
-        planes = image.shape[0] + 2 * (window_z.size // 2)
-        step = columns_at_once(stop - start, image.shape[0], window_z.size // 2)
-        rooms = np.empty((3, 1, planes * step))
-        for k in range(start, stop, step):
-            _smooth_columns(image, k, min(step, stop - k), window_z, rooms, out)
-
-    return planes, depth
+    return planes
 
 
-planes, depth = _compiled(SOURCES)
+planes = _compiled(SOURCES)
