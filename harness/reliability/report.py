@@ -17,7 +17,8 @@ MEANING = {
     "NaN and infinity": "What is not finite reaches the output unless it is masked or ignored; a label that names no "
     "class is an error, found at no cost.",
     "Real training": "The loss goes down, the score gets better, and MONAI's curve is as near as MONAI's own is to "
-    "itself from a start that is rounded otherwise, wherever MONAI computes the same.",
+    "itself from a start that is rounded otherwise, wherever MONAI computes the same.\n\n"
+    "![Loss by step of each training](training.png)",
     "Fuzz": "Options and tensors that make no sense end in an error that says so, or in the reference's answer.",
     "Distributed": "Ranks that hold parts of the data get the value and, under DDP, the gradient of one process.",
     "Scale": "Large volumes take a time and a memory that grow as they do; indices do not end at 2³¹.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, zip_longest
 from pathlib import Path
 
 import torch
@@ -258,7 +258,10 @@ def plot(curves: Sequence[Curve], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 8), layout="constrained")
-    for axes, curve in zip(figure.subplots(4, 4).flat, curves, strict=False):
+    for axes, curve in zip_longest(figure.subplots(4, 4).flat, curves):
+        if curve is None:
+            axes.remove()
+            continue
         axes.plot(curve.losses, label="twinloss")
         if curve.peer:
             axes.plot(curve.peer, "--", label="MONAI")
