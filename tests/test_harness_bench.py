@@ -85,6 +85,8 @@ def test_summary_lists_every_case_that_is_slower_and_every_one_that_takes_too_mu
         "  * dice, 2×4×96³, 2 threads: 1.3 gradients, 1.2 allowed",
     ]
     assert said[6:8] == ["* Not timed: 1.", "  * focal, 2×4×64³, 2 threads: RuntimeError: no"]
+    cases = len(sweep(TWINS, 2))
+    assert said[8] == f"* Not reached yet, of the {cases} cases of the sweep: {cases - 4}."
 
 
 def test_a_slower_case_that_takes_as_long_for_a_voxel_as_the_base_case_is_not_put_down_to_calls():

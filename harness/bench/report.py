@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from twinloss.harness.bench import plots
+from twinloss.harness.bench.cases import sweep
 from twinloss.harness.bench.competitors import FAST
 from twinloss.harness.bench.records import Outcome, Records, by_loss, geometric_mean, rates_of
 from twinloss.harness.bench.roofline import Floor, floor
@@ -93,9 +94,19 @@ def summary(records: Records) -> list[str]:
         ),
         *_listed("Beyond the memory that is allowed", heavy, _allowed),
         *(_listed("Not timed", failed, lambda each: each.left_out.get(FAST, "")) if failed else []),
+        *_unreached(records),
         *_limits(base),
         "* Why figures that are wanted are missed: [performance-log.md](performance-log.md#what-is-missed-and-why).",
     ]
+
+
+def _unreached(records: Records) -> list[str]:
+    """What of a sweep that was begun is still to come."""
+    if records.outcomes == records.base:
+        return []
+    cases = sweep(TWINS, records.base[0].case.threads)
+    left = [case for case in cases if not records.has(case)]
+    return [f"* Not reached yet, of the {len(cases)} cases of the sweep: {len(left) or 'none'}."]
 
 
 def _losses(count: int) -> str:
