@@ -61,18 +61,15 @@ def first_calls(quick: bool) -> Iterator[Row]:
             continue
         code = FIRST_CALL.format(name=each.name)
         # The least of some, as what else a machine does can only add; compiling takes long, so of two.
-        first = []
-        for last in (True,) if quick else (False, True):
-            with tempfile.TemporaryDirectory() as cache:
-                first.append(run(code, NUMBA_CACHE_DIR=cache))
-                if last:
-                    later = [run(code, NUMBA_CACHE_DIR=cache) for _ in range(3)]
+        with tempfile.TemporaryDirectory() as once, tempfile.TemporaryDirectory() as cache:
+            first = [run(code, NUMBA_CACHE_DIR=folder) for folder in (once, cache)]
+            later = [run(code, NUMBA_CACHE_DIR=cache) for _ in range(3)]
         forward, both, value = min(first)
         warm = min(seconds for seconds, _, _ in later)
         yield Row(
             "first call with an empty cache, the least of two, and from the cache, the least of three",
             f"{forward:.1f} s, with backward {both:.1f} s; from the cache {warm:.2f} s",
-            forward < 10 and warm < 0.5 and all(again == value for _, _, again in later),
+            forward < 10 and warm < 0.5 and all(again == value for _, _, again in (*first, *later)),
             each.name,
         )
 
