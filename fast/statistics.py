@@ -372,7 +372,7 @@ def _voxel_kernels() -> Any:
 
 
 class _Kernels:
-    """How the kernels are called: for the common case, or for any."""
+    """Which kernels are called, and how: those for a common case, or those for any."""
 
     def __init__(self, x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, plan: _Plan) -> None:
         voxel = _voxel_kernels()
@@ -392,23 +392,28 @@ class _Kernels:
         self.ignore = None if plan.ignore_index is None else float(plan.ignore_index)
         self.mask = None if mask is None else mask[:, 0].to(x.dtype).contiguous().numpy()
         self.dense, self.activation = not plan.labels, _ACTIVATIONS.index(plan.activation)
+        self.after: tuple[Any, ...] = (self.ignore, self.mask)
         alone = matrix is None or (plan.overlap, plan.surprisal) == ("none", "none")
-        plain = plan.overlap != "squared" and plan.surprisal != "all" and alone
-        if plan.activation == "softmax" and plan.labels and plain:
-            self.forward, self.backward = voxel.forward_common, voxel.backward_common
-            self.after: tuple[Any, ...] = (self.ignore, self.mask)
+        common = plan.overlap != "squared" and plan.surprisal != "all" and alone
+        # Of a dense target of several channels, one says which voxels all of them are to ignore.
+        by_channel = plan.labels or plan.ignore_index is None or x.shape[1] == 1
+        if common and plan.activation == "softmax" and plan.labels:
+            self.forward, self.backward = voxel.forward_labels, voxel.backward_labels
+        elif common and plan.activation == "sigmoid" and by_channel:
+            self.forward, self.backward = voxel.forward_channels, voxel.backward_channels
+            self.after = (self.dense, *self.after)
         else:
             self.weigh()
 
     def weigh(self) -> None:
-        """Take the kernels for any case: only these know of a mask that weighs voxels."""
+        """Take the kernels for any case: only these know of soft targets, and of a mask that weighs voxels."""
         voxel = _voxel_kernels()
         self.forward, self.backward = voxel.forward, voxel.backward
         mask = np.empty((0, 0), self.x.dtype) if self.mask is None else self.mask
         self.after = (self.dense, mask, self.activation, math.nan if self.ignore is None else self.ignore)
 
     def run(self, call: Callable[[int], int]) -> list[int]:
-        """What a call with the number of each chunk returns; of all again if it is -1, when the mask weighs voxels."""
+        """What a call with the number of each chunk returns; of all again if it is -1, as mask or target is soft."""
         items, _, voxels = self.x.shape
         found = [0] * (items * -(-voxels // _CHUNK))
 

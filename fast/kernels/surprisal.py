@@ -43,7 +43,7 @@ def focus(q, gamma, values):
 
 
 @stage
-def _slope(p, q, gamma, values):
+def slope_of_surprisal(p, q, gamma, values):
     """Values = -log p -> p d/dp of (1 - p)^gamma (-log p) = -q^gamma (1 + gamma p (-log p) / q).
 
     (-log p) / q tends to 1 as q does to 0, so that also for gamma < 1 nothing is infinite at p = 1.
@@ -143,7 +143,7 @@ def own_slope(p, q, y, gamma, slopes, values):
         for i in range(y.size):
             values[i] = -1
     else:
-        _slope(p, q, gamma, values)
+        slope_of_surprisal(p, q, gamma, values)
     _choose_slope(slopes, y, p)
     for i in range(y.size):
         values[i] *= p[i]
@@ -251,13 +251,13 @@ def add_gradient_soft(activation, buffers, gamma, hits, misses):
     for c in range(p.shape[0]):
         hit, miss = hits[c], misses[c]
         _surprisals(activation, p[c], x[c], buffers.row[TOP], buffers.row[REST], positive, negative)
-        _slope(p[c], q[c], gamma, positive)
+        slope_of_surprisal(p[c], q[c], gamma, positive)
         if activation == SOFTMAX:
             for i in range(width):  # u = p dL/dp, in place of the logits
                 slope = w[i] * (g[c, i] * hit * positive[i] - miss)
                 x[c, i] = zero if w[i] == zero else slope
         else:
-            _slope(q[c], p[c], gamma, negative)
+            slope_of_surprisal(q[c], p[c], gamma, negative)
             for i in range(width):
                 up, down = g[c, i] * hit * positive[i] * q[c, i], (one - g[c, i]) * miss * negative[i] * p[c, i]
                 h[c, i] += zero if w[i] == zero else w[i] * (up - down)

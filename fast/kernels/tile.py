@@ -175,7 +175,7 @@ def _exponentials(logits, top, e, rest, ties):
 
 
 @njit(inline="always")
-def _taken(value, y, i):
+def taken(value, y, i):
     """What a voxel has, or 0 if it takes no part; with None for labels all do."""
     if y is None:
         return value
@@ -188,7 +188,7 @@ def clear_where_excluded(y, rows):
     for c in range(rows.shape[0]):
         row = rows[c]
         for i in range(y.size):
-            row[i] = _taken(row[i], y, i)
+            row[i] = taken(row[i], y, i)
 
 
 @njit(inline="always")
@@ -203,7 +203,7 @@ def _few_exponentials(a, b, c, d, b_counts, c_counts, d_counts, y, e, f, g, h, t
     """The same of at most four classes, in one go; of fewer, the last one is given again and does not count."""
     one = scale.dtype.type(1)
     for i in range(scale.size):
-        x = _taken(a[i], y, i), _taken(b[i], y, i), _taken(c[i], y, i), _taken(d[i], y, i)
+        x = taken(a[i], y, i), taken(b[i], y, i), taken(c[i], y, i), taken(d[i], y, i)
         ab, cd = x[0] if x[0] > x[1] else x[1], x[2] if x[2] > x[3] else x[3]
         largest = ab if ab > cd else cd
         e_i, f_i = exp_nonpositive(x[0] - largest), exp_nonpositive(x[1] - largest)
@@ -214,7 +214,7 @@ def _few_exponentials(a, b, c, d, b_counts, c_counts, d_counts, y, e, f, g, h, t
         h_rest, h_tie = _rest_and_tie(h_i, d_counts)
         others = ((e_rest + f_rest) + (g_rest + h_rest)) + (((e_tie + f_tie) + (g_tie + h_tie)) - one)
         e[i], f[i], g[i], h[i] = e_i, f_i, g_i, h_i
-        top[i], rest[i], scale[i] = largest, _taken(others, y, i), _taken(one / (one + others), y, i)
+        top[i], rest[i], scale[i] = largest, taken(others, y, i), taken(one / (one + others), y, i)
 
 
 @stage
@@ -254,7 +254,7 @@ def exponentials(x, b, lo, p, top, scale, rest, ties, y):
         if y is not None:
             clear_where_excluded(y, p)
             for i in range(width):
-                scale[i], rest[i] = _taken(scale[i], y, i), _taken(rest[i], y, i)
+                scale[i], rest[i] = taken(scale[i], y, i), taken(rest[i], y, i)
         return
     second, third = min(1, last), min(2, last)
     for k in range(0, width, BLOCK):
@@ -327,10 +327,10 @@ def scratch(classes, width, real):
 
 
 @stage
-def read_labels(target, item, classes, ignore, b, lo, voxels, y):
-    """Labels of the voxels of item b from `lo` on; returns how many are no class."""
-    size = target.shape[2] // voxels
-    bad, raw = 0, target[b, 0]
+def read_labels(raw, item, classes, ignore, lo, voxels, y):
+    """Labels of the voxels from `lo` on, of the bytes of all; returns how many are no class."""
+    size = raw.size // voxels
+    bad = 0
     for k in range(0, y.size, BLOCK):
         end = min(k + BLOCK, y.size)
         prefetch(raw, (lo + y.size + k) * size, BLOCK * size)
@@ -351,9 +351,9 @@ def _exclude(mask, y):
 
 
 @stage
-def read_counted(target, item, classes, ignore, mask, b, lo, voxels, y):
+def read_counted(raw, item, classes, ignore, mask, b, lo, voxels, y):
     """`read_labels`, EXCLUDED where the mask, if there is one, is 0; -1 if it has a value that is neither 0 nor 1."""
-    bad = read_labels(target, item, classes, ignore, b, lo, voxels, y)
+    bad = read_labels(raw, item, classes, ignore, lo, voxels, y)
     if mask is not None:
         row = mask[min(b, mask.shape[0] - 1)]
         for k in range(0, y.size, BLOCK):
@@ -386,7 +386,7 @@ def read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffe
             for i in range(width):
                 w[i] = zero if g[channel, i] == value else one
     else:
-        bad = read_labels(target, item, classes, ignore, b, lo, x.shape[2], y)
+        bad = read_labels(target[b, 0], item, classes, ignore, lo, x.shape[2], y)
         _one_hot(y, g)
         if ignoring:
             for i in range(width):

@@ -20,12 +20,21 @@ from twinloss.fast.kernels.confusion import (
     gradient_slopes,
 )
 from twinloss.fast.kernels.distance import distance_slopes, distance_sums, distances, table_slopes
+from twinloss.fast.kernels.elementary import prefetch
+from twinloss.fast.kernels.sigmoid import (
+    overlap_gradient,
+    overlap_sums,
+    surprisal_gradient,
+    surprisal_sums,
+    surprise,
+)
 from twinloss.fast.kernels.surprisal import (
     add_gradient_soft,
     class_sum,
     gradient_own,
     own_slope,
     own_surprisal,
+    slope_of_surprisal,
     surprisal_soft,
 )
 from twinloss.fast.kernels.tile import (
@@ -81,14 +90,14 @@ def _softmax_against_labels(x, target, item, ignore, mask, b, lo, buffers):
     Returns how many labels are bad, or -1 if the mask weighs voxels.
     """
     p, top, scale, rest = buffers.rows[P], buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
-    bad = read_counted(target, item, x.shape[1], ignore, mask, b, lo, x.shape[2], buffers.y)
+    bad = read_counted(target[b, 0], item, x.shape[1], ignore, mask, b, lo, x.shape[2], buffers.y)
     excluding = None if ignore is None and mask is None else buffers.y
     exponentials(x, b, lo, p, top, scale, rest, buffers.row[SPARE], excluding)
     return bad
 
 
 @stage
-def _forward_common(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, lo, buffers, sums):
+def _forward_labels(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, lo, buffers, sums):
     p, y, top, scale, rest = buffers.rows[P], buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
     bad = _softmax_against_labels(x, target, item, ignore, mask, b, lo, buffers)
     if surprisals is not None:
@@ -123,6 +132,44 @@ def _forward_common(x, target, item, overlap, surprisals, gamma, matrix, ignore,
 
 
 @stage
+def _read_channel(target, item, classes, dense, ignore, mask, b, c, lo, voxels, y):
+    """Labels, if they are not those of the channel before; returns how many are bad, or -1: see `forward_channels`."""
+    if not dense:
+        return read_counted(target[b, 0], item, classes, ignore, mask, b, lo, voxels, y) if c == 0 else 0
+    return -1 if read_counted(target[b, c], item, 2, ignore, mask, b, lo, voxels, y) else 0
+
+
+@stage
+def _forward_channels(x, target, item, overlap, surprisals, gamma, dense, ignore, mask, b, lo, buffers, sums):
+    y, granted, withheld, spare = buffers.y, buffers.row[OWN], buffers.row[FACTOR], buffers.row[SPARE]
+    bad = 0
+    for c in range(x.shape[1]):
+        found = _read_channel(target, item, x.shape[1], dense, ignore, mask, b, c, lo, x.shape[2], y)
+        if found < 0:
+            return found
+        bad += found
+        for k in range(0, y.size, BLOCK):
+            block = slice(k, min(k + BLOCK, y.size))
+            logits, labels, number = x[b, c, lo + block.start : lo + block.stop], y[block], np.int32(1 if dense else c)
+            prefetch(x[b, c], lo + y.size + k, BLOCK)
+            if surprisals is None:
+                tp, fp, fn, volume = overlap_sums(logits, labels, number)
+            else:
+                right, wrong, values = granted[block], withheld[block], spare[block]
+                surprise(logits, labels, number, right, wrong, values)
+                surprisal.focus(wrong, gamma, values)
+                tp, fp, fn, volume, hits, misses = surprisal_sums(right, wrong, values, labels, number)
+                sums[HITS, c] += hits
+                sums[MISSES, c] += misses
+            if overlap is not None:
+                sums[TP, c] += tp
+                sums[FP, c] += fp
+                sums[FN, c] += fn
+            sums[VOLUME, c] += volume
+    return bad
+
+
+@stage
 def _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, sums):
     p, q, g, w, y = buffers.rows[P], buffers.rows[Q], buffers.rows[G], buffers.row[W], buffers.y
     if matrix is not None:
@@ -151,7 +198,7 @@ def _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, s
 
 
 @stage
-def _gradient_common(x, overlap, surprisals, gamma, matrix, excluding, slopes, b, lo, buffers, out):
+def _gradient_labels(x, overlap, surprisals, gamma, matrix, excluding, slopes, b, lo, buffers, out):
     p, y, top, scale, rest = buffers.rows[P], buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
     largest, others, own = buffers.row[W], buffers.row[MEAN], buffers.row[SPARE]
     if matrix is not None:
@@ -190,14 +237,40 @@ def _are_small(slopes, matrix):
 
 
 @stage
-def _backward_common(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, slopes, b, lo, buffers, out):
+def _backward_labels(
+    x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, slopes, small, b, lo, buffers, out
+):  # fmt: skip
     bad = _softmax_against_labels(x, target, item, ignore, mask, b, lo, buffers)
     excluding = ignore is not None or mask is not None
-    _gradient_common(x, overlap, surprisals, gamma, matrix, excluding, slopes, b, lo, buffers, out)
+    _gradient_labels(x, overlap, surprisals, gamma, matrix, excluding, slopes, b, lo, buffers, out)
     # Of scale = rest = 0 comes a gradient of 0, unless slopes are infinite, as those of an empty denominator.
-    if excluding and not _are_small(slopes[:, b], matrix):
+    if excluding and not small:
         clear_where_excluded(buffers.y, out[b, :, lo : lo + buffers.y.size])
     return bad
+
+
+@stage
+def _backward_channels(
+    x, target, item, overlap, surprisals, gamma, dense, ignore, mask, slopes, b, lo, buffers, out
+):  # fmt: skip
+    y, granted, withheld, spare = buffers.y, buffers.row[OWN], buffers.row[FACTOR], buffers.row[SPARE]
+    for c in range(x.shape[1]):
+        found = _read_channel(target, item, x.shape[1], dense, ignore, mask, b, c, lo, x.shape[2], y)
+        if found < 0:
+            return found
+        hits, misses = (slopes[TP_LESS_FN, b, c], slopes[HITS, b, c]), (slopes[FP, b, c], slopes[MISSES, b, c])
+        for k in range(0, y.size, BLOCK):
+            block = slice(k, min(k + BLOCK, y.size))
+            at, labels, number = slice(lo + block.start, lo + block.stop), y[block], np.int32(1 if dense else c)
+            prefetch(x[b, c], lo + y.size + k, BLOCK)
+            if surprisals is None:
+                overlap_gradient(x[b, c, at], labels, number, hits[0], misses[0], out[b, c, at])
+            else:
+                right, wrong, values = granted[block], withheld[block], spare[block]
+                surprise(x[b, c, at], labels, number, right, wrong, values)
+                slope_of_surprisal(right, wrong, gamma, values)
+                surprisal_gradient(right, wrong, values, labels, number, overlap, hits, misses, out[b, c, at])
+    return 0
 
 
 @stage
@@ -221,8 +294,8 @@ def _compiled(sources):
     """The kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
 
     @kernel
-    def forward_common(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, start, stop, sums):
-        """`forward` in the case that trainings spend their time in: softmax against labels, voxels counting or not.
+    def forward_labels(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, start, stop, sums):
+        """`forward` of softmax against labels, voxels counting or not: the case that trainings spend their time in.
 
         There min(p, g) is the product; and at its kink p = g = 1 the softmax has no slope. The number to ignore and the
         mask may be None. Returns -1, and has added who knows what, if the mask holds anything but 0 and 1.
@@ -233,7 +306,7 @@ def _compiled(sources):
         for lo in range(start, stop, step):
             if stop - lo < step:
                 buffers = scratch(x.shape[1], stop - lo, x.dtype)
-            found = _forward_common(
+            found = _forward_labels(
                 x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, lo, buffers, sums
             )
             if found < 0:
@@ -242,16 +315,54 @@ def _compiled(sources):
         return bad
 
     @kernel
-    def backward_common(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, slopes, b, start, stop, out):
-        """`backward` in the same case; returns -1, and has written who knows what, where `forward_common` does."""
+    def backward_labels(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, slopes, b, start, stop, out):
+        """`backward` in the same case; returns -1, and has written who knows what, where `forward_labels` does."""
+        sources  # noqa: B018
+        step, small = tile_width(x.shape[1], stop - start), _are_small(slopes[:, b], matrix)
+        buffers = scratch(x.shape[1], step, x.dtype)
+        for lo in range(start, stop, step):
+            if stop - lo < step:
+                buffers = scratch(x.shape[1], stop - lo, x.dtype)
+            found = _backward_labels(
+                x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, slopes, small, b, lo, buffers, out
+            )
+            if found < 0:
+                return found
+        return 0
+
+    @kernel
+    def forward_channels(x, target, item, overlap, surprisals, gamma, matrix, dense, ignore, mask, b, start, stop, sums):
+        """`forward` of sigmoid against labels, or a dense target of 0 and 1, voxels counting or not; no matrix (None).
+
+        Returns -1, and has added who knows what, if mask or dense target hold anything but 0 and 1.
+        """
+        sources  # noqa: B018
+        bad, step = 0, tile_width(x.shape[1], stop - start)
+        buffers = scratch(x.shape[1], step, x.dtype)
+        for lo in range(start, stop, step):
+            if stop - lo < step:
+                buffers = scratch(x.shape[1], stop - lo, x.dtype)
+            found = _forward_channels(
+                x, target, item, overlap, surprisals, gamma, dense, ignore, mask, b, lo, buffers, sums
+            )
+            if found < 0:
+                return found
+            bad += found
+        return bad
+
+    @kernel
+    def backward_channels(
+        x, target, item, overlap, surprisals, gamma, matrix, dense, ignore, mask, slopes, b, start, stop, out
+    ):  # fmt: skip
+        """`backward` in the same case; returns -1, and has written who knows what, where `forward_channels` does."""
         sources  # noqa: B018
         step = tile_width(x.shape[1], stop - start)
         buffers = scratch(x.shape[1], step, x.dtype)
         for lo in range(start, stop, step):
             if stop - lo < step:
                 buffers = scratch(x.shape[1], stop - lo, x.dtype)
-            found = _backward_common(
-                x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, slopes, b, lo, buffers, out
+            found = _backward_channels(
+                x, target, item, overlap, surprisals, gamma, dense, ignore, mask, slopes, b, lo, buffers, out
             )
             if found < 0:
                 return found
@@ -299,7 +410,7 @@ def _compiled(sources):
                 keep(buffers.rows[H, c], out[b, c, lo : lo + buffers.y.size])
         return bad
 
-    return forward_common, backward_common, forward, backward
+    return forward_labels, backward_labels, forward_channels, backward_channels, forward, backward
 
 
-forward_common, backward_common, forward, backward = _compiled(SOURCES)
+forward_labels, backward_labels, forward_channels, backward_channels, forward, backward = _compiled(SOURCES)
