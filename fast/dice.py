@@ -10,6 +10,7 @@ from torch import Tensor
 
 from twinloss.fast.arguments import check_tensors, checked_flag
 from twinloss.fast.distributed import ProcessGroup
+from twinloss.fast.fraction import Terms, fraction
 from twinloss.fast.segmentation import (
     ClassWeight,
     SegmentationLoss,
@@ -106,9 +107,10 @@ class DiceLoss(SegmentationLoss):
         return self._loss(input, target, None)
 
     def _loss(self, input: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-        voxels = self.voxels(input, target, mask)
-        sums = voxels.sums(self.activation(input), overlap=self.overlap())
-        return self.reduce(self.dice(sums, voxels), input)
+        voxels, plan = self.voxels(input, target, mask), dict[str, Any](overlap=self.overlap())
+        if self.weight is None:
+            return self.reduced_fraction(input, voxels, plan, self._terms(voxels))
+        return self.reduce(self.dice(voxels.sums(self.activation(input), **plan), voxels), input)
 
     def overlap(self) -> Overlap:
         """The overlap of `fast/statistics.py`; with squares min(p, g) gives the same sums as the product."""
@@ -116,10 +118,13 @@ class DiceLoss(SegmentationLoss):
 
     def dice(self, sums: Statistics, voxels: Voxels) -> Tensor:
         """The loss of each item and class that takes part, (B, C') or (1, C'), not yet reduced."""
+        loss = fraction(sums.stack, self._terms(voxels))
+        return loss if self.weight is None else loss * self.class_weight(loss, voxels)
+
+    def _terms(self, voxels: Voxels) -> Terms:
         # D = 2 TP + FP + FN; Jaccard: 2 (D - I) = 2 TP + 2 (FP + FN).
         errors = 2.0 if self.jaccard else 1.0
-        loss = self.fraction(sums, voxels, (2.0, errors, errors), squared=self.squared_pred)
-        return loss if self.weight is None else loss * self.class_weight(loss, voxels)
+        return self.terms(voxels, (2.0, errors, errors), squared=self.squared_pred)
 
     def class_weight(self, loss: Tensor, voxels: Voxels) -> Tensor:
         """The weight of each class that takes part."""

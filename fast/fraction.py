@@ -1,18 +1,25 @@
-"""The fraction that Dice, Tversky and their generalisations are; one node of the graph, on a few numbers.
+"""The fraction that Dice, Tversky and their generalisations are, and the whole of a loss that is no more than this.
 
-On so few, every node of the graph costs more than its arithmetic.
+On the few numbers that statistics are, every node of the graph costs more than its arithmetic: so the fraction is one
+node, and the whole loss, from logits to its mean, is one too where nobody looks into it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from twinloss.fast.operators import apply, on_arrays
+from twinloss.fast import backend
+from twinloss.fast.operators import apply, looked_into, on_arrays
 from twinloss.fast.statistic_rows import FN, TP, VOLUME
+from twinloss.fast.statistics import Plan, flat, gradient_of_voxels, plain_sums, sums_of_voxels
+
+# What makes of `volumes`, in an array or a tensor, the weights that `fraction` takes.
+Weigh = Callable[[Any], Sequence[Any]]
 
 
 class Terms(NamedTuple):
@@ -49,6 +56,12 @@ def fraction(stack: Tensor, terms: Terms, *weights: Tensor) -> Tensor:
         (B, C'), or (B, 1) if the classes are pooled; B is 1 with `batch`.
     """
     return _fraction(stack, *[*weights, None, None][:2], terms)
+
+
+def volumes(volume: Any, terms: Terms) -> Any:
+    """Those of the classes that take part, (B or 1, C'), of all, (B, C)."""
+    volume = volume[:, terms.first :]
+    return volume.sum(axis=0, keepdims=True) if terms.batch else volume
 
 
 class _Fraction(torch.autograd.Function):
@@ -96,10 +109,12 @@ def _pooled(
     return (w_overlap * overlap).sum(axis=1, keepdims=True), (w_errors * errors).sum(axis=1, keepdims=True)
 
 
-@on_arrays
-def _value(stack: Tensor, w_overlap: Tensor | None, w_errors: Tensor | None, terms: Terms) -> Tensor:
+def _value_of(stack: Any, w_overlap: Any, w_errors: Any, terms: Terms) -> Any:
     overlap, errors = _pooled(*_by_class(stack, terms), w_overlap, w_errors)
     return (errors + (terms.smooth_dr - terms.smooth_nr)) / (overlap + errors + terms.smooth_dr)
+
+
+_value = on_arrays(_value_of)
 
 
 def _slopes_of_parts(
@@ -112,10 +127,7 @@ def _slopes_of_parts(
     return -by_denominator * loss, in_errors, denominator, by_denominator
 
 
-@on_arrays
-def _slopes(
-    upstream: Tensor, stack: Tensor, w_overlap: Tensor | None, w_errors: Tensor | None, loss: Tensor, terms: Terms
-) -> Tensor:
+def _slopes_of(upstream: Any, stack: Any, w_overlap: Any, w_errors: Any, loss: Any, terms: Terms) -> Any:
     """The slopes in the statistics.
 
     That in TP and that in FN may cancel: where they are complementary, the first is that of both, and the second is
@@ -139,6 +151,9 @@ def _slopes(
     return slopes
 
 
+_slopes = on_arrays(_slopes_of)
+
+
 def _slopes_of_weights(
     upstream: Tensor, stack: Tensor, w_overlap: Tensor, w_errors: Tensor | None, loss: Tensor, terms: Terms
 ) -> tuple[Tensor, Tensor | None]:
@@ -147,3 +162,61 @@ def _slopes_of_weights(
     in_overlap, in_errors, *_ = _slopes_of_parts(upstream, *pooled, loss, terms)
     in_overlap, in_errors = in_overlap * overlap, in_errors * errors
     return (in_overlap + in_errors, None) if w_errors is None else (in_overlap, in_errors)
+
+
+def reduced_fraction(
+    x: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    matrix: Tensor | None,
+    plan: Plan,
+    terms: Terms,
+    weigh: Weigh,
+    mean: bool,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """The mean, or sum, of `fraction` of the statistics of `plan`, as one node; None where somebody looks into it.
+
+    Tensors are those of `statistics`, but with any axes of space; the loss has the type `dtype`.
+    """
+    tensors = x, target, mask, matrix
+    if backend.choose(*tensors) == "kernel" and not looked_into(tensors):
+        loss: Tensor = _ReducedFraction.apply(*tensors, plan, terms, weigh, mean, dtype)
+        return loss
+    return None
+
+
+class _ReducedFraction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        *tensors, plan, terms, weigh, mean, dtype = arguments
+        x, target, mask, matrix = tensors
+        stack = sums_of_voxels(*_flat(x, target, mask), matrix, *plan)
+        with np.errstate(all="ignore"):
+            weights = [*weigh(volumes(stack[VOLUME], terms)), None, None][:2]
+            loss = _value_of(stack, *weights, terms)
+            total = loss.mean() if mean else loss.sum()
+        ctx.save_for_backward(*tensors)
+        ctx.rest = plan, terms, weigh, mean, stack, weights, loss
+        return torch.from_numpy(np.asarray(total)).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, target, mask, matrix = ctx.saved_tensors
+        plan, terms, weigh, mean, stack, weights, loss = ctx.rest
+        voxels = *_flat(x, target, mask), matrix
+        if torch.is_grad_enabled():  # a graph of the gradient is asked for: plain torch has one
+            sums = plain_sums(*voxels, plan)
+            by_item = fraction(sums, terms, *weigh(volumes(sums[VOLUME].detach(), terms)))
+            total = (by_item.mean() if mean else by_item.sum()).to(upstream[0].dtype)
+            gradient = torch.autograd.grad(total, x, upstream[0], create_graph=True, materialize_grads=True)[0]
+        else:
+            with np.errstate(all="ignore"):
+                share = upstream[0].item() / (loss.size if mean else 1)
+                slopes = _slopes_of(share, stack, *weights, loss, terms)
+            gradient = gradient_of_voxels(slopes, *voxels, *plan).view(x.shape)
+        return gradient, *[None] * 8
+
+
+def _flat(*tensors: Tensor | None) -> list[Any]:
+    return [None if each is None else flat(each) for each in tensors]

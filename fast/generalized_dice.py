@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,17 +95,16 @@ class GeneralizedDiceLoss(SegmentationLoss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         voxels = self.voxels(input, target)
-        sums = voxels.sums(self.activation(input), overlap="minimum" if self.soft_label else "product")
-        volume = sums.volume if voxels.background else sums.volume[:, 1:]
-        weight = self._class_weights(volume.sum(0, keepdim=True) if self.batch else volume)
-        return self.reduce(self.fraction(sums, voxels, (2.0, 1.0, 1.0), weight), input)
+        plan: dict[str, Any] = {"overlap": "minimum" if self.soft_label else "product"}
+        return self.reduced_fraction(input, voxels, plan, self.terms(voxels, (2.0, 1.0, 1.0)), self._weigh)
 
-    def _class_weights(self, volume: Tensor) -> Tensor:
+    def _weigh(self, volume: Any) -> tuple[Any]:
+        """The weight of each class, of volumes (B or 1, C') in an array or a tensor."""
+        xp: Any = np if isinstance(volume, np.ndarray) else torch
         weight = 1 / volume ** {"square": 2, "simple": 1, "uniform": 0}[self.w_type]
-        present = weight.isfinite()
-        largest = torch.where(present, weight, 0).amax(1, keepdim=True)
-        weight = torch.where(present, weight, largest)
+        present = xp.isfinite(weight)
+        weight = xp.where(present, weight, xp.amax(xp.where(present, weight, 0), axis=1, keepdims=True))
         if self.normalize_weights:
-            total = weight.sum(1, keepdim=True)
-            weight = torch.where(total > 0, weight / total, 0)
-        return weight
+            total = weight.sum(axis=1, keepdims=True)
+            weight = xp.where(total > 0, weight / total, 0)
+        return (weight,)

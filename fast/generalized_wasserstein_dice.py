@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from twinloss.fast.arguments import check_tensors, is_one_of, numbers
-from twinloss.fast.fraction import Terms, fraction
+from twinloss.fast.fraction import Terms
 from twinloss.fast.segmentation import SegmentationLoss, ShapeError
 from twinloss.fast.statistics import DISTANCE, NEARNESS
 
@@ -137,14 +138,21 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
                 f"{flat} or {(flat[0], 1, *flat[1:])}"
             )
         matrix = torch.tensor(self.dist_matrix, dtype=torch.float64, device=input.device)
-        sums = self.voxels(input, target).sums("softmax", matrix=matrix)
-        if self.weighting_mode == "default":
-            everywhere = torch.ones_like(sums.volume)
-            weights = [(torch.arange(everywhere.shape[1], device=everywhere.device) > 0) * everywhere, everywhere]
-        else:
-            weights = [1 / (sums.volume + 1)]
         terms = Terms(((NEARNESS, 2.0),), ((DISTANCE, 1.0),), self.smooth_nr, self.smooth_dr)
-        return self.reduced(fraction(sums.stack, terms, *weights)[:, 0], 2).to(input.dtype)
+        return self.reduced_fraction(input, self.voxels(input, target), {}, terms, self._weigh, matrix)
+
+    def _weigh(self, volume: Any) -> Sequence[Any]:
+        """Of volumes (B, C), in an array or a tensor, the weights of nearness and of distance, or those of both."""
+        if self.weighting_mode == "GDL":
+            return (1 / (volume + 1),)
+        everywhere = volume * 0 + 1
+        foreground = everywhere * 1
+        foreground[:, 0] = 0
+        return foreground, everywhere
+
+    def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
+        """Reduce per-item values, (B, 1), to (B,) with "none"."""
+        return self.reduced(loss[:, 0], 2).to(input.dtype)
 
     def wasserstein_distance_map(self, flat_proba: Tensor, flat_target: Tensor) -> Tensor:
         """Eq. 6 for probabilities (B, C, N) and labels (B, N), with this loss's distances; (B, N)."""

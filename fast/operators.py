@@ -37,7 +37,7 @@ class Operator:
 
     def __call__(self, *arguments: Any) -> Any:
         """What the function makes of the arguments, with a gradient if it is differentiable."""
-        return (self.operator if _looked_into(arguments) else self.direct)(*arguments)
+        return (self.operator if looked_into(arguments) else self.direct)(*arguments)
 
     def fake(self, function: Callable[..., Any]) -> None:
         """What the results look like, for arguments without numbers."""
@@ -74,7 +74,7 @@ def on_arrays(formula: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(formula)
     def compute(*arguments: Any) -> Any:
-        if torch.is_grad_enabled() or not arguments[0].is_cpu or backend.transformed() or _looked_into(arguments):
+        if torch.is_grad_enabled() or not arguments[0].is_cpu or backend.transformed() or looked_into(arguments):
             return formula(*arguments)
         with np.errstate(all="ignore"):
             made = formula(*(each.numpy() if isinstance(each, Tensor) else each for each in arguments))
@@ -99,7 +99,7 @@ def _applied(function: Callable[..., Any], setup: SetupContext, by_output: Calla
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def _looked_into(arguments: tuple[Any, ...]) -> bool:
+def looked_into(arguments: tuple[Any, ...]) -> bool:
     """Whether a compiler, a dispatch mode such as that of fake tensors, or a subclass of tensors is to see a call."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return True

@@ -16,9 +16,9 @@ from torch.nn.modules.loss import _Loss
 
 from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of, numbers
 from twinloss.fast.distributed import ProcessGroup, checked_group, sum_over_ranks
-from twinloss.fast.fraction import Terms, fraction
+from twinloss.fast.fraction import Terms, Weigh, fraction, reduced_fraction, volumes
 from twinloss.fast.statistic_rows import FN, FP, TP
-from twinloss.fast.statistics import Activation, Statistics, ignored, statistics
+from twinloss.fast.statistics import Activation, Plan, Statistics, flat, ignored, statistics
 
 ClassWeight = float | Sequence[float] | np.ndarray | Tensor
 
@@ -101,9 +101,9 @@ class Voxels:
         if callable(activation):
             x, activation = self._activated(x, activation), "identity"
         found = statistics(
-            _flat(x),
-            _flat(self.target),
-            None if self.mask is None else _flat(self.mask),
+            flat(x),
+            flat(self.target),
+            None if self.mask is None else flat(self.mask),
             activation=activation,
             labels=self.labels,
             ignore_index=self.ignore_index,
@@ -148,11 +148,6 @@ class Voxels:
         if p.shape != x.shape:
             raise ShapeError(f"other_act must keep the shape {tuple(x.shape)}, it returned {tuple(p.shape)}")
         return p
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    """(B, C, *S) as (B, C, N)."""
-    return tensor.flatten(2) if tensor.ndim > 2 else tensor.unsqueeze(-1)
 
 
 class SegmentationLoss(_Loss):
@@ -210,23 +205,32 @@ class SegmentationLoss(_Loss):
             return "softmax"
         return "sigmoid" if self.sigmoid else "identity"
 
-    def fraction(
-        self,
-        sums: Statistics,
-        voxels: Voxels,
-        factors: tuple[float, float, float],
-        weight: Tensor | None = None,
-        squared: bool = False,
-    ) -> Tensor:
-        """The loss with overlap a TP and errors b FP + c FN, of the classes that take part, (B, C').
-
-        With a weight of the classes, (B, C'), they are pooled, (B, 1); with `batch` the items are, (1, …).
-        """
+    def terms(self, voxels: Voxels, factors: tuple[float, float, float], squared: bool = False) -> Terms:
+        """Those of a fraction of overlap a TP and errors b FP + c FN, of the classes that take part."""
         a, b, c = factors
         first = 0 if voxels.background else 1
         smoothing = self.smooth_nr, self.smooth_dr
-        terms = Terms(((TP, a),), ((FP, b), (FN, c)), *smoothing, first, self.batch, complementary=not squared)
-        return fraction(sums.stack, terms, *([] if weight is None else [weight]))
+        return Terms(((TP, a),), ((FP, b), (FN, c)), *smoothing, first, self.batch, complementary=not squared)
+
+    def reduced_fraction(
+        self,
+        input: Tensor,
+        voxels: Voxels,
+        plan: dict[str, Any],
+        terms: Terms,
+        weigh: Weigh = lambda volume: (),
+        matrix: Tensor | None = None,
+    ) -> Tensor:
+        """The loss that is no more than a fraction of the statistics of `plan`, in the input's type."""
+        activation, reduction = self.activation(input), checked_reduction(self.reduction)
+        if isinstance(activation, str) and self.process_group is None and reduction != "none":
+            whole = Plan(activation, labels=voxels.labels, ignore_index=voxels.ignore_index, **plan)
+            tensors = voxels.input, voxels.target, voxels.mask, matrix
+            loss = reduced_fraction(*tensors, whole, terms, weigh, reduction == "mean", input.dtype)
+            if loss is not None:
+                return loss
+        sums = voxels.sums(activation, matrix=matrix, **plan)
+        return self.reduce(fraction(sums.stack, terms, *weigh(volumes(sums.volume, terms))), input)
 
     def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
         """Reduce per-item values and give them the input's type."""

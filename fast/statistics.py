@@ -90,15 +90,15 @@ class Statistics:
         return (self.stack.detach() if self.fixed else self.stack)[VOLUME]
 
 
-class _Plan(NamedTuple):
-    """What to compute, as the operators take it: types that a torch schema knows."""
+class Plan(NamedTuple):
+    """What to compute, as the operators take it: types that a torch schema knows. See `statistics`."""
 
     activation: str
-    overlap: str
-    surprisal: str
-    gamma: float
-    labels: bool
-    ignore_index: int | None
+    overlap: str = "none"
+    surprisal: str = "none"
+    gamma: float = 0.0
+    labels: bool = False
+    ignore_index: int | None = None
 
 
 def statistics(
@@ -106,11 +106,11 @@ def statistics(
     target: Tensor,
     mask: Tensor | None = None,
     *,
+    matrix: Tensor | None = None,
     activation: Activation = "identity",
     overlap: Overlap = "none",
     surprisal: Surprisal = "none",
     gamma: float = 0.0,
-    matrix: Tensor | None = None,
     labels: bool = False,
     ignore_index: int | None = None,
 ) -> Statistics:
@@ -120,29 +120,35 @@ def statistics(
         x: logits, or probabilities for `activation="identity"`, (B, C, N), float32 or float64.
         target: labels (B, 1, N) if `labels`, else one-hot or soft (B, C, N), of any type.
         mask: voxel weights in [0, 1], (B or 1, 1, N); a voxel of weight 0 takes no part, whatever it holds.
+        matrix: distances between classes, (C, C) float64, for `labels` and softmax.
         activation: what turns x into the prediction p; softmax or sigmoid if the surprisal is asked for.
         overlap: a row of the table above.
         surprisal: "target" for the terms of the target; "all" also for those of every class under softmax.
         gamma: the focal exponent.
-        matrix: distances between classes, (C, C) float64, for `labels` and softmax.
         labels: whether the target holds labels.
         ignore_index: voxels with this label take no part; in a target of C > 1 channels those with a 1 in this channel.
 
     Raises:
         ValueError: if a label is no whole number in [0, C) or a mask value lies outside [0, 1].
     """
-    plan = _Plan(activation, overlap, surprisal, gamma, labels, ignore_index)
+    plan = Plan(activation, overlap, surprisal, gamma, labels, ignore_index)
     if backend.choose(x, target, mask, matrix) == "kernel":
         sums = _voxel_sums(x, target, mask, matrix, *plan)
     else:
-        sums = _plain(x, target, mask, matrix, plan)
+        sums = plain_sums(x, target, mask, matrix, plan)
     return Statistics(sums, not any(t is not None and t.requires_grad for t in (target, mask)))
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """(B, C, *S) as (B, C, N)."""
+    return tensor.flatten(2) if tensor.ndim > 2 else tensor.unsqueeze(-1)
 
 
 # --- plain torch: other devices, gradients of the target and the mask, double backward --------------------------------
 
 
-def _plain(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, plan: _Plan) -> Tensor:
+def plain_sums(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, plan: Plan) -> Tensor:
+    """The statistics in operators of torch, (ROWS, B, C)."""
     weight = torch.ones_like(x[:, :1]) if mask is None else _checked_mask(mask, x)
     if plan.ignore_index is not None:
         weight = weight.masked_fill(ignored(target, plan.labels, plan.ignore_index), 0)
@@ -179,7 +185,7 @@ def focal_terms(x: Tensor, target: Tensor, activation: str, gamma: float, labels
     else:
         g = target.to(x.dtype)
     surprisal, p, q = _probabilities(x, activation)
-    plan = _Plan(activation, "none", "target", gamma, labels, None)
+    plan = Plan(activation, "none", "target", gamma, labels, None)
     return _terms(x, surprisal, p, q, g, torch.ones_like(x[:, :1]), plan)[3:5]
 
 
@@ -253,7 +259,7 @@ def _probabilities(x: Tensor, activation: str) -> tuple[Tensor | None, Tensor, T
 
 
 def _terms(
-    x: Tensor, surprisal: Tensor | None, p: Tensor, q: Tensor, g: Tensor, weight: Tensor, plan: _Plan
+    x: Tensor, surprisal: Tensor | None, p: Tensor, q: Tensor, g: Tensor, weight: Tensor, plan: Plan
 ) -> tuple[Tensor, ...]:
     """The terms of all sums but the distance, (B, C, N) or what broadcasts to it."""
     nothing = 0 * p
@@ -374,7 +380,7 @@ def _voxel_kernels() -> Any:
 class _Kernels:
     """Which kernels are called, and how: those for a common case, or those for any."""
 
-    def __init__(self, x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, plan: _Plan) -> None:
+    def __init__(self, x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, plan: Plan) -> None:
         voxel = _voxel_kernels()
         if target.dtype not in _NATIVE:
             target = target.to(_WIDENED.get(target.dtype, torch.int64))
@@ -433,6 +439,56 @@ def _chunk_bounds(chunk: int, voxels: int) -> tuple[int, int, int]:
     return item, part * _CHUNK, min((part + 1) * _CHUNK, voxels)
 
 
+def sums_of_voxels(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, *plan: Any) -> np.ndarray:
+    """The statistics by the kernels, (ROWS, B, C)."""
+    kernels = _Kernels(x, target, mask, matrix, Plan(*plan))
+    items, classes, voxels = x.shape
+    sums = np.empty((items, -(-voxels // _CHUNK), len(ROWS), classes))
+    by_chunk = sums.reshape(-1, len(ROWS), classes)
+
+    def forward(chunk: int) -> int:
+        bounds = _chunk_bounds(chunk, voxels)
+        by_chunk[chunk] = 0
+        wrong: int = kernels.forward(*kernels.before, kernels.matrix, *kernels.after, *bounds, by_chunk[chunk])
+        return wrong
+
+    if any(kernels.run(forward)):
+        if mask is not None:
+            _checked_mask(mask, x)
+        _raise_wrong_labels(target, classes, Plan(*plan).ignore_index)
+    return (sums[:, 0] if sums.shape[1] == 1 else sums.sum(1)).transpose(1, 0, 2)
+
+
+def gradient_of_voxels(
+    slopes: np.ndarray, x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, *plan: Any
+) -> Tensor:
+    """dL/dx by the kernels, given the slopes in the statistics, (ROWS, B, C)."""
+    # TP - FN, the slope in p where g = 1, or TP - 2 FN, that in g where p = 0, may cancel: it is rounded once.
+    with np.errstate(all="ignore"):  # of an empty denominator the slopes are infinite
+        hit = slopes[TP] - (2 if Plan(*plan).overlap == "squared" else 1) * slopes[FN]
+        exact = np.concatenate([slopes, hit[np.newaxis]])
+        kernels = _Kernels(x, target, mask, matrix, Plan(*plan))
+        slopes_by_row = exact.astype(kernels.x.dtype)
+        if not math.isfinite(slopes_by_row.sum()) and (np.isinf(slopes_by_row) & np.isfinite(exact)).any():
+            # A class that all but vanishes, with no smoothing: slopes beyond float32, but not their product with p.
+            return gradient_of_voxels(slopes, x.double(), target, mask, matrix, *plan).float()
+        by_item = [None] * x.shape[0]
+        if matrix is not None:
+            # Probabilities add up to 1, so nearness falls as distance grows: the difference is rounded once.
+            by_distance = slopes[DISTANCE] - slopes[NEARNESS]
+            by_item = list((by_distance[:, :, np.newaxis] * matrix.numpy()).astype(kernels.x.dtype))
+    gradient = torch.empty(x.shape, dtype=x.dtype)
+    out, voxels = gradient.numpy(), x.shape[2]
+
+    def backward(chunk: int) -> int:
+        bounds = _chunk_bounds(chunk, voxels)
+        wrong: int = kernels.backward(*kernels.before, by_item[bounds[0]], *kernels.after, slopes_by_row, *bounds, out)
+        return wrong
+
+    kernels.run(backward)
+    return gradient
+
+
 @operator("voxel_sums")
 def _voxel_sums(
     x: Tensor,
@@ -446,21 +502,8 @@ def _voxel_sums(
     labels: bool,
     ignore_index: int | None,
 ) -> Tensor:
-    kernels = _Kernels(x, target, mask, matrix, _Plan(activation, overlap, surprisal, gamma, labels, ignore_index))
-    items, classes, voxels = x.shape
-    sums = np.empty((items * -(-voxels // _CHUNK), len(ROWS), classes))
-
-    def forward(chunk: int) -> int:
-        bounds = _chunk_bounds(chunk, voxels)
-        sums[chunk] = 0
-        wrong: int = kernels.forward(*kernels.before, kernels.matrix, *kernels.after, *bounds, sums[chunk])
-        return wrong
-
-    if any(kernels.run(forward)):
-        if mask is not None:
-            _checked_mask(mask, x)
-        _raise_wrong_labels(target, classes, ignore_index)
-    return torch.from_numpy(sums.reshape(items, -1, len(ROWS), classes).sum(1).transpose(1, 0, 2).copy())
+    plan = activation, overlap, surprisal, gamma, labels, ignore_index
+    return torch.from_numpy(sums_of_voxels(x, target, mask, matrix, *plan).copy())
 
 
 @operator("voxel_sums_backward")
@@ -477,32 +520,8 @@ def _voxel_sums_backward(
     labels: bool,
     ignore_index: int | None,
 ) -> Tensor:
-    plan = _Plan(activation, overlap, surprisal, gamma, labels, ignore_index)
-    by_row = slopes.numpy()
-    # TP - FN, the slope in p where g = 1, or TP - 2 FN, that in g where p = 0, may cancel: it is rounded once.
-    with np.errstate(all="ignore"):  # of an empty denominator the slopes are infinite
-        hit = by_row[TP] - (2 if overlap == "squared" else 1) * by_row[FN]
-        exact = np.concatenate([by_row, hit[np.newaxis]])
-        kernels = _Kernels(x, target, mask, matrix, plan)
-        slopes_by_row = exact.astype(kernels.x.dtype)
-        if not math.isfinite(slopes_by_row.sum()) and (np.isinf(slopes_by_row) & np.isfinite(exact)).any():
-            # A class that all but vanishes, with no smoothing: slopes beyond float32, but not their product with p.
-            return _voxel_sums_backward(slopes, x.double(), target, mask, matrix, *plan).float()
-        by_item = [None] * x.shape[0]
-        if matrix is not None:
-            # Probabilities add up to 1, so nearness falls as distance grows: the difference is rounded once.
-            by_distance = by_row[DISTANCE] - by_row[NEARNESS]
-            by_item = list((by_distance[:, :, np.newaxis] * matrix.numpy()).astype(kernels.x.dtype))
-    gradient = torch.empty(x.shape, dtype=x.dtype)
-    out, voxels = gradient.numpy(), x.shape[2]
-
-    def backward(chunk: int) -> int:
-        bounds = _chunk_bounds(chunk, voxels)
-        wrong: int = kernels.backward(*kernels.before, by_item[bounds[0]], *kernels.after, slopes_by_row, *bounds, out)
-        return wrong
-
-    kernels.run(backward)
-    return gradient
+    plan = activation, overlap, surprisal, gamma, labels, ignore_index
+    return gradient_of_voxels(slopes.numpy(), x, target, mask, matrix, *plan)
 
 
 @_voxel_sums.fake
@@ -523,7 +542,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
     x, *constants = ctx.saved_tensors
     if torch.is_grad_enabled():  # a graph of the gradient is asked for: plain torch has one
-        sums = _plain(x, *constants, _Plan(*ctx.plan))
+        sums = plain_sums(x, *constants, Plan(*ctx.plan))
         gradient = torch.autograd.grad(sums, x, slopes, create_graph=True, materialize_grads=True)[0]
     else:
         gradient = _voxel_sums_backward(slopes, x, *constants, *ctx.plan)

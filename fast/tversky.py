@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -87,5 +88,5 @@ class TverskyLoss(SegmentationLoss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         voxels = self.voxels(input, target)
-        sums = voxels.sums(self.activation(input), overlap="minimum" if self.soft_label else "product")
-        return self.reduce(self.fraction(sums, voxels, (1.0, self.alpha, self.beta)), input)
+        plan: dict[str, Any] = {"overlap": "minimum" if self.soft_label else "product"}
+        return self.reduced_fraction(input, voxels, plan, self.terms(voxels, (1.0, self.alpha, self.beta)))

@@ -331,7 +331,9 @@ def _compiled(sources):
         return 0
 
     @kernel
-    def forward_channels(x, target, item, overlap, surprisals, gamma, matrix, dense, ignore, mask, b, start, stop, sums):
+    def forward_channels(
+        x, target, item, overlap, surprisals, gamma, matrix, dense, ignore, mask, b, start, stop, sums
+    ):  # fmt: skip
         """`forward` of sigmoid against labels, or a dense target of 0 and 1, voxels counting or not; no matrix (None).
 
         Returns -1, and has added who knows what, if mask or dense target hold anything but 0 and 1.

@@ -333,16 +333,16 @@ class WeightsThatCancel(fast.GeneralizedDiceLoss):
 class AbsentClassesWithoutWeight(fast.GeneralizedDiceLoss):
     """A class that is absent from the target weighs nothing, so what is predicted of it costs nothing."""
 
-    def _class_weights(self, volume: Tensor) -> Tensor:
-        return torch.where(volume > 0, super()._class_weights(volume), 0)
+    def _weigh(self, volume: Any) -> tuple[Any]:
+        return (super()._weigh(volume)[0] * (volume > 0),)
 
 
 @bug("generalized_dice")
 class VolumesOfTheBatch(fast.GeneralizedDiceLoss):
     """Weights come from the volumes of the whole batch, also where items are to be apart."""
 
-    def _class_weights(self, volume: Tensor) -> Tensor:
-        return super()._class_weights(volume.sum(0, keepdim=True)).expand_as(volume)
+    def _weigh(self, volume: Any) -> tuple[Any]:
+        return super()._weigh(volume.sum(axis=0, keepdims=True))
 
 
 @bug("generalized_wasserstein_dice")
