@@ -107,7 +107,8 @@ class DiceLoss(SegmentationLoss):
         return self._loss(input, target, None)
 
     def _loss(self, input: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-        voxels, plan = self.voxels(input, target, mask), dict[str, Any](overlap=self.overlap())
+        voxels = self.voxels(input, target, mask)
+        plan: dict[str, Any] = {"overlap": self.overlap()}
         if self.weight is None:
             return self.reduced_fraction(input, voxels, plan, self._terms(voxels))
         return self.reduce(self.dice(voxels.sums(self.activation(input), **plan), voxels), input)

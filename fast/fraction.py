@@ -7,6 +7,7 @@ node, and the whole loss, from logits to its mean, is one too where nobody looks
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from twinloss.fast import backend
 from twinloss.fast.operators import apply, looked_into, on_arrays
-from twinloss.fast.statistic_rows import FN, TP, VOLUME
+from twinloss.fast.statistic_rows import FN, ROWS, TP, VOLUME
 from twinloss.fast.statistics import Plan, flat, gradient_of_voxels, plain_sums, sums_of_voxels
 
 # What makes of `volumes`, in an array or a tensor, the weights that `fraction` takes.
@@ -109,12 +110,10 @@ def _pooled(
     return (w_overlap * overlap).sum(axis=1, keepdims=True), (w_errors * errors).sum(axis=1, keepdims=True)
 
 
-def _value_of(stack: Any, w_overlap: Any, w_errors: Any, terms: Terms) -> Any:
+@on_arrays
+def _value(stack: Tensor, w_overlap: Tensor | None, w_errors: Tensor | None, terms: Terms) -> Tensor:
     overlap, errors = _pooled(*_by_class(stack, terms), w_overlap, w_errors)
     return (errors + (terms.smooth_dr - terms.smooth_nr)) / (overlap + errors + terms.smooth_dr)
-
-
-_value = on_arrays(_value_of)
 
 
 def _slopes_of_parts(
@@ -127,7 +126,10 @@ def _slopes_of_parts(
     return -by_denominator * loss, in_errors, denominator, by_denominator
 
 
-def _slopes_of(upstream: Any, stack: Any, w_overlap: Any, w_errors: Any, loss: Any, terms: Terms) -> Any:
+@on_arrays
+def _slopes(
+    upstream: Tensor, stack: Tensor, w_overlap: Tensor | None, w_errors: Tensor | None, loss: Tensor, terms: Terms
+) -> Tensor:
     """The slopes in the statistics.
 
     That in TP and that in FN may cancel: where they are complementary, the first is that of both, and the second is
@@ -149,9 +151,6 @@ def _slopes_of(upstream: Any, stack: Any, w_overlap: Any, w_errors: Any, loss: A
         weight = w_overlap if row in of_overlap else w_errors
         slopes[row, :, terms.first :] = slope if weight is None else weight * slope
     return slopes
-
-
-_slopes = on_arrays(_slopes_of)
 
 
 def _slopes_of_weights(
@@ -186,24 +185,45 @@ def reduced_fraction(
     return None
 
 
+@cache
+def _fraction_kernel() -> Any:
+    """The kernel; with it comes Numba, which takes longer to import than all the rest."""
+    from twinloss.fast.kernels.fraction import fraction
+
+    return fraction
+
+
+@lru_cache
+def _factors(part: tuple[tuple[int, float], ...]) -> np.ndarray:
+    """The factor of each row of the statistics; NaN for those that are no part of it, as 0 NaN is not 0."""
+    factors = np.full(len(ROWS), np.nan)
+    for row, factor in part:
+        factors[row] = factor
+    return factors
+
+
+_NO_WEIGHTS = np.zeros((0, 0))
+
+
 class _ReducedFraction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         *tensors, plan, terms, weigh, mean, dtype = arguments
         x, target, mask, matrix = tensors
-        stack = sums_of_voxels(*_flat(x, target, mask), matrix, *plan)
+        sums = sums_of_voxels(*_flat(x, target, mask), matrix, *plan)
         with np.errstate(all="ignore"):
-            weights = [*weigh(volumes(stack[VOLUME], terms)), None, None][:2]
-            loss = _value_of(stack, *weights, terms)
-            total = loss.mean() if mean else loss.sum()
+            weights = weigh(volumes(sums[VOLUME], terms)) or (_NO_WEIGHTS,)
+        slopes, smooth = np.zeros(sums.shape), (terms.smooth_nr, terms.smooth_dr)
+        options = smooth, terms.first, terms.batch, terms.complementary, weights[0], weights[-1], mean
+        total = _fraction_kernel()(sums, _factors(terms.overlap), _factors(terms.errors), *options, slopes)
         ctx.save_for_backward(*tensors)
-        ctx.rest = plan, terms, weigh, mean, stack, weights, loss
-        return torch.from_numpy(np.asarray(total)).to(dtype)
+        ctx.rest = plan, terms, weigh, mean, slopes
+        return torch.scalar_tensor(total, dtype=dtype)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, target, mask, matrix = ctx.saved_tensors
-        plan, terms, weigh, mean, stack, weights, loss = ctx.rest
+        plan, terms, weigh, mean, slopes = ctx.rest
         voxels = *_flat(x, target, mask), matrix
         if torch.is_grad_enabled():  # a graph of the gradient is asked for: plain torch has one
             sums = plain_sums(*voxels, plan)
@@ -211,10 +231,7 @@ class _ReducedFraction(torch.autograd.Function):
             total = (by_item.mean() if mean else by_item.sum()).to(upstream[0].dtype)
             gradient = torch.autograd.grad(total, x, upstream[0], create_graph=True, materialize_grads=True)[0]
         else:
-            with np.errstate(all="ignore"):
-                share = upstream[0].item() / (loss.size if mean else 1)
-                slopes = _slopes_of(share, stack, *weights, loss, terms)
-            gradient = gradient_of_voxels(slopes, *voxels, *plan).view(x.shape)
+            gradient = gradient_of_voxels(upstream[0].item() * slopes, *voxels, *plan).view(x.shape)
         return gradient, *[None] * 8
 
 

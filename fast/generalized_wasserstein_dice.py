@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -137,7 +138,7 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
                 f"target has shape {tuple(target.shape)} and input {tuple(input.shape)}: expected labels of shape "
                 f"{flat} or {(flat[0], 1, *flat[1:])}"
             )
-        matrix = torch.tensor(self.dist_matrix, dtype=torch.float64, device=input.device)
+        matrix = torch.as_tensor(np.array(self.dist_matrix), device=input.device)
         terms = Terms(((NEARNESS, 2.0),), ((DISTANCE, 1.0),), self.smooth_nr, self.smooth_dr)
         return self.reduced_fraction(input, self.voxels(input, target), {}, terms, self._weigh, matrix)
 
@@ -145,8 +146,8 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
         """Of volumes (B, C), in an array or a tensor, the weights of nearness and of distance, or those of both."""
         if self.weighting_mode == "GDL":
             return (1 / (volume + 1),)
-        everywhere = volume * 0 + 1
-        foreground = everywhere * 1
+        ones_like = np.ones_like if isinstance(volume, np.ndarray) else torch.ones_like
+        foreground, everywhere = ones_like(volume), ones_like(volume)
         foreground[:, 0] = 0
         return foreground, everywhere
 

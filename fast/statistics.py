@@ -403,11 +403,12 @@ class _Kernels:
         common = plan.overlap != "squared" and plan.surprisal != "all" and alone
         # Of a dense target of several channels, one says which voxels all of them are to ignore.
         by_channel = plan.labels or plan.ignore_index is None or x.shape[1] == 1
-        if common and plan.activation == "softmax" and plan.labels:
+        pair = plan.activation == "softmax" and x.shape[1] == 2
+        if common and plan.activation == "softmax" and plan.labels and not pair:
             self.forward, self.backward = voxel.forward_labels, voxel.backward_labels
-        elif common and plan.activation == "sigmoid" and by_channel:
+        elif common and (plan.labels if pair else plan.activation == "sigmoid" and by_channel):
             self.forward, self.backward = voxel.forward_channels, voxel.backward_channels
-            self.after = (self.dense, *self.after)
+            self.after = (pair, self.dense, *self.after)
         else:
             self.weigh()
 
@@ -456,7 +457,8 @@ def sums_of_voxels(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tenso
         if mask is not None:
             _checked_mask(mask, x)
         _raise_wrong_labels(target, classes, Plan(*plan).ignore_index)
-    return (sums[:, 0] if sums.shape[1] == 1 else sums.sum(1)).transpose(1, 0, 2)
+    by_item = sums[:, 0] if sums.shape[1] == 1 else sums.sum(1)
+    return np.ascontiguousarray(by_item.transpose(1, 0, 2))
 
 
 def gradient_of_voxels(
@@ -503,7 +505,7 @@ def _voxel_sums(
     ignore_index: int | None,
 ) -> Tensor:
     plan = activation, overlap, surprisal, gamma, labels, ignore_index
-    return torch.from_numpy(sums_of_voxels(x, target, mask, matrix, *plan).copy())
+    return torch.from_numpy(sums_of_voxels(x, target, mask, matrix, *plan))
 
 
 @operator("voxel_sums_backward")

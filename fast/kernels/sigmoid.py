@@ -1,5 +1,7 @@
 """A sigmoid against targets of 0 and 1, of which each channel stands for itself: sums of a channel, and its gradient.
 
+The softmax of two classes is one, too: the sigmoid of their logits' difference.
+
 All is counted from the truth: with s = x where the target is 1 and s = -x where it is 0, sigmoid(s) is what a voxel
 grants the truth, and sigmoid(-s) what it withholds.
 """
@@ -24,19 +26,35 @@ def _truth(logit, hit):
     return large if right else small, small if right else large, s, e
 
 
+@stage
+def difference(one, other, out):
+    """Put one less the other into `out`."""
+    for i in range(out.size):
+        out[i] = one[i] - other[i]
+
+
+@stage
+def negate(values, out):
+    """Put what is opposite into `out`."""
+    for i in range(out.size):
+        out[i] = -values[i]
+
+
 @sums_stage
 def overlap_sums(logits, y, number):
-    """True positives, false positives and false negatives, where y == number is a target of 1; and the volume."""
+    """True and false positives, false and true negatives, where y == number is a target of 1; and voxels of 1, of 0."""
     zero, one = logits.dtype.type(0), logits.dtype.type(1)
-    tp, fp, fn, volume = zero, zero, zero, zero
+    tp, fp, fn, tn, ones, zeros = zero, zero, zero, zero, zero, zero
     for i in range(y.size):
         hit, miss = y[i] == number, (y[i] != number) & (y[i] >= 0)
         granted, withheld, _, _ = _truth(logits[i], hit)
         tp += granted if hit else zero
         fp += withheld if miss else zero
         fn += withheld if hit else zero
-        volume += one if hit else zero
-    return tp, fp, fn, volume
+        tn += granted if miss else zero
+        ones += one if hit else zero
+        zeros += one if miss else zero
+    return tp, fp, fn, tn, ones, zeros
 
 
 @stage
@@ -62,16 +80,18 @@ def surprise(logits, y, number, granted, withheld, surprisals):
 def surprisal_sums(granted, withheld, values, y, number):
     """`overlap_sums`, and the values where the target is 1, and where it is 0."""
     zero, one = granted.dtype.type(0), granted.dtype.type(1)
-    tp, fp, fn, volume, hits, misses = zero, zero, zero, zero, zero, zero
+    tp, fp, fn, tn, ones, zeros, hits, misses = zero, zero, zero, zero, zero, zero, zero, zero
     for i in range(y.size):
         hit, miss = y[i] == number, (y[i] != number) & (y[i] >= 0)
         tp += granted[i] if hit else zero
         fp += withheld[i] if miss else zero
         fn += withheld[i] if hit else zero
-        volume += one if hit else zero
+        tn += granted[i] if miss else zero
+        ones += one if hit else zero
+        zeros += one if miss else zero
         hits += values[i] if hit else zero
         misses += values[i] if miss else zero
-    return tp, fp, fn, volume, hits, misses
+    return tp, fp, fn, tn, ones, zeros, hits, misses
 
 
 @stage

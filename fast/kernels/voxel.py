@@ -22,6 +22,8 @@ from twinloss.fast.kernels.confusion import (
 from twinloss.fast.kernels.distance import distance_slopes, distance_sums, distances, table_slopes
 from twinloss.fast.kernels.elementary import prefetch
 from twinloss.fast.kernels.sigmoid import (
+    difference,
+    negate,
     overlap_gradient,
     overlap_sums,
     surprisal_gradient,
@@ -140,33 +142,57 @@ def _read_channel(target, item, classes, dense, ignore, mask, b, c, lo, voxels, 
 
 
 @stage
-def _forward_channels(x, target, item, overlap, surprisals, gamma, dense, ignore, mask, b, lo, buffers, sums):
+def _fetch(x, pair, b, c, lo, width, k, spare):
+    """Put the difference of a pair of logits into `spare`, for some voxels of a tile; fetch those of the next."""
+    for channel in range(0 if pair else c, c + 1):
+        prefetch(x[b, channel], lo + width + k, BLOCK)
+    if pair:
+        here = slice(lo + k, lo + k + spare.size)
+        difference(x[b, 1, here], x[b, 0, here], spare)
+
+
+@stage
+def _forward_channels(
+    x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, b, lo, buffers, sums
+):  # fmt: skip
     y, granted, withheld, spare = buffers.y, buffers.row[OWN], buffers.row[FACTOR], buffers.row[SPARE]
     bad = 0
-    for c in range(x.shape[1]):
-        found = _read_channel(target, item, x.shape[1], dense, ignore, mask, b, c, lo, x.shape[2], y)
+    for c in range(1, 2) if pair else range(x.shape[1]):
+        found = _read_channel(target, item, x.shape[1], dense, ignore, mask, b, 0 if pair else c, lo, x.shape[2], y)
         if found < 0:
             return found
         bad += found
         for k in range(0, y.size, BLOCK):
-            block = slice(k, min(k + BLOCK, y.size))
-            logits, labels, number = x[b, c, lo + block.start : lo + block.stop], y[block], np.int32(1 if dense else c)
-            prefetch(x[b, c], lo + y.size + k, BLOCK)
+            block, number = slice(k, min(k + BLOCK, y.size)), np.int32(1 if dense else c)
+            labels, spread = y[block], buffers.row[TOP, block]
+            _fetch(x, pair, b, c, lo, y.size, k, spread)
+            logits = spread if pair else x[b, c, lo + k : lo + k + labels.size]
             if surprisals is None:
-                tp, fp, fn, volume = overlap_sums(logits, labels, number)
+                tp, fp, fn, tn, ones, zeros = overlap_sums(logits, labels, number)
             else:
                 right, wrong, values = granted[block], withheld[block], spare[block]
                 surprise(logits, labels, number, right, wrong, values)
                 surprisal.focus(wrong, gamma, values)
-                tp, fp, fn, volume, hits, misses = surprisal_sums(right, wrong, values, labels, number)
+                tp, fp, fn, tn, ones, zeros, hits, misses = surprisal_sums(right, wrong, values, labels, number)
                 sums[HITS, c] += hits
-                sums[MISSES, c] += misses
-            if overlap is not None:
-                sums[TP, c] += tp
-                sums[FP, c] += fp
-                sums[FN, c] += fn
-            sums[VOLUME, c] += volume
+                sums[HITS if pair else MISSES, 0 if pair else c] += misses
+            _add_overlap(overlap, matrix, tp, fp, fn, ones, c, sums)
+            if pair:
+                _add_overlap(overlap, matrix, tn, fn, fp, zeros, 0, sums)
     return bad
+
+
+@stage
+def _add_overlap(overlap, matrix, tp, fp, fn, volume, c, sums):
+    if overlap is not None:
+        sums[TP, c] += tp
+        sums[FP, c] += fp
+        sums[FN, c] += fn
+    if matrix is not None:  # of a pair, whose errors all have one distance
+        distance = matrix[c, 1 - c]
+        sums[DISTANCE, c] += distance * fn
+        sums[NEARNESS, c] += tp + (1 - distance) * fn
+    sums[VOLUME, c] += volume
 
 
 @stage
@@ -250,26 +276,45 @@ def _backward_labels(
 
 
 @stage
+def _slopes_of_channel(matrix, slopes, pair, b, c):
+    """The slopes of overlap and surprisal in p, or p of the second of a pair, where the target is 1, and where it is 0.
+
+    Those of the surprisal count from the truth.
+    """
+    if not pair:
+        return (slopes[TP_LESS_FN, b, c], slopes[HITS, b, c]), (slopes[FP, b, c], slopes[MISSES, b, c])
+    if matrix is None:
+        hit, miss = slopes[TP_LESS_FN, b, 1] - slopes[FP, b, 0], slopes[FP, b, 1] - slopes[TP_LESS_FN, b, 0]
+    else:
+        hit, miss = matrix[1, 1] - matrix[1, 0], matrix[0, 1] - matrix[0, 0]
+    return (hit, slopes[HITS, b, 1]), (miss, slopes[HITS, b, 0])
+
+
+@stage
 def _backward_channels(
-    x, target, item, overlap, surprisals, gamma, dense, ignore, mask, slopes, b, lo, buffers, out
+    x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, slopes, b, lo, buffers, out
 ):  # fmt: skip
     y, granted, withheld, spare = buffers.y, buffers.row[OWN], buffers.row[FACTOR], buffers.row[SPARE]
-    for c in range(x.shape[1]):
-        found = _read_channel(target, item, x.shape[1], dense, ignore, mask, b, c, lo, x.shape[2], y)
+    for c in range(1, 2) if pair else range(x.shape[1]):
+        found = _read_channel(target, item, x.shape[1], dense, ignore, mask, b, 0 if pair else c, lo, x.shape[2], y)
         if found < 0:
             return found
-        hits, misses = (slopes[TP_LESS_FN, b, c], slopes[HITS, b, c]), (slopes[FP, b, c], slopes[MISSES, b, c])
+        hits, misses = _slopes_of_channel(matrix, slopes, pair, b, c)
         for k in range(0, y.size, BLOCK):
-            block = slice(k, min(k + BLOCK, y.size))
-            at, labels, number = slice(lo + block.start, lo + block.stop), y[block], np.int32(1 if dense else c)
-            prefetch(x[b, c], lo + y.size + k, BLOCK)
+            block, number = slice(k, min(k + BLOCK, y.size)), np.int32(1 if dense else c)
+            labels, spread = y[block], buffers.row[TOP, block]
+            _fetch(x, pair, b, c, lo, y.size, k, spread)
+            logits = spread if pair else x[b, c, lo + k : lo + k + labels.size]
+            gradient = out[b, c, lo + k : lo + k + labels.size]
             if surprisals is None:
-                overlap_gradient(x[b, c, at], labels, number, hits[0], misses[0], out[b, c, at])
+                overlap_gradient(logits, labels, number, hits[0], misses[0], gradient)
             else:
                 right, wrong, values = granted[block], withheld[block], spare[block]
-                surprise(x[b, c, at], labels, number, right, wrong, values)
+                surprise(logits, labels, number, right, wrong, values)
                 slope_of_surprisal(right, wrong, gamma, values)
-                surprisal_gradient(right, wrong, values, labels, number, overlap, hits, misses, out[b, c, at])
+                surprisal_gradient(right, wrong, values, labels, number, overlap, hits, misses, gradient)
+            if pair:
+                negate(gradient, out[b, 0, lo + k : lo + k + labels.size])
     return 0
 
 
@@ -332,10 +377,11 @@ def _compiled(sources):
 
     @kernel
     def forward_channels(
-        x, target, item, overlap, surprisals, gamma, matrix, dense, ignore, mask, b, start, stop, sums
+        x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, b, start, stop, sums
     ):  # fmt: skip
-        """`forward` of sigmoid against labels, or a dense target of 0 and 1, voxels counting or not; no matrix (None).
+        """`forward` of sigmoid against labels, or a dense target of 0 and 1, voxels counting or not.
 
+        Or of the softmax of a `pair` of classes against labels; only these have a matrix.
         Returns -1, and has added who knows what, if mask or dense target hold anything but 0 and 1.
         """
         sources  # noqa: B018
@@ -345,7 +391,7 @@ def _compiled(sources):
             if stop - lo < step:
                 buffers = scratch(x.shape[1], stop - lo, x.dtype)
             found = _forward_channels(
-                x, target, item, overlap, surprisals, gamma, dense, ignore, mask, b, lo, buffers, sums
+                x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, b, lo, buffers, sums
             )
             if found < 0:
                 return found
@@ -354,7 +400,7 @@ def _compiled(sources):
 
     @kernel
     def backward_channels(
-        x, target, item, overlap, surprisals, gamma, matrix, dense, ignore, mask, slopes, b, start, stop, out
+        x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, slopes, b, start, stop, out
     ):  # fmt: skip
         """`backward` in the same case; returns -1, and has written who knows what, where `forward_channels` does."""
         sources  # noqa: B018
@@ -364,7 +410,22 @@ def _compiled(sources):
             if stop - lo < step:
                 buffers = scratch(x.shape[1], stop - lo, x.dtype)
             found = _backward_channels(
-                x, target, item, overlap, surprisals, gamma, dense, ignore, mask, slopes, b, lo, buffers, out
+                x,
+                target,
+                item,
+                overlap,
+                surprisals,
+                gamma,
+                matrix,
+                pair,
+                dense,
+                ignore,
+                mask,
+                slopes,
+                b,
+                lo,
+                buffers,
+                out,
             )
             if found < 0:
                 return found

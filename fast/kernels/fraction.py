@@ -1,0 +1,94 @@
+"""The fraction of `fast/fraction.py`: NumPy takes as long for its few numbers as kernels for the voxels of 32³."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from twinloss.fast.kernels import SOURCES, kernel
+from twinloss.fast.kernels.tile import stage
+from twinloss.fast.statistic_rows import FN, TP, VOLUME
+
+
+@njit(inline="always")
+def _weight(weights, b, c):
+    """Of weights (1 or B, C'); 1 if there are none."""
+    return weights[min(b, weights.shape[0] - 1), c] if weights.size > 0 else 1.0
+
+
+@stage
+def _part(sums, factors, items, c):
+    """Overlap or errors of a class, of some items together."""
+    total = 0.0
+    for row in range(factors.size):
+        if not np.isnan(factors[row]):
+            of_row = 0.0
+            for b in range(items[0], items[1]):
+                of_row += sums[row, b, c]
+            total += factors[row] * of_row
+    return total
+
+
+@stage
+def _put_slopes(overlap, errors, smooth, part, complementary, share, w_overlap, w_errors, items, c, slopes):
+    """The slopes of one class, `overlap` and `errors` being their factors and `part` what they came to."""
+    denominator = part[0] + part[1] + smooth[1]
+    by_denominator = share / denominator
+    in_overlap = -by_denominator * ((part[1] + (smooth[1] - smooth[0])) / denominator)
+    in_errors = by_denominator * ((part[0] + smooth[0]) / denominator)
+    a, b = overlap[TP], errors[FN]
+    both = -by_denominator * ((a * (part[1] + smooth[1]) + b * part[0] + (b - a) * smooth[0]) / denominator)
+    for item in range(items[0], items[1]):
+        for row in range(overlap.size):
+            if not np.isnan(overlap[row]):
+                slopes[row, item, c] = w_overlap * (overlap[row] * in_overlap)
+            elif not np.isnan(errors[row]):
+                slopes[row, item, c] = w_errors * (errors[row] * in_errors)
+        if complementary:
+            slopes[TP, item, c], slopes[FN, item, c] = w_overlap * both, 0.0
+            slopes[VOLUME, item, c] = w_errors * (b * in_errors)
+
+
+@stage
+def _fraction(sums, overlap, errors, smooth, first, batch, complementary, w_overlap, w_errors, mean, slopes):
+    groups = 1 if batch else sums.shape[1]
+    classes, pooled = sums.shape[2] - first, w_overlap.size > 0
+    share = 1 / (groups * (1 if pooled else classes)) if mean else 1.0
+    total = 0.0
+    for group in range(groups):
+        items = (0, sums.shape[1]) if batch else (group, group + 1)
+        whole_overlap, whole_errors = 0.0, 0.0
+        for c in range(classes):
+            part = _part(sums, overlap, items, first + c), _part(sums, errors, items, first + c)
+            if pooled:
+                whole_overlap += _weight(w_overlap, group, c) * part[0]
+                whole_errors += _weight(w_errors, group, c) * part[1]
+            else:
+                total += (part[1] + (smooth[1] - smooth[0])) / (part[0] + part[1] + smooth[1])
+                _put_slopes(overlap, errors, smooth, part, complementary, share, 1.0, 1.0, items, first + c, slopes)
+        if pooled:
+            whole = whole_overlap, whole_errors
+            total += (whole[1] + (smooth[1] - smooth[0])) / (whole[0] + whole[1] + smooth[1])
+            for c in range(classes):
+                weights = _weight(w_overlap, group, c), _weight(w_errors, group, c)
+                _put_slopes(overlap, errors, smooth, whole, complementary, share, *weights, items, first + c, slopes)
+    return total * share
+
+
+def _compiled(sources):
+    """The kernel, cached on disk under the hash of all sources (see `SOURCES`)."""
+
+    @kernel
+    def fraction(sums, overlap, errors, smooth, first, batch, complementary, w_overlap, w_errors, mean, slopes):
+        """The mean, or sum, of the fraction; and its slopes in the statistics, (ROWS, B, C), into `slopes`.
+
+        `overlap` and `errors` are a factor for each row of the statistics, NaN for those that are no part of them;
+        `smooth` is (ν, δ), and weights are (1 or B, C'), or (0, 0) for none.
+        """
+        sources  # noqa: B018
+        return _fraction(sums, overlap, errors, smooth, first, batch, complementary, w_overlap, w_errors, mean, slopes)
+
+    return fraction
+
+
+fraction = _compiled(SOURCES)
