@@ -32,7 +32,7 @@ def _plain(u: Tensor, weights: Tensor, step: int, voxelwise: bool) -> Tensor:
         ]
     by_field = weights.to(u.dtype).repeat(u.shape[0] // weights.shape[0], 1)
     energy = sum(by_field[:, k, None, None, None] * difference**2 for k, difference in enumerate(differences))
-    return energy if voxelwise else energy.sum((1, 2, 3), dtype=torch.float64)
+    return energy if voxelwise else energy.sum(dtype=torch.float64)
 
 
 def _axes(differences: int) -> int:

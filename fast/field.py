@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -21,8 +22,8 @@ from twinloss.fast.threads import for_each_chunk
 # Planes that a thread takes at a time.
 _SLAB = 8
 
-# Of fields (N, D, H, W) the energies (N,) in float64, or those of voxels: of u, weights (C, differences), the voxels
-# at each border that have none, and whether voxel by voxel.
+# The energy of fields (N, D, H, W), float64, or those of voxels: of u, weights (C, differences), the voxels at each
+# border that have none, and whether voxel by voxel.
 Energies = Callable[[Tensor, Tensor, int, bool], Tensor]
 
 
@@ -53,18 +54,15 @@ class FieldLoss(_Loss):
         """The loss; see the class for shapes and errors."""
         self._check(pred)
         wide = pred.float() if pred.dtype in (torch.float16, torch.bfloat16) else pred
-        weights = torch.tensor(self._weights(pred.shape), dtype=torch.float64, device=pred.device)
-        voxelwise = checked_reduction(self.reduction) == "none"
-        flat = wide.reshape(-1, *[1] * (5 - pred.ndim), *pred.shape[2:])
-        margin = self.margins[self.stencil]
-        energies = self.kernel if backend.choose(flat) == "kernel" else self.plain
-        energy = energies(flat, weights, margin, voxelwise)
+        reduction, margin = checked_reduction(self.reduction), self.margins[self.stencil]
         inside = [n - 2 * margin for n in pred.shape[2:]]
-        if voxelwise:
-            return energy.reshape(*pred.shape[:2], *inside).to(pred.dtype)
-        total = energy.sum()
-        count = pred.shape[0] * pred.shape[1] * math.prod(inside)
-        return (total / count if self.reduction == "mean" else total).to(pred.dtype)
+        share = 1 / (pred.shape[0] * pred.shape[1] * math.prod(inside)) if reduction == "mean" else 1
+        by_component = [[share * weight for weight in weights] for weights in self._weights(pred.shape)]
+        weights = torch.tensor(by_component, dtype=torch.float64, device=pred.device)
+        flat = wide.reshape(-1, *[1] * (5 - pred.ndim), *pred.shape[2:])
+        energies = self.kernel if backend.choose(flat) == "kernel" else self.plain
+        energy = energies(flat, weights, margin, reduction == "none")
+        return (energy.reshape(*pred.shape[:2], *inside) if reduction == "none" else energy).to(pred.dtype)
 
     def _weights(self, shape: Sequence[int]) -> list[list[float]]:
         """What each unscaled squared difference of each component counts: see the kernel."""
@@ -115,6 +113,10 @@ def field_operator(name: str, plain: Energies, axes: Callable[[int], int]) -> Op
         axes: how many axes a field has, by the number of its weights.
     """
 
+    @cache
+    def kernels() -> Any:
+        return import_module(f"twinloss.fast.kernels.{name}")
+
     def shape(u: Tensor, weights: Tensor, margin: int) -> tuple[int, ...]:
         """Of the energies of voxels, (N, D', H', W')."""
         rank = axes(weights.shape[1])
@@ -122,7 +124,7 @@ def field_operator(name: str, plain: Energies, axes: Callable[[int], int]) -> Op
 
     @operator(name)
     def energies(u: Tensor, weights: Tensor, margin: int, voxelwise: bool) -> Tensor:
-        forward = import_module(f"twinloss.fast.kernels.{name}").forward
+        forward = kernels().forward
         fields, depth, height, width = shape(u, weights, margin)
         before = (u.shape[1] - depth) // 2
         field, by_component = _planes(u), weights.to(u.dtype).numpy()
@@ -137,15 +139,15 @@ def field_operator(name: str, plain: Energies, axes: Callable[[int], int]) -> Op
             totals[k, slab] = forward(field[k], u.shape[3], factors, margin, start, stop, energy[k])
 
         for_each_chunk(work, fields * slabs, u.numel())
-        return made if voxelwise else torch.from_numpy(totals.sum(1))
+        return made if voxelwise else torch.scalar_tensor(totals.sum(), dtype=torch.float64)
 
     @operator(f"{name}_backward")
     def slopes(upstream: Tensor, u: Tensor, weights: Tensor, margin: int) -> Tensor:
-        backward = import_module(f"twinloss.fast.kernels.{name}").backward
+        backward = kernels().backward
         fields, depth, _, width = u.shape
         by_field = 2 * weights.repeat(fields // len(weights), 1)
-        if upstream.ndim == 1:
-            by_field = by_field * upstream[:, None]
+        if upstream.ndim == 0:
+            by_field = by_field * upstream
             by_voxel = np.empty((fields, 0, 0, 0), u.numpy().dtype)
         else:
             by_voxel = upstream.contiguous().numpy()
@@ -163,7 +165,7 @@ def field_operator(name: str, plain: Energies, axes: Callable[[int], int]) -> Op
 
     @energies.fake
     def _(u: Tensor, weights: Tensor, margin: int, voxelwise: bool) -> Tensor:
-        return u.new_empty(shape(u, weights, margin)) if voxelwise else u.new_empty(u.shape[:1], dtype=torch.float64)
+        return u.new_empty(shape(u, weights, margin)) if voxelwise else u.new_empty((), dtype=torch.float64)
 
     @slopes.fake
     def _(upstream: Tensor, u: Tensor, weights: Tensor, margin: int) -> Tensor:
