@@ -55,14 +55,16 @@ class FieldLoss(_Loss):
         self._check(pred)
         wide = pred.float() if pred.dtype in (torch.float16, torch.bfloat16) else pred
         reduction, margin = checked_reduction(self.reduction), self.margins[self.stencil]
-        inside = [n - 2 * margin for n in pred.shape[2:]]
-        share = 1 / (pred.shape[0] * pred.shape[1] * math.prod(inside)) if reduction == "mean" else 1
-        by_component = [[share * weight for weight in weights] for weights in self._weights(pred.shape)]
-        weights = torch.tensor(by_component, dtype=torch.float64, device=pred.device)
+        weights = torch.tensor(self._weights(pred.shape), dtype=torch.float64, device=pred.device)
         flat = wide.reshape(-1, *[1] * (5 - pred.ndim), *pred.shape[2:])
         energies = self.kernel if backend.choose(flat) == "kernel" else self.plain
         energy = energies(flat, weights, margin, reduction == "none")
-        return (energy.reshape(*pred.shape[:2], *inside) if reduction == "none" else energy).to(pred.dtype)
+        inside = [n - 2 * margin for n in pred.shape[2:]]
+        if reduction == "none":
+            energy = energy.reshape(*pred.shape[:2], *inside)
+        elif reduction == "mean":
+            energy = energy / (pred.shape[0] * pred.shape[1] * math.prod(inside))
+        return energy.to(pred.dtype)
 
     def _weights(self, shape: Sequence[int]) -> list[list[float]]:
         """What each unscaled squared difference of each component counts: see the kernel."""
