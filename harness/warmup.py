@@ -11,11 +11,15 @@ from twinloss.harness.twin import Twin
 
 
 def warm_up(twins: Sequence[Twin], dtypes: Sequence[str], tick: Callable[[str, int], None]) -> None:
-    """Call each loss, forward and backward; also with soft targets and with voxels to ignore, where it takes them."""
+    """Call each loss, forward and backward; also with two classes, which have kernels of their own as a sigmoid has.
+
+    And with soft targets and with voxels to ignore, where it takes them.
+    """
     for twin in twins:
         for dtype in dtypes:
             tick(f"{twin.name} {dtype}", 0)
-            for line in twin.benches[:1]:
+            first = twin.benches[0]
+            for line in (first, first.of_classes(2)) if first.of_classes else (first,):
                 x, *rest = (_of_type(operand, dtype) for operand in line.operands(8))
                 _call(twin.fast(**line.options), x, *rest)
                 if line.options.get("to_onehot_y"):

@@ -329,7 +329,7 @@ def test_ignored_voxels_have_no_gradient_where_an_empty_denominator_makes_slopes
     assert gradient[..., :3].isnan().any()
 
 
-@pytest.mark.parametrize("classes", [4, 6])
+@pytest.mark.parametrize("classes", [2, 4, 6])
 def test_one_soft_value_at_the_end_of_a_mask_of_zeros_and_ones_weighs_its_voxel(classes):
     shape = (41, 41, 41)  # more than a chunk
     x, y = logits(1, classes, *shape, dtype=torch.float64), labels(1, 1, *shape, classes=classes)
@@ -338,6 +338,17 @@ def test_one_soft_value_at_the_end_of_a_mask_of_zeros_and_ones_weighs_its_voxel(
     loss = MaskedDiceLoss(to_onehot_y=True, softmax=True)
     expected = value_and_gradient(loss, x, y, mask, form="plain")
     assert_all_close(value_and_gradient(loss, x, y, mask, form="kernel"), expected, 1e-12, 1e-20)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("loss_class", [DiceLoss, DiceFocalLoss])
+def test_one_soft_value_at_the_end_of_a_target_of_zeros_and_ones_counts_in_part(loss_class, classes):
+    shape = (41, 41, 41)  # more than a chunk
+    x, target = logits(1, classes, *shape, dtype=torch.float64), (logits(1, classes, *shape, seed=3) > 0).double()
+    target[..., -1] = 0.25
+    loss = loss_class(sigmoid=True, **({} if loss_class is DiceLoss else {"use_softmax": False}))
+    expected = value_and_gradient(loss, x, target, form="plain")
+    assert_all_close(value_and_gradient(loss, x, target, form="kernel"), expected, 1e-12, 1e-20)
 
 
 def test_activation_comes_before_the_mask():

@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 
 from twinloss.fast.kernels import SOURCES, kernel
-from twinloss.fast.kernels.rows import BLOCK, at, clear_between, total_of
+from twinloss.fast.kernels.rows import BLOCK, alike, at, clear_between, total_of
 from twinloss.fast.kernels.tile import START, keep, stage
 
 # Room before and after slopes along a row, for the neighbours of the first and the last voxel.
@@ -254,13 +254,12 @@ def _compiled(sources):
             deep = not voxelwise and weights.size > 3 and 2 * step <= z < depth - 2 * step
             y = START
             while y < height:
-                count = min(lines, height - 2 * step - y) if deep and y >= 2 * step else 0
-                if count > 0:
-                    rows = out[z, y * width : (y + count) * width]
+                count = alike(y, height, 2 * step, lines) if deep else 1
+                rows = out[z, y * width : (y + count) * width]
+                if deep and 2 * step <= y < height - 2 * step:
                     _gradient_of_deep_rows(u, width, step, z, y * width, weights, room, rows)
                 else:
-                    count, row = 1, out[z, y * width : (y + 1) * width]
-                    _gradient_of_row(u, width, step, z, y, margins, weights, upstream, ones, row)
+                    _gradient_of_row(u, width, step, z, y, margins, weights, upstream, ones, rows)
                 y += count
 
     return forward, backward

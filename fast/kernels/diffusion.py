@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 
 from twinloss.fast.kernels import SOURCES, kernel
-from twinloss.fast.kernels.rows import BLOCK, clear_between, total_of
+from twinloss.fast.kernels.rows import BLOCK, alike, clear_between, total_of
 from twinloss.fast.kernels.tile import NEXT, START, keep, stage
 
 
@@ -69,12 +69,6 @@ def _rows(u, width, z, y, count):
 @njit(inline="always")
 def _row(u, width, z, y):
     return _rows(u, width, z, y, 1)
-
-
-@njit(inline="always")
-def _alike(y, height, border, lines):
-    """How many rows from y on are done in one go: at most so many off the border, or one of the border."""
-    return min(lines, height - border - y) if border <= y < height - border else 1
 
 
 @njit(inline="always")
@@ -289,7 +283,7 @@ def _compiled(sources):
         for z in range(z_start, z_stop):
             y = START + before
             while y < height - before:
-                count = _alike(y, height, NEXT, lines)
+                count = alike(y, height, NEXT, lines)
                 rows = room[: count * width - 2 * margin]
                 if margin:
                     _wide_energies(u, width, z, y, count, weights, rows)
@@ -317,7 +311,7 @@ def _compiled(sources):
             deep = weights.size > 1 and (weights.size == 2 or 2 <= z < depth - 2)
             y = START
             while y < height:
-                count = 1 if voxelwise or (margin and not deep) else _alike(y, height, 2, lines)
+                count = 1 if voxelwise or (margin and not deep) else alike(y, height, 2, lines)
                 rows = _rows(out, width, z, y, count)
                 if margin and deep and not voxelwise and 2 <= y < height - 2:
                     _wide_gradient_of_rows(u, width, z, y, count, weights, rows)

@@ -17,6 +17,12 @@ def at(plane, start, offset, like):
     return plane[start + offset : start + offset + like.size]
 
 
+@njit(inline="always")
+def alike(y, height, border, lines):
+    """How many rows from y on are done in one go: at most so many off the border, or one of the border."""
+    return min(lines, height - border - y) if border <= y < height - border else 1
+
+
 @sums_stage
 def _total(values):
     total = values.dtype.type(0)

@@ -50,12 +50,6 @@ def _absorb(t, p, tt, pp, tp, u, q, uu, qq, uq, share, factor):
 
 
 @stage
-def _copy(source, out):
-    for i in range(out.size):
-        out[i] = source[i]
-
-
-@stage
 def _add(one, other, out):
     for i in range(out.size):
         out[i] = one[i] + other[i]
@@ -168,7 +162,7 @@ def sums_along(rooms, at, size, stride, window, ones, weighted):
                 _accumulate_scaled(rooms[at, f, j * stride : j * stride + n], window[j], rooms[result, f, :n])
     if ones is not None:
         for f in range(rooms.shape[1]):
-            _copy(rooms[at, f, :size], rooms[result, f, :size])
+            keep(rooms[at, f, :size], rooms[result, f, :size])
         have, half = 1, 1
         while 2 * half <= length:
             _add_shifted(rooms[at], half * stride, size - (2 * half - 1) * stride, rooms[spare])
@@ -235,7 +229,7 @@ def moments_along(rooms, at, size, stride, window, ones, weighted, count):
         _weighted_moments(rooms[at], size - (length - 1) * stride, stride, window, count, rooms[result])
     if ones is not None:
         for f in range(MOMENTS):
-            _copy(rooms[at, f, :size], rooms[result, f, :size])
+            keep(rooms[at, f, :size], rooms[result, f, :size])
         have, half = 1, 1
         while 2 * half <= length:
             _merge_shifted(rooms[at], half * stride, size - (2 * half - 1) * stride, count * half / 2, rooms[spare])
