@@ -100,10 +100,10 @@ def operator_samples() -> Iterator[tuple[str, tuple[object, ...]]]:
     weights = torch.rand(1, 6, dtype=torch.float64)
     yield "bending_energy", (image, weights, 1, False)
     yield "bending_energy", (image, weights, 1, True)
-    yield "bending_energy_backward", (up, image.detach(), weights, 1)
+    yield "bending_energy_backward", (up[0], image.detach(), weights, 1)
     yield "diffusion", (image, weights[:, :3], 0, False)
     yield "diffusion", (image, weights[:, :3], 1, True)
-    yield "diffusion_backward", (up, image.detach(), weights[:, :3], 0)
+    yield "diffusion_backward", (up[0], image.detach(), weights[:, :3], 0)
     yield "smooth", (image, [0.25, 0.5, 0.25], 3)
 
 
