@@ -141,7 +141,7 @@ def field_operator(name: str, plain: Energies, axes: Callable[[int], int]) -> Op
             totals[k, slab] = forward(field[k], u.shape[3], factors, margin, start, stop, energy[k])
 
         for_each_chunk(work, fields * slabs, u.numel())
-        return made if voxelwise else torch.scalar_tensor(totals.sum(), dtype=torch.float64)
+        return made if voxelwise else torch.scalar_tensor(totals.sum(), dtype=torch.float64, device=u.device)
 
     @operator(f"{name}_backward")
     def slopes(upstream: Tensor, u: Tensor, weights: Tensor, margin: int) -> Tensor:
@@ -153,7 +153,7 @@ def field_operator(name: str, plain: Energies, axes: Callable[[int], int]) -> Op
             by_voxel = np.empty((fields, 0, 0, 0), u.numpy().dtype)
         else:
             by_voxel = upstream.contiguous().numpy()
-        gradient = torch.empty(u.shape, dtype=u.dtype)
+        gradient = torch.empty(u.shape, dtype=u.dtype, device=u.device)
         field, factors, out = _planes(u), by_field.to(u.dtype).numpy(), _planes(gradient)
         slabs = -(-depth // _SLAB)
 

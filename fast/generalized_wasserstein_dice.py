@@ -138,7 +138,7 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
                 f"target has shape {tuple(target.shape)} and input {tuple(input.shape)}: expected labels of shape "
                 f"{flat} or {(flat[0], 1, *flat[1:])}"
             )
-        matrix = torch.as_tensor(np.array(self.dist_matrix), device=input.device)
+        matrix = torch.tensor(self.dist_matrix, dtype=torch.float64, device=input.device)
         terms = Terms(((NEARNESS, 2.0),), ((DISTANCE, 1.0),), self.smooth_nr, self.smooth_dr)
         return self.reduced_fraction(input, self.voxels(input, target), {}, terms, self._weigh, matrix)
 

@@ -461,36 +461,6 @@ def sums_of_voxels(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tenso
     return np.ascontiguousarray(by_item.transpose(1, 0, 2))
 
 
-def gradient_of_voxels(
-    slopes: np.ndarray, x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, *plan: Any
-) -> Tensor:
-    """dL/dx by the kernels, given the slopes in the statistics, (ROWS, B, C)."""
-    # TP - FN, the slope in p where g = 1, or TP - 2 FN, that in g where p = 0, may cancel: it is rounded once.
-    with np.errstate(all="ignore"):  # of an empty denominator the slopes are infinite
-        hit = slopes[TP] - (2 if Plan(*plan).overlap == "squared" else 1) * slopes[FN]
-        exact = np.concatenate([slopes, hit[np.newaxis]])
-        kernels = _Kernels(x, target, mask, matrix, Plan(*plan))
-        slopes_by_row = exact.astype(kernels.x.dtype)
-        if not math.isfinite(slopes_by_row.sum()) and (np.isinf(slopes_by_row) & np.isfinite(exact)).any():
-            # A class that all but vanishes, with no smoothing: slopes beyond float32, but not their product with p.
-            return gradient_of_voxels(slopes, x.double(), target, mask, matrix, *plan).float()
-        by_item = [None] * x.shape[0]
-        if matrix is not None:
-            # Probabilities add up to 1, so nearness falls as distance grows: the difference is rounded once.
-            by_distance = slopes[DISTANCE] - slopes[NEARNESS]
-            by_item = list((by_distance[:, :, np.newaxis] * matrix.numpy()).astype(kernels.x.dtype))
-    gradient = torch.empty(x.shape, dtype=x.dtype)
-    out, voxels = gradient.numpy(), x.shape[2]
-
-    def backward(chunk: int) -> int:
-        bounds = _chunk_bounds(chunk, voxels)
-        wrong: int = kernels.backward(*kernels.before, by_item[bounds[0]], *kernels.after, slopes_by_row, *bounds, out)
-        return wrong
-
-    kernels.run(backward)
-    return gradient
-
-
 @operator("voxel_sums")
 def _voxel_sums(
     x: Tensor,
@@ -509,7 +479,7 @@ def _voxel_sums(
 
 
 @operator("voxel_sums_backward")
-def _voxel_sums_backward(
+def voxel_sums_backward(
     slopes: Tensor,
     x: Tensor,
     target: Tensor,
@@ -522,8 +492,32 @@ def _voxel_sums_backward(
     labels: bool,
     ignore_index: int | None,
 ) -> Tensor:
-    plan = activation, overlap, surprisal, gamma, labels, ignore_index
-    return gradient_of_voxels(slopes.numpy(), x, target, mask, matrix, *plan)
+    """dL/dx, given the slopes in the statistics, (ROWS, B, C)."""
+    plan, by_row = Plan(activation, overlap, surprisal, gamma, labels, ignore_index), slopes.numpy()
+    # TP - FN, the slope in p where g = 1, or TP - 2 FN, that in g where p = 0, may cancel: it is rounded once.
+    with np.errstate(all="ignore"):  # of an empty denominator the slopes are infinite
+        hit = by_row[TP] - (2 if overlap == "squared" else 1) * by_row[FN]
+        exact = np.concatenate([by_row, hit[np.newaxis]])
+        kernels = _Kernels(x, target, mask, matrix, plan)
+        slopes_by_row = exact.astype(kernels.x.dtype)
+        if not math.isfinite(slopes_by_row.sum()) and (np.isinf(slopes_by_row) & np.isfinite(exact)).any():
+            # A class that all but vanishes, with no smoothing: slopes beyond float32, but not their product with p.
+            return voxel_sums_backward(slopes, x.double(), target, mask, matrix, *plan).float()
+        by_item = [None] * x.shape[0]
+        if matrix is not None:
+            # Probabilities add up to 1, so nearness falls as distance grows: the difference is rounded once.
+            by_distance = by_row[DISTANCE] - by_row[NEARNESS]
+            by_item = list((by_distance[:, :, np.newaxis] * matrix.numpy()).astype(kernels.x.dtype))
+    gradient = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out, voxels = gradient.numpy(), x.shape[2]
+
+    def backward(chunk: int) -> int:
+        bounds = _chunk_bounds(chunk, voxels)
+        wrong: int = kernels.backward(*kernels.before, by_item[bounds[0]], *kernels.after, slopes_by_row, *bounds, out)
+        return wrong
+
+    kernels.run(backward)
+    return gradient
 
 
 @_voxel_sums.fake
@@ -531,7 +525,7 @@ def _(x: Tensor, *_: object) -> Tensor:
     return x.new_empty((len(ROWS), x.shape[0], x.shape[1]), dtype=torch.float64)
 
 
-@_voxel_sums_backward.fake
+@voxel_sums_backward.fake
 def _(slopes: Tensor, x: Tensor, *_: object) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
@@ -547,7 +541,7 @@ def _backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
         sums = plain_sums(x, *constants, Plan(*ctx.plan))
         gradient = torch.autograd.grad(sums, x, slopes, create_graph=True, materialize_grads=True)[0]
     else:
-        gradient = _voxel_sums_backward(slopes, x, *constants, *ctx.plan)
+        gradient = voxel_sums_backward(slopes, x, *constants, *ctx.plan)
     return gradient, *[None] * (len(constants) + len(ctx.plan))
 
 

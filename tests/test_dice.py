@@ -340,6 +340,18 @@ def test_one_soft_value_at_the_end_of_a_mask_of_zeros_and_ones_weighs_its_voxel(
     assert_all_close(value_and_gradient(loss, x, y, mask, form="kernel"), expected, 1e-12, 1e-20)
 
 
+@BACKENDS
+@pytest.mark.parametrize("classes", [2, 3, 6])
+def test_an_infinite_logit_is_no_prediction(form, classes):
+    x = torch.zeros(1, classes, 5)
+    x[:, 1, 2] = float("inf")
+    value, gradient = value_and_gradient(
+        DiceFocalLoss(softmax=True, to_onehot_y=True), x, labels(1, 1, 5, classes=2), form=form
+    )
+    assert value.isnan()
+    assert gradient[..., 2].isnan().all()
+
+
 @pytest.mark.parametrize("classes", [1, 3])
 @pytest.mark.parametrize("loss_class", [DiceLoss, DiceFocalLoss])
 def test_one_soft_value_at_the_end_of_a_target_of_zeros_and_ones_counts_in_part(loss_class, classes):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from support import BACKENDS, assert_all_close, labels, logits, value_and_gradient
 
-from twinloss.fast import DiceLoss, GeneralizedDiceLoss, GeneralizedWassersteinDiceLoss, TverskyLoss
+from twinloss.fast import DiceLoss, GeneralizedDiceLoss, GeneralizedWassersteinDiceLoss, MaskedDiceLoss, TverskyLoss
 
 CLASSES = {"softmax": True, "to_onehot_y": True}
 DISTANCES = [[0.0, 1.0, 0.7], [1.0, 0.0, 0.5], [0.9, 0.3, 0.0]]
@@ -36,6 +36,26 @@ def test_value_and_gradient_are_those_of_the_loss_of_each_item_and_class_reduced
     assert_all_close(value_and_gradient(whole, *arguments(), form="kernel"), expected, 1e-13, 1e-18)
 
 
+@pytest.mark.parametrize(
+    ("made", "classes", "options"),
+    [
+        (DiceLoss, 2, CLASSES),
+        (GeneralizedDiceLoss, 2, {**CLASSES, "ignore_index": 1}),
+        (DiceLoss, 3, {**CLASSES, "ignore_index": 1}),
+        (DiceLoss, 3, {"sigmoid": True, "to_onehot_y": True, "include_background": False}),
+        (TverskyLoss, 1, {"sigmoid": True, "soft_label": True}),
+        (GeneralizedDiceLoss, 1, {"sigmoid": True, "ignore_index": 0}),
+        (MaskedDiceLoss, 2, CLASSES),
+        (MaskedDiceLoss, 3, {"sigmoid": True, "to_onehot_y": True}),
+    ],
+)
+def test_value_and_gradient_are_so_too_of_two_classes_of_sigmoids_and_of_voxels_left_out(made, classes, options):
+    x, y, mask = logits(2, classes, 9, 7, dtype=torch.float64), labels(2, 1, 9, 7, classes=2), labels(1, 1, 9, 7)
+    rest = (y, mask.clamp_max(1)) if made is MaskedDiceLoss else (y,)
+    expected = value_and_gradient(lambda *args: made(**options, reduction="none")(*args).mean(), x, *rest, form="plain")
+    assert_all_close(value_and_gradient(made(**options), x, *rest, form="kernel"), expected, 1e-12, 1e-17)
+
+
 @LOSSES
 def test_gradient_is_a_multiple_of_what_it_is_multiplied_with_and_adds_up_in_a_graph_that_is_kept(made):
     x, y = arguments()
@@ -51,6 +71,8 @@ def test_gradient_is_a_multiple_of_what_it_is_multiplied_with_and_adds_up_in_a_g
 def test_derivatives_of_second_order_are_those_of_the_loss(made):
     x, y = logits(2, 3, 4, dtype=torch.float64).requires_grad_(), labels(2, 1, 4)
     assert torch.autograd.gradgradcheck(lambda x: made()(x, y), x)
+    recorded = torch.autograd.grad(made()(x, y), x, create_graph=True)[0]
+    assert_all_close([recorded.detach()], [value_and_gradient(made(), x.detach(), y)[1]], 1e-12, 1e-18)
 
 
 @LOSSES
@@ -73,4 +95,12 @@ def test_loss_has_the_type_of_the_input(made, dtype):
 @BACKENDS
 def test_a_factor_of_0_does_not_hide_what_is_not_a_number(form):
     x, y = torch.tensor([[[0.5, float("nan")]]]), torch.tensor([[[1.0, 0.0]]])
-    assert value_and_gradient(TverskyLoss(alpha=0.0, beta=2.0), x, y, form=form)[1].isnan().all()
+    assert value_and_gradient(TverskyLoss(sigmoid=True, alpha=0.0, beta=2.0), x, y, form=form)[1].isnan().all()
+
+
+@pytest.mark.parametrize("upstream", [float("inf"), float("nan")])
+def test_a_background_that_takes_no_part_has_no_gradient_whatever_comes_from_above(upstream):
+    x, target = logits(2, 3, 9).requires_grad_(), (logits(2, 3, 9, seed=3) > 0).float()
+    (upstream * DiceLoss(sigmoid=True, include_background=False)(x, target)).backward()
+    assert (x.grad[:, 0] == 0).all()
+    assert not x.grad[:, 1:].isfinite().any()

@@ -53,7 +53,8 @@ def _put_slopes(overlap, errors, smooth, part, complementary, share, w_overlap, 
 def _fraction(sums, overlap, errors, smooth, first, batch, complementary, w_overlap, w_errors, mean, slopes):
     groups = 1 if batch else sums.shape[1]
     classes, pooled = sums.shape[2] - first, w_overlap.size > 0
-    share = 1 / (groups * (1 if pooled else classes)) if mean else 1.0
+    count = groups * (1 if pooled else classes) if mean else 1
+    share = 1 / count
     total = 0.0
     for group in range(groups):
         items = (0, sums.shape[1]) if batch else (group, group + 1)
@@ -72,7 +73,7 @@ def _fraction(sums, overlap, errors, smooth, first, batch, complementary, w_over
             for c in range(classes):
                 weights = _weight(w_overlap, group, c), _weight(w_errors, group, c)
                 _put_slopes(overlap, errors, smooth, whole, complementary, share, *weights, items, first + c, slopes)
-    return total * share
+    return total / count
 
 
 def _compiled(sources):

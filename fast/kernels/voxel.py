@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from twinloss.fast.kernels import SOURCES, kernel, surprisal
+from twinloss.fast.kernels import SOURCES, kernel, sigmoid, surprisal
 from twinloss.fast.kernels.confusion import (
     add_confusion_slope,
     adjoint,
@@ -20,23 +20,12 @@ from twinloss.fast.kernels.confusion import (
     gradient_slopes,
 )
 from twinloss.fast.kernels.distance import distance_slopes, distance_sums, distances, table_slopes
-from twinloss.fast.kernels.elementary import prefetch
-from twinloss.fast.kernels.sigmoid import (
-    difference,
-    negate,
-    overlap_gradient,
-    overlap_sums,
-    surprisal_gradient,
-    surprisal_sums,
-    surprise,
-)
 from twinloss.fast.kernels.surprisal import (
     add_gradient_soft,
     class_sum,
     gradient_own,
     own_slope,
     own_surprisal,
-    slope_of_surprisal,
     surprisal_soft,
 )
 from twinloss.fast.kernels.tile import (
@@ -134,68 +123,6 @@ def _forward_labels(x, target, item, overlap, surprisals, gamma, matrix, ignore,
 
 
 @stage
-def _read_channel(target, item, classes, dense, ignore, mask, b, c, lo, voxels, y):
-    """Labels, if they are not those of the channel before; returns how many are bad, or -1: see `forward_channels`."""
-    if not dense:
-        return read_counted(target[b, 0], item, classes, ignore, mask, b, lo, voxels, y) if c == 0 else 0
-    return -1 if read_counted(target[b, c], item, 2, ignore, mask, b, lo, voxels, y) else 0
-
-
-@stage
-def _fetch(x, pair, b, c, lo, width, k, spare):
-    """Put the difference of a pair of logits into `spare`, for some voxels of a tile; fetch those of the next."""
-    for channel in range(0 if pair else c, c + 1):
-        prefetch(x[b, channel], lo + width + k, BLOCK)
-    if pair:
-        here = slice(lo + k, lo + k + spare.size)
-        difference(x[b, 1, here], x[b, 0, here], spare)
-
-
-@stage
-def _forward_channels(
-    x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, b, lo, buffers, sums
-):  # fmt: skip
-    y, granted, withheld, spare = buffers.y, buffers.row[OWN], buffers.row[FACTOR], buffers.row[SPARE]
-    bad = 0
-    for c in range(1, 2) if pair else range(x.shape[1]):
-        found = _read_channel(target, item, x.shape[1], dense, ignore, mask, b, 0 if pair else c, lo, x.shape[2], y)
-        if found < 0:
-            return found
-        bad += found
-        for k in range(0, y.size, BLOCK):
-            block, number = slice(k, min(k + BLOCK, y.size)), np.int32(1 if dense else c)
-            labels, spread = y[block], buffers.row[TOP, block]
-            _fetch(x, pair, b, c, lo, y.size, k, spread)
-            logits = spread if pair else x[b, c, lo + k : lo + k + labels.size]
-            if surprisals is None:
-                tp, fp, fn, tn, ones, zeros = overlap_sums(logits, labels, number)
-            else:
-                right, wrong, values = granted[block], withheld[block], spare[block]
-                surprise(logits, labels, number, right, wrong, values)
-                surprisal.focus(wrong, gamma, values)
-                tp, fp, fn, tn, ones, zeros, hits, misses = surprisal_sums(right, wrong, values, labels, number)
-                sums[HITS, c] += hits
-                sums[HITS if pair else MISSES, 0 if pair else c] += misses
-            _add_overlap(overlap, matrix, tp, fp, fn, ones, c, sums)
-            if pair:
-                _add_overlap(overlap, matrix, tn, fn, fp, zeros, 0, sums)
-    return bad
-
-
-@stage
-def _add_overlap(overlap, matrix, tp, fp, fn, volume, c, sums):
-    if overlap is not None:
-        sums[TP, c] += tp
-        sums[FP, c] += fp
-        sums[FN, c] += fn
-    if matrix is not None:  # of a pair, whose errors all have one distance
-        distance = matrix[c, 1 - c]
-        sums[DISTANCE, c] += distance * fn
-        sums[NEARNESS, c] += tp + (1 - distance) * fn
-    sums[VOLUME, c] += volume
-
-
-@stage
 def _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, sums):
     p, q, g, w, y = buffers.rows[P], buffers.rows[Q], buffers.rows[G], buffers.row[W], buffers.y
     if matrix is not None:
@@ -276,49 +203,6 @@ def _backward_labels(
 
 
 @stage
-def _slopes_of_channel(matrix, slopes, pair, b, c):
-    """The slopes of overlap and surprisal in p, or p of the second of a pair, where the target is 1, and where it is 0.
-
-    Those of the surprisal count from the truth.
-    """
-    if not pair:
-        return (slopes[TP_LESS_FN, b, c], slopes[HITS, b, c]), (slopes[FP, b, c], slopes[MISSES, b, c])
-    if matrix is None:
-        hit, miss = slopes[TP_LESS_FN, b, 1] - slopes[FP, b, 0], slopes[FP, b, 1] - slopes[TP_LESS_FN, b, 0]
-    else:
-        hit, miss = matrix[1, 1] - matrix[1, 0], matrix[0, 1] - matrix[0, 0]
-    return (hit, slopes[HITS, b, 1]), (miss, slopes[HITS, b, 0])
-
-
-@stage
-def _backward_channels(
-    x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, slopes, b, lo, buffers, out
-):  # fmt: skip
-    y, granted, withheld, spare = buffers.y, buffers.row[OWN], buffers.row[FACTOR], buffers.row[SPARE]
-    for c in range(1, 2) if pair else range(x.shape[1]):
-        found = _read_channel(target, item, x.shape[1], dense, ignore, mask, b, 0 if pair else c, lo, x.shape[2], y)
-        if found < 0:
-            return found
-        hits, misses = _slopes_of_channel(matrix, slopes, pair, b, c)
-        for k in range(0, y.size, BLOCK):
-            block, number = slice(k, min(k + BLOCK, y.size)), np.int32(1 if dense else c)
-            labels, spread = y[block], buffers.row[TOP, block]
-            _fetch(x, pair, b, c, lo, y.size, k, spread)
-            logits = spread if pair else x[b, c, lo + k : lo + k + labels.size]
-            gradient = out[b, c, lo + k : lo + k + labels.size]
-            if surprisals is None:
-                overlap_gradient(logits, labels, number, hits[0], misses[0], gradient)
-            else:
-                right, wrong, values = granted[block], withheld[block], spare[block]
-                surprise(logits, labels, number, right, wrong, values)
-                slope_of_surprisal(right, wrong, gamma, values)
-                surprisal_gradient(right, wrong, values, labels, number, overlap, hits, misses, gradient)
-            if pair:
-                negate(gradient, out[b, 0, lo + k : lo + k + labels.size])
-    return 0
-
-
-@stage
 def _backward_weighted(activation, overlap, surprisals, gamma, matrix, slopes, buffers):
     p, q, h, w = buffers.rows[P], buffers.rows[Q], buffers.rows[H], buffers.row[W]
     h[:] = p.dtype.type(0)
@@ -390,7 +274,7 @@ def _compiled(sources):
         for lo in range(start, stop, step):
             if stop - lo < step:
                 buffers = scratch(x.shape[1], stop - lo, x.dtype)
-            found = _forward_channels(
+            found = sigmoid.forward_tile(
                 x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, b, lo, buffers, sums
             )
             if found < 0:
@@ -409,7 +293,7 @@ def _compiled(sources):
         for lo in range(start, stop, step):
             if stop - lo < step:
                 buffers = scratch(x.shape[1], stop - lo, x.dtype)
-            found = _backward_channels(
+            found = sigmoid.backward_tile(
                 x,
                 target,
                 item,
