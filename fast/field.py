@@ -15,6 +15,7 @@ from torch.nn.modules.loss import _Loss
 
 from twinloss.fast import backend
 from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of
+from twinloss.fast.memory import empty
 from twinloss.fast.operators import Operator, operator
 from twinloss.fast.segmentation import checked_reduction
 from twinloss.fast.threads import for_each_chunk
@@ -130,7 +131,7 @@ def field_operator(name: str, plain: Energies, axes: Callable[[int], int]) -> Op
         fields, depth, height, width = shape(u, weights, margin)
         before = (u.shape[1] - depth) // 2
         field, by_component = _planes(u), weights.to(u.dtype).numpy()
-        made = torch.empty((fields, depth, height, width if voxelwise else 0), dtype=u.dtype)
+        made = empty((fields, depth, height, width if voxelwise else 0), u.dtype)
         slabs = -(-depth // _SLAB)
         energy, totals = made.numpy(), np.zeros((fields, slabs))
 
@@ -153,7 +154,7 @@ def field_operator(name: str, plain: Energies, axes: Callable[[int], int]) -> Op
             by_voxel = np.empty((fields, 0, 0, 0), u.numpy().dtype)
         else:
             by_voxel = upstream.contiguous().numpy()
-        gradient = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+        gradient = empty(u.shape, u.dtype)
         field, factors, out = _planes(u), by_field.to(u.dtype).numpy(), _planes(gradient)
         slabs = -(-depth // _SLAB)
 

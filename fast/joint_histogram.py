@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from twinloss.fast import backend
+from twinloss.fast.memory import empty
 from twinloss.fast.operators import operator
 from twinloss.fast.threads import for_each_chunk
 
@@ -154,7 +155,7 @@ def _joint_histogram_backward(gamma: Tensor, x: Tensor, y: Tensor, bins: int, si
     # Beyond the last bin, what the windows reach and a wide register more.
     after = [kernels.reached(window, reach) + kernels.LANES for window in windows]
     padded = np.pad(gamma.numpy() / x.shape[1], ((0, 0), (before[0], after[0]), (before[1], after[1])))
-    gradient = torch.empty_like(x, memory_format=torch.contiguous_format)
+    gradient = empty(x.shape, x.dtype)
     out = gradient.numpy()
     sums = np.zeros((len(x), histogram.parts, 2))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from twinloss.fast import backend
+from twinloss.fast.memory import empty
 from twinloss.fast.operators import operator
 from twinloss.fast.threads import for_each_bundle, for_each_tile
 
@@ -117,10 +118,10 @@ def _local_correlation(
     """
     windows = _Windows(p.shape, size, kind, rank)
     first, second = p.contiguous().numpy(), t.contiguous().numpy()
-    means = np.empty((len(p), 2, *p.shape[1:]))
-    kept = torch.empty((len(p), 3, *p.shape[1:]), dtype=p.dtype)
-    more = torch.empty((len(p), 2, *p.shape[1:]) if gradients > 1 else (len(p), 2, 0, 0, 0), dtype=p.dtype)
-    score = torch.empty(p.shape if voxelwise else (len(p), 0, 0, 0), dtype=p.dtype)
+    means = empty((len(p), 2, *p.shape[1:]), torch.float64).numpy()
+    kept = empty((len(p), 3, *p.shape[1:]), p.dtype)
+    more = empty((len(p), 2, *p.shape[1:]) if gradients > 1 else (len(p), 2, 0, 0, 0), p.dtype)
+    score = empty(p.shape if voxelwise else (len(p), 0, 0, 0), p.dtype)
     scores = score.numpy().reshape(len(first), score.shape[1], score.shape[2] * score.shape[3])
     fields = kept.numpy()
     columns = [
@@ -162,8 +163,8 @@ def _local_correlation_backward(
     of_all, of_one = kept.numpy(), more.numpy()
     by_window = upstream.double().reshape(-1, 1, 1, 1) if upstream.ndim == 1 else upstream.contiguous()
     ups = by_window.numpy()
-    fields = torch.empty((len(p), 2, *p.shape[1:]), dtype=p.dtype).numpy()
-    gradient = torch.empty(p.shape, dtype=p.dtype)
+    fields = empty((len(p), 2, *p.shape[1:]), p.dtype).numpy()
+    gradient = empty(p.shape, p.dtype)
     out = gradient.numpy()
 
     def within_planes(k: int, start: int, stop: int) -> None:

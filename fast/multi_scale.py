@@ -13,6 +13,7 @@ from torch.nn.modules.loss import _Loss
 
 from twinloss.fast import backend
 from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of
+from twinloss.fast.memory import empty
 from twinloss.fast.operators import operator
 from twinloss.fast.segmentation import checked_number, checked_reduction
 from twinloss.fast.threads import for_each_tile
@@ -143,9 +144,9 @@ def _smooth(images: Tensor, taps: Sequence[float], rank: int) -> Tensor:
     """Images (N, D, H, W) smoothed along their last `rank` axes."""
     window, none = np.array(taps), np.ones(1)
     window_z, window_y, window_x = [none] * (3 - rank) + [window] * rank
-    made = torch.empty(images.shape, dtype=images.dtype)
+    made = empty(images.shape, images.dtype)
     source, out = images.contiguous().numpy(), made.numpy()
-    between = np.empty_like(out) if rank == 3 else out
+    between = empty(images.shape, images.dtype).numpy() if rank == 3 else out
     _smooth_planes(source, window_y, window_x, between)
     if rank == 3:  # columns across planes are those of one plane (D, H * W)
         planes = (len(images), 1, images.shape[1], -1)

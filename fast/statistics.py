@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from twinloss.fast import backend
+from twinloss.fast.memory import empty
 from twinloss.fast.operators import operator
 from twinloss.fast.statistic_rows import DISTANCE, FN, HITS, MISSES, NEARNESS, ROWS, TP, VOLUME
 from twinloss.fast.threads import for_each_chunk
@@ -508,7 +509,7 @@ def voxel_sums_backward(
             # Probabilities add up to 1, so nearness falls as distance grows: the difference is rounded once.
             by_distance = by_row[DISTANCE] - by_row[NEARNESS]
             by_item = list((by_distance[:, :, np.newaxis] * matrix.numpy()).astype(kernels.x.dtype))
-    gradient = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    gradient = empty(x.shape, x.dtype)
     out, voxels = gradient.numpy(), x.shape[2]
 
     def backward(chunk: int) -> int:
