@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from twinloss.fast.field import FieldLoss, field_operator
+from twinloss.fast.field import FieldLoss, Grid, field_kernels
 
 
 def _plain(u: Tensor, weights: Tensor, step: int, voxelwise: bool) -> Tensor:
@@ -40,7 +40,14 @@ def _axes(differences: int) -> int:
     return 1 if differences == 1 else 2 if differences == 3 else 3
 
 
-_kernel = field_operator("bending_energy", _plain, _axes)
+def _weigh(stencil: str, grid: Grid) -> list[list[float]]:
+    pure, axes = 1.0 if stencil == "compact" else 0.25, range(len(grid.shape) - 1)
+    # The last axis is x.
+    pairs = [(d, e) for d in reversed(axes) for e in (d, *reversed(axes[d + 1 :]))]
+    return [
+        [(grid.scale(c, (d, e)) * (pure if d == e else 0.25)) ** 2 * (1 if d == e else 2) for d, e in pairs]
+        for c in range(grid.shape[0])
+    ]
 
 
 class BendingEnergyLoss(FieldLoss):
@@ -79,7 +86,8 @@ class BendingEnergyLoss(FieldLoss):
         tensor(4.)
     """
 
-    plain, kernel, wanted = staticmethod(_plain), _kernel, "second differences"
+    kernels, weigh = field_kernels("bending_energy", _plain, _axes), staticmethod(_weigh)
+    wanted = "second differences"
     margins: ClassVar = {"compact": 1, "wide": 2}
     leasts: ClassVar = {"compact": 3, "wide": 5}
 
@@ -92,12 +100,3 @@ class BendingEnergyLoss(FieldLoss):
         spacing: Sequence[float] | None = None,
     ) -> None:
         super().__init__(reduction, stencil, normalize, spacing)
-
-    def _weights(self, shape: Sequence[int]) -> list[list[float]]:
-        pure, axes = 1.0 if self.stencil == "compact" else 0.25, range(len(shape) - 2)
-        # The last axis is x.
-        pairs = [(d, e) for d in reversed(axes) for e in (d, *reversed(axes[d + 1 :]))]
-        return [
-            [(self._scale(shape, c, (d, e)) * (pure if d == e else 0.25)) ** 2 * (1 if d == e else 2) for d, e in pairs]
-            for c in range(shape[1])
-        ]

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from twinloss.fast.field import FieldLoss, field_operator
+from twinloss.fast.field import FieldLoss, Grid, field_kernels
 
 
 def _plain(u: Tensor, weights: Tensor, margin: int, voxelwise: bool) -> Tensor:
@@ -32,7 +32,10 @@ def _squares(u: Tensor, axis: int, margin: int, weights: Tensor) -> Tensor:
     return before + torch.cat([squares, squares.narrow(axis, n - 1, 1)], axis)  # ... that on the other side
 
 
-_kernel = field_operator("diffusion", _plain, lambda axes: axes)
+def _weigh(stencil: str, grid: Grid) -> list[list[float]]:
+    share, axes = 0.5 if stencil == "compact" else 0.25, range(len(grid.shape) - 1)
+    # The last axis is x.
+    return [[share * grid.scale(c, (d,)) ** 2 for d in reversed(axes)] for c in range(grid.shape[0])]
 
 
 class DiffusionLoss(FieldLoss):
@@ -72,7 +75,8 @@ class DiffusionLoss(FieldLoss):
         tensor(9.)
     """
 
-    plain, kernel, wanted = staticmethod(_plain), _kernel, "first differences"
+    kernels, weigh = field_kernels("diffusion", _plain, lambda axes: axes), staticmethod(_weigh)
+    wanted = "first differences"
     margins: ClassVar = {"compact": 0, "wide": 1}
     leasts: ClassVar = {"compact": 2, "wide": 3}
 
@@ -85,8 +89,3 @@ class DiffusionLoss(FieldLoss):
         spacing: Sequence[float] | None = None,
     ) -> None:
         super().__init__(reduction, stencil, normalize, spacing)
-
-    def _weights(self, shape: Sequence[int]) -> list[list[float]]:
-        share, axes = 0.5 if self.stencil == "compact" else 0.25, range(len(shape) - 2)
-        # The last axis is x.
-        return [[share * self._scale(shape, c, (d,)) ** 2 for d in reversed(axes)] for c in range(shape[1])]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -16,27 +16,62 @@ from torch.nn.modules.loss import _Loss
 from twinloss.fast import backend
 from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of
 from twinloss.fast.memory import empty
-from twinloss.fast.operators import Operator, operator
+from twinloss.fast.operators import Operator, looked_into, operator
 from twinloss.fast.segmentation import checked_reduction
 from twinloss.fast.threads import for_each_chunk
 
-# Planes that a thread takes at a time.
-_SLAB = 8
+# Voxels that a thread takes at a time, in whole planes.
+_SLAB = 2**15
 
 # The energy of fields (N, D, H, W), float64, or those of voxels: of u, weights (C, differences), the voxels at each
 # border that have none, and whether voxel by voxel.
 Energies = Callable[[Tensor, Tensor, int, bool], Tensor]
 
 
-class FieldLoss(_Loss):
-    """The mean over voxels and components of an energy, which is a sum of squared differences of the field.
+class Grid(NamedTuple):
+    """What a difference of a field (C, *S) hangs on beside its stencil."""
 
-    A subclass has `plain` and `kernel`, the two forms of its energies, `wanted`, what its differences are called, and
-    by stencil `margins`, the voxels at each border that have no energy, and `leasts`, those that an axis must have.
+    shape: tuple[int, ...]
+    normalize: bool
+    spacing: tuple[float, ...] | None
+
+    def scale(self, c: int, axes: Sequence[int]) -> float:
+        """What makes a difference of component c along some axes a derivative, in extents of the grid if asked for."""
+        sizes = self.shape[1:]
+        h = self.spacing or (1.0,) * len(sizes)
+        scale = 1 / math.prod([h[d] for d in axes])
+        if self.normalize:
+            extent = [n * size for n, size in zip(sizes, h, strict=True)]
+            scale *= math.prod([extent[d] for d in axes]) / extent[c]
+        return scale
+
+
+class FieldKernels(NamedTuple):
+    """The forms of an energy, see `field_kernels`.
+
+    Attributes:
+        plain: in operators of torch, with derivatives of any order.
+        operator: by kernels, with a gradient, for those who look into it.
+        energy: of a field, weights (C, differences) and a margin the sum of the energies.
+        slopes: its gradient, given twice the weights of each field, (N, differences), times the slope in the sum.
     """
 
     plain: Energies
-    kernel: Energies
+    operator: Energies
+    energy: Callable[[Tensor, np.ndarray, int], float]
+    slopes: Callable[[Tensor, np.ndarray, int], Tensor]
+
+
+class FieldLoss(_Loss):
+    """The mean over voxels and components of an energy, which is a sum of squared differences of the field.
+
+    A subclass has `kernels`, `weigh`, what each unscaled squared difference of each component counts, by stencil and
+    grid, `wanted`, what its differences are called, and by stencil `margins`, the voxels at each border that have no
+    energy, and `leasts`, those that an axis must have.
+    """
+
+    kernels: FieldKernels
+    weigh: Callable[[str, Grid], list[list[float]]]
     wanted: str
     margins: ClassVar[dict[str, int]]
     leasts: ClassVar[dict[str, int]]
@@ -56,30 +91,20 @@ class FieldLoss(_Loss):
         self._check(pred)
         wide = pred.float() if pred.dtype in (torch.float16, torch.bfloat16) else pred
         reduction, margin = checked_reduction(self.reduction), self.margins[self.stencil]
-        weights = torch.tensor(self._weights(pred.shape), dtype=torch.float64, device=pred.device)
-        flat = wide.reshape(-1, *[1] * (5 - pred.ndim), *pred.shape[2:])
-        energies = self.kernel if backend.choose(flat) == "kernel" else self.plain
-        energy = energies(flat, weights, margin, reduction == "none")
+        by_kernel = backend.choose(wide) == "kernel"
+        grid = Grid(tuple(pred.shape[1:]), self.normalize, self.spacing)
         inside = [n - 2 * margin for n in pred.shape[2:]]
+        count = pred.shape[0] * pred.shape[1] * math.prod(inside) if reduction == "mean" else 1
+        if by_kernel and reduction != "none" and not looked_into((pred,)):
+            weighed = _weighed(self.weigh, self.stencil, grid)
+            loss: Tensor = _ReducedEnergy.apply(wide, self.kernels, weighed, margin, count, pred.dtype)
+            return loss
+        weights = torch.tensor(self.weigh(self.stencil, grid), dtype=torch.float64, device=pred.device)
+        energies = self.kernels.operator if by_kernel else self.kernels.plain
+        energy = energies(_fields(wide), weights, margin, reduction == "none")
         if reduction == "none":
             energy = energy.reshape(*pred.shape[:2], *inside)
-        elif reduction == "mean":
-            energy = energy / (pred.shape[0] * pred.shape[1] * math.prod(inside))
-        return energy.to(pred.dtype)
-
-    def _weights(self, shape: Sequence[int]) -> list[list[float]]:
-        """What each unscaled squared difference of each component counts: see the kernel."""
-        raise NotImplementedError
-
-    def _scale(self, shape: Sequence[int], c: int, axes: Sequence[int]) -> float:
-        """What makes a difference of component c along some axes a derivative, in extents of the grid if asked for."""
-        sizes = shape[2:]
-        h = self.spacing or (1.0,) * len(sizes)
-        scale = 1 / math.prod([h[d] for d in axes])
-        if self.normalize:
-            extent = [n * size for n, size in zip(sizes, h, strict=True)]
-            scale *= math.prod([extent[d] for d in axes]) / extent[c]
-        return scale
+        return (energy / count).to(pred.dtype)
 
     def _check(self, pred: Tensor) -> None:
         check_tensors(pred=pred)
@@ -104,11 +129,45 @@ class FieldLoss(_Loss):
             )
 
 
-# --- the kernels as torch operators -----------------------------------------------------------------------------------
+def _fields(pred: Tensor) -> Tensor:
+    """Every component of a field (B, C, *S) for itself, (B * C, D, H, W)."""
+    return pred.reshape(-1, *[1] * (5 - pred.ndim), *pred.shape[2:])
 
 
-def field_operator(name: str, plain: Energies, axes: Callable[[int], int]) -> Operator:
-    """Make the kernels of a module `torch.ops.twinloss.<name>`, an `Energies`, with its gradient.
+@lru_cache
+def _weighed(weigh: Callable[[str, Grid], list[list[float]]], stencil: str, grid: Grid) -> np.ndarray:
+    return np.array(weigh(stencil, grid), dtype=np.float64)
+
+
+class _ReducedEnergy(torch.autograd.Function):
+    """The energy of a field over a count, as one node: on a small field each costs more than its voxels."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        pred, kernels, weights, margin, count, dtype = arguments
+        ctx.save_for_backward(pred)
+        ctx.rest = kernels, weights, margin, count
+        energy = kernels.energy(_fields(pred), weights, margin)
+        return torch.scalar_tensor(energy / count, dtype=dtype, device=pred.device)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (pred,) = ctx.saved_tensors
+        kernels, weights, margin, count = ctx.rest
+        if torch.is_grad_enabled():  # a graph of the gradient is asked for: plain torch has one
+            energy = kernels.plain(_fields(pred), torch.tensor(weights), margin, False) / count
+            gradient = torch.autograd.grad(energy.to(upstream[0].dtype), pred, upstream[0], create_graph=True)[0]
+        else:
+            by_field = np.tile(weights * (2 * upstream[0].item() / count), (pred.shape[0], 1))
+            gradient = kernels.slopes(_fields(pred), by_field, margin).view(pred.shape)
+        return gradient, *[None] * 5
+
+
+# --- the kernels, and operators of torch made of them -----------------------------------------------------------------
+
+
+def field_kernels(name: str, plain: Energies, axes: Callable[[int], int]) -> FieldKernels:
+    """Make of a module of kernels the forms of an energy, and `torch.ops.twinloss.<name>`.
 
     Args:
         name: of the loss, and of the module of its kernels.
@@ -120,62 +179,76 @@ def field_operator(name: str, plain: Energies, axes: Callable[[int], int]) -> Op
     def kernels() -> Any:
         return import_module(f"twinloss.fast.kernels.{name}")
 
-    def shape(u: Tensor, weights: Tensor, margin: int) -> tuple[int, ...]:
+    def shape(u: Tensor, weights: Any, margin: int) -> tuple[int, ...]:
         """Of the energies of voxels, (N, D', H', W')."""
         rank = axes(weights.shape[1])
         return (u.shape[0], *(n - 2 * margin * (3 - d <= rank) for d, n in enumerate(u.shape[1:])))
 
-    @operator(name)
-    def energies(u: Tensor, weights: Tensor, margin: int, voxelwise: bool) -> Tensor:
+    def put_energies(u: Tensor, weights: np.ndarray, margin: int, out: np.ndarray) -> float:
+        """Their sum, or those of the voxels into `out` if it has room for any."""
         forward = kernels().forward
         fields, depth, height, width = shape(u, weights, margin)
         before = (u.shape[1] - depth) // 2
-        field, by_component = _planes(u), weights.to(u.dtype).numpy()
-        made = empty((fields, depth, height, width if voxelwise else 0), u.dtype)
-        slabs = -(-depth // _SLAB)
-        energy, totals = made.numpy(), np.zeros((fields, slabs))
+        field, planes = _planes(u), max(_SLAB // (height * width), 1)
+        by_component, slabs = weights.astype(field.dtype), -(-depth // planes)
+        totals = np.zeros((fields, slabs))
 
         def work(index: int) -> None:
             k, slab = divmod(index, slabs)
-            start, stop = before + slab * _SLAB, before + min((slab + 1) * _SLAB, depth)
+            start, stop = before + slab * planes, before + min((slab + 1) * planes, depth)
             factors = by_component[k % len(by_component)]
-            totals[k, slab] = forward(field[k], u.shape[3], factors, margin, start, stop, energy[k])
+            totals[k, slab] = forward(field[k], u.shape[3], factors, margin, start, stop, out[k])
 
         for_each_chunk(work, fields * slabs, u.numel())
-        return made if voxelwise else torch.scalar_tensor(totals.sum(), dtype=torch.float64, device=u.device)
+        return float(totals.sum())
 
-    @operator(f"{name}_backward")
-    def slopes(upstream: Tensor, u: Tensor, weights: Tensor, margin: int) -> Tensor:
+    def put_slopes(u: Tensor, by_field: np.ndarray, margin: int, by_voxel: np.ndarray) -> Tensor:
         backward = kernels().backward
-        fields, depth, _, width = u.shape
-        by_field = 2 * weights.repeat(fields // len(weights), 1)
-        if upstream.ndim == 0:
-            by_field = by_field * upstream
-            by_voxel = np.empty((fields, 0, 0, 0), u.numpy().dtype)
-        else:
-            by_voxel = upstream.contiguous().numpy()
+        fields, depth, height, width = u.shape
         gradient = empty(u.shape, u.dtype)
-        field, factors, out = _planes(u), by_field.to(u.dtype).numpy(), _planes(gradient)
-        slabs = -(-depth // _SLAB)
+        field, out, planes = _planes(u), _planes(gradient), max(_SLAB // (height * width), 1)
+        factors, slabs = by_field.astype(field.dtype), -(-depth // planes)
 
         def work(index: int) -> None:
             k, slab = divmod(index, slabs)
-            start, stop = slab * _SLAB, min((slab + 1) * _SLAB, depth)
+            start, stop = slab * planes, min((slab + 1) * planes, depth)
             backward(field[k], width, factors[k], margin, by_voxel[k], start, stop, out[k])
 
         for_each_chunk(work, fields * slabs, u.numel())
         return gradient
 
+    def energy(u: Tensor, weights: np.ndarray, margin: int) -> float:
+        return put_energies(u, weights, margin, _no_voxels(u, shape(u, weights, margin)))
+
+    def slopes(u: Tensor, by_field: np.ndarray, margin: int) -> Tensor:
+        return put_slopes(u, by_field, margin, _no_voxels(u, (u.shape[0], 0, 0)))
+
+    @operator(name)
+    def energies(u: Tensor, weights: Tensor, margin: int, voxelwise: bool) -> Tensor:
+        if not voxelwise:
+            total = energy(u, weights.numpy(), margin)
+            return torch.scalar_tensor(total, dtype=torch.float64, device=u.device)
+        made = empty(shape(u, weights, margin), u.dtype)
+        put_energies(u, weights.numpy(), margin, made.numpy())
+        return made
+
+    @operator(f"{name}_backward")
+    def energies_backward(upstream: Tensor, u: Tensor, weights: Tensor, margin: int) -> Tensor:
+        by_field = 2 * weights.repeat(u.shape[0] // len(weights), 1)
+        if upstream.ndim == 0:
+            return slopes(u, (by_field * upstream).numpy(), margin)
+        return put_slopes(u, by_field.numpy(), margin, upstream.contiguous().numpy())
+
     @energies.fake
     def _(u: Tensor, weights: Tensor, margin: int, voxelwise: bool) -> Tensor:
         return u.new_empty(shape(u, weights, margin)) if voxelwise else u.new_empty((), dtype=torch.float64)
 
-    @slopes.fake
+    @energies_backward.fake
     def _(upstream: Tensor, u: Tensor, weights: Tensor, margin: int) -> Tensor:
         return torch.empty(u.shape, dtype=u.dtype, device=u.device)
 
-    _give_gradient(energies, slopes, plain)
-    return energies
+    _give_gradient(energies, energies_backward, plain)
+    return FieldKernels(plain, energies, energy, slopes)
 
 
 def _give_gradient(energies: Operator, slopes: Operator, plain: Energies) -> None:
@@ -198,3 +271,8 @@ def _give_gradient(energies: Operator, slopes: Operator, plain: Energies) -> Non
 def _planes(fields: Tensor) -> Any:
     """Fields as an array (N, D, H * W), rows one after the other."""
     return fields.contiguous().flatten(2).numpy()
+
+
+def _no_voxels(u: Tensor, shape: Sequence[int]) -> np.ndarray:
+    """What tells a kernel that there is nothing voxel by voxel."""
+    return np.empty((*shape[:3], 0), u.numpy().dtype)

@@ -20,7 +20,7 @@ from numba import njit
 
 from twinloss.fast.kernels import SOURCES, kernel
 from twinloss.fast.kernels.rows import BLOCK, alike, clear_between, total_of
-from twinloss.fast.kernels.tile import NEXT, START, keep, stage
+from twinloss.fast.kernels.tile import NEXT, START, keep, stage, sums_stage
 
 
 @stage
@@ -35,6 +35,19 @@ def _add_squares(before, here, after, weight, energy):
     for i in range(energy.size):
         one, other = before[i] - here[i], after[i] - here[i]
         energy[i] += weight * (one * one + other * other)
+
+
+@sums_stage
+def _add_squares_of_two_axes(before, here, after, weight, below, above, other_weight, energy):
+    """`_add_squares` of both in one go; returns what all energies add up to."""
+    total = energy.dtype.type(0)
+    for i in range(energy.size):
+        u = here[i]
+        one, other, lower, upper = before[i] - u, after[i] - u, below[i] - u, above[i] - u
+        value = energy[i] + weight * (one * one + other * other) + other_weight * (lower * lower + upper * upper)
+        energy[i] = value
+        total += value
+    return total
 
 
 @stage
@@ -61,6 +74,13 @@ def _add_square(before, after, weight, energy):
         energy[i] += weight * (difference * difference)
 
 
+@stage
+def _put_square_of_three_axes(left, right, before, after, below, above, weights, energy):
+    for i in range(energy.size):
+        x, y, z = right[i] - left[i], after[i] - before[i], above[i] - below[i]
+        energy[i] = weights[0] * (x * x) + weights[1] * (y * y) + weights[2] * (z * z)
+
+
 @njit(inline="always")
 def _rows(u, width, z, y, count):
     return u[z, y * width : (y + count) * width]
@@ -79,34 +99,53 @@ def _beside(k, n):
 
 @stage
 def _energies(u, width, z, y, count, weights, energy):
-    """Put the energies of rows into `energy`."""
+    """Put the energies of rows into `energy`; returns their sum, float64 beyond a block."""
     here, height, depth = _rows(u, width, z, y, count), u.shape[1] // width, u.shape[0]
     n = here.size
     _put_squares(here[: n - 2], here[1 : n - 1], here[2:], weights[0], energy[1 : n - 1])
     _put_squares_at_ends(here, width, weights[0], energy)
-    if weights.size > 1:
-        before, after = _beside(y, height)
-        before, after = _rows(u, width, z, before, count), _rows(u, width, z, after, count)
+    if weights.size == 1:
+        return total_of(energy)
+    before, after = _beside(y, height)
+    before, after = _rows(u, width, z, before, count), _rows(u, width, z, after, count)
+    if weights.size == 2:
         _add_squares(before, here, after, weights[1], energy)
-    if weights.size > 2:
-        before, after = _beside(z, depth)
-        before, after = _rows(u, width, before, y, count), _rows(u, width, after, y, count)
-        _add_squares(before, here, after, weights[2], energy)
+        return total_of(energy)
+    below, above = _beside(z, depth)
+    below, above = _rows(u, width, below, y, count), _rows(u, width, above, y, count)
+    total = 0.0
+    for k in range(0, n, BLOCK):
+        block = slice(k, k + BLOCK)
+        total += np.float64(
+            _add_squares_of_two_axes(
+                before[block], here[block], after[block], weights[1], below[block], above[block], weights[2],
+                energy[block],
+            )
+        )  # fmt: skip
+    return total
 
 
 @stage
 def _wide_energies(u, width, z, y, count, weights, energy):
-    """Put the energies of rows off the border into `energy`, from the second voxel to the last but one."""
+    """Put the energies of rows off the border into `energy`, from the second voxel to the last but one.
+
+    Returns their sum, float64 beyond a block.
+    """
     here = _rows(u, width, z, y, count)
     n = here.size
-    _put_square(here[: n - 2], here[2:], weights[0], energy)
-    if weights.size > 1:
-        before, after = _rows(u, width, z, y - 1, count), _rows(u, width, z, y + 1, count)
-        _add_square(before[1 : n - 1], after[1 : n - 1], weights[1], energy)
+    inside = slice(1, n - 1)
     if weights.size > 2:
-        before, after = _rows(u, width, z - 1, y, count), _rows(u, width, z + 1, y, count)
-        _add_square(before[1 : n - 1], after[1 : n - 1], weights[2], energy)
+        _put_square_of_three_axes(
+            here[: n - 2], here[2:], _rows(u, width, z, y - 1, count)[inside], _rows(u, width, z, y + 1, count)[inside],
+            _rows(u, width, z - 1, y, count)[inside], _rows(u, width, z + 1, y, count)[inside], weights, energy,
+        )  # fmt: skip
+    else:
+        _put_square(here[: n - 2], here[2:], weights[0], energy)
+        if weights.size > 1:
+            before, after = _rows(u, width, z, y - 1, count), _rows(u, width, z, y + 1, count)
+            _add_square(before[inside], after[inside], weights[1], energy)
     clear_between(energy, width, NEXT)
+    return total_of(energy)
 
 
 @stage
@@ -185,6 +224,14 @@ def _add_pulls(before, here, after, by_before, by_after, out):
 
 
 @stage
+def _add_pulls_of_two_axes(before, here, after, by_before, by_after, below, above, by_below, by_above, out):
+    for i in range(out.size):
+        u = here[i]
+        along_y = by_before * (u - before[i]) + by_after * (u - after[i])
+        out[i] += along_y + (by_below * (u - below[i]) + by_above * (u - above[i]))
+
+
+@stage
 def _put_pulls_at_ends(here, width, weights, out):
     """The pulls along rows of their two first and two last voxels."""
     for start in range(0, here.size, width):
@@ -202,14 +249,16 @@ def _gradient_of_rows(u, width, z, y, count, weights, out):
     n, two = here.size, weights[0] + weights[0]
     _put_pulls(here[: n - 2], here[1 : n - 1], here[2:], two, two, out[1 : n - 1])
     _put_pulls_at_ends(here, width, weights, out)
-    if weights.size > 1:
-        (before, after), (by_before, by_after) = _beside(y, height), _pulls(weights, 1, y, height)
-        before, after = _rows(u, width, z, before, count), _rows(u, width, z, after, count)
+    if weights.size == 1:
+        return
+    (before, after), (by_before, by_after) = _beside(y, height), _pulls(weights, 1, y, height)
+    before, after = _rows(u, width, z, before, count), _rows(u, width, z, after, count)
+    if weights.size == 2:
         _add_pulls(before, here, after, by_before, by_after, out)
-    if weights.size > 2:
-        (before, after), (by_before, by_after) = _beside(z, depth), _pulls(weights, 2, z, depth)
-        before, after = _rows(u, width, before, y, count), _rows(u, width, after, y, count)
-        _add_pulls(before, here, after, by_before, by_after, out)
+        return
+    (below, above), (by_below, by_above) = _beside(z, depth), _pulls(weights, 2, z, depth)
+    below, above = _rows(u, width, below, y, count), _rows(u, width, above, y, count)
+    _add_pulls_of_two_axes(before, here, after, by_before, by_after, below, above, by_below, by_above, out)
 
 
 @stage
@@ -239,10 +288,13 @@ def _wide_gradient_of_rows(u, width, z, y, count, weights, out):
     _put_pulls(here[: n - 4], here[2 : n - 2], here[4:], w, w, out[2 : n - 2])
     _put_wide_pulls_at_ends(here, width, NEXT, w, out)
     before, after = _rows(u, width, z, y - 2, count), _rows(u, width, z, y + 2, count)
-    _add_pulls(before, here, after, weights[1], weights[1], out)
-    if weights.size > 2:
-        before, after = _rows(u, width, z - 2, y, count), _rows(u, width, z + 2, y, count)
-        _add_pulls(before, here, after, weights[2], weights[2], out)
+    if weights.size == 2:
+        _add_pulls(before, here, after, weights[1], weights[1], out)
+    else:
+        below, above = _rows(u, width, z - 2, y, count), _rows(u, width, z + 2, y, count)
+        _add_pulls_of_two_axes(
+            before, here, after, weights[1], weights[1], below, above, weights[2], weights[2], out
+        )  # fmt: skip
     # The voxels at the ends have no energy of their own, and so no part in those along y and z.
     _put_wide_pulls_at_ends(here, width, START, w, out)
 
@@ -286,12 +338,10 @@ def _compiled(sources):
                 count = alike(y, height, NEXT, lines)
                 rows = room[: count * width - 2 * margin]
                 if margin:
-                    _wide_energies(u, width, z, y, count, weights, rows)
+                    total += _wide_energies(u, width, z, y, count, weights, rows)
                 else:
-                    _energies(u, width, z, y, count, weights, rows)
-                if energy.size == 0:
-                    total += total_of(rows)
-                else:
+                    total += _energies(u, width, z, y, count, weights, rows)
+                if energy.size > 0:
                     for k in range(count):
                         keep(rows[k * width : (k + 1) * width - 2 * margin], energy[z - above, y - before + k])
                 y += count
