@@ -10,7 +10,14 @@ import torch
 
 Backend = Literal["kernel", "plain"]
 
+HALVES = (torch.float16, torch.bfloat16)
+
 _forced: Backend | None = None
+
+
+def widened(x: torch.Tensor) -> torch.Tensor:
+    """A half as float32, anything else as it is."""
+    return x.float() if x.dtype in HALVES else x
 
 
 def transformed() -> bool:
@@ -18,11 +25,14 @@ def transformed() -> bool:
     return bool(torch._C._are_functorch_transforms_active())
 
 
-def choose(x: torch.Tensor, *constants: torch.Tensor | None) -> Backend:
-    """The kernel for float32 and float64 on the CPU; plain torch elsewhere, or when a constant asks for a gradient."""
+def choose(x: torch.Tensor, *constants: torch.Tensor | None, halves: bool = False) -> Backend:
+    """The kernel for float32 and float64 on the CPU; plain torch elsewhere, or when a constant asks for a gradient.
+
+    With `halves` the caller's kernel takes these as well.
+    """
     if _forced is not None:
         return _forced
-    served = x.is_cpu and x.dtype in (torch.float32, torch.float64)
+    served = x.is_cpu and (x.dtype in (torch.float32, torch.float64) or (halves and x.dtype in HALVES))
     if transformed() or not served or any(t is not None and t.requires_grad for t in constants):
         return "plain"
     return "kernel"

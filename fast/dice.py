@@ -175,6 +175,7 @@ class CompoundDiceLoss(DiceLoss):
         if own == activation or not plan:
             sums = voxels.sums(own, overlap=self.overlap(), **plan)
             return sums, sums
+        voxels = voxels.widened()
         return voxels.sums(own, overlap=self.overlap()), voxels.sums(activation, **plan)
 
     def seen(self, weight: float | tuple[float, ...], voxels: Voxels) -> float | tuple[float, ...]:

@@ -104,8 +104,9 @@ class DiceCELoss(CompoundDiceLoss):
         voxels = self.compound_voxels(input, target)
         activation: Activation = "softmax" if input.shape[1] > 1 else "sigmoid"
         plan: dict[str, Any] = {"surprisal": "all" if self.label_smoothing else "target"}
-        dice_sums, ce_sums = self.two_sums(voxels, activation, plan)
-        if input.shape[1] == 1 and self.label_smoothing:
+        apart = input.shape[1] == 1 and self.label_smoothing > 0
+        dice_sums, ce_sums = self.two_sums(voxels.widened() if apart else voxels, activation, plan)
+        if apart:
             ce_sums = self._smoothed(voxels).sums(activation, surprisal="target")
         dice = self.reduced(self.dice(dice_sums, voxels), input.ndim)
         return (self.lambda_dice * dice + self.lambda_ce * self._cross_entropy(ce_sums, voxels)).to(input.dtype)

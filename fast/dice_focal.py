@@ -102,6 +102,8 @@ class DiceFocalLoss(CompoundDiceLoss):
         """The loss; see the class for shapes and errors."""
         reduction = checked_reduction(self.reduction)
         voxels = self.compound_voxels(input, target)
+        if reduction == "none":
+            voxels = voxels.widened()
         self.term.warn(input)
         activation = self.term.activation(input.shape[1])
         dice_sums, focal_sums = self.two_sums(voxels, activation, {} if reduction == "none" else self.term.plan())

@@ -89,7 +89,7 @@ class FieldLoss(_Loss):
     def forward(self, pred: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         self._check(pred)
-        wide = pred.float() if pred.dtype in (torch.float16, torch.bfloat16) else pred
+        wide = backend.widened(pred)
         reduction, margin = checked_reduction(self.reduction), self.margins[self.stencil]
         by_kernel = backend.choose(wide) == "kernel"
         grid = Grid(tuple(pred.shape[1:]), self.normalize, self.spacing)

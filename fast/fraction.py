@@ -179,7 +179,7 @@ def reduced_fraction(
     Tensors are those of `statistics`, but with any axes of space; the loss has the type `dtype`.
     """
     tensors = x, target, mask, matrix
-    if backend.choose(*tensors) == "kernel" and not looked_into(tensors):
+    if backend.choose(*tensors, halves=True) == "kernel" and not looked_into(tensors):
         loss: Tensor = _ReducedFraction.apply(*tensors, plan, terms, weigh, mean, dtype)
         return loss
     return None
@@ -210,7 +210,7 @@ class _ReducedFraction(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         *tensors, plan, terms, weigh, mean, dtype = arguments
         x, target, mask, matrix = tensors
-        sums = sums_of_voxels(*_flat(x, target, mask), matrix, *plan)
+        sums = sums_of_voxels(*_flat(x, target, mask), matrix, plan)
         with np.errstate(all="ignore"):
             weights = weigh(volumes(sums[VOLUME], terms)) or (_NO_WEIGHTS,)
         slopes, smooth = np.zeros(sums.shape), (terms.smooth_nr, terms.smooth_dr)
@@ -218,7 +218,7 @@ class _ReducedFraction(torch.autograd.Function):
         total = _fraction_kernel()(sums, _factors(terms.overlap), _factors(terms.errors), *options, slopes)
         ctx.save_for_backward(*tensors)
         ctx.rest = plan, terms, weigh, mean, slopes
-        return torch.scalar_tensor(total, dtype=torch.float64, device=x.device).to(dtype)
+        return torch.scalar_tensor(total, dtype=dtype, device=x.device)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
+from twinloss.fast import backend
 from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of, numbers
 from twinloss.fast.distributed import ProcessGroup, checked_group, sum_over_ranks
 from twinloss.fast.fraction import Terms, Weigh, fraction, reduced_fraction, volumes
@@ -76,7 +77,7 @@ class Voxels:
     """The arguments of one forward call, checked.
 
     Attributes:
-        input: (B, C, *S), float32 or float64: a half is widened once, so that no part of its gradient is rounded.
+        input: (B, C, *S). Of a half, each pass rounds its gradient: where there are several, see `widened`.
         target: (B, C, *S), or labels (B, 1, *S).
         mask: (B or 1, 1, *S).
         labels: whether the target holds labels.
@@ -99,7 +100,7 @@ class Voxels:
         """The statistics that `plan` asks for, in one pass, of the voxels of all ranks."""
         x = self.input
         if callable(activation):
-            x, activation = self._activated(x, activation), "identity"
+            x, activation = self._activated(backend.widened(x), activation), "identity"
         found = statistics(
             flat(x),
             flat(self.target),
@@ -115,12 +116,16 @@ class Voxels:
         local = found.stack.sum(1, keepdim=True) if self.batch else found.stack
         return replace(found, stack=sum_over_ranks(local, self.process_group))
 
+    def widened(self) -> Voxels:
+        """With a half as float32, so that only the whole of its gradient is rounded."""
+        return replace(self, input=backend.widened(self.input))
+
     def cleaned(self) -> tuple[Tensor, Tensor]:
-        """Input and target with 0 in the voxels that are ignored."""
-        ignored = self.ignored()
+        """Input, a half as float32, and target, with 0 in the voxels that are ignored."""
+        ignored, wide = self.ignored(), backend.widened(self.input)
         if ignored is None:
-            return self.input, self.target
-        return torch.where(ignored, 0, self.input), torch.where(ignored, 0, self.target)
+            return wide, self.target
+        return torch.where(ignored, 0, wide), torch.where(ignored, 0, self.target)
 
     def ignored(self) -> Tensor | None:
         """Where ignore_index tells to leave a voxel out, (B, 1, *S)."""
@@ -194,8 +199,7 @@ class SegmentationLoss(_Loss):
     def voxels(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Voxels:
         """The checked arguments of forward."""
         labels, background = self._check(input, target, mask)
-        wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-        return Voxels(wide, target, mask, labels, background, self.ignore_index, self.batch, self.process_group)
+        return Voxels(input, target, mask, labels, background, self.ignore_index, self.batch, self.process_group)
 
     def activation(self, input: Tensor) -> Activation | Callable[[Tensor], Tensor]:
         """What turns the input into the prediction."""

@@ -28,7 +28,7 @@ $W_i = \sum_l M_{y_i l} p_{il}$ (Fidon et al. 2017, eq. 6).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -53,6 +53,8 @@ _SURPRISALS = ("none", "target", "all")
 
 # Voxels of a chunk: the unit that threads share out, and the unit of the fixed order of float64 sums; whole tiles.
 _CHUNK = 16 * 4032
+# Halves that are widened at a time, in whole tiles: of fewer, Python takes longer than the kernels; more take memory.
+_WIDENED_AT_ONCE = 3 * 2**15
 
 # Target types that the kernel reads as they are, by the number it knows them by; others are widened first.
 _NATIVE = {
@@ -118,7 +120,7 @@ def statistics(
     """Sum the statistics of every item and class in one pass.
 
     Args:
-        x: logits, or probabilities for `activation="identity"`, (B, C, N), float32 or float64.
+        x: logits, or probabilities for `activation="identity"`, (B, C, N); halves are computed in float32.
         target: labels (B, 1, N) if `labels`, else one-hot or soft (B, C, N), of any type.
         mask: voxel weights in [0, 1], (B or 1, 1, N); a voxel of weight 0 takes no part, whatever it holds.
         matrix: distances between classes, (C, C) float64, for `labels` and softmax.
@@ -133,7 +135,7 @@ def statistics(
         ValueError: if a label is no whole number in [0, C) or a mask value lies outside [0, 1].
     """
     plan = Plan(activation, overlap, surprisal, gamma, labels, ignore_index)
-    if backend.choose(x, target, mask, matrix) == "kernel":
+    if backend.choose(x, target, mask, matrix, halves=True) == "kernel":
         sums = _voxel_sums(x, target, mask, matrix, *plan)
     else:
         sums = plain_sums(x, target, mask, matrix, plan)
@@ -150,6 +152,7 @@ def flat(tensor: Tensor) -> Tensor:
 
 def plain_sums(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, plan: Plan) -> Tensor:
     """The statistics in operators of torch, (ROWS, B, C)."""
+    x = backend.widened(x)
     weight = torch.ones_like(x[:, :1]) if mask is None else _checked_mask(mask, x)
     if plan.ignore_index is not None:
         weight = weight.masked_fill(ignored(target, plan.labels, plan.ignore_index), 0)
@@ -378,6 +381,17 @@ def _voxel_kernels() -> Any:
     return voxel
 
 
+class _Part(NamedTuple):
+    """Some voxels of an item, as the kernels take them."""
+
+    x: np.ndarray
+    target: np.ndarray
+    mask: np.ndarray | None
+    item: int
+    start: int
+    stop: int
+
+
 class _Kernels:
     """Which kernels are called, and how: those for a common case, or those for any."""
 
@@ -385,40 +399,96 @@ class _Kernels:
         voxel = _voxel_kernels()
         if target.dtype not in _NATIVE:
             target = target.to(_WIDENED.get(target.dtype, torch.int64))
-        self.x = x.contiguous().numpy()
-        real = self.x.dtype.type
-        self.matrix = None if matrix is None else matrix.to(x.dtype).numpy()
-        self.before = (
-            self.x,
-            target.contiguous().numpy().view(np.uint8),
+        self.x, self.halves = x.detach().contiguous(), x.dtype in backend.HALVES
+        real = torch.float32 if self.halves else x.dtype
+        self.real = np.float32 if real == torch.float32 else np.float64
+        self.matrix = None if matrix is None else matrix.to(real).numpy()
+        self.target = target.contiguous().numpy().view(np.uint8)
+        self.mask = None if mask is None else mask[:, 0].detach()
+        self.asked = (
             _NATIVE[target.dtype],
             None if plan.overlap == "none" else _OVERLAPS.index(plan.overlap),
             None if plan.surprisal == "none" else _SURPRISALS.index(plan.surprisal),
-            real(plan.gamma),
+            self.real(plan.gamma),
         )
         self.ignore = None if plan.ignore_index is None else float(plan.ignore_index)
-        self.mask = None if mask is None else mask[:, 0].to(x.dtype).contiguous().numpy()
         self.dense, self.activation = not plan.labels, _ACTIVATIONS.index(plan.activation)
-        self.after: tuple[Any, ...] = (self.ignore, self.mask)
         alone = matrix is None or (plan.overlap, plan.surprisal) == ("none", "none")
         common = plan.overlap != "squared" and plan.surprisal != "all" and alone
         # Of a dense target of several channels, one says which voxels all of them are to ignore.
         by_channel = plan.labels or plan.ignore_index is None or x.shape[1] == 1
         pair = plan.activation == "softmax" and x.shape[1] == 2
+        self.options: tuple[Any, ...] = ()
         if common and plan.activation == "softmax" and plan.labels and not pair:
             self.forward, self.backward = voxel.forward_labels, voxel.backward_labels
         elif common and (plan.labels if pair else plan.activation == "sigmoid" and by_channel):
             self.forward, self.backward = voxel.forward_channels, voxel.backward_channels
-            self.after = (pair, self.dense, *self.after)
+            self.options = pair, self.dense
         else:
             self.weigh()
+        self.whole = None
+        if not self.halves:
+            weights = None if self.mask is None else self.mask.to(real).contiguous().numpy()
+            self.whole = _Part(self.x.numpy(), self.target, weights, 0, 0, 0)
 
     def weigh(self) -> None:
         """Take the kernels for any case: only these know of soft targets, and of a mask that weighs voxels."""
         voxel = _voxel_kernels()
         self.forward, self.backward = voxel.forward, voxel.backward
-        mask = np.empty((0, 0), self.x.dtype) if self.mask is None else self.mask
-        self.after = (self.dense, mask, self.activation, math.nan if self.ignore is None else self.ignore)
+
+    def arguments(self, part: _Part, matrix: np.ndarray | None) -> tuple[Any, ...]:
+        """Those of both kernels."""
+        if self.forward is _voxel_kernels().forward:
+            mask = np.empty((0, 0), self.real) if part.mask is None else part.mask
+            after = self.dense, mask, self.activation, math.nan if self.ignore is None else self.ignore
+        else:
+            after = *self.options, self.ignore, part.mask
+        return part.x, part.target, *self.asked, matrix, *after
+
+    def parts(self, chunk: int) -> Iterator[tuple[_Part, tuple[int, int, int]]]:
+        """What the kernels take of a chunk, and where in x it lies: halves are widened a few tiles at a time."""
+        item, start, stop = _chunk_bounds(chunk, self.x.shape[2])
+        if self.whole is not None:
+            yield self.whole._replace(item=item, start=start, stop=stop), (item, start, stop)
+            return
+        classes = self.x.shape[1]
+        tile = _voxel_kernels().tile_width.py_func(classes, stop - start)
+        step = tile * max(_WIDENED_AT_ONCE // (tile * classes), 1)
+        size = self.target.shape[2] // self.x.shape[2]
+        for lo in range(start, stop, step):
+            hi = min(lo + step, stop)
+            x = self.x[item : item + 1, :, lo:hi].to(torch.float32, memory_format=torch.contiguous_format).numpy()
+            target = np.ascontiguousarray(self.target[item : item + 1, :, lo * size : hi * size])
+            mask = None
+            if self.mask is not None:
+                row = min(item, len(self.mask) - 1)
+                mask = self.mask[row : row + 1, lo:hi].float().numpy()
+            yield _Part(x, target, mask, 0, 0, hi - lo), (item, lo, hi)
+
+    def add_sums(self, chunk: int, sums: np.ndarray) -> int:
+        """Add the statistics of a chunk to `sums`, (ROWS, C); returns how many values are bad, or -1."""
+        bad = 0
+        for part, _ in self.parts(chunk):
+            found: int = self.forward(*self.arguments(part, self.matrix), part.item, part.start, part.stop, sums)
+            if found < 0:
+                return found
+            bad += found
+        return bad
+
+    def put_gradient(self, chunk: int, matrix: np.ndarray | None, slopes: np.ndarray, gradient: Tensor) -> int:
+        """Write dL/dx of a chunk, given the slopes, (ROWS, B, C), and those in distances of its item; 0, or -1."""
+        for part, (item, start, stop) in self.parts(chunk):
+            at = part.item, part.start, part.stop
+            if self.halves:
+                out, by_item = np.empty_like(part.x), np.ascontiguousarray(slopes[:, item : item + 1])
+            else:
+                out, by_item = gradient.numpy(), slopes
+            found: int = self.backward(*self.arguments(part, matrix), by_item, *at, out)
+            if found < 0:
+                return found
+            if self.halves:
+                gradient[item, :, start:stop] = torch.from_numpy(out[0])
+        return 0
 
     def run(self, call: Callable[[int], int]) -> list[int]:
         """What a call with the number of each chunk returns; of all again if it is -1, as mask or target is soft."""
@@ -428,10 +498,10 @@ class _Kernels:
         def work(chunk: int) -> None:
             found[chunk] = call(chunk)
 
-        for_each_chunk(work, len(found), self.x.size)
+        for_each_chunk(work, len(found), self.x.numel())
         if any(found) and min(found) < 0:
             self.weigh()
-            for_each_chunk(work, len(found), self.x.size)
+            for_each_chunk(work, len(found), self.x.numel())
         return found
 
 
@@ -441,23 +511,21 @@ def _chunk_bounds(chunk: int, voxels: int) -> tuple[int, int, int]:
     return item, part * _CHUNK, min((part + 1) * _CHUNK, voxels)
 
 
-def sums_of_voxels(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, *plan: Any) -> np.ndarray:
+def sums_of_voxels(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, plan: Plan) -> np.ndarray:
     """The statistics by the kernels, (ROWS, B, C)."""
-    kernels = _Kernels(x, target, mask, matrix, Plan(*plan))
+    kernels = _Kernels(x, target, mask, matrix, plan)
     items, classes, voxels = x.shape
     sums = np.empty((items, -(-voxels // _CHUNK), len(ROWS), classes))
     by_chunk = sums.reshape(-1, len(ROWS), classes)
 
     def forward(chunk: int) -> int:
-        bounds = _chunk_bounds(chunk, voxels)
         by_chunk[chunk] = 0
-        wrong: int = kernels.forward(*kernels.before, kernels.matrix, *kernels.after, *bounds, by_chunk[chunk])
-        return wrong
+        return kernels.add_sums(chunk, by_chunk[chunk])
 
     if any(kernels.run(forward)):
         if mask is not None:
-            _checked_mask(mask, x)
-        _raise_wrong_labels(target, classes, Plan(*plan).ignore_index)
+            _checked_mask(mask, backend.widened(x))
+        _raise_wrong_labels(target, classes, plan.ignore_index)
     by_item = sums[:, 0] if sums.shape[1] == 1 else sums.sum(1)
     return np.ascontiguousarray(by_item.transpose(1, 0, 2))
 
@@ -475,8 +543,8 @@ def _voxel_sums(
     labels: bool,
     ignore_index: int | None,
 ) -> Tensor:
-    plan = activation, overlap, surprisal, gamma, labels, ignore_index
-    return torch.from_numpy(sums_of_voxels(x, target, mask, matrix, *plan))
+    plan = Plan(activation, overlap, surprisal, gamma, labels, ignore_index)
+    return torch.from_numpy(sums_of_voxels(x, target, mask, matrix, plan))
 
 
 @operator("voxel_sums_backward")
@@ -500,22 +568,20 @@ def voxel_sums_backward(
         hit = by_row[TP] - (2 if overlap == "squared" else 1) * by_row[FN]
         exact = np.concatenate([by_row, hit[np.newaxis]])
         kernels = _Kernels(x, target, mask, matrix, plan)
-        slopes_by_row = exact.astype(kernels.x.dtype)
+        slopes_by_row = exact.astype(kernels.real)
         if not math.isfinite(slopes_by_row.sum()) and (np.isinf(slopes_by_row) & np.isfinite(exact)).any():
             # A class that all but vanishes, with no smoothing: slopes beyond float32, but not their product with p.
-            return voxel_sums_backward(slopes, x.double(), target, mask, matrix, *plan).float()
+            return voxel_sums_backward(slopes, x.double(), target, mask, matrix, *plan).float().to(x.dtype)
         by_item = [None] * x.shape[0]
         if matrix is not None:
             # Probabilities add up to 1, so nearness falls as distance grows: the difference is rounded once.
             by_distance = by_row[DISTANCE] - by_row[NEARNESS]
-            by_item = list((by_distance[:, :, np.newaxis] * matrix.numpy()).astype(kernels.x.dtype))
+            by_item = list((by_distance[:, :, np.newaxis] * matrix.numpy()).astype(kernels.real))
     gradient = empty(x.shape, x.dtype)
-    out, voxels = gradient.numpy(), x.shape[2]
 
     def backward(chunk: int) -> int:
-        bounds = _chunk_bounds(chunk, voxels)
-        wrong: int = kernels.backward(*kernels.before, by_item[bounds[0]], *kernels.after, slopes_by_row, *bounds, out)
-        return wrong
+        item, _, _ = _chunk_bounds(chunk, x.shape[2])
+        return kernels.put_gradient(chunk, by_item[item], slopes_by_row, gradient)
 
     kernels.run(backward)
     return gradient

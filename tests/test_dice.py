@@ -476,3 +476,27 @@ def test_compiles_without_a_graph_break():
         found = value_and_gradient(torch.compile(loss, fullgraph=True, backend="aot_eager"), x, y)
     for a, b in zip(found, value_and_gradient(loss, x, y), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("classes", [1, 3, 5])
+@pytest.mark.parametrize("weighing", [False, True])
+def test_halves_of_many_parts_and_a_mask_are_those_of_float32(half, classes, weighing):
+    # Beyond a chunk of 64512 voxels, which is no whole number of what is widened at a time; for each item, and masked.
+    x = logits(2, classes, 66000).to(half)
+    y = labels(2, 1, 66000, classes=max(classes, 2))
+    mask = torch.rand(2, 1, 66000, generator=torch.Generator().manual_seed(1))
+    mask = mask if weighing else mask.round()
+    loss = MaskedDiceLoss(sigmoid=classes == 1, softmax=classes > 1, to_onehot_y=classes > 1)
+    mask = mask.to(half)
+    value, gradient = value_and_gradient(loss, x, y, mask)
+    wide_value, wide_gradient = value_and_gradient(loss, x.float(), y, mask)
+    assert value == wide_value.to(half)
+    assert torch.equal(gradient, wide_gradient.to(half))
+
+
+def test_a_mask_value_beyond_1_is_an_error_for_halves_too():
+    x, mask = logits(1, 2, 8).bfloat16(), torch.ones(1, 1, 8)
+    mask[0, 0, 3] = 1.001  # 1 as a bfloat16
+    with pytest.raises(ValueError, match="mask values must lie in"):
+        MaskedDiceLoss(softmax=True, to_onehot_y=True)(x, labels(1, 1, 8, classes=2), mask)
