@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from functools import cache
+from importlib import import_module
+from typing import Any, Literal
 
 import torch
 
@@ -36,6 +38,12 @@ def choose(x: torch.Tensor, *constants: torch.Tensor | None, halves: bool = Fals
     if transformed() or not served or any(t is not None and t.requires_grad for t in constants):
         return "plain"
     return "kernel"
+
+
+@cache
+def kernels(module: str) -> Any:
+    """A module of kernels, imported when it is asked for: with it comes Numba, which takes longer than all the rest."""
+    return import_module(f"twinloss.fast.kernels.{module}")
 
 
 @contextmanager

@@ -108,10 +108,10 @@ class DiceLoss(SegmentationLoss):
 
     def _loss(self, input: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         voxels = self.voxels(input, target, mask)
-        plan: dict[str, Any] = {"overlap": self.overlap()}
         if self.weight is None:
-            return self.reduced_fraction(input, voxels, plan, self._terms(voxels))
-        return self.reduce(self.dice(voxels.sums(self.activation(input), **plan), voxels), input)
+            return self.reduced_fraction(input, voxels, self.overlap(), self._terms(voxels))
+        sums = voxels.sums(self.activation(input), overlap=self.overlap())
+        return self.reduce(self.dice(sums, voxels), input)
 
     def overlap(self) -> Overlap:
         """The overlap of `fast/statistics.py`; with squares min(p, g) gives the same sums as the product."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
-from importlib import import_module
+from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -175,10 +174,6 @@ def field_kernels(name: str, plain: Energies, axes: Callable[[int], int]) -> Fie
         axes: how many axes a field has, by the number of its weights.
     """
 
-    @cache
-    def kernels() -> Any:
-        return import_module(f"twinloss.fast.kernels.{name}")
-
     def shape(u: Tensor, weights: Any, margin: int) -> tuple[int, ...]:
         """Of the energies of voxels, (N, D', H', W')."""
         rank = axes(weights.shape[1])
@@ -186,7 +181,7 @@ def field_kernels(name: str, plain: Energies, axes: Callable[[int], int]) -> Fie
 
     def put_energies(u: Tensor, weights: np.ndarray, margin: int, out: np.ndarray) -> float:
         """Their sum, or those of the voxels into `out` if it has room for any."""
-        forward = kernels().forward
+        forward = backend.kernels(name).forward
         fields, depth, height, width = shape(u, weights, margin)
         before = (u.shape[1] - depth) // 2
         field, planes = _planes(u), max(_SLAB // (height * width), 1)
@@ -203,7 +198,7 @@ def field_kernels(name: str, plain: Energies, axes: Callable[[int], int]) -> Fie
         return float(totals.sum())
 
     def put_slopes(u: Tensor, by_field: np.ndarray, margin: int, by_voxel: np.ndarray) -> Tensor:
-        backward = kernels().backward
+        backward = backend.kernels(name).backward
         fields, depth, height, width = u.shape
         gradient = empty(u.shape, u.dtype)
         field, out, planes = _planes(u), _planes(gradient), max(_SLAB // (height * width), 1)

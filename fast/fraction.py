@@ -7,7 +7,7 @@ node, and the whole loss, from logits to its mean, is one too where nobody looks
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -185,14 +185,6 @@ def reduced_fraction(
     return None
 
 
-@cache
-def _fraction_kernel() -> Any:
-    """The kernel; with it comes Numba, which takes longer to import than all the rest."""
-    from twinloss.fast.kernels.fraction import fraction
-
-    return fraction
-
-
 @lru_cache
 def _factors(part: tuple[tuple[int, float], ...]) -> np.ndarray:
     """The factor of each row of the statistics; NaN for those that are no part of it, as 0 NaN is not 0."""
@@ -215,7 +207,8 @@ class _ReducedFraction(torch.autograd.Function):
             weights = weigh(volumes(sums[VOLUME], terms)) or (_NO_WEIGHTS,)
         slopes, smooth = np.zeros(sums.shape), (terms.smooth_nr, terms.smooth_dr)
         options = smooth, terms.first, terms.batch, terms.complementary, weights[0], weights[-1], mean
-        total = _fraction_kernel()(sums, _factors(terms.overlap), _factors(terms.errors), *options, slopes)
+        factors = _factors(terms.overlap), _factors(terms.errors)
+        total = backend.kernels("fraction").fraction(sums, *factors, *options, slopes)
         ctx.save_for_backward(*tensors)
         ctx.rest = plan, terms, weigh, mean, slopes
         return torch.scalar_tensor(total, dtype=dtype, device=x.device)

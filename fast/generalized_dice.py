@@ -12,6 +12,7 @@ from torch import Tensor
 from twinloss.fast.arguments import checked_flag, is_one_of
 from twinloss.fast.distributed import ProcessGroup
 from twinloss.fast.segmentation import SegmentationLoss
+from twinloss.fast.statistics import Overlap
 
 
 class GeneralizedDiceLoss(SegmentationLoss):
@@ -95,8 +96,8 @@ class GeneralizedDiceLoss(SegmentationLoss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         voxels = self.voxels(input, target)
-        plan: dict[str, Any] = {"overlap": "minimum" if self.soft_label else "product"}
-        return self.reduced_fraction(input, voxels, plan, self.terms(voxels, (2.0, 1.0, 1.0)), self._weigh)
+        overlap: Overlap = "minimum" if self.soft_label else "product"
+        return self.reduced_fraction(input, voxels, overlap, self.terms(voxels, (2.0, 1.0, 1.0)), self._weigh)
 
     def _weigh(self, volume: Any) -> tuple[Any]:
         """The weight of each class, of volumes (B or 1, C') in an array or a tensor."""

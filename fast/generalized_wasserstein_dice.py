@@ -140,7 +140,7 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
             )
         matrix = torch.tensor(self.dist_matrix, dtype=torch.float64, device=input.device)
         terms = Terms(((NEARNESS, 2.0),), ((DISTANCE, 1.0),), self.smooth_nr, self.smooth_dr)
-        return self.reduced_fraction(input, self.voxels(input, target), {}, terms, self._weigh, matrix)
+        return self.reduced_fraction(input, self.voxels(input, target), "none", terms, self._weigh, matrix)
 
     def _weigh(self, volume: Any) -> Sequence[Any]:
         """Of volumes (B, C), in an array or a tensor, the weights of nearness and of distance, or those of both."""

@@ -95,9 +95,7 @@ class _Histogram:
     """How the kernels are called for a pair of images (B, N)."""
 
     def __init__(self, x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> None:
-        from twinloss.fast.kernels import mutual_information as kernels
-
-        self.kernels = kernels
+        self.kernels = kernels = backend.kernels("mutual_information")
         self.bins = bins
         self.images = x.contiguous().numpy(), y.contiguous().numpy()
         gaussian = kernel == "gaussian"

@@ -85,18 +85,15 @@ class _Windows:
     """How the kernels are called for images (N, D, H, W)."""
 
     def __init__(self, shape: torch.Size, size: int, kind: str, rank: int) -> None:
-        from twinloss.fast.kernels import correlation
-        from twinloss.fast.kernels.window import planes_at_once, tile_of_plane
-
-        self.kernels = correlation
+        self.kernels, tiling = backend.kernels("correlation"), backend.kernels("window")
         window, none = np.array(_window(size, kind)), np.ones(1)
         self.z, self.y, self.x = [none] * (3 - rank) + [window] * rank
         # Whether all weights are 1, and whether they are not: of what is None no code is compiled.
         self.kind = (True, None) if kind == "rectangular" else (None, True)
         self.in_plane = self.y.sum() * self.x.sum()
         self.depth = shape[1]
-        self.slab = planes_at_once(self.depth, self.z.size // 2)
-        self.tile = tile_of_plane(*shape[2:], self.x.size // 2)
+        self.slab = tiling.planes_at_once(self.depth, self.z.size // 2)
+        self.tile = tiling.tile_of_plane(*shape[2:], self.x.size // 2)
 
 
 @operator("local_correlation")

@@ -156,13 +156,11 @@ def _smooth(images: Tensor, taps: Sequence[float], rank: int) -> Tensor:
 
 def _smooth_planes(images: Any, window_y: Any, window_x: Any, out: Any) -> None:
     """Images (N, D, H, W) smoothed along their last two axes, into `out`."""
-    from twinloss.fast.kernels import smoothing
-    from twinloss.fast.kernels.window import tile_of_plane
-
-    tile = tile_of_plane(*images.shape[2:], window_x.size // 2)
+    planes = backend.kernels("smoothing").planes
+    tile = backend.kernels("window").tile_of_plane(*images.shape[2:], window_x.size // 2)
 
     def work(k: int, start: int, stop: int) -> None:
-        smoothing.planes(images[k], start, stop, *tile, window_y, window_x, out[k])
+        planes(images[k], start, stop, *tile, window_y, window_x, out[k])
 
     for_each_tile(work, images.shape, *tile)
 

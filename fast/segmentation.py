@@ -19,7 +19,7 @@ from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of, numb
 from twinloss.fast.distributed import ProcessGroup, checked_group, sum_over_ranks
 from twinloss.fast.fraction import Terms, Weigh, fraction, reduced_fraction, volumes
 from twinloss.fast.statistic_rows import FN, FP, TP
-from twinloss.fast.statistics import Activation, Plan, Statistics, flat, ignored, statistics
+from twinloss.fast.statistics import Activation, Overlap, Plan, Statistics, flat, ignored, statistics
 
 ClassWeight = float | Sequence[float] | np.ndarray | Tensor
 
@@ -96,20 +96,19 @@ class Voxels:
     batch: bool
     process_group: ProcessGroup | None
 
-    def sums(self, activation: Activation | Callable[[Tensor], Tensor], **plan: Any) -> Statistics:
-        """The statistics that `plan` asks for, in one pass, of the voxels of all ranks."""
+    def plan(self, activation: Activation, **asked: Any) -> Plan:
+        """What is asked for, of these voxels."""
+        return Plan(activation, labels=self.labels, ignore_index=self.ignore_index, **asked)
+
+    def sums(
+        self, activation: Activation | Callable[[Tensor], Tensor], matrix: Tensor | None = None, **asked: Any
+    ) -> Statistics:
+        """The statistics that are asked for, see `Plan`, in one pass, of the voxels of all ranks."""
         x = self.input
         if callable(activation):
             x, activation = self._activated(backend.widened(x), activation), "identity"
-        found = statistics(
-            flat(x),
-            flat(self.target),
-            None if self.mask is None else flat(self.mask),
-            activation=activation,
-            labels=self.labels,
-            ignore_index=self.ignore_index,
-            **plan,
-        )
+        mask = None if self.mask is None else flat(self.mask)
+        found = statistics(flat(x), flat(self.target), mask, matrix, self.plan(activation, **asked))
         if self.process_group is None:
             return found
         # Ranks may hold different numbers of items.
@@ -220,20 +219,20 @@ class SegmentationLoss(_Loss):
         self,
         input: Tensor,
         voxels: Voxels,
-        plan: dict[str, Any],
+        overlap: Overlap,
         terms: Terms,
         weigh: Weigh = lambda volume: (),
         matrix: Tensor | None = None,
     ) -> Tensor:
-        """The loss that is no more than a fraction of the statistics of `plan`, in the input's type."""
+        """The loss that is no more than a fraction of the statistics, in the input's type."""
         activation, reduction = self.activation(input), checked_reduction(self.reduction)
         if isinstance(activation, str) and self.process_group is None and reduction != "none":
-            whole = Plan(activation, labels=voxels.labels, ignore_index=voxels.ignore_index, **plan)
+            plan = voxels.plan(activation, overlap=overlap)
             tensors = voxels.input, voxels.target, voxels.mask, matrix
-            loss = reduced_fraction(*tensors, whole, terms, weigh, reduction == "mean", input.dtype)
+            loss = reduced_fraction(*tensors, plan, terms, weigh, reduction == "mean", input.dtype)
             if loss is not None:
                 return loss
-        sums = voxels.sums(activation, matrix=matrix, **plan)
+        sums = voxels.sums(activation, matrix, overlap=overlap)
         return self.reduce(fraction(sums.stack, terms, *weigh(volumes(sums.volume, terms))), input)
 
     def reduce(self, loss: Tensor, input: Tensor) -> Tensor:

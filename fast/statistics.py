@@ -30,7 +30,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -53,8 +52,8 @@ _SURPRISALS = ("none", "target", "all")
 
 # Voxels of a chunk: the unit that threads share out, and the unit of the fixed order of float64 sums; whole tiles.
 _CHUNK = 16 * 4032
-# Halves that are widened at a time, in whole tiles: of fewer, Python takes longer than the kernels; more take memory.
-_WIDENED_AT_ONCE = 3 * 2**15
+# Halves that are widened at a time, in whole tiles, a megabyte of them: of fewer, threads wait for each other's Python.
+_WIDENED_AT_ONCE = 2**18
 
 # Target types that the kernel reads as they are, by the number it knows them by; others are widened first.
 _NATIVE = {
@@ -94,7 +93,16 @@ class Statistics:
 
 
 class Plan(NamedTuple):
-    """What to compute, as the operators take it: types that a torch schema knows. See `statistics`."""
+    """What to compute, in types that a torch schema knows.
+
+    Attributes:
+        activation: what turns x into the prediction p; softmax or sigmoid if the surprisal is asked for.
+        overlap: a row of the table above.
+        surprisal: "target" for the terms of the target; "all" also for those of every class under softmax.
+        gamma: the focal exponent.
+        labels: whether the target holds labels.
+        ignore_index: voxels with this label take no part; in a target of C > 1 channels those with a 1 in this channel.
+    """
 
     activation: str
     overlap: str = "none"
@@ -104,37 +112,19 @@ class Plan(NamedTuple):
     ignore_index: int | None = None
 
 
-def statistics(
-    x: Tensor,
-    target: Tensor,
-    mask: Tensor | None = None,
-    *,
-    matrix: Tensor | None = None,
-    activation: Activation = "identity",
-    overlap: Overlap = "none",
-    surprisal: Surprisal = "none",
-    gamma: float = 0.0,
-    labels: bool = False,
-    ignore_index: int | None = None,
-) -> Statistics:
+def statistics(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, plan: Plan) -> Statistics:
     """Sum the statistics of every item and class in one pass.
 
     Args:
         x: logits, or probabilities for `activation="identity"`, (B, C, N); halves are computed in float32.
-        target: labels (B, 1, N) if `labels`, else one-hot or soft (B, C, N), of any type.
+        target: labels (B, 1, N) if the plan says so, else one-hot or soft (B, C, N), of any type.
         mask: voxel weights in [0, 1], (B or 1, 1, N); a voxel of weight 0 takes no part, whatever it holds.
-        matrix: distances between classes, (C, C) float64, for `labels` and softmax.
-        activation: what turns x into the prediction p; softmax or sigmoid if the surprisal is asked for.
-        overlap: a row of the table above.
-        surprisal: "target" for the terms of the target; "all" also for those of every class under softmax.
-        gamma: the focal exponent.
-        labels: whether the target holds labels.
-        ignore_index: voxels with this label take no part; in a target of C > 1 channels those with a 1 in this channel.
+        matrix: distances between classes, (C, C) float64, for labels and softmax.
+        plan: what to compute.
 
     Raises:
         ValueError: if a label is no whole number in [0, C) or a mask value lies outside [0, 1].
     """
-    plan = Plan(activation, overlap, surprisal, gamma, labels, ignore_index)
     if backend.choose(x, target, mask, matrix, halves=True) == "kernel":
         sums = _voxel_sums(x, target, mask, matrix, *plan)
     else:
@@ -373,14 +363,6 @@ def _raise_wrong_labels(target: Tensor, classes: int, ignore_index: int | None) 
 # --- the kernels as torch operators ----------------------------------------------------------------------------------
 
 
-@cache
-def _voxel_kernels() -> Any:
-    """The module of the kernels, which imports Numba: that takes longer than all the rest."""
-    from twinloss.fast.kernels import voxel
-
-    return voxel
-
-
 class _Part(NamedTuple):
     """Some voxels of an item, as the kernels take them."""
 
@@ -396,7 +378,7 @@ class _Kernels:
     """Which kernels are called, and how: those for a common case, or those for any."""
 
     def __init__(self, x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, plan: Plan) -> None:
-        voxel = _voxel_kernels()
+        voxel = backend.kernels("voxel")
         if target.dtype not in _NATIVE:
             target = target.to(_WIDENED.get(target.dtype, torch.int64))
         self.x, self.halves = x.detach().contiguous(), x.dtype in backend.HALVES
@@ -433,12 +415,12 @@ class _Kernels:
 
     def weigh(self) -> None:
         """Take the kernels for any case: only these know of soft targets, and of a mask that weighs voxels."""
-        voxel = _voxel_kernels()
+        voxel = backend.kernels("voxel")
         self.forward, self.backward = voxel.forward, voxel.backward
 
     def arguments(self, part: _Part, matrix: np.ndarray | None) -> tuple[Any, ...]:
         """Those of both kernels."""
-        if self.forward is _voxel_kernels().forward:
+        if self.forward is backend.kernels("voxel").forward:
             mask = np.empty((0, 0), self.real) if part.mask is None else part.mask
             after = self.dense, mask, self.activation, math.nan if self.ignore is None else self.ignore
         else:
@@ -452,7 +434,7 @@ class _Kernels:
             yield self.whole._replace(item=item, start=start, stop=stop), (item, start, stop)
             return
         classes = self.x.shape[1]
-        tile = _voxel_kernels().tile_width.py_func(classes, stop - start)
+        tile = backend.kernels("voxel").tile_width.py_func(classes, stop - start)
         step = tile * max(_WIDENED_AT_ONCE // (tile * classes), 1)
         size = self.target.shape[2] // self.x.shape[2]
         for lo in range(start, stop, step):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
 from twinloss.fast.arguments import checked_flag
 from twinloss.fast.distributed import ProcessGroup
 from twinloss.fast.segmentation import SegmentationLoss, checked_number
+from twinloss.fast.statistics import Overlap
 
 
 class TverskyLoss(SegmentationLoss):
@@ -88,5 +88,5 @@ class TverskyLoss(SegmentationLoss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         voxels = self.voxels(input, target)
-        plan: dict[str, Any] = {"overlap": "minimum" if self.soft_label else "product"}
-        return self.reduced_fraction(input, voxels, plan, self.terms(voxels, (1.0, self.alpha, self.beta)))
+        overlap: Overlap = "minimum" if self.soft_label else "product"
+        return self.reduced_fraction(input, voxels, overlap, self.terms(voxels, (1.0, self.alpha, self.beta)))

@@ -36,15 +36,16 @@ def _put_slopes(overlap, errors, smooth, part, complementary, share, w_overlap, 
     by_denominator = share / denominator
     in_overlap = -by_denominator * ((part[1] + (smooth[1] - smooth[0])) / denominator)
     in_errors = by_denominator * ((part[0] + smooth[0]) / denominator)
-    a, b = overlap[TP], errors[FN]
-    both = -by_denominator * ((a * (part[1] + smooth[1]) + b * part[0] + (b - a) * smooth[0]) / denominator)
     for item in range(items[0], items[1]):
         for row in range(overlap.size):
             if not np.isnan(overlap[row]):
                 slopes[row, item, c] = w_overlap * (overlap[row] * in_overlap)
             elif not np.isnan(errors[row]):
                 slopes[row, item, c] = w_errors * (errors[row] * in_errors)
-        if complementary:
+    if complementary:
+        a, b = overlap[TP], errors[FN]
+        both = -by_denominator * ((a * (part[1] + smooth[1]) + b * part[0] + (b - a) * smooth[0]) / denominator)
+        for item in range(items[0], items[1]):
             slopes[TP, item, c], slopes[FN, item, c] = w_overlap * both, 0.0
             slopes[VOLUME, item, c] = w_errors * (b * in_errors)
 

@@ -11,22 +11,18 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from twinloss.fast.kernels.elementary import exp_nonpositive, log1p_nonnegative, prefetch
+from twinloss.fast.kernels.elementary import log1p_nonnegative, prefetch
 from twinloss.fast.kernels.surprisal import focus, slope_of_surprisal
-from twinloss.fast.kernels.tile import BLOCK, FACTOR, OWN, SPARE, TOP, read_counted, stage, sums_stage, taken
+from twinloss.fast.kernels.tile import BLOCK, FACTOR, OWN, SPARE, TOP, read_counted, sigmoid, stage, sums_stage, taken
 from twinloss.fast.statistic_rows import DISTANCE, FN, FP, HITS, MISSES, NEARNESS, TP, TP_LESS_FN, VOLUME
 
 
 @njit(inline="always")
 def _truth(logit, hit):
     """What a voxel grants the truth, and withholds; s, and exp(-|s|)."""
-    zero, one = type(logit)(0), type(logit)(1)
     s = logit if hit else -logit
-    right = s > zero
-    e = exp_nonpositive(-s if right else s)
-    large = one / (one + e)
-    small = e * large
-    return large if right else small, small if right else large, s, e
+    granted, withheld, e = sigmoid(s)
+    return granted, withheld, s, e
 
 
 @stage

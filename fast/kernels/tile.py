@@ -280,18 +280,23 @@ def _softmax(x, p, q, top, scale, rest, ties):
             e[i] = value
 
 
+@njit(inline="always")
+def sigmoid(x):
+    """The sigmoid of x, and of -x; and exp(-|x|)."""
+    zero, one = type(x)(0), type(x)(1)
+    positive = x > zero
+    e = exp_nonpositive(-x if positive else x)
+    large = one / (one + e)
+    small = e * large
+    return large if positive else small, small if positive else large, e
+
+
 @stage
 def _sigmoid(x, p, q):
-    one, zero = p.dtype.type(1), p.dtype.type(0)
     for c in range(p.shape[0]):
         logits, probability, complement = x[0, c], p[c], q[c]
         for i in range(logits.size):
-            positive = logits[i] > zero
-            e = exp_nonpositive(-logits[i] if positive else logits[i])
-            large = one / (one + e)
-            small = e * large
-            complement[i] = small if positive else large
-            probability[i] = large if positive else small
+            probability[i], complement[i], _ = sigmoid(logits[i])
 
 
 @stage

@@ -294,23 +294,9 @@ def _compiled(sources):
             if stop - lo < step:
                 buffers = scratch(x.shape[1], stop - lo, x.dtype)
             found = sigmoid.backward_tile(
-                x,
-                target,
-                item,
-                overlap,
-                surprisals,
-                gamma,
-                matrix,
-                pair,
-                dense,
-                ignore,
-                mask,
-                slopes,
-                b,
-                lo,
-                buffers,
+                x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, slopes, b, lo, buffers,
                 out,
-            )
+            )  # fmt: skip
             if found < 0:
                 return found
         return 0
