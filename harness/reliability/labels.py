@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import torch
 
-from twinloss.fast import kernels, statistics
+from twinloss.fast import backend, kernels
 from twinloss.harness.reliability import Row, line
 from twinloss.harness.reliability.everyday import everyday, step
 from twinloss.harness.reliability.numerics import REGISTRATION
@@ -58,6 +59,12 @@ def unchecked() -> Iterator[ModuleType]:
         yield importlib.import_module(f"{package.name}.voxel")
 
 
+def using(voxel: ModuleType) -> Any:
+    """A context in which the segmentation losses take these kernels."""
+    kernels_of = backend.kernels
+    return mock.patch.object(backend, "kernels", lambda name: voxel if name == "voxel" else kernels_of(name))
+
+
 @line("NaN and infinity")
 def cost_of_the_check(quick: bool) -> Iterator[Row]:
     """The CPU time of a forward call beside that of kernels that do not look whether a label names a class."""
@@ -71,12 +78,12 @@ def cost_of_the_check(quick: bool) -> Iterator[Row]:
         least = {voxel: math.inf, without: math.inf}
         for _ in range(calls):
             for module in least:  # in turn, so that both meet the same machine
-                with mock.patch.object(statistics, "_voxel_kernels", return_value=module):
+                with using(module):
                     start = time.thread_time()
                     loss(*arguments)
                     least[module] = min(least[module], time.thread_time() - start)
         arguments[1][-1, 0, -1, -1, -1] = -1
-        with mock.patch.object(statistics, "_voxel_kernels", return_value=without):
+        with using(without):
             loss(*arguments)  # no error: they do not look
     torch.set_num_threads(threads)
     ratio = least[voxel] / least[without]
