@@ -20,7 +20,7 @@ from twinloss.fast.segmentation import checked_reduction
 from twinloss.fast.threads import for_each_chunk
 
 # Voxels that a thread takes at a time, in whole planes.
-_SLAB = 2**15
+_SLAB = 2**16
 
 # The energy of fields (N, D, H, W), float64, or those of voxels: of u, weights (C, differences), the voxels at each
 # border that have none, and whether voxel by voxel.
@@ -53,12 +53,14 @@ class FieldKernels(NamedTuple):
         operator: by kernels, with a gradient, for those who look into it.
         energy: of a field, weights (C, differences) and a margin the sum of the energies.
         slopes: its gradient, given twice the weights of each field, (N, differences), times the slope in the sum.
+        both: energy and gradient, given what both of these are given.
     """
 
     plain: Energies
     operator: Energies
     energy: Callable[[Tensor, np.ndarray, int], float]
     slopes: Callable[[Tensor, np.ndarray, int], Tensor]
+    both: Callable[[Tensor, np.ndarray, np.ndarray, int], tuple[float, Tensor]]
 
 
 class FieldLoss(_Loss):
@@ -96,7 +98,8 @@ class FieldLoss(_Loss):
         count = pred.shape[0] * pred.shape[1] * math.prod(inside) if reduction == "mean" else 1
         if by_kernel and reduction != "none" and not looked_into((pred,)):
             weighed = _weighed(self.weigh, self.stencil, grid)
-            loss: Tensor = _ReducedEnergy.apply(wide, self.kernels, weighed, margin, count, pred.dtype)
+            ahead = torch.is_grad_enabled() and wide.requires_grad
+            loss: Tensor = _ReducedEnergy.apply(wide, self.kernels, weighed, margin, count, pred.dtype, ahead)
             return loss
         weights = torch.tensor(self.weigh(self.stencil, grid), dtype=torch.float64, device=pred.device)
         energies = self.kernels.operator if by_kernel else self.kernels.plain
@@ -139,14 +142,22 @@ def _weighed(weigh: Callable[[str, Grid], list[list[float]]], stencil: str, grid
 
 
 class _ReducedEnergy(torch.autograd.Function):
-    """The energy of a field over a count, as one node: on a small field each costs more than its voxels."""
+    """The energy of a field over a count, as one node: on a small field each costs more than its voxels.
+
+    Its gradient hangs on no sum over the field: where one will be asked for, it is made `ahead`, of the slab that is in
+    the caches for its energy.
+    """
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        pred, kernels, weights, margin, count, dtype = arguments
+        pred, kernels, weights, margin, count, dtype, ahead = arguments
         ctx.save_for_backward(pred)
         ctx.rest = kernels, weights, margin, count
-        energy = kernels.energy(_fields(pred), weights, margin)
+        fields, ctx.gradient = _fields(pred), None
+        if ahead:
+            energy, ctx.gradient = kernels.both(fields, weights, _by_field(weights, 2 / count, fields), margin)
+        else:
+            energy = kernels.energy(fields, weights, margin)
         return torch.scalar_tensor(energy / count, dtype=dtype, device=pred.device)
 
     @staticmethod
@@ -156,13 +167,48 @@ class _ReducedEnergy(torch.autograd.Function):
         if torch.is_grad_enabled():  # a graph of the gradient is asked for: plain torch has one
             energy = kernels.plain(_fields(pred), torch.tensor(weights), margin, False) / count
             gradient = torch.autograd.grad(energy.to(upstream[0].dtype), pred, upstream[0], create_graph=True)[0]
-        else:
-            by_field = np.tile(weights * (2 * upstream[0].item() / count), (pred.shape[0], 1))
-            gradient = kernels.slopes(_fields(pred), by_field, margin).view(pred.shape)
-        return gradient, *[None] * 5
+            return gradient, *[None] * 6
+        factor, gradient, ctx.gradient = upstream[0].item(), ctx.gradient, None  # which is the caller's from now on
+        if gradient is None:
+            fields = _fields(pred)
+            gradient = kernels.slopes(fields, _by_field(weights, 2 * factor / count, fields), margin)
+        elif factor != 1:
+            gradient *= factor
+        return gradient.view(pred.shape), *[None] * 6
+
+
+def _by_field(weights: np.ndarray, factor: float, fields: Tensor) -> np.ndarray:
+    """The weights of each component, (C, differences), times a factor, for each field."""
+    return np.tile(weights * factor, (len(fields) // len(weights), 1))
 
 
 # --- the kernels, and operators of torch made of them -----------------------------------------------------------------
+
+# What is done to a slab of a field: with number of the field and of its slab, its first plane and end.
+_Work = Callable[[int, int, int, int], None]
+
+
+class _Slabs:
+    """Fields (N, D, H, W), some planes at a time."""
+
+    def __init__(self, u: Tensor) -> None:
+        self.u, self.field = u, _planes(u)
+        self.fields, self.depth, height, self.width = u.shape
+        self.real = self.field.dtype
+        self.planes = max(_SLAB // (height * self.width), 1)
+        self.count = -(-self.depth // self.planes)
+        # What tells a kernel that there is nothing voxel by voxel.
+        self.no_voxels = np.empty((self.fields, 0, 0, 0), self.real)
+
+    def run(self, *works: _Work) -> None:
+        """Do all that is to be done to a slab while the caches hold it."""
+
+        def chunk(index: int) -> None:
+            k, slab = divmod(index, self.count)
+            for work in works:
+                work(k, slab, slab * self.planes, min((slab + 1) * self.planes, self.depth))
+
+        for_each_chunk(chunk, self.fields * self.count, self.u.numel())
 
 
 def field_kernels(name: str, plain: Energies, axes: Callable[[int], int]) -> FieldKernels:
@@ -179,52 +225,66 @@ def field_kernels(name: str, plain: Energies, axes: Callable[[int], int]) -> Fie
         rank = axes(weights.shape[1])
         return (u.shape[0], *(n - 2 * margin * (3 - d <= rank) for d, n in enumerate(u.shape[1:])))
 
-    def put_energies(u: Tensor, weights: np.ndarray, margin: int, out: np.ndarray) -> float:
-        """Their sum, or those of the voxels into `out` if it has room for any."""
-        forward = backend.kernels(name).forward
-        fields, depth, height, width = shape(u, weights, margin)
-        before = (u.shape[1] - depth) // 2
-        field, planes = _planes(u), max(_SLAB // (height * width), 1)
-        by_component, slabs = weights.astype(field.dtype), -(-depth // planes)
-        totals = np.zeros((fields, slabs))
+    def of_energies(slabs: _Slabs, weights: np.ndarray, margin: int, out: np.ndarray) -> tuple[_Work, np.ndarray]:
+        """What sums energies, and puts those of voxels into `out` if it has room for any; and the sums of slabs."""
+        forward, totals = backend.kernels(name).forward, np.zeros((slabs.fields, slabs.count))
+        border = (slabs.depth - shape(slabs.u, weights, margin)[1]) // 2
+        by_component = weights.astype(slabs.real)
 
-        def work(index: int) -> None:
-            k, slab = divmod(index, slabs)
-            start, stop = before + slab * planes, before + min((slab + 1) * planes, depth)
-            factors = by_component[k % len(by_component)]
-            totals[k, slab] = forward(field[k], u.shape[3], factors, margin, start, stop, out[k])
+        def work(k: int, slab: int, start: int, stop: int) -> None:
+            factors, inside = by_component[k % len(by_component)], (max(start, border), min(stop, slabs.depth - border))
+            totals[k, slab] = forward(slabs.field[k], slabs.width, factors, margin, *inside, out[k])
 
-        for_each_chunk(work, fields * slabs, u.numel())
-        return float(totals.sum())
+        return work, totals
 
-    def put_slopes(u: Tensor, by_field: np.ndarray, margin: int, by_voxel: np.ndarray) -> Tensor:
-        backward = backend.kernels(name).backward
-        fields, depth, height, width = u.shape
-        gradient = empty(u.shape, u.dtype)
-        field, out, planes = _planes(u), _planes(gradient), max(_SLAB // (height * width), 1)
-        factors, slabs = by_field.astype(field.dtype), -(-depth // planes)
+    def of_slopes(slabs: _Slabs, by_field: np.ndarray, margin: int, by_voxel: np.ndarray) -> tuple[_Work, Tensor]:
+        """What writes the gradient of a slab; and the gradient."""
+        backward, factors = backend.kernels(name).backward, by_field.astype(slabs.real)
+        gradient = empty(slabs.u.shape, slabs.u.dtype)
+        out = _planes(gradient)
 
-        def work(index: int) -> None:
-            k, slab = divmod(index, slabs)
-            start, stop = slab * planes, min((slab + 1) * planes, depth)
-            backward(field[k], width, factors[k], margin, by_voxel[k], start, stop, out[k])
+        def work(k: int, slab: int, start: int, stop: int) -> None:
+            backward(slabs.field[k], slabs.width, factors[k], margin, by_voxel[k], start, stop, out[k])
 
-        for_each_chunk(work, fields * slabs, u.numel())
-        return gradient
+        return work, gradient
 
     def energy(u: Tensor, weights: np.ndarray, margin: int) -> float:
-        return put_energies(u, weights, margin, _no_voxels(u, shape(u, weights, margin)))
+        slabs = _Slabs(u)
+        work, totals = of_energies(slabs, weights, margin, slabs.no_voxels)
+        slabs.run(work)
+        return float(totals.sum())
 
-    def slopes(u: Tensor, by_field: np.ndarray, margin: int) -> Tensor:
-        return put_slopes(u, by_field, margin, _no_voxels(u, (u.shape[0], 0, 0)))
+    def slopes(u: Tensor, by_field: np.ndarray, margin: int, by_voxel: np.ndarray | None = None) -> Tensor:
+        slabs = _Slabs(u)
+        work, gradient = of_slopes(slabs, by_field, margin, slabs.no_voxels if by_voxel is None else by_voxel)
+        slabs.run(work)
+        return gradient
+
+    def both(u: Tensor, weights: np.ndarray, by_field: np.ndarray, margin: int) -> tuple[float, Tensor]:
+        slabs, together = _Slabs(u), backend.kernels(name).both
+        add, totals = of_energies(slabs, weights, margin, slabs.no_voxels)
+        write, gradient = of_slopes(slabs, by_field, margin, slabs.no_voxels)
+        if together is None or margin > 0 or axes(weights.shape[1]) < 3:
+            slabs.run(add, write)
+            return float(totals.sum()), gradient
+        by_component, factors, out = weights.astype(slabs.real), by_field.astype(slabs.real), _planes(gradient)
+
+        def work(k: int, slab: int, start: int, stop: int) -> None:
+            totals[k, slab] = together(
+                slabs.field[k], slabs.width, by_component[k % len(by_component)], factors[k], start, stop, out[k]
+            )
+
+        slabs.run(work)
+        return float(totals.sum()), gradient
 
     @operator(name)
     def energies(u: Tensor, weights: Tensor, margin: int, voxelwise: bool) -> Tensor:
         if not voxelwise:
             total = energy(u, weights.numpy(), margin)
             return torch.scalar_tensor(total, dtype=torch.float64, device=u.device)
-        made = empty(shape(u, weights, margin), u.dtype)
-        put_energies(u, weights.numpy(), margin, made.numpy())
+        made, slabs = empty(shape(u, weights, margin), u.dtype), _Slabs(u)
+        work, _ = of_energies(slabs, weights.numpy(), margin, made.numpy())
+        slabs.run(work)
         return made
 
     @operator(f"{name}_backward")
@@ -232,7 +292,7 @@ def field_kernels(name: str, plain: Energies, axes: Callable[[int], int]) -> Fie
         by_field = 2 * weights.repeat(u.shape[0] // len(weights), 1)
         if upstream.ndim == 0:
             return slopes(u, (by_field * upstream).numpy(), margin)
-        return put_slopes(u, by_field.numpy(), margin, upstream.contiguous().numpy())
+        return slopes(u, by_field.numpy(), margin, upstream.contiguous().numpy())
 
     @energies.fake
     def _(u: Tensor, weights: Tensor, margin: int, voxelwise: bool) -> Tensor:
@@ -243,7 +303,7 @@ def field_kernels(name: str, plain: Energies, axes: Callable[[int], int]) -> Fie
         return torch.empty(u.shape, dtype=u.dtype, device=u.device)
 
     _give_gradient(energies, energies_backward, plain)
-    return FieldKernels(plain, energies, energy, slopes)
+    return FieldKernels(plain, energies, energy, slopes, both)
 
 
 def _give_gradient(energies: Operator, slopes: Operator, plain: Energies) -> None:
@@ -266,8 +326,3 @@ def _give_gradient(energies: Operator, slopes: Operator, plain: Energies) -> Non
 def _planes(fields: Tensor) -> Any:
     """Fields as an array (N, D, H * W), rows one after the other."""
     return fields.contiguous().flatten(2).numpy()
-
-
-def _no_voxels(u: Tensor, shape: Sequence[int]) -> np.ndarray:
-    """What tells a kernel that there is nothing voxel by voxel."""
-    return np.empty((*shape[:3], 0), u.numpy().dtype)

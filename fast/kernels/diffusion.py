@@ -20,7 +20,10 @@ from numba import njit
 
 from twinloss.fast.kernels import SOURCES, kernel
 from twinloss.fast.kernels.rows import BLOCK, alike, clear_between, total_of
-from twinloss.fast.kernels.tile import NEXT, START, keep, stage, sums_stage
+from twinloss.fast.kernels.tile import NEXT, START, keep, stage
+
+# Rows at the border of a plane whose pulls are others than those further in.
+_ALIKE = 2
 
 
 @stage
@@ -37,17 +40,13 @@ def _add_squares(before, here, after, weight, energy):
         energy[i] += weight * (one * one + other * other)
 
 
-@sums_stage
+@stage
 def _add_squares_of_two_axes(before, here, after, weight, below, above, other_weight, energy):
-    """`_add_squares` of both in one go; returns what all energies add up to."""
-    total = energy.dtype.type(0)
+    """`_add_squares` of both in one go."""
     for i in range(energy.size):
         u = here[i]
         one, other, lower, upper = before[i] - u, after[i] - u, below[i] - u, above[i] - u
-        value = energy[i] + weight * (one * one + other * other) + other_weight * (lower * lower + upper * upper)
-        energy[i] = value
-        total += value
-    return total
+        energy[i] += weight * (one * one + other * other) + other_weight * (lower * lower + upper * upper)
 
 
 @stage
@@ -113,16 +112,8 @@ def _energies(u, width, z, y, count, weights, energy):
         return total_of(energy)
     below, above = _beside(z, depth)
     below, above = _rows(u, width, below, y, count), _rows(u, width, above, y, count)
-    total = 0.0
-    for k in range(0, n, BLOCK):
-        block = slice(k, k + BLOCK)
-        total += np.float64(
-            _add_squares_of_two_axes(
-                before[block], here[block], after[block], weights[1], below[block], above[block], weights[2],
-                energy[block],
-            )
-        )  # fmt: skip
-    return total
+    _add_squares_of_two_axes(before, here, after, weights[1], below, above, weights[2], energy)
+    return total_of(energy)
 
 
 @stage
@@ -261,6 +252,46 @@ def _gradient_of_rows(u, width, z, y, count, weights, out):
     _add_pulls_of_two_axes(before, here, after, by_before, by_after, below, above, by_below, by_above, out)
 
 
+# --- energies and gradient in one go, for neighbours along three axes -------------------------------------------------
+
+
+@stage
+def _put_both(before, here, after, weight, pull, energy, out):
+    for i in range(out.size):
+        one, other = here[i] - before[i], here[i] - after[i]
+        energy[i] = weight * (one * one + other * other)
+        out[i] = pull * one + pull * other
+
+
+@stage
+def _add_both_of_two_axes(
+    before, here, after, weight, by_before, by_after, below, above, other_weight, by_below, by_above, energy, out
+):  # fmt: skip
+    for i in range(out.size):
+        u = here[i]
+        one, other, lower, upper = u - before[i], u - after[i], u - below[i], u - above[i]
+        energy[i] += weight * (one * one + other * other) + other_weight * (lower * lower + upper * upper)
+        out[i] += (by_before * one + by_after * other) + (by_below * lower + by_above * upper)
+
+
+@stage
+def _both_of_rows(u, width, z, y, count, weights, pulls, energy, out):
+    """`_energies` and `_gradient_of_rows` of the same rows: the differences are the same."""
+    here, height, depth = _rows(u, width, z, y, count), u.shape[1] // width, u.shape[0]
+    inside, two = slice(1, here.size - 1), pulls[0] + pulls[0]
+    _put_both(here[: here.size - 2], here[inside], here[2:], weights[0], two, energy[inside], out[inside])
+    _put_squares_at_ends(here, width, weights[0], energy)
+    _put_pulls_at_ends(here, width, pulls, out)
+    (before, after), (by_before, by_after) = _beside(y, height), _pulls(pulls, 1, y, height)
+    before, after = _rows(u, width, z, before, count), _rows(u, width, z, after, count)
+    (below, above), (by_below, by_above) = _beside(z, depth), _pulls(pulls, 2, z, depth)
+    below, above = _rows(u, width, below, y, count), _rows(u, width, above, y, count)
+    _add_both_of_two_axes(
+        before, here, after, weights[1], by_before, by_after, below, above, weights[2], by_below, by_above, energy, out
+    )  # fmt: skip
+    return total_of(energy)
+
+
 @stage
 def _pull_wide(here, other, slopes, weight, out):
     for i in range(out.size):
@@ -323,7 +354,7 @@ def _wide_gradient_of_row(u, width, z, y, weights, upstream, ones, out):
 
 
 def _compiled(sources):
-    """The two kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
+    """The kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
 
     @kernel
     def forward(u, width, weights, margin, z_start, z_stop, energy):
@@ -335,7 +366,7 @@ def _compiled(sources):
         for z in range(z_start, z_stop):
             y = START + before
             while y < height - before:
-                count = alike(y, height, NEXT, lines)
+                count = alike(y, height, _ALIKE, lines)
                 rows = room[: count * width - 2 * margin]
                 if margin:
                     total += _wide_energies(u, width, z, y, count, weights, rows)
@@ -361,7 +392,7 @@ def _compiled(sources):
             deep = weights.size > 1 and (weights.size == 2 or 2 <= z < depth - 2)
             y = START
             while y < height:
-                count = 1 if voxelwise or (margin and not deep) else alike(y, height, 2, lines)
+                count = 1 if voxelwise or (margin and not deep) else alike(y, height, _ALIKE, lines)
                 rows = _rows(out, width, z, y, count)
                 if margin and deep and not voxelwise and 2 <= y < height - 2:
                     _wide_gradient_of_rows(u, width, z, y, count, weights, rows)
@@ -373,7 +404,22 @@ def _compiled(sources):
                     _gradient_of_rows(u, width, z, y, count, weights, rows)
                 y += count
 
-    return forward, backward
+    @kernel
+    def both(u, width, weights, pulls, z_start, z_stop, out):
+        """Of neighbours along three axes what `forward` returns and `backward` writes, with the weights of each."""
+        sources  # noqa: B018
+        height, lines = u.shape[1] // width, max(BLOCK // width, 1)
+        total, room = 0.0, np.empty(lines * width, u.dtype)
+        for z in range(z_start, z_stop):
+            y = START
+            while y < height:
+                count = alike(y, height, _ALIKE, lines)
+                rows = _rows(out, width, z, y, count)
+                total += _both_of_rows(u, width, z, y, count, weights, pulls, room[: count * width], rows)
+                y += count
+        return total
+
+    return forward, backward, both
 
 
-forward, backward = _compiled(SOURCES)
+forward, backward, both = _compiled(SOURCES)
