@@ -340,6 +340,17 @@ def test_one_soft_value_at_the_end_of_a_mask_of_zeros_and_ones_weighs_its_voxel(
     assert_all_close(value_and_gradient(loss, x, y, mask, form="kernel"), expected, 1e-12, 1e-20)
 
 
+@pytest.mark.parametrize("classes", [2, 3, 4, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_logits_in_any_order_and_equal_ones_have_the_same_softmax(classes, dtype):
+    voxels = list(itertools.product([0.0, -3.0, 40.0, -200.0], repeat=classes))
+    x = torch.tensor(voxels, dtype=dtype).T.reshape(1, classes, -1)
+    y = torch.arange(len(voxels)).remainder(classes).reshape(1, 1, -1)
+    loss = DiceFocalLoss(softmax=True, to_onehot_y=True)
+    expected = value_and_gradient(loss, x.double(), y, form="plain")
+    assert_all_close(value_and_gradient(loss, x, y, form="kernel"), expected, 8 * torch.finfo(dtype).eps, 1e-30)
+
+
 @BACKENDS
 @pytest.mark.parametrize("classes", [2, 3, 6])
 def test_an_infinite_logit_is_no_prediction(form, classes):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from twinloss.fast.kernels.tile import SIGMOID, SOFTMAX, four_classes, stage, sums_stage
+from twinloss.fast.kernels.tile import SIGMOID, SOFTMAX, four_rows, four_values, fused_stage, stage, sums_stage
 
 NONE, PRODUCT, MINIMUM, SQUARED = 0, 1, 2, 3
 
@@ -65,8 +65,7 @@ def few_confusions(a, b, c, d, numbers, scale, rest, y, values, start, stop):
 
     Of the voxels start:stop, as a slice of an array takes a tenth of a second to compile.
 
-    Of fewer classes the last one is given again: see `exponentials`. Four sums each: true positives, false positives,
-    false negatives, values.
+    Four sums each: true positives, false positives, false negatives, values.
     """
     zero = scale.dtype.type(0)
     none = zero, zero, zero, zero
@@ -126,13 +125,6 @@ def _adjoint(e, scale, rest, h, largest, others):
 
 
 @njit(inline="always")
-def _share(e, slope, counts):
-    """What e h adds to the sum of those with e = 1, and to that of the others."""
-    zero = type(e)(0)
-    return (counts * slope, zero) if e == 1 else (zero, counts * (e * slope))
-
-
-@njit(inline="always")
 def own_term(e, scale, rest, own, here):
     """The own term's part: p dL/dp of the true class, times 1 - p there and -p elsewhere."""
     p, q = _both(e, scale, rest)
@@ -140,65 +132,77 @@ def own_term(e, scale, rest, own, here):
 
 
 @njit(inline="always")
-def _chosen(hits, misses, numbers, y):
-    """The slopes of four classes: that of a hit for the voxel's own, else that of a miss."""
+def own_terms(e, scale, rest, own, t):
+    """`own_term` of four classes, of which t is the own one."""
+    hit = t == 0, t == 1, t == 2, t == 3
+    _, q = _own(e, hit, scale, rest)
+    here, elsewhere = own * q, -own * scale
     return (
-        hits[0] if y == numbers[0] else misses[0], hits[1] if y == numbers[1] else misses[1],
-        hits[2] if y == numbers[2] else misses[2], hits[3] if y == numbers[3] else misses[3],
+        here if hit[0] else elsewhere * e[0], here if hit[1] else elsewhere * e[1],
+        here if hit[2] else elsewhere * e[2], here if hit[3] else elsewhere * e[3],
     )  # fmt: skip
 
 
 @njit(inline="always")
-def _four_adjoints(e, counts, h, scale, rest):
-    """The adjoints of four classes of a voxel, of which those with `counts` 0 are another one given again."""
-    top_0, rest_0 = _share(e[0], h[0], counts[0])
-    top_1, rest_1 = _share(e[1], h[1], counts[1])
-    top_2, rest_2 = _share(e[2], h[2], counts[2])
-    top_3, rest_3 = _share(e[3], h[3], counts[3])
-    largest, others = (top_0 + top_1) + (top_2 + top_3), (rest_0 + rest_1) + (rest_2 + rest_3)
+def _chosen(hits, misses, t):
+    """The slopes of four classes: that of a hit for t, else that of a miss."""
     return (
-        _adjoint(e[0], scale, rest, h[0], largest, others), _adjoint(e[1], scale, rest, h[1], largest, others),
-        _adjoint(e[2], scale, rest, h[2], largest, others), _adjoint(e[3], scale, rest, h[3], largest, others),
+        hits[0] if t == 0 else misses[0], hits[1] if t == 1 else misses[1],
+        hits[2] if t == 2 else misses[2], hits[3] if t == 3 else misses[3],
     )  # fmt: skip
 
 
-@stage
-def _few_gradients(a, b, c, d, numbers, scale, rest, y, hits, misses, own, e, f, g, h):
-    """`gradient_labels` of at most four classes, in one go; of fewer, the last one is given again: see `exponentials`.
+@njit(inline="always")
+def _four_adjoints(e, h, scale):
+    """p_c (h_c - sum_k p_k h_k) for the softmax p = e * scale of four classes, given h.
 
-    `numbers` are those of the four classes.
+    All h are counted from that of the largest logit, e = 1: so nothing cancels.
     """
-    one = scale.dtype.type(1)
-    zeroth, two, three, four = numbers
-    counts = (one, one * (two > zeroth), one * (three > two), one * (four > three))
-    hit, miss = (hits[0], hits[two], hits[three], hits[four]), (misses[0], misses[two], misses[three], misses[four])
+    top = h[2] if e[2] == 1 else h[3]
+    top = h[1] if e[1] == 1 else top
+    top = h[0] if e[0] == 1 else top
+    p = e[0] * scale, e[1] * scale, e[2] * scale, e[3] * scale
+    d = h[0] - top, h[1] - top, h[2] - top, h[3] - top
+    mean = (p[0] * d[0] + p[1] * d[1]) + (p[2] * d[2] + p[3] * d[3])
+    return p[0] * (d[0] - mean), p[1] * (d[1] - mean), p[2] * (d[2] - mean), p[3] * (d[3] - mean)
+
+
+@fused_stage
+def _few_gradients(a, b, c, d, scale, rest, y, hits, misses, own, e, f, g, h):
+    """`gradient_labels` of four classes, in one go."""
     if own.size == 0:
         for i in range(y.size):
-            voxel = (a[i], b[i], c[i], d[i])
-            slopes = _chosen(hit, miss, numbers, y[i])
-            e[i], f[i], g[i], h[i] = _four_adjoints(voxel, counts, slopes, scale[i], rest[i])
+            slopes = _chosen(hits, misses, y[i])
+            e[i], f[i], g[i], h[i] = _four_adjoints((a[i], b[i], c[i], d[i]), slopes, scale[i])
         return
     for i in range(y.size):
         voxel, s, r, t = (a[i], b[i], c[i], d[i]), scale[i], rest[i], y[i]
-        adjoints = _four_adjoints(voxel, counts, _chosen(hit, miss, numbers, t), s, r)
-        e[i] = adjoints[0] + own_term(voxel[0], s, r, own[i], t == zeroth)
-        f[i] = adjoints[1] + own_term(voxel[1], s, r, own[i], t == two)
-        g[i] = adjoints[2] + own_term(voxel[2], s, r, own[i], t == three)
-        h[i] = adjoints[3] + own_term(voxel[3], s, r, own[i], t == four)
+        adjoints = _four_adjoints(voxel, _chosen(hits, misses, t), s)
+        terms = own_terms(voxel, s, r, own[i], t)
+        e[i], f[i] = adjoints[0] + terms[0], adjoints[1] + terms[1]
+        g[i], h[i] = adjoints[2] + terms[2], adjoints[3] + terms[3]
 
 
 @stage
 def gradient_labels(e, scale, rest, y, hits, misses, largest, others, own, out, b, lo):
     """dL/dx for dL/dp_c = hits[c] where y == c, else misses[c]; and, where `own` is given, for that p dL/dp of y."""
-    if e.shape[0] > 4:
+    last, at = e.shape[0] - 1, slice(lo, lo + y.size)
+    if last > 3:
         _many_gradients(e, scale, rest, y, hits, misses, largest, others, own, out, b, lo)
         return
-    numbers, at = four_classes(y, e.shape[0] - 1), slice(lo, lo + y.size)
-    first, second, third, fourth = numbers
+    first, second, third, fourth = four_exponentials(e, largest)
+    g, h, i, j = four_rows(out[b], at, others)
     _few_gradients(
-        e[first], e[second], e[third], e[fourth], numbers, scale, rest, y, hits, misses, own,
-        out[b, first, at], out[b, second, at], out[b, third, at], out[b, fourth, at],
+        first, second, third, fourth, scale, rest, y, four_values(hits), four_values(misses), own, g, h, i, j
     )  # fmt: skip
+
+
+@njit(inline="always")
+def four_exponentials(e, spare):
+    """Those of four classes, 0 of those that a softmax of fewer does not have."""
+    if e.shape[0] < 4:
+        spare[:] = 0
+    return four_rows(e, slice(0, e.shape[1]), spare)
 
 
 @stage
@@ -220,13 +224,11 @@ def _many_gradients(e, scale, rest, y, hits, misses, largest, others, own, out, 
                 gradient[i] = adjoint + own_term(row[i], scale[i], rest[i], own[i], y[i] == c)
 
 
-@stage
-def _few_gradients_of_slopes(a, b, c, d, of_a, of_b, of_c, of_d, last, scale, rest, e, f, g, h):
-    one = scale.dtype.type(1)
-    counts = (one, one * (last > 0), one * (last > 1), one * (last > 2))
+@fused_stage
+def _few_gradients_of_slopes(a, b, c, d, of_a, of_b, of_c, of_d, scale, e, f, g, h):
     for i in range(scale.size):
         slopes = (of_a[i], of_b[i], of_c[i], of_d[i])
-        e[i], f[i], g[i], h[i] = _four_adjoints((a[i], b[i], c[i], d[i]), counts, slopes, scale[i], rest[i])
+        e[i], f[i], g[i], h[i] = _four_adjoints((a[i], b[i], c[i], d[i]), slopes, scale[i])
 
 
 @stage
@@ -234,10 +236,12 @@ def gradient_slopes(e, scale, rest, h, largest, others, out, b, lo):
     """dL/dx for dL/dp = h."""
     width, last = scale.size, e.shape[0] - 1
     if last <= 3:
-        two, three, at = min(1, last), min(2, last), slice(lo, lo + width)
+        everywhere = slice(0, width)
+        first, second, third, fourth = four_exponentials(e, largest)
+        of_first, of_second, of_third, of_fourth = four_rows(h, everywhere, largest)
+        g, i, j, k = four_rows(out[b], slice(lo, lo + width), others)
         _few_gradients_of_slopes(
-            e[0], e[two], e[three], e[last], h[0], h[two], h[three], h[last], last, scale, rest,
-            out[b, 0, at], out[b, two, at], out[b, three, at], out[b, last, at],
+            first, second, third, fourth, of_first, of_second, of_third, of_fourth, scale, g, i, j, k
         )  # fmt: skip
         return
     _clear(largest, others)

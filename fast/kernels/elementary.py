@@ -46,6 +46,10 @@ def _power_of_two(typingctx, shifted):
     return shifted(shifted), codegen
 
 
+# Bytes of a cache line.
+LINE = 64
+
+
 @intrinsic
 def _touch(typingctx, array, index):
     """Ask for the cache line of array[index] without waiting for it; beyond the array it does nothing."""
@@ -67,7 +71,7 @@ def _touch(typingctx, array, index):
 @njit
 def prefetch(values, start, count):
     """Bring values[start : start + count] nearer, while the caller goes on; what lies beyond the end does no harm."""
-    for i in range(start, start + count, 64 // values.itemsize):
+    for i in range(start, start + count, LINE // values.itemsize):
         _touch(values, i)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from twinloss.fast.kernels.elementary import log1p_nonnegative, prefetch
+from twinloss.fast.kernels.elementary import log1p_nonnegative
 from twinloss.fast.kernels.surprisal import focus, slope_of_surprisal
 from twinloss.fast.kernels.tile import BLOCK, FACTOR, OWN, SPARE, TOP, read_counted, sigmoid, stage, sums_stage, taken
 from twinloss.fast.statistic_rows import DISTANCE, FN, FP, HITS, MISSES, NEARNESS, TP, TP_LESS_FN, VOLUME
@@ -121,16 +121,6 @@ def _read_channel(target, item, classes, dense, ignore, mask, b, c, lo, voxels, 
 
 
 @stage
-def _fetch(x, pair, b, c, lo, width, k, spare):
-    """Put the difference of a pair of logits into `spare`, for some voxels of a tile; fetch those of the next."""
-    for channel in range(0 if pair else c, c + 1):
-        prefetch(x[b, channel], lo + width + k, BLOCK)
-    if pair:
-        here = slice(lo + k, lo + k + spare.size)
-        difference(x[b, 1, here], x[b, 0, here], spare)
-
-
-@stage
 def forward_tile(
     x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, b, lo, buffers, sums
 ):  # fmt: skip
@@ -145,8 +135,10 @@ def forward_tile(
         for k in range(0, y.size, BLOCK):
             block, number = slice(k, min(k + BLOCK, y.size)), np.int32(1 if dense else c)
             labels, spread = y[block], buffers.row[TOP, block]
-            _fetch(x, pair, b, c, lo, y.size, k, spread)
-            logits = spread if pair else x[b, c, lo + k : lo + k + labels.size]
+            here = slice(lo + k, lo + k + labels.size)
+            if pair:
+                difference(x[b, 1, here], x[b, 0, here], spread)
+            logits = spread if pair else x[b, c, here]
             if surprisals is None:
                 tp, fp, fn, tn, ones, zeros = overlap_sums(logits, labels, number)
             else:
@@ -204,9 +196,11 @@ def backward_tile(
         for k in range(0, y.size, BLOCK):
             block, number = slice(k, min(k + BLOCK, y.size)), np.int32(1 if dense else c)
             labels, spread = y[block], buffers.row[TOP, block]
-            _fetch(x, pair, b, c, lo, y.size, k, spread)
-            logits = spread if pair else x[b, c, lo + k : lo + k + labels.size]
-            gradient = out[b, c, lo + k : lo + k + labels.size]
+            here = slice(lo + k, lo + k + labels.size)
+            if pair:
+                difference(x[b, 1, here], x[b, 0, here], spread)
+            logits = spread if pair else x[b, c, here]
+            gradient = out[b, c, here]
             if surprisals is None:
                 overlap_gradient(logits, labels, number, hits[0], misses[0], gradient)
             else:
@@ -215,5 +209,5 @@ def backward_tile(
                 slope_of_surprisal(right, wrong, gamma, values)
                 surprisal_gradient(right, wrong, values, labels, number, overlap, hits, misses, gradient)
             if pair:
-                negate(gradient, out[b, 0, lo + k : lo + k + labels.size])
+                negate(gradient, out[b, 0, here])
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twinloss.fast.kernels.confusion import own_term
+from twinloss.fast.kernels.confusion import four_exponentials, own_term, own_terms
 from twinloss.fast.kernels.elementary import exp_nonpositive, log1p_nonnegative
 from twinloss.fast.kernels.tile import (
     FACTOR,
@@ -18,7 +18,7 @@ from twinloss.fast.kernels.tile import (
     Q,
     W,
     X,
-    four_classes,
+    four_rows,
     stage,
     sums_stage,
 )
@@ -150,25 +150,19 @@ def own_slope(p, q, y, gamma, slopes, values):
 
 
 @stage
-def _few_gradients_own(a, b, c, d, numbers, scale, rest, y, own, e, f, g, h):
-    first, second, third, fourth = numbers
+def _few_gradients_own(a, b, c, d, scale, rest, y, own, e, f, g, h):
     for i in range(y.size):
-        s, r, t, slope = scale[i], rest[i], y[i], own[i]
-        e[i], f[i] = own_term(a[i], s, r, slope, t == first), own_term(b[i], s, r, slope, t == second)
-        g[i], h[i] = own_term(c[i], s, r, slope, t == third), own_term(d[i], s, r, slope, t == fourth)
+        e[i], f[i], g[i], h[i] = own_terms((a[i], b[i], c[i], d[i]), scale[i], rest[i], own[i], y[i])
 
 
 @stage
-def gradient_own(e, scale, rest, y, own, out, b, lo):
+def gradient_own(e, scale, rest, y, own, room, out, b, lo):
     """dL/dx_c = own (1 - p_c) for the own class and -own p_c for others, where own = p dL/dp of it."""
     at = slice(lo, lo + y.size)
     if e.shape[0] <= 4:
-        numbers = four_classes(y, e.shape[0] - 1)
-        first, second, third, fourth = numbers
-        _few_gradients_own(
-            e[first], e[second], e[third], e[fourth], numbers, scale, rest, y, own,
-            out[b, first, at], out[b, second, at], out[b, third, at], out[b, fourth, at],
-        )  # fmt: skip
+        first, second, third, fourth = four_exponentials(e, room[0])
+        f, g, h, i = four_rows(out[b], at, room[1])
+        _few_gradients_own(first, second, third, fourth, scale, rest, y, own, f, g, h, i)
         return
     for c in range(e.shape[0]):
         row, gradient = e[c], out[b, c, at]

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 
-from twinloss.fast.kernels.elementary import exp_nonpositive, prefetch
+from twinloss.fast.kernels.elementary import LINE, exp_nonpositive, prefetch
 
 # Voxels of a tile for four classes or fewer; more classes share the same room.
 TILE = 4032
@@ -27,7 +27,8 @@ START, NEXT = np.intp(0), np.intp(1)
 Buffers = namedtuple("Buffers", "rows row y")
 # By class: p; q = 1 - p; target g; slopes h = dL/dp; logits x.
 P, Q, G, H, X = range(5)
-# By voxel: weight w; largest logit, scale and rest of `exponentials`; room for intermediate values.
+# By voxel: weight w; largest logit, scale and rest of `exponentials`; room for intermediate values, SPARE and MEAN side
+# by side.
 W, TOP, SCALE, REST, SPARE, MEAN, OWN, FACTOR = range(8)
 
 
@@ -41,16 +42,38 @@ class _Apart(CompilerBase):
 
 
 stage = njit(error_model="numpy", _nrt=False, pipeline_class=_Apart)
+# A product and a sum may be rounded once.
+fused_stage = njit(error_model="numpy", fastmath={"contract"}, _nrt=False, pipeline_class=_Apart)
 # A row's sum is spread over vector lanes: the order of the sum changes, the terms do not. The order depends on the
 # machine's vector width but never on the number of threads. No flag here assumes anything about NaN or infinity.
 sums_stage = njit(error_model="numpy", fastmath={"reassoc", "contract"}, _nrt=False, pipeline_class=_Apart)
 
 
 @njit(inline="always")
+def four_rows(rows, at, other):
+    """Some voxels of four classes; of those that a softmax of fewer does not have, `other`."""
+    classes = rows.shape[0]
+    return (
+        rows[0, at], rows[1, at] if classes > 1 else other, rows[2, at] if classes > 2 else other,
+        rows[3, at] if classes > 3 else other,
+    )  # fmt: skip
+
+
+@njit(inline="always")
 def four_classes(y, last):
-    """Of at most four classes, their numbers, in the type of the labels; of fewer, the last one is given again."""
+    """Of at most four classes, their numbers, in the type of the labels; of fewer, the last one is given again.
+
+    Of numbers that are known when it compiles, LLVM makes loops that take a tenth longer.
+    """
     label = y.dtype.type
     return label(0), label(min(1, last)), label(min(2, last)), label(last)
+
+
+@njit(inline="always")
+def four_values(values):
+    """Those of four classes; of those that a softmax of fewer does not have, that of the last one."""
+    last = values.size - 1
+    return values[0], values[min(1, last)], values[min(2, last)], values[last]
 
 
 @stage
@@ -165,13 +188,19 @@ def _larger(one, other, top):
 
 
 @stage
-def _exponentials(logits, top, e, rest, ties):
-    one, zero = e.dtype.type(1), e.dtype.type(0)
-    for i in range(e.size):
-        value = exp_nonpositive(logits[i] - top[i])
-        e[i] = value
-        rest[i] += zero if value == one else value
-        ties[i] += one if value == one else zero
+def _exponentials(logits, raw, after, size, top, e, rest, ties):
+    """Those of a class; of what is fetched meanwhile see `_few_exponentials`."""
+    one, zero, width = e.dtype.type(1), e.dtype.type(0), e.size
+    step = 4 * LINE // e.itemsize
+    for start in range(0, width, step):
+        prefetch(logits, width + start, step)
+        if raw is not None:
+            prefetch(raw, after + start * size, step * size)
+        for i in range(np.uintp(start), np.uintp(min(start + step, width))):
+            value = exp_nonpositive(logits[i] - top[i])
+            e[i] = value
+            rest[i] += zero if value == one else value
+            ties[i] += one if value == one else zero
 
 
 @njit(inline="always")
@@ -192,85 +221,90 @@ def clear_where_excluded(y, rows):
 
 
 @njit(inline="always")
-def _rest_and_tie(e, counts):
-    """What an exponential adds to the sum of those that are not 1, and to the count of those that are."""
-    zero = type(e)(0)
-    return (zero, counts) if e == 1 else (counts * e, zero)
+def _ordered(one, other):
+    """Whether the first is the larger; the larger, and the other one."""
+    first = one > other
+    return first, one if first else other, other if first else one
 
 
 @stage
-def _few_exponentials(a, b, c, d, b_counts, c_counts, d_counts, y, e, f, g, h, top, scale, rest):
-    """The same of at most four classes, in one go; of fewer, the last one is given again and does not count."""
-    one = scale.dtype.type(1)
-    for i in range(scale.size):
-        x = taken(a[i], y, i), taken(b[i], y, i), taken(c[i], y, i), taken(d[i], y, i)
-        ab, cd = x[0] if x[0] > x[1] else x[1], x[2] if x[2] > x[3] else x[3]
-        largest = ab if ab > cd else cd
-        e_i, f_i = exp_nonpositive(x[0] - largest), exp_nonpositive(x[1] - largest)
-        g_i, h_i = exp_nonpositive(x[2] - largest), exp_nonpositive(x[3] - largest)
-        e_rest, e_tie = _rest_and_tie(e_i, one)
-        f_rest, f_tie = _rest_and_tie(f_i, b_counts)
-        g_rest, g_tie = _rest_and_tie(g_i, c_counts)
-        h_rest, h_tie = _rest_and_tie(h_i, d_counts)
-        others = ((e_rest + f_rest) + (g_rest + h_rest)) + (((e_tie + f_tie) + (g_tie + h_tie)) - one)
-        e[i], f[i], g[i], h[i] = e_i, f_i, g_i, h_i
-        top[i], rest[i], scale[i] = largest, taken(others, y, i), taken(one / (one + others), y, i)
+def _few_exponentials(a, b, c, d, y, raw, after, size, e, f, g, h, top, scale, rest):
+    """The same of four classes, in one go.
+
+    Of the largest logit it is 1, so that there are three to compute, and to give to the classes again. Meanwhile what
+    the next tile needs comes from memory, few lines at a time: so many are under way at once, and no more. These are
+    logits, and, of labels whose bytes are given, those from `after` on, of `size` bytes each.
+    """
+    one, width = scale.dtype.type(1), scale.size
+    step = 4 * LINE // a.itemsize
+    for start in range(0, width, step):
+        prefetch(a, width + start, step)
+        prefetch(b, width + start, step)
+        prefetch(c, width + start, step)
+        prefetch(d, width + start, step)
+        if raw is not None:
+            prefetch(raw, after + start * size, step * size)
+        for i in range(np.uintp(start), np.uintp(min(start + step, width))):
+            ab, larger_ab, smaller_ab = _ordered(taken(a[i], y, i), taken(b[i], y, i))
+            cd, larger_cd, smaller_cd = _ordered(taken(c[i], y, i), taken(d[i], y, i))
+            among_ab, largest, second = _ordered(larger_ab, larger_cd)
+            e_second = exp_nonpositive(second - largest)
+            e_ab, e_cd = exp_nonpositive(smaller_ab - largest), exp_nonpositive(smaller_cd - largest)
+            # The last difference is 0, or NaN where the largest logit is infinite.
+            others = (e_ab + e_cd) + (e_second + (largest - largest))
+            top_ab, top_cd = one if among_ab else e_second, e_second if among_ab else one
+            e[i], f[i] = top_ab if ab else e_ab, e_ab if ab else top_ab
+            g[i], h[i] = top_cd if cd else e_cd, e_cd if cd else top_cd
+            top[i], rest[i], scale[i] = largest, taken(others, y, i), taken(one / (one + others), y, i)
 
 
 @stage
-def _many_exponentials(x, b, lo, p, top, scale, rest, ties):
+def _many_exponentials(x, b, lo, raw, after, size, p, top, scale, rest, ties):
     one, zero = p.dtype.type(1), p.dtype.type(0)
     width = scale.size
-    _largest(x[b, 0, lo : lo + width], x[b, min(1, p.shape[0] - 1), lo : lo + width], top)
+    at = slice(lo, lo + width)
+    _largest(x[b, 0, at], x[b, min(1, p.shape[0] - 1), at], top)
     for c in range(2, p.shape[0], 2):
-        _larger(x[b, c, lo : lo + width], x[b, min(c + 1, p.shape[0] - 1), lo : lo + width], top)
+        _larger(x[b, c, at], x[b, min(c + 1, p.shape[0] - 1), at], top)
     rest[:] = zero
     ties[:] = -one
     for c in range(p.shape[0]):
-        for k in range(0, width, BLOCK):
-            # While the exponentials keep the core busy, the next tile comes from memory.
-            prefetch(x[b, c], lo + width + k, BLOCK)
-            block = slice(k, min(k + BLOCK, width))
-            _exponentials(
-                x[b, c, lo + block.start : lo + block.stop], top[block], p[c, block], rest[block], ties[block]
-            )
+        _exponentials(x[b, c, at], raw, after, size if c == 0 else 0, top, p[c], rest, ties)
     for i in range(width):
         rest[i] += ties[i]
         scale[i] = one / (one + rest[i])
 
 
 @stage
-def exponentials(x, b, lo, p, top, scale, rest, ties, y):
+def exponentials(x, b, lo, p, top, scale, rest, room, y, raw):
     """Logits of item b from `lo` on -> e in p, so that softmax is e * scale, and 1 - softmax rest * scale where e = 1.
 
     `top` is the largest logit. The classes that have it have e = 1; `rest` sums the e of the others, and 1 for each of
-    the `ties` beyond the first that has it: so 1 - p is no difference that cancels. Voxels that the labels y exclude
-    have scale = rest = 0, whatever their logits; with None for y all count, which is part of its type.
+    the ties beyond the first that has it: so 1 - p is no difference that cancels. Voxels that the labels y exclude
+    have scale = rest = 0, whatever their logits; with None for y all count, which is part of its type. `room` is for
+    two rows of intermediate values; `raw` the bytes of all labels, or None.
     """
-    real = p.dtype.type
     last, width = p.shape[0] - 1, scale.size
+    size = 0 if raw is None else raw.size // x.shape[2]
+    after = (lo + width) * size
     if last > 3:
-        _many_exponentials(x, b, lo, p, top, scale, rest, ties)
+        _many_exponentials(x, b, lo, raw, after, size, p, top, scale, rest, room[0])
         if y is not None:
             clear_where_excluded(y, p)
             for i in range(width):
                 scale[i], rest[i] = taken(scale[i], y, i), taken(rest[i], y, i)
         return
-    second, third = min(1, last), min(2, last)
-    for k in range(0, width, BLOCK):
-        for c in range(last + 1):
-            prefetch(x[b, c], lo + width + k, BLOCK)
-        block, at = slice(k, min(k + BLOCK, width)), slice(lo + k, lo + min(k + BLOCK, width))
-        _few_exponentials(
-            x[b, 0, at], x[b, second, at], x[b, third, at], x[b, last, at],
-            real(last >= 1), real(last >= 2), real(last >= 3), None if y is None else y[block],
-            p[0, block], p[second, block], p[third, block], p[last, block], top[block], scale[block], rest[block],
-        )  # fmt: skip
+    # Of fewer than four classes, the others have logits that make no difference, and nobody sees what comes of them.
+    if last < 3:
+        room[0] = -np.inf
+    first, second, third, fourth = four_rows(x[b], slice(lo, lo + width), room[0])
+    e, f, g, h = four_rows(p, slice(0, width), room[1])
+    _few_exponentials(first, second, third, fourth, y, raw, after, size, e, f, g, h, top, scale, rest)
 
 
 @stage
-def _softmax(x, p, q, top, scale, rest, ties):
-    exponentials(x, START, START, p, top, scale, rest, ties, None)
+def _softmax(x, p, q, top, scale, rest, room):
+    exponentials(x, START, START, p, top, scale, rest, room, None, None)
     one = p.dtype.type(1)
     for c in range(p.shape[0]):
         e, complement = p[c], q[c]
@@ -304,7 +338,7 @@ def _probabilities(activation, buffers):
     """Logits in x -> probabilities in p and 1 - p in q, not by a difference that cancels."""
     x, p, q = buffers.rows[X : X + 1], buffers.rows[P], buffers.rows[Q]
     if activation == SOFTMAX:
-        _softmax(x, p, q, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST], buffers.row[SPARE])
+        _softmax(x, p, q, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST], buffers.row[SPARE : SPARE + 2])
     elif activation == SIGMOID:
         _sigmoid(x, p, q)
     else:
@@ -335,12 +369,7 @@ def scratch(classes, width, real):
 def read_labels(raw, item, classes, ignore, lo, voxels, y):
     """Labels of the voxels from `lo` on, of the bytes of all; returns how many are no class."""
     size = raw.size // voxels
-    bad = 0
-    for k in range(0, y.size, BLOCK):
-        end = min(k + BLOCK, y.size)
-        prefetch(raw, (lo + y.size + k) * size, BLOCK * size)
-        bad += _labels(raw[(lo + k) * size : (lo + end) * size], item, classes, ignore, y[k:end])
-    return bad
+    return _labels(raw[lo * size : (lo + y.size) * size], item, classes, ignore, y)
 
 
 @sums_stage
@@ -361,8 +390,6 @@ def read_counted(raw, item, classes, ignore, mask, b, lo, voxels, y):
     bad = read_labels(raw, item, classes, ignore, lo, voxels, y)
     if mask is not None:
         row = mask[min(b, mask.shape[0] - 1)]
-        for k in range(0, y.size, BLOCK):
-            prefetch(row, lo + y.size + k, BLOCK)
         if _exclude(row[lo : lo + y.size], y) > 0:
             return -1
     return bad

@@ -16,6 +16,7 @@ from twinloss.fast.kernels.confusion import (
     confusion_labels,
     confusion_soft,
     few_confusions,
+    four_exponentials,
     gradient_labels,
     gradient_slopes,
 )
@@ -57,14 +58,14 @@ from twinloss.fast.statistic_rows import DISTANCE, FN, FP, HITS, MISSES, NEARNES
 
 
 @stage
-def _few_sums(p, scale, rest, y, values, sums):
+def _few_sums(p, scale, rest, y, values, spare, sums):
     """The sums of at most four classes, over fewer voxels at a time, as they are spread over fewer lanes."""
+    first, second, third, fourth = four_exponentials(p, spare)
     numbers = four_classes(y, p.shape[0] - 1)
-    first, second, third, fourth = numbers
     for k in range(0, y.size, BLOCK // 2):
         tp, fp, fn, hits = few_confusions(
-            p[first], p[second], p[third], p[fourth], numbers, scale, rest, y, values, k, min(k + BLOCK // 2, y.size)
-        )
+            first, second, third, fourth, numbers, scale, rest, y, values, k, min(k + BLOCK // 2, y.size)
+        )  # fmt: skip
         for c in range(p.shape[0]):
             sums[TP, c] += tp[c]
             sums[FP, c] += fp[c]
@@ -83,7 +84,7 @@ def _softmax_against_labels(x, target, item, ignore, mask, b, lo, buffers):
     p, top, scale, rest = buffers.rows[P], buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
     bad = read_counted(target[b, 0], item, x.shape[1], ignore, mask, b, lo, x.shape[2], buffers.y)
     excluding = None if ignore is None and mask is None else buffers.y
-    exponentials(x, b, lo, p, top, scale, rest, buffers.row[SPARE], excluding)
+    exponentials(x, b, lo, p, top, scale, rest, buffers.row[SPARE : SPARE + 2], excluding, target[b, 0])
     return bad
 
 
@@ -100,7 +101,7 @@ def _forward_labels(x, target, item, overlap, surprisals, gamma, matrix, ignore,
     if matrix is not None:
         distances(p, y, scale, matrix, buffers.row[SPARE], buffers.row[MEAN])
     if overlap is not None and p.shape[0] <= 4:
-        _few_sums(p, scale, rest, y, None if surprisals is None else buffers.row[SPARE], sums)
+        _few_sums(p, scale, rest, y, None if surprisals is None else buffers.row[SPARE], buffers.row[W], sums)
         return bad
     for c in range(p.shape[0]):
         for k in range(0, y.size, BLOCK):
@@ -167,7 +168,7 @@ def _gradient_labels(x, overlap, surprisals, gamma, matrix, excluding, slopes, b
         if excluding:
             clear_where_excluded(y, buffers.row[SPARE : SPARE + 1])
     if overlap is None:
-        gradient_own(p, scale, rest, y, own, out, b, lo)
+        gradient_own(p, scale, rest, y, own, buffers.row[OWN : OWN + 2], out, b, lo)
         return
     if surprisals is None:
         own = own[:0]
