@@ -17,7 +17,7 @@ from torch import Tensor
 from twinloss.fast import backend
 from twinloss.fast.operators import apply, looked_into, on_arrays
 from twinloss.fast.statistic_rows import FN, ROWS, TP, VOLUME
-from twinloss.fast.statistics import Plan, flat, plain_sums, sums_of_voxels, voxel_sums_backward
+from twinloss.fast.statistics import Plan, flat, gradient_of_voxels, plain_sums, sums_of_voxels
 
 # What makes of `volumes`, in an array or a tensor, the weights that `fraction` takes.
 Weigh = Callable[[Any], Sequence[Any]]
@@ -224,10 +224,7 @@ class _ReducedFraction(torch.autograd.Function):
             total = (by_item.mean() if mean else by_item.sum()).to(upstream[0].dtype)
             gradient = torch.autograd.grad(total, x, upstream[0], create_graph=True, materialize_grads=True)[0]
         else:
-            with np.errstate(all="ignore"):
-                # What is no part of the loss has no slope, not even where that of the loss is infinite.
-                scaled = np.where(slopes == 0, 0, upstream[0].item() * slopes)
-            gradient = voxel_sums_backward(torch.from_numpy(scaled), *voxels, *plan).view(x.shape)
+            gradient = gradient_of_voxels(slopes, upstream[0].item(), *voxels, plan).view(x.shape)
         return gradient, *[None] * 8
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from twinloss.fast.arguments import check_tensors, is_one_of, numbers
 from twinloss.fast.fraction import Terms
 from twinloss.fast.segmentation import SegmentationLoss, ShapeError
-from twinloss.fast.statistics import DISTANCE, NEARNESS
+from twinloss.fast.statistic_rows import DISTANCE, NEARNESS
 
 
 def checked_distances(dist_matrix: Any) -> tuple[tuple[float, ...], ...]:

@@ -39,7 +39,7 @@ from torch import Tensor
 from twinloss.fast import backend
 from twinloss.fast.memory import empty
 from twinloss.fast.operators import operator
-from twinloss.fast.statistic_rows import DISTANCE, FN, HITS, MISSES, NEARNESS, ROWS, TP, VOLUME
+from twinloss.fast.statistic_rows import HITS, MISSES, ROWS, VOLUME
 from twinloss.fast.threads import for_each_chunk
 
 Activation = Literal["identity", "sigmoid", "softmax"]
@@ -512,6 +512,28 @@ def sums_of_voxels(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tenso
     return np.ascontiguousarray(by_item.transpose(1, 0, 2))
 
 
+def gradient_of_voxels(
+    slopes: np.ndarray, factor: float, x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, plan: Plan
+) -> Tensor:
+    """dL/dx by the kernels, given the slopes in the statistics, (ROWS, B, C), but for a factor."""
+    kernels, (items, classes, voxels) = _Kernels(x, target, mask, matrix, plan), x.shape
+    by_row = np.empty((len(ROWS) + 1, items, classes), kernels.real)
+    by_class = None if matrix is None else np.empty((items, classes, classes), kernels.real)
+    distances = None if matrix is None else matrix.numpy()
+    scaled = backend.kernels("fraction").scaled
+    if not scaled(slopes, factor, plan.overlap == "squared", distances, by_row, by_class):
+        # A class that all but vanishes, with no smoothing: slopes beyond float32, but not their product with p.
+        return gradient_of_voxels(slopes, factor, x.double(), target, mask, matrix, plan).float().to(x.dtype)
+    gradient = empty(x.shape, x.dtype)
+
+    def backward(chunk: int) -> int:
+        item, _, _ = _chunk_bounds(chunk, voxels)
+        return kernels.put_gradient(chunk, None if by_class is None else by_class[item], by_row, gradient)
+
+    kernels.run(backward)
+    return gradient
+
+
 @operator("voxel_sums")
 def _voxel_sums(
     x: Tensor,
@@ -544,29 +566,8 @@ def voxel_sums_backward(
     ignore_index: int | None,
 ) -> Tensor:
     """dL/dx, given the slopes in the statistics, (ROWS, B, C)."""
-    plan, by_row = Plan(activation, overlap, surprisal, gamma, labels, ignore_index), slopes.numpy()
-    # TP - FN, the slope in p where g = 1, or TP - 2 FN, that in g where p = 0, may cancel: it is rounded once.
-    with np.errstate(all="ignore"):  # of an empty denominator the slopes are infinite
-        hit = by_row[TP] - (2 if overlap == "squared" else 1) * by_row[FN]
-        exact = np.concatenate([by_row, hit[np.newaxis]])
-        kernels = _Kernels(x, target, mask, matrix, plan)
-        slopes_by_row = exact.astype(kernels.real)
-        if not math.isfinite(slopes_by_row.sum()) and (np.isinf(slopes_by_row) & np.isfinite(exact)).any():
-            # A class that all but vanishes, with no smoothing: slopes beyond float32, but not their product with p.
-            return voxel_sums_backward(slopes, x.double(), target, mask, matrix, *plan).float().to(x.dtype)
-        by_item = [None] * x.shape[0]
-        if matrix is not None:
-            # Probabilities add up to 1, so nearness falls as distance grows: the difference is rounded once.
-            by_distance = by_row[DISTANCE] - by_row[NEARNESS]
-            by_item = list((by_distance[:, :, np.newaxis] * matrix.numpy()).astype(kernels.real))
-    gradient = empty(x.shape, x.dtype)
-
-    def backward(chunk: int) -> int:
-        item, _, _ = _chunk_bounds(chunk, x.shape[2])
-        return kernels.put_gradient(chunk, by_item[item], slopes_by_row, gradient)
-
-    kernels.run(backward)
-    return gradient
+    plan = Plan(activation, overlap, surprisal, gamma, labels, ignore_index)
+    return gradient_of_voxels(np.ascontiguousarray(slopes.numpy()), 1.0, x, target, mask, matrix, plan)
 
 
 @_voxel_sums.fake

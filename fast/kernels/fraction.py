@@ -1,4 +1,4 @@
-"""The fraction of `fast/fraction.py`: NumPy takes as long for its few numbers as kernels for the voxels of 32³."""
+"""The fraction of `fast/fraction.py` and its slopes: NumPy takes as long for so few numbers as kernels for voxels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numba import njit
 
 from twinloss.fast.kernels import SOURCES, kernel
 from twinloss.fast.kernels.tile import stage
-from twinloss.fast.statistic_rows import FN, TP, VOLUME
+from twinloss.fast.statistic_rows import DISTANCE, FN, NEARNESS, TP, TP_LESS_FN, VOLUME
 
 
 @njit(inline="always")
@@ -77,8 +77,21 @@ def _fraction(sums, overlap, errors, smooth, first, batch, complementary, w_over
     return total / count
 
 
+@njit(inline="always")
+def _rounded(value, out, at):
+    """Put a number into `out`; whether it stays finite if it is."""
+    out[at] = value
+    return np.isfinite(out[at]) or not np.isfinite(value)
+
+
+@njit(inline="always")
+def _times(factor, slope):
+    """What is no part of the loss has no slope, not even where that of the loss is infinite."""
+    return 0.0 if slope == 0 else factor * slope
+
+
 def _compiled(sources):
-    """The kernel, cached on disk under the hash of all sources (see `SOURCES`)."""
+    """The kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
 
     @kernel
     def fraction(sums, overlap, errors, smooth, first, batch, complementary, w_overlap, w_errors, mean, slopes):
@@ -90,7 +103,29 @@ def _compiled(sources):
         sources  # noqa: B018
         return _fraction(sums, overlap, errors, smooth, first, batch, complementary, w_overlap, w_errors, mean, slopes)
 
-    return fraction
+    @kernel
+    def scaled(slopes, factor, squared, matrix, out, of_matrix):
+        """Put slopes in the statistics, (ROWS, B, C), times a factor into `out`, and below them TP - FN.
+
+        Or TP - 2 FN if overlaps are squared: the slope in p where g = 1, or that in g where p = 0, may cancel, and is
+        rounded once. Given a matrix, (C, C), also the slopes in p by item, true class and class into `of_matrix`:
+        probabilities add up to 1, so nearness falls as distance grows. Returns whether all that is finite stays so.
+        """
+        sources  # noqa: B018
+        twice, fits = 2.0 if squared else 1.0, True
+        for b in range(slopes.shape[1]):
+            for c in range(slopes.shape[2]):
+                for row in range(slopes.shape[0]):
+                    fits &= _rounded(_times(factor, slopes[row, b, c]), out, (row, b, c))
+                hit = _times(factor, slopes[TP, b, c]) - twice * _times(factor, slopes[FN, b, c])
+                fits &= _rounded(hit, out, (TP_LESS_FN, b, c))
+                if matrix is not None:
+                    far = _times(factor, slopes[DISTANCE, b, c]) - _times(factor, slopes[NEARNESS, b, c])
+                    for k in range(matrix.shape[1]):
+                        of_matrix[b, c, k] = far * matrix[c, k]
+        return fits
+
+    return fraction, scaled
 
 
-fraction = _compiled(SOURCES)
+fraction, scaled = _compiled(SOURCES)
