@@ -82,7 +82,7 @@ def test_summary_lists_every_case_that_is_slower_and_every_one_that_takes_too_mu
     # The gradient at 32³ is a mebibyte: pages weigh more.
     assert said[4:6] == [
         "* Beyond the memory that is allowed: 1.",
-        "  * dice, 2×4×96³, 2 threads: 1.3 gradients, 1.2 allowed",
+        "  * dice, 2×4×96³, 2 threads: 1.30 gradients, 1.2 allowed",
     ]
     assert said[6:8] == ["* Not timed: 1.", "  * focal, 2×4×64³, 2 threads: RuntimeError: no"]
     cases = len(sweep(TWINS, 2))

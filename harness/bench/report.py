@@ -126,7 +126,7 @@ def _against(each: Outcome, records: Records) -> str:
 
 
 def _allowed(each: Outcome) -> str:
-    return f"{each.memory[FAST]:.1f} gradients, {each.case.line.memory:g} allowed"
+    return f"{each.memory[FAST]:.2f} gradients, {each.case.line.memory:g} allowed"
 
 
 def _listed(title: str, outcomes: Sequence[Outcome], said: Callable[[Outcome], str]) -> list[str]:
