@@ -145,7 +145,7 @@ class _ReducedEnergy(torch.autograd.Function):
     """The energy of a field over a count, as one node: on a small field each costs more than its voxels.
 
     Its gradient hangs on no sum over the field: where one will be asked for, it is made `ahead`, of the slab that is in
-    the caches for its energy.
+    the caches for its energy, and kept until the backward.
     """
 
     @staticmethod
@@ -164,11 +164,12 @@ class _ReducedEnergy(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         (pred,) = ctx.saved_tensors
         kernels, weights, margin, count = ctx.rest
+        gradient, ctx.gradient = ctx.gradient, None  # which is the caller's from now on
         if torch.is_grad_enabled():  # a graph of the gradient is asked for: plain torch has one
             energy = kernels.plain(_fields(pred), torch.tensor(weights), margin, False) / count
             gradient = torch.autograd.grad(energy.to(upstream[0].dtype), pred, upstream[0], create_graph=True)[0]
             return gradient, *[None] * 6
-        factor, gradient, ctx.gradient = upstream[0].item(), ctx.gradient, None  # which is the caller's from now on
+        factor = upstream[0].item()
         if gradient is None:
             fields = _fields(pred)
             gradient = kernels.slopes(fields, _by_field(weights, 2 * factor / count, fields), margin)
@@ -184,7 +185,7 @@ def _by_field(weights: np.ndarray, factor: float, fields: Tensor) -> np.ndarray:
 
 # --- the kernels, and operators of torch made of them -----------------------------------------------------------------
 
-# What is done to a slab of a field: with number of the field and of its slab, its first plane and end.
+# What is done to a slab of a field: with the number of the field and of its slab, its first plane and end.
 _Work = Callable[[int, int, int, int], None]
 
 
@@ -262,11 +263,12 @@ def field_kernels(name: str, plain: Energies, axes: Callable[[int], int]) -> Fie
 
     def both(u: Tensor, weights: np.ndarray, by_field: np.ndarray, margin: int) -> tuple[float, Tensor]:
         slabs, together = _Slabs(u), backend.kernels(name).both
-        add, totals = of_energies(slabs, weights, margin, slabs.no_voxels)
-        write, gradient = of_slopes(slabs, by_field, margin, slabs.no_voxels)
         if together is None or margin > 0 or axes(weights.shape[1]) < 3:
+            add, totals = of_energies(slabs, weights, margin, slabs.no_voxels)
+            write, gradient = of_slopes(slabs, by_field, margin, slabs.no_voxels)
             slabs.run(add, write)
             return float(totals.sum()), gradient
+        totals, gradient = np.zeros((slabs.fields, slabs.count)), empty(u.shape, u.dtype)
         by_component, factors, out = weights.astype(slabs.real), by_field.astype(slabs.real), _planes(gradient)
 
         def work(k: int, slab: int, start: int, stop: int) -> None:

@@ -521,7 +521,8 @@ def gradient_of_voxels(
     by_class = None if matrix is None else np.empty((items, classes, classes), kernels.real)
     distances = None if matrix is None else matrix.numpy()
     scaled = backend.kernels("fraction").scaled
-    if not scaled(slopes, factor, plan.overlap == "squared", distances, by_row, by_class):
+    fits = scaled(slopes, factor, plan.overlap == "squared", distances, by_row, by_class)
+    if not fits and kernels.real is np.float32:
         # A class that all but vanishes, with no smoothing: slopes beyond float32, but not their product with p.
         return gradient_of_voxels(slopes, factor, x.double(), target, mask, matrix, plan).float().to(x.dtype)
     gradient = empty(x.shape, x.dtype)

@@ -77,3 +77,12 @@ def test_a_field_that_is_changed_before_the_backward_is_an_error(loss):
     field.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         value.backward()
+
+
+@LOSSES
+def test_a_graph_of_the_gradient_keeps_no_gradient_that_nobody_may_have(loss):
+    x = logits(1, 3, 6, 5, 7).requires_grad_()
+    value = loss(x)
+    slope = gradient(value, x, create_graph=True)
+    assert value.grad_fn.gradient is None
+    torch.testing.assert_close(gradient(value, x), slope.detach(), rtol=1e-5, atol=1e-8)

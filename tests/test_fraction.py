@@ -104,3 +104,20 @@ def test_a_background_that_takes_no_part_has_no_gradient_whatever_comes_from_abo
     (upstream * DiceLoss(sigmoid=True, include_background=False)(x, target)).backward()
     assert (x.grad[:, 0] == 0).all()
     assert not x.grad[:, 1:].isfinite().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_slopes_near_the_end_of_a_type_make_no_gradient_infinite_that_fits(dtype):
+    x = logits(1, 4, 8, dtype=dtype)
+    x[:, 3, ::2] = -200
+    largest = torch.finfo(dtype).max * 0.95
+    loss = DiceLoss(**CLASSES, smooth_nr=0, smooth_dr=0, reduction="sum")
+
+    def by(factor):
+        return value_and_gradient(lambda *args: loss(*args) * factor, x, labels(1, 1, 8, classes=4), form="kernel")[1]
+
+    if dtype == torch.float32:
+        torch.testing.assert_close(by(largest), largest * by(1.0), rtol=1e-5, atol=1e-6 * largest)
+    else:  # there is no wider type to turn to, and none is looked for without end
+        assert by(largest / 8).isfinite().all()
+        by(largest)

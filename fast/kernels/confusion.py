@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from twinloss.fast.kernels.tile import SIGMOID, SOFTMAX, four_rows, four_values, fused_stage, stage, sums_stage
+from twinloss.fast.kernels.tile import (
+    SIGMOID,
+    SOFTMAX,
+    four_exponentials,
+    four_rows,
+    four_values,
+    fused_stage,
+    stage,
+    sums_stage,
+)
 
 NONE, PRODUCT, MINIMUM, SQUARED = 0, 1, 2, 3
 
@@ -63,9 +72,8 @@ def _own(e, hit, scale, rest):
 def few_confusions(a, b, c, d, numbers, scale, rest, y, values, start, stop):
     """`confusion_labels` of at most four classes, in one go; and the sums of the values of each, if there are any.
 
-    Of the voxels start:stop, as a slice of an array takes a tenth of a second to compile.
-
-    Four sums each: true positives, false positives, false negatives, values.
+    Of the voxels start:stop, as a slice of an array takes a tenth of a second to compile. Four sums each: true
+    positives, false positives, false negatives, values.
     """
     zero = scale.dtype.type(0)
     none = zero, zero, zero, zero
@@ -169,7 +177,7 @@ def _four_adjoints(e, h, scale):
 
 @fused_stage
 def _few_gradients(a, b, c, d, scale, rest, y, hits, misses, own, e, f, g, h):
-    """`gradient_labels` of four classes, in one go."""
+    """`gradient_labels` of at most four classes, in one go."""
     if own.size == 0:
         for i in range(y.size):
             slopes = _chosen(hits, misses, y[i])
@@ -185,7 +193,10 @@ def _few_gradients(a, b, c, d, scale, rest, y, hits, misses, own, e, f, g, h):
 
 @stage
 def gradient_labels(e, scale, rest, y, hits, misses, largest, others, own, out, b, lo):
-    """dL/dx for dL/dp_c = hits[c] where y == c, else misses[c]; and, where `own` is given, for that p dL/dp of y."""
+    """dL/dx for dL/dp_c = hits[c] where y == c, else misses[c]; and, where `own` is given, for that p dL/dp of y.
+
+    `largest` and `others` are room for two rows.
+    """
     last, at = e.shape[0] - 1, slice(lo, lo + y.size)
     if last > 3:
         _many_gradients(e, scale, rest, y, hits, misses, largest, others, own, out, b, lo)
@@ -195,14 +206,6 @@ def gradient_labels(e, scale, rest, y, hits, misses, largest, others, own, out, 
     _few_gradients(
         first, second, third, fourth, scale, rest, y, four_values(hits), four_values(misses), own, g, h, i, j
     )  # fmt: skip
-
-
-@njit(inline="always")
-def four_exponentials(e, spare):
-    """Those of four classes, 0 of those that a softmax of fewer does not have."""
-    if e.shape[0] < 4:
-        spare[:] = 0
-    return four_rows(e, slice(0, e.shape[1]), spare)
 
 
 @stage
@@ -233,7 +236,7 @@ def _few_gradients_of_slopes(a, b, c, d, of_a, of_b, of_c, of_d, scale, e, f, g,
 
 @stage
 def gradient_slopes(e, scale, rest, h, largest, others, out, b, lo):
-    """dL/dx for dL/dp = h."""
+    """dL/dx for dL/dp = h; `largest` and `others` are room for two rows."""
     width, last = scale.size, e.shape[0] - 1
     if last <= 3:
         everywhere = slice(0, width)

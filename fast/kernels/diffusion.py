@@ -1,4 +1,4 @@
-"""Squared first differences of a field, and their adjoint: one pass each, nothing of the field's size is stored.
+"""Squared first differences of a field, and their adjoint: a pass each, or one for both; nothing else is stored.
 
 A field is (D, H * W), axes that it does not have being of size 1; `weights` holds a factor for each axis that it has,
 in the order x, y, z: whatever makes a squared difference what it counts. With a `margin` of 0 differences are those of
@@ -22,7 +22,8 @@ from twinloss.fast.kernels import SOURCES, kernel
 from twinloss.fast.kernels.rows import BLOCK, alike, clear_between, total_of
 from twinloss.fast.kernels.tile import NEXT, START, keep, stage
 
-# Rows at the border of a plane whose pulls are others than those further in.
+# Rows at the border of a plane that are done one by one, as their pulls are others than those further in; also where
+# only energies are asked for, so that these are added up in one order.
 _ALIKE = 2
 
 

@@ -79,9 +79,9 @@ def _fraction(sums, overlap, errors, smooth, first, batch, complementary, w_over
 
 @njit(inline="always")
 def _rounded(value, out, at):
-    """Put a number into `out`; whether it stays finite if it is."""
+    """Put a number into `out`; whether it stays finite if it is, with room for a sum of four."""
     out[at] = value
-    return np.isfinite(out[at]) or not np.isfinite(value)
+    return np.isfinite(out.dtype.type(4) * out[at]) or not np.isfinite(value)
 
 
 @njit(inline="always")

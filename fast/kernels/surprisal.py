@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twinloss.fast.kernels.confusion import four_exponentials, own_term, own_terms
+from twinloss.fast.kernels.confusion import own_term, own_terms
 from twinloss.fast.kernels.elementary import exp_nonpositive, log1p_nonnegative
 from twinloss.fast.kernels.tile import (
     FACTOR,
@@ -18,6 +18,7 @@ from twinloss.fast.kernels.tile import (
     Q,
     W,
     X,
+    four_exponentials,
     four_rows,
     stage,
     sums_stage,

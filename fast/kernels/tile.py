@@ -51,12 +51,20 @@ sums_stage = njit(error_model="numpy", fastmath={"reassoc", "contract"}, _nrt=Fa
 
 @njit(inline="always")
 def four_rows(rows, at, other):
-    """Some voxels of four classes; of those that a softmax of fewer does not have, `other`."""
+    """Some voxels of four classes; of those that a softmax of fewer does not have, `other`, which nobody reads then."""
     classes = rows.shape[0]
     return (
         rows[0, at], rows[1, at] if classes > 1 else other, rows[2, at] if classes > 2 else other,
         rows[3, at] if classes > 3 else other,
     )  # fmt: skip
+
+
+@njit(inline="always")
+def four_exponentials(e, spare):
+    """Those of four classes, 0 of those that a softmax of fewer does not have."""
+    if e.shape[0] < 4:
+        spare[:] = 0
+    return four_rows(e, slice(0, e.shape[1]), spare)
 
 
 @njit(inline="always")
@@ -189,7 +197,7 @@ def _larger(one, other, top):
 
 @stage
 def _exponentials(logits, raw, after, size, top, e, rest, ties):
-    """Those of a class; of what is fetched meanwhile see `_few_exponentials`."""
+    """The exponentials of a class; of what is fetched meanwhile see `_few_exponentials`."""
     one, zero, width = e.dtype.type(1), e.dtype.type(0), e.size
     step = 4 * LINE // e.itemsize
     for start in range(0, width, step):

@@ -16,7 +16,6 @@ from twinloss.fast.kernels.confusion import (
     confusion_labels,
     confusion_soft,
     few_confusions,
-    four_exponentials,
     gradient_labels,
     gradient_slopes,
 )
@@ -47,6 +46,7 @@ from twinloss.fast.kernels.tile import (
     clear_where_excluded,
     exponentials,
     four_classes,
+    four_exponentials,
     keep,
     read_counted,
     read_weighted,
