@@ -48,7 +48,7 @@ def test_the_gradient_takes_on_the_slope_of_what_becomes_of_the_loss(loss, shape
 @LOSSES
 @SHAPES
 def test_the_value_is_the_same_where_nobody_asks_for_a_gradient(loss, shape):
-    for seed in range(8):  # energies that are added up in another order often have the same sum, and in float32 always
+    for seed in range(8):  # energies that are added up in another order often have the same sum, more so in float32
         x = logits(*shape, dtype=torch.float64, seed=seed)
         asked = loss(x.clone().requires_grad_())
         with torch.no_grad():
