@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,21 @@ from torch import Tensor
 
 from twinloss.fast import backend
 from twinloss.fast.memory import empty
-from twinloss.fast.operators import operator
+from twinloss.fast.operators import looked_into, operator
 from twinloss.fast.threads import for_each_bundle, for_each_tile
+
+
+def reduced_correlation(
+    p: Tensor, t: Tensor, size: int, kind: str, rank: int, nu: float, delta: float, clamped: bool, factor: float,
+    dtype: torch.dtype,
+) -> Tensor | None:  # fmt: skip
+    """A factor times the sum of `local_correlation`, as one node; None where t has a gradient or somebody looks in."""
+    asked = torch.is_grad_enabled()
+    if backend.choose(p) == "plain" or (asked and t.requires_grad) or looked_into((p, t)):
+        return None
+    ahead = asked and p.requires_grad
+    loss: Tensor = _ReducedCorrelation.apply(p, t, (size, kind, rank, nu, delta, clamped), factor, dtype, ahead)
+    return loss
 
 
 def local_correlation(
@@ -78,22 +92,167 @@ def _shifted(axis: int, size: int, *fields: Tensor) -> list[list[Tensor]]:
     return [[wide.narrow(axis, j, wide.shape[axis] - size + 1) for j in range(size)] for wide in around]
 
 
-# --- the kernels as torch operators -----------------------------------------------------------------------------------
+# --- the kernels ------------------------------------------------------------------------------------------------------
 
 
 class _Windows:
-    """How the kernels are called for images (N, D, H, W)."""
+    """The four passes over planes low:high of images (N, D, H, W), as arrays.
 
-    def __init__(self, shape: torch.Size, size: int, kind: str, rank: int) -> None:
+    What lies between the passes may have room for fewer planes, see `kernels/correlation.py`.
+    """
+
+    def __init__(self, shape: Sequence[int], size: int, kind: str, rank: int) -> None:
         self.kernels, tiling = backend.kernels("correlation"), backend.kernels("window")
         window, none = np.array(_window(size, kind)), np.ones(1)
         self.z, self.y, self.x = [none] * (3 - rank) + [window] * rank
         # Whether all weights are 1, and whether they are not: of what is None no code is compiled.
         self.kind = (True, None) if kind == "rectangular" else (None, True)
         self.in_plane = self.y.sum() * self.x.sum()
-        self.depth = shape[1]
-        self.slab = tiling.planes_at_once(self.depth, self.z.size // 2)
-        self.tile = tiling.tile_of_plane(*shape[2:], self.x.size // 2)
+        _, self.depth, self.height, self.width = shape
+        self.reach = self.z.size // 2
+        self.slab = tiling.planes_at_once(self.depth, self.reach)
+        self.tile = tiling.tile_of_plane(self.height, self.width, self.x.size // 2)
+
+    def moments(self, p: Any, t: Any, low: int, high: int, means: Any, sums: Any) -> None:
+        """Those within planes: means (N, 2, …, H, W), and sums of what deviates, (N, 3, …, H, W)."""
+
+        def work(k: int, start: int, stop: int) -> None:
+            self.kernels.planes(p[k], t[k], start, stop, *self.tile, self.y, self.x, *self.kind, means[k], sums[k])
+
+        self._in_planes(work, len(p), low, high)
+
+    def scores(
+        self, p: Any, t: Any, low: int, high: int, means: Any, sums: Any, made: Any, more: Any, score: Any,
+        rest: tuple[float, float, bool], gradients: int,
+    ) -> list[list[float]]:  # fmt: skip
+        """The correlations, into `score` if it has room for any; or else numbers whose sum is theirs, by image."""
+        p, t, means, sums, made, more, score = map(_columns, (p, t, means, sums, made, more, score))
+        totals: list[list[float]] = [[] for _ in p]
+
+        def work(k: int, start: int, stop: int) -> None:
+            total = self.kernels.depth(
+                p[k], t[k], low, high, start, stop, min(self.slab, high - low), self.z, *self.kind, self.in_plane,
+                *rest, score[k], means[k], sums[k], made[k], more[k], gradients,
+            )  # fmt: skip
+            totals[k].append(total)
+
+        for_each_bundle(work, (len(p), high - low, self.height, self.width))
+        return totals
+
+    def sums_of_slopes(
+        self, p: Any, t: Any, low: int, high: int, a: Any, b: Any, of: Any, upstream: Any, of_a: Any, fields: Any
+    ) -> None:
+        """Sums within planes of what `scores` has made for the gradient in p, that of A apart."""
+
+        def work(k: int, start: int, stop: int) -> None:
+            self.kernels.planes_backward(
+                p[k], t[k], a[k], b[k], of[k], upstream[k], start, stop, *self.tile, self.y, self.x, *self.kind,
+                of_a[k], fields[k],
+            )  # fmt: skip
+
+        self._in_planes(work, len(p), low, high)
+
+    def slopes(self, p: Any, t: Any, low: int, high: int, of_a: Any, fields: Any, out: Any) -> None:
+        """The gradient in p."""
+        p, t, of_a, fields, out = map(_columns, (p, t, of_a, fields, out))
+
+        def work(k: int, start: int, stop: int) -> None:
+            self.kernels.depth_backward(
+                p[k], t[k], low, high, start, stop, min(self.slab, high - low), self.z, *self.kind, of_a[k], fields[k],
+                out[k],
+            )  # fmt: skip
+
+        for_each_bundle(work, (len(p), high - low, self.height, self.width))
+
+    def _in_planes(self, work: Callable[[int, int, int], None], images: int, low: int, high: int) -> None:
+        rows, columns = self.tile
+        before = low * -(-self.height // rows) * -(-self.width // columns)
+
+        def shifted(k: int, start: int, stop: int) -> None:
+            work(k, before + start, before + stop)
+
+        for_each_tile(shifted, (images, high - low, self.height, self.width), rows, columns)
+
+
+def _columns(images: Any) -> Any:
+    """Images (…, H, W) as (…, H * W)."""
+    return images.reshape(*images.shape[:-2], images.shape[-2] * images.shape[-1])
+
+
+# --- the sum over all windows with its gradient, some planes after others ---------------------------------------------
+
+# Voxels whose windows are done at a time, in whole planes or images; and how many planes that are at least, and for
+# each plane that a window reaches. Between the passes there is room for these planes, and those that they reach.
+_AT_ONCE, _LEAST_PLANES, _PLANES_OF_REACH = 2**18, 16, 4
+
+
+def _sum_and_gradient(p: Tensor, t: Tensor, plan: tuple[Any, ...], slope: float | None) -> tuple[float, Tensor | None]:
+    """The sum of the correlations of images (N, D, H, W); and the slope times its gradient in p, unless it is None."""
+    *shape, nu, delta, clamped = plan
+    windows, gradients = _Windows(p.shape, *shape), int(slope is not None)
+    first, second = p.contiguous().numpy(), t.contiguous().numpy()
+    (count, depth, *plane), margin = first.shape, windows.reach
+    least = max(_AT_ONCE // math.prod(plane), _LEAST_PLANES, _PLANES_OF_REACH * margin)
+    step = -(-depth // max(depth // least, 1))
+    images, reached = min(max(_AT_ONCE // (depth * math.prod(plane)), 1), count), min(step + 2 * margin, depth)
+
+    def room(fields: int, planes: int, dtype: torch.dtype) -> Any:
+        return empty((images, fields, planes, *plane), dtype).numpy()
+
+    means, sums = room(2, reached, torch.float64), room(3, reached, p.dtype)
+    made, in_planes = room(3, gradients * step, p.dtype), room(3, gradients * reached, p.dtype)
+    none, upstream = first[:, :0], np.full((images, 1, 1, 1), slope or 0.0)
+    gradient, totals = empty(p.shape if gradients else (0,), p.dtype), []
+    for k in range(0, count, images):
+        pair = first[k : k + images], second[k : k + images]
+        done = 0
+        for low in range(0, depth, step):
+            high = min(low + step, depth)
+            ahead = min(high + margin, depth)
+            windows.moments(*pair, done, ahead, means, sums)
+            done = ahead
+            totals += windows.scores(
+                *pair, low, high, means, sums, made, made[:, :0], none, (nu, delta, clamped), gradients
+            )
+            if gradients:
+                a, b, of = made[:, 0], made[:, 1], made[:, 2]
+                windows.sums_of_slopes(*pair, low, high, a, b, of, upstream, in_planes[:, 0], in_planes[:, 1:])
+                begin, end = max(low - margin, 0), depth if high == depth else high - margin
+                windows.slopes(*pair, begin, end, in_planes[:, 0], in_planes[:, 1:], gradient.numpy()[k : k + images])
+    return math.fsum(total for of_image in totals for total in of_image), gradient if gradients else None
+
+
+class _ReducedCorrelation(torch.autograd.Function):
+    """The sum of the correlations times a factor, as one node, whose gradient is in p alone.
+
+    That hangs on no sum over the image: where it will be asked for, it is made with the value, some planes at a time,
+    and kept until the backward. So what lies between the passes never is there as a whole.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        p, t, plan, factor, dtype, ahead = arguments
+        ctx.save_for_backward(p, t)
+        ctx.rest = plan, factor
+        total, ctx.gradient = _sum_and_gradient(p, t, plan, factor if ahead else None)
+        return torch.scalar_tensor(factor * total, dtype=dtype, device=p.device)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        plan, factor = ctx.rest
+        gradient, ctx.gradient = ctx.gradient, None  # which is the caller's from now on
+        if torch.is_grad_enabled():  # a graph of the gradient is asked for: plain torch has one
+            p, t = ctx.saved_tensors
+            total = factor * _plain(p, t, *plan, False).sum()
+            gradient = torch.autograd.grad(total.to(upstream[0].dtype), p, upstream[0], create_graph=True)[0]
+        elif gradient is None:
+            _, gradient = _sum_and_gradient(*ctx.saved_tensors, plan, factor * upstream[0].item())
+        elif upstream[0] != 1:
+            gradient *= upstream[0]
+        return gradient, *[None] * 5
+
+
+# --- the kernels as torch operators -----------------------------------------------------------------------------------
 
 
 @operator("local_correlation")
@@ -114,40 +273,21 @@ def _local_correlation(
     And what is kept for the gradient in p, (N, 3, D, H, W), and for that in t as well, (N, 2, D, H, W).
     """
     windows = _Windows(p.shape, size, kind, rank)
-    first, second = p.contiguous().numpy(), t.contiguous().numpy()
+    pair = p.contiguous().numpy(), t.contiguous().numpy(), 0, windows.depth
     means = empty((len(p), 2, *p.shape[1:]), torch.float64).numpy()
     kept = empty((len(p), 3, *p.shape[1:]), p.dtype)
     more = empty((len(p), 2, *p.shape[1:]) if gradients > 1 else (len(p), 2, 0, 0, 0), p.dtype)
     score = empty(p.shape if voxelwise else (len(p), 0, 0, 0), p.dtype)
-    scores = score.numpy().reshape(len(first), score.shape[1], score.shape[2] * score.shape[3])
     fields = kept.numpy()
-    columns = [
-        array.reshape(*array.shape[:-2], array.shape[-2] * array.shape[-1])
-        for array in (first, second, means, fields, more.numpy())
-    ]
-    sums: dict[tuple[int, int], float] = {}
-
-    def within_planes(k: int, start: int, stop: int) -> None:
-        windows.kernels.planes(
-            first[k], second[k], start, stop, *windows.tile, windows.y, windows.x, *windows.kind, means[k], fields[k]
-        )
-
-    def across_planes(k: int, start: int, stop: int) -> None:
-        sums[k, start] = windows.kernels.depth(
-            columns[0][k], columns[1][k], start, stop, windows.slab, windows.z, *windows.kind, windows.in_plane, nu,
-            delta, clamped, scores[k], columns[2][k], columns[3][k], columns[4][k], gradients,
-        )  # fmt: skip
-
-    for_each_tile(within_planes, p.shape, *windows.tile)
-    for_each_bundle(across_planes, p.shape)
+    windows.moments(*pair, means, fields)
+    totals = windows.scores(*pair, means, fields, fields, more.numpy(), score.numpy(), (nu, delta, clamped), gradients)
     if gradients == 0:
         kept = p.new_empty(0)
     if gradients < 2:
         more = p.new_empty(0)
     if voxelwise:
         return score, kept, more
-    by_image = [math.fsum(total for (k, _), total in sums.items() if k == image) for image in range(len(first))]
-    return torch.tensor(by_image, dtype=torch.float64), kept, more
+    return torch.tensor([math.fsum(of_image) for of_image in totals], dtype=torch.float64), kept, more
 
 
 @operator("local_correlation_backward")
@@ -156,29 +296,14 @@ def _local_correlation_backward(
 ) -> Tensor:
     """The gradient in p from what was kept for it: A, the first of `kept`, and B and the rest, in `more`."""
     windows = _Windows(p.shape, size, kind, rank)
-    first, second = p.contiguous().numpy(), t.contiguous().numpy()
+    pair = p.contiguous().numpy(), t.contiguous().numpy(), 0, windows.depth
     of_all, of_one = kept.numpy(), more.numpy()
     by_window = upstream.double().reshape(-1, 1, 1, 1) if upstream.ndim == 1 else upstream.contiguous()
-    ups = by_window.numpy()
     fields = empty((len(p), 2, *p.shape[1:]), p.dtype).numpy()
     gradient = empty(p.shape, p.dtype)
     out = gradient.numpy()
-
-    def within_planes(k: int, start: int, stop: int) -> None:
-        windows.kernels.planes_backward(
-            first[k], second[k], of_all[k, 0], of_one[k, 0], of_one[k, 1], ups[k], start, stop, *windows.tile,
-            windows.y, windows.x, *windows.kind, out[k], fields[k],
-        )  # fmt: skip
-
-    def across_planes(k: int, start: int, stop: int) -> None:
-        flat = (array.reshape(windows.depth, -1) for array in (first[k], second[k]))
-        windows.kernels.depth_backward(
-            *flat, start, stop, windows.slab, windows.z, *windows.kind, fields[k].reshape(2, windows.depth, -1),
-            out[k].reshape(windows.depth, -1),
-        )  # fmt: skip
-
-    for_each_tile(within_planes, p.shape, *windows.tile)
-    for_each_bundle(across_planes, p.shape)
+    windows.sums_of_slopes(*pair, of_all[:, 0], of_one[:, 0], of_one[:, 1], by_window.numpy(), out, fields)
+    windows.slopes(*pair, out, fields, out)
     return gradient
 
 

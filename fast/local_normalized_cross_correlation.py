@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from twinloss.fast.arguments import check_tensors, is_one_of
-from twinloss.fast.local_correlation import local_correlation
+from twinloss.fast.local_correlation import local_correlation, reduced_correlation
 from twinloss.fast.segmentation import ShapeError, checked_number, checked_reduction
 
 _KERNELS = ("rectangular", "triangular", "gaussian")
@@ -100,15 +100,13 @@ class LocalNormalizedCrossCorrelationLoss(_Loss):
         p, t = (image.to(wide).reshape(-1, *[1] * (3 - self.ndim), *image.shape[2:]) for image in (pred, target))
         if t.requires_grad and not p.requires_grad:
             p, t = t, p  # which makes no difference to the loss
-        voxelwise = checked_reduction(self.reduction) == "none"
-        score = local_correlation(
-            p, t, self.kernel_size, self.kernel_type, self.ndim, self.smooth_nr, self.smooth_dr,
-            self.denominator == "clamp", voxelwise,
-        )  # fmt: skip
-        if voxelwise:
-            return -score.reshape(pred.shape).to(kind)
-        total = score.sum()
-        return -(total / pred.numel() if self.reduction == "mean" else total).to(kind)
+        clamped, reduction = self.denominator == "clamp", checked_reduction(self.reduction)
+        plan = self.kernel_size, self.kernel_type, self.ndim, self.smooth_nr, self.smooth_dr, clamped
+        if reduction == "none":
+            return -local_correlation(p, t, *plan, True).reshape(pred.shape).to(kind)
+        factor = -1 / pred.numel() if reduction == "mean" else -1.0
+        loss = reduced_correlation(p, t, *plan, factor, kind)
+        return (factor * local_correlation(p, t, *plan, False).sum()).to(kind) if loss is None else loss
 
     def _check(self, pred: Tensor, target: Tensor) -> None:
         check_tensors(pred=pred, target=target)

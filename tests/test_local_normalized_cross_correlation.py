@@ -11,7 +11,7 @@ import torch
 from support import BACKENDS, assert_all_close, exact, logits, value_and_gradient
 
 from twinloss import fast, reference
-from twinloss.fast import LocalNormalizedCrossCorrelationLoss, backend
+from twinloss.fast import LocalNormalizedCrossCorrelationLoss, backend, local_correlation
 from twinloss.fast.segmentation import ShapeError
 
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -384,6 +384,28 @@ def test_images_larger_than_a_tile_have_no_seams(reduction, shape):
     loss = LocalNormalizedCrossCorrelationLoss(len(shape) - 2, 5, reduction=reduction)
     expected = value_and_gradient(loss, p, t, form="plain")
     assert_all_close(value_and_gradient(loss, p, t, form="kernel"), expected, 1e-11, 1e-12)
+
+
+@pytest.mark.parametrize("least", [2, 3])
+@pytest.mark.parametrize("kernel_size", [3, 7])
+@pytest.mark.parametrize("shape", [(2, 3, 23, 5, 6), (1, 1, 4, 5, 6), (1, 2, 40, 6)])
+def test_planes_and_images_done_after_others_know_of_each_other(monkeypatch, shape, kernel_size, least):
+    p, t = pair(*shape)
+    loss = LocalNormalizedCrossCorrelationLoss(len(shape) - 2, kernel_size)
+    expected = value_and_gradient(loss, p, t, form="plain")
+    monkeypatch.setattr(local_correlation, "_AT_ONCE", 1)
+    monkeypatch.setattr(local_correlation, "_LEAST_PLANES", least)
+    monkeypatch.setattr(local_correlation, "_PLANES_OF_REACH", least)
+    assert_all_close(value_and_gradient(loss, p, t, form="kernel"), expected, 1e-11, 1e-13)
+
+
+@pytest.mark.parametrize(("ask", "images"), [(True, 2.5), (False, 1.0)])
+def test_a_deep_image_needs_little_more_room_than_its_gradient(monkeypatch, ask, images):
+    rooms, empty = [], local_correlation.empty
+    monkeypatch.setattr(local_correlation, "empty", lambda *given: rooms.append(empty(*given)) or rooms[-1])
+    p, t = pair(1, 1, 256, 128, 128, dtype=torch.float32)
+    LocalNormalizedCrossCorrelationLoss(kernel_size=9)(p.requires_grad_(ask), t)
+    assert images / 2 < sum(room.nbytes for room in rooms) / p.nbytes < images
 
 
 # --- options and errors ----------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import inspect
 import itertools
 import math
 import pickle
+import weakref
 from functools import partial
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from support import BACKENDS, assert_all_close, logits, value_and_gradient
 
 from twinloss import fast, reference
-from twinloss.fast import DiceLoss, LocalNormalizedCrossCorrelationLoss, MultiScaleLoss, backend
+from twinloss.fast import DiceLoss, LocalNormalizedCrossCorrelationLoss, MultiScaleLoss, backend, multi_scale
 
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 KERNELS = pytest.mark.parametrize("kernel", ["gaussian", "cauchy"])
@@ -515,6 +516,41 @@ def test_gradcheck_and_gradgradcheck_in_both_images(form, kernel, reduction, spa
             multi = MultiScaleLoss(loss, [0, 0.8], kernel, reduction)
             assert torch.autograd.gradcheck(multi, images, fast_mode=True)
             assert torch.autograd.gradgradcheck(multi, images, fast_mode=True)
+
+
+def test_a_graph_of_the_gradient_knows_of_smoothed_images_that_were_not_kept():
+    y_true, y_pred = pair(1, 1, 7, 6, 5)
+    loss, found = MultiScaleLoss(LocalNormalizedCrossCorrelationLoss(), [0, 1, 2]), []
+    for form in ("kernel", "plain"):
+        with backend.forced(form):
+            y_pred = y_pred.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(loss(y_true, y_pred), y_pred, create_graph=True)
+            found.append((slope.detach(), *torch.autograd.grad((slope**2).sum(), y_pred)))
+    assert_all_close(found[0], found[1], 1e-9, 1e-12)
+
+
+def test_no_smoothed_image_outlives_a_local_correlation(monkeypatch):
+    made, smoothed = [], multi_scale._smoothed
+
+    def watched(*arguments):
+        result = smoothed(*arguments)
+        made.append(weakref.ref(result.untyped_storage()))
+        return result
+
+    monkeypatch.setattr(multi_scale, "_smoothed", watched)
+    y_true, y_pred = pair(1, 1, 7, 6, 5)
+    value = MultiScaleLoss(LocalNormalizedCrossCorrelationLoss(), [1, 2])(y_true, y_pred.requires_grad_())
+    assert [each() for each in made] == [None] * 4
+    value.backward()
+    assert len(made) == 4
+
+
+def test_an_image_that_is_changed_before_a_graph_of_the_gradient_is_an_error():
+    y_true, y_pred = pair(1, 1, 7, 6, 5)
+    value = MultiScaleLoss(LocalNormalizedCrossCorrelationLoss(), [1])(y_true, y_pred.requires_grad_())
+    y_true.mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        torch.autograd.grad(value, y_pred, create_graph=True)
 
 
 @BACKENDS

@@ -26,10 +26,13 @@ from twinloss.fast.kernels.window import (
     total_weight,
 )
 
-# Between the passes lie the means of t and p, (2, D, H, W), and the sums of t t, p p and t p, (3, D, H, W). Then, in
-# the place of the sums, what the gradient in the first image p needs: A and B, the slopes of the correlation in t p and
-# p p, and A (mean t - t) + 2 B (mean p - p). For that in t it is A, and in fields of their own, (2, D, H, W), B and the
-# latter with the images exchanged.
+# Between the passes lie the means of t and p, (2, D, H, W), and the sums of t t, p p and t p, (3, D, H, W). Then, maybe
+# in the place of the sums, what the gradient in the first image p needs: A and B, the slopes of the correlation in t p
+# and p p, and A (mean t - t) + 2 B (mean p - p). For that in t it is A, and in fields of their own, (2, D, H, W), B and
+# the latter with the images exchanged.
+#
+# All of these may have room for fewer planes than the images: then plane z takes the place of one that nobody needs any
+# more, z modulo as many as there is room for.
 
 
 @sums_stage
@@ -72,18 +75,20 @@ def _score(t, p, mean_t, mean_p, tt, pp, tp, nu, delta, clamped, score, a, by_p,
 def _load(fields, z, start, n, room, first, at):
     """Numbers of plane z of some fields, from `start` on, into those of a room from `first` on."""
     start, at = np.uintp(start), np.uintp(at)  # of an index without a sign Numba asks not whether it is negative
+    plane = z % fields.shape[1]
     for f in range(fields.shape[0]):
         for i in range(np.uintp(n)):
-            room[first + f, at + i] = fields[f, z, start + i]
+            room[first + f, at + i] = fields[f, plane, start + i]
 
 
 @stage
 def _store(room, first, at, n, fields, z, start):
     """And back."""
     start, at = np.uintp(start), np.uintp(at)
+    plane = z % fields.shape[1]
     for f in range(fields.shape[0]):
         for i in range(np.uintp(n)):
-            fields[f, z, start + i] = room[first + f, at + i]
+            fields[f, plane, start + i] = room[first + f, at + i]
 
 
 @stage
@@ -133,24 +138,23 @@ def _moments_in_tile(p, t, z, y, x, rows, columns, window_y, window_x, ones, wei
     # The last numbers of the last row begin no window that fits.
     size -= window_x.size - 1
     at = moments_along(rooms, at, size, pitch, window_y, ones, weighted, total_weight(window_x))
-    there = slice(x, x + columns)
+    there, plane = slice(x, x + columns), z % means.shape[1]
     for k in range(rows):
         here, row = slice(k * pitch, k * pitch + columns), y + k
         for f in range(2):
-            keep(rooms[at, f, here], means[f, z, row, there])
+            keep(rooms[at, f, here], means[f, plane, row, there])
         for f in range(3):
-            keep(rooms[at, 2 + f, here], fields[f, z, row, there])
+            keep(rooms[at, 2 + f, here], fields[f, plane, row, there])
 
 
 @stage
 def _score_slab(
-    p, t, z_start, planes, here, n, window_z, ones, weighted, count, nu, delta, clamped, rooms, carried, row, score,
-    means, fields, more, gradients,
+    p, t, low, z_start, planes, here, n, window_z, ones, weighted, count, nu, delta, clamped, rooms, carried, row,
+    score, means, fields, made_fields, more, gradients,
 ):  # fmt: skip
     radius = window_z.size // 2
-    top = min(z_start + planes + radius, p.shape[0])
-    begin_slab(rooms[0], carried, z_start, radius * n)
-    for z in range(z_start, top):
+    bottom, top = begin_slab(rooms[0], carried, low, z_start, n, radius), min(z_start + planes + radius, p.shape[0])
+    for z in range(bottom, top):
         line = (z - z_start + radius) * n
         _load(means, z, here.start, n, rooms[0], 0, line)
         _load(fields, z, here.start, n, rooms[0], 2, line)
@@ -174,7 +178,7 @@ def _score_slab(
             lost = (raised - total) - term if np.isfinite(raised) else 0.0
             total = raised
         if gradients > 0:
-            _store(made, 0, line.start, n, fields, z, here.start)
+            _store(made, 0, line.start, n, made_fields, z, here.start)
         if gradients > 1:
             _store(made, 3, line.start, n, more, z, here.start)
     return total
@@ -187,14 +191,14 @@ def _load_slopes(p, t, a, b, of, upstream, z, y, x, rows, columns, radius_y, rad
     clear(room, START, (rows + 2 * radius_y) * pitch)
     top, bottom = reach(y, rows, radius_y, p.shape[1])
     left, right = reach(x, columns, radius_x, p.shape[2])
-    there = slice(left, right)
+    there, plane = slice(left, right), z % a.shape[0]
     for row in range(top, bottom):
         up = upstream[0, 0, 0:1] if upstream.size == 1 else upstream[z, row, there]
         begin = (row - y + radius_y) * pitch + left - x + radius_x
         line = slice(begin, begin + right - left)
-        _weigh(a[z, row, there], up, room[0, line])
-        _weigh(b[z, row, there], up, room[1, line])
-        _weigh(of[z, row, there], up, room[2, line])
+        _weigh(a[plane, row, there], up, room[0, line])
+        _weigh(b[plane, row, there], up, room[1, line])
+        _weigh(of[plane, row, there], up, room[2, line])
         _moment(room[0, line], room[1, line], t[z, row, there], p[z, row, there], room[2, line])
 
 
@@ -209,25 +213,26 @@ def _sums_in_tile(
     at = sums_along(rooms, START, size, NEXT, window_x, ones, weighted)
     size -= window_x.size - 1
     at = sums_along(rooms, at, size, pitch, window_y, ones, weighted)
-    there = slice(x, x + columns)
+    there, plane = slice(x, x + columns), z % of_a.shape[0]
     for k in range(rows):
         here, row = slice(k * pitch, k * pitch + columns), y + k
         _keep_moment(
             rooms[at, 0, here], rooms[at, 1, here], rooms[at, 2, here], t[z, row, there], p[z, row, there],
-            of_a[z, row, there], fields[0, z, row, there], fields[1, z, row, there],
+            of_a[plane, row, there], fields[0, plane, row, there], fields[1, plane, row, there],
         )  # fmt: skip
 
 
 @stage
-def _slopes_of_slab(p, t, z_start, planes, here, n, window_z, ones, weighted, rooms, carried, fields, out):
+def _slopes_of_slab(
+    p, t, low, z_start, planes, here, n, window_z, ones, weighted, rooms, carried, of_a, fields, out
+):  # fmt: skip
     radius = window_z.size // 2
-    top = min(z_start + planes + radius, p.shape[0])
-    begin_slab(rooms[0], carried, z_start, radius * n)
-    for z in range(z_start, top):
-        line = slice((z - z_start + radius) * n, (z - z_start + radius + 1) * n)
-        keep(out[z, here], rooms[0, 0, line])
-        keep(fields[0, z, here], rooms[0, 1, line])
-        keep(fields[1, z, here], rooms[0, 2, line])
+    bottom, top = begin_slab(rooms[0], carried, low, z_start, n, radius), min(z_start + planes + radius, p.shape[0])
+    for z in range(bottom, top):
+        line, plane = slice((z - z_start + radius) * n, (z - z_start + radius + 1) * n), z % of_a.shape[0]
+        keep(of_a[plane, here], rooms[0, 0, line])
+        keep(fields[0, plane, here], rooms[0, 1, line])
+        keep(fields[1, plane, here], rooms[0, 2, line])
         _moment(rooms[0, 0, line], rooms[0, 1, line], t[z, here], p[z, here], rooms[0, 2, line])
     end_slab(rooms[0], carried, (top - z_start + radius) * n, (planes + radius) * n, radius * n)
     at = sums_along(rooms, START, (planes + 2 * radius) * n, n, window_z, ones, weighted)
@@ -255,28 +260,14 @@ def _compiled(sources):
 
     @kernel
     def depth(
-        p,
-        t,
-        start,
-        stop,
-        slab,
-        window_z,
-        ones,
-        weighted,
-        count,
-        nu,
-        delta,
-        clamped,
-        score,
-        means,
-        fields,
-        more,
-        gradients,
-    ):
-        """The sum of the correlations of the columns of voxels start:stop of the planes; or each into `score`.
+        p, t, low, high, start, stop, slab, window_z, ones, weighted, count, nu, delta, clamped, score, means, fields,
+        made, more, gradients,
+    ):  # fmt: skip
+        """The sum of the correlations of the voxels start:stop of the planes low:high; or each into `score`.
 
-        Images and `score` are (D, H * W), like `fields` and `more`, which get what that many gradients need. `count`
-        is the weight of a window within a plane, and `slab` how many planes are done at a time.
+        Images and `score` are (D, H * W), and fields like them. `made`, which may be `fields`, and `more` get what that
+        many gradients need. `count` is the weight of a window within a plane, and `slab` how many planes are done at a
+        time.
         """
         sources  # noqa: B018
         radius = window_z.size // 2
@@ -287,10 +278,10 @@ def _compiled(sources):
         for k in range(start, stop, step):
             n = min(step, stop - k)
             here = slice(k, k + n)
-            for z in range(0, p.shape[0], slab):
+            for z in range(low, high, slab):
                 total += _score_slab(
-                    p, t, z, min(slab, p.shape[0] - z), here, n, window_z, ones, weighted, count, nu, delta, clamped,
-                    rooms, carried, row, score, means, fields, more, gradients,
+                    p, t, low, z, min(slab, high - z), here, n, window_z, ones, weighted, count, nu, delta, clamped,
+                    rooms, carried, row, score, means, fields, made, more, gradients,
                 )  # fmt: skip
         return total
 
@@ -300,7 +291,7 @@ def _compiled(sources):
     ):
         """Sums within their plane of A, B and the rest that `depth` kept for p, times `upstream`, into three fields.
 
-        That of A goes where the gradient will be. `upstream` is (D, H, W) or (1, 1, 1); tiles are those of `planes`.
+        That of A may go where the gradient will be. `upstream` is (D, H, W) or (1, 1, 1); tiles are those of `planes`.
         """
         sources  # noqa: B018
         _, height, width = p.shape
@@ -313,8 +304,8 @@ def _compiled(sources):
             )
 
     @kernel
-    def depth_backward(p, t, start, stop, slab, window_z, ones, weighted, fields, out):
-        """Write the gradient in p of the columns of voxels start:stop of the planes, all (D, H * W), over A's sums."""
+    def depth_backward(p, t, low, high, start, stop, slab, window_z, ones, weighted, of_a, fields, out):
+        """Write the gradient in p of the voxels start:stop of the planes low:high, maybe over A's sums."""
         sources  # noqa: B018
         radius = window_z.size // 2
         step = columns_at_once(stop - start, slab, radius)
@@ -322,9 +313,11 @@ def _compiled(sources):
         for k in range(start, stop, step):
             n = min(step, stop - k)
             here = slice(k, k + n)
-            for z in range(0, p.shape[0], slab):
-                planes = min(slab, p.shape[0] - z)
-                _slopes_of_slab(p, t, z, planes, here, n, window_z, ones, weighted, rooms, carried, fields, out)
+            for z in range(low, high, slab):
+                planes = min(slab, high - z)
+                _slopes_of_slab(
+                    p, t, low, z, planes, here, n, window_z, ones, weighted, rooms, carried, of_a, fields, out
+                )
 
     return planes, depth, planes_backward, depth_backward
 

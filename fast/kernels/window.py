@@ -291,13 +291,17 @@ def planes_at_once(depth, radius_z):
 
 
 @njit(inline="always")
-def begin_slab(room, carried, z, margin):
-    """Before a slab that starts at plane z, the planes that reach into it, as they were before they were done."""
-    if z == 0:
-        clear(room, START, margin)
-    else:
-        for f in range(room.shape[0]):
-            keep(carried[f, :margin], room[f, :margin])
+def begin_slab(room, carried, low, z, n, radius):
+    """Before a slab that starts at plane z, the planes that reach into it, as they were before they were done.
+
+    Returns from which plane on there are others to load: of the first slab, at plane `low`, these are such, too.
+    """
+    if z == low:
+        clear(room, START, max(radius - low, 0) * n)
+        return max(low - radius, 0)
+    for f in range(room.shape[0]):
+        keep(carried[f, : radius * n], room[f, : radius * n])
+    return z
 
 
 @njit(inline="always")
