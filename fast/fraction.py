@@ -180,7 +180,8 @@ def reduced_fraction(
     """
     tensors = x, target, mask, matrix
     if backend.choose(*tensors, halves=True) == "kernel" and not looked_into(tensors):
-        loss: Tensor = _ReducedFraction.apply(*tensors, plan, terms, weigh, mean, dtype)
+        ahead = torch.is_grad_enabled() and x.requires_grad
+        loss: Tensor = _ReducedFraction.apply(*tensors, plan, terms, weigh, mean, dtype, ahead)
         return loss
     return None
 
@@ -200,9 +201,9 @@ _NO_WEIGHTS = np.zeros((0, 0))
 class _ReducedFraction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *tensors, plan, terms, weigh, mean, dtype = arguments
+        *tensors, plan, terms, weigh, mean, dtype, ahead = arguments
         x, target, mask, matrix = tensors
-        sums = sums_of_voxels(*_flat(x, target, mask), matrix, plan)
+        sums, ctx.kept = sums_of_voxels(*_flat(x, target, mask), matrix, plan, ahead)
         with np.errstate(all="ignore"):
             weights = weigh(volumes(sums[VOLUME], terms)) or (_NO_WEIGHTS,)
         slopes, smooth = np.zeros(sums.shape), (terms.smooth_nr, terms.smooth_dr)
@@ -224,8 +225,8 @@ class _ReducedFraction(torch.autograd.Function):
             total = (by_item.mean() if mean else by_item.sum()).to(upstream[0].dtype)
             gradient = torch.autograd.grad(total, x, upstream[0], create_graph=True, materialize_grads=True)[0]
         else:
-            gradient = gradient_of_voxels(slopes, upstream[0].item(), *voxels, plan).view(x.shape)
-        return gradient, *[None] * 8
+            gradient = gradient_of_voxels(slopes, upstream[0].item(), *voxels, plan, ctx.kept).view(x.shape)
+        return gradient, *[None] * 9
 
 
 def _flat(*tensors: Tensor | None) -> list[Any]:

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from twinloss.fast import backend
 from twinloss.fast.memory import empty
-from twinloss.fast.operators import operator
+from twinloss.fast.operators import looked_into, operator
 from twinloss.fast.statistic_rows import HITS, MISSES, ROWS, VOLUME
 from twinloss.fast.threads import for_each_chunk
 
@@ -126,7 +126,9 @@ def statistics(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | 
         ValueError: if a label is no whole number in [0, C) or a mask value lies outside [0, 1].
     """
     if backend.choose(x, target, mask, matrix, halves=True) == "kernel":
-        sums = _voxel_sums(x, target, mask, matrix, *plan)
+        tensors = x, target, mask, matrix
+        ahead = torch.is_grad_enabled() and x.requires_grad
+        sums = _voxel_sums(*tensors, *plan) if looked_into(tensors) else _VoxelSums.apply(*tensors, plan, ahead)
     else:
         sums = plain_sums(x, target, mask, matrix, plan)
     return Statistics(sums, not any(t is not None and t.requires_grad for t in (target, mask)))
@@ -377,9 +379,20 @@ class _Part(NamedTuple):
 class _Kernels:
     """Which kernels are called, and how: those for a common case, or those for any."""
 
-    def __init__(self, x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, plan: Plan) -> None:
-        voxel = backend.kernels("voxel")
-        if target.dtype not in _NATIVE:
+    def __init__(
+        self,
+        x: Tensor,
+        target: Tensor,
+        mask: Tensor | None,
+        matrix: Tensor | None,
+        plan: Plan,
+        kept: Tensor | None = None,
+    ) -> None:
+        voxel, tile = backend.kernels("voxel"), backend.kernels("tile")
+        excluding = mask is not None or plan.ignore_index is not None
+        if kept is not None:
+            target, mask = kept, None
+        elif target.dtype not in _NATIVE:
             target = target.to(_WIDENED.get(target.dtype, torch.int64))
         self.x, self.halves = x.detach().contiguous(), x.dtype in backend.HALVES
         real = torch.float32 if self.halves else x.dtype
@@ -388,12 +401,14 @@ class _Kernels:
         self.target = target.contiguous().numpy().view(np.uint8)
         self.mask = None if mask is None else mask[:, 0].detach()
         self.asked = (
-            _NATIVE[target.dtype],
+            _NATIVE[target.dtype] if kept is None else tile.KEPT,
             None if plan.overlap == "none" else _OVERLAPS.index(plan.overlap),
             None if plan.surprisal == "none" else _SURPRISALS.index(plan.surprisal),
             self.real(plan.gamma),
         )
         self.ignore = None if plan.ignore_index is None else float(plan.ignore_index)
+        if kept is not None:
+            self.ignore = math.nan if excluding else None
         self.dense, self.activation = not plan.labels, _ACTIVATIONS.index(plan.activation)
         alone = matrix is None or (plan.overlap, plan.surprisal) == ("none", "none")
         common = plan.overlap != "squared" and plan.surprisal != "all" and alone
@@ -408,6 +423,9 @@ class _Kernels:
             self.options = pair, self.dense
         else:
             self.weigh()
+        single = plan.labels or x.shape[1] == 1
+        self.keeps = single and self.forward is not voxel.forward and x.shape[1] <= tile.MOST_KEPT and not self.halves
+        self.room: tuple[Any, ...] = () if self.forward is voxel.forward else (np.empty((len(x), 1, 0), np.uint8),)
         self.whole = None
         if not self.halves:
             weights = None if self.mask is None else self.mask.to(real).contiguous().numpy()
@@ -416,7 +434,14 @@ class _Kernels:
     def weigh(self) -> None:
         """Take the kernels for any case: only these know of soft targets, and of a mask that weighs voxels."""
         voxel = backend.kernels("voxel")
-        self.forward, self.backward = voxel.forward, voxel.backward
+        self.forward, self.backward, self.room, self.keeps = voxel.forward, voxel.backward, (), False
+
+    def keep(self) -> Tensor:
+        """Room for what the backward needs of target and mask, to be filled with the sums while `keeps` is true."""
+        items, _, voxels = self.x.shape
+        kept = empty((items, 1, (voxels + 1) // 2), torch.uint8)
+        self.room = (kept.numpy(),)
+        return kept
 
     def arguments(self, part: _Part, matrix: np.ndarray | None) -> tuple[Any, ...]:
         """Those of both kernels."""
@@ -451,7 +476,8 @@ class _Kernels:
         """Add the statistics of a chunk to `sums`, (ROWS, C); returns how many values are bad, or -1."""
         bad = 0
         for part, _ in self.parts(chunk):
-            found: int = self.forward(*self.arguments(part, self.matrix), part.item, part.start, part.stop, sums)
+            at = part.item, part.start, part.stop
+            found: int = self.forward(*self.arguments(part, self.matrix), *at, sums, *self.room)
             if found < 0:
                 return found
             bad += found
@@ -493,9 +519,15 @@ def _chunk_bounds(chunk: int, voxels: int) -> tuple[int, int, int]:
     return item, part * _CHUNK, min((part + 1) * _CHUNK, voxels)
 
 
-def sums_of_voxels(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, plan: Plan) -> np.ndarray:
-    """The statistics by the kernels, (ROWS, B, C)."""
+def sums_of_voxels(
+    x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, plan: Plan, ahead: bool
+) -> tuple[np.ndarray, Tensor | None]:
+    """The statistics by the kernels, (ROWS, B, C).
+
+    And, if asked for `ahead`, what `gradient_of_voxels` needs of target and mask, in half a byte for each voxel.
+    """
     kernels = _Kernels(x, target, mask, matrix, plan)
+    kept = kernels.keep() if ahead and kernels.keeps else None
     items, classes, voxels = x.shape
     sums = np.empty((items, -(-voxels // _CHUNK), len(ROWS), classes))
     by_chunk = sums.reshape(-1, len(ROWS), classes)
@@ -509,14 +541,21 @@ def sums_of_voxels(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tenso
             _checked_mask(mask, backend.widened(x))
         _raise_wrong_labels(target, classes, plan.ignore_index)
     by_item = sums[:, 0] if sums.shape[1] == 1 else sums.sum(1)
-    return np.ascontiguousarray(by_item.transpose(1, 0, 2))
+    return np.ascontiguousarray(by_item.transpose(1, 0, 2)), kept if kernels.keeps else None
 
 
 def gradient_of_voxels(
-    slopes: np.ndarray, factor: float, x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, plan: Plan
+    slopes: np.ndarray,
+    factor: float,
+    x: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    matrix: Tensor | None,
+    plan: Plan,
+    kept: Tensor | None,
 ) -> Tensor:
     """dL/dx by the kernels, given the slopes in the statistics, (ROWS, B, C), but for a factor."""
-    kernels, (items, classes, voxels) = _Kernels(x, target, mask, matrix, plan), x.shape
+    kernels, (items, classes, voxels) = _Kernels(x, target, mask, matrix, plan, kept), x.shape
     by_row = np.empty((len(ROWS) + 1, items, classes), kernels.real)
     by_class = None if matrix is None else np.empty((items, classes, classes), kernels.real)
     distances = None if matrix is None else matrix.numpy()
@@ -524,7 +563,7 @@ def gradient_of_voxels(
     fits = scaled(slopes, factor, plan.overlap == "squared", distances, by_row, by_class)
     if not fits and kernels.real is np.float32:
         # A class that all but vanishes, with no smoothing: slopes beyond float32, but not their product with p.
-        return gradient_of_voxels(slopes, factor, x.double(), target, mask, matrix, plan).float().to(x.dtype)
+        return gradient_of_voxels(slopes, factor, x.double(), target, mask, matrix, plan, kept).float().to(x.dtype)
     gradient = empty(x.shape, x.dtype)
 
     def backward(chunk: int) -> int:
@@ -549,7 +588,7 @@ def _voxel_sums(
     ignore_index: int | None,
 ) -> Tensor:
     plan = Plan(activation, overlap, surprisal, gamma, labels, ignore_index)
-    return torch.from_numpy(sums_of_voxels(x, target, mask, matrix, plan))
+    return torch.from_numpy(sums_of_voxels(x, target, mask, matrix, plan, False)[0])
 
 
 @operator("voxel_sums_backward")
@@ -568,7 +607,7 @@ def voxel_sums_backward(
 ) -> Tensor:
     """dL/dx, given the slopes in the statistics, (ROWS, B, C)."""
     plan = Plan(activation, overlap, surprisal, gamma, labels, ignore_index)
-    return gradient_of_voxels(np.ascontiguousarray(slopes.numpy()), 1.0, x, target, mask, matrix, plan)
+    return gradient_of_voxels(np.ascontiguousarray(slopes.numpy()), 1.0, x, target, mask, matrix, plan, None)
 
 
 @_voxel_sums.fake
@@ -586,14 +625,38 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x, target, mask, matrix)
 
 
+def _graph_of_gradient(slopes: Tensor, x: Tensor, *rest: Any) -> Tensor:
+    sums = plain_sums(x, *rest)
+    return torch.autograd.grad(sums, x, slopes, create_graph=True, materialize_grads=True)[0]
+
+
 def _backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
-    x, *constants = ctx.saved_tensors
+    tensors = ctx.saved_tensors
     if torch.is_grad_enabled():  # a graph of the gradient is asked for: plain torch has one
-        sums = plain_sums(x, *constants, Plan(*ctx.plan))
-        gradient = torch.autograd.grad(sums, x, slopes, create_graph=True, materialize_grads=True)[0]
+        gradient = _graph_of_gradient(slopes, *tensors, Plan(*ctx.plan))
     else:
-        gradient = voxel_sums_backward(slopes, x, *constants, *ctx.plan)
-    return gradient, *[None] * (len(constants) + len(ctx.plan))
+        gradient = voxel_sums_backward(slopes, *tensors, *ctx.plan)
+    return gradient, *[None] * (len(tensors) - 1 + len(ctx.plan))
 
 
 _voxel_sums.differentiable(_setup_context, _backward)
+
+
+class _VoxelSums(torch.autograd.Function):
+    """The same where nobody looks into it, which may keep for the backward what it has read."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        *tensors, ctx.plan, ahead = arguments
+        ctx.save_for_backward(*tensors)
+        sums, ctx.kept = sums_of_voxels(*tensors, ctx.plan, ahead)
+        return torch.from_numpy(sums)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            gradient = _graph_of_gradient(upstream[0], *ctx.saved_tensors, ctx.plan)
+        else:
+            slopes = np.ascontiguousarray(upstream[0].numpy())
+            gradient = gradient_of_voxels(slopes, 1.0, *ctx.saved_tensors, ctx.plan, ctx.kept)
+        return gradient, *[None] * 5

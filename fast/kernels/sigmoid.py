@@ -13,7 +13,19 @@ from numba import njit
 
 from twinloss.fast.kernels.elementary import log1p_nonnegative
 from twinloss.fast.kernels.surprisal import focus, slope_of_surprisal
-from twinloss.fast.kernels.tile import BLOCK, FACTOR, OWN, SPARE, TOP, read_counted, sigmoid, stage, sums_stage, taken
+from twinloss.fast.kernels.tile import (
+    BLOCK,
+    FACTOR,
+    OWN,
+    SPARE,
+    TOP,
+    keep_labels,
+    read_counted,
+    sigmoid,
+    stage,
+    sums_stage,
+    taken,
+)
 from twinloss.fast.statistic_rows import DISTANCE, FN, FP, HITS, MISSES, NEARNESS, TP, TP_LESS_FN, VOLUME
 
 
@@ -122,7 +134,7 @@ def _read_channel(target, item, classes, dense, ignore, mask, b, c, lo, voxels, 
 
 @stage
 def forward_tile(
-    x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, b, lo, buffers, sums
+    x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, b, lo, buffers, sums, kept
 ):  # fmt: skip
     """Add the statistics of a tile, from voxel `lo` on: see `forward_channels`."""
     y, granted, withheld, spare = buffers.y, buffers.row[OWN], buffers.row[FACTOR], buffers.row[SPARE]
@@ -132,6 +144,8 @@ def forward_tile(
         if found < 0:
             return found
         bad += found
+        if kept.size > 0:
+            keep_labels(y, lo, kept)
         for k in range(0, y.size, BLOCK):
             block, number = slice(k, min(k + BLOCK, y.size)), np.int32(1 if dense else c)
             labels, spread = y[block], buffers.row[TOP, block]

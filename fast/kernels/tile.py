@@ -20,6 +20,10 @@ TILE = 4032
 BLOCK = 512
 IDENTITY, SIGMOID, SOFTMAX = 0, 1, 2
 EXCLUDED = np.int32(-1)
+# The number of the type of labels that `keep_labels` has kept; what it makes of EXCLUDED, so that it serves as many
+# classes.
+KEPT, MOST_KEPT = 5, 15
+_LACKING = np.int32(MOST_KEPT)
 # A Python number, as an argument, is part of its type for Numba, which would compile a stage anew for it.
 START, NEXT = np.intp(0), np.intp(1)
 
@@ -363,8 +367,8 @@ def _probabilities(activation, buffers):
 
 @stage
 def tile_width(classes, voxels):
-    """Voxels of a tile: at most `voxels`, and no more than the caches hold for so many classes."""
-    return min(max(4 * TILE // max(classes, 4), BLOCK), voxels)
+    """Voxels of a tile: at most `voxels`, and no more than the caches hold for so many classes; else an even number."""
+    return min(max(4 * TILE // max(classes, 4), BLOCK) // 2 * 2, voxels)
 
 
 @njit
@@ -393,8 +397,35 @@ def _exclude(mask, y):
 
 
 @stage
+def keep_labels(y, lo, kept):
+    """Keep those of a tile in half a byte each, which a backward reads in place of the target and the mask.
+
+    Those of the first half of the tile share their bytes with those of the second.
+    """
+    start, half = np.uintp(lo // 2), np.uintp((y.size + 1) // 2)
+    for i in range(np.uintp(y.size) - half):
+        kept[start + i] = np.uint8((y[i] & _LACKING) | ((y[half + i] & _LACKING) << np.int32(4)))
+    if y.size % 2 > 0:
+        kept[start + half - np.uintp(1)] = np.uint8(y[half - np.uintp(1)] & _LACKING)
+
+
+@stage
+def _read_kept(kept, lo, y):
+    start, half = np.uintp(lo // 2), np.uintp((y.size + 1) // 2)
+    for i in range(half):
+        label = np.int32(kept[start + i]) & _LACKING
+        y[i] = EXCLUDED if label == _LACKING else label
+    for i in range(np.uintp(y.size) - half):
+        label = np.int32(kept[start + i]) >> np.int32(4)
+        y[half + i] = EXCLUDED if label == _LACKING else label
+
+
+@stage
 def read_counted(raw, item, classes, ignore, mask, b, lo, voxels, y):
     """`read_labels`, EXCLUDED where the mask, if there is one, is 0; -1 if it has a value that is neither 0 nor 1."""
+    if item == KEPT:
+        _read_kept(raw, lo, y)
+        return 0
     bad = read_labels(raw, item, classes, ignore, lo, voxels, y)
     if mask is not None:
         row = mask[min(b, mask.shape[0] - 1)]

@@ -48,6 +48,7 @@ from twinloss.fast.kernels.tile import (
     four_classes,
     four_exponentials,
     keep,
+    keep_labels,
     read_counted,
     read_weighted,
     scratch,
@@ -89,9 +90,11 @@ def _softmax_against_labels(x, target, item, ignore, mask, b, lo, buffers):
 
 
 @stage
-def _forward_labels(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, lo, buffers, sums):
+def _forward_labels(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, lo, buffers, sums, kept):
     p, y, top, scale, rest = buffers.rows[P], buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
     bad = _softmax_against_labels(x, target, item, ignore, mask, b, lo, buffers)
+    if kept.size > 0:
+        keep_labels(y, lo, kept)
     if surprisals is not None:
         own_surprisal(
             x, b, lo, buffers.rows[P : P + 1], y, top, scale, rest, gamma,
@@ -224,11 +227,12 @@ def _compiled(sources):
     """The kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
 
     @kernel
-    def forward_labels(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, start, stop, sums):
+    def forward_labels(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, start, stop, sums, kept):
         """`forward` of softmax against labels, voxels counting or not: the case that trainings spend their time in.
 
         There min(p, g) is the product; and at its kink p = g = 1 the softmax has no slope. The number to ignore and the
-        mask may be None. Returns -1, and has added who knows what, if the mask holds anything but 0 and 1.
+        mask may be None. If `kept`, (B, 1, …) bytes, has room for two voxels in each, it gets what of the target and
+        the mask the backward needs. Returns -1, and has added who knows what, if the mask holds anything but 0 and 1.
         """
         sources  # noqa: B018
         bad, step = 0, tile_width(x.shape[1], stop - start)
@@ -237,7 +241,7 @@ def _compiled(sources):
             if stop - lo < step:
                 buffers = scratch(x.shape[1], stop - lo, x.dtype)
             found = _forward_labels(
-                x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, lo, buffers, sums
+                x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, lo, buffers, sums, kept[b, 0]
             )
             if found < 0:
                 return found
@@ -262,11 +266,12 @@ def _compiled(sources):
 
     @kernel
     def forward_channels(
-        x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, b, start, stop, sums
+        x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, b, start, stop, sums, kept
     ):  # fmt: skip
         """`forward` of sigmoid against labels, or a dense target of 0 and 1, voxels counting or not.
 
-        Or of the softmax of a `pair` of classes against labels; only these have a matrix.
+        Or of the softmax of a `pair` of classes against labels; only these have a matrix. `kept` is as in
+        `forward_labels`, for labels, or for a dense target of one channel.
         Returns -1, and has added who knows what, if mask or dense target hold anything but 0 and 1.
         """
         sources  # noqa: B018
@@ -276,8 +281,9 @@ def _compiled(sources):
             if stop - lo < step:
                 buffers = scratch(x.shape[1], stop - lo, x.dtype)
             found = sigmoid.forward_tile(
-                x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, b, lo, buffers, sums
-            )
+                x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, b, lo, buffers, sums,
+                kept[b, 0],
+            )  # fmt: skip
             if found < 0:
                 return found
             bad += found
