@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -154,5 +155,6 @@ class FocalLoss(SegmentationLoss):
         self.term.warn(input)
         if reduction == "none":
             return self.term.unreduced(voxels, self.term.weight).to(input.dtype)
-        sums = voxels.sums(self.term.activation(input.shape[1]), **self.term.plan())
-        return self.term.reduced(sums, voxels, reduction, self.term.weight).to(input.dtype)
+        formula = partial(self.term.reduced, voxels=voxels, reduction=reduction, weight=self.term.weight)
+        sums = voxels.sums(self.term.activation(input.shape[1]), formula=formula, **self.term.plan())
+        return formula(sums).to(input.dtype)

@@ -19,7 +19,7 @@ from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of, numb
 from twinloss.fast.distributed import ProcessGroup, checked_group, sum_over_ranks
 from twinloss.fast.fraction import Terms, Weigh, fraction, reduced_fraction, volumes
 from twinloss.fast.statistic_rows import FN, FP, TP
-from twinloss.fast.statistics import Activation, Overlap, Plan, Statistics, flat, ignored, statistics
+from twinloss.fast.statistics import Activation, Formula, Overlap, Plan, Statistics, flat, ignored, statistics
 
 ClassWeight = float | Sequence[float] | np.ndarray | Tensor
 
@@ -101,14 +101,18 @@ class Voxels:
         return Plan(activation, labels=self.labels, ignore_index=self.ignore_index, **asked)
 
     def sums(
-        self, activation: Activation | Callable[[Tensor], Tensor], matrix: Tensor | None = None, **asked: Any
+        self,
+        activation: Activation | Callable[[Tensor], Tensor],
+        matrix: Tensor | None = None,
+        formula: Formula | None = None,
+        **asked: Any,
     ) -> Statistics:
-        """The statistics that are asked for, see `Plan`, in one pass, of the voxels of all ranks."""
+        """The statistics that are asked for, see `Plan`, in one pass, of the voxels of all ranks; see `statistics`."""
         x = self.input
         if callable(activation):
             x, activation = self._activated(backend.widened(x), activation), "identity"
         mask = None if self.mask is None else flat(self.mask)
-        found = statistics(flat(x), flat(self.target), mask, matrix, self.plan(activation, **asked))
+        found = statistics(flat(x), flat(self.target), mask, matrix, self.plan(activation, **asked), formula)
         if self.process_group is None:
             return found
         # Ranks may hold different numbers of items.

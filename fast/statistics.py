@@ -64,6 +64,10 @@ _WIDENED = {
 }  # fmt: skip
 
 
+# Numbers beyond which to foresee the slopes of a formula, a tenth of a millisecond, takes less than a second pass.
+_MANY = 2**20
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Sums over the voxels, float64; 0 where they were not asked for.
@@ -92,6 +96,10 @@ class Statistics:
         return (self.stack.detach() if self.fixed else self.stack)[VOLUME]
 
 
+# What a loss is, given the statistics.
+Formula = Callable[[Statistics], Tensor]
+
+
 class Plan(NamedTuple):
     """What to compute, in types that a torch schema knows.
 
@@ -112,7 +120,14 @@ class Plan(NamedTuple):
     ignore_index: int | None = None
 
 
-def statistics(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, plan: Plan) -> Statistics:
+def statistics(
+    x: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    matrix: Tensor | None,
+    plan: Plan,
+    formula: Formula | None = None,
+) -> Statistics:
     """Sum the statistics of every item and class in one pass.
 
     Args:
@@ -121,14 +136,18 @@ def statistics(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | 
         mask: voxel weights in [0, 1], (B or 1, 1, N); a voxel of weight 0 takes no part, whatever it holds.
         matrix: distances between classes, (C, C) float64, for labels and softmax.
         plan: what to compute.
+        formula: what a loss is going to make of them, if that is linear: so the gradient may be made in the same pass.
 
     Raises:
         ValueError: if a label is no whole number in [0, C) or a mask value lies outside [0, 1].
     """
     if backend.choose(x, target, mask, matrix, halves=True) == "kernel":
-        tensors = x, target, mask, matrix
-        ahead = torch.is_grad_enabled() and x.requires_grad
-        sums = _voxel_sums(*tensors, *plan) if looked_into(tensors) else _VoxelSums.apply(*tensors, plan, ahead)
+        tensors, ahead = (x, target, mask, matrix), torch.is_grad_enabled() and x.requires_grad
+        if looked_into(tensors):
+            sums = _voxel_sums(*tensors, *plan)
+        else:
+            slopes = _foreseen(formula, x, mask, plan) if formula is not None and ahead else None
+            sums = _VoxelSums.apply(*tensors, plan, ahead, slopes)
     else:
         sums = plain_sums(x, target, mask, matrix, plan)
     return Statistics(sums, not any(t is not None and t.requires_grad for t in (target, mask)))
@@ -528,20 +547,30 @@ def sums_of_voxels(
     """
     kernels = _Kernels(x, target, mask, matrix, plan)
     kept = kernels.keep() if ahead and kernels.keeps else None
-    items, classes, voxels = x.shape
+    sums, bad = _summed(kernels, kernels.add_sums)
+    if bad:
+        if mask is not None:
+            _checked_mask(mask, backend.widened(x))
+        _raise_wrong_labels(target, x.shape[1], plan.ignore_index)
+    return sums, kept if kernels.keeps else None
+
+
+def _summed(kernels: _Kernels, add: Callable[[int, np.ndarray], int]) -> tuple[np.ndarray, bool]:
+    """What `add`, given the number of a chunk, adds to its sums, (ROWS, C), of all chunks, (ROWS, B, C).
+
+    And whether it has found bad values.
+    """
+    items, classes, voxels = kernels.x.shape
     sums = np.empty((items, -(-voxels // _CHUNK), len(ROWS), classes))
     by_chunk = sums.reshape(-1, len(ROWS), classes)
 
     def forward(chunk: int) -> int:
         by_chunk[chunk] = 0
-        return kernels.add_sums(chunk, by_chunk[chunk])
+        return add(chunk, by_chunk[chunk])
 
-    if any(kernels.run(forward)):
-        if mask is not None:
-            _checked_mask(mask, backend.widened(x))
-        _raise_wrong_labels(target, classes, plan.ignore_index)
+    bad = any(kernels.run(forward))
     by_item = sums[:, 0] if sums.shape[1] == 1 else sums.sum(1)
-    return np.ascontiguousarray(by_item.transpose(1, 0, 2)), kept if kernels.keeps else None
+    return np.ascontiguousarray(by_item.transpose(1, 0, 2)), bad
 
 
 def gradient_of_voxels(
@@ -647,16 +676,68 @@ class _VoxelSums(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *tensors, ctx.plan, ahead = arguments
+        *tensors, ctx.plan, ahead, ctx.foreseen = arguments
         ctx.save_for_backward(*tensors)
-        sums, ctx.kept = sums_of_voxels(*tensors, ctx.plan, ahead)
+        ctx.kept = ctx.gradient = None
+        if ctx.foreseen is None:
+            sums, ctx.kept = sums_of_voxels(*tensors, ctx.plan, ahead)
+        else:
+            sums, ctx.gradient = _surprisals_of_voxels(*tensors[:2], ctx.plan, ctx.foreseen)
         return torch.from_numpy(sums)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        gradient, ctx.gradient = ctx.gradient, None  # which is the caller's from now on
         if torch.is_grad_enabled():
-            gradient = _graph_of_gradient(upstream[0], *ctx.saved_tensors, ctx.plan)
-        else:
-            slopes = np.ascontiguousarray(upstream[0].numpy())
-            gradient = gradient_of_voxels(slopes, 1.0, *ctx.saved_tensors, ctx.plan, ctx.kept)
-        return gradient, *[None] * 5
+            return _graph_of_gradient(upstream[0], *tensors, ctx.plan), *[None] * 6
+        slopes = np.ascontiguousarray(upstream[0].numpy())
+        factor = None if gradient is None else _multiple(slopes, ctx.foreseen)
+        if factor is None:
+            gradient = gradient_of_voxels(slopes, 1.0, *tensors, ctx.plan, ctx.kept)
+        elif factor != 1:
+            gradient *= factor
+        return gradient, *[None] * 6
+
+
+def _foreseen(formula: Formula, x: Tensor, mask: Tensor | None, plan: Plan) -> np.ndarray | None:
+    """The slopes in the statistics of a formula that is linear in them, (ROWS, B, C), if that is of use.
+
+    There is a kernel for surprisals alone, of labels of more than two classes, all of which count.
+    """
+    alone = (plan.overlap, plan.surprisal, plan.activation) == ("none", "target", "softmax") and plan.labels
+    served = x.shape[1] > 2 and x.dtype not in backend.HALVES and mask is None and plan.ignore_index is None
+    if not (alone and served and x.numel() > _MANY):
+        return None
+    stack = torch.zeros((len(ROWS), *x.shape[:2]), dtype=torch.float64, requires_grad=True)
+    return torch.autograd.grad(formula(Statistics(stack, True)), stack)[0].numpy()
+
+
+def _multiple(slopes: np.ndarray, foreseen: np.ndarray) -> float | None:
+    """How many times the slopes are those that were foreseen, but for rounding; None if they are others."""
+    largest = np.abs(foreseen).argmax()
+    with np.errstate(all="ignore"):
+        factor = float(slopes.flat[largest] / foreseen.flat[largest])
+        return factor if np.allclose(slopes, factor * foreseen, rtol=1e-14, atol=0) else None
+
+
+def _surprisals_of_voxels(
+    x: Tensor, target: Tensor, plan: Plan, slopes: np.ndarray
+) -> tuple[np.ndarray, Tensor | None]:
+    """The statistics by a kernel, and dL/dx given the slopes in them, (ROWS, B, C), unless these are too large."""
+    kernels, both = _Kernels(x, target, None, None, plan), backend.kernels("voxel").surprisals_of_labels
+    by_row = np.empty((len(ROWS) + 1, *x.shape[:2]), kernels.real)
+    if not backend.kernels("fraction").scaled(slopes, 1.0, False, None, by_row, None):
+        return sums_of_voxels(x, target, None, None, plan, False)[0], None
+    gradient = empty(x.shape, x.dtype)
+    item, *_, gamma = kernels.asked
+    at = kernels.x.numpy(), kernels.target, item, gamma, by_row
+
+    def add(chunk: int, sums: np.ndarray) -> int:
+        found: int = both(*at, *_chunk_bounds(chunk, x.shape[2]), sums, gradient.numpy())
+        return found
+
+    sums, bad = _summed(kernels, add)
+    if bad:
+        _raise_wrong_labels(target, x.shape[1], None)
+    return sums, gradient

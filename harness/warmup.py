@@ -9,6 +9,9 @@ import torch
 from twinloss.harness.answers import expected_warnings_silent
 from twinloss.harness.twin import Twin
 
+# Edges of cubes of voxels: what all losses take as it comes, and some in fewer passes.
+_SMALL, _LARGE = 8, 56
+
 
 def warm_up(twins: Sequence[Twin], dtypes: Sequence[str], tick: Callable[[str, int], None]) -> None:
     """Call each loss, forward and backward; also with two classes, which have kernels of their own as a sigmoid has.
@@ -20,13 +23,14 @@ def warm_up(twins: Sequence[Twin], dtypes: Sequence[str], tick: Callable[[str, i
             tick(f"{twin.name} {dtype}", 0)
             first = twin.benches[0]
             for line in (first, first.of_classes(2)) if first.of_classes else (first,):
-                x, *rest = (_of_type(operand, dtype) for operand in line.operands(8))
+                x, *rest = (_of_type(operand, dtype) for operand in line.operands(_SMALL))
                 _call(twin.fast(**line.options), x, *rest)
                 if line.options.get("to_onehot_y"):
                     soft = [torch.zeros_like(x).scatter(1, rest[0], 1), *rest[1:]]
                     _call(twin.fast(**{**line.options, "to_onehot_y": False}), x, *soft)
                 if "ignore_index" in twin.options:
                     _call(twin.fast(**line.options, ignore_index=-1), x, *rest)
+            _call(twin.fast(**first.options), *(_of_type(operand, dtype) for operand in first.operands(_LARGE)))
             tick(f"{twin.name} {dtype}", 1)
 
 
@@ -35,9 +39,11 @@ def _of_type(operand: torch.Tensor, dtype: str) -> torch.Tensor:
 
 
 def _call(loss: torch.nn.Module, x: torch.Tensor, *rest: torch.Tensor) -> None:
-    """Also where nobody asks for a gradient, and for another one: some losses have kernels for these."""
+    """Also where nobody asks for a gradient, or for another one, and of halves: some losses have kernels for these."""
     with expected_warnings_silent():
         loss(x.detach(), *rest)
         value = loss(x.requires_grad_(), *rest)
         value.backward(retain_graph=True)
         value.backward()
+        if x.dtype == torch.float32:
+            loss(x.detach().bfloat16().requires_grad_(), *rest).backward()

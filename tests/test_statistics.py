@@ -1,4 +1,4 @@
-"""What the statistics keep between forward and backward: labels in half a byte each."""
+"""What the statistics keep between forward and backward: labels in half a byte each, or the gradient itself."""
 
 import pytest
 import torch
@@ -44,6 +44,7 @@ def watched(monkeypatch):
 def test_gradient_by_labels_that_were_kept_is_that_by_the_target(
     monkeypatch, watched, kind, ignore_index, classes, voxels
 ):
+    monkeypatch.setattr(statistics, "_MANY", torch.inf)
     x, y = logits(2, classes, voxels), labels(2, 1, voxels, classes=max(classes, 2))
     options = {"to_onehot_y": classes > 1, "ignore_index": ignore_index}
     if kind is FocalLoss:
@@ -104,3 +105,93 @@ def test_room_is_made_where_a_gradient_will_be_asked_for_and_nowhere_else(monkey
         assert not made
         loss(x.clone().requires_grad_(), y)
         assert made.pop().nbytes == 25
+
+
+# --- a gradient that is made with the value ---------------------------------------------------------------------------
+
+FOCAL = pytest.mark.parametrize(
+    "options",
+    [{}, {"gamma": 0.0}, {"gamma": 0.5, "alpha": 0.25}, {"reduction": "sum", "include_background": False},
+     {"weight": [1.0, 0.0, 3.0, 0.5, 2.0, 1.5]}],
+    ids=["default", "cross-entropy", "alpha", "sum", "weight"],
+)  # fmt: skip
+
+
+@pytest.fixture
+def small_inputs_too(monkeypatch):
+    monkeypatch.setattr(statistics, "_MANY", 0)
+
+
+def focal(classes, options):
+    if "weight" in options:
+        options = {**options, "weight": options["weight"][:classes]}
+    return FocalLoss(to_onehot_y=True, **options)
+
+
+@FOCAL
+@VOXELS
+@pytest.mark.parametrize("classes", [3, 4, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradient_made_with_the_value_is_that_made_after_it(monkeypatch, watched, options, voxels, classes, dtype):
+    x, y = 4 * logits(2, classes, voxels, dtype=dtype), labels(2, 1, voxels, classes=classes)
+    loss, found = focal(classes, options), []
+    for many in (x.numel() - 1, x.numel()):
+        monkeypatch.setattr(statistics, "_MANY", many)
+        z = x.clone().requires_grad_()
+        value = loss(z, y)
+        found.append((value.detach(), *(torch.autograd.grad(f * value, z, retain_graph=True)[0] for f in (1, -8, 3))))
+    assert len(watched) == 2 + 3  # of the first, what is asked for once more
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other) or (one - other).abs().max() <= 2e-7 * other.abs().max()
+
+
+@pytest.mark.usefixtures("small_inputs_too")
+def test_slopes_that_nobody_foresaw_make_the_gradient_anew(watched):
+    x, y = logits(2, 3, 50).requires_grad_(), labels(2, 1, 50)
+    plan = statistics.Plan("softmax", surprisal="target", gamma=2.0, labels=True)
+    foreseen = statistics.statistics(x, y, None, None, plan, lambda sums: sums.hits.sum())
+    (found,) = torch.autograd.grad((foreseen.hits**2).sum(), x)
+    after = statistics.statistics(x, y, None, None, plan)
+    (expected,) = torch.autograd.grad((after.hits**2).sum(), x)
+    assert torch.equal(found, expected)
+    assert len(watched) == 2
+
+
+@pytest.mark.usefixtures("small_inputs_too")
+def test_a_graph_of_a_gradient_made_with_the_value_is_that_of_plain_torch():
+    x, y = logits(2, 3, 20, dtype=torch.float64).requires_grad_(), labels(2, 1, 20)
+    assert torch.autograd.gradcheck(lambda x: FocalLoss(to_onehot_y=True)(x, y), x)
+    assert torch.autograd.gradgradcheck(lambda x: FocalLoss(to_onehot_y=True)(x, y), x)
+
+
+@pytest.mark.usefixtures("small_inputs_too")
+def test_labels_that_name_no_class_are_an_error_where_the_gradient_is_made_with_the_value():
+    with pytest.raises(ValueError, match="relabel the target"):
+        FocalLoss(to_onehot_y=True)(logits(1, 3, 5).requires_grad_(), torch.full((1, 1, 5), 3))
+
+
+@pytest.mark.usefixtures("small_inputs_too")
+def test_slopes_beyond_float32_are_left_to_the_backward(watched):
+    x, y = logits(1, 3, 5).requires_grad_(), labels(1, 1, 5)
+    value = FocalLoss(to_onehot_y=True, weight=1e300)(x.double(), y)
+    expected = torch.autograd.grad(1e-300 * value, x)[0]
+    watched.clear()
+    statistic = statistics.statistics(
+        x, y, None, None, statistics.Plan("softmax", surprisal="target", gamma=2.0, labels=True),
+        lambda sums: 1e300 * sums.hits.sum() / 15,
+    )  # fmt: skip
+    found = torch.autograd.grad(statistic.hits.sum() / 15, x)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+    assert len(watched) == 1
+
+
+@pytest.mark.usefixtures("small_inputs_too")
+def test_a_nan_reaches_value_and_gradient_though_they_are_made_at_once():
+    x, y = logits(1, 3, 5), labels(1, 1, 5)
+    x[0, 0, 2] = torch.nan
+    x.requires_grad_()
+    value = FocalLoss(to_onehot_y=True)(x, y)
+    value.backward()
+    assert value.isnan()
+    assert x.grad[0, :, 2].isnan().all()
+    assert x.grad[0, :, [0, 1, 3, 4]].isfinite().all()

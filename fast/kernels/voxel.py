@@ -180,6 +180,25 @@ def _gradient_labels(x, overlap, surprisals, gamma, matrix, excluding, slopes, b
 
 
 @stage
+def _surprisals_of_labels(x, target, item, gamma, slopes, b, lo, buffers, sums, out):
+    p, y, top, scale, rest = buffers.rows[P], buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
+    own_p, own_q, own, focused = buffers.row[OWN], buffers.row[FACTOR], buffers.row[SPARE], buffers.row[MEAN]
+    bad = _softmax_against_labels(x, target, item, None, None, b, lo, buffers)
+    own_surprisal(x, b, lo, buffers.rows[P : P + 1], y, top, scale, rest, gamma, own_p, own_q, own)
+    keep(own, focused)
+    surprisal.focus(own_q, gamma, focused)
+    for c in range(p.shape[0]):
+        for k in range(0, y.size, BLOCK):
+            block = slice(k, k + BLOCK)
+            hits, volume = class_sum(focused[block], y[block], c)
+            sums[HITS, c] += hits
+            sums[VOLUME, c] += volume
+    own_slope(own_p, own_q, y, gamma, slopes[HITS, b], own)
+    gradient_own(p, scale, rest, y, own, buffers.row[OWN : OWN + 2], out, b, lo)
+    return bad
+
+
+@stage
 def _are_small(slopes, matrix):
     """Whether sums of a few slopes are finite."""
     total = slopes.dtype.type(0)
@@ -263,6 +282,18 @@ def _compiled(sources):
             if found < 0:
                 return found
         return 0
+
+    @kernel
+    def surprisals_of_labels(x, target, item, gamma, slopes, b, start, stop, sums, out):
+        """`forward_labels` and `backward_labels` at once, of surprisals alone where all voxels count."""
+        sources  # noqa: B018
+        bad, step = 0, tile_width(x.shape[1], stop - start)
+        buffers = scratch(x.shape[1], step, x.dtype)
+        for lo in range(start, stop, step):
+            if stop - lo < step:
+                buffers = scratch(x.shape[1], stop - lo, x.dtype)
+            bad += _surprisals_of_labels(x, target, item, gamma, slopes, b, lo, buffers, sums, out)
+        return bad
 
     @kernel
     def forward_channels(
@@ -350,7 +381,23 @@ def _compiled(sources):
                 keep(buffers.rows[H, c], out[b, c, lo : lo + buffers.y.size])
         return bad
 
-    return forward_labels, backward_labels, forward_channels, backward_channels, forward, backward
+    return (
+        forward_labels,
+        backward_labels,
+        surprisals_of_labels,
+        forward_channels,
+        backward_channels,
+        forward,
+        backward,
+    )
 
 
-forward_labels, backward_labels, forward_channels, backward_channels, forward, backward = _compiled(SOURCES)
+(
+    forward_labels,
+    backward_labels,
+    surprisals_of_labels,
+    forward_channels,
+    backward_channels,
+    forward,
+    backward,
+) = _compiled(SOURCES)
