@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -146,8 +145,7 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
         """Of volumes (B, C), in an array or a tensor, the weights of nearness and of distance, or those of both."""
         if self.weighting_mode == "GDL":
             return (1 / (volume + 1),)
-        ones_like = np.ones_like if isinstance(volume, np.ndarray) else torch.ones_like
-        foreground, everywhere = ones_like(volume), ones_like(volume)
+        foreground, everywhere = volume**0, volume**0  # 1, whatever the volume
         foreground[:, 0] = 0
         return foreground, everywhere
 

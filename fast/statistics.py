@@ -64,8 +64,9 @@ _WIDENED = {
 }  # fmt: skip
 
 
-# Numbers beyond which to foresee the slopes of a formula, a tenth of a millisecond, takes less than a second pass.
-_MANY = 2**20
+# Numbers that the caches hold until the backward, so that to keep what was read of the target takes longer than to read
+# it; and beyond which to foresee the slopes of a formula, a tenth of a millisecond, takes less than a second pass.
+_CACHED, _MANY = 2**18, 2**20
 
 
 @dataclass(frozen=True)
@@ -416,7 +417,6 @@ class _Kernels:
         self.x, self.halves = x.detach().contiguous(), x.dtype in backend.HALVES
         real = torch.float32 if self.halves else x.dtype
         self.real = np.float32 if real == torch.float32 else np.float64
-        self.matrix = None if matrix is None else matrix.to(real).numpy()
         self.target = target.contiguous().numpy().view(np.uint8)
         self.mask = None if mask is None else mask[:, 0].detach()
         self.asked = (
@@ -491,12 +491,12 @@ class _Kernels:
                 mask = self.mask[row : row + 1, lo:hi].float().numpy()
             yield _Part(x, target, mask, 0, 0, hi - lo), (item, lo, hi)
 
-    def add_sums(self, chunk: int, sums: np.ndarray) -> int:
-        """Add the statistics of a chunk to `sums`, (ROWS, C); returns how many values are bad, or -1."""
+    def add_sums(self, chunk: int, matrix: np.ndarray | None, sums: np.ndarray) -> int:
+        """Add the statistics of a chunk to `sums`, (ROWS, C), given distances; how many values are bad, or -1."""
         bad = 0
         for part, _ in self.parts(chunk):
             at = part.item, part.start, part.stop
-            found: int = self.forward(*self.arguments(part, self.matrix), *at, sums, *self.room)
+            found: int = self.forward(*self.arguments(part, matrix), *at, sums, *self.room)
             if found < 0:
                 return found
             bad += found
@@ -532,6 +532,11 @@ class _Kernels:
         return found
 
 
+# What a forward may keep for the backward: of large inputs what it has read of target and mask, in half a byte for each
+# voxel; of small ones, where it takes longer to find them than to call them, the kernels.
+Kept = Tensor | _Kernels | None
+
+
 def _chunk_bounds(chunk: int, voxels: int) -> tuple[int, int, int]:
     """Item, first voxel and end of a chunk; items are cut alike, whatever the number of threads."""
     item, part = divmod(chunk, -(-voxels // _CHUNK))
@@ -540,18 +545,19 @@ def _chunk_bounds(chunk: int, voxels: int) -> tuple[int, int, int]:
 
 def sums_of_voxels(
     x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, plan: Plan, ahead: bool
-) -> tuple[np.ndarray, Tensor | None]:
-    """The statistics by the kernels, (ROWS, B, C).
-
-    And, if asked for `ahead`, what `gradient_of_voxels` needs of target and mask, in half a byte for each voxel.
-    """
+) -> tuple[np.ndarray, Kept]:
+    """The statistics by the kernels, (ROWS, B, C); and, if asked `ahead`, what `gradient_of_voxels` may be given."""
     kernels = _Kernels(x, target, mask, matrix, plan)
-    kept = kernels.keep() if ahead and kernels.keeps else None
-    sums, bad = _summed(kernels, kernels.add_sums)
+    many = x.numel() > _CACHED
+    kept = kernels.keep() if ahead and kernels.keeps and many else None
+    distances = None if matrix is None else matrix.numpy().astype(kernels.real)
+    sums, bad = _summed(kernels, lambda chunk, sums: kernels.add_sums(chunk, distances, sums))
     if bad:
         if mask is not None:
             _checked_mask(mask, backend.widened(x))
         _raise_wrong_labels(target, x.shape[1], plan.ignore_index)
+    if ahead and not many:
+        return sums, kernels
     return sums, kept if kernels.keeps else None
 
 
@@ -581,10 +587,12 @@ def gradient_of_voxels(
     mask: Tensor | None,
     matrix: Tensor | None,
     plan: Plan,
-    kept: Tensor | None,
+    kept: Kept,
 ) -> Tensor:
     """dL/dx by the kernels, given the slopes in the statistics, (ROWS, B, C), but for a factor."""
-    kernels, (items, classes, voxels) = _Kernels(x, target, mask, matrix, plan, kept), x.shape
+    labels = kept if isinstance(kept, Tensor) else None
+    kernels = kept if isinstance(kept, _Kernels) else _Kernels(x, target, mask, matrix, plan, labels)
+    items, classes, voxels = x.shape
     by_row = np.empty((len(ROWS) + 1, items, classes), kernels.real)
     by_class = None if matrix is None else np.empty((items, classes, classes), kernels.real)
     distances = None if matrix is None else matrix.numpy()
@@ -592,7 +600,7 @@ def gradient_of_voxels(
     fits = scaled(slopes, factor, plan.overlap == "squared", distances, by_row, by_class)
     if not fits and kernels.real is np.float32:
         # A class that all but vanishes, with no smoothing: slopes beyond float32, but not their product with p.
-        return gradient_of_voxels(slopes, factor, x.double(), target, mask, matrix, plan, kept).float().to(x.dtype)
+        return gradient_of_voxels(slopes, factor, x.double(), target, mask, matrix, plan, labels).float().to(x.dtype)
     gradient = empty(x.shape, x.dtype)
 
     def backward(chunk: int) -> int:

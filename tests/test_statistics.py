@@ -25,8 +25,9 @@ def unkept(monkeypatch, loss, *arguments):
 
 @pytest.fixture
 def watched(monkeypatch):
-    """The arguments `kept` of all gradients that are taken."""
+    """The arguments `kept` of all gradients that are taken, as if the caches held no input, however small."""
     seen, taken = [], statistics.gradient_of_voxels
+    monkeypatch.setattr(statistics, "_CACHED", 0)
 
     def watching(*arguments):
         seen.append(arguments[7])
@@ -96,6 +97,7 @@ def test_a_target_that_changes_before_backward_is_an_error_still():
 
 def test_room_is_made_where_a_gradient_will_be_asked_for_and_nowhere_else(monkeypatch):
     made, keep = [], statistics._Kernels.keep
+    monkeypatch.setattr(statistics, "_CACHED", 149)
     monkeypatch.setattr(statistics._Kernels, "keep", lambda self: made.append(keep(self)) or made[-1])
     x, y = logits(1, 3, 50), labels(1, 1, 50)
     for loss in (DiceLoss(softmax=True, to_onehot_y=True), FocalLoss(to_onehot_y=True)):
@@ -105,6 +107,8 @@ def test_room_is_made_where_a_gradient_will_be_asked_for_and_nowhere_else(monkey
         assert not made
         loss(x.clone().requires_grad_(), y)
         assert made.pop().nbytes == 25
+        loss(x[:, :, :-1].clone().requires_grad_(), y[:, :, :-1])  # which the caches hold
+        assert not made
 
 
 # --- a gradient that is made with the value ---------------------------------------------------------------------------
