@@ -507,7 +507,10 @@ class _Kernels:
         for part, (item, start, stop) in self.parts(chunk):
             at = part.item, part.start, part.stop
             if self.halves:
-                out, by_item = np.empty_like(part.x), np.ascontiguousarray(slopes[:, item : item + 1])
+                by_item = np.ascontiguousarray(slopes[:, item : item + 1])
+                # Over what was widened, but where the loop that reads it writes: LLVM is told that these are apart.
+                apart = self.backward is backend.kernels("voxel").backward_channels
+                out = np.empty_like(part.x) if apart else part.x
             else:
                 out, by_item = gradient.numpy(), slopes
             found: int = self.backward(*self.arguments(part, matrix), by_item, *at, out)
