@@ -152,6 +152,7 @@ FOCAL = Twin(
             lambda n: {"to_onehot_y": n > 1},
             lambda n: {"to_onehot_y": n > 1, "use_softmax": n > 1},
             others=peers.focal,
+            passes=1,
             note="segmentation_models_pytorch takes each class for itself, by a sigmoid",
         ),
     ),

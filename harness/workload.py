@@ -77,25 +77,30 @@ def labelled(
     *,
     others: Others = no_others,
     masked: bool = False,
+    passes: int = 2,
     classes: int = CLASSES,
     note: str = "",
 ) -> Bench:
-    """A line of a segmentation loss, its options and its peer's by the number of classes."""
+    """A line of a segmentation loss, its options and its peer's by the number of classes.
+
+    It takes two passes over the logits, or one if its gradient hangs on no sum over them.
+    """
     return Bench(
         partial(masked_segmentation if masked else segmentation, classes=classes),
         ours(classes),
         of_monai(monai, (theirs or ours)(classes)),
         note=note,
         others=others(classes),
-        work=_work_of_labels(classes, masked),
+        work=_work_of_labels(classes, masked, passes),
         batch=BATCH,
         classes=classes,
-        of_classes=lambda n: labelled(monai, ours, theirs, others=others, masked=masked, classes=n, note=note),
+        of_classes=lambda n: labelled(
+            monai, ours, theirs, others=others, masked=masked, passes=passes, classes=n, note=note
+        ),
     )
 
 
-def _work_of_labels(classes: int, masked: bool) -> Work:
-    formula = "logits read twice, gradient written once, int64 labels read twice; C exponentials forward, C backward"
-    if masked:
-        return Work(3 * classes, 2 * (8 + 4), 2 * classes, f"{formula}; float32 mask read twice")
-    return Work(3 * classes, 2 * 8, 2 * classes, formula)
+def _work_of_labels(classes: int, masked: bool, passes: int) -> Work:
+    read = f"logits read {'twice' if passes == 2 else 'once'}, gradient written, int64 labels read once"
+    formula = f"{read}{', and a float32 mask' if masked else ''}; {passes} C exponentials"
+    return Work((passes + 1) * classes, 8 + 4 * masked, passes * classes, formula)
