@@ -90,6 +90,14 @@ class FocalTerm:
             return mean_of(totals.sum(), counts.sum() * totals.shape[1])
         return mean_of(totals.sum(1), counts).sum()
 
+    def slopes(self, voxels: Voxels, reduction: str, weight: Any) -> Tensor:
+        """What a hit of each item and class adds to `reduced`, (B, C)."""
+        each = torch.ones(voxels.input.shape[:2], dtype=torch.float64)
+        added = self.weighted(each, 0 * each, voxels, weight)
+        counts = voxels.counts()
+        added = added / (counts.sum() * added.shape[1] if reduction == "mean" else counts.unsqueeze(1))
+        return torch.nn.functional.pad(added, (each.shape[1] - added.shape[1], 0))
+
 
 class FocalLoss(SegmentationLoss):
     r"""Cross entropy of each class, weighted down where the prediction is right already.
@@ -155,6 +163,7 @@ class FocalLoss(SegmentationLoss):
         self.term.warn(input)
         if reduction == "none":
             return self.term.unreduced(voxels, self.term.weight).to(input.dtype)
-        formula = partial(self.term.reduced, voxels=voxels, reduction=reduction, weight=self.term.weight)
-        sums = voxels.sums(self.term.activation(input.shape[1]), formula=formula, **self.term.plan())
-        return formula(sums).to(input.dtype)
+        arguments = voxels, reduction, self.term.weight
+        foresee = partial(self.term.slopes, *arguments)
+        sums = voxels.sums(self.term.activation(input.shape[1]), foresee=foresee, **self.term.plan())
+        return self.term.reduced(sums, *arguments).to(input.dtype)

@@ -218,6 +218,7 @@ class _ReducedFraction(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, target, mask, matrix = ctx.saved_tensors
         plan, terms, weigh, mean, slopes = ctx.rest
+        kept, ctx.kept = ctx.kept, None  # or else it would live as long as the loss
         voxels = *_flat(x, target, mask), matrix
         if torch.is_grad_enabled():  # a graph of the gradient is asked for: plain torch has one
             sums = plain_sums(*voxels, plan)
@@ -225,7 +226,7 @@ class _ReducedFraction(torch.autograd.Function):
             total = (by_item.mean() if mean else by_item.sum()).to(upstream[0].dtype)
             gradient = torch.autograd.grad(total, x, upstream[0], create_graph=True, materialize_grads=True)[0]
         else:
-            gradient = gradient_of_voxels(slopes, upstream[0].item(), *voxels, plan, ctx.kept).view(x.shape)
+            gradient = gradient_of_voxels(slopes, upstream[0].item(), *voxels, plan, kept).view(x.shape)
         return gradient, *[None] * 9
 
 

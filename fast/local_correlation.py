@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -222,6 +224,42 @@ def _sum_and_gradient(p: Tensor, t: Tensor, plan: tuple[Any, ...], slope: float 
     return math.fsum(total for of_image in totals for total in of_image), gradient if gradients else None
 
 
+class _Origin(NamedTuple):
+    """What two images were made from, and how; and what says that others are these images still."""
+
+    sources: tuple[Tensor, Tensor]
+    make: Callable[[Tensor], Tensor]
+    images: tuple[Tensor, Tensor]
+    versions: tuple[int, int]
+
+    def of(self, image: Tensor) -> Tensor | None:
+        """The source of an image, if it is one of the two."""
+        for source, made, version in zip(self.sources, self.images, self.versions, strict=True):
+            same = image.data_ptr() == made.data_ptr() and image.numel() == made.numel() and image.dtype == made.dtype
+            fresh = image.is_contiguous() and made.is_contiguous() and made._version == version
+            if same and fresh and not source.is_inference():  # which autograd saves not
+                return source
+        return None
+
+
+_origin: ContextVar[_Origin | None] = ContextVar("origin", default=None)
+
+
+@contextmanager
+def made_from(
+    sources: tuple[Tensor, Tensor], images: tuple[Tensor, Tensor], make: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Within it, a correlation of these images keeps what they were made from, and makes them again if need be.
+
+    Its gradient is there when it returns: it looks at its images again for a graph of the gradient, or for another one.
+    """
+    before = _origin.set(_Origin(sources, make, images, (images[0]._version, images[1]._version)))
+    try:
+        yield
+    finally:
+        _origin.reset(before)
+
+
 class _ReducedCorrelation(torch.autograd.Function):
     """The sum of the correlations times a factor, as one node, whose gradient is in p alone.
 
@@ -232,8 +270,14 @@ class _ReducedCorrelation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         p, t, plan, factor, dtype, ahead = arguments
-        ctx.save_for_backward(p, t)
-        ctx.rest = plan, factor
+        origin = _origin.get() if ahead else None
+        ctx.makes, saved = [], []
+        for image in (p, t):
+            source = None if origin is None else origin.of(image)
+            ctx.makes.append(None if origin is None or source is None else origin.make)
+            saved.append(image if source is None else source)
+        ctx.save_for_backward(*saved)
+        ctx.rest, ctx.shape = (plan, factor), p.shape
         total, ctx.gradient = _sum_and_gradient(p, t, plan, factor if ahead else None)
         return torch.scalar_tensor(factor * total, dtype=dtype, device=p.device)
 
@@ -242,14 +286,20 @@ class _ReducedCorrelation(torch.autograd.Function):
         plan, factor = ctx.rest
         gradient, ctx.gradient = ctx.gradient, None  # which is the caller's from now on
         if torch.is_grad_enabled():  # a graph of the gradient is asked for: plain torch has one
-            p, t = ctx.saved_tensors
+            p, t = _images(ctx)
             total = factor * _plain(p, t, *plan, False).sum()
             gradient = torch.autograd.grad(total.to(upstream[0].dtype), p, upstream[0], create_graph=True)[0]
         elif gradient is None:
-            _, gradient = _sum_and_gradient(*ctx.saved_tensors, plan, factor * upstream[0].item())
+            _, gradient = _sum_and_gradient(*_images(ctx), plan, factor * upstream[0].item())
         elif upstream[0] != 1:
             gradient *= upstream[0]
         return gradient, *[None] * 5
+
+
+def _images(ctx: Any) -> list[Tensor]:
+    """The images p and t, as they were or made again."""
+    pairs = zip(ctx.saved_tensors, ctx.makes, strict=True)
+    return [saved if make is None else make(saved).reshape(ctx.shape) for saved, make in pairs]
 
 
 # --- the kernels as torch operators -----------------------------------------------------------------------------------

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.loss import _Loss
 
 from twinloss.fast import backend
 from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of
-from twinloss.fast.local_normalized_cross_correlation import LocalNormalizedCrossCorrelationLoss
+from twinloss.fast.local_correlation import made_from
 from twinloss.fast.memory import empty
 from twinloss.fast.operators import looked_into, operator
 from twinloss.fast.segmentation import checked_number, checked_reduction
@@ -105,11 +105,9 @@ class MultiScaleLoss(_Loss):
 
     def _at_scale(self, pred: Tensor, true: Tensor, taps: list[float]) -> Tensor:
         smooth = _smoothed(pred, taps), _smoothed(true, taps)
-        # Local correlation has made its gradient when it returns, and looks at its images again for a graph of it only.
-        ahead = isinstance(self.loss, LocalNormalizedCrossCorrelationLoss) and backend.choose(pred) == "kernel"
-        if not ahead or looked_into((pred, true)):
-            return self.loss(*smooth)
-        with _smoothed_again(dict(zip([image.data_ptr() for image in smooth], (pred, true), strict=True)), taps):
+        # What smoothed images came from is there for as long as the gradient may be asked for, and these need not be.
+        seen = looked_into((pred, true)) or backend.choose(pred) == "plain" or not torch.is_grad_enabled()
+        with nullcontext() if seen or taps == [1.0] else made_from((pred, true), smooth, partial(_smoothed, taps=taps)):
             return self.loss(*smooth)
 
 
@@ -139,24 +137,6 @@ def _smoothed(image: Tensor, taps: list[float]) -> Tensor:
     flat = image.reshape(-1, *[1] * (3 - rank), *image.shape[2:])
     smooth = _smooth if backend.choose(flat) == "kernel" else _plain
     return smooth(flat, taps, rank).reshape(image.shape)
-
-
-def _smoothed_again(sources: dict[int, Tensor], taps: list[float]) -> AbstractContextManager[Any]:
-    """Within it, autograd keeps of smoothed images, known by their address, where they came from."""
-
-    def pack(saved: Tensor) -> Any:
-        source = sources.get(saved.data_ptr())
-        return saved.detach() if source is None else (source, source._version, saved.shape)
-
-    def unpack(packed: Any) -> Tensor:
-        if isinstance(packed, Tensor):
-            return packed
-        source, version, shape = packed
-        if source._version != version:
-            raise RuntimeError("an image was changed in place after its loss was taken: pass a clone of it")
-        return _smoothed(source, taps).reshape(shape)
-
-    return saved_tensors_hooks(pack, unpack)
 
 
 def _plain(images: Tensor, taps: list[float], rank: int) -> Tensor:

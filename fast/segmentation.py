@@ -19,7 +19,7 @@ from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of, numb
 from twinloss.fast.distributed import ProcessGroup, checked_group, sum_over_ranks
 from twinloss.fast.fraction import Terms, Weigh, fraction, reduced_fraction, volumes
 from twinloss.fast.statistic_rows import FN, FP, TP
-from twinloss.fast.statistics import Activation, Formula, Overlap, Plan, Statistics, flat, ignored, statistics
+from twinloss.fast.statistics import Activation, Foresee, Overlap, Plan, Statistics, flat, ignored, statistics
 
 ClassWeight = float | Sequence[float] | np.ndarray | Tensor
 
@@ -104,7 +104,7 @@ class Voxels:
         self,
         activation: Activation | Callable[[Tensor], Tensor],
         matrix: Tensor | None = None,
-        formula: Formula | None = None,
+        foresee: Foresee | None = None,
         **asked: Any,
     ) -> Statistics:
         """The statistics that are asked for, see `Plan`, in one pass, of the voxels of all ranks; see `statistics`."""
@@ -112,7 +112,7 @@ class Voxels:
         if callable(activation):
             x, activation = self._activated(backend.widened(x), activation), "identity"
         mask = None if self.mask is None else flat(self.mask)
-        found = statistics(flat(x), flat(self.target), mask, matrix, self.plan(activation, **asked), formula)
+        found = statistics(flat(x), flat(self.target), mask, matrix, self.plan(activation, **asked), foresee)
         if self.process_group is None:
             return found
         # Ranks may hold different numbers of items.

@@ -97,8 +97,7 @@ class Statistics:
         return (self.stack.detach() if self.fixed else self.stack)[VOLUME]
 
 
-# What a loss is, given the statistics.
-Formula = Callable[[Statistics], Tensor]
+Foresee = Callable[[], Tensor]
 
 
 class Plan(NamedTuple):
@@ -127,7 +126,7 @@ def statistics(
     mask: Tensor | None,
     matrix: Tensor | None,
     plan: Plan,
-    formula: Formula | None = None,
+    foresee: Foresee | None = None,
 ) -> Statistics:
     """Sum the statistics of every item and class in one pass.
 
@@ -137,7 +136,8 @@ def statistics(
         mask: voxel weights in [0, 1], (B or 1, 1, N); a voxel of weight 0 takes no part, whatever it holds.
         matrix: distances between classes, (C, C) float64, for labels and softmax.
         plan: what to compute.
-        formula: what a loss is going to make of them, if that is linear: so the gradient may be made in the same pass.
+        foresee: called if the gradient can be made in the same pass, for the slopes in the hits of a loss that is
+            linear in them and hangs on nothing else, (B, C).
 
     Raises:
         ValueError: if a label is no whole number in [0, C) or a mask value lies outside [0, 1].
@@ -147,7 +147,7 @@ def statistics(
         if looked_into(tensors):
             sums = _voxel_sums(*tensors, *plan)
         else:
-            slopes = _foreseen(formula, x, mask, plan) if formula is not None and ahead else None
+            slopes = _foreseen(foresee, x, mask, plan) if foresee is not None and ahead else None
             sums = _VoxelSums.apply(*tensors, plan, ahead, slopes)
     else:
         sums = plain_sums(x, target, mask, matrix, plan)
@@ -409,6 +409,7 @@ class _Kernels:
         kept: Tensor | None = None,
     ) -> None:
         voxel, tile = backend.kernels("voxel"), backend.kernels("tile")
+        self.places = _places(x, target, mask)
         excluding = mask is not None or plan.ignore_index is not None
         if kept is not None:
             target, mask = kept, None
@@ -508,7 +509,7 @@ class _Kernels:
             at = part.item, part.start, part.stop
             if self.halves:
                 by_item = np.ascontiguousarray(slopes[:, item : item + 1])
-                # Over what was widened, but where the loop that reads it writes: LLVM is told that these are apart.
+                # Over what was widened, save by the kernels whose loops read and write at once.
                 apart = self.backward is backend.kernels("voxel").backward_channels
                 out = np.empty_like(part.x) if apart else part.x
             else:
@@ -533,6 +534,11 @@ class _Kernels:
             self.weigh()
             for_each_chunk(work, len(found), self.x.numel())
         return found
+
+
+def _places(*tensors: Tensor | None) -> list[int | None]:
+    """Where the numbers are: what saves tensors for a backward may have put copies in their place."""
+    return [None if each is None else each.data_ptr() for each in tensors]
 
 
 # What a forward may keep for the backward: of large inputs what it has read of target and mask, in half a byte for each
@@ -594,7 +600,8 @@ def gradient_of_voxels(
 ) -> Tensor:
     """dL/dx by the kernels, given the slopes in the statistics, (ROWS, B, C), but for a factor."""
     labels = kept if isinstance(kept, Tensor) else None
-    kernels = kept if isinstance(kept, _Kernels) else _Kernels(x, target, mask, matrix, plan, labels)
+    of_forward = isinstance(kept, _Kernels) and kept.places == _places(x, target, mask)
+    kernels = kept if of_forward else _Kernels(x, target, mask, matrix, plan, labels)
     items, classes, voxels = x.shape
     by_row = np.empty((len(ROWS) + 1, items, classes), kernels.real)
     by_class = None if matrix is None else np.empty((items, classes, classes), kernels.real)
@@ -700,19 +707,20 @@ class _VoxelSums(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
         gradient, ctx.gradient = ctx.gradient, None  # which is the caller's from now on
+        kept, ctx.kept = ctx.kept, None  # or else it would live as long as the loss
         if torch.is_grad_enabled():
             return _graph_of_gradient(upstream[0], *tensors, ctx.plan), *[None] * 6
         slopes = np.ascontiguousarray(upstream[0].numpy())
         factor = None if gradient is None else _multiple(slopes, ctx.foreseen)
         if factor is None:
-            gradient = gradient_of_voxels(slopes, 1.0, *tensors, ctx.plan, ctx.kept)
+            gradient = gradient_of_voxels(slopes, 1.0, *tensors, ctx.plan, kept)
         elif factor != 1:
             gradient *= factor
         return gradient, *[None] * 6
 
 
-def _foreseen(formula: Formula, x: Tensor, mask: Tensor | None, plan: Plan) -> np.ndarray | None:
-    """The slopes in the statistics of a formula that is linear in them, (ROWS, B, C), if that is of use.
+def _foreseen(foresee: Foresee, x: Tensor, mask: Tensor | None, plan: Plan) -> np.ndarray | None:
+    """The slopes in the statistics, (ROWS, B, C), where it is of use to know them.
 
     There is a kernel for surprisals alone, of labels of more than two classes, all of which count.
     """
@@ -720,8 +728,9 @@ def _foreseen(formula: Formula, x: Tensor, mask: Tensor | None, plan: Plan) -> n
     served = x.shape[1] > 2 and x.dtype not in backend.HALVES and mask is None and plan.ignore_index is None
     if not (alone and served and x.numel() > _MANY):
         return None
-    stack = torch.zeros((len(ROWS), *x.shape[:2]), dtype=torch.float64, requires_grad=True)
-    return torch.autograd.grad(formula(Statistics(stack, True)), stack)[0].numpy()
+    slopes = np.zeros((len(ROWS), *x.shape[:2]))
+    slopes[HITS] = foresee().numpy()
+    return slopes
 
 
 def _multiple(slopes: np.ndarray, foreseen: np.ndarray) -> float | None:

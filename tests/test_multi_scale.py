@@ -549,8 +549,47 @@ def test_an_image_that_is_changed_before_a_graph_of_the_gradient_is_an_error():
     y_true, y_pred = pair(1, 1, 7, 6, 5)
     value = MultiScaleLoss(LocalNormalizedCrossCorrelationLoss(), [1])(y_true, y_pred.requires_grad_())
     y_true.mul_(2)
-    with pytest.raises(RuntimeError, match="changed in place"):
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         torch.autograd.grad(value, y_pred, create_graph=True)
+
+
+class Cropped(LocalNormalizedCrossCorrelationLoss):
+    """A loss of somebody's own, which does not compare the images that it is given."""
+
+    def forward(self, pred, target):
+        return super().forward(pred[..., :4], 2 * target[..., :4])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("kind", [LocalNormalizedCrossCorrelationLoss, Cropped])
+@pytest.mark.parametrize("scale", [0, 1])
+def test_a_prediction_compared_with_a_view_of_itself_keeps_its_gradient(kind, scale, reduction):
+    y_pred = logits(3, 1, 5, 6, dtype=torch.float64).requires_grad_()
+    y_true, loss = y_pred.detach()[:1].expand_as(y_pred), MultiScaleLoss(kind(2, reduction=reduction), [scale])
+    with backend.forced("plain"):
+        (expected,) = torch.autograd.grad(loss(y_true, y_pred).mean(), y_pred, create_graph=True)
+        second = torch.autograd.grad((expected**2).sum(), y_pred)[0]
+    value = loss(y_true, y_pred).mean()
+    for again in (False, True, True):
+        (found,) = torch.autograd.grad(value, y_pred, retain_graph=True, create_graph=again)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(torch.autograd.grad((found**2).sum(), y_pred)[0], second, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [0, 1])
+def test_a_second_backward_smooths_again_to_the_same_gradient(scale):
+    y_true, y_pred = pair(1, 1, 7, 6, 5)
+    value = MultiScaleLoss(LocalNormalizedCrossCorrelationLoss(), [scale])(y_true, y_pred.requires_grad_())
+    first = torch.autograd.grad(value, y_pred, retain_graph=True)[0].clone()
+    torch.testing.assert_close(torch.autograd.grad(value, y_pred)[0], first, rtol=1e-12, atol=1e-16)
+
+
+def test_an_image_made_in_inference_mode_may_be_the_target():
+    with torch.inference_mode():
+        y_true = logits(1, 1, 7, 6, 5)
+    y_pred = logits(1, 1, 7, 6, 5, seed=3).requires_grad_()
+    MultiScaleLoss(LocalNormalizedCrossCorrelationLoss(), [1])(y_true, y_pred).backward()
+    assert y_pred.grad.isfinite().all()
 
 
 @BACKENDS

@@ -1,7 +1,10 @@
 """What the statistics keep between forward and backward: labels in half a byte each, or the gradient itself."""
 
+import weakref
+
 import pytest
 import torch
+import torch.utils.checkpoint
 from support import labels, logits
 
 from twinloss.fast import DiceCELoss, DiceLoss, FocalLoss, MaskedDiceLoss, fraction, statistics
@@ -111,6 +114,39 @@ def test_room_is_made_where_a_gradient_will_be_asked_for_and_nowhere_else(monkey
         assert not made
 
 
+@pytest.mark.parametrize("loss", [DiceLoss(softmax=True, to_onehot_y=True), FocalLoss(to_onehot_y=True)])
+def test_copies_that_were_saved_in_the_place_of_tensors_are_what_counts(loss):
+    x, y = logits(1, 3, 50).requires_grad_(), labels(1, 1, 50)
+    expected = gradient(loss, x.detach(), y)
+    hidden = x * 1
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
+        value = loss(hidden, y)
+    with torch.no_grad():
+        hidden.zero_()
+    assert torch.equal(torch.autograd.grad(value, x)[0], expected)
+
+
+@pytest.mark.parametrize("cached", [0, 2**18])
+@pytest.mark.parametrize("loss", [DiceLoss(softmax=True, to_onehot_y=True), FocalLoss(to_onehot_y=True)])
+def test_nothing_is_kept_beyond_a_backward_for_as_long_as_the_loss(monkeypatch, loss, cached):
+    monkeypatch.setattr(statistics, "_CACHED", cached)
+    x, y = logits(1, 3, 50).requires_grad_(), labels(1, 1, 50)
+    hidden = x * 1
+    storage = weakref.ref(hidden.untyped_storage())
+    value = loss(hidden, y)
+    nodes = [value.grad_fn]
+    for node in nodes:
+        nodes += [each for each, _ in node.next_functions if each is not None]
+    (kept,) = [node for node in nodes if getattr(node, "kept", None) is not None]
+    value.backward(retain_graph=True)
+    assert kept.kept is None
+    first = x.grad.clone()
+    value.backward()
+    assert torch.equal(x.grad, 2 * first)
+    del hidden
+    assert storage() is None
+
+
 # --- a gradient that is made with the value ---------------------------------------------------------------------------
 
 FOCAL = pytest.mark.parametrize(
@@ -153,7 +189,7 @@ def test_gradient_made_with_the_value_is_that_made_after_it(monkeypatch, watched
 def test_slopes_that_nobody_foresaw_make_the_gradient_anew(watched):
     x, y = logits(2, 3, 50).requires_grad_(), labels(2, 1, 50)
     plan = statistics.Plan("softmax", surprisal="target", gamma=2.0, labels=True)
-    foreseen = statistics.statistics(x, y, None, None, plan, lambda sums: sums.hits.sum())
+    foreseen = statistics.statistics(x, y, None, None, plan, lambda: torch.ones(2, 3))
     (found,) = torch.autograd.grad((foreseen.hits**2).sum(), x)
     after = statistics.statistics(x, y, None, None, plan)
     (expected,) = torch.autograd.grad((after.hits**2).sum(), x)
@@ -182,7 +218,7 @@ def test_slopes_beyond_float32_are_left_to_the_backward(watched):
     watched.clear()
     statistic = statistics.statistics(
         x, y, None, None, statistics.Plan("softmax", surprisal="target", gamma=2.0, labels=True),
-        lambda sums: 1e300 * sums.hits.sum() / 15,
+        lambda: torch.full((1, 3), 1e300, dtype=torch.float64),
     )  # fmt: skip
     found = torch.autograd.grad(statistic.hits.sum() / 15, x)[0]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
@@ -199,3 +235,18 @@ def test_a_nan_reaches_value_and_gradient_though_they_are_made_at_once():
     assert value.isnan()
     assert x.grad[0, :, 2].isnan().all()
     assert x.grad[0, :, [0, 1, 3, 4]].isfinite().all()
+
+
+@pytest.mark.usefixtures("small_inputs_too")
+def test_a_checkpoint_around_a_focal_loss_calls_it_once_more_and_no_oftener():
+    x, y, calls = logits(1, 3, 50).requires_grad_(), labels(1, 1, 50), []
+
+    def step(x):
+        calls.append(1)
+        return FocalLoss(to_onehot_y=True)(x * 1, y)
+
+    value = torch.utils.checkpoint.checkpoint(step, x, use_reentrant=False)
+    assert len(calls) == 1
+    value.backward()
+    assert len(calls) == 2
+    torch.testing.assert_close(x.grad, gradient(FocalLoss(to_onehot_y=True), x.detach(), y))

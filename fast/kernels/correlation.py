@@ -147,20 +147,25 @@ def _moments_in_tile(p, t, z, y, x, rows, columns, window_y, window_x, ones, wei
             keep(rooms[at, 2 + f, here], fields[f, plane, row, there])
 
 
+# What a slab has read may be written over: LLVM is told that the arrays of a stage are apart, so that none has both.
+
+
 @stage
-def _score_slab(
-    p, t, low, z_start, planes, here, n, window_z, ones, weighted, count, nu, delta, clamped, rooms, carried, row,
-    score, means, fields, made_fields, more, gradients,
-):  # fmt: skip
-    radius = window_z.size // 2
-    bottom, top = begin_slab(rooms[0], carried, low, z_start, n, radius), min(z_start + planes + radius, p.shape[0])
+def _load_slab(means, fields, depth, low, z_start, planes, start, n, radius, rooms, carried):
+    """Moments of the planes that the windows of a slab reach, from `start` on in each."""
+    bottom, top = begin_slab(rooms[0], carried, low, z_start, n, radius), min(z_start + planes + radius, depth)
     for z in range(bottom, top):
         line = (z - z_start + radius) * n
-        _load(means, z, here.start, n, rooms[0], 0, line)
-        _load(fields, z, here.start, n, rooms[0], 2, line)
+        _load(means, z, start, n, rooms[0], 0, line)
+        _load(fields, z, start, n, rooms[0], 2, line)
     end_slab(rooms[0], carried, (top - z_start + radius) * n, (planes + radius) * n, radius * n)
-    at = moments_along(rooms, START, (planes + 2 * radius) * n, n, window_z, ones, weighted, count)
-    moments, made, scores = rooms[at], rooms[(at + 1) % 3], row[:n]
+
+
+@stage
+def _score_slab(
+    p, t, z_start, planes, start, n, nu, delta, clamped, rooms, at, row, score, made_fields, more, gradients
+):  # fmt: skip
+    moments, made, scores, here = rooms[at], rooms[(at + 1) % 3], row[:n], slice(start, start + n)
     total, lost = 0.0, 0.0
     for z in range(z_start, z_start + planes):
         line = slice((z - z_start) * n, (z - z_start + 1) * n)
@@ -178,9 +183,9 @@ def _score_slab(
             lost = (raised - total) - term if np.isfinite(raised) else 0.0
             total = raised
         if gradients > 0:
-            _store(made, 0, line.start, n, made_fields, z, here.start)
+            _store(made, 0, line.start, n, made_fields, z, start)
         if gradients > 1:
-            _store(made, 3, line.start, n, more, z, here.start)
+            _store(made, 3, line.start, n, more, z, start)
     return total
 
 
@@ -223,10 +228,8 @@ def _sums_in_tile(
 
 
 @stage
-def _slopes_of_slab(
-    p, t, low, z_start, planes, here, n, window_z, ones, weighted, rooms, carried, of_a, fields, out
-):  # fmt: skip
-    radius = window_z.size // 2
+def _load_slopes_of_slab(p, t, low, z_start, planes, start, n, radius, rooms, carried, of_a, fields):
+    here = slice(start, start + n)
     bottom, top = begin_slab(rooms[0], carried, low, z_start, n, radius), min(z_start + planes + radius, p.shape[0])
     for z in range(bottom, top):
         line, plane = slice((z - z_start + radius) * n, (z - z_start + radius + 1) * n), z % of_a.shape[0]
@@ -235,7 +238,11 @@ def _slopes_of_slab(
         keep(fields[1, plane, here], rooms[0, 2, line])
         _moment(rooms[0, 0, line], rooms[0, 1, line], t[z, here], p[z, here], rooms[0, 2, line])
     end_slab(rooms[0], carried, (top - z_start + radius) * n, (planes + radius) * n, radius * n)
-    at = sums_along(rooms, START, (planes + 2 * radius) * n, n, window_z, ones, weighted)
+
+
+@stage
+def _slopes_of_slab(p, t, z_start, planes, start, n, rooms, at, out):
+    here = slice(start, start + n)
     for z in range(z_start, z_start + planes):
         line = slice((z - z_start) * n, (z - z_start + 1) * n)
         _slope(rooms[at, 0, line], rooms[at, 1, line], rooms[at, 2, line], t[z, here], p[z, here], out[z, here])
@@ -277,12 +284,11 @@ def _compiled(sources):
         total = 0.0
         for k in range(start, stop, step):
             n = min(step, stop - k)
-            here = slice(k, k + n)
             for z in range(low, high, slab):
-                total += _score_slab(
-                    p, t, low, z, min(slab, high - z), here, n, window_z, ones, weighted, count, nu, delta, clamped,
-                    rooms, carried, row, score, means, fields, made, more, gradients,
-                )  # fmt: skip
+                m = min(slab, high - z)
+                _load_slab(means, fields, p.shape[0], low, z, m, k, n, radius, rooms, carried)
+                at = moments_along(rooms, START, (m + 2 * radius) * n, n, window_z, ones, weighted, count)
+                total += _score_slab(p, t, z, m, k, n, nu, delta, clamped, rooms, at, row, score, made, more, gradients)
         return total
 
     @kernel
@@ -312,12 +318,11 @@ def _compiled(sources):
         rooms, carried = np.empty((3, 3, (slab + 2 * radius) * step)), np.empty((3, radius * step))
         for k in range(start, stop, step):
             n = min(step, stop - k)
-            here = slice(k, k + n)
             for z in range(low, high, slab):
-                planes = min(slab, high - z)
-                _slopes_of_slab(
-                    p, t, low, z, planes, here, n, window_z, ones, weighted, rooms, carried, of_a, fields, out
-                )
+                m = min(slab, high - z)
+                _load_slopes_of_slab(p, t, low, z, m, k, n, radius, rooms, carried, of_a, fields)
+                at = sums_along(rooms, START, (m + 2 * radius) * n, n, window_z, ones, weighted)
+                _slopes_of_slab(p, t, z, m, k, n, rooms, at, out)
 
     return planes, depth, planes_backward, depth_backward
 

@@ -144,7 +144,7 @@ def forward_tile(
         if found < 0:
             return found
         bad += found
-        if kept.size > 0:
+        if kept.size > 0 and (pair or c == 0):
             keep_labels(y, lo, kept)
         for k in range(0, y.size, BLOCK):
             block, number = slice(k, min(k + BLOCK, y.size)), np.int32(1 if dense else c)

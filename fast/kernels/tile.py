@@ -294,7 +294,8 @@ def exponentials(x, b, lo, p, top, scale, rest, room, y, raw):
     `top` is the largest logit. The classes that have it have e = 1; `rest` sums the e of the others, and 1 for each of
     the ties beyond the first that has it: so 1 - p is no difference that cancels. Voxels that the labels y exclude
     have scale = rest = 0, whatever their logits; with None for y all count, which is part of its type. `room` is for
-    two rows of intermediate values; `raw` the bytes of all labels, or None.
+    two rows of intermediate values; `raw` the bytes of all labels, or None. Of those that `keep_labels` has kept, which
+    are few, none are fetched ahead.
     """
     last, width = p.shape[0] - 1, scale.size
     size = 0 if raw is None else raw.size // x.shape[2]

@@ -154,29 +154,39 @@ def _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, s
             sums[VOLUME, c] += surprisal.product_sum(g[c, block], w[block])
 
 
+# The gradient may be written over the logits: LLVM is told that the arrays of a stage are apart, so that none has both.
+
+
 @stage
-def _gradient_labels(x, overlap, surprisals, gamma, matrix, excluding, slopes, b, lo, buffers, out):
-    p, y, top, scale, rest = buffers.rows[P], buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
+def _slopes_of_own(x, gamma, excluding, slopes, b, lo, buffers):
+    """Put p dL/dp of the surprisal of each voxel's own class into SPARE."""
+    y, top, scale, rest = buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
+    own_p, own_q, own = buffers.row[OWN], buffers.row[FACTOR], buffers.row[SPARE]
+    if gamma != 0:
+        own_surprisal(x, b, lo, buffers.rows[P : P + 1], y, top, scale, rest, gamma, own_p, own_q, own)
+    own_slope(own_p, own_q, y, gamma, slopes[HITS, b], own)
+    if excluding:
+        clear_where_excluded(y, buffers.row[SPARE : SPARE + 1])
+
+
+@stage
+def _gradient_labels(overlap, surprisals, matrix, excluding, slopes, small, b, lo, buffers, out):
+    p, y, scale, rest = buffers.rows[P], buffers.y, buffers.row[SCALE], buffers.row[REST]
     largest, others, own = buffers.row[W], buffers.row[MEAN], buffers.row[SPARE]
     if matrix is not None:
         h = buffers.rows[H]
         table_slopes(y, matrix, h)
         gradient_slopes(p, scale, rest, h, largest, others, out, b, lo)
-        return
-    if surprisals is not None:
-        own_p, own_q = buffers.row[OWN], buffers.row[FACTOR]
-        if gamma != 0:
-            own_surprisal(x, b, lo, buffers.rows[P : P + 1], y, top, scale, rest, gamma, own_p, own_q, own)
-        own_slope(own_p, own_q, y, gamma, slopes[HITS, b], own)
-        if excluding:
-            clear_where_excluded(y, buffers.row[SPARE : SPARE + 1])
-    if overlap is None:
+    elif overlap is None:
         gradient_own(p, scale, rest, y, own, buffers.row[OWN : OWN + 2], out, b, lo)
-        return
-    if surprisals is None:
-        own = own[:0]
-    hits, misses = slopes[TP_LESS_FN, b], slopes[FP, b]
-    gradient_labels(p, scale, rest, y, hits, misses, largest, others, own, out, b, lo)
+    else:
+        if surprisals is None:
+            own = own[:0]
+        hits, misses = slopes[TP_LESS_FN, b], slopes[FP, b]
+        gradient_labels(p, scale, rest, y, hits, misses, largest, others, own, out, b, lo)
+    # Of scale = rest = 0 comes a gradient of 0, unless slopes are infinite, as those of an empty denominator.
+    if excluding and not small:
+        clear_where_excluded(y, out[b, :, lo : lo + y.size])
 
 
 @stage
@@ -210,19 +220,6 @@ def _are_small(slopes, matrix):
             for c in range(matrix.shape[1]):
                 total += abs(matrix[row, c])
     return np.isfinite(slopes.dtype.type(8) * total)
-
-
-@stage
-def _backward_labels(
-    x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, slopes, small, b, lo, buffers, out
-):  # fmt: skip
-    bad = _softmax_against_labels(x, target, item, ignore, mask, b, lo, buffers)
-    excluding = ignore is not None or mask is not None
-    _gradient_labels(x, overlap, surprisals, gamma, matrix, excluding, slopes, b, lo, buffers, out)
-    # Of scale = rest = 0 comes a gradient of 0, unless slopes are infinite, as those of an empty denominator.
-    if excluding and not small:
-        clear_where_excluded(buffers.y, out[b, :, lo : lo + buffers.y.size])
-    return bad
 
 
 @stage
@@ -269,18 +266,23 @@ def _compiled(sources):
 
     @kernel
     def backward_labels(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, slopes, b, start, stop, out):
-        """`backward` in the same case; returns -1, and has written who knows what, where `forward_labels` does."""
+        """`backward` in the same case; returns -1, and has written who knows what, where `forward_labels` does.
+
+        `out` may be x.
+        """
         sources  # noqa: B018
+        excluding = ignore is not None or mask is not None
         step, small = tile_width(x.shape[1], stop - start), _are_small(slopes[:, b], matrix)
         buffers = scratch(x.shape[1], step, x.dtype)
         for lo in range(start, stop, step):
             if stop - lo < step:
                 buffers = scratch(x.shape[1], stop - lo, x.dtype)
-            found = _backward_labels(
-                x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, slopes, small, b, lo, buffers, out
-            )
+            found = _softmax_against_labels(x, target, item, ignore, mask, b, lo, buffers)
             if found < 0:
                 return found
+            if surprisals is not None and matrix is None:
+                _slopes_of_own(x, gamma, excluding, slopes, b, lo, buffers)
+            _gradient_labels(overlap, surprisals, matrix, excluding, slopes, small, b, lo, buffers, out)
         return 0
 
     @kernel
@@ -367,7 +369,7 @@ def _compiled(sources):
     ):  # fmt: skip
         """Write dL/dx of the voxels start:stop of item b, given slopes = dL/d(statistics), (ROWS, B, C), and TP - FN.
 
-        The matrix is (C, C) and holds dL/dp by true class and class.
+        The matrix is (C, C) and holds dL/dp by true class and class. `out` may be x.
         """
         sources  # noqa: B018
         bad, step = 0, tile_width(x.shape[1], stop - start)
