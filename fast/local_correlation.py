@@ -184,7 +184,8 @@ def _columns(images: Any) -> Any:
 # --- the sum over all windows with its gradient, some planes after others ---------------------------------------------
 
 # Voxels whose windows are done at a time, in whole planes or images; and how many planes that are at least, and for
-# each plane that a window reaches. Between the passes there is room for these planes, and those that they reach.
+# each plane that a window reaches. Between the passes there is room for these planes, and those that they reach; where
+# that is more than half of an only image, it is done as a whole, each pass over what the one before has left.
 _AT_ONCE, _LEAST_PLANES, _PLANES_OF_REACH = 2**18, 16, 4
 
 
@@ -197,6 +198,12 @@ def _sum_and_gradient(p: Tensor, t: Tensor, plan: tuple[Any, ...], slope: float 
     least = max(_AT_ONCE // math.prod(plane), _LEAST_PLANES, _PLANES_OF_REACH * margin)
     step = -(-depth // max(depth // least, 1))
     images, reached = min(max(_AT_ONCE // (depth * math.prod(plane)), 1), count), min(step + 2 * margin, depth)
+    if images == count and 2 * reached > depth:
+        by_image, kept, _ = _local_correlation.function(p, t, *plan, False, gradients)
+        if slope is None:
+            return math.fsum(by_image), None
+        slopes = torch.full((count,), slope, dtype=torch.float64)
+        return math.fsum(by_image), _local_correlation_backward.function(slopes, p, t, kept, kept[:, 1:], *shape)
 
     def room(fields: int, planes: int, dtype: torch.dtype) -> Any:
         return empty((images, fields, planes, *plane), dtype).numpy()

@@ -388,7 +388,7 @@ def test_images_larger_than_a_tile_have_no_seams(reduction, shape):
 
 @pytest.mark.parametrize("least", [2, 3])
 @pytest.mark.parametrize("kernel_size", [3, 7])
-@pytest.mark.parametrize("shape", [(2, 3, 23, 5, 6), (1, 1, 4, 5, 6), (1, 2, 40, 6)])
+@pytest.mark.parametrize("shape", [(2, 3, 23, 5, 6), (1, 1, 23, 5, 6), (1, 1, 4, 5, 6), (1, 2, 40, 6)])
 def test_planes_and_images_done_after_others_know_of_each_other(monkeypatch, shape, kernel_size, least):
     p, t = pair(*shape)
     loss = LocalNormalizedCrossCorrelationLoss(len(shape) - 2, kernel_size)
@@ -399,12 +399,22 @@ def test_planes_and_images_done_after_others_know_of_each_other(monkeypatch, sha
     assert_all_close(value_and_gradient(loss, p, t, form="kernel"), expected, 1e-11, 1e-13)
 
 
-@pytest.mark.parametrize(("ask", "images"), [(True, 2.5), (False, 1.0)])
-def test_a_deep_image_needs_little_more_room_than_its_gradient(monkeypatch, ask, images):
+@pytest.mark.parametrize(
+    ("spatial", "ask", "images"),
+    [
+        ((256, 128, 128), True, 2.5),
+        ((256, 128, 128), False, 1.0),
+        ((1024, 512), True, 10.5),
+        ((4, 300, 900), True, 10.5),
+    ],
+)
+def test_a_deep_image_needs_little_more_room_than_its_gradient_and_a_flat_one_no_more_than_a_few_fields(
+    monkeypatch, spatial, ask, images
+):
     rooms, empty = [], local_correlation.empty
     monkeypatch.setattr(local_correlation, "empty", lambda *given: rooms.append(empty(*given)) or rooms[-1])
-    p, t = pair(1, 1, 256, 128, 128, dtype=torch.float32)
-    LocalNormalizedCrossCorrelationLoss(kernel_size=9)(p.requires_grad_(ask), t)
+    p, t = pair(1, 1, *spatial, dtype=torch.float32)
+    LocalNormalizedCrossCorrelationLoss(len(spatial), 9)(p.requires_grad_(ask), t)
     assert images / 2 < sum(room.nbytes for room in rooms) / p.nbytes < images
 
 
