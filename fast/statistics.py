@@ -65,7 +65,7 @@ _WIDENED = {
 
 
 # Numbers that the caches hold until the backward, so that to keep what was read of the target takes longer than to read
-# it; and beyond which to foresee the slopes of a formula, a tenth of a millisecond, takes less than a second pass.
+# it; and beyond which a second pass takes so much longer than to foresee slopes that these are foreseen.
 _CACHED, _MANY = 2**18, 2**20
 
 
