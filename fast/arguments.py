@@ -11,21 +11,19 @@ from torch import Tensor
 
 def check_tensors(**given: Any) -> None:
     """Raise unless all are dense tensors on one device."""
-    tensors: dict[str, Tensor] = {}
-    for name, value in given.items():
-        if isinstance(value, Tensor):
-            tensors[name] = value
-        else:
+    devices = set()
+    for name, tensor in given.items():
+        if not isinstance(tensor, Tensor):
             raise TypeError(
-                f"{name} must be a tensor, got {type(value).__name__}: torch.as_tensor makes one of an array"
+                f"{name} must be a tensor, got {type(tensor).__name__}: torch.as_tensor makes one of an array"
             )
-    for name, tensor in tensors.items():
         if tensor.layout != torch.strided:
             raise TypeError(f"{name} must be a dense tensor, got {tensor.layout}: use .to_dense()")
         if tensor.is_complex():
             raise TypeError(f"{name} must hold real numbers, got {tensor.dtype}")
-    if len({tensor.device for tensor in tensors.values()}) > 1:
-        where = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+        devices.add(tensor.device)
+    if len(devices) > 1:
+        where = ", ".join(f"{name} on {tensor.device}" for name, tensor in given.items())
         raise ValueError(f"all tensors must be on one device, got {where}: move them with .to(device)")
 
 

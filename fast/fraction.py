@@ -21,6 +21,8 @@ from twinloss.fast.statistics import Plan, flat, gradient_of_voxels, plain_sums,
 
 # What makes of `volumes`, in an array or a tensor, the weights that `fraction` takes.
 Weigh = Callable[[Any], Sequence[Any]]
+# Between classes, (C, C), as Python numbers.
+Distances = tuple[tuple[float, ...], ...]
 
 
 class Terms(NamedTuple):
@@ -167,7 +169,7 @@ def reduced_fraction(
     x: Tensor,
     target: Tensor,
     mask: Tensor | None,
-    matrix: Tensor | None,
+    distances: Distances | None,
     plan: Plan,
     terms: Terms,
     weigh: Weigh,
@@ -178,10 +180,11 @@ def reduced_fraction(
 
     Tensors are those of `statistics`, but with any axes of space; the loss has the type `dtype`.
     """
-    tensors = x, target, mask, matrix
+    tensors = x, target, mask
     if backend.choose(*tensors, halves=True) == "kernel" and not looked_into(tensors):
         ahead = torch.is_grad_enabled() and x.requires_grad
-        loss: Tensor = _ReducedFraction.apply(*tensors, plan, terms, weigh, mean, dtype, ahead)
+        matrix = None if distances is None else np.array(distances)
+        loss: Tensor = _ReducedFraction.apply(*tensors, matrix, plan, terms, weigh, mean, dtype, ahead)
         return loss
     return None
 
@@ -201,9 +204,8 @@ _NO_WEIGHTS = np.zeros((0, 0))
 class _ReducedFraction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *tensors, plan, terms, weigh, mean, dtype, ahead = arguments
-        x, target, mask, matrix = tensors
-        sums, ctx.kept = sums_of_voxels(*_flat(x, target, mask), matrix, plan, ahead)
+        *tensors, matrix, plan, terms, weigh, mean, dtype, ahead = arguments
+        sums, ctx.kept = sums_of_voxels(*tensors, matrix, plan, ahead)
         with np.errstate(all="ignore"):
             weights = weigh(volumes(sums[VOLUME], terms)) or (_NO_WEIGHTS,)
         slopes, smooth = np.zeros(sums.shape), (terms.smooth_nr, terms.smooth_dr)
@@ -211,24 +213,20 @@ class _ReducedFraction(torch.autograd.Function):
         factors = _factors(terms.overlap), _factors(terms.errors)
         total = backend.kernels("fraction").fraction(sums, *factors, *options, slopes)
         ctx.save_for_backward(*tensors)
-        ctx.rest = plan, terms, weigh, mean, slopes
-        return torch.scalar_tensor(total, dtype=dtype, device=x.device)
+        ctx.rest = matrix, plan, terms, weigh, mean, slopes
+        return torch.scalar_tensor(total, dtype=dtype)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, target, mask, matrix = ctx.saved_tensors
-        plan, terms, weigh, mean, slopes = ctx.rest
+        tensors = ctx.saved_tensors
+        matrix, plan, terms, weigh, mean, slopes = ctx.rest
         kept, ctx.kept = ctx.kept, None  # or else it would live as long as the loss
-        voxels = *_flat(x, target, mask), matrix
         if torch.is_grad_enabled():  # a graph of the gradient is asked for: plain torch has one
-            sums = plain_sums(*voxels, plan)
+            voxels = [None if each is None else flat(each) for each in tensors]
+            sums = plain_sums(*voxels, None if matrix is None else torch.from_numpy(matrix), plan)
             by_item = fraction(sums, terms, *weigh(volumes(sums[VOLUME].detach(), terms)))
             total = (by_item.mean() if mean else by_item.sum()).to(upstream[0].dtype)
-            gradient = torch.autograd.grad(total, x, upstream[0], create_graph=True, materialize_grads=True)[0]
+            gradient = torch.autograd.grad(total, tensors[0], upstream[0], create_graph=True, materialize_grads=True)[0]
         else:
-            gradient = gradient_of_voxels(slopes, upstream[0].item(), *voxels, plan, kept).view(x.shape)
+            gradient = gradient_of_voxels(slopes, upstream[0].item(), *tensors, matrix, plan, kept)
         return gradient, *[None] * 9
-
-
-def _flat(*tensors: Tensor | None) -> list[Any]:
-    return [None if each is None else flat(each) for each in tensors]

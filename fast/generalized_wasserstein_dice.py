@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from twinloss.fast.arguments import check_tensors, is_one_of, numbers
-from twinloss.fast.fraction import Terms
+from twinloss.fast.fraction import Distances, Terms
 from twinloss.fast.segmentation import SegmentationLoss, ShapeError
 from twinloss.fast.statistic_rows import DISTANCE, NEARNESS
 
 
-def checked_distances(dist_matrix: Any) -> tuple[tuple[float, ...], ...]:
+def checked_distances(dist_matrix: Any) -> Distances:
     """A distance matrix divided by its maximum, as a copy that no later change of the caller's reaches."""
     m = numbers(dist_matrix, "dist_matrix")
     if m.ndim != 2 or m.shape[0] != m.shape[1]:
@@ -137,15 +137,15 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
                 f"target has shape {tuple(target.shape)} and input {tuple(input.shape)}: expected labels of shape "
                 f"{flat} or {(flat[0], 1, *flat[1:])}"
             )
-        matrix = torch.tensor(self.dist_matrix, dtype=torch.float64, device=input.device)
         terms = Terms(((NEARNESS, 2.0),), ((DISTANCE, 1.0),), self.smooth_nr, self.smooth_dr)
-        return self.reduced_fraction(input, self.voxels(input, target), "none", terms, self._weigh, matrix)
+        return self.reduced_fraction(input, self.voxels(input, target), "none", terms, self._weigh, self.dist_matrix)
 
     def _weigh(self, volume: Any) -> Sequence[Any]:
         """Of volumes (B, C), in an array or a tensor, the weights of nearness and of distance, or those of both."""
         if self.weighting_mode == "GDL":
             return (1 / (volume + 1),)
-        foreground, everywhere = volume**0, volume**0  # 1, whatever the volume
+        everywhere = volume[:1] ** 0  # 1, whatever the volume
+        foreground = everywhere + 0
         foreground[:, 0] = 0
         return foreground, everywhere
 

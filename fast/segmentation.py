@@ -17,7 +17,7 @@ from torch.nn.modules.loss import _Loss
 from twinloss.fast import backend
 from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of, numbers
 from twinloss.fast.distributed import ProcessGroup, checked_group, sum_over_ranks
-from twinloss.fast.fraction import Terms, Weigh, fraction, reduced_fraction, volumes
+from twinloss.fast.fraction import Distances, Terms, Weigh, fraction, reduced_fraction, volumes
 from twinloss.fast.statistic_rows import FN, FP, TP
 from twinloss.fast.statistics import Activation, Foresee, Overlap, Plan, Statistics, flat, ignored, statistics
 
@@ -226,16 +226,17 @@ class SegmentationLoss(_Loss):
         overlap: Overlap,
         terms: Terms,
         weigh: Weigh = lambda volume: (),
-        matrix: Tensor | None = None,
+        distances: Distances | None = None,
     ) -> Tensor:
         """The loss that is no more than a fraction of the statistics, in the input's type."""
         activation, reduction = self.activation(input), checked_reduction(self.reduction)
         if isinstance(activation, str) and self.process_group is None and reduction != "none":
             plan = voxels.plan(activation, overlap=overlap)
-            tensors = voxels.input, voxels.target, voxels.mask, matrix
-            loss = reduced_fraction(*tensors, plan, terms, weigh, reduction == "mean", input.dtype)
+            tensors = voxels.input, voxels.target, voxels.mask
+            loss = reduced_fraction(*tensors, distances, plan, terms, weigh, reduction == "mean", input.dtype)
             if loss is not None:
                 return loss
+        matrix = None if distances is None else torch.tensor(distances, dtype=torch.float64, device=input.device)
         sums = voxels.sums(activation, matrix, overlap=overlap)
         return self.reduce(fraction(sums.stack, terms, *weigh(volumes(sums.volume, terms))), input)
 

@@ -415,11 +415,11 @@ class _Kernels:
             target, mask = kept, None
         elif target.dtype not in _NATIVE:
             target = target.to(_WIDENED.get(target.dtype, torch.int64))
-        self.x, self.halves = x.detach().contiguous(), x.dtype in backend.HALVES
+        self.x, self.halves = flat(x.detach()).contiguous(), x.dtype in backend.HALVES
         real = torch.float32 if self.halves else x.dtype
         self.real = np.float32 if real == torch.float32 else np.float64
-        self.target = target.contiguous().numpy().view(np.uint8)
-        self.mask = None if mask is None else mask[:, 0].detach()
+        self.target = flat(target).contiguous().numpy().view(np.uint8)
+        self.mask = None if mask is None else flat(mask)[:, 0].detach()
         self.asked = (
             _NATIVE[target.dtype] if kept is None else tile.KEPT,
             None if plan.overlap == "none" else _OVERLAPS.index(plan.overlap),
@@ -553,13 +553,16 @@ def _chunk_bounds(chunk: int, voxels: int) -> tuple[int, int, int]:
 
 
 def sums_of_voxels(
-    x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, plan: Plan, ahead: bool
+    x: Tensor, target: Tensor, mask: Tensor | None, matrix: np.ndarray | None, plan: Plan, ahead: bool
 ) -> tuple[np.ndarray, Kept]:
-    """The statistics by the kernels, (ROWS, B, C); and, if asked `ahead`, what `gradient_of_voxels` may be given."""
+    """The statistics by the kernels, (ROWS, B, C); and, if asked `ahead`, what `gradient_of_voxels` may be given.
+
+    Tensors are those of `statistics`, but with any axes of space.
+    """
     kernels = _Kernels(x, target, mask, matrix, plan)
     many = x.numel() > _CACHED
     kept = kernels.keep() if ahead and kernels.keeps and many else None
-    distances = None if matrix is None else matrix.numpy().astype(kernels.real)
+    distances = None if matrix is None else matrix.astype(kernels.real)
     sums, bad = _summed(kernels, lambda chunk, sums: kernels.add_sums(chunk, distances, sums))
     if bad:
         if mask is not None:
@@ -594,31 +597,35 @@ def gradient_of_voxels(
     x: Tensor,
     target: Tensor,
     mask: Tensor | None,
-    matrix: Tensor | None,
+    matrix: np.ndarray | None,
     plan: Plan,
     kept: Kept,
 ) -> Tensor:
-    """dL/dx by the kernels, given the slopes in the statistics, (ROWS, B, C), but for a factor."""
+    """dL/dx by the kernels, given the slopes in the statistics, (ROWS, B, C), times a factor; see `sums_of_voxels`."""
     labels = kept if isinstance(kept, Tensor) else None
     of_forward = isinstance(kept, _Kernels) and kept.places == _places(x, target, mask)
     kernels = kept if of_forward else _Kernels(x, target, mask, matrix, plan, labels)
-    items, classes, voxels = x.shape
+    items, classes, voxels = kernels.x.shape
     by_row = np.empty((len(ROWS) + 1, items, classes), kernels.real)
     by_class = None if matrix is None else np.empty((items, classes, classes), kernels.real)
-    distances = None if matrix is None else matrix.numpy()
     scaled = backend.kernels("fraction").scaled
-    fits = scaled(slopes, factor, plan.overlap == "squared", distances, by_row, by_class)
+    fits = scaled(slopes, factor, plan.overlap == "squared", matrix, by_row, by_class)
     if not fits and kernels.real is np.float32:
         # A class that all but vanishes, with no smoothing: slopes beyond float32, but not their product with p.
         return gradient_of_voxels(slopes, factor, x.double(), target, mask, matrix, plan, labels).float().to(x.dtype)
     gradient = empty(x.shape, x.dtype)
+    by_voxel = flat(gradient)
 
     def backward(chunk: int) -> int:
         item, _, _ = _chunk_bounds(chunk, voxels)
-        return kernels.put_gradient(chunk, None if by_class is None else by_class[item], by_row, gradient)
+        return kernels.put_gradient(chunk, None if by_class is None else by_class[item], by_row, by_voxel)
 
     kernels.run(backward)
     return gradient
+
+
+def _array(matrix: Tensor | None) -> np.ndarray | None:
+    return None if matrix is None else matrix.numpy()
 
 
 @operator("voxel_sums")
@@ -635,7 +642,7 @@ def _voxel_sums(
     ignore_index: int | None,
 ) -> Tensor:
     plan = Plan(activation, overlap, surprisal, gamma, labels, ignore_index)
-    return torch.from_numpy(sums_of_voxels(x, target, mask, matrix, plan, False)[0])
+    return torch.from_numpy(sums_of_voxels(x, target, mask, _array(matrix), plan, False)[0])
 
 
 @operator("voxel_sums_backward")
@@ -654,7 +661,8 @@ def voxel_sums_backward(
 ) -> Tensor:
     """dL/dx, given the slopes in the statistics, (ROWS, B, C)."""
     plan = Plan(activation, overlap, surprisal, gamma, labels, ignore_index)
-    return gradient_of_voxels(np.ascontiguousarray(slopes.numpy()), 1.0, x, target, mask, matrix, plan, None)
+    by_row = np.ascontiguousarray(slopes.numpy())
+    return gradient_of_voxels(by_row, 1.0, x, target, mask, _array(matrix), plan, None)
 
 
 @_voxel_sums.fake
@@ -698,7 +706,7 @@ class _VoxelSums(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         ctx.kept = ctx.gradient = None
         if ctx.foreseen is None:
-            sums, ctx.kept = sums_of_voxels(*tensors, ctx.plan, ahead)
+            sums, ctx.kept = sums_of_voxels(*tensors[:3], _array(tensors[3]), ctx.plan, ahead)
         else:
             sums, ctx.gradient = _surprisals_of_voxels(*tensors[:2], ctx.plan, ctx.foreseen)
         return torch.from_numpy(sums)
@@ -713,7 +721,7 @@ class _VoxelSums(torch.autograd.Function):
         slopes = np.ascontiguousarray(upstream[0].numpy())
         factor = None if gradient is None else _multiple(slopes, ctx.foreseen)
         if factor is None:
-            gradient = gradient_of_voxels(slopes, 1.0, *tensors, ctx.plan, kept)
+            gradient = gradient_of_voxels(slopes, 1.0, *tensors[:3], _array(tensors[3]), ctx.plan, kept)
         elif factor != 1:
             gradient *= factor
         return gradient, *[None] * 6

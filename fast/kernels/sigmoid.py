@@ -55,9 +55,9 @@ def negate(values, out):
 
 @sums_stage
 def overlap_sums(logits, y, number):
-    """True and false positives, false and true negatives, where y == number is a target of 1; and voxels of 1, of 0."""
-    zero, one = logits.dtype.type(0), logits.dtype.type(1)
-    tp, fp, fn, tn, ones, zeros = zero, zero, zero, zero, zero, zero
+    """True and false positives, false and true negatives, where y == number is a target of 1."""
+    zero = logits.dtype.type(0)
+    tp, fp, fn, tn = zero, zero, zero, zero
     for i in range(y.size):
         hit, miss = y[i] == number, (y[i] != number) & (y[i] >= 0)
         granted, withheld, _, _ = _truth(logits[i], hit)
@@ -65,9 +65,7 @@ def overlap_sums(logits, y, number):
         fp += withheld if miss else zero
         fn += withheld if hit else zero
         tn += granted if miss else zero
-        ones += one if hit else zero
-        zeros += one if miss else zero
-    return tp, fp, fn, tn, ones, zeros
+    return tp, fp, fn, tn
 
 
 @stage
@@ -92,19 +90,17 @@ def surprise(logits, y, number, granted, withheld, surprisals):
 @sums_stage
 def surprisal_sums(granted, withheld, values, y, number):
     """`overlap_sums`, and the values where the target is 1, and where it is 0."""
-    zero, one = granted.dtype.type(0), granted.dtype.type(1)
-    tp, fp, fn, tn, ones, zeros, hits, misses = zero, zero, zero, zero, zero, zero, zero, zero
+    zero = granted.dtype.type(0)
+    tp, fp, fn, tn, hits, misses = zero, zero, zero, zero, zero, zero
     for i in range(y.size):
         hit, miss = y[i] == number, (y[i] != number) & (y[i] >= 0)
         tp += granted[i] if hit else zero
         fp += withheld[i] if miss else zero
         fn += withheld[i] if hit else zero
         tn += granted[i] if miss else zero
-        ones += one if hit else zero
-        zeros += one if miss else zero
         hits += values[i] if hit else zero
         misses += values[i] if miss else zero
-    return tp, fp, fn, tn, ones, zeros, hits, misses
+    return tp, fp, fn, tn, hits, misses
 
 
 @stage
@@ -154,22 +150,22 @@ def forward_tile(
                 difference(x[b, 1, here], x[b, 0, here], spread)
             logits = spread if pair else x[b, c, here]
             if surprisals is None:
-                tp, fp, fn, tn, ones, zeros = overlap_sums(logits, labels, number)
+                tp, fp, fn, tn = overlap_sums(logits, labels, number)
             else:
                 right, wrong, values = granted[block], withheld[block], spare[block]
                 surprise(logits, labels, number, right, wrong, values)
                 focus(wrong, gamma, values)
-                tp, fp, fn, tn, ones, zeros, hits, misses = surprisal_sums(right, wrong, values, labels, number)
+                tp, fp, fn, tn, hits, misses = surprisal_sums(right, wrong, values, labels, number)
                 sums[HITS, c] += hits
                 sums[HITS if pair else MISSES, 0 if pair else c] += misses
-            _add_overlap(overlap, matrix, tp, fp, fn, ones, c, sums)
+            _add_overlap(overlap, matrix, tp, fp, fn, c, sums)
             if pair:
-                _add_overlap(overlap, matrix, tn, fn, fp, zeros, 0, sums)
+                _add_overlap(overlap, matrix, tn, fn, fp, 0, sums)
     return bad
 
 
 @stage
-def _add_overlap(overlap, matrix, tp, fp, fn, volume, c, sums):
+def _add_overlap(overlap, matrix, tp, fp, fn, c, sums):
     if overlap is not None:
         sums[TP, c] += tp
         sums[FP, c] += fp
@@ -178,7 +174,8 @@ def _add_overlap(overlap, matrix, tp, fp, fn, volume, c, sums):
         distance = matrix[c, 1 - c]
         sums[DISTANCE, c] += distance * fn
         sums[NEARNESS, c] += tp + (1 - distance) * fn
-    sums[VOLUME, c] += volume
+    # What each voxel grants the truth and withholds from it add up to 1, so those of a block to their count.
+    sums[VOLUME, c] += np.rint(tp + fn)
 
 
 @stage
