@@ -40,7 +40,7 @@ from twinloss.fast import backend
 from twinloss.fast.memory import empty
 from twinloss.fast.operators import looked_into, operator
 from twinloss.fast.statistic_rows import HITS, MISSES, ROWS, VOLUME
-from twinloss.fast.threads import for_each_chunk
+from twinloss.fast.threads import for_each_range
 
 Activation = Literal["identity", "sigmoid", "softmax"]
 Overlap = Literal["none", "product", "minimum", "squared"]
@@ -50,8 +50,6 @@ _ACTIVATIONS = ("identity", "sigmoid", "softmax")
 _OVERLAPS = ("none", "product", "minimum", "squared")
 _SURPRISALS = ("none", "target", "all")
 
-# Voxels of a chunk: the unit that threads share out, and the unit of the fixed order of float64 sums; whole tiles.
-_CHUNK = 16 * 4032
 # Halves that are widened at a time, in whole tiles, a megabyte of them: of fewer, threads wait for each other's Python.
 _WIDENED_AT_ONCE = 2**18
 
@@ -435,6 +433,9 @@ class _Kernels:
         # Of a dense target of several channels, one says which voxels all of them are to ignore.
         by_channel = plan.labels or plan.ignore_index is None or x.shape[1] == 1
         pair = plan.activation == "softmax" and x.shape[1] == 2
+        voxels = self.x.shape[2]
+        self.chunk = tile.TILES * tile.tile_width.py_func(x.shape[1], voxels)
+        self.chunks_of_item = -(-voxels // self.chunk)
         self.options: tuple[Any, ...] = ()
         if common and plan.activation == "softmax" and plan.labels and not pair:
             self.forward, self.backward = voxel.forward_labels, voxel.backward_labels
@@ -472,40 +473,56 @@ class _Kernels:
             after = *self.options, self.ignore, part.mask
         return part.x, part.target, *self.asked, matrix, *after
 
-    def parts(self, chunk: int) -> Iterator[tuple[_Part, tuple[int, int, int]]]:
-        """What the kernels take of a chunk, and where in x it lies: halves are widened a few tiles at a time."""
-        item, start, stop = _chunk_bounds(chunk, self.x.shape[2])
-        if self.whole is not None:
-            yield self.whole._replace(item=item, start=start, stop=stop), (item, start, stop)
-            return
-        classes = self.x.shape[1]
-        tile = backend.kernels("voxel").tile_width.py_func(classes, stop - start)
-        step = tile * max(_WIDENED_AT_ONCE // (tile * classes), 1)
-        size = self.target.shape[2] // self.x.shape[2]
-        for lo in range(start, stop, step):
-            hi = min(lo + step, stop)
-            x = self.x[item : item + 1, :, lo:hi].to(torch.float32, memory_format=torch.contiguous_format).numpy()
-            target = np.ascontiguousarray(self.target[item : item + 1, :, lo * size : hi * size])
-            mask = None
-            if self.mask is not None:
-                row = min(item, len(self.mask) - 1)
-                mask = self.mask[row : row + 1, lo:hi].float().numpy()
-            yield _Part(x, target, mask, 0, 0, hi - lo), (item, lo, hi)
+    def spans(self, first: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """Of chunks first … end - 1, those of one item at a time: the first, the item, and from where to where in it.
 
-    def add_sums(self, chunk: int, matrix: np.ndarray | None, sums: np.ndarray) -> int:
-        """Add the statistics of a chunk to `sums`, (ROWS, C), given distances; how many values are bad, or -1."""
+        Items are cut alike, whatever the number of threads. Of halves it is one chunk at a time.
+        """
+        while first < end:
+            item, start = divmod(first, self.chunks_of_item)
+            count = 1 if self.halves else min(end - first, self.chunks_of_item - start)
+            yield first, item, start * self.chunk, min((start + count) * self.chunk, self.x.shape[2])
+            first += count
+
+    def parts(self, first: int, end: int) -> Iterator[tuple[_Part, int, tuple[int, int, int]]]:
+        """What the kernels take of some chunks, the first of these, and where in x it lies.
+
+        Halves are widened a few tiles at a time.
+        """
+        classes = self.x.shape[1]
+        for chunk, item, start, stop in self.spans(first, end):
+            if self.whole is not None:
+                yield self.whole._replace(item=item, start=start, stop=stop), chunk, (item, start, stop)
+                continue
+            tile = self.chunk // backend.kernels("tile").TILES
+            step = tile * max(_WIDENED_AT_ONCE // (tile * classes), 1)
+            size = self.target.shape[2] // self.x.shape[2]
+            for lo in range(start, stop, step):
+                hi = min(lo + step, stop)
+                x = self.x[item : item + 1, :, lo:hi].to(torch.float32, memory_format=torch.contiguous_format).numpy()
+                target = np.ascontiguousarray(self.target[item : item + 1, :, lo * size : hi * size])
+                mask = None
+                if self.mask is not None:
+                    row = min(item, len(self.mask) - 1)
+                    mask = self.mask[row : row + 1, lo:hi].float().numpy()
+                yield _Part(x, target, mask, 0, 0, hi - lo), chunk, (item, lo, hi)
+
+    def add_sums(self, first: int, end: int, matrix: np.ndarray | None, sums: np.ndarray) -> int:
+        """Add the statistics of some chunks to `sums`, (N, ROWS, C), given distances; how many are bad, or -1."""
         bad = 0
-        for part, _ in self.parts(chunk):
+        for part, chunk, _ in self.parts(first, end):
             at = part.item, part.start, part.stop
-            found: int = self.forward(*self.arguments(part, matrix), *at, sums, *self.room)
+            found: int = self.forward(*self.arguments(part, matrix), *at, sums[chunk:end], *self.room)
             if found < 0:
                 return found
             bad += found
         return bad
 
-    def put_gradient(self, chunk: int, matrix: np.ndarray | None, slopes: np.ndarray, gradient: Tensor) -> int:
-        """Write dL/dx of a chunk, given the slopes, (ROWS, B, C), and those in distances of its item; 0, or -1."""
-        for part, (item, start, stop) in self.parts(chunk):
+    def put_gradient(
+        self, first: int, end: int, matrix: np.ndarray | None, slopes: np.ndarray, gradient: Tensor
+    ) -> int:
+        """Write dL/dx of some chunks, given the slopes, (ROWS, B, C), and those in distances, (B, C, C); 0, or -1."""
+        for part, _, (item, start, stop) in self.parts(first, end):
             at = part.item, part.start, part.stop
             if self.halves:
                 by_item = np.ascontiguousarray(slopes[:, item : item + 1])
@@ -514,26 +531,30 @@ class _Kernels:
                 out = np.empty_like(part.x) if apart else part.x
             else:
                 out, by_item = gradient.numpy(), slopes
-            found: int = self.backward(*self.arguments(part, matrix), by_item, *at, out)
+            arguments = self.arguments(part, None if matrix is None else matrix[item])
+            found: int = self.backward(*arguments, by_item, *at, out)
             if found < 0:
                 return found
             if self.halves:
                 gradient[item, :, start:stop] = torch.from_numpy(out[0])
         return 0
 
-    def run(self, call: Callable[[int], int]) -> list[int]:
-        """What a call with the number of each chunk returns; of all again if it is -1, as mask or target is soft."""
-        items, _, voxels = self.x.shape
-        found = [0] * (items * -(-voxels // _CHUNK))
+    def run(self, call: Callable[[int, int], int]) -> bool:
+        """Call with ranges of all chunks, and of all again if that returns -1, as mask or target is soft.
 
-        def work(chunk: int) -> None:
-            found[chunk] = call(chunk)
+        Returns whether any returned something else than 0, at last.
+        """
+        chunks = len(self.x) * self.chunks_of_item
+        found = [0] * chunks
 
-        for_each_chunk(work, len(found), self.x.numel())
+        def work(first: int, end: int) -> None:
+            found[first] = call(first, end)
+
+        for_each_range(work, chunks, self.x.numel())
         if any(found) and min(found) < 0:
             self.weigh()
-            for_each_chunk(work, len(found), self.x.numel())
-        return found
+            for_each_range(work, chunks, self.x.numel())
+        return any(found)
 
 
 def _places(*tensors: Tensor | None) -> list[int | None]:
@@ -544,12 +565,6 @@ def _places(*tensors: Tensor | None) -> list[int | None]:
 # What a forward may keep for the backward: of large inputs what it has read of target and mask, in half a byte for each
 # voxel; of small ones, where it takes longer to find them than to call them, the kernels.
 Kept = Tensor | _Kernels | None
-
-
-def _chunk_bounds(chunk: int, voxels: int) -> tuple[int, int, int]:
-    """Item, first voxel and end of a chunk; items are cut alike, whatever the number of threads."""
-    item, part = divmod(chunk, -(-voxels // _CHUNK))
-    return item, part * _CHUNK, min((part + 1) * _CHUNK, voxels)
 
 
 def sums_of_voxels(
@@ -563,7 +578,7 @@ def sums_of_voxels(
     many = x.numel() > _CACHED
     kept = kernels.keep() if ahead and kernels.keeps and many else None
     distances = None if matrix is None else matrix.astype(kernels.real)
-    sums, bad = _summed(kernels, lambda chunk, sums: kernels.add_sums(chunk, distances, sums))
+    sums, bad = _summed(kernels, lambda first, end, sums: kernels.add_sums(first, end, distances, sums))
     if bad:
         if mask is not None:
             _checked_mask(mask, backend.widened(x))
@@ -573,20 +588,20 @@ def sums_of_voxels(
     return sums, kept if kernels.keeps else None
 
 
-def _summed(kernels: _Kernels, add: Callable[[int, np.ndarray], int]) -> tuple[np.ndarray, bool]:
-    """What `add`, given the number of a chunk, adds to its sums, (ROWS, C), of all chunks, (ROWS, B, C).
+def _summed(kernels: _Kernels, add: Callable[[int, int, np.ndarray], int]) -> tuple[np.ndarray, bool]:
+    """What `add`, given a range of chunks, adds to their places in (N, ROWS, C), as sums of items, (ROWS, B, C).
 
     And whether it has found bad values.
     """
-    items, classes, voxels = kernels.x.shape
-    sums = np.empty((items, -(-voxels // _CHUNK), len(ROWS), classes))
+    items, classes, _ = kernels.x.shape
+    sums = np.empty((items, kernels.chunks_of_item, len(ROWS), classes))
     by_chunk = sums.reshape(-1, len(ROWS), classes)
 
-    def forward(chunk: int) -> int:
-        by_chunk[chunk] = 0
-        return add(chunk, by_chunk[chunk])
+    def forward(first: int, end: int) -> int:
+        by_chunk[first:end] = 0
+        return add(first, end, by_chunk)
 
-    bad = any(kernels.run(forward))
+    bad = kernels.run(forward)
     by_item = sums[:, 0] if sums.shape[1] == 1 else sums.sum(1)
     return np.ascontiguousarray(by_item.transpose(1, 0, 2)), bad
 
@@ -605,7 +620,7 @@ def gradient_of_voxels(
     labels = kept if isinstance(kept, Tensor) else None
     of_forward = isinstance(kept, _Kernels) and kept.places == _places(x, target, mask)
     kernels = kept if of_forward else _Kernels(x, target, mask, matrix, plan, labels)
-    items, classes, voxels = kernels.x.shape
+    items, classes, _ = kernels.x.shape
     by_row = np.empty((len(ROWS) + 1, items, classes), kernels.real)
     by_class = None if matrix is None else np.empty((items, classes, classes), kernels.real)
     scaled = backend.kernels("fraction").scaled
@@ -615,12 +630,7 @@ def gradient_of_voxels(
         return gradient_of_voxels(slopes, factor, x.double(), target, mask, matrix, plan, labels).float().to(x.dtype)
     gradient = empty(x.shape, x.dtype)
     by_voxel = flat(gradient)
-
-    def backward(chunk: int) -> int:
-        item, _, _ = _chunk_bounds(chunk, voxels)
-        return kernels.put_gradient(chunk, None if by_class is None else by_class[item], by_row, by_voxel)
-
-    kernels.run(backward)
+    kernels.run(lambda first, end: kernels.put_gradient(first, end, by_class, by_row, by_voxel))
     return gradient
 
 
@@ -761,9 +771,8 @@ def _surprisals_of_voxels(
     item, *_, gamma = kernels.asked
     at = kernels.x.numpy(), kernels.target, item, gamma, by_row
 
-    def add(chunk: int, sums: np.ndarray) -> int:
-        found: int = both(*at, *_chunk_bounds(chunk, x.shape[2]), sums, gradient.numpy())
-        return found
+    def add(first: int, end: int, sums: np.ndarray) -> int:
+        return sum(both(*at, *span, sums[chunk:end], gradient.numpy()) for chunk, *span in kernels.spans(first, end))
 
     sums, bad = _summed(kernels, add)
     if bad:

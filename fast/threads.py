@@ -76,17 +76,38 @@ def for_each_chunk(work: Callable[[int], None], chunks: int, numbers: int) -> No
         chunks: how often.
         numbers: how much that is in all, in numbers of which each takes as long as one of a softmax.
     """
-    threads = 1 if numbers <= _FEW else min(torch.get_num_threads(), chunks)
-    if threads < 2:
-        for chunk in range(chunks):
-            work(chunk)
-        return
-    remaining = iter(range(chunks))  # next() on it is atomic
+    _share(lambda first, _: work(first), [(chunk, chunk + 1) for chunk in range(chunks)], _threads(chunks, numbers))
+
+
+def for_each_range(work: Callable[[int, int], None], chunks: int, numbers: int) -> None:
+    """Call work(first, end) for ranges of chunks that make up 0 … chunks - 1; see `for_each_chunk`.
+
+    Between two calls a thread takes longer than the kernel that it calls takes for a chunk of a few classes, and waits
+    for the interpreter if others are there. So it is given half of its share of what is left: the fewer are left, the
+    fewer, so that all threads end at once.
+    """
+    threads, ranges, first = _threads(chunks, numbers), [], 0
+    while first < chunks:
+        count = chunks if threads < 2 else max((chunks - first) // (2 * threads), 1)
+        ranges.append((first, first + count))
+        first += count
+    _share(work, ranges, threads)
+
+
+def _threads(chunks: int, numbers: int) -> int:
+    return 1 if numbers <= _FEW else min(torch.get_num_threads(), chunks)
+
+
+def _share(work: Callable[[int, int], None], ranges: list[tuple[int, int]], threads: int) -> None:
+    remaining = iter(ranges)  # next() on it is atomic
 
     def drain() -> None:
-        for chunk in remaining:
-            work(chunk)
+        for first, end in remaining:
+            work(first, end)
 
+    if threads < 2:
+        drain()
+        return
     region = None if _forked else _parallel_region()
     if region is None:
         _drain_in_pool(drain, threads)

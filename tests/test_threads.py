@@ -9,7 +9,7 @@ import torch
 from support import labels, logits, value_and_gradient
 
 import twinloss.fast as fast
-from twinloss.fast import threads
+from twinloss.fast import statistics, threads
 
 LOSS = fast.DiceLoss(softmax=True, to_onehot_y=True)
 MANY = 2**30
@@ -38,6 +38,34 @@ def test_every_chunk_is_done_once(two_threads):
     done = []
     threads.for_each_chunk(done.append, 1000, MANY)
     assert sorted(done) == list(range(1000))
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 3, 7, 28, 1000])
+@pytest.mark.parametrize("numbers", [1000, MANY])
+def test_ranges_make_up_all_chunks_and_grow_no_longer(two_threads, chunks, numbers):
+    done = []
+    threads.for_each_range(lambda first, end: done.append((first, end)), chunks, numbers)
+    ranges = sorted(done)
+    assert [first for first, _ in ranges] == [0, *(end for _, end in ranges[:-1])]
+    assert ranges[-1][1] == chunks
+    lengths = [end - first for first, end in ranges]
+    assert lengths == sorted(lengths, reverse=True)
+    assert len(ranges) == 1 if numbers < MANY else max(lengths) <= max(chunks // 4, 1)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("classes", [1, 2, 4, 7])
+def test_sums_and_gradient_hang_on_no_range(monkeypatch, classes, kind):
+    def one_by_one(work, chunks, numbers):
+        for chunk in reversed(range(chunks)):
+            work(chunk, chunk + 1)
+
+    loss = fast.DiceCELoss(**{"softmax": True, "to_onehot_y": True} if classes > 1 else {"sigmoid": True})
+    x, y = logits(2, classes, 200_001).to(kind), labels(2, 1, 200_001, classes=max(classes, 2))
+    found = value_and_gradient(loss, x, y)
+    monkeypatch.setattr(statistics, "for_each_range", one_by_one)
+    for each, alone in zip(found, value_and_gradient(loss, x, y), strict=True):
+        assert torch.equal(each, alone)
 
 
 def test_two_threads_take_part(two_threads):

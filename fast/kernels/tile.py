@@ -16,6 +16,8 @@ from twinloss.fast.kernels.elementary import LINE, exp_nonpositive, prefetch
 
 # Voxels of a tile for four classes or fewer; more classes share the same room.
 TILE = 4032
+# Tiles of a chunk: the unit that threads share out, and of the fixed order of float64 sums.
+TILES = 16
 # Sums are float32 over so many voxels, spread over vector lanes of a few additions each, and float64 beyond.
 BLOCK = 512
 IDENTITY, SIGMOID, SOFTMAX = 0, 1, 2

@@ -36,6 +36,7 @@ from twinloss.fast.kernels.tile import (
     REST,
     SCALE,
     SPARE,
+    TILES,
     TOP,
     G,
     H,
@@ -257,8 +258,9 @@ def _compiled(sources):
             if stop - lo < step:
                 buffers = scratch(x.shape[1], stop - lo, x.dtype)
             found = _forward_labels(
-                x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, lo, buffers, sums, kept[b, 0]
-            )
+                x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, lo, buffers,
+                sums[(lo - start) // (TILES * step)], kept[b, 0],
+            )  # fmt: skip
             if found < 0:
                 return found
             bad += found
@@ -294,7 +296,8 @@ def _compiled(sources):
         for lo in range(start, stop, step):
             if stop - lo < step:
                 buffers = scratch(x.shape[1], stop - lo, x.dtype)
-            bad += _surprisals_of_labels(x, target, item, gamma, slopes, b, lo, buffers, sums, out)
+            of_chunk = sums[(lo - start) // (TILES * step)]
+            bad += _surprisals_of_labels(x, target, item, gamma, slopes, b, lo, buffers, of_chunk, out)
         return bad
 
     @kernel
@@ -314,8 +317,8 @@ def _compiled(sources):
             if stop - lo < step:
                 buffers = scratch(x.shape[1], stop - lo, x.dtype)
             found = sigmoid.forward_tile(
-                x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, b, lo, buffers, sums,
-                kept[b, 0],
+                x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, b, lo, buffers,
+                sums[(lo - start) // (TILES * step)], kept[b, 0],
             )  # fmt: skip
             if found < 0:
                 return found
@@ -345,7 +348,7 @@ def _compiled(sources):
     def forward(
         x, target, item, overlap, surprisals, gamma, matrix, dense, mask, activation, ignore, b, start, stop, sums
     ):  # fmt: skip
-        """Add the statistics of the voxels start:stop of item b to `sums`, (ROWS, C).
+        """Add the statistics of the voxels start:stop of item b to `sums`, (N, ROWS, C), by chunks of `TILES` tiles.
 
         x is (B, C, N); target its bytes, (B, 1 or C, N * itemsize), of the type with number `item`; the distance matrix
         is (C, C), mask (B or 1, N), or (0, 0) for none; ignore is NaN for none. Overlap, surprisals and matrix are None
@@ -359,7 +362,8 @@ def _compiled(sources):
             if stop - lo < step:
                 buffers = scratch(x.shape[1], stop - lo, x.dtype)
             bad += read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers)
-            _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, sums)
+            of_chunk = sums[(lo - start) // (TILES * step)]
+            _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, of_chunk)
         return bad
 
     @kernel

@@ -62,10 +62,16 @@ def ends_only(count: int) -> Iterator[None]:
         done = [0, *range(max(chunks - count, 1), chunks)]
         each(lambda k: work(done[k]), len(done), numbers)
 
+    def few_ranges(work: Callable[[int, int], None], chunks: int, numbers: int) -> None:
+        work(0, 1)
+        if chunks > 1:
+            work(max(chunks - count, 1), chunks)
+
     with ExitStack() as patched:
         patched.enter_context(mock.patch.object(np, "empty", empty_array))
         patched.enter_context(mock.patch.object(torch, "empty", empty_tensor))
-        for module in (threads, statistics, field, joint_histogram):
+        patched.enter_context(mock.patch.object(statistics, "for_each_range", few_ranges))
+        for module in (threads, field, joint_histogram):
             patched.enter_context(mock.patch.object(module, "for_each_chunk", few))
         yield
 
