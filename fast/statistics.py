@@ -487,25 +487,28 @@ class _Kernels:
     def parts(self, first: int, end: int) -> Iterator[tuple[_Part, int, tuple[int, int, int]]]:
         """What the kernels take of some chunks, the first of these, and where in x it lies.
 
-        Halves are widened a few tiles at a time.
+        Halves are widened a few tiles at a time: who takes them lets go of them before the next.
         """
-        classes = self.x.shape[1]
         for chunk, item, start, stop in self.spans(first, end):
             if self.whole is not None:
                 yield self.whole._replace(item=item, start=start, stop=stop), chunk, (item, start, stop)
                 continue
-            tile = self.chunk // backend.kernels("tile").TILES
+            tile, classes = self.chunk // backend.kernels("tile").TILES, self.x.shape[1]
             step = tile * max(_WIDENED_AT_ONCE // (tile * classes), 1)
-            size = self.target.shape[2] // self.x.shape[2]
             for lo in range(start, stop, step):
                 hi = min(lo + step, stop)
-                x = self.x[item : item + 1, :, lo:hi].to(torch.float32, memory_format=torch.contiguous_format).numpy()
-                target = np.ascontiguousarray(self.target[item : item + 1, :, lo * size : hi * size])
-                mask = None
-                if self.mask is not None:
-                    row = min(item, len(self.mask) - 1)
-                    mask = self.mask[row : row + 1, lo:hi].float().numpy()
-                yield _Part(x, target, mask, 0, 0, hi - lo), chunk, (item, lo, hi)
+                yield self.widened(item, lo, hi), chunk, (item, lo, hi)
+
+    def widened(self, item: int, lo: int, hi: int) -> _Part:
+        """Some voxels of an item, halves as float32."""
+        size = self.target.shape[2] // self.x.shape[2]
+        x = self.x[item : item + 1, :, lo:hi].to(torch.float32, memory_format=torch.contiguous_format).numpy()
+        target = np.ascontiguousarray(self.target[item : item + 1, :, lo * size : hi * size])
+        mask = None
+        if self.mask is not None:
+            row = min(item, len(self.mask) - 1)
+            mask = self.mask[row : row + 1, lo:hi].float().numpy()
+        return _Part(x, target, mask, 0, 0, hi - lo)
 
     def add_sums(self, first: int, end: int, matrix: np.ndarray | None, sums: np.ndarray) -> int:
         """Add the statistics of some chunks to `sums`, (N, ROWS, C), given distances; how many are bad, or -1."""
@@ -516,6 +519,7 @@ class _Kernels:
             if found < 0:
                 return found
             bad += found
+            del part
         return bad
 
     def put_gradient(
@@ -531,12 +535,13 @@ class _Kernels:
                 out = np.empty_like(part.x) if apart else part.x
             else:
                 out, by_item = gradient.numpy(), slopes
-            arguments = self.arguments(part, None if matrix is None else matrix[item])
-            found: int = self.backward(*arguments, by_item, *at, out)
+            by_class = None if matrix is None else matrix[item]
+            found: int = self.backward(*self.arguments(part, by_class), by_item, *at, out)
             if found < 0:
                 return found
             if self.halves:
                 gradient[item, :, start:stop] = torch.from_numpy(out[0])
+            del part, out
         return 0
 
     def run(self, call: Callable[[int, int], int]) -> bool:

@@ -250,3 +250,22 @@ def test_a_checkpoint_around_a_focal_loss_calls_it_once_more_and_no_oftener():
     value.backward()
     assert len(calls) == 2
     torch.testing.assert_close(x.grad, gradient(FocalLoss(to_onehot_y=True), x.detach(), y))
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_halves_that_were_widened_are_let_go_before_the_next(monkeypatch, classes):
+    seen, widened = [], statistics._Kernels.widened
+
+    def watching(self, *span):
+        assert not seen or seen[-1]() is None
+        part = widened(self, *span)
+        seen.append(weakref.ref(part.x))
+        return part
+
+    monkeypatch.setattr(statistics._Kernels, "widened", watching)
+    monkeypatch.setattr(statistics, "for_each_range", lambda work, chunks, numbers: work(0, chunks))
+    options = {"softmax": True, "to_onehot_y": True} if classes > 1 else {"sigmoid": True}
+    gradient(
+        DiceLoss(**options), logits(2, classes, 200_001).bfloat16(), labels(2, 1, 200_001, classes=max(classes, 2))
+    )
+    assert len(seen) == 2 * 2 * 4  # of two items four chunks, forward and backward
