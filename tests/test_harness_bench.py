@@ -129,6 +129,15 @@ def test_a_later_run_replaces_its_cases_and_keeps_the_others(tmp_path):
     assert load(tmp_path / "none.json") == Records()
 
 
+def test_the_mean_that_is_wanted_is_that_of_the_documented_losses_and_that_of_all_stands_beside_it():
+    of_two = "\n".join(
+        report.summary(Records([made("dice", twinloss=1, MONAI=8), made("diffusion", twinloss=1, MONAI=2)]))
+    )
+    assert "documentation: **8.00** (4 wanted)" in of_two
+    assert "The same with diffusion: 4.00" in of_two
+    assert "The same with" not in "\n".join(report.summary(Records([made("dice", twinloss=1, MONAI=8)])))
+
+
 def test_a_case_of_another_size_is_no_base_case_and_takes_no_place_of_the_sweep():
     kept = Records([made("dice", twinloss=2, MONAI=8), made("dice", "size", 32, twinloss=2, MONAI=8)])
     kept.put(made("dice", "custom", 32, twinloss=1, MONAI=8))
@@ -147,7 +156,7 @@ def test_the_command_writes_adds_and_resumes(tmp_path):
     assert [each.case.loss for each in kept.outcomes] == list(NAMES)
     assert all(each.times[FAST].median_ms > 0 and each.times[EAGER].median_ms > 0 for each in kept.outcomes)
     text = (tmp_path / "benchmarks.md").read_text()
-    assert f"geometric mean of 3 of {len(TWINS)} losses" in text
+    assert f"geometric mean of the 3 of {len(TWINS) - 1} losses of MONAI 0.5's documentation" in text
     before = (tmp_path / "benchmarks.json").read_bytes()
     quick("dice", "--out", str(tmp_path), "--resume")
     assert (tmp_path / "benchmarks.json").read_bytes() == before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich import box
@@ -16,6 +16,8 @@ from twinloss.harness.bench.roofline import Floor, floor
 from twinloss.harness.catalogue import TWINS
 
 WANTED_MEAN, WANTED_LEAST = 4.0, 1.5
+# Losses that the documentation of MONAI 0.5 lacks: the mean is wanted of those that it has.
+LATER = ("diffusion",)
 COLUMNS = ("case", "implementation", "best ms", "median ms", "quartiles ms", "median / twinloss's", "memory / gradient")
 SWEPT = ("case", "twinloss ms", "fastest competitor", "ms", "speed-up", "memory / gradient", "least ms", "of it")
 
@@ -78,14 +80,12 @@ def summary(records: Records) -> list[str]:
     base = [each for each in records.base if each.speed_up is not None]
     if not base:
         return ["No base case has been timed beside a competitor."]
-    losses = by_loss(base)
     least = min(base, key=lambda each: each.speed_up or 0)
     slower = [each for each in records.outcomes if each.speed_up is not None and each.speed_up < 1]
     failed = [each for each in records.outcomes if FAST not in each.times]
     heavy = [each for each in records.outcomes if each.beyond_memory]
     return [
-        f"* Speed-up against the fastest competitor at the base case, geometric mean of {_losses(len(losses))}: "
-        f"**{geometric_mean(losses.values()):.2f}** ({WANTED_MEAN:g} wanted).",
+        *_means(by_loss(base)),
         f"* The least: **{least.speed_up:.2f}**, {least.case} against {least.fastest} ({WANTED_LEAST:g} wanted).",
         *_listed(
             f"Slower than a competitor, of all {len(records.outcomes)} cases",
@@ -109,8 +109,21 @@ def _unreached(records: Records) -> list[str]:
     return [f"* Not reached yet, of the {len(cases)} cases of the sweep: {len(left) or 'none'}."]
 
 
-def _losses(count: int) -> str:
-    return f"{count} losses" if count == len(TWINS) else f"{count} of {len(TWINS)} losses"
+def _means(losses: Mapping[str, float]) -> list[str]:
+    """Those of the losses for which one is wanted, and of all."""
+    documented = [speed_up for loss, speed_up in losses.items() if loss not in LATER]
+    others = [loss for loss in losses if loss in LATER]
+    of = len(TWINS) - len(LATER)
+    many, lines = str(of) if len(documented) == of else f"{len(documented)} of {of}", []
+    if documented:
+        lines = [
+            "* Speed-up against the fastest competitor at the base case, geometric mean of the "
+            f"{many} losses of MONAI 0.5's documentation: "
+            f"**{geometric_mean(documented):.2f}** ({WANTED_MEAN:g} wanted)."
+        ]
+    if others:
+        lines.append(f"* The same with {', '.join(others)}: {geometric_mean(losses.values()):.2f}.")
+    return lines
 
 
 def _against(each: Outcome, records: Records) -> str:
