@@ -1,5 +1,8 @@
 """The fraction that Dice, Tversky and their generalisations are, and the whole of a loss that is no more than this.
 
+The reference has the formula in each of `dice.py`, `tversky.py`, `generalized_dice.py` and
+`generalized_wasserstein_dice.py`; nothing here is taken from there, and `fast` never imports `reference`.
+
 On the few numbers that statistics are, every node of the graph costs more than its arithmetic: so the fraction is one
 node, and the whole loss, from logits to its mean, is one too where nobody looks into it.
 """

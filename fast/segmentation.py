@@ -1,4 +1,7 @@
-"""What every segmentation loss shares: options and their errors, shapes, the statistic, the reduction."""
+"""What every segmentation loss shares: options and their errors, shapes, the statistic, the reduction.
+
+The reference has them in `reference/options.py`, `segmentation.py` and `reduction.py`, which nothing here imports.
+"""
 
 from __future__ import annotations
 

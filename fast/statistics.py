@@ -23,6 +23,9 @@ sigmoid     $\sum w g (1 - p)^\gamma (-\log p)$      $\sum w (1 - g) p^\gamma (-
 
 volume is $\sum w g$, which carries no gradient to p; distance is $\sum w W$ over the voxels of true class c, with
 $W_i = \sum_l M_{y_i l} p_{il}$ (Fidon et al. 2017, eq. 6).
+
+The kernels are those of `kernels/voxel.py`, and the plain form is below. The reference has such sums in
+`reference/segmentation.py`, which nothing here imports.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Chunks of work spread over `torch.get_num_threads()` threads; the kernels release the GIL.
 
-The threads are torch's own where its OpenMP runtime can be reached. After an operator of torch they spin for some
+It serves kernels alone, knows of no loss, and has no twin: the reference computes on one thread. The threads are
+torch's own where its OpenMP runtime can be reached. After an operator of torch they spin for some
 milliseconds in wait of the next, and threads of another pool would share the cores with them for so long. Elsewhere,
 and after a `fork`, which threads of OpenMP do not survive, a pool of Python threads does the work. Numba's own parallel
 loops have both faults, and their threading layers may abort when two Python threads enter them at once. Which thread
