@@ -104,10 +104,12 @@ class DiceCELoss(CompoundDiceLoss):
         voxels = self.compound_voxels(input, target)
         activation: Activation = "softmax" if input.shape[1] > 1 else "sigmoid"
         plan: dict[str, Any] = {"surprisal": "all" if self.label_smoothing else "target"}
-        apart = input.shape[1] == 1 and self.label_smoothing > 0
-        dice_sums, ce_sums = self.two_sums(voxels.widened() if apart else voxels, activation, plan)
-        if apart:
+        if input.shape[1] == 1 and self.label_smoothing > 0:
+            voxels = voxels.widened()
+            dice_sums, _ = self.two_sums(voxels, activation, {})
             ce_sums = self._smoothed(voxels).sums(activation, surprisal="target")
+        else:
+            dice_sums, ce_sums = self.two_sums(voxels, activation, plan)
         dice = self.reduced(self.dice(dice_sums, voxels), input.ndim)
         return (self.lambda_dice * dice + self.lambda_ce * self._cross_entropy(ce_sums, voxels)).to(input.dtype)
 

@@ -170,7 +170,8 @@ def plain_sums(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | 
     if plan.ignore_index is not None:
         weight = weight.masked_fill(ignored(target, plan.labels, plan.ignore_index), 0)
     taken = weight != 0
-    x = torch.where(taken, x, 0)
+    # A voxel that takes no part has no slope in the mask either, since its logit, which may be NaN, is not looked at.
+    weight, x = torch.where(taken, weight, 0), torch.where(taken, x, 0)
     if plan.labels and backend.transformed():
         x = torch.where(_wrong_labels(_comparable(target), x.shape[1], plan.ignore_index), torch.nan, x)
     surprisal, p, q = _probabilities(x, plan.activation)
@@ -222,10 +223,11 @@ class _Surprisal(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        # log(1 + the others' exponentials) + (largest - x): small ones are not rounded away.
+        # log(1 + the others' exponentials) + (largest - x): small ones are not rounded away. The last difference is 0,
+        # or NaN where the largest logit is infinite: there exp(inf) / exp(inf) is no probability.
         top, index = x.max(1, keepdim=True)
         rest = torch.exp(x - top).scatter(1, index, 0).sum(1, keepdim=True)
-        return torch.log1p(rest) + (top - x)
+        return torch.log1p(rest) + (top - x) + (top - top)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -258,6 +260,64 @@ class _Complement(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
         return upstream[0] * torch.exp(-ctx.saved_tensors[0])
+
+
+class _Focused(torch.autograd.Function):
+    """The focal term (1 - p)^gamma s of a surprisal s = -log p, and its slope q^gamma (1 + gamma p s / q), q = 1 - p.
+
+    Both are right at p = 1, where s / q tends to 1, and at p = 0, where s is infinite and p s tends to 0; autograd
+    would multiply 0 by infinity there.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(surprisal: Tensor, gamma: float) -> Tensor:
+        return _power(-torch.expm1(-surprisal), gamma) * surprisal
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        surprisal, ctx.gamma = inputs
+        ctx.save_for_backward(surprisal)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return upstream[0] * _slope_of_focused(ctx.saved_tensors[0], ctx.gamma), None
+
+
+def _slope_of_focused(surprisal: Tensor, gamma: float) -> Tensor:
+    if gamma == 0:
+        return torch.ones_like(surprisal)
+    p, q = torch.exp(-surprisal), _Complement.apply(surprisal)
+    ratio = p * torch.where(p == 0, 0, surprisal) / torch.where(q == 0, 1, q)
+    return _power(q, gamma) * (1 + gamma * torch.where(q == 0, 1, ratio))
+
+
+def _power(q: Tensor, gamma: float) -> Tensor:
+    """q^gamma, with a finite slope at q = 0."""
+    return q**gamma if gamma >= 1 or gamma == 0 else q.clamp_min(torch.finfo(q.dtype).tiny) ** gamma
+
+
+class _Weighed(torch.autograd.Function):
+    """The product of a weight and a term, 0 where the weight is 0, though the term be infinite or NaN there.
+
+    The slope in the weight is the term, also where the weight is 0.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, term: Tensor) -> Tensor:
+        return torch.where(weight == 0, 0, weight * term)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor]:
+        weight, term = ctx.saved_tensors
+        return upstream[0] * term, _Weighed.apply(weight, upstream[0])
 
 
 def _softplus(x: Tensor) -> Tensor:
@@ -293,26 +353,13 @@ def _terms(
         else:
             tp, fp, fn = prediction * target, excess**2, lack**2
     if plan.surprisal != "none" and plan.activation == "softmax":
-        hits = _silenced(target, _focus(q, plan.gamma), surprisal)
+        hits = _Weighed.apply(target, _Focused.apply(surprisal, plan.gamma))
         if plan.surprisal == "all":
             misses = weight * surprisal
     elif plan.surprisal != "none":
-        hits = _silenced(target, _focus(q, plan.gamma), _softplus(-x))
-        misses = _silenced(weight * (1 - g), _focus(p, plan.gamma), _softplus(x))
+        hits = _Weighed.apply(target, _Focused.apply(_softplus(-x), plan.gamma))
+        misses = _Weighed.apply(weight * (1 - g), _Focused.apply(_softplus(x), plan.gamma))
     return tp, fp, fn, hits, misses, target
-
-
-def _silenced(weight: Tensor, focus: Tensor, surprisal: Tensor) -> Tensor:
-    """The product, where a weight of 0 silences a surprisal that is not finite, in the slopes of the others too."""
-    silent = weight == 0
-    return torch.where(silent, 0, weight * focus * torch.where(silent, 0, surprisal))
-
-
-def _focus(q: Tensor, gamma: float) -> Tensor:
-    """q^gamma with a finite slope at q = 0, where the surprisal beside it is 0 as well."""
-    if gamma >= 1 or gamma == 0:
-        return q**gamma
-    return q.clamp_min(torch.finfo(q.dtype).tiny) ** gamma
 
 
 def ignored(target: Tensor, labels: bool, ignore_index: int) -> Tensor:

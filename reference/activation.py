@@ -48,11 +48,13 @@ def log_softmax(x: Array) -> Array:
     array([[     0., -10000.],
            [     0.,    -inf]])
     """
-    z = x - x.max(axis=1, keepdims=True)  # (B, C, *S), all ≤ 0
+    top = x.max(axis=1, keepdims=True)  # (B, 1, *S)
+    z = x - top  # (B, C, *S), all ≤ 0
     e = np.exp(z)
     # The largest term is 1 and left to log1p: log p stays accurate where p is close to 1.
     np.put_along_axis(e, z.argmax(axis=1, keepdims=True), 0, axis=1)
-    return np.asarray(z - np.log1p(e.sum(axis=1, keepdims=True)))
+    log_p = z - np.log1p(e.sum(axis=1, keepdims=True))
+    return np.asarray(np.where(np.isfinite(top), log_p, np.nan))  # of inf, inf/inf is left
 
 
 def log_softmax_adjoint(dl: Array, log_p: Array) -> Array:

@@ -25,6 +25,7 @@ from twinloss.fast.kernels.tile import (
     stage,
     sums_stage,
     taken,
+    volume,
 )
 from twinloss.fast.statistic_rows import DISTANCE, FN, FP, HITS, MISSES, NEARNESS, TP, TP_LESS_FN, VOLUME
 
@@ -159,8 +160,10 @@ def forward_tile(
                 sums[HITS, c] += hits
                 sums[HITS if pair else MISSES, 0 if pair else c] += misses
             _add_overlap(overlap, matrix, tp, fp, fn, c, sums)
+            sums[VOLUME, c] += volume(tp, fn, labels, number)
             if pair:
                 _add_overlap(overlap, matrix, tn, fn, fp, 0, sums)
+                sums[VOLUME, 0] += volume(tn, fp, labels, 0)
     return bad
 
 
@@ -174,8 +177,6 @@ def _add_overlap(overlap, matrix, tp, fp, fn, c, sums):
         distance = matrix[c, 1 - c]
         sums[DISTANCE, c] += distance * fn
         sums[NEARNESS, c] += tp + (1 - distance) * fn
-    # What each voxel grants the truth and withholds from it add up to 1, so those of a block to their count.
-    sums[VOLUME, c] += np.rint(tp + fn)
 
 
 @stage

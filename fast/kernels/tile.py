@@ -369,6 +369,23 @@ def _probabilities(activation, buffers):
 
 
 @stage
+def volume(tp, fn, y, c):
+    """Return how many voxels are of class c, given the sums of their p and 1 - p.
+
+    Each voxel adds 1 to the two sums together, so their total, rounded, is the number of voxels, at no cost. If a logit
+    is NaN, so is the total; then the labels are counted.
+    """
+    total = tp + fn
+    if total == total:
+        return np.rint(total)
+    zero, one = type(total)(0), type(total)(1)
+    count = zero
+    for i in range(y.size):
+        count += one if y[i] == c else zero
+    return count
+
+
+@stage
 def tile_width(classes, voxels):
     """Voxels of a tile: at most `voxels`, and no more than the caches hold for so many classes; else an even number."""
     return min(max(4 * TILE // max(classes, 4), BLOCK) // 2 * 2, voxels)

@@ -55,6 +55,7 @@ from twinloss.fast.kernels.tile import (
     scratch,
     stage,
     tile_width,
+    volume,
 )
 from twinloss.fast.statistic_rows import DISTANCE, FN, FP, HITS, MISSES, NEARNESS, TP, TP_LESS_FN, VOLUME
 
@@ -68,13 +69,13 @@ def _few_sums(p, scale, rest, y, values, spare, sums):
         tp, fp, fn, hits = few_confusions(
             first, second, third, fourth, numbers, scale, rest, y, values, k, min(k + BLOCK // 2, y.size)
         )  # fmt: skip
+        labels = y[k : min(k + BLOCK // 2, y.size)]
         for c in range(p.shape[0]):
             sums[TP, c] += tp[c]
             sums[FP, c] += fp[c]
             sums[FN, c] += fn[c]
             sums[HITS, c] += hits[c]
-            # p and 1 - p of each voxel add up to 1, so those of a block to their count, to a small part of 1.
-            sums[VOLUME, c] += np.rint(tp[c] + fn[c])
+            sums[VOLUME, c] += volume(tp[c], fn[c], labels, c)
 
 
 @stage
@@ -112,18 +113,18 @@ def _forward_labels(x, target, item, overlap, surprisals, gamma, matrix, ignore,
             block = slice(k, k + BLOCK)
             if overlap is not None:
                 tp, fp, fn = confusion_labels(p[c, block], scale[block], rest[block], y[block], c)
-                volume = np.rint(tp + fn)  # as above
+                count = volume(tp, fn, y[block], c)
                 sums[TP, c] += tp
                 sums[FP, c] += fp
                 sums[FN, c] += fn
             if surprisals is not None:
-                hits, volume = class_sum(buffers.row[SPARE, block], y[block], c)
+                hits, count = class_sum(buffers.row[SPARE, block], y[block], c)
                 sums[HITS, c] += hits
             if matrix is not None:
-                far, near, volume = distance_sums(buffers.row[SPARE, block], buffers.row[MEAN, block], y[block], c)
+                far, near, count = distance_sums(buffers.row[SPARE, block], buffers.row[MEAN, block], y[block], c)
                 sums[DISTANCE, c] += far
                 sums[NEARNESS, c] += near
-            sums[VOLUME, c] += volume
+            sums[VOLUME, c] += count
     return bad
 
 
@@ -201,9 +202,9 @@ def _surprisals_of_labels(x, target, item, gamma, slopes, b, lo, buffers, sums, 
     for c in range(p.shape[0]):
         for k in range(0, y.size, BLOCK):
             block = slice(k, k + BLOCK)
-            hits, volume = class_sum(focused[block], y[block], c)
+            hits, count = class_sum(focused[block], y[block], c)
             sums[HITS, c] += hits
-            sums[VOLUME, c] += volume
+            sums[VOLUME, c] += count
     own_slope(own_p, own_q, y, gamma, slopes[HITS, b], own)
     gradient_own(p, scale, rest, y, own, buffers.row[OWN : OWN + 2], out, b, lo)
     return bad
