@@ -27,6 +27,16 @@ def check_tensors(**given: Any) -> None:
         raise ValueError(f"all tensors must be on one device, got {where}: move them with .to(device)")
 
 
+def type_of_images(first: Tensor, second: Tensor) -> torch.dtype:
+    """Return the type of a loss of two images: float64 if either is float64, else that of the first.
+
+    Integers count as float32.
+    """
+    if torch.float64 in (first.dtype, second.dtype):
+        return torch.float64
+    return first.dtype if first.is_floating_point() else torch.float32
+
+
 def checked_flag(value: Any, name: str) -> bool:
     """A switch as a bool; a string is none, but an argument that has come to the wrong place."""
     if isinstance(value, str):

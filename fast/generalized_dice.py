@@ -23,8 +23,9 @@ class GeneralizedDiceLoss(SegmentationLoss):
         \quad w_c = 1 / V_c^2,\; V_c = \sum_i g_{ic}
 
     (Sudre et al. 2017, section 2, with smoothing terms). A class absent from the target takes the largest finite weight
-    of the same item (with ``batch``, of the batch). If no class is present all weights are 0 and the loss is the
-    constant 1 - ν/δ: a patch with no foreground teaches nothing. The weights carry no gradient to p.
+    of the same item (with ``batch``, of the batch). If no class is present, the weights of ``"square"`` and
+    ``"simple"`` are 0 and the loss is the constant 1 - ν/δ: a patch with no foreground teaches nothing. The weights of
+    ``"uniform"`` stay 1. The weights carry no gradient to p.
 
     Args:
         include_background: if False, channel 0 takes no part in the loss (it still does in the softmax).

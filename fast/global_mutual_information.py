@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from twinloss.fast import backend
-from twinloss.fast.arguments import check_tensors, is_one_of
+from twinloss.fast.arguments import check_tensors, is_one_of, type_of_images
 from twinloss.fast.distributed import ProcessGroup, checked_group, sum_over_ranks
 from twinloss.fast.joint_histogram import joint_histogram
 from twinloss.fast.segmentation import ShapeError, checked_number, checked_reduction
@@ -43,7 +43,8 @@ class GlobalMutualInformationLoss(_Loss):
             value and gradient are as for DiceLoss.
 
     Shape:
-        pred and target alike, (B, …): all that an item holds are samples.
+        pred and target alike, (B, …): all that an item holds are samples. The result is float64 if either image is, and
+        otherwise has the type of ``pred``.
 
     Raises:
         TypeError: if ``pred`` holds no floating-point numbers, or an option is no number.
@@ -107,7 +108,8 @@ class GlobalMutualInformationLoss(_Loss):
             raise ShapeError(f"pred has shape {tuple(pred.shape)} and target {tuple(target.shape)}: they must be alike")
         if pred.ndim < 1 or pred.numel() == 0:
             raise ValueError(f"images must hold at least one item and one voxel, got shape {tuple(pred.shape)}")
-        wide = torch.float64 if pred.dtype == torch.float64 else torch.float32
+        kind = type_of_images(pred, target)
+        wide = torch.float64 if kind == torch.float64 else torch.float32
         x, y = (
             image.to(wide).flatten(1) if image.ndim > 1 else image.to(wide).unsqueeze(1) for image in (pred, target)
         )
@@ -121,7 +123,7 @@ class GlobalMutualInformationLoss(_Loss):
         reduction = checked_reduction(self.reduction)
         if reduction != "none":
             information = information.mean() if reduction == "mean" else information.sum()
-        return (-information).to(pred.dtype)
+        return (-information).to(kind)
 
     def _warn_of_clamping(self, x: Tensor, y: Tensor) -> None:
         # Kept apart, as a forward call must not change the module.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
-from twinloss.fast.arguments import check_tensors, is_one_of
+from twinloss.fast.arguments import check_tensors, is_one_of, type_of_images
 from twinloss.fast.local_correlation import local_correlation, reduced_correlation
 from twinloss.fast.segmentation import ShapeError, checked_number, checked_reduction
 
@@ -41,7 +41,8 @@ class LocalNormalizedCrossCorrelationLoss(_Loss):
         denominator: ``"product"`` or ``"clamp"``.
 
     Shape:
-        pred and target alike, (B, C, *S); channels are compared one by one.
+        pred and target alike, (B, C, *S); channels are compared one by one. The result is float64 if either image is,
+        and otherwise has the type of ``pred``; integers count as float32.
 
     Raises:
         TypeError: if an option is no number.
@@ -95,7 +96,7 @@ class LocalNormalizedCrossCorrelationLoss(_Loss):
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         self._check(pred, target)
-        kind = pred.dtype if pred.is_floating_point() else torch.float32
+        kind = type_of_images(pred, target)
         wide = torch.float64 if kind == torch.float64 else torch.float32
         p, t = (image.to(wide).reshape(-1, *[1] * (3 - self.ndim), *image.shape[2:]) for image in (pred, target))
         if t.requires_grad and not p.requires_grad:

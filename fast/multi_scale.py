@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from twinloss.fast import backend
-from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of
+from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of, type_of_images
 from twinloss.fast.local_correlation import made_from
 from twinloss.fast.memory import empty
 from twinloss.fast.operators import looked_into, operator
@@ -42,7 +42,7 @@ class MultiScaleLoss(_Loss):
 
     Shape:
         y_true and y_pred (B, C, *S) with 1 to 3 spatial axes. Integer images are cast to float32; halves are smoothed
-        and compared in float32.
+        and compared in float32. The result is float64 if either image is, and otherwise has the type of ``y_pred``.
 
     Raises:
         TypeError: if the loss cannot be called, or ``scales`` is no list of numbers.
@@ -82,7 +82,7 @@ class MultiScaleLoss(_Loss):
     def forward(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         check_tensors(y_true=y_true, y_pred=y_pred)
-        kind = y_pred.dtype if y_pred.is_floating_point() else torch.float32
+        kind = type_of_images(y_pred, y_true)
         wide = torch.float64 if kind == torch.float64 else torch.float32
         for image in (y_pred, y_true):
             if not 3 <= image.ndim <= 5:

@@ -53,6 +53,16 @@ def widened(tensor: torch.Tensor) -> Array:
     return made
 
 
+def ask_slope(twin: Twin, case: Case, name: str) -> Array:
+    """Return the fast twin's gradient in an argument beside the input."""
+    with expected_warnings_silent():
+        tensors = {each: operand.tensor() for each, operand in case.operands.items()}
+        value = twin.fast(**fast_options(case))(*(t.requires_grad_(n == name) for n, t in tensors.items()))
+        weights = torch.tensor(case.weights(tuple(value.shape)), dtype=value.dtype)
+        (gradient,) = torch.autograd.grad(value, tensors[name], weights)
+    return widened(gradient)
+
+
 def ask_fast(twin: Twin, case: Case) -> Answer:
     """Value and gradient of the fast twin, one forward and one backward."""
     with expected_warnings_silent():
@@ -64,7 +74,8 @@ def ask_fast(twin: Twin, case: Case) -> Answer:
             raise TypeError("the value has no gradient: it was detached, or computed on a copy of the input's numbers")
         weights = torch.tensor(case.weights(tuple(value.shape)), dtype=value.dtype)
         (gradient,) = torch.autograd.grad(value, x, weights)
-    if value.dtype != x.dtype or gradient.dtype != x.dtype:
+    expected = getattr(torch, twin.result(case))
+    if value.dtype != expected or gradient.dtype != x.dtype:
         raise TypeError(f"{x.dtype} in, {value.dtype} and gradient {gradient.dtype} out")
     if not twin.differentiable:
         from twinloss.harness.truth import Truth

@@ -27,6 +27,7 @@ DICE = Twin(
     options=seg.TARGET | seg.ACTIVATION | {"squared_pred": (False, True), "jaccard": (False, True)}
     | seg.REDUCTION | seg.SMOOTHING | seg.BATCH | seg.WEIGHT | seg.SOFT_LABEL | seg.IGNORE,
     cases=segmentation,
+    slopes=seg.slopes_of_arguments,
     allowed=seg.one_activation,
     domain=seg.probabilities_if_not_activated,
     constants=("smooth_nr", "smooth_dr"),
@@ -46,6 +47,7 @@ MASKED_DICE = Twin(
     operands=("input", "target", "mask"),
     options=DICE.options,
     cases=segmentation,
+    slopes=seg.slopes_of_arguments,
     allowed=seg.one_activation,
     domain=seg.probabilities_if_not_activated,
     constants=DICE.constants,
@@ -66,6 +68,7 @@ TVERSKY = Twin(
     options=seg.TARGET | seg.ACTIVATION | {"alpha": (0.5, 0.25, 0.0), "beta": (0.5, 0.75, 2.0)}
     | seg.REDUCTION | seg.SMOOTHING | seg.BATCH | seg.SOFT_LABEL | seg.IGNORE,
     cases=segmentation,
+    slopes=seg.slopes_of_arguments,
     allowed=seg.one_activation,
     domain=DICE.domain,
     constants=(*DICE.constants, "alpha", "beta"),
@@ -86,6 +89,7 @@ GENERALIZED_DICE = Twin(
     options=seg.TARGET | seg.ACTIVATION | {"w_type": ("square", "simple", "uniform")}
     | seg.REDUCTION | seg.SMOOTHING | seg.BATCH | seg.SOFT_LABEL | seg.IGNORE | {"normalize_weights": (False, True)},
     cases=segmentation,
+    slopes=seg.slopes_of_arguments,
     allowed=seg.one_activation,
     domain=DICE.domain,
     constants=DICE.constants,
@@ -116,6 +120,7 @@ GENERALIZED_WASSERSTEIN_DICE = Twin(
     options={"dist_matrix": (seg.TREE, seg.EQUAL_DISTANCES, seg.ORDERED), "weighting_mode": ("default", "GDL")}
     | seg.REDUCTION | seg.SMOOTHING | seg.IGNORE,
     cases=segmentation,
+    slopes=seg.slopes_of_arguments,
     channels=2,
     required=("dist_matrix",),
     constants=DICE.constants,
@@ -143,6 +148,7 @@ FOCAL = Twin(
     operands=("input", "target"),
     options=seg.TARGET | seg.FOCAL | seg.WEIGHT | seg.REDUCTION | seg.IGNORE,
     cases=segmentation,
+    slopes=seg.slopes_of_arguments,
     logits=lambda options: True,
     laws=laws.FOCAL + PROTOCOL,
     real=(LABELS.having(to_onehot_y=True), SOFT_LABELS.having(include_background=False)),
@@ -177,6 +183,7 @@ DICE_CE = Twin(
         "label_smoothing": (0.0, 0.25),
     },
     cases=segmentation,
+    slopes=seg.slopes_of_arguments,
     allowed=seg.one_activation_and_one_weight,
     domain=DICE.domain,
     constants=DICE.constants,
@@ -196,6 +203,7 @@ DICE_FOCAL = Twin(
     operands=("input", "target"),
     options=COMPOUND | seg.FOCAL | {"focal_weight": (None, 2.0, seg.PER_CLASS), "lambda_focal": seg.LAMBDAS},
     cases=segmentation,
+    slopes=seg.slopes_of_arguments,
     allowed=seg.one_activation_and_one_weight,
     domain=DICE.domain,
     constants=DICE.constants,

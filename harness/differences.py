@@ -1,26 +1,30 @@
 """The third account of a gradient: finite differences of the reference's value, in float64.
 
 Along a direction d, the slope of t -> value(x + t d) at 0 must be the sum of d_i g_i, for the closed form and for the
-fast gradient alike. The tolerance is the difference quotient's own error estimate, and the float64 roundoff that it
-cannot see. At a kink the analytic slope must lie between the one-sided ones.
+fast gradient alike. The fast gradient in a further argument, such as a soft target, has no closed form beside it, and
+is held against the differences alone. The tolerance is the difference quotient's own error estimate, and the float64
+roundoff that it cannot see. At a kink the analytic slope must lie between the one-sided ones.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
 
 import numpy as np
 from scipy.differentiate import derivative
 
-from twinloss.harness.answers import Answer
+from twinloss.harness.answers import Answer, ask_slope
 from twinloss.harness.truth import Truth
-from twinloss.harness.twin import Array
+from twinloss.harness.twin import Array, Case, Operand
 
 # Beyond this many numbers a random direction says little about any one of them.
 LARGEST = 64
 
 # The first and longest step.
 STEP = 0.125
+
+# How far a single number is moved by a step of 1: no multiple of a step leads it to an integer, such as ignore_index.
+SINGLE = 0.731
 
 # Where the estimate of the error is a larger share of the slope, the step was too long for the loss.
 UNDECIDED = 1e-3
@@ -36,47 +40,82 @@ def applies(truth: Truth) -> bool:
 
 
 def complaint(truth: Truth, answer: Answer) -> str | None:
-    """Which of the two gradients the slopes contradict, if any."""
-    rng = np.random.default_rng(0)
-    shape = truth.gradient.shape
-    one = np.zeros(shape)
-    one.flat[rng.integers(one.size)] = 1
-    # Of several kinks at once, one to one side and one to the other, the slopes to both sides say nothing.
-    directions = (one,) if truth.twin.kinks(truth.case.options) else (rng.uniform(-1, 1, shape), one)
-    for direction in directions:
-        for name, gradient in (("closed form", truth.gradient), ("fast gradient", answer.gradient)):
-            if not np.isfinite(gradient).all():
-                return None
-            analytic = float(np.sum(direction * gradient))
-            low, high, tolerance = slopes(truth, direction)
-            size = float(np.sum(np.abs(direction * truth.gradient)))
+    """Return what the finite differences contradict: the closed form, the fast gradient, or that in an argument."""
+    name, everywhere = next(iter(truth.case.operands)), np.ones(truth.gradient.shape, bool)
+    accounts = {"closed form": truth.gradient, "fast gradient": answer.gradient}
+    found = _contradiction(truth, truth.case, name, everywhere, accounts)
+    if found is not None:
+        return found
+    for name in truth.twin.slopes(truth.twin, truth.case):
+        operand = truth.case.operands[name]
+        case = truth.case.with_operand(name, Operand(operand.values.astype(np.float64), "float64"))
+        accounts = {f"fast gradient in {name}": ask_slope(truth.twin, case, name)}
+        found = _contradiction(truth, case, name, movable(case, name), accounts)
+        if found is not None:
+            return found
+    return None
+
+
+def movable(case: Case, name: str) -> Array:
+    """Return where an argument may move without letting a voxel in that took no part, or leaving one out."""
+    values, index = case.operands[name].values, case.options.get("ignore_index")
+    if name == "mask":
+        return np.asarray(values > 0)
+    if index is None:
+        return np.ones(values.shape, bool)
+    ignored = values == index if values.shape[1] == 1 else values[:, index : index + 1] == 1
+    return np.broadcast_to(~ignored, values.shape)
+
+
+def _contradiction(truth: Truth, case: Case, name: str, free: Array, accounts: dict[str, Array]) -> str | None:
+    if not all(np.isfinite(gradient).all() for gradient in accounts.values()):
+        return None
+    gradient = next(iter(accounts.values()))
+    for direction in _directions(truth, free):
+        low, high, tolerance = slopes(truth, case, name, direction, gradient)
+        size = float(np.sum(np.abs(direction * gradient)))
+        for account, slope in accounts.items():
+            analytic = float(np.sum(direction * slope))
             if tolerance <= UNDECIDED * size and not low - tolerance <= analytic <= high + tolerance:
                 return (
-                    f"{name}: slope {analytic:.12g} along a direction, where finite differences of the reference say "
-                    f"{low:.12g} to {high:.12g} (tolerance {tolerance:.2g})"
+                    f"{account}: slope {analytic:.12g} along a direction, where finite differences of the reference "
+                    f"say {low:.12g} to {high:.12g} (tolerance {tolerance:.2g})"
                 )
     return None
 
 
-def slopes(truth: Truth, direction: Array) -> tuple[float, float, float]:
-    """The smallest and largest slope at the point, one-sided if there are kinks, and a tolerance."""
-    weights = truth.case.weights(truth.value.shape)
-    operand = truth.case.input
-    name = next(iter(truth.case.operands))
+def _directions(truth: Truth, free: Array) -> Iterator[Array]:
+    """Yield a random direction, and one that moves a single number; of an argument that is free to move."""
+    rng = np.random.default_rng(0)
+    places = np.flatnonzero(free)
+    if not places.size:
+        return
+    # Of several kinks at once, one to one side and one to the other, the slopes to both sides say nothing.
+    if not truth.twin.kinks(truth.case.options):
+        yield rng.uniform(-1, 1, free.shape) * free
+    one = np.zeros(free.shape)
+    one.flat[rng.choice(places)] = SINGLE
+    yield one
+
+
+def slopes(truth: Truth, case: Case, name: str, direction: Array, gradient: Array) -> tuple[float, float, float]:
+    """Return the smallest and largest slope at the point, one-sided if there are kinks, and a tolerance."""
+    weights = case.weights(truth.value.shape)
+    operand = case.operands[name]
 
     def along(steps: Array) -> Array:
-        values = []
-        for t in steps.ravel():
-            moved = replace(operand, values=operand.values + t * direction)
-            case = replace(truth.case, operands={**truth.case.operands, name: moved})
-            values.append(float(np.sum(weights * truth.value_of(case, np.float64))))
+        moved = (operand.values + t * direction for t in steps.ravel())
+        values = [
+            float(np.sum(weights * truth.value_of(case.with_values(**{name: numbers}), np.float64)))
+            for numbers in moved
+        ]
         return np.array(values).reshape(steps.shape)
 
-    sides = (-1, 1) if truth.twin.kinks(truth.case.options) else (0,)
+    sides = (-1, 1) if truth.twin.kinks(case.options) else (0,)
     with np.errstate(all="ignore"):  # a step may lead to where the loss is not finite
         found = [derivative(along, 0.0, initial_step=STEP, step_direction=side) for side in sides]
     estimates = [float(each.df) for each in found]
-    roundoff = 1e-8 * (float(np.sum(np.abs(direction * truth.gradient))) + abs(float(along(np.zeros(1))[0])))
+    roundoff = 1e-8 * (float(np.sum(np.abs(direction * gradient))) + abs(float(along(np.zeros(1))[0])))
     # At a minimum that is 0 only the values a step away are rounded.
     roundoff += 1e-12 * float(np.abs(along(np.array([-STEP, STEP]))).max())
     return min(estimates), max(estimates), 10 * max(float(each.error) for each in found) + roundoff

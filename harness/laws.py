@@ -66,12 +66,18 @@ def breach(law: Law, twin: Twin, case: Case) -> str | None:
 
 
 def contradiction(twin: Twin, claim: Claim) -> str | None:
-    """Why a claim does not hold, or None. A claim about numbers that the type cannot hold says nothing."""
+    """Why a claim does not hold, or None.
+
+    A claim about numbers that the type cannot hold says nothing. But if the case itself holds a NaN or an infinity,
+    both sides must be finite in the same places.
+    """
     got, want = np.asarray(claim.got, np.float64), np.asarray(claim.want, np.float64)
     if got.shape != want.shape:
         return f"{claim.part} has shape {got.shape}, expected {want.shape}"
     if not (np.abs(want) <= Precision.of(claim.base.tolerance).largest).all():
-        return None
+        given = not all(np.isfinite(operand.values).all() for operand in claim.base.operands.values())
+        unlike = given and (np.isfinite(got) != np.isfinite(want)).any()
+        return f"{claim.part} is not finite where it was expected to be, or the other way round" if unlike else None
     difference = float(np.max(np.abs(got - want), initial=0))
     if difference == 0:
         return None

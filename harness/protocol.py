@@ -5,13 +5,22 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from twinloss.harness.answers import ask_fast, fast_options, widened
+from twinloss.harness.judgement import Precision
 from twinloss.harness.laws import Claim, Law
 from twinloss.harness.twin import Array, Case, Elementwise, Twin
+from twinloss.harness.values import rounded
+
+HALVES = ("float16", "bfloat16")
+
+# By how many roundoffs of the largest number the same computation in float32 may differ from itself: the kernels take
+# the voxels of a half a few at a time, and add up their sums in another order.
+ROUNDOFFS = 16
 
 
 def _flag(holds: bool, case: Case) -> Claim:
@@ -111,6 +120,33 @@ def _no_grad(twin: Twin, case: Case) -> Iterator[Claim]:
     yield _flag(not value.requires_grad, case)
 
 
+def _rounds_a_half_once(twin: Twin, case: Case) -> Iterator[Claim]:
+    """Compare a half with float32 on the same numbers: its value and gradient are those, rounded once.
+
+    A sum of terms that are each rounded to the half is off by more. A case of another type is rounded to bfloat16.
+    """
+    half = case.dtype if case.dtype in HALVES else "bfloat16"
+    name = next(iter(case.operands))
+    same = replace(case.input, values=rounded(case.input.values, half))
+    weights = None if case.cotangent is None else tuple(float(w) for w in rounded(np.array(case.cotangent), half))
+    asked = replace(case, cotangent=weights)
+    narrow = ask_fast(twin, asked.with_operand(name, replace(same, dtype=half)))
+    wide = ask_fast(twin, asked.with_operand(name, replace(same, dtype="float32")))
+    for part in ("value", "gradient"):
+        yield _flag(_is_rounded_once(getattr(narrow, part), getattr(wide, part), half), case)
+
+
+def _is_rounded_once(narrow: Array, wide: Array, half: str) -> bool:
+    """Whether each number is within half a unit in the last place; two float32 computations may differ by their own."""
+    p = Precision.of(half)
+    own = ROUNDOFFS * p.u * np.max(np.abs(wide), initial=0, where=np.isfinite(wide))
+    # Beyond the largest number of the half, and at NaN and infinity, there is nothing to compare.
+    held = np.isfinite(wide) & (np.abs(wide) < 0.99 * p.largest)
+    with np.errstate(invalid="ignore"):
+        error = np.abs(narrow.astype(np.float64) - wide)
+    return bool((error[held] <= p.u_out * np.abs(wide[held]) + own + p.tiny).all())
+
+
 PROTOCOL = (
     Law("arguments stay as they are, results share no memory with them", _leaves_its_arguments, {}, _none_is_zero),
     Law("a second call gives the same bits", _repeats_bitwise),
@@ -119,4 +155,5 @@ PROTOCOL = (
     Law("a copy, pickled or by its state, answers alike", _copies_answer_alike),
     Law("results are nobody's buffer", _hands_out_no_buffer),
     Law("no graph under no_grad", _no_grad),
+    Law("a half is rounded once", _rounds_a_half_once),
 )

@@ -16,10 +16,19 @@ from twinloss.harness.images import FIRST, displacements, image_pair
 from twinloss.harness.line import Bench, Work
 from twinloss.harness.protocol import PROTOCOL
 from twinloss.harness.real import RealCase
-from twinloss.harness.twin import Array, PerCase, Sizes, Twin
+from twinloss.harness.twin import Array, Case, PerCase, Sizes, Twin
 from twinloss.harness.workload import bench
 
 REDUCTION = {"reduction": ("mean", "sum", "none")}
+
+
+def _type_of_images(case: Case) -> str:
+    """Return float64 if either image is float64, else the type of the first."""
+    return "float64" if "float64" in (operand.dtype for operand in case.operands.values()) else case.dtype
+
+
+# What all losses of two images share: the type of the result, and a gradient in either image.
+OF_IMAGES: dict[str, Any] = {"result": _type_of_images, "slopes": lambda twin, case: ("target",)}
 
 
 def _rank(sizes: Sizes) -> int:
@@ -107,6 +116,7 @@ LNCC = Twin(
         "smooth_nr": (1e-5, 0.0, 1.0), "smooth_dr": (1e-5, 0.0, 1.0), "denominator": ("product", "clamp"),
     },
     cases=image_pair,
+    **OF_IMAGES,
     allowed=_contrast_or_smoothing,
     required=("ndim",),
     constants=("smooth_nr", "smooth_dr"),
@@ -140,6 +150,7 @@ GLOBAL_MUTUAL_INFORMATION = Twin(
         "smooth_nr": (1e-7, 1e-3), "smooth_dr": (1e-7, 1e-3), "kernel_type": ("gaussian", "b-spline"),
     },
     cases=image_pair,
+    **OF_IMAGES,
     allowed=_enough_bins,
     constants=("smooth_nr", "smooth_dr", "sigma_ratio"),
     terms=terms.mutual_information,
@@ -217,6 +228,7 @@ MULTI_SCALE = Twin(
     options=NDIM | {"loss": ("lncc", "squares"), "scales": (None, [0], [0, 1, 2], [0.3, 1.5]),
                     "kernel": ("gaussian", "cauchy")} | REDUCTION | {"normalize_kernel": (False, True)},
     cases=image_pair,
+    **OF_IMAGES,
     required=("ndim",),
     terms=lambda truth: terms.multi_scale_lncc(truth, *_wrapped("lncc", truth.case.options["ndim"])),
     laws=laws.MULTI_SCALE + PROTOCOL,

@@ -85,6 +85,12 @@ def has_labels(twin: Twin, options: Mapping[str, Any]) -> bool:
     return bool(options.get("to_onehot_y", "to_onehot_y" not in twin.options))
 
 
+def slopes_of_arguments(twin: Twin, case: Case) -> tuple[str, ...]:
+    """Return the arguments beside the input that have a gradient: a target that holds no labels, and a mask."""
+    dense = case.input.values.shape[1] == 1 or not has_labels(twin, case.options)
+    return tuple(name for name in twin.operands[1:] if name == "mask" or dense)
+
+
 def one_activation(options: Mapping[str, Any]) -> bool:
     """Whether at most one activation is asked for."""
     return bool(options["sigmoid"]) + bool(options["softmax"]) + (options["other_act"] is not None) <= 1

@@ -166,6 +166,7 @@ def adapted(wiring: Wiring, found: Any, convert: Convert = matrix_as_array) -> T
         options=kept,
         required=tuple(dict.fromkeys((*known.required, *told))),
         laws=tuple(law for law in known.laws if _has(kept, law.needs)),
+        slopes=lambda twin, case: (),
         differentiable=not wiring.value_only and (bool(wiring.gradient) or not by_arrays),
         ranks=wiring.ranks or known.ranks,
         real=tuple(case for case in known.real if _has(kept, case.options) and 3 in (wiring.ranks or known.ranks)),

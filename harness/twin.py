@@ -195,6 +195,8 @@ class Twin:
         kinks: whether the loss has kinks under these options (clamp, tie): see judgement.py.
         ranks: the spatial ranks that are drawn, of those that the loss has.
         differentiable: whether the fast twin has a gradient to be judged; else it is given the reference's.
+        result: the type of the value, given a case; that of the gradient is always the input's.
+        slopes: the further arguments in which the fast twin has a gradient, given a case.
         origin: what another process can make the twin of, see `shards.py`, if it is not in the catalogue.
         source: the statements that make the twin again, and bind the name of `fast`, if it is not in the catalogue.
         laws: what must hold between the answers of the fast twin to related questions.
@@ -221,6 +223,8 @@ class Twin:
     kinks: Callable[[Mapping[str, Any]], bool] = lambda options: False
     ranks: tuple[int, ...] = (0, 1, 2, 3)
     differentiable: bool = True
+    result: Callable[[Case], str] = lambda case: case.dtype
+    slopes: Callable[[Twin, Case], tuple[str, ...]] = lambda twin, case: ()
     source: str = ""
     origin: Any = None
     laws: tuple[Law, ...] = ()

@@ -81,6 +81,13 @@ def not_a_number(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
     return made
 
 
+def infinite(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
+    """Logits, two of which at most are infinite."""
+    made = np.array(moderate(rng, shape, dtype))
+    made.flat[rng.integers(made.size, size=2)] = rng.choice([-np.inf, np.inf], 2)
+    return made
+
+
 def sparse(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
     """Background, and few voxels that are not."""
     return np.where(rng.random(shape) < 0.1, rng.random(shape), 0.0)
@@ -95,7 +102,20 @@ def steps(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
 
 NUMBERS: dict[str, Callable[[Rng, tuple[int, ...], str], Array]] = {
     f.__name__: f
-    for f in (moderate, probabilities, unit, normal, wide, constant, ties, saturated, subnormal, offset, not_a_number)
+    for f in (
+        moderate,
+        probabilities,
+        unit,
+        normal,
+        wide,
+        constant,
+        ties,
+        saturated,
+        subnormal,
+        offset,
+        not_a_number,
+        infinite,
+    )
 }
 
 # What images and displacements are made of; not of the smallest numbers, whose squares no type holds.

@@ -34,8 +34,9 @@ def diffusion_loss(
 
     .. math:: E_{bci} = \sum_d \frac{a_{cd}^2}{|N_d(i)|} \sum_{j \in N_d(i)} (u_{bcj} - u_{bci})^2
 
-    VoxelMorph's :math:`u_{+} - u`, each shared by the two voxels that it joins: so a field and its mirror image cost
-    the same, and every voxel has its part. ``"wide"`` leaves out a voxel at each border, and takes
+    These are VoxelMorph's differences :math:`u_{+} - u`. In the interior, the two voxels that a difference joins share
+    it; the outermost voxel has only one difference, which counts whole. So a field and its mirror image cost the same,
+    and every voxel has its part. ``"wide"`` leaves out a voxel at each border, and takes
 
     .. math:: E_{bci} = \sum_d a_{cd}^2 \left(\frac{u_{+} - u_{-}}{2}\right)^2
 

@@ -39,7 +39,8 @@ def generalized_dice_loss(input: Array, target: Array, **options: Any) -> Array:
         w_{bc} = \Big( \sum_i g_{bci} \Big)^{-2}
 
     for item b, classes c and voxels i, with p = act(x). A class that is absent from the target
-    takes the largest finite weight; when all are absent the weights are 0, and so is the gradient.
+    takes the largest finite weight; when all are absent the weights are 0, and so is the gradient
+    (``"uniform"`` weights stay 1).
     With ``soft_label`` :math:`I = \frac12 (\sum p + \sum g - \sum |p - g|)`. With ``batch`` sums
     run over items too.
 

@@ -198,3 +198,32 @@ def test_too_few_bins_are_a_value_error(num_bins, kernel_type):
 def test_scales_that_are_none_at_all_are_a_value_error(scales):
     with pytest.raises(ValueError, match="scales"):
         MultiScaleLoss(torch.nn.MSELoss(), scales=scales)
+
+
+@pytest.mark.parametrize(
+    ("of_pred", "of_target", "expected"),
+    [
+        (torch.float32, torch.float64, torch.float64),
+        (torch.float64, torch.float32, torch.float64),
+        (torch.float16, torch.float64, torch.float64),
+        (torch.float16, torch.float32, torch.float16),
+        (torch.float32, torch.uint8, torch.float32),
+        (torch.uint8, torch.float64, torch.float64),
+        (torch.int64, torch.float32, torch.float32),
+    ],
+)
+@pytest.mark.parametrize("loss_class", [loss for loss in FORWARD if len(FORWARD[loss]) == 2])
+def test_float64_in_either_image_gives_float64_and_otherwise_the_type_of_the_prediction(
+    loss_class, of_pred, of_target, expected
+):
+    if loss_class is GlobalMutualInformationLoss and not of_pred.is_floating_point:
+        pytest.skip("pred must hold floating-point numbers")
+    made = dict(zip(("pred", "target"), images(loss_class, 2, 1, 5, 6, 7), strict=True))
+    pred, target = made["pred"].to(of_pred), made["target"].to(of_target)
+    rest = {"y_true": target, "y_pred": pred, "pred": pred, "target": target}
+    loss = MAKE[loss_class]()
+    value = loss(*(rest[name] for name in FORWARD[loss_class]))
+    assert value.dtype == expected
+    if expected == torch.float64:
+        double = loss(*(rest[name].double() for name in FORWARD[loss_class]))
+        torch.testing.assert_close(value, double, rtol=0, atol=0)

@@ -1,0 +1,92 @@
+"""The laws of every loss, and the finite differences in further arguments: each finds a sabotaged loss."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from twinloss.fast import DiceCELoss, FocalLoss
+from twinloss.harness import laws
+from twinloss.harness.catalogue import TWINS, find
+from twinloss.harness.general_laws import NONE_MEAN
+from twinloss.harness.protocol import PROTOCOL
+from twinloss.harness.trial import examine
+from twinloss.harness.twin import Case, Operand
+
+ROUNDED_ONCE = next(law for law in PROTOCOL if law.name == "a half is rounded once")
+
+
+class RoundedTwice(torch.nn.Module):
+    """Dice and cross entropy, each widened by itself, so that each rounds its gradient to the half."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.dice, self.ce = DiceCELoss(lambda_ce=0.0, **options), DiceCELoss(lambda_dice=0.0, **options)
+
+    def forward(self, input, target):
+        return self.dice(input, target) + self.ce(input, target)
+
+
+class NoSlopeAtZero(FocalLoss):
+    """Focal loss whose gradient in the target is 0 where the target is 0."""
+
+    def forward(self, input, target):
+        return super().forward(input, torch.where(target == 0, 0.0, target))
+
+
+class MeanOfTheFinite(FocalLoss):
+    """Focal loss whose mean leaves out what is not finite."""
+
+    def forward(self, input, target):
+        value = super().forward(input, target)
+        return torch.where(value.isfinite(), value, 0 * input.nan_to_num().sum()) if self.reduction == "mean" else value
+
+
+def soft_case(dtype="float64", **options):
+    rng = np.random.default_rng(0)
+    x, g = rng.integers(-12, 13, (2, 3, 5)) / 4, rng.integers(0, 2, (2, 3, 5))
+    operands = {"input": Operand(x, dtype), "target": Operand(g, "int64")}
+    return Case(operands, options, traits={"input": "moderate"})
+
+
+def test_terms_that_are_rounded_to_the_half_one_by_one_break_the_law_of_one_rounding():
+    twin, case = find("dice_ce"), soft_case("bfloat16", sigmoid=True)
+    assert laws.breach(ROUNDED_ONCE, twin, case) is None
+    assert "law 'a half is rounded once'" in laws.breach(ROUNDED_ONCE, replace(twin, fast=RoundedTwice), case)
+
+
+@pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.name)
+def test_every_loss_is_held_to_one_rounding_of_a_half(twin):
+    assert ROUNDED_ONCE in twin.laws
+
+
+def test_a_slope_in_the_target_that_is_dropped_where_it_is_0_contradicts_the_differences():
+    twin, case = find("focal"), soft_case()
+    assert examine(twin, case).kind is None
+    trial = examine(replace(twin, fast=NoSlopeAtZero), case)
+    assert trial.kind == "differences"
+    assert "fast gradient in target" in trial.message
+
+
+@pytest.mark.parametrize("twin", [twin for twin in TWINS if len(twin.operands) > 1], ids=lambda twin: twin.name)
+def test_every_further_argument_that_is_no_label_is_asked_for_its_gradient(twin):
+    values = {name: Operand(np.full((1, 1, 4), 0.5), "float64") for name in twin.operands}
+    if twin.channels > 1:
+        values["input"] = Operand(np.zeros((1, twin.channels, 4)), "float64")
+    expected = () if twin.name == "generalized_wasserstein_dice" else twin.operands[1:]
+    assert twin.slopes(twin, Case(values)) == expected
+
+
+def test_labels_have_no_gradient():
+    operands = {"input": Operand(np.zeros((1, 3, 4)), "float64"), "target": Operand(np.zeros((1, 1, 4)), "float64")}
+    assert find("dice").slopes(find("dice"), Case(operands, {"to_onehot_y": True})) == ()
+
+
+def test_a_mean_that_is_finite_where_the_voxels_are_not_breaks_the_law_of_the_mean():
+    twin, case = find("focal"), soft_case(reduction="none")
+    x, g = case.input.values.copy(), case.operands["target"].values.copy()
+    x[0, 0, 0], g[0, 0, 0] = np.nan, 1
+    case = case.with_values(input=x, target=g)
+    assert laws.breach(NONE_MEAN, twin, case) is None
+    assert "not finite" in laws.breach(NONE_MEAN, replace(twin, fast=MeanOfTheFinite), case)
