@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Collection
+from types import FrameType
 from typing import Any
 
 import torch
@@ -40,7 +43,7 @@ def checked_flag(value: Any, name: str) -> bool:
 def numbers(value: Any, name: str) -> Tensor:
     """Numbers, an array or nested lists of them in float64 on the CPU, without a gradient."""
     try:
-        return torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+        return torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
     except (RuntimeError, TypeError, ValueError, OverflowError, NotImplementedError) as error:
         raise TypeError(f"{name} must be a number or an array of numbers, got {value!r}") from error
 
@@ -48,3 +51,13 @@ def numbers(value: Any, name: str) -> Tensor:
 def is_one_of(value: Any, choices: Collection[str]) -> bool:
     """Whether a value is one of some names; what is no string is none, and need not compare with one."""
     return isinstance(value, str) and value in choices
+
+
+def warn(message: str) -> None:
+    """Warn of a call at the user's line, which is the first outside of this package and of torch."""
+    level = 2
+    if not torch.compiler.is_compiling():
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_globals.get("__name__", "").startswith(("twinloss.fast.", "torch.")):
+            frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
 from numbers import Integral
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
-from torch.nn.modules.loss import _Loss
 
 from twinloss.fast import backend
-from twinloss.fast.arguments import check_tensors, is_one_of
+from twinloss.fast.arguments import check_tensors, is_one_of, warn
 from twinloss.fast.distributed import ProcessGroup, checked_group, sum_over_ranks
 from twinloss.fast.joint_histogram import joint_histogram
+from twinloss.fast.loss import Loss, entry_point
 from twinloss.fast.segmentation import ShapeError, checked_number, checked_reduction
 
 _KERNELS = ("gaussian", "b-spline")
 
 
-class GlobalMutualInformationLoss(_Loss):
+class GlobalMutualInformationLoss(Loss):
     r"""Minus the mutual information of the intensities of two images.
 
     .. math::
@@ -98,6 +97,7 @@ class GlobalMutualInformationLoss(_Loss):
                 "extremes of the images, and each rank sees its own"
             )
 
+    @entry_point
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         check_tensors(pred=pred, target=target)
@@ -121,7 +121,7 @@ class GlobalMutualInformationLoss(_Loss):
         reduction = checked_reduction(self.reduction)
         if reduction != "none":
             information = information.mean() if reduction == "mean" else information.sum()
-        return (-information).to(pred.dtype)
+        return (-information).to(backend.result_type(pred))
 
     def _warn_of_clamping(self, x: Tensor, y: Tensor) -> None:
         # Kept apart, as a forward call must not change the module.
@@ -130,11 +130,9 @@ class GlobalMutualInformationLoss(_Loss):
         low, high = (torch.stack(ends) for ends in zip(x.detach().aminmax(), y.detach().aminmax(), strict=True))
         if low.min() < 0 or high.max() > 1:
             _warned.add(self)
-            warnings.warn(
+            warn(
                 f"intensities beyond [0, 1] are clamped, and have no gradient: they lie in [{low.min().item():g}, "
-                f'{high.max().item():g}]. Scale the images, or use kernel_type="b-spline"',
-                UserWarning,
-                stacklevel=5,  # the line that calls the module
+                f'{high.max().item():g}]. Scale the images, or use kernel_type="b-spline"'
             )
 
 
