@@ -11,6 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Types of tensors that hold their own numbers and override nothing.
+PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+
+
+def unwrapped(value: Any) -> Any:
+    """A subclass of tensors as a plain tensor with the same numbers and graph.
+
+    A subclass that has a `__torch_dispatch__` of its own may hold no numbers, as that of fake tensors, or a part of
+    them, as that of distributed tensors. It stays as it is, and the operators of torch deal with it.
+    """
+    if not isinstance(value, Tensor) or type(value) in PLAIN_TENSORS:
+        return value
+    if type(value).__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl:
+        return value
+    with torch._C.DisableTorchFunctionSubclass():
+        return value.as_subclass(Tensor)
+
 
 def check_tensors(**given: Any) -> None:
     """Raise unless all are dense tensors on one device."""
@@ -43,7 +60,7 @@ def checked_flag(value: Any, name: str) -> bool:
 def numbers(value: Any, name: str) -> Tensor:
     """Numbers, an array or nested lists of them in float64 on the CPU, without a gradient."""
     try:
-        return torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+        return torch.as_tensor(unwrapped(value), dtype=torch.float64, device="cpu").detach()
     except (RuntimeError, TypeError, ValueError, OverflowError, NotImplementedError) as error:
         raise TypeError(f"{name} must be a number or an array of numbers, got {value!r}") from error
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from twinloss.fast import backend
 from twinloss.fast.arguments import check_tensors, is_one_of, numbers
 from twinloss.fast.fraction import Distances, Terms
-from twinloss.fast.loss import entry_point
+from twinloss.fast.loss import entry_point, untraced
 from twinloss.fast.segmentation import SegmentationLoss, ShapeError
 from twinloss.fast.statistic_rows import DISTANCE, NEARNESS
 
@@ -31,7 +31,6 @@ def checked_distances(dist_matrix: Any) -> Distances:
     return tuple(map(tuple, (m / m.max()).tolist()))
 
 
-@entry_point
 def wasserstein_distance_map(flat_proba: Tensor, flat_target: Tensor, dist_matrix: Any) -> Tensor:
     r"""Wasserstein distance of each voxel's prediction from its label (Fidon et al. 2017, eq. 6).
 
@@ -46,7 +45,14 @@ def wasserstein_distance_map(flat_proba: Tensor, flat_target: Tensor, dist_matri
     Returns:
         (B, N).
     """
-    matrix = torch.tensor(checked_distances(dist_matrix), dtype=flat_proba.dtype, device=flat_proba.device)
+    with untraced():  # it checks numbers
+        distances = checked_distances(dist_matrix)
+    return _distance_map(flat_proba, flat_target, distances)
+
+
+@entry_point
+def _distance_map(flat_proba: Tensor, flat_target: Tensor, distances: Distances) -> Tensor:
+    matrix = torch.tensor(distances, dtype=flat_proba.dtype, device=flat_proba.device)
     return (matrix[flat_target.long()].movedim(-1, 1) * flat_proba).sum(1)
 
 

@@ -7,7 +7,8 @@ such as MONAI's MetaTensor, and records the plain form under `torch.jit.trace`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, NoReturn, ParamSpec, Self, TypeVar
 
@@ -16,8 +17,8 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from twinloss.fast import backend
+from twinloss.fast.arguments import PLAIN_TENSORS, unwrapped
 from twinloss.fast.distributed import is_group, restored, to_be_pickled
-from twinloss.fast.operators import PLAIN_TENSORS
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,8 +43,8 @@ def entry_point(function: Callable[P, R]) -> Callable[P, R]:
     def entered(*args: P.args, **kwargs: P.kwargs) -> R:
         for each in (*args, *kwargs.values()) if kwargs else args:
             if isinstance(each, Tensor) and type(each) not in PLAIN_TENSORS:
-                args = tuple(map(_unwrapped, args))  # type: ignore[assignment]
-                kwargs = {name: _unwrapped(value) for name, value in kwargs.items()}  # type: ignore[assignment]
+                args = tuple(map(unwrapped, args))  # type: ignore[assignment]
+                kwargs = {name: unwrapped(value) for name, value in kwargs.items()}  # type: ignore[assignment]
                 break
         if torch.jit.is_tracing():
             return _recorded(function, args, kwargs)
@@ -54,18 +55,18 @@ def entry_point(function: Callable[P, R]) -> Callable[P, R]:
     return entered
 
 
-def _unwrapped(value: Any) -> Any:
-    """A subclass of tensors as a plain tensor with the same numbers and graph.
-
-    A subclass that has a `__torch_dispatch__` of its own may hold no numbers, as that of fake tensors, or a part of
-    them, as that of distributed tensors. It stays as it is, and the operators of torch deal with it.
-    """
-    if not isinstance(value, Tensor) or type(value) in PLAIN_TENSORS:
-        return value
-    if type(value).__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl:
-        return value
-    with torch._C.DisableTorchFunctionSubclass():
-        return value.as_subclass(Tensor)
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Hide what is done from `torch.jit.trace`."""
+    state = torch._C._get_tracing_state()
+    if state is None:
+        yield
+        return
+    torch._C._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)
 
 
 def _recorded(function: Callable[..., R], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> R:
@@ -86,13 +87,8 @@ def _recorded(function: Callable[..., R], args: tuple[Any, ...], kwargs: Mapping
         return function(*put[: len(args)], **dict(zip(kwargs, put[len(args) :], strict=True)))
 
     tensors = [given[place] for place in places]
-    state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
-    try:
-        with backend.recording():
-            graph = make_fx(on_tensors)(*(each.detach() for each in tensors))
-    finally:
-        torch._C._set_tracing_state(state)
+    with untraced(), backend.recording():
+        graph = make_fx(on_tensors)(*(each.detach() for each in tensors))
     made: R = graph.forward(*tensors)
     return made
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from twinloss.fast import backend
+from twinloss.fast.arguments import PLAIN_TENSORS
 
 SetupContext = Callable[[Any, tuple[Any, ...], Any], None]
 
@@ -116,10 +117,6 @@ def _applied(function: Callable[..., Any], setup: SetupContext, by_output: Calla
         backward = staticmethod(by_output)
 
     return Direct.apply
-
-
-# Types of tensors that hold their own numbers and override nothing.
-PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 
 
 def looked_into(arguments: tuple[Any, ...]) -> bool:

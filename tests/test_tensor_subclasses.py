@@ -3,7 +3,7 @@
 import pytest
 import torch
 from every_loss import EVERY_LOSS, LOSSES
-from support import BACKENDS, assert_all_close
+from support import BACKENDS, assert_all_close, logits, soft
 from torch.utils._pytree import tree_map_only
 
 from twinloss.fast import DiceLoss, backend, wasserstein_distance_map
@@ -83,9 +83,16 @@ def test_keyword_arguments_and_one_argument_alone_may_be_of_a_subclass(made):
 @EVERY_SUBCLASS
 def test_wasserstein_distance_map_takes_subclasses(made):
     p, y = torch.tensor([[[0.25, 0.5], [0.75, 0.5]]]), torch.tensor([[0, 1]])
-    found = wasserstein_distance_map(made(p), made(y), [[0, 1], [1, 0]])
+    found = wasserstein_distance_map(made(p), made(y), made(torch.tensor([[0, 1], [1, 0]])))
     assert type(found) is torch.Tensor
     assert torch.equal(found, torch.tensor([[0.75, 0.5]]))
+
+
+@EVERY_SUBCLASS
+def test_weights_may_be_of_a_subclass(made):
+    x, target = logits(1, 2, 4), soft(1, 2, 4)
+    found = DiceLoss(softmax=True, weight=made(torch.tensor([1.0, 2.0])))(x, target)
+    assert torch.equal(found, DiceLoss(softmax=True, weight=[1.0, 2.0])(x, target))
 
 
 def test_subclass_that_dispatches_by_itself_keeps_doing_so():
