@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Collection
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+# Types of tensors that hold their own numbers and override nothing.
+PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+
+
+def unwrapped(value: Any) -> Any:
+    """A subclass of tensors as a plain tensor with the same numbers and graph.
+
+    A subclass that has a `__torch_dispatch__` of its own may hold no numbers, as that of fake tensors, or a part of
+    them, as that of distributed tensors. It stays as it is, and the operators of torch deal with it.
+    """
+    if not isinstance(value, Tensor) or type(value) in PLAIN_TENSORS:
+        return value
+    if type(value).__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl:
+        return value
+    with torch._C.DisableTorchFunctionSubclass():
+        return value.as_subclass(Tensor)
 
 
 def check_tensors(**given: Any) -> None:
@@ -27,16 +47,6 @@ def check_tensors(**given: Any) -> None:
         raise ValueError(f"all tensors must be on one device, got {where}: move them with .to(device)")
 
 
-def type_of_images(first: Tensor, second: Tensor) -> torch.dtype:
-    """Return the type of a loss of two images: float64 if either is float64, else that of the first.
-
-    Integers count as float32.
-    """
-    if torch.float64 in (first.dtype, second.dtype):
-        return torch.float64
-    return first.dtype if first.is_floating_point() else torch.float32
-
-
 def checked_flag(value: Any, name: str) -> bool:
     """A switch as a bool; a string is none, but an argument that has come to the wrong place."""
     if isinstance(value, str):
@@ -50,7 +60,7 @@ def checked_flag(value: Any, name: str) -> bool:
 def numbers(value: Any, name: str) -> Tensor:
     """Numbers, an array or nested lists of them in float64 on the CPU, without a gradient."""
     try:
-        return torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+        return torch.as_tensor(unwrapped(value), dtype=torch.float64, device="cpu").detach()
     except (RuntimeError, TypeError, ValueError, OverflowError, NotImplementedError) as error:
         raise TypeError(f"{name} must be a number or an array of numbers, got {value!r}") from error
 
@@ -58,3 +68,13 @@ def numbers(value: Any, name: str) -> Tensor:
 def is_one_of(value: Any, choices: Collection[str]) -> bool:
     """Whether a value is one of some names; what is no string is none, and need not compare with one."""
     return isinstance(value, str) and value in choices
+
+
+def warn(message: str) -> None:
+    """Warn of a call at the user's line, which is the first outside of this package and of torch."""
+    level = 2
+    if not torch.compiler.is_compiling():
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_globals.get("__name__", "").startswith(("twinloss.fast.", "torch.")):
+            frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from twinloss.fast.arguments import check_tensors, checked_flag
+from twinloss.fast.arguments import check_tensors, checked_flag, warn
 from twinloss.fast.distributed import ProcessGroup
 from twinloss.fast.fraction import Terms, fraction
+from twinloss.fast.loss import entry_point
 from twinloss.fast.segmentation import (
     ClassWeight,
     SegmentationLoss,
@@ -102,6 +102,7 @@ class DiceLoss(SegmentationLoss):
         self.weight = checked_weight(weight)
         self.soft_label = checked_flag(soft_label, "soft_label")
 
+    @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         return self._loss(input, target, None)
@@ -140,6 +141,7 @@ class MaskedDiceLoss(DiceLoss):
     :class:`DiceLoss`.
     """
 
+    @entry_point
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss under `mask`, (B, 1, *S) or (1, 1, *S); without one a warning and plain Dice.
 
@@ -147,7 +149,7 @@ class MaskedDiceLoss(DiceLoss):
             ValueError: if the mask's shape does not fit the input's, or its values lie outside [0, 1].
         """
         if mask is None:
-            warnings.warn("no mask given: the loss is that of DiceLoss", UserWarning, stacklevel=2)
+            warn("no mask given: the loss is that of DiceLoss")
         return self._loss(input, target, mask)
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from twinloss.fast import backend
 from twinloss.fast.dice import CompoundDiceLoss
 from twinloss.fast.distributed import ProcessGroup
+from twinloss.fast.loss import entry_point
 from twinloss.fast.segmentation import ClassWeight, Voxels, checked_number, checked_weight, mean_of, weight_by_class
 from twinloss.fast.statistics import Activation, Statistics
 
@@ -98,6 +100,7 @@ class DiceCELoss(CompoundDiceLoss):
         if self.label_smoothing > 1:
             raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
 
+    @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         self._check_reduction()
@@ -111,7 +114,8 @@ class DiceCELoss(CompoundDiceLoss):
         else:
             dice_sums, ce_sums = self.two_sums(voxels, activation, plan)
         dice = self.reduced(self.dice(dice_sums, voxels), input.ndim)
-        return (self.lambda_dice * dice + self.lambda_ce * self._cross_entropy(ce_sums, voxels)).to(input.dtype)
+        loss = self.lambda_dice * dice + self.lambda_ce * self._cross_entropy(ce_sums, voxels)
+        return loss.to(backend.result_type(input))
 
     def _check_reduction(self) -> None:
         if self.reduction not in ("mean", "sum"):

@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from twinloss.fast import backend
 from twinloss.fast.dice import CompoundDiceLoss
 from twinloss.fast.distributed import ProcessGroup
 from twinloss.fast.focal import FocalTerm
+from twinloss.fast.loss import entry_point
 from twinloss.fast.segmentation import ClassWeight, checked_number, checked_reduction
 
 
@@ -98,9 +100,10 @@ class DiceFocalLoss(CompoundDiceLoss):
         self.lambda_dice = checked_number(lambda_dice, "lambda_dice")
         self.lambda_focal = checked_number(lambda_focal, "lambda_focal")
 
+    @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
-        reduction = checked_reduction(self.reduction)
+        reduction, kind = checked_reduction(self.reduction), backend.result_type(input)
         voxels = self.compound_voxels(input, target)
         if reduction == "none":
             voxels = voxels.widened()
@@ -111,5 +114,5 @@ class DiceFocalLoss(CompoundDiceLoss):
         weight = self.term.weight if self.weight is None else self.seen(self.weight, voxels)
         if reduction == "none":
             focal = self.term.unreduced(voxels, weight)
-            return (dice + self.lambda_focal * focal).to(input.dtype)
-        return (dice + self.lambda_focal * self.term.reduced(focal_sums, voxels, reduction, weight)).to(input.dtype)
+            return (dice + self.lambda_focal * focal).to(kind)
+        return (dice + self.lambda_focal * self.term.reduced(focal_sums, voxels, reduction, weight)).to(kind)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from enum import Enum
 from typing import Any
 
 import torch
@@ -11,14 +13,60 @@ from torch import distributed as dist
 ProcessGroup = Any  # torch.distributed.ProcessGroup, which a build of torch without it lacks
 
 
+def is_group(value: Any) -> bool:
+    """Whether a value is a process group."""
+    return dist.is_available() and isinstance(value, dist.ProcessGroup)
+
+
 def checked_group(group: ProcessGroup | None) -> ProcessGroup | None:
     """A process group, or None."""
-    if group is None or (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+    if group is None or is_group(group):
         return group
     raise TypeError(
         f"process_group must be None or a torch.distributed.ProcessGroup, got {type(group).__name__}: after "
         "torch.distributed.init_process_group() the one of all ranks is torch.distributed.group.WORLD"
     )
+
+
+# A process group belongs to the processes that made it. Copies of a loss share the group. A pickle of it cannot hold
+# the group, and stands for it by its name, which only the default group of all ranks has.
+
+
+class _Named(Enum):
+    """What stands for a process group in a pickle."""
+
+    DEFAULT = "default"
+
+
+def to_be_pickled(value: Any) -> Any:
+    """Return what stands for a value in a pickle: for the default process group its name, for all else the value.
+
+    Raises:
+        TypeError: for another process group.
+    """
+    if not is_group(value):
+        return value
+    if value is dist.group.WORLD:
+        return _Named.DEFAULT
+    raise TypeError(
+        "a loss with a process group other than torch.distributed.group.WORLD cannot be pickled or saved, as the group "
+        "belongs to its processes: save the loss without process_group, and assign the group after loading"
+    )
+
+
+def restored(value: Any) -> Any:
+    """Return what a value in a pickle stands for: of the name of the default process group that of this process."""
+    if value is not _Named.DEFAULT:
+        return value
+    if dist.is_available() and dist.is_initialized():
+        return dist.group.WORLD
+    warnings.warn(
+        "the loss was saved with the default process group, and this process has none: it now sees the data of this "
+        "process alone. Call torch.distributed.init_process_group before loading, or assign process_group",
+        UserWarning,
+        stacklevel=2,
+    )
+    return None
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -10,12 +10,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.modules.loss import _Loss
 
 from twinloss.fast import backend
 from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of
+from twinloss.fast.loss import Loss, entry_point
 from twinloss.fast.memory import empty
-from twinloss.fast.operators import Operator, looked_into, operator
+from twinloss.fast.operators import Operator, looked_into, operator, slopes_by_torch
 from twinloss.fast.segmentation import checked_reduction
 from twinloss.fast.threads import for_each_chunk
 
@@ -63,7 +63,7 @@ class FieldKernels(NamedTuple):
     both: Callable[[Tensor, np.ndarray, np.ndarray, int], tuple[float, Tensor]]
 
 
-class FieldLoss(_Loss):
+class FieldLoss(Loss):
     """The mean over voxels and components of an energy, which is a sum of squared differences of the field.
 
     A subclass has `kernels`, `weigh`, what each unscaled squared difference of each component counts, by stencil and
@@ -87,10 +87,11 @@ class FieldLoss(_Loss):
         if self.spacing is not None and not all(0 < size < math.inf for size in self.spacing):
             raise ValueError(f"spacing must be positive and finite along each axis, got {self.spacing}")
 
+    @entry_point
     def forward(self, pred: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         self._check(pred)
-        wide = backend.widened(pred)
+        wide, kind = backend.widened(pred), backend.result_type(pred)
         reduction, margin = checked_reduction(self.reduction), self.margins[self.stencil]
         by_kernel = backend.choose(wide) == "kernel"
         grid = Grid(tuple(pred.shape[1:]), self.normalize, self.spacing)
@@ -99,14 +100,14 @@ class FieldLoss(_Loss):
         if by_kernel and reduction != "none" and not looked_into((pred,)):
             weighed = _weighed(self.weigh, self.stencil, grid)
             ahead = torch.is_grad_enabled() and wide.requires_grad
-            loss: Tensor = _ReducedEnergy.apply(wide, self.kernels, weighed, margin, count, pred.dtype, ahead)
+            loss: Tensor = _ReducedEnergy.apply(wide, self.kernels, weighed, margin, count, kind, ahead)
             return loss
         weights = torch.tensor(self.weigh(self.stencil, grid), dtype=torch.float64, device=pred.device)
         energies = self.kernels.operator if by_kernel else self.kernels.plain
         energy = energies(_fields(wide), weights, margin, reduction == "none")
         if reduction == "none":
             energy = energy.reshape(*pred.shape[:2], *inside)
-        return (energy / count).to(pred.dtype)
+        return (energy / count).to(kind)
 
     def _check(self, pred: Tensor) -> None:
         check_tensors(pred=pred)
@@ -165,10 +166,10 @@ class _ReducedEnergy(torch.autograd.Function):
         (pred,) = ctx.saved_tensors
         kernels, weights, margin, count = ctx.rest
         gradient, ctx.gradient = ctx.gradient, None  # which is the caller's from now on
-        if torch.is_grad_enabled():  # a graph of the gradient is asked for: plain torch has one
-            energy = kernels.plain(_fields(pred), torch.tensor(weights), margin, False) / count
-            gradient = torch.autograd.grad(energy.to(upstream[0].dtype), pred, upstream[0], create_graph=True)[0]
-            return gradient, *[None] * 6
+        if backend.by_torch(upstream[0]):
+            rest = torch.from_numpy(weights), margin, False
+            made = slopes_by_torch(lambda: kernels.plain(_fields(pred), *rest) / count, (pred,), upstream[0])
+            return *made, *[None] * 6
         factor = upstream[0].item()
         if gradient is None:
             fields = _fields(pred)
@@ -315,9 +316,8 @@ def _give_gradient(energies: Operator, slopes: Operator, plain: Energies) -> Non
 
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         u, weights = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a graph of the gradient is asked for: plain torch has one
-            energy = plain(u, weights, ctx.margin, ctx.voxelwise)
-            gradient = torch.autograd.grad(energy, u, upstream, create_graph=True)[0]
+        if backend.by_torch(upstream):
+            (gradient,) = slopes_by_torch(lambda: plain(u, weights, ctx.margin, ctx.voxelwise), (u,), upstream)
         else:
             gradient = slopes(upstream, u, weights, ctx.margin)
         return gradient, None, None, None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from twinloss.fast.arguments import checked_flag
+from twinloss.fast import backend
+from twinloss.fast.arguments import checked_flag, warn
+from twinloss.fast.loss import entry_point
 from twinloss.fast.segmentation import (
     ClassWeight,
     SegmentationLoss,
@@ -46,7 +47,7 @@ class FocalTerm:
     def warn(self, input: Tensor) -> None:
         """Say that one channel is taken as binary whatever `use_softmax` says."""
         if self.use_softmax and input.shape[1] == 1:
-            warnings.warn("single channel prediction, `use_softmax=True` ignored", UserWarning, stacklevel=3)
+            warn("single channel prediction, `use_softmax=True` ignored")
 
     def plan(self) -> dict[str, Any]:
         """What the statistics are asked for."""
@@ -92,7 +93,7 @@ class FocalTerm:
 
     def slopes(self, voxels: Voxels, reduction: str, weight: Any) -> Tensor:
         """What a hit of each item and class adds to `reduced`, (B, C)."""
-        each = torch.ones(voxels.input.shape[:2], dtype=torch.float64)
+        each = torch.ones(voxels.input.shape[:2], dtype=torch.float64, device=voxels.input.device)
         added = self.weighted(each, 0 * each, voxels, weight)
         counts = voxels.counts()
         added = added / (counts.sum() * added.shape[1] if reduction == "mean" else counts.unsqueeze(1))
@@ -156,14 +157,15 @@ class FocalLoss(SegmentationLoss):
         super().__init__(include_background, to_onehot_y, False, False, None, reduction, 0, 0, False, ignore_index)
         self.term = FocalTerm(gamma, weight, alpha, use_softmax)
 
+    @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
-        reduction = checked_reduction(self.reduction)
+        reduction, kind = checked_reduction(self.reduction), backend.result_type(input)
         voxels = self.voxels(input, target)
         self.term.warn(input)
         if reduction == "none":
-            return self.term.unreduced(voxels, self.term.weight).to(input.dtype)
+            return self.term.unreduced(voxels, self.term.weight).to(kind)
         arguments = voxels, reduction, self.term.weight
         foresee = partial(self.term.slopes, *arguments)
         sums = voxels.sums(self.term.activation(input.shape[1]), foresee=foresee, **self.term.plan())
-        return self.term.reduced(sums, *arguments).to(input.dtype)
+        return self.term.reduced(sums, *arguments).to(kind)

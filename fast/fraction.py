@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from twinloss.fast import backend
-from twinloss.fast.operators import apply, looked_into, on_arrays
+from twinloss.fast.operators import apply, looked_into, on_arrays, save, slopes_by_torch
 from twinloss.fast.statistic_rows import FN, ROWS, TP, VOLUME
 from twinloss.fast.statistics import Plan, flat, gradient_of_voxels, plain_sums, sums_of_voxels
 
@@ -86,7 +86,12 @@ class _Fraction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         *tensors, ctx.terms = inputs
-        ctx.save_for_backward(*tensors, output)
+        save(ctx, *tensors, output)
+
+    @staticmethod
+    def along(ctx: Any, *tangents: Any) -> Tensor:
+        """The slope of the loss along tangents of the statistics and the weights."""
+        return _slope_along(tangents[:3], *ctx.saved_tensors, ctx.terms)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -99,7 +104,7 @@ _fraction = apply(_Fraction)
 
 
 def _by_class(stack: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
-    rows = stack[:, :, terms.first :]
+    rows = stack[:, :, terms.first :] if terms.first else stack  # a slice of all has no rule for batches in torch
     if terms.batch:
         rows = rows.sum(axis=1, keepdims=True)
     overlap, errors = (sum(factor * rows[row] for row, factor in part) for part in (terms.overlap, terms.errors))
@@ -149,7 +154,10 @@ def _slopes(
         by_row[TP], by_row[VOLUME] = -by_denominator * both, by_row.pop(FN)
     else:
         by_row.update((row, factor * in_overlap) for row, factor in terms.overlap)
-    slopes = (np if isinstance(stack, np.ndarray) else torch).zeros_like(stack)
+    if isinstance(stack, np.ndarray):
+        slopes = np.zeros_like(stack)
+    else:  # under torch.func they must be batched as what is written into them
+        slopes = torch.zeros_like(stack) + torch.zeros_like(in_errors).sum()
     w_errors = w_overlap if w_errors is None else w_errors
     of_overlap = [row for row, _ in terms.overlap]
     for row, slope in by_row.items():
@@ -166,6 +174,27 @@ def _slopes_of_weights(
     in_overlap, in_errors, *_ = _slopes_of_parts(upstream, *pooled, loss, terms)
     in_overlap, in_errors = in_overlap * overlap, in_errors * errors
     return (in_overlap + in_errors, None) if w_errors is None else (in_overlap, in_errors)
+
+
+def _slope_along(
+    tangents: Sequence[Tensor | None],
+    stack: Tensor,
+    w_overlap: Tensor | None,
+    w_errors: Tensor | None,
+    loss: Tensor,
+    terms: Terms,
+) -> Tensor:
+    along, *of_weights = tangents
+    parts, weights = _by_class(stack, terms), (w_overlap, w_overlap if w_errors is None else w_errors)
+    if w_errors is None:
+        of_weights = [of_weights[0], of_weights[0]]
+    in_overlap, in_errors, *_ = _slopes_of_parts(torch.ones_like(loss), *_pooled(*parts, *weights), loss, terms)
+    moved = _pooled(*_by_class(torch.zeros_like(stack) if along is None else along, terms), *weights)
+    by_weights = [
+        0 if tangent is None else (tangent * part).sum(1, keepdim=True)
+        for tangent, part in zip(of_weights, parts, strict=True)
+    ]
+    return in_overlap * (moved[0] + by_weights[0]) + in_errors * (moved[1] + by_weights[1])
 
 
 def reduced_fraction(
@@ -217,19 +246,22 @@ class _ReducedFraction(torch.autograd.Function):
         total = backend.kernels("fraction").fraction(sums, *factors, *options, slopes)
         ctx.save_for_backward(*tensors)
         ctx.rest = matrix, plan, terms, weigh, mean, slopes
-        return torch.scalar_tensor(total, dtype=dtype)
+        return torch.scalar_tensor(total, dtype=dtype, device="cpu")
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
         matrix, plan, terms, weigh, mean, slopes = ctx.rest
         kept, ctx.kept = ctx.kept, None  # or else it would live as long as the loss
-        if torch.is_grad_enabled():  # a graph of the gradient is asked for: plain torch has one
-            voxels = [None if each is None else flat(each) for each in tensors]
-            sums = plain_sums(*voxels, None if matrix is None else torch.from_numpy(matrix), plan)
-            by_item = fraction(sums, terms, *weigh(volumes(sums[VOLUME].detach(), terms)))
-            total = (by_item.mean() if mean else by_item.sum()).to(upstream[0].dtype)
-            gradient = torch.autograd.grad(total, tensors[0], upstream[0], create_graph=True, materialize_grads=True)[0]
+        if backend.by_torch(upstream[0]):
+
+            def loss() -> Tensor:
+                voxels = [None if each is None else flat(each) for each in tensors]
+                sums = plain_sums(*voxels, None if matrix is None else torch.from_numpy(matrix), plan)
+                by_item = fraction(sums, terms, *weigh(volumes(sums[VOLUME].detach(), terms)))
+                return by_item.mean() if mean else by_item.sum()
+
+            (gradient,) = slopes_by_torch(loss, tensors[:1], upstream[0])
         else:
             gradient = gradient_of_voxels(slopes, upstream[0].item(), *tensors, matrix, plan, kept)
         return gradient, *[None] * 9

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from twinloss.fast.arguments import checked_flag, is_one_of
 from twinloss.fast.distributed import ProcessGroup
+from twinloss.fast.loss import entry_point
 from twinloss.fast.segmentation import SegmentationLoss
 from twinloss.fast.statistics import Overlap
 
@@ -94,6 +95,7 @@ class GeneralizedDiceLoss(SegmentationLoss):
         self.soft_label = checked_flag(soft_label, "soft_label")
         self.normalize_weights = checked_flag(normalize_weights, "normalize_weights")
 
+    @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         voxels = self.voxels(input, target)

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from twinloss.fast import backend
 from twinloss.fast.arguments import check_tensors, is_one_of, numbers
 from twinloss.fast.fraction import Distances, Terms
+from twinloss.fast.loss import entry_point, untraced
 from twinloss.fast.segmentation import SegmentationLoss, ShapeError
 from twinloss.fast.statistic_rows import DISTANCE, NEARNESS
 
@@ -43,7 +45,14 @@ def wasserstein_distance_map(flat_proba: Tensor, flat_target: Tensor, dist_matri
     Returns:
         (B, N).
     """
-    matrix = torch.tensor(checked_distances(dist_matrix), dtype=flat_proba.dtype, device=flat_proba.device)
+    with untraced():  # it checks numbers
+        distances = checked_distances(dist_matrix)
+    return _distance_map(flat_proba, flat_target, distances)
+
+
+@entry_point
+def _distance_map(flat_proba: Tensor, flat_target: Tensor, distances: Distances) -> Tensor:
+    matrix = torch.tensor(distances, dtype=flat_proba.dtype, device=flat_proba.device)
     return (matrix[flat_target.long()].movedim(-1, 1) * flat_proba).sum(1)
 
 
@@ -119,6 +128,7 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
                 stacklevel=2,
             )
 
+    @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         check_tensors(input=input, target=target)
@@ -151,7 +161,7 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
 
     def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
         """Reduce per-item values, (B, 1), to (B,) with "none"."""
-        return self.reduced(loss[:, 0], 2).to(input.dtype)
+        return self.reduced(loss[:, 0], 2).to(backend.result_type(input))
 
     def wasserstein_distance_map(self, flat_proba: Tensor, flat_target: Tensor) -> Tensor:
         """Eq. 6 for probabilities (B, C, N) and labels (B, N), with this loss's distances; (B, N)."""

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
 from numbers import Integral
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
-from torch.nn.modules.loss import _Loss
 
 from twinloss.fast import backend
-from twinloss.fast.arguments import check_tensors, is_one_of, type_of_images
+from twinloss.fast.arguments import check_tensors, is_one_of, warn
 from twinloss.fast.distributed import ProcessGroup, checked_group, sum_over_ranks
 from twinloss.fast.joint_histogram import joint_histogram
+from twinloss.fast.loss import Loss, entry_point
 from twinloss.fast.segmentation import ShapeError, checked_number, checked_reduction
 
 _KERNELS = ("gaussian", "b-spline")
 
 
-class GlobalMutualInformationLoss(_Loss):
+class GlobalMutualInformationLoss(Loss):
     r"""Minus the mutual information of the intensities of two images.
 
     .. math::
@@ -99,6 +98,7 @@ class GlobalMutualInformationLoss(_Loss):
                 "extremes of the images, and each rank sees its own"
             )
 
+    @entry_point
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         check_tensors(pred=pred, target=target)
@@ -108,7 +108,7 @@ class GlobalMutualInformationLoss(_Loss):
             raise ShapeError(f"pred has shape {tuple(pred.shape)} and target {tuple(target.shape)}: they must be alike")
         if pred.ndim < 1 or pred.numel() == 0:
             raise ValueError(f"images must hold at least one item and one voxel, got shape {tuple(pred.shape)}")
-        kind = type_of_images(pred, target)
+        kind = backend.result_type(pred, target)
         wide = torch.float64 if kind == torch.float64 else torch.float32
         x, y = (
             image.to(wide).flatten(1) if image.ndim > 1 else image.to(wide).unsqueeze(1) for image in (pred, target)
@@ -132,11 +132,9 @@ class GlobalMutualInformationLoss(_Loss):
         low, high = (torch.stack(ends) for ends in zip(x.detach().aminmax(), y.detach().aminmax(), strict=True))
         if low.min() < 0 or high.max() > 1:
             _warned.add(self)
-            warnings.warn(
+            warn(
                 f"intensities beyond [0, 1] are clamped, and have no gradient: they lie in [{low.min().item():g}, "
-                f'{high.max().item():g}]. Scale the images, or use kernel_type="b-spline"',
-                UserWarning,
-                stacklevel=5,  # the line that calls the module
+                f'{high.max().item():g}]. Scale the images, or use kernel_type="b-spline"'
             )
 
 

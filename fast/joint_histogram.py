@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from twinloss.fast import backend
 from twinloss.fast.memory import empty
-from twinloss.fast.operators import operator
+from twinloss.fast.operators import operator, slopes_by_torch
 from twinloss.fast.threads import for_each_chunk
 
 # Voxels of a chunk, at least, and for each bin of its histogram, which then takes less room than they do; and chunks of
@@ -203,11 +203,9 @@ def _backward(ctx: Any, gamma: Tensor) -> tuple[Tensor | None, ...]:
     kernel = ctx.plan[2]
     of_x, of_y = ctx.needs_input_grad[:2]
     by_x, by_y = None, None
-    if torch.is_grad_enabled():  # a graph of the gradient is asked for: plain torch has one
+    if backend.by_torch(gamma):
         asked = [image for image, needed in ((x, of_x), (y, of_y)) if needed]
-        made = torch.autograd.grad(
-            _plain(x, y, *ctx.plan), asked, gamma, create_graph=True, allow_unused=True, materialize_grads=True
-        )
+        made = slopes_by_torch(lambda: _plain(x, y, *ctx.plan), asked, gamma)
         by_x, by_y = (made[0] if of_x else None), (made[-1] if of_y else None)
     else:
         if of_x:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from twinloss.fast import backend
 from twinloss.fast.memory import empty
-from twinloss.fast.operators import looked_into, operator
+from twinloss.fast.operators import looked_into, operator, slopes_by_torch
 from twinloss.fast.threads import for_each_bundle, for_each_tile
 
 
@@ -202,7 +202,7 @@ def _sum_and_gradient(p: Tensor, t: Tensor, plan: tuple[Any, ...], slope: float 
         by_image, kept, _ = _local_correlation.function(p, t, *plan, False, gradients)
         if slope is None:
             return math.fsum(by_image), None
-        slopes = torch.full((count,), slope, dtype=torch.float64)
+        slopes = torch.full((count,), slope, dtype=torch.float64, device=p.device)
         return math.fsum(by_image), _local_correlation_backward.function(slopes, p, t, kept, kept[:, 1:], *shape)
 
     def room(fields: int, planes: int, dtype: torch.dtype) -> Any:
@@ -292,10 +292,10 @@ class _ReducedCorrelation(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         plan, factor = ctx.rest
         gradient, ctx.gradient = ctx.gradient, None  # which is the caller's from now on
-        if torch.is_grad_enabled():  # a graph of the gradient is asked for: plain torch has one
-            p, t = _images(ctx)
-            total = factor * _plain(p, t, *plan, False).sum()
-            gradient = torch.autograd.grad(total.to(upstream[0].dtype), p, upstream[0], create_graph=True)[0]
+        if backend.by_torch(upstream[0]):
+            with torch.enable_grad():  # which images that are made again need
+                p, t = _images(ctx)
+            (gradient,) = slopes_by_torch(lambda: factor * _plain(p, t, *plan, False).sum(), (p,), upstream[0])
         elif gradient is None:
             _, gradient = _sum_and_gradient(*_images(ctx), plan, factor * upstream[0].item())
         elif upstream[0] != 1:
@@ -344,7 +344,7 @@ def _local_correlation(
         more = p.new_empty(0)
     if voxelwise:
         return score, kept, more
-    return torch.tensor([math.fsum(of_image) for of_image in totals], dtype=torch.float64), kept, more
+    return torch.tensor([math.fsum(each) for each in totals], dtype=torch.float64, device=p.device), kept, more
 
 
 @operator("local_correlation_backward")
@@ -367,18 +367,18 @@ def _local_correlation_backward(
 @_local_correlation.fake
 def _(p: Tensor, t: Tensor, *plan: Any) -> tuple[Tensor, Tensor, Tensor]:
     voxelwise, gradients = plan[-2:]
-    score = torch.empty(p.shape, dtype=p.dtype) if voxelwise else p.new_empty(p.shape[:1], dtype=torch.float64)
+    score = p.new_empty(p.shape) if voxelwise else p.new_empty(p.shape[:1], dtype=torch.float64)
     nothing = p.new_empty(0)
     return (
         score,
-        torch.empty((p.shape[0], 3, *p.shape[1:]), dtype=p.dtype) if gradients > 0 else nothing,
-        torch.empty((p.shape[0], 2, *p.shape[1:]), dtype=p.dtype) if gradients > 1 else nothing.clone(),
+        p.new_empty((p.shape[0], 3, *p.shape[1:])) if gradients > 0 else nothing,
+        p.new_empty((p.shape[0], 2, *p.shape[1:])) if gradients > 1 else nothing.clone(),
     )
 
 
 @_local_correlation_backward.fake
 def _(upstream: Tensor, p: Tensor, *_: Any) -> Tensor:
-    return torch.empty(p.shape, dtype=p.dtype)
+    return p.new_empty(p.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -392,10 +392,9 @@ def _backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ..
     p, t, kept, more = ctx.saved_tensors
     made: list[Tensor | None] = [None, None]
     needed = [k for k in range(2) if ctx.needs_input_grad[k] and upstream is not None]
-    if torch.is_grad_enabled() and needed:  # a graph of the gradient is asked for: plain torch has one
-        gradients = torch.autograd.grad(
-            _plain(p, t, *ctx.plan[:-1]), [(p, t)[k] for k in needed], upstream, create_graph=True
-        )
+    if needed and backend.by_torch(upstream):
+        images = [(p, t)[k] for k in needed]
+        gradients = slopes_by_torch(lambda: _plain(p, t, *ctx.plan[:-1]), images, upstream)
         for k, gradient in zip(needed, gradients, strict=True):
             made[k] = gradient
     else:

@@ -6,17 +6,18 @@ from numbers import Integral
 
 import torch
 from torch import Tensor
-from torch.nn.modules.loss import _Loss
 
-from twinloss.fast.arguments import check_tensors, is_one_of, type_of_images
+from twinloss.fast import backend
+from twinloss.fast.arguments import check_tensors, is_one_of
 from twinloss.fast.local_correlation import local_correlation, reduced_correlation
+from twinloss.fast.loss import Loss, entry_point
 from twinloss.fast.segmentation import ShapeError, checked_number, checked_reduction
 
 _KERNELS = ("rectangular", "triangular", "gaussian")
 _DENOMINATORS = ("product", "clamp")
 
 
-class LocalNormalizedCrossCorrelationLoss(_Loss):
+class LocalNormalizedCrossCorrelationLoss(Loss):
     r"""Minus the squared correlation coefficient of two images in a window around each voxel.
 
     .. math::
@@ -93,10 +94,11 @@ class LocalNormalizedCrossCorrelationLoss(_Loss):
         self.smooth_dr = checked_number(smooth_dr, "smooth_dr")
         self.denominator = denominator
 
+    @entry_point
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         self._check(pred, target)
-        kind = type_of_images(pred, target)
+        kind = backend.result_type(pred, target)
         wide = torch.float64 if kind == torch.float64 else torch.float32
         p, t = (image.to(wide).reshape(-1, *[1] * (3 - self.ndim), *image.shape[2:]) for image in (pred, target))
         if t.requires_grad and not p.requires_grad:

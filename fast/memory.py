@@ -30,7 +30,7 @@ def _madvise() -> Callable[..., Any] | None:
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """`torch.empty` on the CPU, which asks for large pages for what covers any; the system may decline."""
-    made = torch.empty(tuple(shape), dtype=dtype)
+    made = torch.empty(tuple(shape), dtype=dtype, device="cpu")
     start = -(-made.data_ptr() // _PAGE) * _PAGE
     size = (made.data_ptr() + made.nbytes) // _PAGE * _PAGE - start
     if size > 0 and (madvise := _madvise()) is not None:

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.modules.loss import _Loss
 
 from twinloss.fast import backend
-from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of, type_of_images
+from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of
 from twinloss.fast.local_correlation import made_from
+from twinloss.fast.loss import Loss, entry_point
 from twinloss.fast.memory import empty
 from twinloss.fast.operators import looked_into, operator
 from twinloss.fast.segmentation import checked_number, checked_reduction
 from twinloss.fast.threads import for_each_tile
 
 
-class MultiScaleLoss(_Loss):
+class MultiScaleLoss(Loss):
     r"""A loss of two images that are smoothed alike, at each of some scales.
 
     .. math::
@@ -79,10 +79,11 @@ class MultiScaleLoss(_Loss):
         self.kernel = kernel
         self.normalize_kernel = checked_flag(normalize_kernel, "normalize_kernel")
 
+    @entry_point
     def forward(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         check_tensors(y_true=y_true, y_pred=y_pred)
-        kind = type_of_images(y_pred, y_true)
+        kind = backend.result_type(y_pred, y_true)
         wide = torch.float64 if kind == torch.float64 else torch.float32
         for image in (y_pred, y_true):
             if not 3 <= image.ndim <= 5:
@@ -186,7 +187,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
     # With symmetric taps, and nothing beyond the borders, smoothing is its own adjoint.
-    return _smooth(upstream, ctx.taps, ctx.rank), None, None
+    smooth = _plain if backend.by_torch(upstream) else _smooth
+    return smooth(upstream, ctx.taps, ctx.rank), None, None
 
 
 _smooth.differentiable(_setup_context, _backward)

@@ -6,7 +6,7 @@ longer than a kernel does on a small volume, so that a call that nobody looks in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from twinloss.fast import backend
+from twinloss.fast.arguments import PLAIN_TENSORS
 
 SetupContext = Callable[[Any, tuple[Any, ...], Any], None]
 
@@ -55,14 +56,28 @@ def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
 
 
 def apply(function: type[Function]) -> Callable[..., Any]:
-    """`function.apply`, without the signature that torch looks up at each call of a forward that takes no context."""
+    """Make of a function what its `apply` is, in the form that serves a call best.
+
+    Torch looks up the signature of a forward that takes no context at each call: nobody needs that in eager mode. A
+    compiler takes no function that has a `jvp`: so the derivative in forward mode is a static method `along`, and `jvp`
+    only where somebody asks for it.
+    """
     direct = _applied(function.forward, function.setup_context, function.backward)
+    in_forward_mode = type(function.__name__, (function,), {"jvp": staticmethod(function.along)})
 
     def applied(*arguments: Any) -> Any:
-        seen = torch.compiler.is_compiling() or backend.transformed()
-        return (function.apply if seen else direct)(*arguments)
+        if backend.observed():
+            return in_forward_mode.apply(*arguments)
+        return (function.apply if torch.compiler.is_compiling() else direct)(*arguments)
 
     return applied
+
+
+def save(ctx: Any, *tensors: Tensor | None) -> None:
+    """Save tensors for `backward`, and for `along`."""
+    ctx.save_for_backward(*tensors)
+    if backend.observed():
+        ctx.save_for_forward(*tensors)
 
 
 def on_arrays(formula: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,13 +89,21 @@ def on_arrays(formula: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(formula)
     def compute(*arguments: Any) -> Any:
-        if torch.is_grad_enabled() or not arguments[0].is_cpu or backend.transformed() or looked_into(arguments):
+        if looked_into(arguments) or backend.by_torch(arguments[0]) or not arguments[0].is_cpu:
             return formula(*arguments)
         with np.errstate(all="ignore"):
             made = formula(*(each.numpy() if isinstance(each, Tensor) else each for each in arguments))
         return torch.from_numpy(made)
 
     return compute
+
+
+def slopes_by_torch(plain: Callable[[], Tensor], inputs: Sequence[Tensor], upstream: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of a plain form in some inputs, which ask for them, given the slope in its result."""
+    graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        made = plain().to(upstream.dtype)
+    return torch.autograd.grad(made, inputs, upstream, create_graph=graph, allow_unused=True, materialize_grads=True)
 
 
 def _applied(function: Callable[..., Any], setup: SetupContext, by_output: Callable[..., Any]) -> Callable[..., Any]:
@@ -96,14 +119,11 @@ def _applied(function: Callable[..., Any], setup: SetupContext, by_output: Calla
     return Direct.apply
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
 def looked_into(arguments: tuple[Any, ...]) -> bool:
     """Whether a compiler, a dispatch mode such as that of fake tensors, or a subclass of tensors is to see a call."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return True
     for each in arguments:  # a generator would take twice as long
-        if isinstance(each, Tensor) and type(each) not in _PLAIN:
+        if isinstance(each, Tensor) and type(each) not in PLAIN_TENSORS:
             return True
     return False

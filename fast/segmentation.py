@@ -6,7 +6,6 @@ The reference has them in `reference/options.py`, `segmentation.py` and `reducti
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -15,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.modules.loss import _Loss
 
 from twinloss.fast import backend
-from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of, numbers
+from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of, numbers, warn
 from twinloss.fast.distributed import ProcessGroup, checked_group, sum_over_ranks
 from twinloss.fast.fraction import Distances, Terms, Weigh, fraction, reduced_fraction, volumes
+from twinloss.fast.loss import Loss
 from twinloss.fast.statistic_rows import FN, FP, TP
 from twinloss.fast.statistics import Activation, Foresee, Overlap, Plan, Statistics, flat, ignored, statistics
 
@@ -161,7 +160,7 @@ class Voxels:
         return p
 
 
-class SegmentationLoss(_Loss):
+class SegmentationLoss(Loss):
     """Input (B, C, *S) against a target of the same shape, or labels (B, 1, *S); spatial rank 0 to 3 and beyond."""
 
     def __init__(
@@ -231,12 +230,13 @@ class SegmentationLoss(_Loss):
         weigh: Weigh = lambda volume: (),
         distances: Distances | None = None,
     ) -> Tensor:
-        """The loss that is no more than a fraction of the statistics, in the input's type."""
+        """The loss that is no more than a fraction of the statistics, of the type `backend.result_type`."""
         activation, reduction = self.activation(input), checked_reduction(self.reduction)
         if isinstance(activation, str) and self.process_group is None and reduction != "none":
             plan = voxels.plan(activation, overlap=overlap)
             tensors = voxels.input, voxels.target, voxels.mask
-            loss = reduced_fraction(*tensors, distances, plan, terms, weigh, reduction == "mean", input.dtype)
+            kind = backend.result_type(input)
+            loss = reduced_fraction(*tensors, distances, plan, terms, weigh, reduction == "mean", kind)
             if loss is not None:
                 return loss
         matrix = None if distances is None else torch.tensor(distances, dtype=torch.float64, device=input.device)
@@ -244,8 +244,8 @@ class SegmentationLoss(_Loss):
         return self.reduce(fraction(sums.stack, terms, *weigh(volumes(sums.volume, terms))), input)
 
     def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
-        """Reduce per-item values and give them the input's type."""
-        return self.reduced(loss, input.ndim).to(input.dtype)
+        """Reduce per-item values and give them the type of the loss, see `backend.result_type`."""
+        return self.reduced(loss, input.ndim).to(backend.result_type(input))
 
     def reduced(self, loss: Tensor, ndim: int) -> Tensor:
         """Reduce per-item values; with "none" they get a shape that broadcasts against an input of `ndim` axes."""
@@ -270,7 +270,7 @@ class SegmentationLoss(_Loss):
                 ("include_background=False", not self.include_background),
             ):
                 if ignored:
-                    warnings.warn(f"single channel prediction, `{option}` ignored", UserWarning, stacklevel=6)
+                    warn(f"single channel prediction, `{option}` ignored")
         labels = self.to_onehot_y and not single
         expected = (shape[0], 1, *shape[2:]) if labels else shape
         if tuple(target.shape) != expected:

@@ -41,7 +41,7 @@ from torch import Tensor
 
 from twinloss.fast import backend
 from twinloss.fast.memory import empty
-from twinloss.fast.operators import looked_into, operator
+from twinloss.fast.operators import apply, looked_into, operator, save, slopes_by_torch
 from twinloss.fast.statistic_rows import HITS, MISSES, ROWS, VOLUME
 from twinloss.fast.threads import for_each_range
 
@@ -231,17 +231,26 @@ class _Surprisal(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        save(ctx, *inputs)
+
+    @staticmethod
+    def along(ctx: Any, *tangents: Tensor) -> Tensor:
+        """Sum over the other classes of their p times their tangent, less (1 - p_k) times its own."""
+        surprisal = _surprisal(ctx.saved_tensors[0])
+        return _sum_of_others(torch.exp(-surprisal) * tangents[0]) + torch.expm1(-surprisal) * tangents[0]
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
         """p_k (sum of the upstream of the other classes) - (1 - p_k) (that of its own)."""
-        (x,) = ctx.saved_tensors
-        surprisal = _Surprisal.apply(x)
-        classes = x.shape[1]
-        exclusive = 1 - torch.eye(classes, dtype=x.dtype, device=x.device)
-        others = torch.einsum("kc,bc...->bk...", exclusive, upstream[0])
-        return torch.exp(-surprisal) * others + torch.expm1(-surprisal) * upstream[0]
+        surprisal = _surprisal(ctx.saved_tensors[0])
+        return torch.exp(-surprisal) * _sum_of_others(upstream[0]) + torch.expm1(-surprisal) * upstream[0]
+
+
+def _sum_of_others(by_class: Tensor) -> Tensor:
+    """For each class the sum over all others, (B, C, …), without taking a class away from the sum of all."""
+    exclusive = 1 - torch.eye(by_class.shape[1], dtype=by_class.dtype, device=by_class.device)
+    with backend.full_precision(by_class):
+        return (exclusive @ by_class.reshape(*by_class.shape[:2], -1)).reshape(by_class.shape)
 
 
 class _Complement(torch.autograd.Function):
@@ -255,7 +264,11 @@ class _Complement(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        save(ctx, *inputs)
+
+    @staticmethod
+    def along(ctx: Any, *tangents: Tensor) -> Tensor:
+        return tangents[0] * torch.exp(-ctx.saved_tensors[0])
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
@@ -278,7 +291,11 @@ class _Focused(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         surprisal, ctx.gamma = inputs
-        ctx.save_for_backward(surprisal)
+        save(ctx, surprisal)
+
+    @staticmethod
+    def along(ctx: Any, *tangents: Tensor) -> Tensor:
+        return tangents[0] * _slope_of_focused(ctx.saved_tensors[0], ctx.gamma)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
@@ -288,7 +305,7 @@ class _Focused(torch.autograd.Function):
 def _slope_of_focused(surprisal: Tensor, gamma: float) -> Tensor:
     if gamma == 0:
         return torch.ones_like(surprisal)
-    p, q = torch.exp(-surprisal), _Complement.apply(surprisal)
+    p, q = torch.exp(-surprisal), _complement(surprisal)
     ratio = p * torch.where(p == 0, 0, surprisal) / torch.where(q == 0, 1, q)
     return _power(q, gamma) * (1 + gamma * torch.where(q == 0, 1, ratio))
 
@@ -312,12 +329,22 @@ class _Weighed(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        save(ctx, *inputs)
+
+    @staticmethod
+    def along(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        (weight, term), (of_weight, of_term) = ctx.saved_tensors, tangents
+        along_weight = 0 if of_weight is None else of_weight * term
+        along_term = 0 if of_term is None else _weighed(weight, of_term)
+        return along_weight + along_term
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor]:
         weight, term = ctx.saved_tensors
-        return upstream[0] * term, _Weighed.apply(weight, upstream[0])
+        return upstream[0] * term, _weighed(weight, upstream[0])
+
+
+_surprisal, _complement, _focused, _weighed = map(apply, (_Surprisal, _Complement, _Focused, _Weighed))
 
 
 def _softplus(x: Tensor) -> Tensor:
@@ -328,8 +355,8 @@ def _softplus(x: Tensor) -> Tensor:
 def _probabilities(x: Tensor, activation: str) -> tuple[Tensor | None, Tensor, Tensor]:
     """-log p of a softmax, p, and 1 - p, each with a gradient that does not cancel where p saturates."""
     if activation == "softmax":
-        surprisal = _Surprisal.apply(x)
-        return surprisal, torch.exp(-surprisal), _Complement.apply(surprisal)
+        surprisal = _surprisal(x)
+        return surprisal, torch.exp(-surprisal), _complement(surprisal)
     if activation == "sigmoid":
         return None, torch.exp(-_softplus(-x)), torch.exp(-_softplus(x))
     return None, x, 1 - x
@@ -353,12 +380,12 @@ def _terms(
         else:
             tp, fp, fn = prediction * target, excess**2, lack**2
     if plan.surprisal != "none" and plan.activation == "softmax":
-        hits = _Weighed.apply(target, _Focused.apply(surprisal, plan.gamma))
+        hits = _weighed(target, _focused(surprisal, plan.gamma))
         if plan.surprisal == "all":
             misses = weight * surprisal
     elif plan.surprisal != "none":
-        hits = _Weighed.apply(target, _Focused.apply(_softplus(-x), plan.gamma))
-        misses = _Weighed.apply(weight * (1 - g), _Focused.apply(_softplus(x), plan.gamma))
+        hits = _weighed(target, _focused(_softplus(-x), plan.gamma))
+        misses = _weighed(weight * (1 - g), _focused(_softplus(x), plan.gamma))
     return tp, fp, fn, hits, misses, target
 
 
@@ -745,15 +772,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x, target, mask, matrix)
 
 
-def _graph_of_gradient(slopes: Tensor, x: Tensor, *rest: Any) -> Tensor:
-    sums = plain_sums(x, *rest)
-    return torch.autograd.grad(sums, x, slopes, create_graph=True, materialize_grads=True)[0]
-
-
 def _backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
-    if torch.is_grad_enabled():  # a graph of the gradient is asked for: plain torch has one
-        gradient = _graph_of_gradient(slopes, *tensors, Plan(*ctx.plan))
+    if backend.by_torch(slopes):
+        (gradient,) = slopes_by_torch(lambda: plain_sums(*tensors, Plan(*ctx.plan)), tensors[:1], slopes)
     else:
         gradient = voxel_sums_backward(slopes, *tensors, *ctx.plan)
     return gradient, *[None] * (len(tensors) - 1 + len(ctx.plan))
@@ -781,8 +803,8 @@ class _VoxelSums(torch.autograd.Function):
         tensors = ctx.saved_tensors
         gradient, ctx.gradient = ctx.gradient, None  # which is the caller's from now on
         kept, ctx.kept = ctx.kept, None  # or else it would live as long as the loss
-        if torch.is_grad_enabled():
-            return _graph_of_gradient(upstream[0], *tensors, ctx.plan), *[None] * 6
+        if backend.by_torch(upstream[0]):
+            return *slopes_by_torch(lambda: plain_sums(*tensors, ctx.plan), tensors[:1], upstream[0]), *[None] * 6
         slopes = np.ascontiguousarray(upstream[0].numpy())
         factor = None if gradient is None else _multiple(slopes, ctx.foreseen)
         if factor is None:

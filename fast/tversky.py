@@ -8,6 +8,7 @@ from torch import Tensor
 
 from twinloss.fast.arguments import checked_flag
 from twinloss.fast.distributed import ProcessGroup
+from twinloss.fast.loss import entry_point
 from twinloss.fast.segmentation import SegmentationLoss, checked_number
 from twinloss.fast.statistics import Overlap
 
@@ -85,6 +86,7 @@ class TverskyLoss(SegmentationLoss):
         self.beta = checked_number(beta, "beta")
         self.soft_label = checked_flag(soft_label, "soft_label")
 
+    @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         voxels = self.voxels(input, target)

@@ -1,0 +1,101 @@
+"""Every loss with options that take it different ways, and arguments for each: for what all losses do alike."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from support import labels, logits, soft
+
+from twinloss import fast
+
+DISTANCES = [[0.0, 1.0, 1.0], [1.0, 0.0, 0.5], [1.0, 0.5, 0.0]]
+
+
+@dataclass(frozen=True)
+class Each:
+    """A loss with its options, and what makes its arguments of a type: the first is the one with a gradient."""
+
+    make: Callable[[], torch.nn.Module]
+    arguments: Callable[[torch.dtype], tuple[torch.Tensor, ...]]
+
+    def __call__(self, *arguments):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "single channel prediction")
+            return self.make()(*arguments)
+
+
+def _of_labels(dtype):
+    return logits(2, 3, 4, 3, dtype=dtype), labels(2, 1, 4, 3)
+
+
+def _soft(dtype):
+    return logits(2, 3, 4, dtype=dtype), soft(2, 3, 4, dtype=dtype)
+
+
+def _binary(dtype):
+    return logits(2, 1, 4, 3, dtype=dtype), labels(2, 1, 4, 3, classes=2)
+
+
+def _masked(dtype):
+    return *_of_labels(dtype), torch.tensor([1.0, 0.5, 0.0]).expand(2, 1, 4, 3).to(dtype)
+
+
+def _field(dtype):
+    return (logits(1, 3, 5, 5, 5, dtype=dtype),)
+
+
+def _images(dtype):
+    return logits(1, 2, 5, 4, dtype=dtype).sigmoid(), logits(1, 2, 5, 4, dtype=dtype, seed=3).sigmoid()
+
+
+def _scaled_images(dtype):
+    return _images(dtype)[::-1]
+
+
+def _lncc(**options):
+    return fast.LocalNormalizedCrossCorrelationLoss(ndim=2, **options)
+
+
+_ON_LABELS = {"softmax": True, "to_onehot_y": True}
+LOSSES = {
+    "dice": Each(lambda: fast.DiceLoss(**_ON_LABELS), _of_labels),
+    "dice sigmoid": Each(lambda: fast.DiceLoss(sigmoid=True, squared_pred=True, batch=True), _soft),
+    "dice binary none": Each(lambda: fast.DiceLoss(sigmoid=True, jaccard=True, reduction="none"), _binary),
+    "dice weighted": Each(lambda: fast.DiceLoss(**_ON_LABELS, weight=[1.0, 2.0, 3.0], ignore_index=1), _of_labels),
+    "dice other_act": Each(lambda: fast.DiceLoss(other_act=torch.sigmoid, to_onehot_y=True), _of_labels),
+    "masked dice": Each(lambda: fast.MaskedDiceLoss(**_ON_LABELS), _masked),
+    "tversky": Each(lambda: fast.TverskyLoss(False, **_ON_LABELS, alpha=0.3, beta=0.7), _of_labels),
+    "tversky soft": Each(lambda: fast.TverskyLoss(softmax=True, soft_label=True), _soft),
+    "generalized dice": Each(lambda: fast.GeneralizedDiceLoss(**_ON_LABELS), _of_labels),
+    "generalized dice simple none": Each(
+        lambda: fast.GeneralizedDiceLoss(sigmoid=True, w_type="simple", reduction="none"), _soft
+    ),
+    "wasserstein": Each(lambda: fast.GeneralizedWassersteinDiceLoss(DISTANCES), _of_labels),
+    "wasserstein GDL": Each(
+        lambda: fast.GeneralizedWassersteinDiceLoss(DISTANCES, weighting_mode="GDL", reduction="none"), _of_labels
+    ),
+    "focal": Each(lambda: fast.FocalLoss(to_onehot_y=True), _of_labels),
+    "focal none": Each(lambda: fast.FocalLoss(reduction="none", alpha=0.25), _soft),
+    "focal binary": Each(lambda: fast.FocalLoss(use_softmax=False, gamma=1.5, alpha=0.25), _binary),
+    "dice ce": Each(lambda: fast.DiceCELoss(**_ON_LABELS), _of_labels),
+    "dice ce smoothed": Each(lambda: fast.DiceCELoss(sigmoid=True, label_smoothing=0.1), _binary),
+    "dice focal": Each(lambda: fast.DiceFocalLoss(**_ON_LABELS, gamma=1.0), _of_labels),
+    "dice focal none": Each(lambda: fast.DiceFocalLoss(sigmoid=True, use_softmax=False, reduction="none"), _soft),
+    "bending energy": Each(lambda: fast.BendingEnergyLoss(), _field),
+    "bending energy none": Each(lambda: fast.BendingEnergyLoss(reduction="none", stencil="wide"), _field),
+    "diffusion": Each(lambda: fast.DiffusionLoss(normalize=True), _field),
+    "diffusion none": Each(lambda: fast.DiffusionLoss(reduction="none", stencil="wide"), _field),
+    "lncc": Each(lambda: _lncc(kernel_type="gaussian"), _images),
+    "lncc none": Each(lambda: _lncc(reduction="none", denominator="clamp"), _images),
+    "mutual information": Each(lambda: fast.GlobalMutualInformationLoss(num_bins=8), _images),
+    "mutual information none": Each(
+        lambda: fast.GlobalMutualInformationLoss(num_bins=8, kernel_type="b-spline", reduction="none"), _images
+    ),
+    "multi-scale": Each(lambda: fast.MultiScaleLoss(_lncc(), scales=[0, 1.0]), _scaled_images),
+    "multi-scale none": Each(
+        lambda: fast.MultiScaleLoss(torch.nn.L1Loss(), scales=[1.0], kernel="cauchy", reduction="none"), _scaled_images
+    ),
+}
+EVERY_LOSS = pytest.mark.parametrize("each", [pytest.param(each, id=name) for name, each in LOSSES.items()])

@@ -1,0 +1,149 @@
+"""Copies, pickles and checkpoints of losses."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from every_loss import EVERY_LOSS
+
+from twinloss import fast
+from twinloss.fast import DiceLoss, GlobalMutualInformationLoss, MultiScaleLoss
+
+COPIES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "deepcopy of a model": lambda loss: copy.deepcopy(torch.nn.ModuleDict({"loss": loss}))["loss"],
+}
+EVERY_COPY = pytest.mark.parametrize("copied", list(COPIES.values()), ids=list(COPIES))
+
+
+def _pickled(loss):
+    return pickle.loads(pickle.dumps(loss))
+
+
+def _saved(loss):
+    file = io.BytesIO()
+    torch.save(torch.nn.ModuleDict({"loss": loss}), file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)["loss"]
+
+
+PICKLES = pytest.mark.parametrize("through", [_pickled, _saved], ids=["pickle", "torch.save"])
+
+
+@pytest.fixture
+def world(tmp_path):
+    """The default process group, of one rank."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield torch.distributed.group.WORLD
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@EVERY_LOSS
+@EVERY_COPY
+def test_copy_computes_the_same_and_has_options_of_its_own(each, copied):
+    loss = each.make()
+    made = copied(loss)
+    assert made is not loss
+    assert type(made) is type(loss)
+    assert torch.equal(made(*each.arguments(torch.float32)), loss(*each.arguments(torch.float32)))
+    made.reduction = "other"
+    made.eval()
+    assert loss.reduction != "other"
+    assert loss.training
+
+
+@EVERY_LOSS
+@PICKLES
+def test_pickle_computes_the_same(each, through):
+    loss = each.make()
+    assert torch.equal(through(loss)(*each.arguments(torch.float32)), loss(*each.arguments(torch.float32)))
+
+
+@EVERY_COPY
+def test_copy_shares_the_process_group(world, copied):
+    for loss in (DiceLoss(sigmoid=True, process_group=world), GlobalMutualInformationLoss(process_group=world)):
+        made = copied(loss)
+        assert made.process_group is world
+        torch.testing.assert_close(made(torch.rand(1, 1, 4), torch.ones(1, 1, 4)), torch.tensor(0.0), atol=1, rtol=0)
+
+
+def test_copy_shares_a_process_group_that_is_not_the_default(world):
+    group = torch.distributed.new_group([0])
+    loss = DiceLoss(process_group=group)
+    assert copy.deepcopy(loss).process_group is group
+    assert copy.copy(loss).process_group is group
+
+
+def test_deepcopy_copies_what_the_options_hold():
+    loss = MultiScaleLoss(torch.nn.Linear(2, 2), scales=[0])
+    assert copy.deepcopy(loss).loss is not loss.loss
+    assert copy.copy(loss).loss is loss.loss
+
+
+@PICKLES
+def test_pickle_restores_the_default_process_group(world, through):
+    loss = DiceLoss(sigmoid=True, process_group=world)
+    assert through(loss).process_group is world
+    assert loss.process_group is world
+
+
+@PICKLES
+def test_another_process_group_does_not_travel(world, through):
+    loss = DiceLoss(process_group=torch.distributed.new_group([0]))
+    with pytest.raises(TypeError, match=r"other than torch\.distributed\.group\.WORLD cannot be pickled"):
+        through(loss)
+
+
+def test_pickle_of_the_default_process_group_warns_where_there_is_none(world):
+    kept = pickle.dumps(DiceLoss(process_group=world))
+    torch.distributed.destroy_process_group()
+    with pytest.warns(UserWarning, match="this process has none"):
+        assert pickle.loads(kept).process_group is None
+
+
+# --- checkpoints of MONAI's losses ------------------------------------------------------------------------------------
+
+MONAIS = ["DiceLoss", "MaskedDiceLoss", "FocalLoss", "DiceCELoss", "DiceFocalLoss"]
+
+
+class _Model(torch.nn.Module):
+    def __init__(self, loss):
+        super().__init__()
+        self.layer, self.loss = torch.nn.Linear(2, 2), loss
+
+
+@pytest.mark.parametrize("name", MONAIS)
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_checkpoint_of_a_model_with_a_weighted_loss_of_monai_loads(name):
+    import monai.losses
+
+    theirs = _Model(getattr(monai.losses, name)(weight=torch.tensor([1.0, 2.0])))
+    kept = theirs.state_dict()
+    assert any(key.startswith("loss.") for key in kept)
+    ours = _Model(getattr(fast, name)(weight=[3.0, 4.0]))
+    ours.load_state_dict(kept)
+    assert torch.equal(ours.layer.weight, theirs.layer.weight)
+    assert any(key.startswith("loss.") for key in kept)
+    assert ours.state_dict().keys() == {"layer.weight", "layer.bias"}
+
+
+def test_checkpoint_of_a_loss_alone_loads():
+    DiceLoss().load_state_dict({"class_weight": torch.ones(3)})
+
+
+def test_key_that_is_no_class_weight_is_unexpected():
+    for key in ("other", "class_weight.more", "dice.other"):
+        with pytest.raises(RuntimeError, match="Unexpected key"):
+            DiceLoss().load_state_dict({key: torch.ones(3)})
+
+
+def test_state_of_what_multi_scale_wraps_is_loaded():
+    loss = MultiScaleLoss(torch.nn.Linear(2, 2))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        loss.load_state_dict({"class_weight": torch.ones(3)})
+    loss.load_state_dict({"loss.weight": torch.ones(2, 2), "loss.bias": torch.ones(2)})
+    assert torch.equal(loss.loss.bias, torch.ones(2))
