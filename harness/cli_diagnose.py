@@ -40,13 +40,14 @@ def diagnose(
 ) -> None:
     """Look at a batch of your own: values, precision, classes, smoothing, NaN; and what to make of it."""
     from twinloss.harness import diagnose as doctor
+    from twinloss.harness.batch_files import BatchError, load
     from twinloss.harness.catalogue import UnknownLossError
 
     try:
-        found = {name: array for path in files for name, array in doctor.load(path).items()}
+        found = load(*files)
         given = {name: value(text) for name, text in pairs(option, "--option").items()}
         made = doctor.diagnose(like, found, given, pairs(names, "--map"))
-    except (doctor.BatchError, UnknownLossError, TypeError) as error:
+    except (BatchError, UnknownLossError, TypeError) as error:
         raise typer.BadParameter(str(error)) from error
     for title, head, rows in made.tables:
         shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
