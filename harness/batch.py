@@ -114,6 +114,11 @@ def are_whole(values: Array) -> bool:
     return values.dtype.kind in "bui" or all(bool((item == np.rint(item)).all()) for item in values)
 
 
+def sum_to_one(values: Array) -> bool:
+    """Whether the channels of each voxel add up to 1."""
+    return all(bool((np.abs(item.sum(0, dtype=np.float64) - 1) <= 4 * ROUNDING).all()) for item in values)
+
+
 def arguments(twin: Twin, found: Found, names: Mapping[str, str]) -> dict[str, str]:
     """What the arrays of a batch are called that are the arguments of a loss; an array that is alone needs no name.
 
@@ -178,7 +183,9 @@ def guessed(twin: Twin, arrays: Mapping[str, Array], given: Mapping[str, Any]) -
             made["to_onehot_y"] = True
     if "softmax" in twin.options and not {"softmax", "sigmoid", "other_act"} & set(given):
         if not Batch(twin, given, arrays).is_probability:
-            made["softmax" if x.shape[1] > 1 else "sigmoid"] = True
+            dense = target is not None and target.shape == x.shape
+            overlap = x.shape[1] == 1 or (dense and target is not None and not sum_to_one(target))
+            made["sigmoid" if overlap else "softmax"] = True
     return made
 
 
@@ -196,67 +203,3 @@ def told(made: Mapping[str, Any], batch: Batch) -> Iterator[str]:
             f"has no activation, that is the mistake: without one, {batch.twin.fast.__name__} takes the input for "
             "probabilities."
         )
-
-
-def reshaped(twin: Twin, arrays: Mapping[str, Array]) -> tuple[dict[str, Array], list[str]]:
-    """The arrays with the axes that the loss expects, as far as it is plain which is which, and what was wrong.
-
-    Raises:
-        BatchError: if the batch axis is missing, or input and target are swapped.
-    """
-    made, told = dict(arrays), []
-    x = next(iter(arrays.values()))
-    first = next(iter(arrays))
-    if x.ndim < 2:
-        raise BatchError(
-            f"{first} has shape {x.shape}, but losses take (batch, channels, *spatial): add what is missing"
-        )
-    if _channels_last(twin, arrays):
-        moved = {name: np.moveaxis(v, -1, 1) for name, v in made.items() if v.ndim == x.ndim}
-        made |= {name: np.ascontiguousarray(values) for name, values in moved.items()}
-        told.append(
-            f"{first} has shape {x.shape}: the channels seem to come last, but losses take (batch, channels, "
-            f"*spatial). Move them in all arguments, {first}.movedim(-1, 1). What follows was found with them moved."
-        )
-        x = made[first]
-    target = made.get("target")
-    if target is None or "input" not in twin.operands:
-        return made, told
-    without_channels = (len(x), *x.shape[2:])
-    if target.shape in (x.shape[1:], (1, *x.shape[1:])) and target.shape not in (without_channels, x.shape):
-        raise BatchError(
-            f"the batch axis seems to be missing: input has shape {x.shape} and target {target.shape}. Losses take "
-            "(batch, channels, *spatial): add it by input.unsqueeze(0) and target.unsqueeze(0)"
-        )
-    if target.ndim > 1 and x.ndim == target.ndim and x.shape[1] == 1 < target.shape[1] and are_whole(x):
-        raise BatchError(
-            f"input and target seem to be swapped: input has shape {x.shape} and holds whole numbers, as labels do, "
-            f"and target has shape {target.shape}. The prediction comes first: loss(prediction, target)"
-        )
-    if target.shape == without_channels:
-        made["target"] = target[:, np.newaxis]
-        if "dist_matrix" not in twin.options:
-            told.append(
-                f"The target has shape {target.shape}, without an axis of channels: the loss takes shape "
-                f"{made['target'].shape}, so pass target.unsqueeze(1). What follows was found with that axis."
-            )
-    return made, told
-
-
-def _channels_last(twin: Twin, arrays: Mapping[str, Array]) -> bool:
-    """Whether the shape tells that the last axis is that of the channels."""
-    x, target = next(iter(arrays.values())), arrays.get("target")
-    if x.ndim < 4:
-        return False
-    if target is None:
-        return bool(x.shape[1] != x.ndim - 2 == x.shape[-1])
-    if (
-        "input" in twin.operands
-        and target.shape in (x.shape[:-1], (*x.shape[:-1], 1))
-        and x.shape[1] != 1 != x.shape[-1]
-    ):
-        return target.shape != (len(x), 1, *x.shape[2:])
-    if not (x.shape[-1] < 16 <= min(x.shape[1:-1])) or target.shape != x.shape:
-        return False
-    # An image is hardly that narrow along its last axis and that deep in channels.
-    return x.shape[-1] <= 4 or bool((target.sum(-1) == 1).all())

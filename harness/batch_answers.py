@@ -57,6 +57,11 @@ def _hint(batch: Batch) -> str:
         return ""
     if batch.target.shape == batch.input.shape and batch.option("to_onehot_y"):
         return ". The target has a channel for each class already: leave to_onehot_y out."
+    if batch.target.shape[2:] == batch.input.shape[:1:-1]:
+        return (
+            ". The spatial axes are in opposite order: arrays of SimpleITK and nnU-Net are (z, y, x), those of nibabel "
+            "(x, y, z). Transpose one of them."
+        )
     if batch.target.shape[2:] != batch.input.shape[2:]:
         return ". Crop both alike, or resample one to the grid of the other (labels by nearest neighbour)."
     return ""
@@ -97,18 +102,18 @@ def relative(got: Array, want: Array) -> float:
 
 def broken(batch: Batch, truth: Answer) -> Iterator[str]:
     """Whether the exact answer is NaN or infinite."""
-    for name, exact in zip(("value", "gradient"), truth, strict=True):
-        if np.isfinite(exact).all():
-            continue
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(exact))[0]) if exact.ndim else ()
-        at = f", first at {where}" if where else ""
+    broken = [name for name, exact in zip(("value", "gradient"), truth, strict=True) if not np.isfinite(exact).all()]
+    if broken:
+        at = ""
+        if "gradient" in broken:
+            at = f", the gradient first at {tuple(int(i) for i in np.argwhere(~np.isfinite(truth[1]))[0])}"
         if not all(np.isfinite(values).all() for values in batch.arrays.values()):
             why = "NaN or infinite numbers of the batch make it so, see above"
         else:
             zeros = [n for n in ("smooth_nr", "smooth_dr") if batch.option(n) == 0]
             mend = f", such as 0 / 0: give {' and '.join(zeros)} a small number, 1e-5" if zeros else ""
             why = f"all numbers of the batch are finite, so that the formula makes it so{mend}"
-        yield f"The {name} is NaN or infinite in any precision{at}: {why}."
+        yield f"The {' and the '.join(broken)} would be NaN or infinite in any precision{at}: {why}."
 
 
 def costs(batch: Batch, dtype: str, got: Answer, truth: Answer) -> Iterator[str]:

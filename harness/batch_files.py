@@ -87,7 +87,7 @@ def native(value: Any) -> tuple[Array, str]:
     if kind == "c":
         raise BatchError(f"complex numbers ({own}): losses take real ones, such as the magnitude, by abs()")
     if kind not in "buif":
-        raise BatchError(f"array of {own}: losses take numbers, so save it as an array of a numeric type")
+        raise BatchError(f"array of {own}")
     if value.ndim == 0:
         raise BatchError("single number")
     dtype = value.dtype.newbyteorder("=")
@@ -217,7 +217,7 @@ class _Unread:
         _, shape, dtype, fortran, raw = self.state
         code = dtype.args[0]
         if not isinstance(raw, bytes):
-            raise BatchError(f"array of objects ({code}): losses take numbers")
+            raise BatchError("array of object")
         order = dtype.state[1].replace("|", "=")
         return np.frombuffer(raw, np.dtype(code).newbyteorder(order)).reshape(shape, order="F" if fortran else "C")
 

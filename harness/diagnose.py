@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from twinloss.harness.batch import Batch, arguments, extremes, guessed, reshaped, told
+from twinloss.harness.batch import Batch, arguments, extremes, guessed, told
 from twinloss.harness.batch_answers import (
     answer,
     broken,
@@ -22,6 +22,7 @@ from twinloss.harness.batch_answers import (
 )
 from twinloss.harness.batch_files import BatchError, Found, listed
 from twinloss.harness.batch_part import part
+from twinloss.harness.batch_shapes import reshaped
 from twinloss.harness.catalogue import find
 from twinloss.harness.findings import findings
 from twinloss.harness.segmentation_findings import wrong_labels
@@ -55,10 +56,14 @@ class Diagnosis:
     own: str = "float32"
 
     @property
+    def fine(self) -> str:
+        """What is said where nothing is found."""
+        return f"Nothing is wrong with this batch: reference and fast loss agree in {self.own}."
+
+    @property
     def verdict(self) -> list[str]:
         """All sentences, in the order to read them."""
-        fine = f"Nothing is wrong with this batch: reference and fast loss agree in {self.own}."
-        return [*self.notes, *(self.findings or [fine]), *self.hints]
+        return [*self.notes, *(self.findings or [self.fine]), *self.hints]
 
 
 def diagnose(like: str, found: Found | Mapping[str, Any], options: Mapping[str, Any] | None = None,
@@ -88,6 +93,8 @@ def diagnose(like: str, found: Found | Mapping[str, Any], options: Mapping[str, 
     own = next(iter(types.values()))
     made.own = own if own in DTYPES else "float32"
     made.notes += [*_used(used, found), *told(chosen, batch)]
+    if not batch.has_classes and batch.input.dtype.kind != "f":
+        made.notes.append(f"pred has type {own}, which has no gradient: the loss was computed on pred.float().")
     made.tables.append(("arrays", ["", "shape", "type", "least", "largest", "NaN", "infinite"], _arrays(batch)))
     loss(batch)
     if not _fits(batch):

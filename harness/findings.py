@@ -28,7 +28,8 @@ def _not_finite(name: str, values: Array, own: str) -> Iterator[str]:
             continue
         first = next(b for b, n in enumerate(counts) if n)
         at = (first, *(int(i) for i in np.unravel_index(int(np.argmax(test(values[first]))), values.shape[1:])))
-        told = f"In {name}, {sum(counts)} of {values.size} numbers are {what}, the first at {at}"
+        are = "is" if sum(counts) == 1 else "are"
+        told = f"In {name}, {sum(counts)} of {values.size} numbers {are} {what}, the first at {at}"
         if what == "infinite" and own == "float16":
             yield (
                 f"{told}: float16 holds no number above 65504, so that larger ones overflowed. Compute what makes "

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from twinloss.harness.batch import ROUNDING, Batch, are_whole, extremes
+from twinloss.harness.batch import ROUNDING, Batch, are_whole, extremes, sum_to_one
 from twinloss.harness.twin import Array
 
 SHOWN = 5  # values or items that a sentence lists
@@ -35,7 +35,7 @@ def _activation(batch: Batch) -> Iterator[str]:
     makers = list(_activations(batch))
     name = batch.twin.fast.__name__
     if batch.is_probability and low < high:
-        sums = batch.classes > 1 and _sum_to_one(batch.input)
+        sums = batch.classes > 1 and sum_to_one(batch.input)
         for maker, takes in makers:
             if takes == "sigmoid" or sums:
                 also = " and sums to 1 over the channels" if sums else ""
@@ -83,10 +83,6 @@ def _activations(batch: Batch) -> Iterator[tuple[str, str]]:
         yield "the cross entropy", "softmax" if several else "sigmoid"
     if "use_softmax" in batch.twin.options and batch.option("lambda_focal", 1.0):
         yield "the focal term", "softmax" if several and batch.option("use_softmax") else "sigmoid"
-
-
-def _sum_to_one(values: Array) -> bool:
-    return all(bool((np.abs(item.sum(0, dtype=np.float64) - 1) <= 4 * ROUNDING).all()) for item in values)
 
 
 def _single_channel(batch: Batch) -> Iterator[str]:
