@@ -47,7 +47,7 @@ def answer(batch: Batch, dtype: str) -> Answer:
         try:
             value = loss(batch)(x, *tensors[1:])
             (gradient,) = torch.autograd.grad(value.sum(), x)
-        except (ValueError, TypeError, AssertionError) as error:
+        except (ValueError, TypeError, AssertionError, RuntimeError) as error:
             raise BatchError(f"{batch.twin.fast.__name__} refuses this: {error}{_hint(batch)}") from error
     return widened(value).astype(np.float64), widened(gradient).astype(np.float64)
 

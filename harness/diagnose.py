@@ -79,17 +79,24 @@ def diagnose(like: str, found: Found | Mapping[str, Any], options: Mapping[str, 
     Raises:
         BatchError: if an argument is missing, or the loss refuses them; its message says why.
     """
-    twin, given = find(like), options or {}
+    with np.errstate(all="ignore"):  # of NaN and of infinite numbers
+        return _diagnose(find(like), found, options or {}, names or {})
+
+
+def _diagnose(twin: Twin, found: Found | Mapping[str, Any], given: Mapping[str, Any],
+              names: Mapping[str, str]) -> Diagnosis:  # fmt: skip
     found = found if isinstance(found, Found) else Found.of(found)
-    used = arguments(twin, found, names or {})
+    used = arguments(twin, found, names)
+    made = Diagnosis(twin, {})
     if "mask" in twin.operands and "mask" not in used:
-        twin = find("dice")
+        made.notes.append("There is no mask: without one MaskedDiceLoss is DiceLoss.")
+        twin = made.twin = find("dice")
     arrays, misshapen = reshaped(twin, {operand: found.arrays[name] for operand, name in used.items()})
     chosen = guessed(twin, arrays, given)
     types = {operand: found.types[name] for operand, name in used.items()}
     asking = {operand for operand, name in used.items() if name in found.asking}
     batch = Batch(twin, {**chosen, **given}, arrays, types, asking)
-    made = Diagnosis(twin, dict(batch.options))
+    made.options = dict(batch.options)
     own = next(iter(types.values()))
     made.own = own if own in DTYPES else "float32"
     made.notes += [*_used(used, found), *told(chosen, batch)]
@@ -98,7 +105,9 @@ def diagnose(like: str, found: Found | Mapping[str, Any], options: Mapping[str, 
     made.tables.append(("arrays", ["", "shape", "type", "least", "largest", "NaN", "infinite"], _arrays(batch)))
     loss(batch)
     if not _fits(batch):
-        answer(batch, "float32")  # which says why it does not
+        if batch.has_classes:
+            answer(batch, "float32")  # which says why it does not
+        raise BatchError(f"target has shape {batch.target.shape} and pred {batch.input.shape}: they must be alike")
     made.findings += [*misshapen, *findings(batch)]
     if not (batch.has_classes and batch.labels and any(wrong_labels(batch))):
         try:
@@ -115,27 +124,26 @@ def _compute(batch: Batch, made: Diagnosis) -> None:
     batch, of_part = part(batch)
     if of_part:
         made.notes.append(of_part)
-    with np.errstate(all="ignore"):
-        answers = {dtype: answer(batch, dtype) for dtype in DTYPES}
-        exact, own = truth(batch), answers[made.own]
-        made.tables.append(("value and gradient", ["", "value", "its error", "gradient, largest", "its error"],
-                            precisions(answers, exact)))  # fmt: skip
-        made.findings += [
-            *broken(batch, exact), *costs(batch, made.own, own, exact), *teaches_nothing(batch, own, exact),
-        ]  # fmt: skip
-        if batch.has_classes:
-            made.findings += smoothing(batch, exact[0])
-        elif "denominator" in batch.twin.options and np.isfinite(exact[0]).all():
-            decides, flat = windows(batch)
-            made.findings += decides
-            made.hints += flat
-        for dtype in ("float32", "float16", "bfloat16"):
-            if dtype != made.own:
-                made.hints += costs(batch, dtype, answers[dtype], exact)
-        if rows := _classes(batch, exact[1]):
-            head = ["item", "class", "voxels", "predicted", "overlap", "Dice", "gradient, largest"]
-            more = f", the first {ROWS} of {len(rows)}" if len(rows) > ROWS else ""
-            made.tables.append(("classes" + more, head, rows[:ROWS]))
+    answers = {dtype: answer(batch, dtype) for dtype in DTYPES}
+    exact, own = truth(batch), answers[made.own]
+    made.tables.append(("value and gradient", ["", "value", "its error", "gradient, largest", "its error"],
+                        precisions(answers, exact)))  # fmt: skip
+    made.findings += [
+        *broken(batch, exact), *costs(batch, made.own, own, exact), *teaches_nothing(batch, own, exact),
+    ]  # fmt: skip
+    if batch.has_classes:
+        made.findings += smoothing(batch, exact[0])
+    elif "denominator" in batch.twin.options and np.isfinite(exact[0]).all():
+        decides, flat = windows(batch)
+        made.findings += decides
+        made.hints += flat
+    for dtype in ("float32", "float16", "bfloat16"):
+        if dtype != made.own:
+            made.hints += costs(batch, dtype, answers[dtype], exact)
+    if rows := _classes(batch, exact[1]):
+        head = ["item", "class", "voxels", "predicted", "overlap", "Dice", "gradient, largest"]
+        more = f", the first {ROWS} of {len(rows)}" if len(rows) > ROWS else ""
+        made.tables.append(("classes" + more, head, rows[:ROWS]))
 
 
 def _used(used: Mapping[str, str], found: Found) -> Iterator[str]:

@@ -10,6 +10,7 @@ from twinloss.harness.batch import ROUNDING, Batch, are_whole, extremes, sum_to_
 from twinloss.harness.twin import Array
 
 SHOWN = 5  # values or items that a sentence lists
+LARGE = 1000  # logits that no training needs
 
 
 def of_segmentation(batch: Batch) -> Iterator[str]:
@@ -46,6 +47,11 @@ def _activation(batch: Batch) -> Iterator[str]:
                     f"what the network puts out before its last activation{mend}."
                 )
                 return
+    if makers and (largest := max(abs(low), abs(high))) > LARGE and low <= high:
+        yield (
+            f"The logits reach {largest:.4g}, and hardly exceed 100 in a training that goes well: look for a learning "
+            "rate that is too high, gradients that are not clipped, or images that are not normalised."
+        )
     activated = any(maker.endswith("=True") for maker, _ in makers) or batch.option("other_act") is not None
     if "softmax" in batch.twin.options and not activated and not batch.is_probability and low <= high:
         option = "sigmoid=True" if batch.classes == 1 else "softmax=True, or sigmoid=True for classes that overlap"

@@ -121,6 +121,7 @@ ILL = {
                       "float16 holds no number above 65504"),
     "saturated": ("dice", 2000 * np.sign(SCORE), BINARY, SIGMOID, "gradient is 0 everywhere",
                   "a learning rate that is too"),
+    "large logits": ("dice_ce", 900 * LOGITS, LABELS, SOFTMAX, "The logits reach 2158", "images that are not"),
     "all ignored": ("dice_ce", LOGITS, but(LABELS, 0, 255), {"softmax": True, "ignore_index": 255},
                     "hides every voxel of item 0", "sample patches that hold others"),
     "fractions": ("dice", LOGITS, LABELS * 0.9, SOFTMAX, "0.9 (24 voxels)", "resample them by nearest neighbour"),
@@ -282,7 +283,8 @@ def test_a_large_batch_is_looked_at_in_part_and_in_all_of_it_for_faults():
         ("dice", {"input": LOGITS, "target": LABELS}, {"softmx": True}, "did you mean softmax"),
         ("dice", {"input": LOGITS, "target": LABELS}, {"softmax": True, "sigmoid": True}, "refuses its options"),
         ("dice", {"input": LOGITS, "target": ONE_HOT}, {"softmax": True, "ignore_index": 9}, "names no channel"),
-        ("lncc", {"pred": MOVING, "target": FIXED[:1]}, {}, "refuses this"),
+        ("lncc", {"pred": MOVING, "target": FIXED[:1]}, {}, "they must be alike"),
+        ("multi_scale", {"pred": MOVING, "target": FIXED[:, :, 1:]}, {"loss": "squares"}, "they must be alike"),
     ],
 )
 def test_a_batch_that_does_not_fit_is_refused(like, found, options, message):
