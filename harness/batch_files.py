@@ -59,6 +59,20 @@ class Found:
         if isinstance(value, torch.Tensor) and value.requires_grad:
             self.asking.add(name)
 
+    @property
+    def names(self) -> list[str]:
+        """Of arrays, and of what was left out."""
+        return [*self.arrays, *self.left_out]
+
+    def adopt(self, called: str, other: Found, name: str) -> None:
+        """Add what another batch has by some name, under another."""
+        if name in other.arrays:
+            self.arrays[called], self.types[called] = other.arrays[name], other.types[name]
+        else:
+            self.left_out[called] = other.left_out[name]
+        if name in other.asking:
+            self.asking.add(called)
+
 
 def listed(left_out: Mapping[str, str]) -> str:
     """What was left out, and why."""
@@ -119,19 +133,24 @@ def load(*paths: Path) -> Found:
 
     Nothing in them is run: objects other than tensors and arrays are neither made nor imported. A NIfTI image of three
     axes is one channel of one item; a fourth axis is that of the channels, and so is a fifth beside a fourth of size 1.
-    Where two files hold the same name, each is called by its folder, too.
+    Where files hold the same name, the folder comes before it.
 
     Raises:
         BatchError: if a file is not there, of another kind, damaged, or holds no array of numbers.
     """
-    read = [(path, name, value) for path in paths for name, value in _values(path)]
-    names = [name for _, name, _ in read]
-    return Found.of(
-        {name if names.count(name) == 1 else f"{path.parent.name}/{name}": value for path, name, value in read}
-    )
+    files = [(path, _read(path)) for path in paths]
+    names = [name for _, each in files for name in each.names]
+    found = Found()
+    for path, each in files:
+        for name in each.names:
+            called = name if names.count(name) == 1 else str(path.parent / name)
+            if called in found.names:
+                raise BatchError(f"two arrays are called {called}: rename one of them")
+            found.adopt(called, each, name)
+    return found
 
 
-def _values(path: Path) -> list[tuple[str, Any]]:
+def _read(path: Path) -> Found:
     name = path.name.lower()
     if not path.is_file():
         raise BatchError(f"there is no file {path}")
@@ -140,8 +159,7 @@ def _values(path: Path) -> list[tuple[str, Any]]:
     if reader is None:
         raise BatchError(f"{path} is of no kind that is known: {KINDS}")
     try:
-        found = list(reader(path))
-        inside = Found.of(dict(found))
+        found = Found.of(dict(reader(path)))
     except BatchError as error:
         raise BatchError(f"cannot read {path}: {error}") from error
     except UnpicklingError as error:
@@ -150,8 +168,8 @@ def _values(path: Path) -> list[tuple[str, Any]]:
         told = (str(error).splitlines() or [""])[0]
         kind = type(error).__name__
         raise BatchError(f"cannot read {path}: it is damaged or of another kind: {kind}: {told}") from error
-    if not inside.arrays:
-        told = listed(inside.left_out) or "it is empty"
+    if not found.arrays:
+        told = listed(found.left_out) or "it is empty"
         raise BatchError(f"cannot read {path}: it holds no array of numbers: {told}. {SAVE}")
     return found
 

@@ -137,6 +137,11 @@ def _compute(batch: Batch, made: Diagnosis) -> None:
         decides, flat = windows(batch)
         made.findings += decides
         made.hints += flat
+    if batch.option("kernel_type") == "b-spline":
+        made.hints.append(
+            "With kernel_type='b-spline' pred alone has a gradient; in target it is exactly 0. The image that moves "
+            "must be the first argument: loss(warped, fixed)."
+        )
     for dtype in ("float32", "float16", "bfloat16"):
         if dtype != made.own:
             made.hints += costs(batch, dtype, answers[dtype], exact)

@@ -161,7 +161,10 @@ def test_two_files_of_one_name_are_called_by_their_folders(tmp_path):
         (tmp_path / folder).mkdir()
         np.save(tmp_path / folder / "case1.npy", IMAGE)
     found = load(tmp_path / "images" / "case1.npy", tmp_path / "labels" / "case1.npy")
-    assert set(found.arrays) == {"images/case1", "labels/case1"}
+    assert set(found.arrays) == {str(tmp_path / folder / "case1") for folder in ("images", "labels")}
+    np.savez(tmp_path / "images" / "all.npz", case1=IMAGE)
+    with pytest.raises(BatchError, match=r"two arrays are called .*case1: rename one of them"):
+        load(tmp_path / "images" / "case1.npy", tmp_path / "images" / "all.npz")
 
 
 @pytest.mark.parametrize(

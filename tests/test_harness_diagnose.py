@@ -244,6 +244,12 @@ def test_rounding_is_a_fault_in_the_type_of_the_batch_and_else_a_hint(own):
     assert float(table(made, "value and gradient")[2][2]) < 1e-10  # float64
 
 
+def test_who_cannot_see_which_image_asks_for_a_gradient_is_told_which_one_has_it():
+    made = diagnose("mutual_information", {"pred": MOVING, "target": FIXED}, BSPLINE)
+    assert made.findings == []
+    assert "pred alone has a gradient; in target it is exactly 0" in made.hints[0]
+
+
 def test_numbers_beyond_a_half_are_told():
     hints = diagnose("dice_ce", {"input": but(LOGITS, (1, 2, 3, 4), 1e5), "target": LABELS}, SOFTMAX).hints
     assert any("the input reaches 1e+05, and float16 holds no number above 65504" in sentence for sentence in hints)
