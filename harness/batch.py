@@ -94,6 +94,12 @@ class Batch:
         low, high = self.range
         return low >= -ROUNDING and high <= 1 + ROUNDING
 
+    @property
+    def is_hard(self) -> bool:
+        """Whether the input holds labels, or what a threshold left: whole numbers, and more than one."""
+        low, high = self.range
+        return 0 <= low < high and are_whole(self.input) and (high <= 1 or self.input.dtype.kind in "iu")
+
 
 def extremes(values: Array) -> tuple[float, float]:
     """The least and the largest finite number, (inf, -inf) if there is none; an item at a time is looked at."""
@@ -182,7 +188,8 @@ def guessed(twin: Twin, arrays: Mapping[str, Array], given: Mapping[str, Any]) -
         if target.ndim >= 2 and target.shape[1] == 1 < x.shape[1]:
             made["to_onehot_y"] = True
     if "softmax" in twin.options and not {"softmax", "sigmoid", "other_act"} & set(given):
-        if not Batch(twin, given, arrays).is_probability:
+        batch = Batch(twin, given, arrays)
+        if not batch.is_probability and not batch.is_hard:
             dense = target is not None and target.shape == x.shape
             overlap = x.shape[1] == 1 or (dense and target is not None and not sum_to_one(target))
             made["sigmoid" if overlap else "softmax"] = True

@@ -44,10 +44,14 @@ class Found:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Found:
-        """Sort values by whether they are arrays of numbers."""
+        """Sort values by whether they are arrays of numbers; a list of tensors, as of deep supervision, is numbered."""
         found = cls()
         for name, value in values.items():
-            found.take(name, value)
+            if isinstance(value, (list, tuple)) and value and all(isinstance(v, torch.Tensor) for v in value):
+                for n, tensor in enumerate(value):
+                    found.take(f"{name}.{n}", tensor)
+            else:
+                found.take(name, value)
         return found
 
     def take(self, name: str, value: Any) -> None:

@@ -30,7 +30,7 @@ def of_segmentation(batch: Batch) -> Iterator[str]:
 def _activation(batch: Batch) -> Iterator[str]:
     """Whether the input is what the activation takes: logits, probabilities, or neither."""
     low, high = batch.range
-    if low < high and low >= 0 and are_whole(batch.input) and (high <= 1 or batch.input.dtype.kind in "iu"):
+    if batch.is_hard:
         yield from _hard_input(batch)
         return
     makers = list(_activations(batch))

@@ -63,7 +63,7 @@ def test_axes_of_an_image_come_in_the_order_of_a_loss(tmp_path, shape, expected)
 
 @pytest.mark.parametrize(("value", "reason"), [
     (np.ones(2, complex), "complex numbers"), (np.array([None, 1]), "array of object"), (np.array("a"), "array of <U1"),
-    (np.array(3.0), "single number"), ("liver", "str"), (3, "int"), ([torch.ones(2)], "list of 1"), ({}, "dict of 0"),
+    (np.array(3.0), "single number"), ("liver", "str"), (3, "int"), ([1.0], "list of 1"), ({}, "dict of 0"),
     (torch.ones(2, dtype=torch.complex64), "complex numbers"), (torch.ones(2, device="meta"), "meta device"),
 ])  # fmt: skip
 def test_what_is_no_array_of_numbers_is_left_out_with_a_reason(value, reason):
@@ -86,6 +86,7 @@ def test_a_dictionary_with_other_keys_gives_its_tensors(tmp_path):
 
 @pytest.mark.parametrize(("saved", "names"), [
     ((torch.ones(2, 3), torch.ones(2, 3)), ["0", "1"]), (torch.ones(2, 3), ["batch"]),
+    ({"pred": [torch.ones(2, 3), torch.ones(2, 2)]}, ["pred.0", "pred.1"]),
     ({"batch": {"logits": torch.ones(2, 3)}}, ["logits"]), ({"input": torch.eye(3).to_sparse()}, ["input"]),
 ])  # fmt: skip
 def test_tensors_are_found_however_they_were_saved(tmp_path, saved, names):

@@ -217,6 +217,7 @@ def test_what_the_options_must_be_is_guessed_and_told():
     assert diagnose("lncc", {"pred": LOGITS, "target": LOGITS}).options == {"ndim": 2}
     regions = {"input": LOGITS, "target": np.maximum(ONE_HOT, ONE_HOT[:, ::-1])}
     assert diagnose("dice", regions).options == {"sigmoid": True}
+    assert diagnose("dice", {"input": LABELS, "target": BINARY}).options == {}
     whole = {"pred": (100 * MOVING).astype(np.int16), "target": FIXED}
     assert "pred has type int16, which has no gradient" in said(diagnose("lncc", whole))
 
