@@ -87,27 +87,22 @@ def _diagnose(twin: Twin, found: Found | Mapping[str, Any], given: Mapping[str, 
               names: Mapping[str, str]) -> Diagnosis:  # fmt: skip
     found = found if isinstance(found, Found) else Found.of(found)
     used = arguments(twin, found, names)
-    made = Diagnosis(twin, {})
+    notes = [*_used(used, found)]
     if "mask" in twin.operands and "mask" not in used:
-        made.notes.append("There is no mask: without one MaskedDiceLoss is DiceLoss.")
-        twin = made.twin = find("dice")
+        notes.append("There is no mask: without one MaskedDiceLoss is DiceLoss.")
+        twin = find("dice")
     arrays, misshapen = reshaped(twin, {operand: found.arrays[name] for operand, name in used.items()})
     chosen = guessed(twin, arrays, given)
     types = {operand: found.types[name] for operand, name in used.items()}
     asking = {operand for operand, name in used.items() if name in found.asking}
     batch = Batch(twin, {**chosen, **given}, arrays, types, asking)
-    made.options = dict(batch.options)
     own = next(iter(types.values()))
-    made.own = own if own in DTYPES else "float32"
-    made.notes += [*_used(used, found), *told(chosen, batch)]
+    made = Diagnosis(twin, dict(batch.options), notes=notes, own=own if own in DTYPES else "float32")
+    made.notes += told(chosen, batch)
     if not batch.has_classes and batch.input.dtype.kind != "f":
         made.notes.append(f"pred has type {own}, which has no gradient: the loss was computed on pred.float().")
     made.tables.append(("arrays", ["", "shape", "type", "least", "largest", "NaN", "infinite"], _arrays(batch)))
-    loss(batch)
-    if not _fits(batch):
-        if batch.has_classes:
-            answer(batch, "float32")  # which says why it does not
-        raise BatchError(f"target has shape {batch.target.shape} and pred {batch.input.shape}: they must be alike")
+    _refuse(batch)
     made.findings += [*misshapen, *findings(batch)]
     if not (batch.has_classes and batch.labels and any(wrong_labels(batch))):
         try:
@@ -117,6 +112,16 @@ def _diagnose(twin: Twin, found: Found | Mapping[str, Any], given: Mapping[str, 
                 raise
             made.findings.append(f"{refusal}.")  # which one of the findings explains
     return made
+
+
+def _refuse(batch: Batch) -> None:
+    """Raise BatchError if options are invalid or shapes do not belong together."""
+    loss(batch)
+    if not _fits(batch):
+        if batch.has_classes:
+            answer(batch, "float32")  # which says why it does not
+        first = next(iter(batch.arrays))
+        raise BatchError(f"target has shape {batch.target.shape} and {first} {batch.input.shape}: they must be alike")
 
 
 def _compute(batch: Batch, made: Diagnosis) -> None:
@@ -169,7 +174,7 @@ def _arrays(batch: Batch) -> list[list[str]]:
 
 
 def _fits(batch: Batch) -> bool:
-    """Whether the options are valid and the shapes belong together."""
+    """Whether the shapes belong together, and ignore_index is a channel."""
     shape, ignore = batch.input.shape, batch.option("ignore_index")
     if batch.has_classes and not (ignore is None or batch.labels or batch.classes == 1 or 0 <= ignore < shape[1]):
         return False
