@@ -8,14 +8,18 @@ from typing import Annotated
 import typer
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from twinloss.harness.cli import app, console
 from twinloss.harness.cli_check import pairs, value
 
 EPILOG = """
-[bold]The files[/] hold the arguments of the loss by name (input, target, mask; or pred, target): one .npz, or a .pt
-with a dictionary of tensors; or an image each, .nii.gz or .npy, whose names are those of the arguments. Nothing in them
-is run.
+[bold]The files[/] hold the arguments of the loss by name (input, target, mask; or pred, target; or what MONAI and
+nnU-Net call them): one .npz, or a .pt with a dictionary of tensors; or an image each, .nii.gz or .npy, whose names are
+those of the arguments. The input of a loss is what the network puts out. What else a file holds is left out, and
+nothing in it is run. To save a batch where the loss turns NaN:
+
+torch.save({"input": logits, "target": target}, "batch.pt")
 
 [bold]Examples[/]
 
@@ -38,15 +42,16 @@ def diagnose(
         list[str] | None, typer.Option("--map", metavar="OURS=THEIRS", help="The name of an argument in the file.")
     ] = None,
 ) -> None:
-    """Look at a batch of your own: values, precision, classes, smoothing, NaN; and what to make of it."""
+    """Look at a batch of your own, and say what is wrong with it and how to mend it."""
     from twinloss.harness import diagnose as doctor
+    from twinloss.harness.batch_files import BatchError, load
     from twinloss.harness.catalogue import UnknownLossError
 
     try:
-        found = {name: array for path in files for name, array in doctor.load(path).items()}
+        found = load(*files)
         given = {name: value(text) for name, text in pairs(option, "--option").items()}
         made = doctor.diagnose(like, found, given, pairs(names, "--map"))
-    except (doctor.BatchError, UnknownLossError, TypeError) as error:
+    except (BatchError, UnknownLossError, TypeError) as error:
         raise typer.BadParameter(str(error)) from error
     for title, head, rows in made.tables:
         shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -56,5 +61,14 @@ def diagnose(
             shown.add_row(*row)
         console.print(shown)
         console.print()
-    for sentence in made.verdict:
-        console.print(sentence, markup=False, soft_wrap=True)
+    verdict = "What is wrong, and how to mend it" if made.findings else "Verdict"
+    for heading, sentences in (
+        ("What was looked at", made.notes), (verdict, made.findings or [made.fine]), ("Besides", made.hints),
+    ):  # fmt: skip
+        if sentences:
+            grid = Table.grid(padding=(0, 1))
+            for sentence in sentences:
+                grid.add_row("•", Text(sentence))
+            console.print(Text(heading, style="bold"))
+            console.print(grid)
+            console.print()
