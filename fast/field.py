@@ -14,7 +14,7 @@ from torch import Tensor
 from twinloss.fast import backend
 from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of
 from twinloss.fast.loss import Loss, entry_point
-from twinloss.fast.memory import empty
+from twinloss.fast.memory import empty, scalar
 from twinloss.fast.operators import Operator, looked_into, operator, slopes_by_torch
 from twinloss.fast.segmentation import checked_reduction
 from twinloss.fast.threads import for_each_chunk
@@ -159,7 +159,7 @@ class _ReducedEnergy(torch.autograd.Function):
             energy, ctx.gradient = kernels.both(fields, weights, _by_field(weights, 2 / count, fields), margin)
         else:
             energy = kernels.energy(fields, weights, margin)
-        return torch.scalar_tensor(energy / count, dtype=dtype, device=pred.device)
+        return scalar(energy / count, dtype, pred.device)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -284,7 +284,7 @@ def field_kernels(name: str, plain: Energies, axes: Callable[[int], int]) -> Fie
     def energies(u: Tensor, weights: Tensor, margin: int, voxelwise: bool) -> Tensor:
         if not voxelwise:
             total = energy(u, weights.numpy(), margin)
-            return torch.scalar_tensor(total, dtype=torch.float64, device=u.device)
+            return scalar(total, torch.float64, u.device)
         made, slabs = empty(shape(u, weights, margin), u.dtype), _Slabs(u)
         work, _ = of_energies(slabs, weights.numpy(), margin, made.numpy())
         slabs.run(work)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from twinloss.fast import backend
+from twinloss.fast.memory import scalar
 from twinloss.fast.operators import apply, looked_into, on_arrays, save, slopes_by_torch
 from twinloss.fast.statistic_rows import FN, ROWS, TP, VOLUME
 from twinloss.fast.statistics import Plan, flat, gradient_of_voxels, plain_sums, sums_of_voxels
@@ -246,7 +247,7 @@ class _ReducedFraction(torch.autograd.Function):
         total = backend.kernels("fraction").fraction(sums, *factors, *options, slopes)
         ctx.save_for_backward(*tensors)
         ctx.rest = matrix, plan, terms, weigh, mean, slopes
-        return torch.scalar_tensor(total, dtype=dtype, device="cpu")
+        return scalar(total, dtype, "cpu")
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from twinloss.fast import backend
-from twinloss.fast.memory import empty
+from twinloss.fast.memory import empty, scalar
 from twinloss.fast.operators import looked_into, operator, slopes_by_torch
 from twinloss.fast.threads import for_each_bundle, for_each_tile
 
@@ -286,7 +286,7 @@ class _ReducedCorrelation(torch.autograd.Function):
         ctx.save_for_backward(*saved)
         ctx.rest, ctx.shape = (plan, factor), p.shape
         total, ctx.gradient = _sum_and_gradient(p, t, plan, factor if ahead else None)
-        return torch.scalar_tensor(factor * total, dtype=dtype, device=p.device)
+        return scalar(factor * total, dtype, p.device)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:

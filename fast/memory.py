@@ -1,4 +1,4 @@
-"""Room for large results, on pages as large as the system has.
+"""Room for results: large ones lie on pages as large as the system has.
 
 A gradient of 256³ voxels lies on 49 152 small pages, and to be given one by one takes longer than to write it does.
 """
@@ -26,6 +26,11 @@ def _madvise() -> Callable[..., Any] | None:
     function = ctypes.CDLL(None).madvise
     function.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     return function
+
+
+def scalar(number: float, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Make a tensor without axes; a number beyond the range of the type is an infinity there."""
+    return torch.scalar_tensor(number, dtype=torch.float64, device=device).to(dtype)
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

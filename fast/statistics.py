@@ -408,7 +408,8 @@ def _checked_mask(mask: Tensor, x: Tensor) -> Tensor:
     low, high = mask.detach().to(x.dtype).aminmax()
     if not (low >= 0 and high <= 1):
         raise ValueError(
-            f"mask values must lie in [0, 1], got {low.item():g} to {high.item():g}: divide by the maximum, or compare"
+            f"mask values must lie in [0, 1], got {low.item():g} to {high.item():g}: divide by the maximum, or compare "
+            "with a threshold"
         )
     return mask.to(x.dtype)
 

@@ -192,3 +192,11 @@ def test_a_nan_does_not_change_how_many_voxels_cross_entropy_is_the_mean_of(clas
 def test_every_loss_is_asked_what_a_nan_does():
     asked = {name.partition(",")[0] for name in SEGMENTATION | REGISTRATION}
     assert asked == {twin.name for twin in TWINS} - {"masked_dice"}  # which is Dice, from the same kernels
+
+
+@BACKENDS
+def test_a_loss_beyond_the_range_of_its_type_is_an_infinity(form):
+    # 1 - 1e-5 / p² for a p whose square is the smallest number of float32.
+    loss = DiceLoss(squared_pred=True, smooth_dr=0.0)
+    value, _ = value_and_gradient(loss, torch.full((1, 1), 4e-23), torch.zeros(1, 1), form=form)
+    assert value == -math.inf
