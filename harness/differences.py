@@ -8,6 +8,7 @@ cannot see. At a kink the analytic slope must lie between the one-sided ones.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from scipy.differentiate import derivative
@@ -44,11 +45,13 @@ def complaint(truth: Truth, answer: Answer) -> str | None:
     # Of several kinks at once, one to one side and one to the other, the slopes to both sides say nothing.
     directions = (one,) if truth.twin.kinks(truth.case.options) else (rng.uniform(-1, 1, shape), one)
     for direction in directions:
+        found: tuple[float, float, float] | None = None  # both gradients are held against the same slopes
         for name, gradient in (("closed form", truth.gradient), ("fast gradient", answer.gradient)):
             if not np.isfinite(gradient).all():
                 return None
             analytic = float(np.sum(direction * gradient))
-            low, high, tolerance = slopes(truth, direction)
+            found = found or slopes(truth, direction)
+            low, high, tolerance = found
             size = float(np.sum(np.abs(direction * truth.gradient)))
             if tolerance <= UNDECIDED * size and not low - tolerance <= analytic <= high + tolerance:
                 return (
@@ -64,13 +67,14 @@ def slopes(truth: Truth, direction: Array) -> tuple[float, float, float]:
     operand = truth.case.input
     name = next(iter(truth.case.operands))
 
+    @cache
+    def at(t: float) -> float:
+        moved = replace(operand, values=operand.values + t * direction)
+        case = replace(truth.case, operands={**truth.case.operands, name: moved})
+        return float(np.sum(weights * truth.value_of(case, np.float64)))
+
     def along(steps: Array) -> Array:
-        values = []
-        for t in steps.ravel():
-            moved = replace(operand, values=operand.values + t * direction)
-            case = replace(truth.case, operands={**truth.case.operands, name: moved})
-            values.append(float(np.sum(weights * truth.value_of(case, np.float64))))
-        return np.array(values).reshape(steps.shape)
+        return np.array([at(float(t)) for t in steps.ravel()]).reshape(steps.shape)
 
     sides = (-1, 1) if truth.twin.kinks(truth.case.options) else (0,)
     with np.errstate(all="ignore"):  # a step may lead to where the loss is not finite
