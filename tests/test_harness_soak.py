@@ -136,3 +136,17 @@ def test_out_without_repeat_is_a_usage_error(tmp_path):
 def test_a_readme_without_marks_is_an_error():
     with pytest.raises(ValueError, match="twinloss soak"):
         soak.put_into("no marks", seen())
+
+
+def test_a_comparison_goes_seed_by_seed_and_the_site_shows_the_first(folder):
+    from twinloss.harness import ledger
+    from twinloss.harness.site.run import load
+
+    report = json.loads((folder / "report.json").read_text())
+    later = {**report, "seed": 17, "rows": [{**row, "seed": row["seed"] + 10} for row in report["rows"]]}
+    assert ledger.compare(report, later, 1.0) == []
+    later["rows"][2] = {**later["rows"][2], "verdict": "fail"}
+    assert [(found.what, found.new) for found in ledger.compare(report, later, 1.0)] == [("verdict", "fail")]
+    site = load(folder)
+    assert [row["seed"] for row in site.rows()] == [7]
+    assert "--repeat 3" in site.command
