@@ -4,12 +4,15 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Stamps of what is installed: what verify needs, and on top of it what all else needs.
+VERIFY := $(VENV)/verify
 INSTALLED := $(VENV)/installed
+INSTALL := $(BIN)/python -m pip install --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
 .PHONY: verify test lint bench report clean help
 
-verify: $(INSTALLED)  ## look for an input on which a fast loss differs from its reference
+verify: $(VERIFY)  ## look for an input on which a fast loss differs from its reference
 	$(BIN)/twinloss verify $(ARGS)
 
 test: $(INSTALLED)  ## run the tests and the doctests
@@ -26,12 +29,18 @@ bench: $(INSTALLED)  ## time the fast losses
 report: $(INSTALLED)  ## build the reading room, site/index.html, of the code and the latest run
 	$(BIN)/twinloss report $(ARGS)
 
-# The stamp is touched last: an install that was cut short is taken up again by the next make.
-$(INSTALLED): pyproject.toml constraints.txt
+# A stamp is touched last: an install that was cut short is taken up again by the next make.
+$(VERIFY): pyproject.toml constraints.txt
 	@rm -f $@
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("twinloss needs Python 3.11 or newer, and $(PYTHON) is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	$(INSTALL) ".[harness,real]"
+	@touch $@
+
+# The kernels are compiled here, as the processes of the tests would all compile the same ones.
+$(INSTALLED): $(VERIFY)
+	@rm -f $@
+	$(INSTALL) ".[dev]"
 	$(BIN)/twinloss warmup
 	@touch $@
 

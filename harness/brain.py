@@ -63,16 +63,12 @@ def _read_maps() -> tuple[Map, Map, Map, NDArray[np.bool_]]:
         raise ImportError(
             'the MNI152 brain ships with nilearn, which is missing: pip install "twinloss[real]"'
         ) from error
-    t1, grey, white = (
-        # A copy in C order: nilearn caches its images, and they are in Fortran order.
-        np.array(get_data(load(resolution=1)), dtype=np.float32, order="C")
-        for load in (
-            datasets.load_mni152_template,
-            datasets.load_mni152_gm_template,
-            datasets.load_mni152_wm_template,
-        )
-    )
+    loaders = (datasets.load_mni152_template, datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
+    # A copy in C order, as nilearn's images are in Fortran order.
+    t1, grey, white = (np.array(get_data(load(resolution=1)), dtype=np.float32, order="C") for load in loaders)
     mask = np.array(get_data(datasets.load_mni152_brain_mask(resolution=1)), bool, order="C")
+    for load in (*loaders, datasets.load_mni152_brain_mask):
+        getattr(load, "cache_clear", lambda: None)()  # nilearn would keep its images beside these
     return t1, grey, white, mask
 
 

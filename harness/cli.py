@@ -6,24 +6,20 @@ import importlib.util
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.syntax import Syntax
 from rich.table import Table
 
 from twinloss import __version__
 from twinloss.harness.twin import DTYPES, Twin, label
-
-if TYPE_CHECKING:
-    from twinloss.harness.hunt import Hunt
-    from twinloss.harness.verify import Verification
 
 app = typer.Typer(
     name="twinloss",
@@ -38,6 +34,7 @@ Losses = Annotated[list[str] | None, typer.Argument(help="Which losses; all if n
 Jobs = Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes at a time. [default: 2]")]
 Cluster = Annotated[str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler, tcp://…, whose workers do it.")]
 REPORT = Path("twinloss-report")
+SILENCE = 10.0  # seconds between two lines on compilation
 console = Console()
 if not console.is_terminal:
     console = Console(width=110)  # a file or a pipe has no width; the tables need more than 80 columns
@@ -122,11 +119,23 @@ def drawn_seed(given: int | None) -> int:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int], None]]:
-    """A bar that says what is looked at; it is told that, and how many cases more."""
+    """A bar that says what is looked at; it is told that, and how many cases more.
+
+    A file or a pipe has no bar. It gets a line now and then while kernels are compiled, as that takes minutes.
+    """
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed} cases"))
+    said = time.monotonic() - SILENCE
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
         task = bar.add_task("starting", total=None)
-        yield lambda what, cases: bar.update(task, description=what, advance=cases)
+
+        def tick(what: str, cases: int) -> None:
+            nonlocal said
+            bar.update(task, description=what, advance=cases)
+            if not console.is_terminal and what.startswith("compiling") and time.monotonic() - said >= SILENCE:
+                said = time.monotonic()
+                console.print(what, markup=False)
+
+        yield tick
 
 
 VERIFY_EPILOG = """
@@ -139,6 +148,8 @@ twinloss verify dice --examples 2000     a longer hunt
 twinloss verify dice --dtype bfloat16 --no-real --seed 7
 
 twinloss verify --report out             report.json, and a script for each counterexample, in out/
+
+twinloss verify --repeat 40 --no-real    40 seeds, one after the other: a soak
 
 [bold]Exit status[/]: 0 none failed, 1 a twin or the check itself failed, 2 usage, 130 interrupted (what
 was found is kept). A degraded twin is shown and does not fail.
@@ -159,6 +170,13 @@ def verify(
     ] = REPORT,
     save: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save report.json under this name.")] = None,
     real: Annotated[bool, typer.Option(help="Also a real brain at full size.")] = True,
+    repeat: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Soak: N seeds from --seed on; real images with the first alone.")
+    ] = 1,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write soak.md, with --repeat.")] = None,
+    readme: Annotated[
+        Path | None, typer.Option(metavar="FILE", exists=True, help="A file whose marked cells get the soak's outcome.")
+    ] = None,
     jobs: Jobs = None,
     dask: Cluster = None,
 ) -> None:
@@ -166,6 +184,9 @@ def verify(
     twins, folder = named_twins(losses), writable(report)
     if save:
         writable(save.parent)
+    if (out or readme) and repeat == 1:
+        raise typer.BadParameter("--out and --readme are for a soak: add --repeat N, with N of 2 or more")
+    from twinloss.harness.telling import files, finished, outcome
     from twinloss.harness.verify import EXAMPLES, PROCESSES
     from twinloss.harness.verify import verify as run
 
@@ -173,44 +194,12 @@ def verify(
     count = examples or EXAMPLES * (10 if thorough else 1)
     with progress() as tick:
         seen = run(
-            twins, dtypes, drawn_seed(seed), count, real, tick, jobs or PROCESSES, with_dask(dask), remember=remembers()
+            twins, dtypes, drawn_seed(seed), count, real, tick, jobs or PROCESSES, with_dask(dask),
+            remember=remembers(), repeat=repeat, told=finished(only_marked=repeat > 1),
         )  # fmt: skip
-    _tell(seen, folder)
-    if save:
-        save.write_bytes((folder / "report.json").read_bytes())
-        console.print(f"saved {save}")
+    outcome(seen)
+    files(seen, folder, save, writable(out) if out else None, readme)
     raise typer.Exit(seen.exit_code)
-
-
-def _tell(seen: Verification, folder: Path) -> None:
-    """The table, what it cannot say, and the files."""
-    from twinloss.harness import report as reports
-
-    console.print(reports.table(seen, f"twinloss verify, seed {seen.seed}"))
-    console.print(reports.LEGEND, style="dim", soft_wrap=True)
-    for note in seen.notes:
-        console.print(note, style="yellow")
-    for row in seen.rows:
-        _explain(row)
-    for path in reports.write(seen, folder):
-        console.print(f"wrote {path}")
-    if seen.interrupted:
-        console.print("interrupted: the table holds what was seen until then", style="magenta")
-
-
-def _explain(row: Hunt) -> None:
-    """Say in words what the table cannot."""
-    from twinloss.harness.snippet import shortened
-
-    name = f"{row.twin.name} {row.dtype} {row.data}"
-    if row.degraded:
-        console.print(f"{name}: {row.degraded} of {row.cases} cases degraded", style="yellow", markup=False)
-    for problem in row.problems:
-        console.print(f"{name}: the check itself: {problem}", style="red", markup=False)
-    if row.counterexample:
-        console.print(f"{name}: {row.counterexample.message}", style="red", markup=False)
-        console.print("This script shows it, and fails until it is mended:")
-        console.print(Syntax(shortened(row.counterexample.snippet), "python", word_wrap=True))
 
 
 @app.command("list")

@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from twinloss.harness.cli import Dtype, Losses, app, chosen_types, console, named_twins, progress, writable
+from twinloss.harness.cli import Dtype, Jobs, Losses, app, chosen_types, console, named_twins, progress, writable
 
 EPILOG = """
 [bold]Lines[/]: mixed precision, NaN and infinity, determinism, concurrency, torch.compile, torch.library.opcheck,
@@ -75,10 +75,14 @@ def warmup(
     dtype: Annotated[
         list[Dtype] | None, typer.Option(help="Type; repeat for several. [default: float32, float64]")
     ] = None,
+    jobs: Jobs = None,
 ) -> None:
     """Compile the kernels ahead, as when a container is built; later processes read them from Numba's cache."""
-    from twinloss.harness.warmup import warm_up
+    from twinloss.harness.jobs import Job, Work
+    from twinloss.harness.shards import PROCESSES, do
 
+    dtypes = chosen_types(dtype, ("float32", "float64"))
+    parts = [Job(twin, (each,), "warmup", 0, 0) for twin in named_twins(losses) for each in dtypes]
     with progress() as tick:
-        warm_up(named_twins(losses), chosen_types(dtype, ("float32", "float64")), tick)
+        do(Work(), parts, tick, jobs or PROCESSES)
     console.print("compiled")

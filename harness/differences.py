@@ -9,6 +9,7 @@ roundoff that it cannot see. At a kink the analytic slope must lie between the o
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 from scipy.differentiate import derivative
@@ -103,13 +104,13 @@ def slopes(truth: Truth, case: Case, name: str, direction: Array, gradient: Arra
     weights = case.weights(truth.value.shape)
     operand = case.operands[name]
 
+    @cache
+    def at(t: float) -> float:
+        moved = case.with_values(**{name: operand.values + t * direction})
+        return float(np.sum(weights * truth.value_of(moved, np.float64)))
+
     def along(steps: Array) -> Array:
-        moved = (operand.values + t * direction for t in steps.ravel())
-        values = [
-            float(np.sum(weights * truth.value_of(case.with_values(**{name: numbers}), np.float64)))
-            for numbers in moved
-        ]
-        return np.array(values).reshape(steps.shape)
+        return np.array([at(float(t)) for t in steps.ravel()]).reshape(steps.shape)
 
     sides = (-1, 1) if truth.twin.kinks(case.options) else (0,)
     with np.errstate(all="ignore"):  # a step may lead to where the loss is not finite

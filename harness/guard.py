@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from twinloss.harness.answers import Answer
 from twinloss.harness.trial import Trial
 from twinloss.harness.truth import Truth
 from twinloss.harness.twin import Array, Case, Twin, label
-from twinloss.harness.verdict import judge
+from twinloss.harness.verdict import judge_gradient, judge_value
 
 
 def _shuffled(values: Array) -> Array:
@@ -36,8 +35,8 @@ def survivors(trials: Iterable[Trial]) -> list[str]:
         for name, part in sorted(alive):
             value, gradient = trial.answer.value, trial.answer.gradient
             spoilt = SABOTAGE[name](value if part == "value" else gradient)
-            answer = Answer(spoilt, gradient) if part == "value" else Answer(value, spoilt)
-            if any(f.part == part and f.verdict == "fail" for f in judge(trial.truth, answer)):
+            judge = judge_value if part == "value" else judge_gradient
+            if judge(trial.truth, spoilt).verdict == "fail":
                 alive.discard((name, part))
     return [
         f"{part} replaced by {name}" if name in ("zeros", "a constant") else f"{name} {part}"

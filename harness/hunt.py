@@ -108,6 +108,7 @@ class Hunt:
     problems: list[str] = field(default_factory=list)
     interrupted: bool = False
     seconds: float = 0.0
+    seed: int = 0
 
     @property
     def verdict(self) -> Literal["pass", "degraded", "imprecise", "fail"]:

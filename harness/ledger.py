@@ -44,12 +44,21 @@ def read(path: Path) -> dict[str, Any]:
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any], bits: float) -> list[Loss]:
     """What got worse by more than `bits` last bits of a result, or in verdict, laws or coverage."""
-    known = {_key(row): row for row in new["rows"]}
-    return [Loss(*_key(row), *found) for row in old["rows"] for found in _losses(row, known.get(_key(row)), bits)]
+    known = {(_key(row), _nth(row, new)): row for row in new["rows"]}
+    return [
+        Loss(*_key(row), *found)
+        for row in old["rows"]
+        for found in _losses(row, known.get((_key(row), _nth(row, old))), bits)
+    ]
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
     return row["loss"], row["dtype"], row["data"]
+
+
+def _nth(row: Mapping[str, Any], report: Mapping[str, Any]) -> int:
+    """Which seed of a soak a row is of, counted from 0; seeds of two reports need not be the same."""
+    return int(row["seed"] - report["seed"]) if "seed" in row else 0
 
 
 def _losses(old: Mapping[str, Any], new: Mapping[str, Any] | None, bits: float) -> Iterator[tuple[str, str, str]]:

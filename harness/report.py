@@ -14,13 +14,19 @@ from rich import box
 from rich.table import Table
 
 from twinloss import __version__
-from twinloss.harness import coverage
+from twinloss.harness import coverage, soak
 from twinloss.harness.hunt import Hunt
 from twinloss.harness.judgement import Finding
 from twinloss.harness.verify import Verification
 
 COLOURS = {"pass": "green", "degraded": "yellow", "imprecise": "yellow", "fail": "red", "interrupted": "magenta"}
 PACKAGES = ("numpy", "scipy", "torch", "numba", "hypothesis")
+
+
+def line(row: Hunt) -> str:
+    """A finished row in a line of rich text."""
+    data = "drawn" if row.data == "generated" else row.data
+    return f"{row.twin.name} {row.dtype} {data}: [{COLOURS[row.verdict]}]{row.verdict}[/], {row.cases} cases"
 
 
 def table(seen: Verification, title: str) -> Table:
@@ -91,6 +97,7 @@ def as_json(seen: Verification) -> str:
         "versions": versions(),
         "machine": machine(),
         "notes": seen.notes,
+        **({"soak": soak.as_data(seen)} if "repeat" in seen.asked else {}),
         "rows": [_row(row) for row in seen.rows],
     }
     return json.dumps(made, indent=1)
@@ -104,6 +111,7 @@ def _row(row: Hunt) -> dict[str, Any]:
         "loss": row.twin.name,
         "dtype": row.dtype,
         "data": row.data,
+        "seed": row.seed,
         "cases": row.cases,
         "verdict": row.verdict,
         "interrupted": row.interrupted,
@@ -154,6 +162,7 @@ def write(seen: Verification, folder: Path) -> list[Path]:
     paths[0].write_text(as_json(seen) + "\n", encoding="utf-8")
     for row in seen.rows:
         if row.counterexample:
-            paths.append(folder / f"{row.twin.name}_{row.dtype}_{row.data}.py")
+            of_seed = f"_{row.seed}" if "repeat" in seen.asked else ""
+            paths.append(folder / f"{row.twin.name}_{row.dtype}_{row.data}{of_seed}.py")
             paths[-1].write_text(row.counterexample.snippet, encoding="utf-8")
     return paths

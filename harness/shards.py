@@ -9,24 +9,23 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, as_completed, wait
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
 
-from twinloss.harness import real
+from twinloss.harness import compiling
 from twinloss.harness.catalogue import catalogue
-from twinloss.harness.hunt import Counterexample, Hunt, hunt
+from twinloss.harness.hunt import Hunt
+from twinloss.harness.jobs import Job, Tick, Work, do_job
 from twinloss.harness.target import Wiring, as_twin
-from twinloss.harness.twin import Twin
 
-# The reference computes on one core; real images of full size take up to 6 GB in each process.
+# The reference computes on one core; real images take up to 1.7 GB in each process.
 PROCESSES = min(2, os.cpu_count() or 1)
 
 # Seconds that an interrupted process gets to hand over what it has found.
@@ -35,49 +34,8 @@ PATIENCE = 20.0
 # How often a part is tried whose process died: of a lack of memory, say, or of a cluster's machine.
 TRIES = 3
 
-Tick = Callable[[str, int], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """A part of the work: a hunt, or the trials on real images in all types.
-
-    Attributes:
-        twin: the loss.
-        dtypes: the types under test, one for a hunt.
-        data: "generated" or "real".
-        examples: cases of a hunt.
-        seed: its seed.
-        hunting: what a hunt is told besides: see `Hunt`.
-    """
-
-    twin: Twin
-    dtypes: tuple[str, ...]
-    data: str
-    examples: int
-    seed: int
-    hunting: Mapping[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return f"{self.twin.name} {self.dtypes[0] if self.data == 'generated' else self.data}"
-
-    @property
-    def key(self) -> str | Wiring | None:
-        """What another process can make the twin of; None if there is no such thing."""
-        return self.twin.origin or (self.twin.name if catalogue().get(self.twin.name) is self.twin else None)
-
-
-@dataclass
-class Work:
-    """All that was seen; rows are there from the moment they begin, so an interruption loses nothing."""
-
-    rows: list[Hunt] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def take(self, rows: Sequence[Hunt], notes: Sequence[str]) -> None:
-        """Take over what came of a part."""
-        self.rows += rows
-        self.notes += [note for note in notes if note not in self.notes]
+# Seconds after which those who wait for processes look what these are compiling.
+HEARTBEAT = 0.5
 
 
 def do(work: Work, jobs: Sequence[Job], tick: Tick, processes: int = 1, cluster: str | None = None) -> None:
@@ -97,7 +55,7 @@ def do(work: Work, jobs: Sequence[Job], tick: Tick, processes: int = 1, cluster:
     remote = all(job.key is not None for job in jobs)
     if cluster and remote:
         with on_cluster(cluster) as executor:
-            _share(work, jobs, tick, executor)
+            _share(work, jobs, tick, executor, len(jobs))
     elif processes > 1 and len(jobs) > 1 and remote:
         _in_processes(work, jobs, tick, processes)
     else:
@@ -119,21 +77,43 @@ def on_cluster(address: str) -> Iterator[Executor]:
 
 
 def _one_by_one(work: Work, jobs: Sequence[Job], tick: Tick) -> None:
-    if any(job.data == "real" for job in jobs):
-        real.keep_memory()
-    for job in jobs:
-        _do(work, job, tick)
-        if work.rows and work.rows[-1].interrupted:
-            raise KeyboardInterrupt
+    compiled = _counted(tick)
+    with compiling.reported(compiled):
+        for job in jobs:
+            before = len(work.rows)
+            do_job(work, job, tick)
+            for row in work.rows[before:]:
+                row.kept.clear()  # they hold arrays, and are of use during the hunt only
+            work.tell(work.rows[before:])
+            if work.rows and work.rows[-1].interrupted:
+                raise KeyboardInterrupt
+
+
+def _counted(tick: Tick) -> Callable[[str], None]:
+    """Say of kernels that are being compiled how many they are."""
+    count = 0
+
+    def compiled(name: str) -> None:
+        nonlocal count
+        count += 1
+        tick(f"compiling kernel {count}: {name}", 0)
+
+    return compiled
 
 
 def _in_processes(work: Work, jobs: Sequence[Job], tick: Tick, processes: int) -> None:
-    left = list(jobs)
+    left, compiled = list(jobs), _counted(tick)
+    context = multiprocessing.get_context("spawn")
     for _ in range(TRIES):
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(processes, context, initializer=prepare, initargs=(processes,))
+        names = context.SimpleQueue()
+        pool = ProcessPoolExecutor(processes, context, initializer=prepare, initargs=(processes, names))
+
+        def listen(names: Any = names) -> None:
+            while not names.empty():
+                compiled(names.get())
+
         try:
-            left = _share(work, left, tick, pool)
+            left = _share(work, left, tick, pool, processes, listen)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
@@ -144,33 +124,61 @@ def _in_processes(work: Work, jobs: Sequence[Job], tick: Tick, processes: int) -
         work.take([Hunt(job.twin, dtype, job.data, problems=["its process died"]) for dtype in job.dtypes], [])
 
 
-def _share(work: Work, jobs: Sequence[Job], tick: Tick, executor: Executor) -> list[Job]:
-    """Have an executor do jobs; returns those whose process died."""
-    parts: dict[Part, Job] = {}
-    for job in reversed(jobs):  # the last take longest
-        order = replace(job, twin=None)  # type: ignore[arg-type]
-        parts[executor.submit(_part, job.key or job.twin.name, order)] = job
-    died = []
+def _share(
+    work: Work,
+    jobs: Sequence[Job],
+    tick: Tick,
+    executor: Executor,
+    at_a_time: int,
+    listen: Callable[[], None] = lambda: None,
+) -> list[Job]:
+    """Have an executor do jobs, so many at a time; returns those whose process died."""
+    waiting, running, died, count = list(jobs), dict[Part, Job](), list[Job](), 0
+
+    def collect(part: Part) -> None:
+        job = running.pop(part)
+        try:
+            rows, notes = part.result(0)
+        except BrokenProcessPool:
+            died.append(job)
+        except (CancelledError, TimeoutError):
+            pass
+        else:
+            work.take([Hunt(job.twin, **row) for row in rows], notes)
+
     try:
-        for n, part in enumerate(as_completed(parts), 1):
-            tick(f"{parts[part]}: {n} of {len(parts)} parts", _cases(part))
+        while waiting or running:
+            while waiting and len(running) < at_a_time:
+                job = _next(waiting, running.values())
+                try:
+                    order = replace(job, twin=None)  # type: ignore[arg-type]
+                    running[executor.submit(_part, job.key or job.twin.name, order)] = job
+                except BrokenProcessPool:
+                    died.append(job)
+            for part in wait(running, HEARTBEAT, FIRST_COMPLETED).done:
+                count += 1
+                tick(f"{running[part]}: {count} of {len(jobs)} parts", _cases(part))
+                collect(part)
+            listen()
     except KeyboardInterrupt:
-        running = [part for part in parts if not part.cancel()]
         for process in multiprocessing.active_children():
             os.kill(process.pid or 0, signal.SIGINT)  # the terminal may have told it, or not
-        wait(running, PATIENCE)
+        wait([part for part in running if not part.cancel()], PATIENCE)
         raise
     finally:
-        for part in reversed(parts):
-            try:
-                rows, notes = part.result(0)
-            except BrokenProcessPool:
-                died.append(parts[part])
-            except (CancelledError, TimeoutError):
-                continue
-            else:
-                work.take([Hunt(parts[part].twin, **row) for row in rows], notes)
+        for part in list(running):
+            collect(part)
     return died
+
+
+def _next(waiting: list[Job], running: Collection[Job]) -> Job:
+    """Take the next job out of those that wait, of a type that no other is at: losses share kernels, types do not.
+
+    So two processes hardly ever compile the same kernel at the same time.
+    """
+    busy = {dtype == "float64" for job in running for dtype in job.dtypes}
+    free = (n for n, job in enumerate(waiting) if not busy & {dtype == "float64" for dtype in job.dtypes})
+    return waiting.pop(next(free, 0))
 
 
 def _cases(part: Part) -> int:
@@ -178,15 +186,16 @@ def _cases(part: Part) -> int:
     return 0 if failed else sum(row["cases"] for row in part.result()[0])
 
 
-def prepare(processes: int = PROCESSES) -> None:
-    """Make a process ready to work beside others."""
+def prepare(processes: int = PROCESSES, names: Any = None) -> None:
+    """Make a process ready to work beside others; it puts the names of the kernels that it compiles into a queue."""
     signal.signal(signal.SIGINT, _note_interruption)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Results are the same for any number of threads; those of several processes would wait for each other.
     threads = max(1, (os.cpu_count() or 1) // processes)
     torch.set_num_threads(threads)
     threadpool_limits(threads)
-    real.keep_memory()
+    if names is not None:
+        compiling.report_always(names.put)
 
 
 def _end_with_parent() -> None:
@@ -226,7 +235,7 @@ def _part(key: str | Wiring, order: Job) -> tuple[list[dict[str, Any]], list[str
     try:
         _go_on()
         twin = catalogue()[key] if isinstance(key, str) else as_twin(key)
-        _do(work, replace(order, twin=twin), _go_on)
+        do_job(work, replace(order, twin=twin), _go_on)
     except KeyboardInterrupt:
         pass  # what there is stands in `work`
     finally:
@@ -235,45 +244,4 @@ def _part(key: str | Wiring, order: Job) -> tuple[list[dict[str, Any]], list[str
     return [{each: getattr(row, each) for each in passed_on} for row in work.rows], work.notes
 
 
-def _do(work: Work, job: Job, tick: Tick) -> None:
-    if job.data == "real":
-        _real(work, job, tick)
-        return
-    row = Hunt(job.twin, job.dtypes[0], **job.hunting)
-    work.rows.append(row)
-    with _timed(row):
-        hunt(row.twin, row.dtype, job.examples, job.seed, lambda: tick(str(job), 1), row)
-
-
-@contextmanager
-def _timed(row: Hunt) -> Iterator[None]:
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        row.seconds += time.perf_counter() - start
-
-
-def _real(work: Work, job: Job, tick: Tick) -> None:
-    tick(str(job), 0)
-    try:
-        real.brain()
-    except ImportError as error:
-        note = f"real images left out: {error}"
-        work.notes += [note] if note not in work.notes else []
-        return
-    rows = {dtype: Hunt(job.twin, dtype, job.data) for dtype in job.dtypes}
-    trials = real.trials(job.twin, job.dtypes)
-    while True:
-        start = time.perf_counter()
-        trial = next(trials, None)
-        if trial is None:
-            return
-        row = rows[trial.case.dtype]
-        if row not in work.rows:
-            work.rows.append(row)
-        row.seconds += time.perf_counter() - start
-        row.note(trial)
-        if trial.kind is not None:
-            row.counterexample = Counterexample(trial.kind, trial.message, real.script(job.twin, trial))
-        tick(f"{job} {row.dtype} {trial.case.traits['image']}", 1)
+__all__ = ["PROCESSES", "Job", "Tick", "Work", "do", "on_cluster", "prepare"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -70,13 +70,21 @@ class Truth:
         """The gradient."""
         return self.gradient_of(self.case)
 
-    def plain_points(self) -> Iterator[tuple[Answer, Answer]]:
+    def plain_points(self) -> Iterable[tuple[Answer, Answer]]:
         """The reference in the working precision and in its own, here and at nearby points.
 
         At a single point the plain computation may be right by luck; where there are many voxels, that is less likely.
         """
+        return self._few_points if self.few else self._plain_points(ROUNDS)
+
+    @cached_property
+    def _few_points(self) -> list[tuple[Answer, Answer]]:
+        """The points of a small case, which the judge asks for once for each part and each answer."""
+        return list(self._plain_points(POINTS))
+
+    def _plain_points(self, rounds: int) -> Iterator[tuple[Answer, Answer]]:
         plain = self.precision.plain
-        for k in range(POINTS if self.few else ROUNDS):
+        for k in range(rounds):
 
             def move(operands: list[Array], k: int = k) -> list[Array]:
                 near = self._rounded(operands, STEP if k else 0.0, np.random.default_rng(k))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from twinloss.harness.catalogue import TWINS
 from twinloss.harness.hunt import Hunt
-from twinloss.harness.shards import PROCESSES, Job, Tick, Work, do
+from twinloss.harness.jobs import Job, Tick, Work
+from twinloss.harness.shards import PROCESSES, do
 from twinloss.harness.twin import Twin
 
 EXAMPLES = 150
+
+# The losses whose kernels are compiled in seconds, which come first, so that the first rows do not wait for the others.
+QUICK = ("bending_energy", "diffusion", "mutual_information", "lncc", "multi_scale")
 
 
 @dataclass
@@ -54,20 +58,46 @@ def verify(
     processes: int = 1,
     cluster: str | None = None,
     remember: bool = False,
+    repeat: int = 1,
+    told: Callable[[Hunt], None] = lambda row: None,
 ) -> Verification:
-    """Hunt each twin in each type; see `shards.do` for the last but one arguments, and `Hunt` for the last."""
+    """Hunt each twin in each type.
+
+    Args:
+        twins: the losses.
+        dtypes: the types under test.
+        seed: of the draw.
+        examples: cases that are drawn for each loss and type.
+        with_real: whether there are cases on real images, too.
+        tick: see `shards.do`, as for `processes` and `cluster`.
+        processes: how many jobs at a time.
+        cluster: the address of a Dask scheduler.
+        remember: see `Hunt`.
+        repeat: how many hunts of each loss and type, with the seeds `seed`, `seed + 1`, …; real images come once.
+        told: called with each row when it is finished.
+    """
     names = [twin.name for twin in twins]
     losses = [] if names == [twin.name for twin in TWINS] else names
     asked = {"losses": losses, "dtypes": list(dtypes), "examples": examples, "real": with_real}
-    seen, jobs = Verification(seed, asked), []
-    for twin in twins:
-        jobs += [Job(twin, (dtype,), "generated", examples, seed, {"remember": remember}) for dtype in dtypes]
-        jobs += [Job(twin, tuple(dtypes), "real", examples, seed)] if with_real and twin.real else []
+    seen = Verification(seed, asked | ({"repeat": repeat} if repeat > 1 else {}), Work(told=told))
+    ordered = sorted(twins, key=lambda twin: QUICK.index(twin.name) if twin.name in QUICK else len(QUICK))
+    jobs = list(_hunts(ordered, dtypes, range(seed, seed + 1), examples, remember))
+    jobs += [Job(twin, tuple(dtypes), "real", examples, seed) for twin in ordered if with_real and twin.real]
+    jobs += _hunts(ordered, dtypes, range(seed + 1, seed + repeat), examples, remember)
     try:
         do(seen.work, jobs, tick, processes, cluster)
     except KeyboardInterrupt:
         seen.interrupted = True
+    seen.rows.sort(key=lambda row: (row.seed, names.index(row.twin.name), row.data == "real", dtypes.index(row.dtype)))
     return seen
+
+
+def _hunts(
+    twins: Sequence[Twin], dtypes: Sequence[str], seeds: Sequence[int], examples: int, remember: bool
+) -> Iterator[Job]:
+    for seed in seeds:
+        for twin in twins:
+            yield from (Job(twin, (dtype,), "generated", examples, seed, {"remember": remember}) for dtype in dtypes)
 
 
 __all__ = ["EXAMPLES", "PROCESSES", "Tick", "Verification", "verify"]

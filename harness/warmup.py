@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 
 from twinloss.harness.answers import expected_warnings_silent
@@ -13,25 +11,22 @@ from twinloss.harness.twin import Twin
 _SMALL, _LARGE = 8, 56
 
 
-def warm_up(twins: Sequence[Twin], dtypes: Sequence[str], tick: Callable[[str, int], None]) -> None:
-    """Call each loss, forward and backward; also with two classes, which have kernels of their own as a sigmoid has.
+def warm_up(twin: Twin, dtype: str) -> None:
+    """Call a loss in a type, forward and backward, so that its kernels are compiled.
 
-    And with soft targets and with voxels to ignore, where it takes them.
+    It is called with two classes, too, which have kernels of their own as a sigmoid has; and with soft targets and with
+    voxels to ignore, where it takes them.
     """
-    for twin in twins:
-        for dtype in dtypes:
-            tick(f"{twin.name} {dtype}", 0)
-            first = twin.benches[0]
-            for line in (first, first.of_classes(2)) if first.of_classes else (first,):
-                x, *rest = (_of_type(operand, dtype) for operand in line.operands(_SMALL))
-                _call(twin.fast(**line.options), x, *rest)
-                if line.options.get("to_onehot_y"):
-                    soft = [torch.zeros_like(x).scatter(1, rest[0], 1), *rest[1:]]
-                    _call(twin.fast(**{**line.options, "to_onehot_y": False}), x, *soft)
-                if "ignore_index" in twin.options:
-                    _call(twin.fast(**line.options, ignore_index=-1), x, *rest)
-            _call(twin.fast(**first.options), *(_of_type(operand, dtype) for operand in first.operands(_LARGE)))
-            tick(f"{twin.name} {dtype}", 1)
+    first = twin.benches[0]
+    for line in (first, first.of_classes(2)) if first.of_classes else (first,):
+        x, *rest = (_of_type(operand, dtype) for operand in line.operands(_SMALL))
+        _call(twin.fast(**line.options), x, *rest)
+        if line.options.get("to_onehot_y"):
+            soft = [torch.zeros_like(x).scatter(1, rest[0], 1), *rest[1:]]
+            _call(twin.fast(**{**line.options, "to_onehot_y": False}), x, *soft)
+        if "ignore_index" in twin.options:
+            _call(twin.fast(**line.options, ignore_index=-1), x, *rest)
+    _call(twin.fast(**first.options), *(_of_type(operand, dtype) for operand in first.operands(_LARGE)))
 
 
 def _of_type(operand: torch.Tensor, dtype: str) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import product
+from math import prod
 
 import numpy as np
 
@@ -12,7 +13,10 @@ Slices = tuple[slice, ...]
 
 def padded(image: Array, radii: Sequence[int]) -> Array:
     """The image (B, C, *S) with that many zeros before and after each spatial axis."""
-    return np.pad(image, [(0, 0), (0, 0), *((r, r) for r in radii)])
+    spatial = (n + 2 * r for n, r in zip(image.shape[2:], radii, strict=True))
+    made = np.zeros((*image.shape[:2], *spatial), image.dtype)
+    cropped(made, radii)[...] = image
+    return made
 
 
 def places(shape: Sequence[int], windows: Sequence[Array]) -> Iterator[tuple[np.floating, Slices]]:
@@ -21,10 +25,12 @@ def places(shape: Sequence[int], windows: Sequence[Array]) -> Iterator[tuple[np.
     The weight is the product of those of the axes; `windows` has one for each axis, of odd length, and `shape` is that
     of the image that was padded by half of it.
     """
-    spatial = shape[2:]
-    for offset in product(*(range(len(window)) for window in windows)):
-        weight = np.prod([window[j] for window, j in zip(windows, offset, strict=True)])
-        yield weight, (slice(None), slice(None), *(slice(j, j + n) for j, n in zip(offset, spatial, strict=True)))
+    axes = [
+        [(weight, slice(j, j + n)) for j, weight in enumerate(window)]
+        for window, n in zip(windows, shape[2:], strict=True)
+    ]
+    for offset in product(*axes):
+        yield prod(weight for weight, _ in offset), (slice(None), slice(None), *(along for _, along in offset))
 
 
 def cropped(image: Array, radii: Sequence[int]) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Iterator
 
@@ -10,7 +11,6 @@ import torch
 
 from twinloss import fast
 from twinloss.harness.bench.memory import status
-from twinloss.harness.real import keep_memory
 from twinloss.harness.reliability import Row, line
 from twinloss.harness.reliability.everyday import step
 
@@ -21,6 +21,21 @@ LARGE: tuple[tuple[str, torch.nn.Module, int, int], ...] = (
     ("LNCC, k = 9", fast.LocalNormalizedCrossCorrelationLoss(kernel_size=9), 1, 512),
     ("mutual information", fast.GlobalMutualInformationLoss(), 1, 512),
 )
+
+
+# Of glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+
+
+def keep_memory() -> None:
+    """Have glibc reuse the memory of arrays of hundreds of megabytes; to be called before threads have arenas.
+
+    Fresh pages for each take longer than the arithmetic.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1)):
+            mallopt(parameter, value)
 
 
 def volumes(channels: int, size: int) -> list[torch.Tensor]:

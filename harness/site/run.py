@@ -30,11 +30,15 @@ class Run:
         words += [f"--examples {asked['examples']}"] if "examples" in asked else []
         words += [f"--dtype {dtype}" for dtype in asked.get("dtypes", [])]
         words += [] if asked.get("real", True) else ["--no-real"]
+        words += [f"--repeat {asked['repeat']}"] if "repeat" in asked else []
         return " ".join(["twinloss verify", *words])
 
     def rows(self, name: str | None = None) -> list[Mapping[str, Any]]:
-        """Those of a loss, or all."""
-        rows = [] if self.report is None else self.report["rows"]
+        """Those of a loss, or all; of a soak those of the first seed, and those with a counterexample."""
+        if self.report is None:
+            return []
+        first = self.report["seed"]
+        rows = [row for row in self.report["rows"] if row.get("seed", first) == first or row["counterexample"]]
         return [row for row in rows if name in (None, row["loss"])]
 
     def verdict(self, name: str) -> str:

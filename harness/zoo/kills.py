@@ -63,10 +63,10 @@ def objections(twin: Twin, case: Case, left: Collection[str] = JUDGEMENTS, truth
 def kills(mutant: Mutant, start: int = 0, examples: int = EXAMPLES) -> Kills:
     """Put to a mutant what a hunt does by default: so many cases or, for one of `full_size`, real images alone."""
     twin, made = mutant.twin(), Kills(mutant.name, mutant.of, mutant.origin)
-    for found in twin.real if mutant.full_size else ():
+    for question in real.questions(twin, [mutant.dtype]) if mutant.full_size else ():
         made.cases += 1
-        case = real.make_case(found, mutant.dtype)
-        made.at = dict.fromkeys(objections(twin, case, truth=Truth(twin, case, np.float64)), made.cases)
+        asked, case, truth = question
+        made.at = dict.fromkeys(objections(asked, case, truth=truth), made.cases)
         if made.at:
             return made
     _draw(twin, mutant, None, examples, start, made)
