@@ -52,7 +52,9 @@ class DiceLoss(SegmentationLoss):
         process_group: add up the statistics of its ranks, so that all get the loss of all data. A rank holds voxels of
             the same items as the others or, with ``batch=True``, any items of its own; all call forward together. The
             gradient of a rank is that of its own data times the number of ranks: DistributedDataParallel, which takes
-            the mean over ranks, makes of it the gradient that one process would have with all data.
+            the mean over ranks, makes of it the gradient that one process would have with all data. A copy of the loss
+            shares the group. A pickle, as of ``torch.save``, keeps the default group of all ranks by name, and loads
+            with that of the process that reads it, or with None and a warning; with any other group it is a TypeError.
 
     Shape:
         input (B, C, *S); target (B, C, *S), or (B, 1, *S) with ``to_onehot_y``; any spatial rank, 0 included.

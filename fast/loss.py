@@ -51,7 +51,7 @@ def entry_point(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     # torch.compile keeps so many graphs of a code object and no more: all losses must not share one.
-    entered.__code__ = entered.__code__.replace(co_name=function.__name__)
+    entered.__code__ = entered.__code__.replace(co_name=function.__qualname__)
     return entered
 
 

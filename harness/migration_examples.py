@@ -26,7 +26,7 @@ class Difference:
 
 DIFFERENCES = (
     Difference(
-        "all", "The result has the type of the input, whatever that of the target.",
+        "all", "The result has the type of the input, whatever that of the target; float32 under autocast.",
         "A target in float64 must not turn a training into one in float64.",
         "x = torch.full((1, 1, 2), 0.5)\nDiceLoss()(x, torch.ones(1, 1, 2).double()).dtype",
     ),
@@ -35,6 +35,12 @@ DIFFERENCES = (
         "Half a label is a sign of an image that was interpolated; MONAI rounds it down, and takes background.",
         "x, labels = torch.zeros(1, 2, 2), torch.tensor([[[0.0, 0.6]]])\n"
         "DiceLoss(softmax=True, to_onehot_y=True)(x, labels)",
+    ),
+    Difference(
+        "all", "Class weights are options and no state: a checkpoint with MONAI's `class_weight` loads without them.",
+        "What a training computes stands in its code. `load_state_dict` leaves out the keys `…class_weight`, and those "
+        "of the cross entropy of `DiceCELoss`; no loss takes its weights from a checkpoint.",
+        "list(DiceLoss(weight=[1.0, 2.0]).state_dict())",
     ),
     Difference(
         "DiceLoss", "`weight` counts with one channel, too.",

@@ -91,7 +91,7 @@ def test_wasserstein_distance_map_takes_subclasses(made):
 @EVERY_SUBCLASS
 def test_weights_may_be_of_a_subclass(made):
     x, target = logits(1, 2, 4), soft(1, 2, 4)
-    found = DiceLoss(softmax=True, weight=made(torch.tensor([1.0, 2.0])))(x, target)
+    found = DiceLoss(softmax=True, weight=made(torch.tensor([1.0, 2.0], dtype=torch.float64)))(x, target)
     assert torch.equal(found, DiceLoss(softmax=True, weight=[1.0, 2.0])(x, target))
 
 
