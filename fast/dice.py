@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from twinloss.fast.segmentation import (
     weight_by_class,
 )
 from twinloss.fast.statistics import Activation, Overlap, Statistics
+from twinloss.fast.warn import warn
 
 
 class DiceLoss(SegmentationLoss):
@@ -74,6 +74,12 @@ class DiceLoss(SegmentationLoss):
         tensor(0.0003)
     """
 
+    option_checks: ClassVar = {
+        **SegmentationLoss.option_checks,
+        **dict.fromkeys(("squared_pred", "jaccard", "soft_label"), checked_flag),
+        "weight": checked_weight,
+    }
+
     def __init__(
         self,
         include_background: bool = True,
@@ -97,10 +103,10 @@ class DiceLoss(SegmentationLoss):
             include_background, to_onehot_y, sigmoid, softmax, other_act, reduction, smooth_nr, smooth_dr, batch,
             ignore_index, process_group,
         )  # fmt: skip
-        self.squared_pred = checked_flag(squared_pred, "squared_pred")
-        self.jaccard = checked_flag(jaccard, "jaccard")
-        self.weight = checked_weight(weight)
-        self.soft_label = checked_flag(soft_label, "soft_label")
+        self.squared_pred = squared_pred
+        self.jaccard = jaccard
+        self.weight = weight
+        self.soft_label = soft_label
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
@@ -147,7 +153,7 @@ class MaskedDiceLoss(DiceLoss):
             ValueError: if the mask's shape does not fit the input's, or its values lie outside [0, 1].
         """
         if mask is None:
-            warnings.warn("no mask given: the loss is that of DiceLoss", UserWarning, stacklevel=2)
+            warn("no mask given: the loss is that of DiceLoss")
         return self._loss(input, target, mask)
 
 

@@ -4,14 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from twinloss.fast.dice import CompoundDiceLoss
 from twinloss.fast.distributed import ProcessGroup
-from twinloss.fast.segmentation import ClassWeight, Voxels, checked_number, checked_weight, mean_of, weight_by_class
+from twinloss.fast.options import checked_number, checked_reduction
+from twinloss.fast.segmentation import ClassWeight, Voxels, checked_weight, mean_of, weight_by_class
 from twinloss.fast.statistics import Activation, Statistics
+
+
+def _checked_reduction(value: Any, name: str) -> str:
+    reduction = checked_reduction(value, name)
+    if reduction == "none":
+        raise ValueError(f'{name} must be "mean" or "sum", got {value!r}: Dice has no value for a single voxel')
+    return reduction
+
+
+def _checked_smoothing(value: Any, name: str) -> float:
+    smoothing = checked_number(value, name)
+    if smoothing > 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+    return smoothing
+
+
+def _one_weight(weight: ClassWeight | None, ce_weight: ClassWeight | None) -> None:
+    if weight is not None and ce_weight is not None:
+        raise ValueError("weight goes to both terms and ce_weight to cross entropy alone: give one of them")
 
 
 class DiceCELoss(CompoundDiceLoss):
@@ -60,6 +80,15 @@ class DiceCELoss(CompoundDiceLoss):
         tensor(0.0007)
     """
 
+    option_checks: ClassVar = {
+        **CompoundDiceLoss.option_checks,
+        **dict.fromkeys(("lambda_dice", "lambda_ce"), checked_number),
+        "reduction": _checked_reduction,
+        "ce_weight": checked_weight,
+        "label_smoothing": _checked_smoothing,
+    }
+    option_rules: ClassVar = (*CompoundDiceLoss.option_rules, (("weight", "ce_weight"), _one_weight))
+
     def __init__(
         self,
         include_background: bool = True,
@@ -88,19 +117,13 @@ class DiceCELoss(CompoundDiceLoss):
             smooth_dr, batch, weight=weight, soft_label=soft_label, ignore_index=ignore_index,
             process_group=process_group,
         )  # fmt: skip
-        self._check_reduction()
-        if weight is not None and ce_weight is not None:
-            raise ValueError("weight goes to both terms and ce_weight to cross entropy alone: give one of them")
-        self.ce_weight = checked_weight(ce_weight, "ce_weight")
-        self.lambda_dice = checked_number(lambda_dice, "lambda_dice")
-        self.lambda_ce = checked_number(lambda_ce, "lambda_ce")
-        self.label_smoothing = checked_number(label_smoothing, "label_smoothing")
-        if self.label_smoothing > 1:
-            raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+        self.ce_weight = ce_weight
+        self.lambda_dice = lambda_dice
+        self.lambda_ce = lambda_ce
+        self.label_smoothing = label_smoothing
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
-        self._check_reduction()
         voxels = self.compound_voxels(input, target)
         activation: Activation = "softmax" if input.shape[1] > 1 else "sigmoid"
         plan: dict[str, Any] = {"surprisal": "all" if self.label_smoothing else "target"}
@@ -110,12 +133,6 @@ class DiceCELoss(CompoundDiceLoss):
             ce_sums = self._smoothed(voxels).sums(activation, surprisal="target")
         dice = self.reduced(self.dice(dice_sums, voxels), input.ndim)
         return (self.lambda_dice * dice + self.lambda_ce * self._cross_entropy(ce_sums, voxels)).to(input.dtype)
-
-    def _check_reduction(self) -> None:
-        if self.reduction not in ("mean", "sum"):
-            raise ValueError(
-                f'reduction must be "mean" or "sum", got {self.reduction!r}: Dice has no value for a single voxel'
-            )
 
     def _smoothed(self, voxels: Voxels) -> Voxels:
         """One channel with the target (1 - ε) g + ε/2, that of two classes."""

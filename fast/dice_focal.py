@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from twinloss.fast.dice import CompoundDiceLoss
 from twinloss.fast.distributed import ProcessGroup
-from twinloss.fast.focal import FocalTerm
-from twinloss.fast.segmentation import ClassWeight, checked_number, checked_reduction
+from twinloss.fast.focal import FOCAL_CHECKS, FOCAL_RULES, FocalTerm
+from twinloss.fast.options import checked_number
+from twinloss.fast.segmentation import ClassWeight, checked_weight
+
+
+def _mean_over_ranks(reduction: str, process_group: ProcessGroup | None) -> None:
+    if process_group is not None and reduction != "mean":
+        raise ValueError(
+            f'with a process_group reduction must be "mean", got {reduction!r}: the others are of the focal '
+            "term of each item, which is on its rank alone"
+        )
+
+
+def _one_weight(weight: Any, focal_weight: Any) -> None:
+    if weight is not None and focal_weight is not None:
+        raise ValueError("weight goes to both terms and focal_weight to focal alone: give one of them")
 
 
 class DiceFocalLoss(CompoundDiceLoss):
@@ -57,6 +72,19 @@ class DiceFocalLoss(CompoundDiceLoss):
         tensor(0.0003)
     """
 
+    option_checks: ClassVar = {
+        **CompoundDiceLoss.option_checks,
+        **FOCAL_CHECKS,
+        **dict.fromkeys(("lambda_dice", "lambda_focal"), checked_number),
+        "focal_weight": checked_weight,
+    }
+    option_rules: ClassVar = (
+        *CompoundDiceLoss.option_rules,
+        *FOCAL_RULES,
+        (("reduction", "process_group"), _mean_over_ranks),
+        (("weight", "focal_weight"), _one_weight),
+    )
+
     def __init__(
         self,
         include_background: bool = True,
@@ -87,29 +115,25 @@ class DiceFocalLoss(CompoundDiceLoss):
             smooth_dr, batch, weight=weight, soft_label=soft_label, ignore_index=ignore_index,
             process_group=process_group,
         )  # fmt: skip
-        if process_group is not None and self.reduction != "mean":
-            raise ValueError(
-                f'with a process_group reduction must be "mean", got {self.reduction!r}: the others are of the focal '
-                "term of each item, which is on its rank alone"
-            )
-        if weight is not None and focal_weight is not None:
-            raise ValueError("weight goes to both terms and focal_weight to focal alone: give one of them")
-        self.term = FocalTerm(gamma, focal_weight, alpha, use_softmax, "focal_weight")
-        self.lambda_dice = checked_number(lambda_dice, "lambda_dice")
-        self.lambda_focal = checked_number(lambda_focal, "lambda_focal")
+        self.gamma = gamma
+        self.focal_weight = focal_weight
+        self.use_softmax = use_softmax
+        self.alpha = alpha
+        self.lambda_dice = lambda_dice
+        self.lambda_focal = lambda_focal
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
-        reduction = checked_reduction(self.reduction)
+        reduction, term = self.reduction, FocalTerm(self.gamma, self.alpha, self.use_softmax)
         voxels = self.compound_voxels(input, target)
         if reduction == "none":
             voxels = voxels.widened()
-        self.term.warn(input)
-        activation = self.term.activation(input.shape[1])
-        dice_sums, focal_sums = self.two_sums(voxels, activation, {} if reduction == "none" else self.term.plan())
+        term.warn(input)
+        activation = term.activation(input.shape[1])
+        dice_sums, focal_sums = self.two_sums(voxels, activation, {} if reduction == "none" else term.plan())
         dice = self.lambda_dice * self.reduced(self.dice(dice_sums, voxels), input.ndim)
-        weight = self.term.weight if self.weight is None else self.seen(self.weight, voxels)
+        weight = self.focal_weight if self.weight is None else self.seen(self.weight, voxels)
         if reduction == "none":
-            focal = self.term.unreduced(voxels, weight)
+            focal = term.unreduced(voxels, weight)
             return (dice + self.lambda_focal * focal).to(input.dtype)
-        return (dice + self.lambda_focal * self.term.reduced(focal_sums, voxels, reduction, weight)).to(input.dtype)
+        return (dice + self.lambda_focal * term.reduced(focal_sums, voxels, reduction, weight)).to(input.dtype)

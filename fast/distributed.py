@@ -11,12 +11,12 @@ from torch import distributed as dist
 ProcessGroup = Any  # torch.distributed.ProcessGroup, which a build of torch without it lacks
 
 
-def checked_group(group: ProcessGroup | None) -> ProcessGroup | None:
+def checked_group(group: ProcessGroup | None, name: str = "process_group") -> ProcessGroup | None:
     """A process group, or None."""
     if group is None or (dist.is_available() and isinstance(group, dist.ProcessGroup)):
         return group
     raise TypeError(
-        f"process_group must be None or a torch.distributed.ProcessGroup, got {type(group).__name__}: after "
+        f"{name} must be None or a torch.distributed.ProcessGroup, got {type(group).__name__}: after "
         "torch.distributed.init_process_group() the one of all ranks is torch.distributed.group.WORLD"
     )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from torch import Tensor
 
 from twinloss.fast.arguments import checked_flag
 from twinloss.fast.distributed import ProcessGroup
-from twinloss.fast.segmentation import SegmentationLoss, checked_number
+from twinloss.fast.options import checked_number
+from twinloss.fast.segmentation import SegmentationLoss
 from twinloss.fast.statistics import Overlap
 
 
@@ -59,6 +61,12 @@ class TverskyLoss(SegmentationLoss):
         tensor(0.0003)
     """
 
+    option_checks: ClassVar = {
+        **SegmentationLoss.option_checks,
+        **dict.fromkeys(("alpha", "beta"), checked_number),
+        "soft_label": checked_flag,
+    }
+
     def __init__(
         self,
         include_background: bool = True,
@@ -81,9 +89,9 @@ class TverskyLoss(SegmentationLoss):
             include_background, to_onehot_y, sigmoid, softmax, other_act, reduction, smooth_nr, smooth_dr, batch,
             ignore_index, process_group,
         )  # fmt: skip
-        self.alpha = checked_number(alpha, "alpha")
-        self.beta = checked_number(beta, "beta")
-        self.soft_label = checked_flag(soft_label, "soft_label")
+        self.alpha = alpha
+        self.beta = beta
+        self.soft_label = soft_label
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""

@@ -387,8 +387,8 @@ class BackgroundDroppedFirst(fast.FocalLoss):
         """Wrong."""
         if self.include_background or input.shape[1] < 3 or target.shape[1] == 1 or self.ignore_index is not None:
             return super().forward(input, target)
-        whole = fast.FocalLoss(gamma=self.term.gamma, weight=self.term.weight, reduction=self.reduction,
-                               use_softmax=self.term.use_softmax, alpha=self.term.alpha)  # fmt: skip
+        whole = fast.FocalLoss(gamma=self.gamma, weight=self.weight, reduction=self.reduction,
+                               use_softmax=self.use_softmax, alpha=self.alpha)  # fmt: skip
         return whole(input[:, 1:], target[:, 1:])
 
 
@@ -398,7 +398,7 @@ class FocusOnTheEasy(fast.FocalLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Wrong."""
-        return super().forward(input, target) if self.term.use_softmax else super().forward(-input, target)
+        return super().forward(input, target) if self.use_softmax else super().forward(-input, target)
 
 
 @bug("focal")
@@ -416,13 +416,13 @@ class LogOfSoftmax(fast.FocalLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Wrong."""
-        plain = self.reduction == "mean" and self.term.weight is None and self.term.alpha is None
-        known = plain and self.include_background and self.ignore_index is None and self.term.use_softmax
+        plain = self.reduction == "mean" and self.weight is None and self.alpha is None
+        known = plain and self.include_background and self.ignore_index is None and self.use_softmax
         if not known or input.shape[1] == 1:
             return super().forward(input, target)
         g = _one_hot(target, input.shape[1]).float() if self.to_onehot_y else target.float()
         p = input.float().softmax(1)
-        return (-((1 - p) ** self.term.gamma) * g * torch.log(p)).mean().to(input.dtype)
+        return (-((1 - p) ** self.gamma) * g * torch.log(p)).mean().to(input.dtype)
 
 
 def _copied(*operands: Array, **options: Any) -> Array:
