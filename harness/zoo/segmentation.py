@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from twinloss import fast, reference
-from twinloss.harness.catalogue import DICE
+from twinloss.fast.segmentation import checked_weight
+from twinloss.harness.catalogue import DICE, FOCAL
 from twinloss.harness.twin import Array
 from twinloss.harness.zoo import bug, with_gradient_times
 
@@ -408,6 +410,27 @@ class AlphaTheOtherWayRound(fast.FocalLoss):
     def __init__(self, **options: Any) -> None:
         alpha = options.get("alpha")
         super().__init__(**{**options, "alpha": 1 - alpha if isinstance(alpha, float) else alpha})
+
+
+def _alpha_of_2(twin: Callable[..., Array]) -> Callable[..., Array]:
+    """The reference without its check: the loss is linear in alpha."""
+
+    def made(*operands: Array, alpha: Any = None, **options: Any) -> Array:
+        if alpha != 2.0:
+            return twin(*operands, alpha=alpha, **options)
+        return 2 * twin(*operands, alpha=1.0, **options) - twin(*operands, alpha=0.0, **options)
+
+    return made
+
+
+@bug(
+    "focal", options={**FOCAL.options, "alpha": (None, 2.0)},
+    value=_alpha_of_2(reference.focal_loss), gradient=_alpha_of_2(reference.focal_loss_gradient),
+)  # fmt: skip
+class AlphaBeyondOne(fast.FocalLoss):
+    """alpha = 2 is taken, by both twins: negatives weigh 1 - alpha = -1, and the loss has no lower bound."""
+
+    option_checks: ClassVar = {**fast.FocalLoss.option_checks, "alpha": checked_weight}
 
 
 @bug("focal", dtype="float32")
