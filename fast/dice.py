@@ -63,6 +63,10 @@ class DiceLoss(SegmentationLoss):
             negative or NaN weights or as many as there are no classes, labels that name no class, an empty input.
         AssertionError: if the shapes of input and target differ (the error is a ValueError, too).
 
+    Warns:
+        UserWarning: once for each loss, in one of its first calls, if a target that is not labels lies outside [0, 1],
+            or does not sum to 1 over the classes under a softmax.
+
     Reference:
         Milletari, F. et al. (2016) V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image
         Segmentation, 3DV.

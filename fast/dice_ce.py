@@ -73,6 +73,9 @@ class DiceCELoss(CompoundDiceLoss):
             outside [0, 1], ``weight`` together with ``ce_weight``, if input and target differ in rank, or the target
             has neither 1 channel nor those of the input.
 
+    Warns:
+        UserWarning: about the target, as DiceLoss; the cross entropy is always that of a softmax.
+
     Example:
         >>> import torch
         >>> logits = torch.tensor([[[4.0, -4.0], [-4.0, 4.0]]])
@@ -121,6 +124,10 @@ class DiceCELoss(CompoundDiceLoss):
         self.lambda_dice = lambda_dice
         self.lambda_ce = lambda_ce
         self.label_smoothing = label_smoothing
+
+    def exclusive(self, background: bool) -> tuple[bool, bool]:
+        """Return whether a prediction is a softmax, and whether the target of all its classes counts."""
+        return True, True  # for the cross entropy
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""

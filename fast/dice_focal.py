@@ -65,6 +65,9 @@ class DiceFocalLoss(CompoundDiceLoss):
         ValueError: as DiceLoss and FocalLoss; if a λ is negative, if ``weight`` and ``focal_weight`` are both given, if
             input and target differ in rank, or the target has neither 1 channel nor those of the input.
 
+    Warns:
+        UserWarning: about the target, as DiceLoss.
+
     Example:
         >>> import torch
         >>> logits = torch.tensor([[[4.0, -4.0], [-4.0, 4.0]]])
@@ -121,6 +124,10 @@ class DiceFocalLoss(CompoundDiceLoss):
         self.alpha = alpha
         self.lambda_dice = lambda_dice
         self.lambda_focal = lambda_focal
+
+    def exclusive(self, background: bool) -> tuple[bool, bool]:
+        """Return whether a prediction is a softmax, and whether the target of all its classes counts."""
+        return self.softmax or self.use_softmax, background
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""

@@ -152,6 +152,9 @@ class FocalLoss(SegmentationLoss):
             weights or as many as there are no classes, labels that name no class, an empty input.
         AssertionError: if the shapes of input and target differ (the error is a ValueError, too).
 
+    Warns:
+        UserWarning: about the target, as DiceLoss.
+
     Reference:
         Lin, T. et al. (2017) Focal Loss for Dense Object Detection, ICCV.
         Zhu, W. et al. (2018) AnatomyNet: Deep learning for fast and fully automated whole-volume segmentation of head
@@ -191,6 +194,10 @@ class FocalLoss(SegmentationLoss):
         self.weight = weight
         self.use_softmax = use_softmax
         self.alpha = alpha
+
+    def exclusive(self, background: bool) -> tuple[bool, bool]:
+        """Return whether the prediction is a softmax, and whether the target of all its classes counts."""
+        return self.use_softmax, background
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""

@@ -55,6 +55,9 @@ class GeneralizedDiceLoss(SegmentationLoss):
             ``w_type``, labels that name no class, an empty input.
         AssertionError: if the shapes of input and target differ (the error is a ValueError, too).
 
+    Warns:
+        UserWarning: about the target, as DiceLoss.
+
     Reference:
         Sudre, C. et al. (2017) Generalised Dice overlap as a deep learning loss function for highly unbalanced
         segmentations, DLMIA.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from twinloss.fast import backend
 from twinloss.fast.arguments import check_tensors, checked_flag, numbers
+from twinloss.fast.dense_target import is_looked_at, look_at
 from twinloss.fast.distributed import ProcessGroup, checked_group, sum_over_ranks
 from twinloss.fast.fraction import Distances, Terms, Weigh, fraction, reduced_fraction, volumes
 from twinloss.fast.options import Loss, checked_number, is_whole
@@ -145,6 +146,13 @@ class Voxels:
         """Where ignore_index tells to leave a voxel out, (B, 1, *S)."""
         return None if self.ignore_index is None else ignored(self.target, self.labels, self.ignore_index)
 
+    def taking_part(self) -> Tensor | None:
+        """Return where a voxel is neither ignored nor masked, (B or 1, 1, *S), or None if none is."""
+        ignored = self.ignored()
+        if self.mask is None:
+            return None if ignored is None else ~ignored
+        return self.mask != 0 if ignored is None else (self.mask != 0) & ~ignored
+
     def counts(self) -> Tensor:
         """How many voxels of each item, on all ranks, are not ignored, (B,) float64; with `batch` and ranks (1,)."""
         ignored = self.ignored()
@@ -211,7 +219,14 @@ class SegmentationLoss(Loss):
     def voxels(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Voxels:
         """The checked arguments of forward."""
         labels, background = self._check(input, target, mask)
-        return Voxels(input, target, mask, labels, background, self.ignore_index, self.batch, self.process_group)
+        voxels = Voxels(input, target, mask, labels, background, self.ignore_index, self.batch, self.process_group)
+        if not labels and is_looked_at(self, target):
+            look_at(self, target, voxels.taking_part(), *self.exclusive(background))
+        return voxels
+
+    def exclusive(self, background: bool) -> tuple[bool, bool]:
+        """Return whether the prediction is a softmax, and whether the target of all its classes counts."""
+        return self.softmax, background
 
     def activation(self, input: Tensor) -> Activation | Callable[[Tensor], Tensor]:
         """What turns the input into the prediction."""

@@ -50,6 +50,9 @@ class TverskyLoss(SegmentationLoss):
             negative α or β, labels that name no class, an empty input.
         AssertionError: if the shapes of input and target differ (the error is a ValueError, too).
 
+    Warns:
+        UserWarning: about the target, as DiceLoss.
+
     Reference:
         Salehi, S. S. M. et al. (2017) Tversky loss function for image segmentation using 3D fully convolutional deep
         networks, MLMI (arXiv:1706.05721).
