@@ -105,7 +105,7 @@ class FieldLoss(Loss):
         """The loss; see the class for shapes and errors."""
         check_tensors(pred=pred)
         if not pred.is_floating_point():
-            raise TypeError(f"pred must be a floating-point field of displacements, got {pred.dtype}")
+            pred = pred.to(torch.get_default_dtype())
         self._check(pred)
         wide = backend.widened(pred)
         reduction, margin = self.reduction, self.margins[self.stencil]
