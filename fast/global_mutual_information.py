@@ -138,6 +138,13 @@ class GlobalMutualInformationLoss(Loss):
         )
         if self.kernel_type == "gaussian":
             self._warn_of_clamping(x, y)
+        elif target.requires_grad and not pred.requires_grad and torch.is_grad_enabled():
+            warn_once(
+                self,
+                "swapped",
+                "only the target asks for a gradient, and with b-splines it gets none: the gradient is 0. Pass the "
+                'image that moves as pred, the first argument, or use kernel_type="gaussian"',
+            )
         joint = joint_histogram(x, y, self.num_bins, self.sigma_ratio, self.kernel_type)
         if self.process_group is not None:
             voxels = sum_over_ranks(joint.new_tensor(x.shape[1]), self.process_group)
