@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import Module
 
 from twinloss.fast import backend
-from twinloss.fast.operators import looked_into
 
 # Files whose lines are none of the user's.
 _OURS = tuple(os.path.dirname(file) + os.sep for file in (__file__, torch.__file__))
@@ -45,7 +44,11 @@ def has_warned(loss: Module, topic: str) -> bool:
 
 
 def numbers_are_hidden(tensor: Tensor) -> bool:
-    """Return whether a tensor has no numbers to look at: on the meta device, in a trace, a graph or a transform."""
-    if looked_into((tensor,)) or backend.transformed() or tensor.is_meta or torch.jit.is_tracing():
+    """Return whether a tensor has no numbers to look at: on the meta device, fake, in a trace, graph or transform."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or backend.transformed() or tensor.is_meta:
+        return True
+    # Fake and distributed tensors, say, have a dispatch of their own, which may refuse to show numbers.
+    dispatched = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    if dispatched or torch._C._len_torch_dispatch_stack() > 0:
         return True
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -1,6 +1,7 @@
 """What the documentation of the segmentation losses promises of their names, arguments and errors."""
 
 import inspect
+import warnings
 from enum import Enum
 from functools import partial
 
@@ -340,3 +341,21 @@ def test_on_the_meta_device_there_are_no_intensities_to_warn_of():
     image = torch.rand(2, 1, 5, device="meta")
     assert fast.GlobalMutualInformationLoss()(image, image).device.type == "meta"
     assert MaskedDiceLoss()(image, image, image).device.type == "meta"
+
+
+@pytest.mark.parametrize("loss_class", [c for c in DOCUMENTED if c is not GeneralizedWassersteinDiceLoss])
+def test_warning_of_a_single_channel_points_at_the_line_that_calls_the_loss(loss_class):
+    loss, mask = loss_class(to_onehot_y=True), [torch.ones(1, 1, 4)] if loss_class is MaskedDiceLoss else []
+    with pytest.warns(UserWarning, match="single channel prediction") as caught:
+        loss(torch.rand(1, 1, 4), torch.zeros(1, 1, 4), *mask)
+    assert {warning.filename for warning in caught} == {__file__}
+
+
+@pytest.mark.parametrize("loss", [DiceLoss(softmax=True), FocalLoss(), MaskedDiceLoss(sigmoid=True)])
+def test_warnings_do_not_stop_torch_compile_from_making_one_graph(loss):
+    x, y = torch.rand(1, 1, 4), torch.ones(1, 1, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, while it compiles
+        found = torch.compile(loss, fullgraph=True, backend="eager")(x, y)
+    with pytest.warns(UserWarning, match="single channel|no mask"):
+        torch.testing.assert_close(found, loss(x, y))

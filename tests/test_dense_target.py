@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from support import BACKENDS, labels, logits, one_hot, soft
+from torch._subclasses import FakeTensorMode
 
 from twinloss import fast
 from twinloss.fast import backend
@@ -114,11 +115,23 @@ def test_voxels_that_take_no_part_may_hold_anything(softmax):
     assert len(messages(loss, x, target, torch.ones(1, 1, 6))) == 1
 
 
+def test_target_of_a_subclass_of_tensor_is_looked_at():
+    class Named(torch.Tensor):
+        """Like the MetaTensor of MONAI's loaders."""
+
+    assert len(messages(fast.DiceLoss(sigmoid=True), logits(2, 3, 6), MASK_OF_255.as_subclass(Named))) == 1
+
+
 def test_only_the_first_targets_of_a_loss_are_looked_at():
     loss, x = fast.DiceLoss(sigmoid=True), logits(2, 3, 6)
     for _ in range(8):
         assert messages(loss, x, one_hot(labels(2, 1, 6))) == []
     assert messages(loss, x, MASK_OF_255) == []
+
+
+def fake(loss, *tensors):
+    mode = FakeTensorMode()
+    return loss(*(mode.from_tensor(tensor) for tensor in tensors))
 
 
 @pytest.mark.parametrize(
@@ -128,8 +141,9 @@ def test_only_the_first_targets_of_a_loss_are_looked_at():
         lambda loss, x, y: torch.func.vmap(loss)(x[None], y[None]),
         lambda loss, x, y: torch.func.grad(loss)(x, y),
         lambda loss, x, y: loss(x.to("meta"), y.to("meta")),
+        lambda loss, x, y: fake(loss, x, y),
     ],
-    ids=["compile", "vmap", "grad", "meta"],
+    ids=["compile", "vmap", "grad", "meta", "fake"],
 )
 def test_nothing_is_said_where_there_are_no_numbers_to_look_at(call):
     assert messages(lambda: call(fast.DiceLoss(sigmoid=True), logits(2, 3, 6), MASK_OF_255.float())) == []

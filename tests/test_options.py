@@ -200,6 +200,34 @@ def test_option_that_the_constructor_does_not_take_cannot_be_assigned(loss, name
         setattr(loss, name, value)
 
 
+@pytest.fixture
+def world():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield torch.distributed.group.WORLD
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("loss_class", [loss for loss, options in OPTIONS.items() if "process_group" in options])
+def test_assigned_process_group_counts_as_one_given_at_once(loss_class, world):
+    at_once, later = loss_class(process_group=world), loss_class()
+    later.process_group = world
+    assert later.process_group is world
+    assert torch.equal(value(later, "process_group"), value(at_once, "process_group"))
+
+
+@pytest.mark.parametrize(
+    ("loss_class", "name", "bad"),
+    [(fast.DiceFocalLoss, "reduction", "sum"), (fast.GlobalMutualInformationLoss, "kernel_type", "b-spline")],
+)
+def test_option_that_several_ranks_cannot_share_is_an_error_whichever_comes_last(loss_class, name, bad, world):
+    first, last = loss_class(process_group=world), loss_class(**{name: bad})
+    with pytest.raises(ValueError, match="with a process_group"):
+        setattr(first, name, bad)
+    with pytest.raises(ValueError, match="with a process_group"):
+        last.process_group = world
+    assert last.process_group is None
+
+
 def test_warning_about_distances_comes_with_the_option_that_causes_it_and_names_the_line():
     loss = fast.GeneralizedWassersteinDiceLoss(DISTANCES)
     near = [[0.0, 0.5, 1.0], [0.5, 0.0, 1.0], [1.0, 1.0, 0.0]]
