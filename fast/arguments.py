@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Collection
-from types import FrameType
 from typing import Any
 
 import torch
@@ -68,13 +65,3 @@ def numbers(value: Any, name: str) -> Tensor:
 def is_one_of(value: Any, choices: Collection[str]) -> bool:
     """Whether a value is one of some names; what is no string is none, and need not compare with one."""
     return isinstance(value, str) and value in choices
-
-
-def warn(message: str) -> None:
-    """Warn of a call at the user's line, which is the first outside of this package and of torch."""
-    level = 2
-    if not torch.compiler.is_compiling():
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None and frame.f_globals.get("__name__", "").startswith(("twinloss.fast.", "torch.")):
-            frame, level = frame.f_back, level + 1
-    warnings.warn(message, UserWarning, stacklevel=level)

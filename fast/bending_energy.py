@@ -69,10 +69,11 @@ class BendingEnergyLoss(FieldLoss):
         spacing: size of a voxel along each axis in mm, for derivatives in physical units.
 
     Shape:
-        pred (B, C, *S) with 1 to 3 spatial axes; with ``"none"`` the result is (B, C, *S'), S' without the border.
+        pred (B, C, *S) with 1 to 3 spatial axes; integers are cast to torch's default float type.
+        With ``"none"`` the result is (B, C, *S'), S' without the border.
 
     Raises:
-        TypeError: if the field holds no floating-point numbers.
+        TypeError: if the field is no tensor of real numbers, or ``spacing`` no list of numbers.
         ValueError: for an unknown reduction or stencil, a spacing that is not positive or does not fit the axes, a
             field of another rank, with too few voxels, or (``normalize``) components.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from twinloss.fast.arguments import check_tensors, checked_flag, warn
+from twinloss.fast.arguments import check_tensors, checked_flag
 from twinloss.fast.distributed import ProcessGroup
 from twinloss.fast.fraction import Terms, fraction
 from twinloss.fast.loss import entry_point
@@ -20,6 +20,7 @@ from twinloss.fast.segmentation import (
     weight_by_class,
 )
 from twinloss.fast.statistics import Activation, Overlap, Statistics
+from twinloss.fast.warn import warn
 
 
 class DiceLoss(SegmentationLoss):
@@ -65,6 +66,10 @@ class DiceLoss(SegmentationLoss):
             negative or NaN weights or as many as there are no classes, labels that name no class, an empty input.
         AssertionError: if the shapes of input and target differ (the error is a ValueError, too).
 
+    Warns:
+        UserWarning: once for each loss, in one of its first calls, if a target that is not labels lies outside [0, 1],
+            or does not sum to 1 over the classes under a softmax.
+
     Reference:
         Milletari, F. et al. (2016) V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image
         Segmentation, 3DV.
@@ -75,6 +80,12 @@ class DiceLoss(SegmentationLoss):
         >>> DiceLoss(softmax=True, to_onehot_y=True)(logits, torch.tensor([[[0, 1]]]))
         tensor(0.0003)
     """
+
+    option_checks: ClassVar = {
+        **SegmentationLoss.option_checks,
+        **dict.fromkeys(("squared_pred", "jaccard", "soft_label"), checked_flag),
+        "weight": checked_weight,
+    }
 
     def __init__(
         self,
@@ -99,10 +110,10 @@ class DiceLoss(SegmentationLoss):
             include_background, to_onehot_y, sigmoid, softmax, other_act, reduction, smooth_nr, smooth_dr, batch,
             ignore_index, process_group,
         )  # fmt: skip
-        self.squared_pred = checked_flag(squared_pred, "squared_pred")
-        self.jaccard = checked_flag(jaccard, "jaccard")
-        self.weight = checked_weight(weight)
-        self.soft_label = checked_flag(soft_label, "soft_label")
+        self.squared_pred = squared_pred
+        self.jaccard = jaccard
+        self.weight = weight
+        self.soft_label = soft_label
 
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

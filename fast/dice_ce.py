@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -12,8 +12,28 @@ from twinloss.fast import backend
 from twinloss.fast.dice import CompoundDiceLoss
 from twinloss.fast.distributed import ProcessGroup
 from twinloss.fast.loss import entry_point
-from twinloss.fast.segmentation import ClassWeight, Voxels, checked_number, checked_weight, mean_of, weight_by_class
+from twinloss.fast.options import checked_number, checked_reduction
+from twinloss.fast.segmentation import ClassWeight, Voxels, checked_weight, mean_of, weight_by_class
 from twinloss.fast.statistics import Activation, Statistics
+
+
+def _checked_reduction(value: Any, name: str) -> str:
+    reduction = checked_reduction(value, name)
+    if reduction == "none":
+        raise ValueError(f'{name} must be "mean" or "sum", got {value!r}: Dice has no value for a single voxel')
+    return reduction
+
+
+def _checked_smoothing(value: Any, name: str) -> float:
+    smoothing = checked_number(value, name)
+    if smoothing > 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+    return smoothing
+
+
+def _one_weight(weight: ClassWeight | None, ce_weight: ClassWeight | None) -> None:
+    if weight is not None and ce_weight is not None:
+        raise ValueError("weight goes to both terms and ce_weight to cross entropy alone: give one of them")
 
 
 class DiceCELoss(CompoundDiceLoss):
@@ -55,12 +75,24 @@ class DiceCELoss(CompoundDiceLoss):
             outside [0, 1], ``weight`` together with ``ce_weight``, if input and target differ in rank, or the target
             has neither 1 channel nor those of the input.
 
+    Warns:
+        UserWarning: about the target, as DiceLoss; the cross entropy is always that of a softmax.
+
     Example:
         >>> import torch
         >>> logits = torch.tensor([[[4.0, -4.0], [-4.0, 4.0]]])
         >>> DiceCELoss(softmax=True, to_onehot_y=True)(logits, torch.tensor([[[0, 1]]]))
         tensor(0.0007)
     """
+
+    option_checks: ClassVar = {
+        **CompoundDiceLoss.option_checks,
+        **dict.fromkeys(("lambda_dice", "lambda_ce"), checked_number),
+        "reduction": _checked_reduction,
+        "ce_weight": checked_weight,
+        "label_smoothing": _checked_smoothing,
+    }
+    option_rules: ClassVar = (*CompoundDiceLoss.option_rules, (("weight", "ce_weight"), _one_weight))
 
     def __init__(
         self,
@@ -90,20 +122,18 @@ class DiceCELoss(CompoundDiceLoss):
             smooth_dr, batch, weight=weight, soft_label=soft_label, ignore_index=ignore_index,
             process_group=process_group,
         )  # fmt: skip
-        self._check_reduction()
-        if weight is not None and ce_weight is not None:
-            raise ValueError("weight goes to both terms and ce_weight to cross entropy alone: give one of them")
-        self.ce_weight = checked_weight(ce_weight, "ce_weight")
-        self.lambda_dice = checked_number(lambda_dice, "lambda_dice")
-        self.lambda_ce = checked_number(lambda_ce, "lambda_ce")
-        self.label_smoothing = checked_number(label_smoothing, "label_smoothing")
-        if self.label_smoothing > 1:
-            raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+        self.ce_weight = ce_weight
+        self.lambda_dice = lambda_dice
+        self.lambda_ce = lambda_ce
+        self.label_smoothing = label_smoothing
+
+    def exclusive(self, background: bool) -> tuple[bool, bool]:
+        """Return whether a prediction is a softmax, and whether the target of all its classes counts."""
+        return True, True  # for the cross entropy
 
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
-        self._check_reduction()
         voxels = self.compound_voxels(input, target)
         activation: Activation = "softmax" if input.shape[1] > 1 else "sigmoid"
         plan: dict[str, Any] = {"surprisal": "all" if self.label_smoothing else "target"}
@@ -116,12 +146,6 @@ class DiceCELoss(CompoundDiceLoss):
         dice = self.reduced(self.dice(dice_sums, voxels), input.ndim)
         loss = self.lambda_dice * dice + self.lambda_ce * self._cross_entropy(ce_sums, voxels)
         return loss.to(backend.result_type(input))
-
-    def _check_reduction(self) -> None:
-        if self.reduction not in ("mean", "sum"):
-            raise ValueError(
-                f'reduction must be "mean" or "sum", got {self.reduction!r}: Dice has no value for a single voxel'
-            )
 
     def _smoothed(self, voxels: Voxels) -> Voxels:
         """One channel with the target (1 - ε) g + ε/2, that of two classes."""

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from twinloss.fast import backend
 from twinloss.fast.dice import CompoundDiceLoss
 from twinloss.fast.distributed import ProcessGroup
-from twinloss.fast.focal import FocalTerm
+from twinloss.fast.focal import FOCAL_CHECKS, FOCAL_RULES, FocalTerm
 from twinloss.fast.loss import entry_point
-from twinloss.fast.segmentation import ClassWeight, checked_number, checked_reduction
+from twinloss.fast.options import checked_number
+from twinloss.fast.segmentation import ClassWeight, checked_weight
+
+
+def _mean_over_ranks(reduction: str, process_group: ProcessGroup | None) -> None:
+    if process_group is not None and reduction != "mean":
+        raise ValueError(
+            f'with a process_group reduction must be "mean", got {reduction!r}: the others are of the focal '
+            "term of each item, which is on its rank alone"
+        )
+
+
+def _one_weight(weight: Any, focal_weight: Any) -> None:
+    if weight is not None and focal_weight is not None:
+        raise ValueError("weight goes to both terms and focal_weight to focal alone: give one of them")
 
 
 class DiceFocalLoss(CompoundDiceLoss):
@@ -52,12 +67,28 @@ class DiceFocalLoss(CompoundDiceLoss):
         ValueError: as DiceLoss and FocalLoss; if a λ is negative, if ``weight`` and ``focal_weight`` are both given, if
             input and target differ in rank, or the target has neither 1 channel nor those of the input.
 
+    Warns:
+        UserWarning: about the target, as DiceLoss.
+
     Example:
         >>> import torch
         >>> logits = torch.tensor([[[4.0, -4.0], [-4.0, 4.0]]])
         >>> DiceFocalLoss(softmax=True, to_onehot_y=True)(logits, torch.tensor([[[0, 1]]]))
         tensor(0.0003)
     """
+
+    option_checks: ClassVar = {
+        **CompoundDiceLoss.option_checks,
+        **FOCAL_CHECKS,
+        **dict.fromkeys(("lambda_dice", "lambda_focal"), checked_number),
+        "focal_weight": checked_weight,
+    }
+    option_rules: ClassVar = (
+        *CompoundDiceLoss.option_rules,
+        *FOCAL_RULES,
+        (("reduction", "process_group"), _mean_over_ranks),
+        (("weight", "focal_weight"), _one_weight),
+    )
 
     def __init__(
         self,
@@ -89,30 +120,31 @@ class DiceFocalLoss(CompoundDiceLoss):
             smooth_dr, batch, weight=weight, soft_label=soft_label, ignore_index=ignore_index,
             process_group=process_group,
         )  # fmt: skip
-        if process_group is not None and self.reduction != "mean":
-            raise ValueError(
-                f'with a process_group reduction must be "mean", got {self.reduction!r}: the others are of the focal '
-                "term of each item, which is on its rank alone"
-            )
-        if weight is not None and focal_weight is not None:
-            raise ValueError("weight goes to both terms and focal_weight to focal alone: give one of them")
-        self.term = FocalTerm(gamma, focal_weight, alpha, use_softmax, "focal_weight")
-        self.lambda_dice = checked_number(lambda_dice, "lambda_dice")
-        self.lambda_focal = checked_number(lambda_focal, "lambda_focal")
+        self.gamma = gamma
+        self.focal_weight = focal_weight
+        self.use_softmax = use_softmax
+        self.alpha = alpha
+        self.lambda_dice = lambda_dice
+        self.lambda_focal = lambda_focal
+
+    def exclusive(self, background: bool) -> tuple[bool, bool]:
+        """Return whether a prediction is a softmax, and whether the target of all its classes counts."""
+        return self.softmax or self.use_softmax, background
 
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
-        reduction, kind = checked_reduction(self.reduction), backend.result_type(input)
+        reduction, kind = self.reduction, backend.result_type(input)
+        term = FocalTerm(self.gamma, self.alpha, self.use_softmax)
         voxels = self.compound_voxels(input, target)
         if reduction == "none":
             voxels = voxels.widened()
-        self.term.warn(input)
-        activation = self.term.activation(input.shape[1])
-        dice_sums, focal_sums = self.two_sums(voxels, activation, {} if reduction == "none" else self.term.plan())
+        term.warn(input)
+        activation = term.activation(input.shape[1])
+        dice_sums, focal_sums = self.two_sums(voxels, activation, {} if reduction == "none" else term.plan())
         dice = self.lambda_dice * self.reduced(self.dice(dice_sums, voxels), input.ndim)
-        weight = self.term.weight if self.weight is None else self.seen(self.weight, voxels)
+        weight = self.focal_weight if self.weight is None else self.seen(self.weight, voxels)
         if reduction == "none":
-            focal = self.term.unreduced(voxels, weight)
+            focal = term.unreduced(voxels, weight)
             return (dice + self.lambda_focal * focal).to(kind)
-        return (dice + self.lambda_focal * self.term.reduced(focal_sums, voxels, reduction, weight)).to(kind)
+        return (dice + self.lambda_focal * term.reduced(focal_sums, voxels, reduction, weight)).to(kind)

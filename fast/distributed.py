@@ -18,12 +18,12 @@ def is_group(value: Any) -> bool:
     return dist.is_available() and isinstance(value, dist.ProcessGroup)
 
 
-def checked_group(group: ProcessGroup | None) -> ProcessGroup | None:
+def checked_group(group: ProcessGroup | None, name: str = "process_group") -> ProcessGroup | None:
     """A process group, or None."""
     if group is None or is_group(group):
         return group
     raise TypeError(
-        f"process_group must be None or a torch.distributed.ProcessGroup, got {type(group).__name__}: after "
+        f"{name} must be None or a torch.distributed.ProcessGroup, got {type(group).__name__}: after "
         "torch.distributed.init_process_group() the one of all ranks is torch.distributed.group.WORLD"
     )
 

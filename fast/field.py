@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from twinloss.fast import backend
-from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of
+from twinloss.fast.arguments import check_tensors, checked_flag, numbers
 from twinloss.fast.loss import Loss, entry_point
 from twinloss.fast.memory import empty, scalar
 from twinloss.fast.operators import Operator, looked_into, operator, slopes_by_torch
-from twinloss.fast.segmentation import checked_reduction
+from twinloss.fast.options import one_of
 from twinloss.fast.threads import for_each_chunk
 
 # Voxels that a thread takes at a time, in whole planes.
@@ -63,6 +63,18 @@ class FieldKernels(NamedTuple):
     both: Callable[[Tensor, np.ndarray, np.ndarray, int], tuple[float, Tensor]]
 
 
+def _checked_spacing(value: Any, name: str) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    sizes = numbers(value, name)
+    if sizes.ndim != 1:
+        raise TypeError(f"{name} must be None or a list with the size of a voxel along each axis, got {value!r}")
+    spacing = tuple(sizes.tolist())
+    if not all(0 < size < math.inf for size in spacing):
+        raise ValueError(f"{name} must be positive and finite along each axis, got {spacing}")
+    return spacing
+
+
 class FieldLoss(Loss):
     """The mean over voxels and components of an energy, which is a sum of squared differences of the field.
 
@@ -77,22 +89,28 @@ class FieldLoss(Loss):
     margins: ClassVar[dict[str, int]]
     leasts: ClassVar[dict[str, int]]
 
+    option_checks: ClassVar = {
+        **Loss.option_checks,
+        "stencil": one_of("compact", "wide"),
+        "normalize": checked_flag,
+        "spacing": _checked_spacing,
+    }
+
     def __init__(self, reduction: str, stencil: str, normalize: bool, spacing: Sequence[float] | None) -> None:
-        super().__init__(reduction=checked_reduction(reduction))
-        if not is_one_of(stencil, ("compact", "wide")):
-            raise ValueError(f'stencil must be "compact" or "wide", got {stencil!r}')
+        super().__init__(reduction=reduction)
         self.stencil = stencil
-        self.normalize = checked_flag(normalize, "normalize")
-        self.spacing = None if spacing is None else tuple(float(size) for size in spacing)
-        if self.spacing is not None and not all(0 < size < math.inf for size in self.spacing):
-            raise ValueError(f"spacing must be positive and finite along each axis, got {self.spacing}")
+        self.normalize = normalize
+        self.spacing = spacing
 
     @entry_point
     def forward(self, pred: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
+        check_tensors(pred=pred)
+        if not pred.is_floating_point():
+            pred = pred.to(torch.get_default_dtype())
         self._check(pred)
         wide, kind = backend.widened(pred), backend.result_type(pred)
-        reduction, margin = checked_reduction(self.reduction), self.margins[self.stencil]
+        reduction, margin = self.reduction, self.margins[self.stencil]
         by_kernel = backend.choose(wide) == "kernel"
         grid = Grid(tuple(pred.shape[1:]), self.normalize, self.spacing)
         inside = [n - 2 * margin for n in pred.shape[2:]]
@@ -110,10 +128,7 @@ class FieldLoss(Loss):
         return (energy / count).to(kind)
 
     def _check(self, pred: Tensor) -> None:
-        check_tensors(pred=pred)
         shape, least = tuple(pred.shape), self.leasts[self.stencil]
-        if not pred.is_floating_point():
-            raise TypeError(f"pred must be a floating-point field of displacements, got {pred.dtype}")
         if not 3 <= pred.ndim <= 5 or pred.shape[0] * pred.shape[1] == 0:
             raise ValueError(f"pred must be (batch, components, *spatial) with 1 to 3 spatial axes, got shape {shape}")
         if min(shape[2:]) < least:

@@ -2,51 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from twinloss.fast import backend
-from twinloss.fast.arguments import checked_flag, warn
+from twinloss.fast.arguments import checked_flag
 from twinloss.fast.loss import entry_point
+from twinloss.fast.options import Check, Rule, checked_number, fixed
 from twinloss.fast.segmentation import (
     ClassWeight,
     SegmentationLoss,
     Voxels,
-    checked_number,
-    checked_reduction,
     checked_weight,
     mean_of,
     weight_by_class,
 )
 from twinloss.fast.statistics import Statistics, Surprisal, focal_terms
+from twinloss.fast.warn import warn
+
+Weight = float | tuple[float, ...] | None
 
 
+def _checked_alpha(value: Any, name: str) -> Weight:
+    alpha = checked_weight(value, name)
+    if isinstance(alpha, float) and alpha > 1:
+        raise ValueError(
+            f"{name} must lie in [0, 1], got {alpha}: 1 - {name} is the weight of the other class, and a negative "
+            "one makes the loss unbounded below. To weigh classes freely pass a weight for each class"
+        )
+    return alpha
+
+
+def shares_in_binary_form(alpha: Weight, use_softmax: bool) -> None:
+    """Raise if the binary form would give negatives a negative weight 1 - α of some class."""
+    if not use_softmax and isinstance(alpha, tuple) and max(alpha, default=0) > 1:
+        raise ValueError(
+            "alpha must lie in [0, 1] in the binary form (use_softmax=False, or one channel), got "
+            f"{list(alpha)}: 1 - alpha is the weight of negatives, and a negative one makes the loss unbounded below. "
+            "To weigh classes freely pass a weight for each class"
+        )
+
+
+FOCAL_CHECKS: Mapping[str, Check] = {
+    "gamma": checked_number,
+    "alpha": _checked_alpha,
+    "use_softmax": checked_flag,
+}
+FOCAL_RULES: tuple[Rule, ...] = ((("alpha", "use_softmax"), shares_in_binary_form),)
+
+
+@dataclass
 class FocalTerm:
     """Focal cross entropy as a formula on the statistics; FocalLoss and DiceFocalLoss share it."""
 
-    def __init__(
-        self,
-        gamma: float,
-        weight: ClassWeight | None,
-        alpha: ClassWeight | None,
-        use_softmax: bool,
-        name: str = "weight",
-    ) -> None:
-        self.gamma = checked_number(gamma, "gamma")
-        self.weight = checked_weight(weight, name)
-        self.alpha = checked_weight(alpha, "alpha")
-        self.use_softmax = checked_flag(use_softmax, "use_softmax")
+    gamma: float
+    alpha: Weight
+    use_softmax: bool
 
     def activation(self, channels: int) -> str:
         """A softmax of one channel is constant: it is taken as binary."""
         return "softmax" if self.use_softmax and channels > 1 else "sigmoid"
 
     def warn(self, input: Tensor) -> None:
-        """Say that one channel is taken as binary whatever `use_softmax` says."""
+        """Say that one channel is taken as binary whatever `use_softmax` says, which limits α."""
         if self.use_softmax and input.shape[1] == 1:
+            shares_in_binary_form(self.alpha, use_softmax=False)
             warn("single channel prediction, `use_softmax=True` ignored")
 
     def plan(self) -> dict[str, Any]:
@@ -54,9 +79,7 @@ class FocalTerm:
         surprisal: Surprisal = "target"
         return {"surprisal": surprisal, "gamma": self.gamma}
 
-    def weighted(
-        self, hits: Tensor, misses: Tensor, voxels: Voxels, weight: float | tuple[float, ...] | None
-    ) -> Tensor:
+    def weighted(self, hits: Tensor, misses: Tensor, voxels: Voxels, weight: Weight) -> Tensor:
         """a_c hits + b_c misses of the classes that take part, where hits and misses are (B, C, …)."""
         binary = self.activation(hits.shape[1]) == "sigmoid"
         if not voxels.background:
@@ -117,8 +140,9 @@ class FocalLoss(SegmentationLoss):
         reduction: ``"mean"`` over voxels and classes; ``"sum"`` over items and classes of the *mean* over voxels, as
             every release of MONAI has it, which keeps the scale of a Dice term beside it; ``"none"`` for (B, C', *S).
         use_softmax: False for the binary form. One channel is always binary, with a warning.
-        alpha: a number, α for the foreground (binary: positives) and 1 - α for the background (negatives), or one for
-            each class that takes part (binary: α_c for positives, 1 - α_c for negatives).
+        alpha: a number in [0, 1], α for the foreground (binary: positives) and 1 - α for the background (negatives), or
+            one for each class that takes part. In the binary form that is α_c in [0, 1] for positives and 1 - α_c for
+            negatives; under a softmax, where α_c weighs one term alone, it need only not be negative.
         ignore_index: voxels with this label take no part, whatever they hold; the mean is over the others.
 
     Shape:
@@ -126,9 +150,12 @@ class FocalLoss(SegmentationLoss):
 
     Raises:
         TypeError: if the input holds no floating-point numbers.
-        ValueError: for an unknown reduction, a negative γ, negative or NaN weights or as many as there are no classes,
-            labels that name no class, an empty input.
+        ValueError: for an unknown reduction, a negative γ, an α that would make a term negative, negative or NaN
+            weights or as many as there are no classes, labels that name no class, an empty input.
         AssertionError: if the shapes of input and target differ (the error is a ValueError, too).
+
+    Warns:
+        UserWarning: about the target, as DiceLoss.
 
     Reference:
         Lin, T. et al. (2017) Focal Loss for Dense Object Detection, ICCV.
@@ -141,6 +168,16 @@ class FocalLoss(SegmentationLoss):
         >>> FocalLoss(to_onehot_y=True)(logits, torch.tensor([[0], [1], [0]]))
         tensor(0.0113)
     """
+
+    option_checks: ClassVar = {
+        **SegmentationLoss.option_checks,
+        **FOCAL_CHECKS,
+        "weight": checked_weight,
+        **dict.fromkeys(("sigmoid", "softmax", "batch"), fixed(False)),
+        **dict.fromkeys(("other_act", "process_group"), fixed(None)),
+        **dict.fromkeys(("smooth_nr", "smooth_dr"), fixed(0)),
+    }
+    option_rules: ClassVar = FOCAL_RULES
 
     def __init__(
         self,
@@ -155,17 +192,24 @@ class FocalLoss(SegmentationLoss):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(include_background, to_onehot_y, False, False, None, reduction, 0, 0, False, ignore_index)
-        self.term = FocalTerm(gamma, weight, alpha, use_softmax)
+        self.gamma = gamma
+        self.weight = weight
+        self.use_softmax = use_softmax
+        self.alpha = alpha
+
+    def exclusive(self, background: bool) -> tuple[bool, bool]:
+        """Return whether the prediction is a softmax, and whether the target of all its classes counts."""
+        return self.use_softmax, background
 
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
-        reduction, kind = checked_reduction(self.reduction), backend.result_type(input)
+        term = FocalTerm(self.gamma, self.alpha, self.use_softmax)
         voxels = self.voxels(input, target)
-        self.term.warn(input)
-        if reduction == "none":
-            return self.term.unreduced(voxels, self.term.weight).to(kind)
-        arguments = voxels, reduction, self.term.weight
-        foresee = partial(self.term.slopes, *arguments)
-        sums = voxels.sums(self.term.activation(input.shape[1]), foresee=foresee, **self.term.plan())
-        return self.term.reduced(sums, *arguments).to(kind)
+        term.warn(input)
+        if self.reduction == "none":
+            return term.unreduced(voxels, self.weight).to(backend.result_type(input))
+        arguments = voxels, self.reduction, self.weight
+        foresee = partial(term.slopes, *arguments)
+        sums = voxels.sums(term.activation(input.shape[1]), foresee=foresee, **term.plan())
+        return term.reduced(sums, *arguments).to(backend.result_type(input))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from twinloss.fast.arguments import checked_flag, is_one_of
+from twinloss.fast.arguments import checked_flag
 from twinloss.fast.distributed import ProcessGroup
 from twinloss.fast.loss import entry_point
+from twinloss.fast.options import one_of
 from twinloss.fast.segmentation import SegmentationLoss
 from twinloss.fast.statistics import Overlap
 
@@ -56,6 +57,9 @@ class GeneralizedDiceLoss(SegmentationLoss):
             ``w_type``, labels that name no class, an empty input.
         AssertionError: if the shapes of input and target differ (the error is a ValueError, too).
 
+    Warns:
+        UserWarning: about the target, as DiceLoss.
+
     Reference:
         Sudre, C. et al. (2017) Generalised Dice overlap as a deep learning loss function for highly unbalanced
         segmentations, DLMIA.
@@ -66,6 +70,12 @@ class GeneralizedDiceLoss(SegmentationLoss):
         >>> GeneralizedDiceLoss(softmax=True, to_onehot_y=True)(logits, torch.tensor([[[0, 1]]]))
         tensor(0.0003)
     """
+
+    option_checks: ClassVar = {
+        **SegmentationLoss.option_checks,
+        **dict.fromkeys(("soft_label", "normalize_weights"), checked_flag),
+        "w_type": one_of("square", "simple", "uniform"),
+    }
 
     def __init__(
         self,
@@ -89,11 +99,9 @@ class GeneralizedDiceLoss(SegmentationLoss):
             include_background, to_onehot_y, sigmoid, softmax, other_act, reduction, smooth_nr, smooth_dr, batch,
             ignore_index, process_group,
         )  # fmt: skip
-        self.w_type = getattr(w_type, "value", w_type)
-        if not is_one_of(self.w_type, ("square", "simple", "uniform")):
-            raise ValueError(f'w_type must be "square", "simple" or "uniform", got {w_type!r}')
-        self.soft_label = checked_flag(soft_label, "soft_label")
-        self.normalize_weights = checked_flag(normalize_weights, "normalize_weights")
+        self.w_type = w_type
+        self.soft_label = soft_label
+        self.normalize_weights = normalize_weights
 
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from twinloss.fast import backend
-from twinloss.fast.arguments import check_tensors, is_one_of, numbers
+from twinloss.fast.arguments import check_tensors, numbers
 from twinloss.fast.fraction import Distances, Terms
 from twinloss.fast.loss import entry_point, untraced
+from twinloss.fast.options import fixed, one_of
 from twinloss.fast.segmentation import SegmentationLoss, ShapeError
 from twinloss.fast.statistic_rows import DISTANCE, NEARNESS
+from twinloss.fast.warn import warn
 
 
-def checked_distances(dist_matrix: Any) -> Distances:
+def checked_distances(dist_matrix: Any, name: str = "dist_matrix") -> Distances:
     """A distance matrix divided by its maximum, as a copy that no later change of the caller's reaches."""
-    m = numbers(dist_matrix, "dist_matrix")
+    m = numbers(dist_matrix, name)
     if m.ndim != 2 or m.shape[0] != m.shape[1]:
         raise ValueError(f"dist_matrix must be a square matrix (C, C), got shape {tuple(m.shape)}")
     if not bool((m >= 0).all()) or bool(m.isinf().any()):
@@ -54,6 +55,15 @@ def wasserstein_distance_map(flat_proba: Tensor, flat_target: Tensor, dist_matri
 def _distance_map(flat_proba: Tensor, flat_target: Tensor, distances: Distances) -> Tensor:
     matrix = torch.tensor(distances, dtype=flat_proba.dtype, device=flat_proba.device)
     return (matrix[flat_target.long()].movedim(-1, 1) * flat_proba).sum(1)
+
+
+def _warn_of_near_background(dist_matrix: Distances, weighting_mode: str) -> None:
+    far = [*dist_matrix[0][1:], *(row[0] for row in dist_matrix[1:])]
+    if weighting_mode == "default" and any(distance != 1 for distance in far):
+        warn(
+            "some class is nearer to the background than the largest distance; the default weighting (eq. 9 of "
+            "Fidon et al. 2017) assumes that none is: raise these distances, or use weighting_mode='GDL'"
+        )
 
 
 class GeneralizedWassersteinDiceLoss(SegmentationLoss):
@@ -104,6 +114,16 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
         tensor(0.)
     """
 
+    option_checks: ClassVar = {
+        **SegmentationLoss.option_checks,
+        "dist_matrix": checked_distances,
+        "weighting_mode": one_of("default", "GDL"),
+        **dict.fromkeys(("sigmoid", "batch"), fixed(False)),
+        **dict.fromkeys(("include_background", "to_onehot_y", "softmax"), fixed(True)),
+        **dict.fromkeys(("other_act", "process_group"), fixed(None)),
+    }
+    option_rules: ClassVar = ((("dist_matrix", "weighting_mode"), _warn_of_near_background),)
+
     def __init__(
         self,
         dist_matrix: Any,
@@ -115,18 +135,8 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(True, True, False, True, None, reduction, smooth_nr, smooth_dr, False, ignore_index)
-        if not is_one_of(weighting_mode, ("default", "GDL")):
-            raise ValueError(f'weighting_mode must be "default" or "GDL", got {weighting_mode!r}')
-        self.dist_matrix = checked_distances(dist_matrix)
         self.weighting_mode = weighting_mode
-        far = [*self.dist_matrix[0][1:], *(row[0] for row in self.dist_matrix[1:])]
-        if weighting_mode == "default" and any(distance != 1 for distance in far):
-            warnings.warn(
-                "some class is nearer to the background than the largest distance; the default weighting (eq. 9 of "
-                "Fidon et al. 2017) assumes that none is: raise these distances, or use weighting_mode='GDL'",
-                UserWarning,
-                stacklevel=2,
-            )
+        self.dist_matrix = dist_matrix
 
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

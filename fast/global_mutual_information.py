@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-from weakref import WeakSet
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from twinloss.fast import backend
-from twinloss.fast.arguments import check_tensors, is_one_of, warn
+from twinloss.fast.arguments import check_tensors
 from twinloss.fast.distributed import ProcessGroup, checked_group, sum_over_ranks
 from twinloss.fast.joint_histogram import joint_histogram
 from twinloss.fast.loss import Loss, entry_point
-from twinloss.fast.segmentation import ShapeError, checked_number, checked_reduction
+from twinloss.fast.options import checked_number, is_whole, one_of
+from twinloss.fast.segmentation import ShapeError
+from twinloss.fast.warn import has_warned, numbers_are_hidden, warn_once
 
-_KERNELS = ("gaussian", "b-spline")
+
+def _checked_bins(value: Any, name: str) -> int:
+    if not is_whole(value) or value < 2:
+        raise ValueError(f"{name} must be a whole number, 2 or more, got {value!r}")
+    if value > 2**13:
+        raise ValueError(f"{name} must be {2**13} at most, got {value}: a histogram holds its square")
+    return int(value)
+
+
+def _checked_ratio(value: Any, name: str) -> float:
+    ratio = checked_number(value, name)
+    if ratio == 0:
+        raise ValueError(f"{name} must be positive, got 0")
+    return ratio
+
+
+def _enough_bins(num_bins: int, kernel_type: str) -> None:
+    if kernel_type == "b-spline" and num_bins < 5:
+        raise ValueError(f'num_bins must be 5 or more with kernel_type="b-spline", got {num_bins}')
+
+
+def _ranks_share_bins(kernel_type: str, process_group: ProcessGroup | None) -> None:
+    if process_group is not None and kernel_type != "gaussian":
+        raise ValueError(
+            f'with a process_group kernel_type must be "gaussian", got {kernel_type!r}: its bins hang on the '
+            "extremes of the images, and each rank sees its own"
+        )
 
 
 class GlobalMutualInformationLoss(Loss):
@@ -35,9 +62,10 @@ class GlobalMutualInformationLoss(Loss):
         smooth_nr: ν.
         smooth_dr: δ.
         kernel_type: ``"gaussian"``: intensities lie in [0, 1], those beyond are clamped, and bin k is at k / (K - 1).
-            ``"b-spline"`` (Mattes et al.): a cubic B-spline on ``pred`` and a box on ``target``, which gets no
-            gradient; the bins span the range of each image of an item, so that brightness and contrast do not count,
-            nor do units. Voxels that share an extreme share what the gradient owes to the range.
+            ``"b-spline"`` (Mattes et al.): a cubic B-spline on ``pred`` and a box on ``target``, which gets a gradient
+            of exactly 0, so that the image that moves must be ``pred``, the first argument; the bins span the range of
+            each image of an item, so that brightness and contrast do not count, nor do units. Voxels that share an
+            extreme share what the gradient owes to the range.
         process_group: its ranks hold parts of the same images, and their voxels go into one histogram for each item;
             value and gradient are as for DiceLoss.
 
@@ -51,7 +79,8 @@ class GlobalMutualInformationLoss(Loss):
             negative ν or δ; images of different shapes, or without a voxel.
 
     Warns:
-        UserWarning: once, if intensities lie beyond [0, 1] and are clamped.
+        UserWarning: once for each loss, if intensities lie beyond [0, 1] and are clamped; and once if, with
+            ``"b-spline"``, only ``target`` asks for a gradient.
 
     Reference:
         Guo, C. K. (2019) Multi-modal image registration with unsupervised deep learning, MIT, section 3.1, eq. 3.1 to
@@ -65,6 +94,19 @@ class GlobalMutualInformationLoss(Loss):
         tensor(-0.6931)
     """
 
+    option_checks: ClassVar = {
+        **Loss.option_checks,
+        "num_bins": _checked_bins,
+        "sigma_ratio": _checked_ratio,
+        **dict.fromkeys(("smooth_nr", "smooth_dr"), checked_number),
+        "kernel_type": one_of("gaussian", "b-spline"),
+        "process_group": checked_group,
+    }
+    option_rules: ClassVar = (
+        (("num_bins", "kernel_type"), _enough_bins),
+        (("kernel_type", "process_group"), _ranks_share_bins),
+    )
+
     def __init__(
         self,
         num_bins: int = 23,
@@ -76,27 +118,13 @@ class GlobalMutualInformationLoss(Loss):
         kernel_type: str = "gaussian",
         process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(reduction=checked_reduction(reduction))
-        if not is_one_of(kernel_type, _KERNELS):
-            raise ValueError(f'kernel_type must be "gaussian" or "b-spline", got {kernel_type!r}')
-        least = 2 if kernel_type == "gaussian" else 5
-        if isinstance(num_bins, bool) or not isinstance(num_bins, Integral) or num_bins < least:
-            raise ValueError(f"num_bins must be a whole number, {least} or more for {kernel_type}, got {num_bins!r}")
-        if num_bins > 2**13:
-            raise ValueError(f"num_bins must be {2**13} at most, got {num_bins}: a histogram holds its square")
-        self.num_bins = int(num_bins)
-        self.sigma_ratio = checked_number(sigma_ratio, "sigma_ratio")
-        if self.sigma_ratio == 0:
-            raise ValueError("sigma_ratio must be positive, got 0")
-        self.smooth_nr = checked_number(smooth_nr, "smooth_nr")
-        self.smooth_dr = checked_number(smooth_dr, "smooth_dr")
+        super().__init__(reduction=reduction)
+        self.num_bins = num_bins
+        self.sigma_ratio = sigma_ratio
+        self.smooth_nr = smooth_nr
+        self.smooth_dr = smooth_dr
         self.kernel_type = kernel_type
-        self.process_group = checked_group(process_group)
-        if process_group is not None and kernel_type != "gaussian":
-            raise ValueError(
-                f'with a process_group kernel_type must be "gaussian", got {kernel_type!r}: its bins hang on the '
-                "extremes of the images, and each rank sees its own"
-            )
+        self.process_group = process_group
 
     @entry_point
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
@@ -115,30 +143,33 @@ class GlobalMutualInformationLoss(Loss):
         )
         if self.kernel_type == "gaussian":
             self._warn_of_clamping(x, y)
+        elif target.requires_grad and not pred.requires_grad and torch.is_grad_enabled():
+            warn_once(
+                self,
+                "swapped",
+                "only the target asks for a gradient, and with b-splines it gets none: the gradient is 0. Pass the "
+                'image that moves as pred, the first argument, or use kernel_type="gaussian"',
+            )
         joint = joint_histogram(x, y, self.num_bins, self.sigma_ratio, self.kernel_type)
         if self.process_group is not None:
             voxels = sum_over_ranks(joint.new_tensor(x.shape[1]), self.process_group)
             joint = sum_over_ranks(joint * x.shape[1], self.process_group) / voxels
         information = _information(joint, self.smooth_nr, self.smooth_dr)
-        reduction = checked_reduction(self.reduction)
-        if reduction != "none":
-            information = information.mean() if reduction == "mean" else information.sum()
+        if self.reduction != "none":
+            information = information.mean() if self.reduction == "mean" else information.sum()
         return (-information).to(kind)
 
     def _warn_of_clamping(self, x: Tensor, y: Tensor) -> None:
-        # Kept apart, as a forward call must not change the module.
-        if self in _warned or torch.compiler.is_compiling() or backend.transformed() or x.is_meta:
+        if numbers_are_hidden(x) or has_warned(self, "clamping"):
             return
         low, high = (torch.stack(ends) for ends in zip(x.detach().aminmax(), y.detach().aminmax(), strict=True))
         if low.min() < 0 or high.max() > 1:
-            _warned.add(self)
-            warn(
+            warn_once(
+                self,
+                "clamping",
                 f"intensities beyond [0, 1] are clamped, and have no gradient: they lie in [{low.min().item():g}, "
-                f'{high.max().item():g}]. Scale the images, or use kernel_type="b-spline"'
+                f'{high.max().item():g}]. Scale the images, or use kernel_type="b-spline"',
             )
-
-
-_warned: WeakSet[GlobalMutualInformationLoss] = WeakSet()
 
 
 def _information(joint: Tensor, smooth_nr: float, smooth_dr: float) -> Tensor:

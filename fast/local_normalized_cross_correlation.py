@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from twinloss.fast import backend
-from twinloss.fast.arguments import check_tensors, is_one_of
+from twinloss.fast.arguments import check_tensors
 from twinloss.fast.local_correlation import local_correlation, reduced_correlation
 from twinloss.fast.loss import Loss, entry_point
-from twinloss.fast.segmentation import ShapeError, checked_number, checked_reduction
+from twinloss.fast.options import checked_number, is_whole, one_of
+from twinloss.fast.segmentation import ShapeError
 
-_KERNELS = ("rectangular", "triangular", "gaussian")
-_DENOMINATORS = ("product", "clamp")
+
+def _checked_axes(value: Any, name: str) -> int:
+    if not is_whole(value) or value not in (1, 2, 3):
+        raise ValueError(f"{name} must be 1, 2 or 3, got {value!r}")
+    return int(value)
+
+
+def _checked_size(value: Any, name: str) -> int:
+    if not is_whole(value) or value < 1:
+        raise ValueError(f"{name} must be a positive odd whole number, got {value!r}")
+    if value % 2 == 0:
+        raise ValueError(f"{name} must be odd, so that a window has a middle, got {value}")
+    return int(value)
 
 
 class LocalNormalizedCrossCorrelationLoss(Loss):
@@ -61,6 +73,15 @@ class LocalNormalizedCrossCorrelationLoss(Loss):
         -1.0
     """
 
+    option_checks: ClassVar = {
+        **Loss.option_checks,
+        "ndim": _checked_axes,
+        "kernel_size": _checked_size,
+        "kernel_type": one_of("rectangular", "triangular", "gaussian"),
+        **dict.fromkeys(("smooth_nr", "smooth_dr"), checked_number),
+        "denominator": one_of("product", "clamp"),
+    }
+
     def __init__(
         self,
         ndim: int = 3,
@@ -73,26 +94,26 @@ class LocalNormalizedCrossCorrelationLoss(Loss):
         spatial_dims: int | None = None,
         denominator: str = "product",
     ) -> None:
-        super().__init__(reduction=checked_reduction(reduction))
-        for name, value in (("ndim", ndim), ("spatial_dims", ndim if spatial_dims is None else spatial_dims)):
-            if isinstance(value, bool) or not isinstance(value, Integral) or value not in (1, 2, 3):
-                raise ValueError(f"{name} must be 1, 2 or 3, got {value!r}")
-        if spatial_dims is not None and ndim not in (3, spatial_dims):
-            raise ValueError(f"ndim and spatial_dims name the same option, got {ndim} and {spatial_dims}")
-        self.ndim = int(ndim if spatial_dims is None else spatial_dims)
-        if isinstance(kernel_size, bool) or not isinstance(kernel_size, Integral) or kernel_size < 1:
-            raise ValueError(f"kernel_size must be a positive odd whole number, got {kernel_size!r}")
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, so that a window has a middle, got {kernel_size}")
-        if not is_one_of(kernel_type, _KERNELS):
-            raise ValueError(f"kernel_type must be one of {', '.join(_KERNELS)}, got {kernel_type!r}")
-        if not is_one_of(denominator, _DENOMINATORS):
-            raise ValueError(f'denominator must be "product" or "clamp", got {denominator!r}')
-        self.kernel_size = int(kernel_size)
+        super().__init__(reduction=reduction)
+        self.ndim = ndim
+        if spatial_dims is not None:
+            self.spatial_dims = spatial_dims
+            if ndim not in (3, spatial_dims):
+                raise ValueError(f"ndim and spatial_dims name the same option, got {ndim} and {spatial_dims}")
+        self.kernel_size = kernel_size
         self.kernel_type = kernel_type
-        self.smooth_nr = checked_number(smooth_nr, "smooth_nr")
-        self.smooth_dr = checked_number(smooth_dr, "smooth_dr")
+        self.smooth_nr = smooth_nr
+        self.smooth_dr = smooth_dr
         self.denominator = denominator
+
+    @property
+    def spatial_dims(self) -> int:
+        """Another name of `ndim`, also when it is assigned."""
+        return self.ndim
+
+    @spatial_dims.setter
+    def spatial_dims(self, axes: int) -> None:
+        self.ndim = _checked_axes(axes, "spatial_dims")
 
     @entry_point
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
@@ -103,7 +124,7 @@ class LocalNormalizedCrossCorrelationLoss(Loss):
         p, t = (image.to(wide).reshape(-1, *[1] * (3 - self.ndim), *image.shape[2:]) for image in (pred, target))
         if t.requires_grad and not p.requires_grad:
             p, t = t, p  # which makes no difference to the loss
-        clamped, reduction = self.denominator == "clamp", checked_reduction(self.reduction)
+        clamped, reduction = self.denominator == "clamp", self.reduction
         plan = self.kernel_size, self.kernel_type, self.ndim, self.smooth_nr, self.smooth_dr, clamped
         if reduction == "none":
             return -local_correlation(p, t, *plan, True).reshape(pred.shape).to(kind)

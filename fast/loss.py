@@ -14,11 +14,11 @@ from typing import Any, NoReturn, ParamSpec, Self, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.modules.loss import _Loss
 
 from twinloss.fast import backend
 from twinloss.fast.arguments import PLAIN_TENSORS, unwrapped
 from twinloss.fast.distributed import is_group, restored, to_be_pickled
+from twinloss.fast.options import Configured
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -93,7 +93,7 @@ def _recorded(function: Callable[..., R], args: tuple[Any, ...], kwargs: Mapping
     return made
 
 
-class Loss(_Loss):
+class Loss(Configured):
     """A loss without state, whose `forward` is an `entry_point`."""
 
     def __copy__(self) -> Self:

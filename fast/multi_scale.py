@@ -6,20 +6,36 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from twinloss.fast import backend
-from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of
+from twinloss.fast.arguments import check_tensors, checked_flag
 from twinloss.fast.local_correlation import made_from
 from twinloss.fast.loss import Loss, entry_point
 from twinloss.fast.memory import empty
 from twinloss.fast.operators import looked_into, operator
-from twinloss.fast.segmentation import checked_number, checked_reduction
+from twinloss.fast.options import checked_number, one_of
 from twinloss.fast.threads import for_each_tile
+
+
+def _checked_loss(value: Any, name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    if not callable(value):
+        raise TypeError(f"{name} must be a module or another callable of two images, got {type(value).__name__}")
+    return value
+
+
+def _checked_scales(value: Any, name: str) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, (Sequence, np.ndarray, Tensor)):
+        raise TypeError(f"{name} must be None or a list of numbers, got {type(value).__name__}")
+    if len(value) == 0:
+        raise ValueError(f"{name} must hold at least one number; None leaves the images as they are")
+    return tuple(checked_number(_number(scale), name) for scale in value)
 
 
 class MultiScaleLoss(Loss):
@@ -56,6 +72,14 @@ class MultiScaleLoss(Loss):
         tensor(0.1282)
     """
 
+    option_checks: ClassVar = {
+        **Loss.option_checks,
+        "loss": _checked_loss,
+        "scales": _checked_scales,
+        "kernel": one_of("gaussian", "cauchy"),
+        "normalize_kernel": checked_flag,
+    }
+
     def __init__(
         self,
         loss: Callable[[Tensor, Tensor], Tensor],
@@ -65,19 +89,11 @@ class MultiScaleLoss(Loss):
         *,
         normalize_kernel: bool = False,
     ) -> None:
-        super().__init__(reduction=checked_reduction(reduction))
-        if not callable(loss):
-            raise TypeError(f"loss must be a module or another callable of two images, got {type(loss).__name__}")
-        if not is_one_of(kernel, ("gaussian", "cauchy")):
-            raise ValueError(f'kernel must be "gaussian" or "cauchy", got {kernel!r}')
-        if scales is not None and not isinstance(scales, (Sequence, np.ndarray, Tensor)):
-            raise TypeError(f"scales must be None or a list of numbers, got {type(scales).__name__}")
-        if scales is not None and len(scales) == 0:
-            raise ValueError("scales must hold at least one number; None leaves the images as they are")
+        super().__init__(reduction=reduction)
         self.loss = loss
-        self.scales = None if scales is None else tuple(checked_number(_number(s), "scales") for s in scales)
+        self.scales = scales
         self.kernel = kernel
-        self.normalize_kernel = checked_flag(normalize_kernel, "normalize_kernel")
+        self.normalize_kernel = normalize_kernel
 
     @entry_point
     def forward(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
@@ -99,9 +115,8 @@ class MultiScaleLoss(Loss):
         else:
             kernels = [_taps(sigma, self.kernel, self.normalize_kernel) for sigma in self.scales]
             result = torch.stack([self._at_scale(pred, true, taps) for taps in kernels])
-        reduction = checked_reduction(self.reduction)
-        if reduction != "none":
-            result = result.mean() if reduction == "mean" else result.sum()
+        if self.reduction != "none":
+            result = result.mean() if self.reduction == "mean" else result.sum()
         return result.to(kind)
 
     def _at_scale(self, pred: Tensor, true: Tensor, taps: list[float]) -> Tensor:

@@ -5,23 +5,24 @@ The reference has them in `reference/options.py`, `segmentation.py` and `reducti
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from twinloss.fast import backend
-from twinloss.fast.arguments import check_tensors, checked_flag, is_one_of, numbers, warn
+from twinloss.fast.arguments import check_tensors, checked_flag, numbers
+from twinloss.fast.dense_target import is_looked_at, look_at
 from twinloss.fast.distributed import ProcessGroup, checked_group, sum_over_ranks
 from twinloss.fast.fraction import Distances, Terms, Weigh, fraction, reduced_fraction, volumes
 from twinloss.fast.loss import Loss
+from twinloss.fast.options import checked_number, is_whole
 from twinloss.fast.statistic_rows import FN, FP, TP
 from twinloss.fast.statistics import Activation, Foresee, Overlap, Plan, Statistics, flat, ignored, statistics
+from twinloss.fast.warn import warn
 
 ClassWeight = float | Sequence[float] | np.ndarray | Tensor
 
@@ -33,14 +34,6 @@ class ShapeError(AssertionError, ValueError):
 def mean_of(total: Tensor, count: Tensor) -> Tensor:
     """The ratio total / count, and 0 where nothing was counted: a patch that is ignored as a whole teaches nothing."""
     return total / torch.where(count > 0, count, 1)
-
-
-def checked_reduction(reduction: Any) -> str:
-    """The plain string of a reduction given as a string or as an enum of strings."""
-    name = getattr(reduction, "value", reduction)
-    if not is_one_of(name, ("none", "mean", "sum")):
-        raise ValueError(f'reduction must be "none", "mean" or "sum", got {reduction!r}')
-    return name
 
 
 def checked_weight(weight: ClassWeight | None, name: str = "weight") -> float | tuple[float, ...] | None:
@@ -55,13 +48,31 @@ def checked_weight(weight: ClassWeight | None, name: str = "weight") -> float | 
     return values.item() if values.ndim == 0 else tuple(values.tolist())
 
 
-def checked_number(value: Any, name: str) -> float:
-    """A finite, non-negative constant such as a smoothing term."""
-    if not isinstance(value, (int, float, np.number)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name} must be finite and not negative, got {value}")
-    return float(value)
+def checked_activation(value: Any, name: str) -> Callable[[Tensor], Tensor] | None:
+    """Check a function that makes probabilities of the input, or None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be None or callable, got {type(value).__name__}")
+    return value
+
+
+def checked_label(value: Any, name: str) -> int | None:
+    """Check a label, or None."""
+    if value is None:
+        return None
+    if not is_whole(value):
+        raise ValueError(f"{name} must be None or a whole number, got {value!r}")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} must be a label, a number of 64 bits, got {value}")
+    return int(value)
+
+
+def one_activation(sigmoid: bool, softmax: bool, other_act: Callable[[Tensor], Tensor] | None) -> None:
+    """Raise if several activations are asked for."""
+    if sigmoid + softmax + (other_act is not None) > 1:
+        raise ValueError(
+            "sigmoid, softmax and other_act exclude each other: give at most one, got "
+            f"sigmoid={sigmoid}, softmax={softmax}, other_act={other_act}"
+        )
 
 
 def weight_by_class(weight: float | tuple[float, ...], classes: int, like: Tensor, name: str = "weight") -> Tensor:
@@ -136,6 +147,13 @@ class Voxels:
         """Where ignore_index tells to leave a voxel out, (B, 1, *S)."""
         return None if self.ignore_index is None else ignored(self.target, self.labels, self.ignore_index)
 
+    def taking_part(self) -> Tensor | None:
+        """Return where a voxel is neither ignored nor masked, (B or 1, 1, *S), or None if none is."""
+        ignored = self.ignored()
+        if self.mask is None:
+            return None if ignored is None else ~ignored
+        return self.mask != 0 if ignored is None else (self.mask != 0) & ~ignored
+
     def counts(self) -> Tensor:
         """How many voxels of each item, on all ranks, are not ignored, (B,) float64; with `batch` and ranks (1,)."""
         ignored = self.ignored()
@@ -163,6 +181,16 @@ class Voxels:
 class SegmentationLoss(Loss):
     """Input (B, C, *S) against a target of the same shape, or labels (B, 1, *S); spatial rank 0 to 3 and beyond."""
 
+    option_checks: ClassVar = {
+        **Loss.option_checks,
+        **dict.fromkeys(("include_background", "to_onehot_y", "sigmoid", "softmax", "batch"), checked_flag),
+        **dict.fromkeys(("smooth_nr", "smooth_dr"), checked_number),
+        "other_act": checked_activation,
+        "ignore_index": checked_label,
+        "process_group": checked_group,
+    }
+    option_rules: ClassVar = ((("sigmoid", "softmax", "other_act"), one_activation),)
+
     def __init__(
         self,
         include_background: bool,
@@ -177,34 +205,29 @@ class SegmentationLoss(Loss):
         ignore_index: int | None,
         process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(reduction=checked_reduction(reduction))
-        if other_act is not None and not callable(other_act):
-            raise TypeError(f"other_act must be None or callable, got {type(other_act).__name__}")
-        sigmoid, softmax = checked_flag(sigmoid, "sigmoid"), checked_flag(softmax, "softmax")
-        if sigmoid + softmax + (other_act is not None) > 1:
-            raise ValueError(
-                "sigmoid, softmax and other_act exclude each other: give at most one, got "
-                f"sigmoid={sigmoid}, softmax={softmax}, other_act={other_act}"
-            )
-        if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral)):
-            raise ValueError(f"ignore_index must be None or a whole number, got {ignore_index!r}")
-        if ignore_index is not None and not -(2**63) <= ignore_index < 2**63:
-            raise ValueError(f"ignore_index must be a label, a number of 64 bits, got {ignore_index}")
-        self.include_background = checked_flag(include_background, "include_background")
-        self.to_onehot_y = checked_flag(to_onehot_y, "to_onehot_y")
+        super().__init__(reduction=reduction)
+        self.other_act = other_act
         self.sigmoid = sigmoid
         self.softmax = softmax
-        self.other_act = other_act
-        self.smooth_nr = checked_number(smooth_nr, "smooth_nr")
-        self.smooth_dr = checked_number(smooth_dr, "smooth_dr")
-        self.batch = checked_flag(batch, "batch")
-        self.ignore_index = None if ignore_index is None else int(ignore_index)
-        self.process_group = checked_group(process_group)
+        self.ignore_index = ignore_index
+        self.include_background = include_background
+        self.to_onehot_y = to_onehot_y
+        self.smooth_nr = smooth_nr
+        self.smooth_dr = smooth_dr
+        self.batch = batch
+        self.process_group = process_group
 
     def voxels(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Voxels:
         """The checked arguments of forward."""
         labels, background = self._check(input, target, mask)
-        return Voxels(input, target, mask, labels, background, self.ignore_index, self.batch, self.process_group)
+        voxels = Voxels(input, target, mask, labels, background, self.ignore_index, self.batch, self.process_group)
+        if not labels and is_looked_at(self, target):
+            look_at(self, target, voxels.taking_part(), *self.exclusive(background))
+        return voxels
+
+    def exclusive(self, background: bool) -> tuple[bool, bool]:
+        """Return whether the prediction is a softmax, and whether the target of all its classes counts."""
+        return self.softmax, background
 
     def activation(self, input: Tensor) -> Activation | Callable[[Tensor], Tensor]:
         """What turns the input into the prediction."""
@@ -231,7 +254,7 @@ class SegmentationLoss(Loss):
         distances: Distances | None = None,
     ) -> Tensor:
         """The loss that is no more than a fraction of the statistics, of the type `backend.result_type`."""
-        activation, reduction = self.activation(input), checked_reduction(self.reduction)
+        activation, reduction = self.activation(input), self.reduction
         if isinstance(activation, str) and self.process_group is None and reduction != "none":
             plan = voxels.plan(activation, overlap=overlap)
             tensors = voxels.input, voxels.target, voxels.mask
@@ -249,10 +272,9 @@ class SegmentationLoss(Loss):
 
     def reduced(self, loss: Tensor, ndim: int) -> Tensor:
         """Reduce per-item values; with "none" they get a shape that broadcasts against an input of `ndim` axes."""
-        reduction = checked_reduction(self.reduction)
-        if reduction == "none":
+        if self.reduction == "none":
             return loss.reshape(*loss.shape, *[1] * (ndim - 2))
-        return loss.mean() if reduction == "mean" else loss.sum()
+        return loss.mean() if self.reduction == "mean" else loss.sum()
 
     def _check(self, input: Tensor, target: Tensor, mask: Tensor | None) -> tuple[bool, bool]:
         """Whether the target holds labels, and whether the background takes part."""

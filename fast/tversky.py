@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from torch import Tensor
 
 from twinloss.fast.arguments import checked_flag
 from twinloss.fast.distributed import ProcessGroup
 from twinloss.fast.loss import entry_point
-from twinloss.fast.segmentation import SegmentationLoss, checked_number
+from twinloss.fast.options import checked_number
+from twinloss.fast.segmentation import SegmentationLoss
 from twinloss.fast.statistics import Overlap
 
 
@@ -49,6 +51,9 @@ class TverskyLoss(SegmentationLoss):
             negative α or β, labels that name no class, an empty input.
         AssertionError: if the shapes of input and target differ (the error is a ValueError, too).
 
+    Warns:
+        UserWarning: about the target, as DiceLoss.
+
     Reference:
         Salehi, S. S. M. et al. (2017) Tversky loss function for image segmentation using 3D fully convolutional deep
         networks, MLMI (arXiv:1706.05721).
@@ -59,6 +64,12 @@ class TverskyLoss(SegmentationLoss):
         >>> TverskyLoss(softmax=True, to_onehot_y=True, alpha=0.3, beta=0.7)(logits, torch.tensor([[[0, 1]]]))
         tensor(0.0003)
     """
+
+    option_checks: ClassVar = {
+        **SegmentationLoss.option_checks,
+        **dict.fromkeys(("alpha", "beta"), checked_number),
+        "soft_label": checked_flag,
+    }
 
     def __init__(
         self,
@@ -82,9 +93,9 @@ class TverskyLoss(SegmentationLoss):
             include_background, to_onehot_y, sigmoid, softmax, other_act, reduction, smooth_nr, smooth_dr, batch,
             ignore_index, process_group,
         )  # fmt: skip
-        self.alpha = checked_number(alpha, "alpha")
-        self.beta = checked_number(beta, "beta")
-        self.soft_label = checked_flag(soft_label, "soft_label")
+        self.alpha = alpha
+        self.beta = beta
+        self.soft_label = soft_label
 
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ EXPECTED = (
     "no mask given",
     "some class is nearer to the background",
     "intensities beyond",
+    "target holds values",
+    "target sums to",
 )
 
 

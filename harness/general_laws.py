@@ -71,10 +71,18 @@ def _reduces(name: str) -> Callable[[Twin, Case], Iterator[Claim]]:
     return claims
 
 
+def _stays_in_bounds(twin: Twin, case: Case) -> Iterator[Claim]:
+    low, high = twin.bounds(twin.defaults() | dict(case.options), case.input.values.shape)
+    value = ask_fast(twin, case).value
+    yield Claim("value", value, np.clip(value, low, high), case)
+
+
 def _several_items(case: Case) -> bool:
     return len(case.input.values) > 1
 
 
+# What both twins and their finite differences agree on may still be no loss: one without a lower bound, for example.
+BOUNDED = Law("a loss stays in its bounds", _stays_in_bounds)
 NO_ORDER = Law("voxels have no order", _permuting_voxels)
 FLIPS = Law("axes have no direction", _flipping_axes)
 MEAN = Law("a batch is the mean of its items", _batch_is_mean, {"batch": False, "reduction": "mean"}, _several_items)

@@ -10,7 +10,17 @@ import torch
 
 from twinloss import fast
 from twinloss.harness.answers import ask_fast
-from twinloss.harness.general_laws import FLIPS, MEAN, NO_ORDER, NONE_MEAN, NONE_SUM, item, needing, spatial
+from twinloss.harness.general_laws import (
+    BOUNDED,
+    FLIPS,
+    MEAN,
+    NO_ORDER,
+    NONE_MEAN,
+    NONE_SUM,
+    item,
+    needing,
+    spatial,
+)
 from twinloss.harness.laws import Claim, Law, both
 from twinloss.harness.segmentation import EQUAL_DISTANCES, LAST_CLASS, PER_CHANNEL, PER_CLASS, has_labels
 from twinloss.harness.twin import Array, Case, Twin
@@ -214,7 +224,7 @@ SOFTMAX = (
     Law("softmax gradients sum to zero", _softmax_sums_to_zero, {"softmax": True, "use_softmax": True},
         _several_classes),
 )  # fmt: skip
-SEGMENTATION = (MEAN, NO_ORDER, FLIPS, NONE_MEAN, NONE_SUM, ONE_HOT, CROPPING, CLASSES, *SOFTMAX)
+SEGMENTATION = (BOUNDED, MEAN, NO_ORDER, FLIPS, NONE_MEAN, NONE_SUM, ONE_HOT, CROPPING, CLASSES, *SOFTMAX)
 WEIGHT = (Law("a doubled weight doubles the loss", _scales_with("weight"), {"weight": PER_CLASS}),)
 JACCARD = (
     Law("Jaccard is 2D / (1 + D)", _jaccard_of_dice,
@@ -231,14 +241,14 @@ GENERALIZED = (
          "include_background": True, "ignore_index": None}),
 )  # fmt: skip
 WASSERSTEIN = (
-    MEAN, NO_ORDER, FLIPS, NONE_MEAN, NONE_SUM, CROPPING, CLASSES, *SOFTMAX,
+    BOUNDED, MEAN, NO_ORDER, FLIPS, NONE_MEAN, NONE_SUM, CROPPING, CLASSES, *SOFTMAX,
     Law("of equal distances the loss is known", _wasserstein_of_equal_distances,
         {"dist_matrix": EQUAL_DISTANCES, "weighting_mode": "default", "ignore_index": None, "reduction": "none"}),
 )  # fmt: skip
 # A focal value belongs to a voxel, and "sum" is over the means of items; a mean that leaves out voxels, or weighs them,
 # is that over the batch.
 FOCAL = (
-    needing(MEAN, ignore_index=None), *(needing(law, reduction="mean") for law in (NO_ORDER, FLIPS)),
+    BOUNDED, needing(MEAN, ignore_index=None), *(needing(law, reduction="mean") for law in (NO_ORDER, FLIPS)),
     needing(NONE_MEAN, ignore_index=None), ONE_HOT,
     needing(CROPPING, reduction="mean"), needing(CLASSES, alpha=None), *SOFTMAX, *WEIGHT,
     Law("gamma = 0 is cross entropy", _focal_is_cross_entropy,
@@ -247,7 +257,7 @@ FOCAL = (
     Law("sum is that of means over voxels", _sum_of_means_over_voxels, {"reduction": "none", "ignore_index": None}),
 )  # fmt: skip
 DICE_FOCAL = (
-    needing(MEAN, ignore_index=None), *(needing(law, reduction="mean") for law in (NO_ORDER, FLIPS)),
+    BOUNDED, needing(MEAN, ignore_index=None), *(needing(law, reduction="mean") for law in (NO_ORDER, FLIPS)),
     needing(NONE_MEAN, ignore_index=None), ONE_HOT, needing(CROPPING, reduction="mean"),
     needing(CLASSES, alpha=None), *SOFTMAX,
     Law("a doubled weight doubles the loss", _scales_with("weight"), {"weight": PER_CHANNEL}),
@@ -255,8 +265,8 @@ DICE_FOCAL = (
         {"reduction": "none", "ignore_index": None, "batch": False}),
 )  # fmt: skip
 DICE_CE = (
-    needing(MEAN, ignore_index=None, weight=None, ce_weight=None, to_onehot_y=True), NO_ORDER, FLIPS, ONE_HOT, CROPPING,
-    CLASSES, *SOFTMAX,
+    BOUNDED, needing(MEAN, ignore_index=None, weight=None, ce_weight=None, to_onehot_y=True), NO_ORDER, FLIPS, ONE_HOT,
+    CROPPING, CLASSES, *SOFTMAX,
     Law("the mean is blind to the scale of ce_weight", _is_blind_to_the_scale_of("ce_weight"),
         {"ce_weight": PER_CHANNEL, "weight": None, "reduction": "mean"}, _classes_are_counted),
 )  # fmt: skip

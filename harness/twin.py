@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -64,6 +65,11 @@ class Sizes:
     taking_part: int
     labels: bool
     rank: int = 0
+
+
+def unbounded(options: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[float, float]:
+    """The bounds of a loss of which none are known."""
+    return -math.inf, math.inf
 
 
 @dataclass(frozen=True)
@@ -194,6 +200,8 @@ class Twin:
         terms: the size of what each element of the gradient is a sum or difference of, from a truth.
         kinks: whether the loss has kinks under these options (clamp, tie): see judgement.py.
         ranks: the spatial ranks that are drawn, of those that the loss has.
+        bounds: the smallest and largest value for an input and target in the loss's domain, from all options and the
+            shape of the input; see `bounds.py`.
         differentiable: whether the fast twin has a gradient to be judged; else it is given the reference's.
         result: the type of the value, given a case; that of the gradient is always the input's.
         slopes: the further arguments in which the fast twin has a gradient, given a case.
@@ -222,6 +230,7 @@ class Twin:
     terms: Callable[[Truth], Array] | None = None
     kinks: Callable[[Mapping[str, Any]], bool] = lambda options: False
     ranks: tuple[int, ...] = (0, 1, 2, 3)
+    bounds: Callable[[Mapping[str, Any], tuple[int, ...]], tuple[float, float]] = unbounded
     differentiable: bool = True
     result: Callable[[Case], str] = lambda case: case.dtype
     slopes: Callable[[Twin, Case], tuple[str, ...]] = lambda twin, case: ()

@@ -33,7 +33,7 @@ class FocalOptions(SegmentationOptions):
 
     gamma: float = 2.0  # the exponent: the larger, the less an easy voxel counts
     weight: Weight = None  # a factor for each class that takes part, or for all
-    alpha: Weight = None  # of foreground or positives, with 1 − α for the others; or one per class
+    alpha: Weight = None  # α of foreground or positives, with 1 − α for the others; or one per class
     use_softmax: bool = True  # False: each channel has two outcomes, as a single one always has
 
 
@@ -125,6 +125,10 @@ def _factors(input: Array, target: Array, o: FocalOptions) -> tuple[Array, Array
     w = class_weights(o.weight, x, first)  # (1, C, 1, …)
     positive, negative = w, w
     if o.alpha is not None:
+        given = np.asarray(o.alpha)
+        others = given.ndim == 0 or not _exclusive(x, o)  # 1 − α is the weight of some term
+        if (given < 0).any() or (others and (given > 1).any()):
+            raise ValueError(f"alpha and 1 - alpha must not be negative, got alpha = {o.alpha}")
         a = class_weights(o.alpha, x, first)
         if np.size(o.alpha) == 1 and _exclusive(x, o):
             a[:, 0] = 1 - a[:, 0]  # the background

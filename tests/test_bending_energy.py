@@ -278,10 +278,9 @@ def test_field_that_does_not_fit_is_a_value_error_that_names_its_shape(form, opt
         BendingEnergyLoss(**options)(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
-def test_field_of_other_than_floating_point_numbers_is_a_type_error(dtype):
-    with pytest.raises(TypeError, match=str(dtype)):
-        BendingEnergyLoss()(torch.zeros(1, 1, 5, dtype=dtype))
+def test_field_of_complex_numbers_is_a_type_error():
+    with pytest.raises(TypeError, match="complex64"):
+        BendingEnergyLoss()(torch.zeros(1, 1, 5, dtype=torch.complex64))
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------

@@ -40,13 +40,9 @@ def test_two_activations_are_a_value_error(loss_class, activations):
 
 
 @pytest.mark.parametrize("reduction", ["average", None, 3])
-def test_unknown_reduction_is_a_value_error_at_once_and_in_forward(reduction):
+def test_unknown_reduction_is_a_value_error(reduction):
     with pytest.raises(ValueError, match="reduction must be"):
         DiceLoss(reduction=reduction)
-    loss = DiceLoss()
-    loss.reduction = reduction
-    with pytest.raises(ValueError, match="reduction must be"):
-        loss(torch.rand(1, 2, 3), torch.rand(1, 2, 3))
 
 
 @pytest.mark.parametrize("error", [AssertionError, ValueError])
@@ -250,7 +246,7 @@ def test_saturated_logits_have_a_finite_value_and_gradient(activation):
 def test_nan_reaches_value_and_gradient(form, options, onehot, poison):
     x, y = torch.rand(2, 3, 5), labels(2, 1, 5)
     x[1, 2, 3] = poison
-    target = y if onehot else torch.rand(2, 3, 5)
+    target = y if onehot else torch.rand(2, 3, 5).softmax(1)
     with backend.forced(form):
         value, gradient = value_and_gradient(DiceLoss(to_onehot_y=onehot, reduction="none", **options), x, target)
     assert value[1, 2].isnan().all()
@@ -303,7 +299,7 @@ def test_ignored_voxels_may_hold_nan_and_the_rest_counts_as_if_cropped(form, opt
 @pytest.mark.parametrize("mask_type", [torch.bool, torch.float32, torch.int64])
 def test_masked_voxels_may_hold_nan_and_the_rest_counts_as_if_cropped(form, options, onehot, mask_type):
     x, y = torch.rand(2, 3, 9), labels(2, 1, 9)
-    target = y if onehot else torch.rand(2, 3, 9)
+    target = y if onehot else torch.rand(2, 3, 9).softmax(1)
     mask = torch.ones(1, 1, 9)
     mask[..., 4:6] = 0
     keep = mask[0, 0].bool()
@@ -395,7 +391,7 @@ def test_target_that_asks_for_a_gradient_gets_one():
 )
 def test_double_backward(options):
     x = logits(2, 3, 4, dtype=torch.float64).requires_grad_()
-    target = labels(2, 1, 4) if "to_onehot_y" in options else torch.rand(2, 3, 4, dtype=torch.float64)
+    target = labels(2, 1, 4) if "to_onehot_y" in options else torch.rand(2, 3, 4, dtype=torch.float64).softmax(1)
     assert torch.autograd.gradgradcheck(lambda x: DiceLoss(**options)(x, target), x)
 
 

@@ -87,3 +87,18 @@ def test_a_graph_of_the_gradient_keeps_no_gradient_that_nobody_may_have(loss):
     slope = gradient(value, x, create_graph=True)
     assert value.grad_fn.gradient is None
     torch.testing.assert_close(gradient(value, x), slope.detach(), rtol=1e-5, atol=1e-8)
+
+
+@LOSSES
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.int64])
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_field_of_integers_is_cast_to_the_default_float_type(loss, dtype, default):
+    x = torch.randint(2, (1, 2, 6, 7), generator=torch.Generator().manual_seed(0)).to(dtype)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        found = loss(x)
+    finally:
+        torch.set_default_dtype(before)
+    assert found.dtype == default
+    assert torch.equal(found, loss(x.to(default)))

@@ -163,7 +163,7 @@ def test_weights_are_square_and_the_smoothing_is_1e_5_unless_given():
 @BACKENDS
 @pytest.mark.parametrize("w_type", ["square", "simple"])
 def test_volume_of_a_soft_target_is_its_sum(form, w_type):
-    x, g = logits(1, 2, 4, dtype=torch.float64), torch.tensor([[[0.5, 0.25, 0.0, 1.25], [0.25, 0.25, 0.0, 0.0]]])
+    x, g = logits(1, 2, 4, dtype=torch.float64), torch.tensor([[[0.5, 0.25, 0.25, 1.0], [0.25, 0.25, 0.0, 0.0]]])
     weights = {"square": [[1 / 4, 4]], "simple": [[1 / 2, 2]]}[w_type]
     expected = value_and_gradient(lambda x: weighted(x.sigmoid(), g, weights).mean(), x)
     loss = GeneralizedDiceLoss(sigmoid=True, w_type=w_type)

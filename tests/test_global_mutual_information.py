@@ -247,12 +247,12 @@ def test_documented_arguments_have_their_order_and_defaults():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_bins": 1}, "num_bins must be .* 2 or more .* got 1"),
+        ({"num_bins": 1}, "num_bins must be .* 2 or more, got 1"),
         ({"num_bins": 0}, "num_bins"),
         ({"num_bins": 7.5}, "num_bins"),
         ({"num_bins": INF}, "num_bins"),
         ({"num_bins": True}, "num_bins"),
-        ({"num_bins": 4, "kernel_type": "b-spline"}, "num_bins must be .* 5 or more .* got 4"),
+        ({"num_bins": 4, "kernel_type": "b-spline"}, "num_bins must be 5 or more with .*b-spline.* got 4"),
         ({"kernel_type": "box"}, "kernel_type must be .* got 'box'"),
         ({"reduction": "median"}, "reduction must be .* got 'median'"),
         ({"sigma_ratio": 0.0}, "sigma_ratio must be positive"),
@@ -327,6 +327,22 @@ def test_warning_points_at_the_line_that_calls_the_module():
     with pytest.warns(UserWarning, match="beyond") as caught:
         GlobalMutualInformationLoss()(torch.full((1, 5), 2.0), torch.zeros(1, 5))
     assert caught[0].filename == __file__
+
+
+def test_swapped_arguments_of_a_b_spline_draw_one_warning_as_their_gradient_is_0():
+    fixed, moving = torch.rand(1, 1, 50), torch.rand(1, 1, 50).requires_grad_()
+    loss = GlobalMutualInformationLoss(kernel_type="b-spline")
+    with pytest.warns(UserWarning, match="only the target asks for a gradient") as caught:
+        loss(fixed, moving).backward()
+    assert caught[0].filename == __file__
+    assert (moving.grad == 0).all()
+    loss(fixed, moving)  # says nothing again, nor do the following
+    other = GlobalMutualInformationLoss(kernel_type="b-spline")
+    with torch.no_grad():
+        other(fixed, moving)
+    other(moving, fixed)
+    other(moving, torch.rand(1, 1, 50).requires_grad_())
+    GlobalMutualInformationLoss()(fixed, moving)
 
 
 def test_intensities_of_the_unit_interval_do_not_warn_nor_do_any_of_a_b_spline():

@@ -461,7 +461,7 @@ def test_spatial_dims_is_another_name_of_ndim(rank):
         ({"kernel_size": -3}, "kernel_size must be .* got -3"),
         ({"kernel_size": 3.0}, r"kernel_size must be .* got 3\.0"),
         ({"kernel_size": True}, "kernel_size must be .* got True"),
-        ({"kernel_type": "box"}, "kernel_type must be one of rectangular, triangular, gaussian, got 'box'"),
+        ({"kernel_type": "box"}, 'kernel_type must be "rectangular", "triangular" or "gaussian", got .box.'),
         ({"denominator": "sum"}, "denominator must be .* got 'sum'"),
         ({"reduction": "median"}, "reduction must be .* got 'median'"),
         ({"smooth_nr": -1e-5}, "smooth_nr must be finite and not negative"),

@@ -126,3 +126,19 @@ def test_binary_form_sees_each_channel_alone():
     x, g = np.random.default_rng(0).normal(size=(2, 3, 5)), np.zeros((2, 3, 5))
     got = focal_loss(x, g, use_softmax=False, gamma=1, reduction="none")
     assert np.allclose(got, -expit(x) * np.log(expit(-x)), rtol=1e-13)
+
+
+@pytest.mark.parametrize("form", [focal_loss, focal_loss_gradient])
+@pytest.mark.parametrize(
+    ("alpha", "options"),
+    [(2.0, {}), (-0.5, {}), ([0.5, -1.0], {}), (2.0, {"use_softmax": False}), ([0.5, 1.5], {"use_softmax": False})],
+)
+def test_alpha_that_makes_a_term_negative_is_a_value_error(form, alpha, options):
+    with pytest.raises(ValueError, match="alpha"):
+        form(np.zeros((1, 2, 3)), np.ones((1, 2, 3)), alpha=alpha, **options)
+
+
+def test_alpha_of_each_class_under_a_softmax_is_a_weight():
+    x, y = np.zeros((1, 2, 3)), np.array([[[0, 1, 1]]])
+    weighed = focal_loss(x, y, to_onehot_y=True, weight=[0.5, 3.0])
+    assert focal_loss(x, y, to_onehot_y=True, alpha=[0.5, 3.0]) == weighed

@@ -40,7 +40,9 @@ def test_each_judgement_is_the_only_killer_of_some_mutant(judgement):
     assert list(made.at) == [judgement]
 
 
-@pytest.mark.parametrize("name", ["nested differences", "index of sixteen bits", "triangle of one", "stale buffer"])
+@pytest.mark.parametrize(
+    "name", ["nested differences", "index of sixteen bits", "triangle of one", "stale buffer", "alpha beyond one"]
+)
 def test_a_bug_that_few_cases_show_is_killed(name):
     assert kills.kills(named(name)).at
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from twinloss import fast, reference
-from twinloss.harness.catalogue import DICE
+from twinloss.fast.segmentation import checked_weight
+from twinloss.harness.catalogue import DICE, FOCAL
 from twinloss.harness.twin import Array
 from twinloss.harness.zoo import bug, with_gradient_times
 
@@ -387,8 +389,8 @@ class BackgroundDroppedFirst(fast.FocalLoss):
         """Wrong."""
         if self.include_background or input.shape[1] < 3 or target.shape[1] == 1 or self.ignore_index is not None:
             return super().forward(input, target)
-        whole = fast.FocalLoss(gamma=self.term.gamma, weight=self.term.weight, reduction=self.reduction,
-                               use_softmax=self.term.use_softmax, alpha=self.term.alpha)  # fmt: skip
+        whole = fast.FocalLoss(gamma=self.gamma, weight=self.weight, reduction=self.reduction,
+                               use_softmax=self.use_softmax, alpha=self.alpha)  # fmt: skip
         return whole(input[:, 1:], target[:, 1:])
 
 
@@ -398,7 +400,7 @@ class FocusOnTheEasy(fast.FocalLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Wrong."""
-        return super().forward(input, target) if self.term.use_softmax else super().forward(-input, target)
+        return super().forward(input, target) if self.use_softmax else super().forward(-input, target)
 
 
 @bug("focal")
@@ -410,19 +412,40 @@ class AlphaTheOtherWayRound(fast.FocalLoss):
         super().__init__(**{**options, "alpha": 1 - alpha if isinstance(alpha, float) else alpha})
 
 
+def _alpha_of_2(twin: Callable[..., Array]) -> Callable[..., Array]:
+    """The reference without its check: the loss is linear in alpha."""
+
+    def made(*operands: Array, alpha: Any = None, **options: Any) -> Array:
+        if alpha != 2.0:
+            return twin(*operands, alpha=alpha, **options)
+        return 2 * twin(*operands, alpha=1.0, **options) - twin(*operands, alpha=0.0, **options)
+
+    return made
+
+
+@bug(
+    "focal", options={**FOCAL.options, "alpha": (None, 2.0)},
+    value=_alpha_of_2(reference.focal_loss), gradient=_alpha_of_2(reference.focal_loss_gradient),
+)  # fmt: skip
+class AlphaBeyondOne(fast.FocalLoss):
+    """alpha = 2 is taken, by both twins: negatives weigh 1 - alpha = -1, and the loss has no lower bound."""
+
+    option_checks: ClassVar = {**fast.FocalLoss.option_checks, "alpha": checked_weight}
+
+
 @bug("focal", dtype="float32")
 class LogOfSoftmax(fast.FocalLoss):
     """log(softmax(x)): minus infinity as soon as a probability underflows."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Wrong."""
-        plain = self.reduction == "mean" and self.term.weight is None and self.term.alpha is None
-        known = plain and self.include_background and self.ignore_index is None and self.term.use_softmax
+        plain = self.reduction == "mean" and self.weight is None and self.alpha is None
+        known = plain and self.include_background and self.ignore_index is None and self.use_softmax
         if not known or input.shape[1] == 1:
             return super().forward(input, target)
         g = _one_hot(target, input.shape[1]).float() if self.to_onehot_y else target.float()
         p = input.float().softmax(1)
-        return (-((1 - p) ** self.term.gamma) * g * torch.log(p)).mean().to(input.dtype)
+        return (-((1 - p) ** self.gamma) * g * torch.log(p)).mean().to(input.dtype)
 
 
 def _copied(*operands: Array, **options: Any) -> Array:
