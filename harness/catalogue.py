@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from twinloss import fast, reference
-from twinloss.harness import peers, terms
+from twinloss.harness import bounds, peers, terms
 from twinloss.harness import segmentation as seg
 from twinloss.harness import segmentation_laws as laws
 from twinloss.harness.generate import segmentation
@@ -33,6 +33,7 @@ DICE = Twin(
     logits=seg.logits_in,
     slope=seg.dice_slope,
     kinks=seg.ties_matter,
+    bounds=bounds.overlap,
     laws=laws.SEGMENTATION + laws.JACCARD + laws.WEIGHT + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
     benches=(labelled("DiceLoss", others=peers.dice),),
@@ -52,6 +53,7 @@ MASKED_DICE = Twin(
     logits=seg.logits_in,
     slope=seg.dice_slope,
     kinks=seg.ties_matter,
+    bounds=bounds.overlap,
     laws=laws.SEGMENTATION + laws.JACCARD + laws.WEIGHT + laws.MASKED + PROTOCOL,
     real=(LABELS_IN_MASK, SOFT_LABELS_IN_MASK),
     benches=(labelled("MaskedDiceLoss", masked=True, note="MONAI masks the logits before their softmax"),),
@@ -72,6 +74,7 @@ TVERSKY = Twin(
     logits=seg.logits_in,
     slope=seg.dice_slope,
     kinks=seg.ties_matter,
+    bounds=bounds.overlap,
     laws=laws.SEGMENTATION + laws.TVERSKY + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
     benches=(labelled("TverskyLoss", others=peers.tversky),),
@@ -92,6 +95,7 @@ GENERALIZED_DICE = Twin(
     logits=seg.logits_in,
     terms=terms.generalized_dice_loss,
     kinks=seg.ties_matter,
+    bounds=bounds.overlap,
     laws=laws.SEGMENTATION + laws.GENERALIZED + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
     benches=(labelled("GeneralizedDiceLoss"),),
@@ -121,6 +125,7 @@ GENERALIZED_WASSERSTEIN_DICE = Twin(
     constants=DICE.constants,
     logits=lambda options: True,
     slope=seg.wasserstein_slope,
+    bounds=bounds.overlap,
     laws=laws.WASSERSTEIN + PROTOCOL,
     real=(
         LABELS.having(dist_matrix=FOUR_CLASSES),
@@ -144,6 +149,7 @@ FOCAL = Twin(
     options=seg.TARGET | seg.FOCAL | seg.WEIGHT | seg.REDUCTION | seg.IGNORE,
     cases=segmentation,
     logits=lambda options: True,
+    bounds=bounds.not_negative,
     laws=laws.FOCAL + PROTOCOL,
     real=(LABELS.having(to_onehot_y=True), SOFT_LABELS.having(include_background=False)),
     benches=(
@@ -183,6 +189,7 @@ DICE_CE = Twin(
     logits=lambda options: True,
     slope=seg.dice_slope,
     kinks=seg.ties_matter,
+    bounds=bounds.overlap_and_entropy,
     laws=laws.DICE_CE + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
     benches=(labelled("DiceCELoss", others=peers.cross_entropy),),
@@ -202,6 +209,7 @@ DICE_FOCAL = Twin(
     logits=lambda options: True,
     slope=seg.dice_slope,
     kinks=seg.ties_matter,
+    bounds=bounds.overlap_and_entropy,
     laws=laws.DICE_FOCAL + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
     benches=(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from twinloss import fast, reference
-from twinloss.harness import peers, terms, workload
+from twinloss.harness import bounds, peers, terms, workload
 from twinloss.harness import registration_laws as laws
 from twinloss.harness.images import FIRST, displacements, image_pair
 from twinloss.harness.line import Bench, Work
@@ -62,6 +62,7 @@ BENDING_ENERGY = Twin(
     options=REDUCTION | OF_FIELDS,
     cases=displacements,
     unit=0.0,
+    bounds=bounds.not_negative,
     laws=laws.BENDING_ENERGY + PROTOCOL,
     real=(FIELD,),
     benches=(bench(workload.displacement, "BendingEnergyLoss", {}, work=FIELD_WORK),),
@@ -76,6 +77,7 @@ DIFFUSION = Twin(
     options=REDUCTION | OF_FIELDS,
     cases=partial(displacements, least=FIRST),
     unit=0.0,
+    bounds=bounds.not_negative,
     laws=laws.DIFFUSION + PROTOCOL,
     real=(FIELD,),
     benches=(
@@ -112,6 +114,7 @@ LNCC = Twin(
     constants=("smooth_nr", "smooth_dr"),
     terms=terms.lncc,
     kinks=lambda options: options.get("denominator") == "clamp",
+    bounds=bounds.correlation,
     laws=laws.LNCC + PROTOCOL,
     real=(PAIR,),
     benches=tuple(
@@ -144,6 +147,7 @@ GLOBAL_MUTUAL_INFORMATION = Twin(
     constants=("smooth_nr", "smooth_dr", "sigma_ratio"),
     terms=terms.mutual_information,
     kinks=lambda options: True,
+    bounds=bounds.information,
     laws=laws.MUTUAL_INFORMATION + PROTOCOL,
     real=(T1_AND_GREY,),
     benches=(
@@ -219,6 +223,7 @@ MULTI_SCALE = Twin(
     cases=image_pair,
     required=("ndim",),
     terms=lambda truth: terms.multi_scale_lncc(truth, *_wrapped("lncc", truth.case.options["ndim"])),
+    bounds=bounds.multi_scale,
     laws=laws.MULTI_SCALE + PROTOCOL,
     real=(PAIR.having("brain and warped brain, scale 2", ndim=3, scales=[2]),),
     benches=(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -64,6 +65,30 @@ class Sizes:
     taking_part: int
     labels: bool
     rank: int = 0
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Narrows the shapes and targets of the cases that are drawn; whatever is None stays free.
+
+    Attributes:
+        channels: the numbers of channels of the input.
+        items: the sizes of the batch.
+        unit_axis: whether some spatial axis has size 1.
+        targets: the kinds of targets that have all channels, of `values.TARGETS`.
+        numbers: the kinds of numbers of the input, where they suit the options.
+    """
+
+    channels: tuple[int, ...] | None = None
+    items: tuple[int, ...] | None = None
+    unit_axis: bool | None = None
+    targets: tuple[str, ...] | None = None
+    numbers: tuple[str, ...] | None = None
+
+
+def unbounded(options: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[float, float]:
+    """The bounds of a loss of which none are known."""
+    return -math.inf, math.inf
 
 
 @dataclass(frozen=True)
@@ -194,6 +219,9 @@ class Twin:
         terms: the size of what each element of the gradient is a sum or difference of, from a truth.
         kinks: whether the loss has kinks under these options (clamp, tie): see judgement.py.
         ranks: the spatial ranks that are drawn, of those that the loss has.
+        ground: the other sizes, and the targets, that are drawn.
+        bounds: the smallest and largest value for an input and target in the loss's domain, from all options and the
+            shape of the input; see `bounds.py`.
         differentiable: whether the fast twin has a gradient to be judged; else it is given the reference's.
         origin: what another process can make the twin of, see `shards.py`, if it is not in the catalogue.
         source: the statements that make the twin again, and bind the name of `fast`, if it is not in the catalogue.
@@ -220,6 +248,8 @@ class Twin:
     terms: Callable[[Truth], Array] | None = None
     kinks: Callable[[Mapping[str, Any]], bool] = lambda options: False
     ranks: tuple[int, ...] = (0, 1, 2, 3)
+    ground: Ground = Ground()
+    bounds: Callable[[Mapping[str, Any], tuple[int, ...]], tuple[float, float]] = unbounded
     differentiable: bool = True
     source: str = ""
     origin: Any = None
