@@ -10,17 +10,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
-
-from twinloss.harness import deviations
+from twinloss.harness import conventions, deviations
 from twinloss.harness.deviations import Deviation
-from twinloss.harness.draws import of_the_seed_alone
-from twinloss.harness.hunt import Hunt
+from twinloss.harness.draws import drawn
+from twinloss.harness.hunt import Counterexample, Hunt
 from twinloss.harness.laws import Law
+from twinloss.harness.preflight import refuse_what_cannot_be_called
+from twinloss.harness.relation import relation
 from twinloss.harness.shards import Job, Tick, do
 from twinloss.harness.target import Wiring, adapted, as_twin
 from twinloss.harness.trial import Trial, examine
-from twinloss.harness.twin import Case, Twin, label
+from twinloss.harness.twin import Twin, label
 from twinloss.harness.verify import Verification
 
 EXAMPLES = 150
@@ -54,6 +54,8 @@ class Check(Verification):
         options: what came of each option value by itself, the others at their defaults; only if something failed.
         laws: what came of each law; likewise.
         stale: deviations that were said to be known, but met nothing.
+        strict: whether imprecision and deviating conventions count as failures.
+        relation: how value and gradient of a wrong target follow from ours, if simply.
     """
 
     twin: Twin = field(kw_only=True)
@@ -61,17 +63,24 @@ class Check(Verification):
     laws: list[Probe] = field(default_factory=list)
     stale: list[Deviation] = field(default_factory=list)
     strict: bool = False
+    relation: str | None = None
 
     @property
     def verdict(self) -> str:
-        """The worst of the types': "pass", "degraded", "imprecise" or "fail"."""
-        order = ("pass", "degraded", "imprecise", "fail")
+        """The worst of the types': "pass", "degraded", "convention", "imprecise" or "fail"."""
+        order = ("pass", "degraded", "convention", "imprecise", "fail")
         return max((row.verdict for row in self.rows), key=order.index, default="pass")
 
     @property
     def failed(self) -> bool:
-        """Whether anything failed, or a known deviation is gone; `strict` counts imprecision, too."""
-        return self.verdict == "fail" or bool(self.stale) or (self.strict and self.verdict == "imprecise")
+        """Whether anything failed, or a known deviation is gone; `strict` counts imprecision and conventions, too."""
+        strictly = self.strict and (self.verdict == "imprecise" or bool(self.conventions))
+        return self.verdict == "fail" or bool(self.stale) or strictly
+
+    @property
+    def conventions(self) -> dict[str, Counterexample]:
+        """Where papers are silent and the target does not do as ours, with an example of each."""
+        return {name: found for row in reversed(self.rows) for name, found in row.conventions.items()}
 
     @property
     def held(self) -> dict[str, str]:
@@ -88,6 +97,9 @@ def check(
     gradient: str | None = None,
     value_only: bool = False,
     ranks: Sequence[int] | None = None,
+    channels: int | None = None,
+    hard_targets: bool = False,
+    labels_without_channel: bool = False,
     dtypes: Sequence[str] = ("float32", "float64"),
     examples: int = EXAMPLES,
     seed: int = 0,
@@ -108,30 +120,35 @@ def check(
         gradient: for a target of arrays, where the function of its arguments is that returns the gradient.
         value_only: do not judge the gradient.
         ranks: spatial ranks to draw; by default 0 to 3.
+        channels: how many channels the input has; by default one or several.
+        hard_targets: draw no soft targets.
+        labels_without_channel: the target takes labels of shape (B, *S), without the axis of channels.
         dtypes: types under test.
         examples: cases for each.
         seed: of the draw.
         xfails: a file of known deviations, see `deviations.py`.
-        strict: count it as a failure where only rounding is to blame.
+        strict: count it as a failure where only rounding is to blame, or papers are silent.
         tick: told what is looked at, and how many cases more.
         processes: how many types at a time.
         cluster: the address of a Dask scheduler whose workers do the hunts.
         remember: try first what failed last time, in the same folder.
 
     Raises:
-        TargetError: if the target cannot be loaded, or does not fit what is said of it.
+        TargetError: if the target cannot be loaded or called, or does not fit what is said of it.
         DeviationsError: if the file of known deviations cannot be read.
     """
     wiring = Wiring(
         _whereabouts(target), like, dict(options or {}), dict(names or {}),
         gradient and _whereabouts(gradient), value_only, None if ranks is None else tuple(ranks),
+        channels, hard_targets, labels_without_channel,
     )  # fmt: skip
     twin = as_twin(wiring) if isinstance(target, str) else adapted(wiring, target)
     known = deviations.read(Path(xfails)) if xfails else ()
     made = Check(seed, twin=twin, strict=strict)
-    hunting = {"forgiving": not strict, "known": known, "remember": remember}
+    hunting = {"forgiving": not strict, "known": known, "remember": remember, "lenient": True}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the target's own, on input that is drawn to be odd
+        refuse_what_cannot_be_called(twin, wiring, dtypes, seed)
         try:
             jobs = [Job(twin, (dtype,), "generated", examples, seed, hunting) for dtype in dtypes]
             do(made.work, jobs, tick, processes, cluster)
@@ -148,12 +165,13 @@ def _look_into(made: Check, known: tuple[Deviation, ...], tick: Tick) -> None:
     failed = next((row for row in made.rows if row.verdict == "fail"), None)
     if failed:
         tick("which options and laws", 0)
+        made.relation = relation(made.twin, failed.dtype, made.seed)
         made.options, made.laws = survey(made.twin, failed.dtype, made.seed, known)
 
 
 def survey(twin: Twin, dtype: str, start: int, known: tuple[Deviation, ...] = ()) -> tuple[list[Probe], list[Probe]]:
     """Every option value by itself, and every law; what fails likewise without the option is not counted again."""
-    excuses = Hunt(twin, dtype, forgiving=True, known=known)
+    excuses = Hunt(twin, dtype, forgiving=True, known=known, lenient=True)
     defaults = twin.defaults()
     probes = [probe("defaults", twin, dtype, defaults, None, start, excuses)]
     for name, values in twin.options.items():
@@ -186,23 +204,13 @@ def probe(
 ) -> Probe:
     """Some cases; those of a law are judged by it alone."""
     failures: list[Trial] = []
-    cases = 0
-
-    @seed(start)
-    @settings(max_examples=count, database=None, deadline=None, suppress_health_check=list(HealthCheck),
-              phases=(Phase.generate,))  # fmt: skip
-    @given(twin.cases(twin, dtype, row, law, False))
-    def run(case: Case) -> None:
-        nonlocal cases
-        cases += 1
+    cases = drawn(twin, dtype, row, law, count, start)
+    for case in cases:
         trial = examine(twin, case)
         wanted = trial.kind is not None if law is None else trial.kind == "law"
         if wanted and excuses.excuse(trial) is None:
-            failures.append(trial)
-
-    with of_the_seed_alone():
-        run()
-    return Probe(name, tuple(failures), cases)
+            failures.append(conventions.ordinary(twin, trial, excuses.passes) if excuses.lenient else trial)
+    return Probe(name, tuple(failures), len(cases))
 
 
 def _whereabouts(target: Any) -> str:

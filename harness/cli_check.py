@@ -45,8 +45,13 @@ twinloss check my/kernel.py:dice --gradient my/kernel.py:dice_gradient --as dice
 
 twinloss check my/losses.py:FastDice --as dice --xfails known.toml     with known deviations
 
-[bold]Exit status[/]: 0 it agrees, or only rounding is to blame; 1 it differs, a known deviation is gone, or
---strict and imprecise; 2 usage; 130 interrupted.
+twinloss check my/losses.py:LabelDice --as dice --option softmax=True --labels-without-channel
+
+[bold]Conventions[/]: papers are silent on one channel where there are classes, on inputs without spatial axes, on soft
+targets, and on targets of another type. A loss that differs there alone passes, unless --strict is given.
+
+[bold]Exit status[/]: 0 it agrees, or only rounding or a convention is to blame; 1 it differs, a known deviation is
+gone, or --strict and imprecise or by a convention; 2 usage, as where the target cannot be called; 130 interrupted.
 """
 
 
@@ -85,13 +90,22 @@ def check(
     ] = None,
     value_only: Annotated[bool, typer.Option("--value-only", help="Do not judge the gradient.")] = False,
     rank: Annotated[list[int] | None, typer.Option(min=0, max=3, help="Spatial rank; repeat for several.")] = None,
+    channels: Annotated[
+        int | None, typer.Option(min=1, help="The number of channels that it takes. [default: one and several]")
+    ] = None,
+    hard_targets: Annotated[bool, typer.Option("--hard-targets", help="It takes targets of 0 and 1 alone.")] = False,
+    labels_without_channel: Annotated[
+        bool, typer.Option("--labels-without-channel", help="It takes labels of shape (B, *S), not (B, 1, *S).")
+    ] = False,
     dtype: Annotated[
         list[Dtype] | None, typer.Option(help="Type under test; repeat for several. [default: float32, float64]")
     ] = None,
     examples: Annotated[int, typer.Option(min=1, help="Cases per type.")] = 150,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draw; a fresh one, which is shown.")] = None,
     xfails: Annotated[Path | None, typer.Option(metavar="FILE", help="Known deviations, in TOML.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail where only rounding is to blame, too.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail where only rounding or a convention is to blame, too.")
+    ] = False,
     report: Annotated[
         Path, typer.Option(metavar="DIR", help="Where to write report.json, and a script for each counterexample.")
     ] = REPORT,
@@ -110,7 +124,9 @@ def check(
         try:
             made = run(
                 target, like, options=given, names=pairs(names, "--map"), gradient=gradient, value_only=value_only,
-                ranks=rank, dtypes=chosen_types(dtype, ("float32", "float64")), examples=examples,
+                ranks=rank, channels=channels, hard_targets=hard_targets,
+                labels_without_channel=labels_without_channel,
+                dtypes=chosen_types(dtype, ("float32", "float64")), examples=examples,
                 seed=drawn_seed(seed), xfails=xfails, strict=strict, tick=tick,
                 processes=jobs or 1, cluster=with_dask(dask), remember=remembers(),
             )  # fmt: skip
@@ -142,8 +158,18 @@ def tell(made: Check, folder: Path) -> None:
         console.print(Syntax(shortened(worst.counterexample.snippet), "python", word_wrap=True))
         console.print("To let it pass as a known deviation, put this into a file for --xfails:")
         console.print(Syntax(worst.counterexample.xfail, "toml", word_wrap=True))
-    for path in reports.write(made, folder):
+    for path in [*reports.write(made, folder), *write_conventions(made, folder)]:
         console.print(f"wrote {path}")
+
+
+def write_conventions(made: Check, folder: Path) -> list[Path]:
+    """Write a script for each convention, which shows an example of it."""
+    paths = []
+    for name, found in made.conventions.items():
+        words = "_".join("".join(c if c.isalnum() else " " for c in name).split())
+        paths.append(folder / f"{made.twin.name}_convention_{words}.py")
+        paths[-1].write_text(found.snippet, encoding="utf-8")
+    return paths
 
 
 def story(made: Check) -> list[tuple[str, str]]:
@@ -155,6 +181,14 @@ def story(made: Check) -> list[tuple[str, str]]:
             told.append((f"{row.dtype}: {what}: {row.counterexample.message}", style))
         told += [(f"{row.dtype}: the check itself: {problem}", "red") for problem in row.problems]
         told += [(f"{row.dtype}: known: {reason} ({count} cases)", "dim") for reason, count in row.expected.items()]
+    from twinloss.harness.conventions import ours
+
+    told += [
+        (f"convention, on which papers are silent: {name} (ours: {ours(name)}): {found.message}", "cyan")
+        for name, found in made.conventions.items()
+    ]
+    if made.relation:
+        told.append((f"In all: {made.relation}", "red"))
     told += [(f"no longer met: {each.reason}: take it out of the xfails file", "red") for each in made.stale]
     if made.options:
         agree = [probe.name for probe in made.options if probe.failed is None]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.internal.conjecture import providers
 from hypothesis.internal.constants_ast import Constants
+
+from twinloss.harness.laws import Law
+from twinloss.harness.twin import Case, Twin
 
 
 @contextmanager
@@ -29,3 +34,19 @@ def of_the_seed_alone() -> Iterator[None]:
     finally:
         providers._get_local_constants = found
         cache.cache.clear()
+
+
+def drawn(twin: Twin, dtype: str, options: Mapping[str, Any], law: Law | None, count: int, start: int) -> list[Case]:
+    """Some cases of a seed, the simplest first."""
+    cases: list[Case] = []
+
+    @seed(start)
+    @settings(max_examples=count, database=None, deadline=None, suppress_health_check=list(HealthCheck),
+              phases=(Phase.generate,))  # fmt: skip
+    @given(twin.cases(twin, dtype, options, law, False))
+    def run(case: Case) -> None:
+        cases.append(case)
+
+    with of_the_seed_alone():
+        run()
+    return cases

@@ -6,7 +6,7 @@ towards one voxel, default options, contiguous memory and moderate numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,10 @@ LARGE = ((1031,), (37, 41), (11, 13, 17), (40009,))
 TARGET_TYPES = (
     "float32", "uint8", "int64", "bool", "float64", "int32", "int16", "int8", "float16", "bfloat16",
 )  # fmt: skip
+
+
+# A kind of numbers that is made from the target.
+PERFECT = "perfect"
 
 
 @dataclass
@@ -87,6 +91,24 @@ def cotangent(draft: Draft) -> tuple[float, ...] | None:
     return tuple(draft.rng.integers(-8, 9, 7) / 4) if draft.draw(st.booleans()) else None
 
 
+def size(draw: st.DrawFn, low: int, high: int, wanted: tuple[int, ...] | None) -> int:
+    """Draw a size between two numbers, or one of those that are wanted."""
+    return draw(st.sampled_from(wanted) if wanted else st.integers(low, high))
+
+
+def spatial_shape(draw: st.DrawFn, twin: Twin, shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    """Draw one of some shapes that has a rank of the twin and, where its ground asks for that, an axis of size 1."""
+    fitting = [shape for shape in shapes if len(shape) in twin.ranks]
+    unit = twin.ground.unit_axis
+    narrower = [shape for shape in fitting if unit is None or (1 in shape) == unit]
+    return draw(st.sampled_from(narrower or fitting))
+
+
+def narrowed(kinds: Sequence[str], wanted: tuple[str, ...] | None) -> Sequence[str]:
+    """Those kinds that are wanted, or all if none of them is."""
+    return [kind for kind in kinds if wanted is None or kind in wanted] or kinds
+
+
 @st.composite
 def options(draw: st.DrawFn, twin: Twin, given: Mapping[str, Any]) -> dict[str, Any]:
     """A value for each option, those that are given kept."""
@@ -107,8 +129,8 @@ def segmentation(
         law = draw(st.sampled_from((None, *twin.laws)))
     chosen = draw(options(twin, {**given, **needed(twin, law)}))
     draft = _draft(draw, twin, chosen, dtype, LARGE if large else SMALL)
-    y = _target(draft)
-    x = _input(draft, y)
+    y = _target(draft, twin.ground.targets or values.TARGETS)
+    x = _input(draft, y, narrowed(suitable(twin, draft.options, draft.sizes.classes), twin.ground.numbers))
     operands = {"input": x, "target": y}
     if "mask" in twin.operands:
         operands["mask"] = _mask(draft, x)
@@ -120,19 +142,17 @@ def segmentation(
 def _draft(
     draw: st.DrawFn, twin: Twin, chosen: Mapping[str, Any], dtype: str, shapes: tuple[tuple[int, ...], ...]
 ) -> Draft:
-    batch, classes = draw(st.integers(1, 3)), draw(st.integers(twin.channels, 5))
-    spatial = draw(st.sampled_from([shape for shape in shapes if len(shape) in twin.ranks]))
+    batch, classes = size(draw, 1, 3, twin.ground.items), size(draw, twin.channels, 5, twin.ground.channels)
+    spatial = spatial_shape(draw, twin, shapes)
     kept = classes if classes == 1 or chosen.get("include_background", True) else classes - 1
     sizes = Sizes(batch, classes, kept, has_labels(twin, chosen) and classes > 1, len(spatial))
     concrete = {k: v.make(sizes) if isinstance(v, PerCase) else v for k, v in chosen.items()}
     traits = {name: label(value) for name, value in chosen.items()}
     rng = np.random.default_rng(draw(st.integers(0, 999)))
-    # A loss without the option takes logits.
-    activated = "softmax" not in twin.options or is_activated(concrete, classes)
-    return Draft(draw, rng, dtype, sizes, spatial, concrete, traits, activated)
+    return Draft(draw, rng, dtype, sizes, spatial, concrete, traits, _takes_logits(twin, concrete, classes))
 
 
-def _target(draft: Draft) -> Array:
+def _target(draft: Draft, kinds: tuple[str, ...]) -> Array:
     sizes = draft.sizes
     shape = (sizes.batch, 1, *draft.spatial)
     # One channel holds the labels 0 and 1 of a problem of two classes.
@@ -140,16 +160,16 @@ def _target(draft: Draft) -> Array:
     labels = values.LABELS[draft.pick("labels", values.LABELS)](draft.rng, shape, classes)
     if sizes.labels:
         return labels
-    kind = draft.pick("target", values.TARGETS)
-    if sizes.classes == 1 and kind in ("one_hot", "independent"):
+    kind = draft.pick("target", kinds)
+    if sizes.classes == 1 and kind in values.HARD:
         return labels
     return values.target(draft.rng, kind, labels, sizes.classes, draft.dtype)
 
 
-def _input(draft: Draft, target: Array) -> Array:
+def _input(draft: Draft, target: Array, kinds: Sequence[str]) -> Array:
     """Numbers of a drawn kind; `perfect` ones agree with the target, as far as that goes."""
-    kind = draft.pick("input", (*_suitable(draft), "perfect"))
-    if kind == "perfect":
+    kind = draft.pick("input", kinds)
+    if kind == PERFECT:
         channels = np.arange(draft.sizes.classes).reshape(-1, *[1] * len(draft.spatial))
         hit = target == channels if draft.sizes.labels else target > 0.5
         logits = draft.activated and draft.options.get("other_act") is None
@@ -157,12 +177,17 @@ def _input(draft: Draft, target: Array) -> Array:
     return values.rounded(values.NUMBERS[kind](draft.rng, draft.shape, draft.dtype), draft.dtype)
 
 
-def _suitable(draft: Draft) -> list[str]:
+def suitable(twin: Twin, options: Mapping[str, Any], classes: int) -> list[str]:
     """The kinds of numbers that lie in the domain of the options."""
-    kinds = values.NUMBERS if draft.activated else values.WITHIN_UNIT
+    kinds = values.NUMBERS if _takes_logits(twin, options, classes) else values.WITHIN_UNIT
     # Without smooth_dr a class that all but vanishes is 0/0, or not, by what underflows.
-    vanishing = values.VANISHING if draft.options.get("smooth_dr") == 0 else ()
-    return [kind for kind in kinds if kind not in vanishing]
+    vanishing = values.VANISHING if options.get("smooth_dr") == 0 else ()
+    return [*(kind for kind in kinds if kind not in vanishing), PERFECT]
+
+
+def _takes_logits(twin: Twin, options: Mapping[str, Any], classes: int) -> bool:
+    """Whether the input is activated; a loss without the option takes logits."""
+    return "softmax" not in twin.options or is_activated(options, classes)
 
 
 def _mask(draft: Draft, x: Array) -> Array:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings, target
 from hypothesis.database import DirectoryBasedExampleDatabase
 from hypothesis.errors import Flaky
 
-from twinloss.harness import coverage, guard
+from twinloss.harness import conventions, coverage, guard
 from twinloss.harness.deviations import Deviation, entry
 from twinloss.harness.draws import of_the_seed_alone
 from twinloss.harness.judgement import ORDER, Finding
 from twinloss.harness.laws import Law
 from twinloss.harness.shrink import simplest
 from twinloss.harness.snippet import snippet
-from twinloss.harness.trial import Trial, examine, only_rounding
-from twinloss.harness.twin import Twin
+from twinloss.harness.trial import Trial, examine, only_rounding, outside_its_bounds
+from twinloss.harness.twin import Ground, Twin
 
 # How often at least each law is tried; in how many draws at most these, and the life of an option, are sought, as some
 # show in few cases; how many cases are large; how many trials the vacuity guard may go through.
@@ -32,7 +32,10 @@ KEPT = 40
 # How many bits wide a bar of the histogram of errors is.
 BIN = 0.5
 
-ROUNDING = "only rounding"
+# How many draws each row of options and shapes gets that the free draws left out; the first one is always the simplest.
+ROW_TRIALS = 2
+# Seconds to make the example of a convention simpler, and that of lost digits.
+SECONDS, LONGER = 1.0, 3.0
 
 # Where failing cases are kept for the next hunt, as Hypothesis itself does.
 MEMORY = ".hypothesis/examples"
@@ -67,6 +70,15 @@ class Found(Exception):
 
 
 @dataclass(frozen=True)
+class Excuse:
+    """Why a failure does not end a hunt; of a convention, with the trial that does without it."""
+
+    sort: Literal["rounding", "known", "convention"]
+    reason: str = ""
+    neutral: Trial | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
 class Counterexample:
     """The simplest failing case that was found; `xfail` is the entry of an xfails file that it would meet."""
 
@@ -80,8 +92,9 @@ class Counterexample:
 class Hunt:
     """What a hunt has seen; it grows as the hunt goes on, so an interrupted one still tells.
 
-    One that is `forgiving` goes on where only rounding is to blame, and keeps the worst such trial as `doubtful`; any
-    goes on where a deviation is `known`; one that does `remember` tries first what failed last time in the same folder.
+    A hunt that is `forgiving` goes on where only rounding is to blame, and keeps the worst such trial as `doubtful`.
+    One that is `lenient` goes on where papers are silent, and keeps an example of each such convention. Any goes on
+    where a deviation is `known`; one that does `remember` tries first what failed last time in the same folder.
     """
 
     twin: Twin
@@ -104,6 +117,9 @@ class Hunt:
     remember: bool = False
     imprecise: int = 0
     doubtful: Trial | None = None
+    lenient: bool = False
+    silent: dict[str, Trial] = field(default_factory=dict)
+    conventions: dict[str, Counterexample] = field(default_factory=dict)
     counterexample: Counterexample | None = None
     problems: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -111,26 +127,47 @@ class Hunt:
     seed: int = 0
 
     @property
-    def verdict(self) -> Literal["pass", "degraded", "imprecise", "fail"]:
+    def verdict(self) -> Literal["pass", "degraded", "convention", "imprecise", "fail"]:
         """The worst that was seen."""
         if self.problems or (self.counterexample and not self.imprecise):
             return "fail"
-        return "imprecise" if self.imprecise else "degraded" if self.degraded else "pass"
+        if self.imprecise:
+            return "imprecise"
+        return "convention" if self.conventions or self.silent else "degraded" if self.degraded else "pass"
 
-    def excuse(self, trial: Trial) -> str | None:
+    def excuse(self, trial: Trial) -> Excuse | None:
         """Why a failure does not end the hunt, if so."""
-        if self.forgiving and only_rounding(self.twin, trial):
-            return ROUNDING
-        return next((each.reason for each in self.known if each.met_by(self.twin, trial)), None)
+        excuse = self._excuse_by_itself(trial)
+        if excuse is not None or not self.lenient:
+            return excuse
+        found = conventions.convention(self.twin, trial, self.passes)
+        return None if found is None else Excuse("convention", *found)
 
-    def note_excused(self, trial: Trial, excuse: str) -> None:
+    def _excuse_by_itself(self, trial: Trial) -> Excuse | None:
+        if self.forgiving and only_rounding(self.twin, trial):
+            return Excuse("rounding")
+        known = next((each.reason for each in self.known if each.met_by(self.twin, trial)), None)
+        return None if known is None else Excuse("known", known)
+
+    def passes(self, trial: Trial) -> bool:
+        """Whether a trial does not end the hunt, conventions aside."""
+        return trial.kind is None or self._excuse_by_itself(trial) is not None
+
+    def note_excused(self, trial: Trial, excuse: Excuse) -> None:
         """Take in a failure that does not end the hunt."""
-        if excuse == ROUNDING:
+        if excuse.sort == "rounding":
             self.imprecise += 1
             if self.doubtful is None or _badness(trial) > _badness(self.doubtful):
                 self.doubtful = trial
+        elif excuse.sort == "known":
+            self.expected[excuse.reason] += 1
         else:
-            self.expected[excuse] += 1
+            kept = self.silent.setdefault(excuse.reason, trial)
+            if trial.case.input.values.size < kept.case.input.values.size:
+                self.silent[excuse.reason] = trial
+            again = excuse.neutral and excuse.neutral.kind and self._excuse_by_itself(excuse.neutral)
+            if excuse.neutral and again:
+                self.note_excused(excuse.neutral, again)
 
     def note(self, trial: Trial) -> None:
         """Take in a trial that did not fail."""
@@ -145,8 +182,10 @@ class Hunt:
         for name, text in case.traits.items():
             if name in self.twin.options:
                 self.bits[f"{name}={text}"] = max(worst, self.bits.get(f"{name}={text}", 0.0))
-        self.kinds.update(case.traits.items())
-        self.pairs |= coverage.pairs_of({name: case.traits[name] for name in self.twin.options if name in case.traits})
+        shape = coverage.shape_of(self.twin, case)
+        self.kinds.update({**case.traits, **shape}.items())
+        options = {name: case.traits[name] for name in self.twin.options if name in case.traits}
+        self.pairs |= coverage.pairs_of({**options, **shape})
         if case.law is not None and trial.beyond:
             self.beyond.add(case.law.name)
         elif case.law is not None and case.law.applies(case):
@@ -186,12 +225,20 @@ def hunt(
         _guard(seen)
     except Found as found:
         seen.imprecise, seen.doubtful = 0, None
-        _show(seen, simplest(twin, found.trial, lambda trial: seen.excuse(trial) is None))
+        trial = conventions.ordinary(twin, found.trial, seen.passes) if seen.lenient else found.trial
+        _show(seen, simplest(twin, trial, lambda trial: seen.excuse(trial) is None))
     except KeyboardInterrupt:
         seen.interrupted = True
     if seen.doubtful is not None:
-        _show(seen, simplest(twin, seen.doubtful, lambda trial: seen.excuse(trial) == ROUNDING))
+        _show(seen, simplest(twin, seen.doubtful, lambda trial: seen.excuse(trial) == Excuse("rounding"), LONGER))
+    _show_conventions(seen)
     return seen
+
+
+def _alike(first: Trial, other: Trial, twin: Twin) -> bool:
+    """Whether a failure is of the kind of the first one, from which shrinking must not lead to a slighter one."""
+    beyond = [outside_its_bounds(twin, trial) is not None for trial in (first, other)]
+    return first.kind == other.kind and beyond[0] == beyond[1]
 
 
 def _badness(trial: Trial) -> float:
@@ -202,23 +249,38 @@ def _show(seen: Hunt, trial: Trial) -> None:
     """Keep a trial as the counterexample."""
     for finding in trial.findings:
         seen._note_finding(finding)
+    seen.counterexample = _counterexample(seen, trial)
+
+
+def _counterexample(seen: Hunt, trial: Trial) -> Counterexample:
     kind = trial.kind or "error"
-    seen.counterexample = Counterexample(kind, trial.message, snippet(seen.twin, trial), entry(seen.twin, trial))
+    return Counterexample(kind, trial.message, snippet(seen.twin, trial), entry(seen.twin, trial))
+
+
+def _show_conventions(seen: Hunt) -> None:
+    """Keep a simple example of each convention that was met."""
+    for name in conventions.told(seen.silent):
+        alike = Excuse("convention", name)
+        shown = simplest(seen.twin, seen.silent[name], lambda other, alike=alike: seen.excuse(other) == alike, SECONDS)  # type: ignore[misc]
+        seen.conventions[name] = _counterexample(seen, shown)
+    seen.silent.clear()
 
 
 def _free_and_missing(seen: Hunt, examples: int, start: int, tick: Callable[[], None]) -> None:
     twin = seen.twin
+    # Where shapes were asked for, there may be none that a law or an option shows in.
+    attempts = ATTEMPTS if twin.ground == Ground() else 1
     _draw(seen, {}, None, examples, start, tick)
     _draw(seen, {}, None, LARGE_TRIALS, start, tick, large=True)
-    missing = coverage.possible_pairs(twin) - seen.pairs
-    for row in coverage.covering_rows(twin, missing):
-        _draw(seen, row, None, 1, start, tick)
+    for row in coverage.covering_rows(coverage.with_shapes(twin), coverage.missing_pairs(twin, seen.pairs)):
+        shape = {name: row.pop(name) for name in coverage.shapes(twin)}
+        _draw(seen, row, None, ROW_TRIALS, start, tick, shape=shape)
     for law in twin.laws:
-        for attempt in range(ATTEMPTS):
+        for attempt in range(attempts):
             if seen.laws[law.name] < LAW_TRIALS and law.name not in seen.beyond:
                 _draw(seen, {}, law, 2 * LAW_TRIALS, start + attempt, tick)
     for name, text in sorted(guard.option_values(twin) - seen.live):
-        for attempt in range(ATTEMPTS):
+        for attempt in range(attempts):
             if (name, text) not in seen.live:
                 _draw(seen, {name: coverage.value_called(twin, name, text)}, None, 10, start + attempt, tick)
 
@@ -226,6 +288,8 @@ def _free_and_missing(seen: Hunt, examples: int, start: int, tick: Callable[[], 
 def _guard(seen: Hunt) -> None:
     for left in guard.survivors(seen.kept):
         seen.problems.append(f"the judge accepts a {left}")
+    if seen.twin.ground != Ground():
+        return  # some laws and options do not show in the shapes that were asked for
     for name, value in sorted(guard.option_values(seen.twin) - seen.live):
         seen.problems.append(f"option {name}={value} changes no result: dead, or the cases never use it")
     for law in seen.twin.laws:
@@ -241,30 +305,34 @@ def _draw(
     start: int,
     tick: Callable[[], None],
     large: bool = False,
+    shape: Mapping[str, Any] | None = None,
 ) -> None:
     """One run of Hypothesis; raises Found with the shrunk case."""
+    drawn = coverage.narrowed(seen.twin, shape) if shape else seen.twin
     failed: list[Found] = []
     database = Failures(MEMORY) if seen.remember else None
 
     @settings(SETTINGS, max_examples=examples, database=database)
     @seed(start)  # below the settings, as it takes their database away
-    @given(seen.twin.cases(seen.twin, seen.dtype, options, law, large))
+    @given(drawn.cases(drawn, seen.dtype, options, law, large))
     def run(case: Any) -> None:
         trial = examine(seen.twin, case)
         tick()
         excuse = seen.excuse(trial) if trial.kind is not None else None
-        if trial.kind is not None and excuse is None:
+        if trial.kind is not None and excuse is None and (not failed or _alike(failed[0].trial, trial, seen.twin)):
             failed.append(Found(trial))
             raise failed[-1]
         if not failed:
-            seen.note(trial)
+            # What counts of a case that a convention sets apart are the errors of the one without it.
+            neutral = excuse.neutral if excuse else None
+            seen.note(trial if neutral is None else replace(neutral, case=trial.case))
             if excuse:
                 seen.note_excused(trial, excuse)
         for finding in trial.findings:
             target(math.log2(max(finding.ratio, 2.0**-20)), label=finding.part)
 
     # What was found for one loss and type is nothing to another.
-    about = (seen.twin.source or seen.twin.name, seen.dtype, law and law.name, sorted(options), large)
+    about = (seen.twin.source or seen.twin.name, seen.dtype, law and law.name, sorted(options), large, shape)
     run.hypothesis.inner_test._hypothesis_internal_add_digest = repr(about).encode()  # type: ignore[attr-defined]
     try:
         with of_the_seed_alone():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from hypothesis import strategies as st
 
 from twinloss.harness import values
-from twinloss.harness.generate import Draft, cotangent, differing, needed, options
+from twinloss.harness.generate import Draft, cotangent, differing, narrowed, needed, options, size, spatial_shape
 from twinloss.harness.twin import Array, Case, PerCase, Sizes, Twin, label
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def image_pair(
 ) -> Case:
     """A case of a loss of two images, with the options in `given`, or such as a law needs."""
     draft, chosen, law = _draft(draw, twin, dtype, given, law, LARGE if large else SMALL)
-    first = _numbers(draft, "input")
+    first = _numbers(draft, "input", twin.ground.numbers)
     relation = draft.pick("relation", RELATIONS)
     second = _numbers(draft, "target") if relation == "another" else first.copy()
     if relation == "affine":
@@ -68,7 +68,9 @@ def displacements(
 ) -> Case:
     """A case of a loss of a field of displacements, which needs at least so many voxels along each axis, by stencil."""
     draft, chosen, law = _draft(draw, twin, dtype, given, law, LARGE if large else (), least)
-    made = {name: draft.operand(name, _numbers(draft, "input"), first=True) for name in twin.operands}
+    made = {
+        name: draft.operand(name, _numbers(draft, "input", twin.ground.numbers), first=True) for name in twin.operands
+    }
     return Case(made, differing(twin, chosen, draft.options), cotangent(draft), draft.traits, law)
 
 
@@ -89,18 +91,22 @@ def _draft(
     if chosen["reduction"] == "none" and "target" in twin.operands:
         # The judge may need the conditioning of each window's value, and that takes a gradient for each.
         shapes, most = tuple(shape for shape in SMALL if math.prod(shape) <= FEW), 2
-    spatial = draw(st.sampled_from([shape for shape in shapes if len(shape) in twin.ranks]))
+    spatial = spatial_shape(draw, twin, shapes)
     # A field that is measured in its own extents has a component for each axis.
-    channels = len(spatial) if chosen.get("normalize") else draw(st.integers(1, most))
-    sizes = Sizes(draw(st.integers(1, most)), channels, channels, False, len(spatial))
+    channels = len(spatial) if chosen.get("normalize") else size(draw, 1, most, twin.ground.channels)
+    sizes = Sizes(size(draw, 1, most, twin.ground.items), channels, channels, False, len(spatial))
     concrete = {k: v.make(sizes) if isinstance(v, PerCase) else v for k, v in chosen.items()}
     traits = {name: label(value) for name, value in chosen.items()}
     rng = np.random.default_rng(draw(st.integers(0, 999)))
     return Draft(draw, rng, dtype, sizes, spatial, concrete, traits, activated=False), chosen, law
 
 
-def _numbers(draft: Draft, trait: str) -> Array:
+def suitable(options: Mapping[str, Any]) -> Sequence[str]:
+    """The kinds of numbers that lie in the domain of the options."""
     # Without smooth_dr a flat window is 0/0, or not, by how its mean is rounded.
-    kinds = ("normal",) if draft.options.get("smooth_dr") == 0 else values.IMAGES
-    kind = draft.pick(trait, kinds)
+    return ("normal",) if options.get("smooth_dr") == 0 else tuple(values.IMAGES)
+
+
+def _numbers(draft: Draft, trait: str, wanted: tuple[str, ...] | None = None) -> Array:
+    kind = draft.pick(trait, narrowed(suitable(draft.options), wanted))
     return values.rounded(values.IMAGES[kind](draft.rng, draft.shape, draft.dtype), draft.dtype)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-VERDICTS = ("pass", "degraded", "imprecise", "fail")
+VERDICTS = ("pass", "degraded", "convention", "imprecise", "fail")
 
 
 class LedgerError(ValueError):

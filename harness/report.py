@@ -19,7 +19,8 @@ from twinloss.harness.hunt import Hunt
 from twinloss.harness.judgement import Finding
 from twinloss.harness.verify import Verification
 
-COLOURS = {"pass": "green", "degraded": "yellow", "imprecise": "yellow", "fail": "red", "interrupted": "magenta"}
+COLOURS = {"pass": "green", "degraded": "yellow", "convention": "cyan", "imprecise": "yellow", "fail": "red",
+           "interrupted": "magenta"}  # fmt: skip
 PACKAGES = ("numpy", "scipy", "torch", "numba", "hypothesis")
 
 

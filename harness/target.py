@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ import torch
 
 from twinloss.harness.catalogue import find
 from twinloss.harness.laws import UnsupportedError
-from twinloss.harness.twin import Array, Elementwise, PerCase, Twin, function
+from twinloss.harness.twin import Array, Elementwise, Ground, PerCase, Twin, function
+from twinloss.harness.values import HARD
 
 
 class TargetError(ValueError):
@@ -106,6 +107,9 @@ class Wiring:
         gradient: what `load` takes, a function of the target's arguments that returns the gradient of its value.
         value_only: whether its gradient is not to be judged.
         ranks: the spatial ranks it takes; by default all.
+        channels: the number of channels it takes; by default any.
+        hard_targets: whether it takes no soft targets.
+        labels_without_channel: whether it takes labels of shape (B, *S), without the axis of channels.
     """
 
     target: str
@@ -115,10 +119,13 @@ class Wiring:
     gradient: str | None = None
     value_only: bool = False
     ranks: tuple[int, ...] | None = None
+    channels: int | None = None
+    hard_targets: bool = False
+    labels_without_channel: bool = False
 
     def __repr__(self) -> str:
         """With what is not by default."""
-        given = {name: getattr(self, name) for name in ("options", "names", "gradient", "value_only", "ranks")}
+        given = {each.name: getattr(self, each.name) for each in fields(self)[2:]}
         more = "".join(f", {name}={value!r}" for name, value in given.items() if value)
         return f"Wiring({self.target!r}, {self.like!r}{more})"
 
@@ -147,6 +154,7 @@ def adapted(wiring: Wiring, found: Any, convert: Convert = matrix_as_array) -> T
     for name in (*wiring.options, *wiring.names):
         if name not in known.options and name not in known.operands and not takes(name):
             raise TargetError(_unknown(name, [*known.options, *known.operands], found))
+    wiring = _of_labels(wiring, known)
     free = {name for name in known.options if name not in wiring.options and takes(wiring.theirs(name))}
     told = {name: value for name, value in wiring.options.items() if name in known.options}
     kept = {name: values if name in free else values[:1] for name, values in known.options.items()}
@@ -169,10 +177,34 @@ def adapted(wiring: Wiring, found: Any, convert: Convert = matrix_as_array) -> T
         slopes=lambda twin, case: (),
         differentiable=not wiring.value_only and (bool(wiring.gradient) or not by_arrays),
         ranks=wiring.ranks or known.ranks,
+        ground=_ground(wiring, known),
         real=tuple(case for case in known.real if _has(kept, case.options) and 3 in (wiring.ranks or known.ranks)),
         source=f"from twinloss.harness.target import Wiring, as_twin\n\ntwin = as_twin({wiring!r})\n"
         f"{module.__name__} = twin.fast",
     )
+
+
+def _of_labels(wiring: Wiring, known: Twin) -> Wiring:
+    """The wiring of a target that takes labels is one of `to_onehot_y`, where there is that option."""
+    if not wiring.labels_without_channel:
+        return wiring
+    if "target" not in known.operands or known.operands[0] != "input":
+        raise TargetError(f"{known.name} has no labels: leave out --labels-without-channel")
+    if "to_onehot_y" not in known.options:
+        return wiring
+    if not wiring.options.get("to_onehot_y", True):
+        raise TargetError("labels have no channels without to_onehot_y: leave out that option, or give it as True")
+    return replace(wiring, options={**wiring.options, "to_onehot_y": True})
+
+
+def _ground(wiring: Wiring, known: Twin) -> Ground:
+    """The shapes and targets that are asked for."""
+    if wiring.channels is not None and wiring.channels < known.channels:
+        raise TargetError(f"{known.name} has {known.channels} channels at least, got {wiring.channels}")
+    if wiring.hard_targets and known.operands[0] != "input":
+        raise TargetError(f"{known.name} has no hard or soft targets: leave out --hard-targets")
+    channels = None if wiring.channels is None else (wiring.channels,)
+    return Ground(channels, targets=HARD if wiring.hard_targets or wiring.labels_without_channel else None)
 
 
 def parameters(found: Any) -> Callable[[str], bool]:
@@ -237,18 +269,31 @@ class Target(torch.nn.Module):
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.options = options
-        self.passed = {name: v for name, v in self.wiring.options.items() if name not in self.known.options}
-        for name, value in (_torch_defaults(self.known) | options).items():
-            held = self.wiring.options.get(name, self.known.options.get(name, (None,))[0])
-            if name not in self.free and name not in self.known.required and not _same(value, held):
-                raise UnsupportedError(f"{name}={value!r}")
-            if type(self).takes(self.wiring.theirs(name)) and not isinstance(value, PerCase):
-                self.passed[self.wiring.theirs(name)] = self.convert(name, value)
+        self.passed = self.passes(options)
         self.loss: Any = self.found(**self.passed) if inspect.isclass(self.found) else self.found
+
+    @classmethod
+    def passes(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that a target is given, by its own names.
+
+        Raises:
+            UnsupportedError: if one is asked for that it does not take, or is not held at.
+        """
+        wiring, known = cls.wiring, cls.known
+        passed = {name: v for name, v in wiring.options.items() if name not in known.options}
+        for name, value in {**_torch_defaults(known), **options}.items():
+            held = wiring.options.get(name, known.options.get(name, (None,))[0])
+            if name not in cls.free and name not in known.required and not _same(value, held):
+                raise UnsupportedError(f"{name}={value!r}")
+            if cls.takes(wiring.theirs(name)) and not isinstance(value, PerCase):
+                passed[wiring.theirs(name)] = cls.convert(name, value)
+        return passed
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         """The target's value, as a tensor."""
         arguments: dict[str, Any] = dict(zip(self.known.operands, tensors, strict=True))
+        if self.wiring.labels_without_channel and arguments["target"].shape[1] == 1:
+            arguments["target"] = arguments["target"][:, 0]
         if not self.by_arrays and not self.wiring.value_only:
             made: torch.Tensor = self._called(self.loss, arguments)
             return made

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from twinloss.harness import differences, laws
 from twinloss.harness.answers import Answer, ask_fast
-from twinloss.harness.judgement import Finding
+from twinloss.harness.judgement import C, Finding, Precision
 from twinloss.harness.laws import UnsupportedError
 from twinloss.harness.truth import Truth
 from twinloss.harness.twin import Case, Twin
@@ -55,7 +56,7 @@ def examine(twin: Twin, case: Case, truth: Truth | None = None) -> Trial:
         return Trial(case, "reference", f"the reference raised {type(error).__name__}: {error}")
     for finding in findings:
         if finding.verdict == "fail":
-            return Trial(case, finding.part, describe(finding), findings, truth, answer)
+            return _with_bounds(twin, Trial(case, finding.part, describe(finding), findings, truth, answer))
     try:
         kind, message = _second_opinions(twin, case, truth, answer)
     except UnsupportedError:
@@ -63,12 +64,21 @@ def examine(twin: Twin, case: Case, truth: Truth | None = None) -> Trial:
     return Trial(case, kind, message, findings, truth, answer)
 
 
+def _with_bounds(twin: Twin, trial: Trial) -> Trial:
+    """A failure whose message also says by which value the loss leaves its bounds, if so."""
+    beyond = outside_its_bounds(twin, trial) if trial.kind == "value" else None
+    return replace(trial, message=f"{trial.message}; {beyond}") if beyond else trial
+
+
 def only_rounding(twin: Twin, failed: Trial) -> bool:
     """Whether a failure is one of digits: gone in float64, held to no more than float32's roundoff.
 
-    A gradient of nearly 0 that cancels from terms of size 1 is let go, too. NaN and infinity are not.
+    A gradient of nearly 0 that cancels from terms of size 1 is let go, too. NaN, infinity, and values that the loss
+    cannot have are not.
     """
     if failed.kind not in ("value", "gradient", "law") or any(np.isinf(found.ratio) for found in failed.findings):
+        return False
+    if outside_its_bounds(twin, failed):
         return False
     again = examine(twin, failed.case.in_double())
     if again.kind in ("value", "gradient") and again.truth is not None:
@@ -76,6 +86,22 @@ def only_rounding(twin: Twin, failed: Trial) -> bool:
         size *= max(map(abs, again.case.cotangent or (1.0,)))
         return all(found.verdict != "fail" or found.error <= CANCELLED * size for found in again.findings)
     return again.kind is None
+
+
+def outside_its_bounds(twin: Twin, trial: Trial) -> str | None:
+    """What a value is, and what the loss can be, if no rounding of sums explains the difference."""
+    case, answer = trial.case, trial.answer
+    # An input that is ill-conditioned is no excuse, as bounds hold for all inputs.
+    if answer is None or not answer.value.size or not twin.domain(case):
+        return None
+    low, high = twin.bounds(twin.defaults() | dict(case.options), case.input.values.shape)
+    precision = Precision.of(case.tolerance)
+    size = max(1.0, *(abs(bound) for bound in (low, high) if math.isfinite(bound)))
+    slack = size * (C * precision.u * case.input.values.size + precision.u_out)
+    for value in answer.value.ravel():
+        if value < low - slack or value > high + slack:
+            return f"{value:.6g} is outside [{low:.6g}, {high:.6g}], where the loss is for any input"
+    return None
 
 
 def describe(finding: Finding) -> str:

@@ -73,6 +73,25 @@ def unbounded(options: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[float
 
 
 @dataclass(frozen=True)
+class Ground:
+    """Narrows the shapes and targets of the cases that are drawn; whatever is None stays free.
+
+    Attributes:
+        channels: the numbers of channels of the input.
+        items: the sizes of the batch.
+        unit_axis: whether some spatial axis has size 1.
+        targets: the kinds of targets that have all channels, of `values.TARGETS`.
+        numbers: the kinds of numbers of the input, where they suit the options.
+    """
+
+    channels: tuple[int, ...] | None = None
+    items: tuple[int, ...] | None = None
+    unit_axis: bool | None = None
+    targets: tuple[str, ...] | None = None
+    numbers: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
 class PerCase:
     """An option value that is known only when the case is, such as one weight per class."""
 
@@ -200,6 +219,7 @@ class Twin:
         terms: the size of what each element of the gradient is a sum or difference of, from a truth.
         kinks: whether the loss has kinks under these options (clamp, tie): see judgement.py.
         ranks: the spatial ranks that are drawn, of those that the loss has.
+        ground: the other sizes, and the targets, that are drawn.
         bounds: the smallest and largest value for an input and target in the loss's domain, from all options and the
             shape of the input; see `bounds.py`.
         differentiable: whether the fast twin has a gradient to be judged; else it is given the reference's.
@@ -230,6 +250,7 @@ class Twin:
     terms: Callable[[Truth], Array] | None = None
     kinks: Callable[[Mapping[str, Any]], bool] = lambda options: False
     ranks: tuple[int, ...] = (0, 1, 2, 3)
+    ground: Ground = Ground()
     bounds: Callable[[Mapping[str, Any], tuple[int, ...]], tuple[float, float]] = unbounded
     differentiable: bool = True
     result: Callable[[Case], str] = lambda case: case.dtype

@@ -155,7 +155,8 @@ LABELS: dict[str, Callable[[Rng, tuple[int, ...], int], Array]] = {
 }
 
 # Targets that are no labels: channels that exclude each other or not, and probabilities.
-TARGETS = ("one_hot", "independent", "soft_eighths", "soft")
+HARD, SOFT = ("one_hot", "independent"), ("soft_eighths", "soft")
+TARGETS = HARD + SOFT
 
 
 def target(rng: Rng, kind: str, labels: Array, classes: int, dtype: str) -> Array:
