@@ -134,6 +134,18 @@ def test_make_has_the_targets():
     assert {"verify", "test"} <= named <= targets
 
 
+def test_make_verify_installs_no_more_than_it_needs_and_compiles_nothing_ahead(tmp_path):
+    def lines(target):
+        command = ["make", "-n", target, f"VENV={tmp_path}/venv"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    verify, test = lines("verify"), lines("test")
+    assert [line.split()[-1] for line in verify if "pip install" in line] == ['".[harness,real]"']
+    assert not [line for line in verify if "warmup" in line]
+    assert [line.split()[-1] for line in test if "pip install" in line] == ['".[harness,real]"', '".[dev]"']
+    assert any("warmup" in line for line in test)
+
+
 def test_extras_exist():
     extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     named = {extra for line in called("pip") for found in re.findall(r"\[(.*?)\]", line) for extra in found.split(",")}
