@@ -95,12 +95,6 @@ def test_weights_may_be_of_a_subclass(made):
     assert torch.equal(found, DiceLoss(softmax=True, weight=[1.0, 2.0])(x, target))
 
 
-def test_subclass_that_dispatches_by_itself_keeps_doing_so():
-    with torch._subclasses.FakeTensorMode() as mode:
-        x = mode.from_tensor(torch.zeros(1, 1, 4))
-        assert isinstance(DiceLoss(sigmoid=True)(x, x), torch._subclasses.FakeTensor)
-
-
 class _Counted(torch.Tensor):
     """A wrapper of a tensor that sees the operators that are called on it."""
 
@@ -120,9 +114,9 @@ class _Counted(torch.Tensor):
         return tree_map_only(torch.Tensor, _Counted, func(*args, **kwargs))
 
 
-def test_wrapper_of_tensors_sees_the_operators():
+def test_wrapper_of_tensors_is_left_alone_and_sees_the_operators():
     _Counted.called = []
     x, target = torch.zeros(1, 1, 4), torch.ones(1, 1, 4)
     found = DiceLoss(sigmoid=True)(_Counted(x), target)
-    assert "twinloss.voxel_sums.default" in _Counted.called
+    assert _Counted.called[0] == "twinloss.voxel_sums.default"
     assert torch.equal(found.inner, DiceLoss(sigmoid=True)(x, target))
