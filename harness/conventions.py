@@ -12,13 +12,14 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+import torch
 
 from twinloss.harness.segmentation import has_labels, is_activated
 from twinloss.harness.trial import Trial, examine
 from twinloss.harness.twin import Array, Case, Operand, PerCase, Sizes, Twin, label
 from twinloss.harness.values import HARD, rounded
 
-TOGETHER = " and "
+TOGETHER = " + "
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,17 @@ def _hardened(twin: Twin, case: Case) -> Case:
 
 
 def _other_types(twin: Twin, trial: Trial) -> bool:
-    plain = of_one_type(twin, trial.case).operands
-    return trial.kind == "error" and any(o.dtype != plain[name].dtype for name, o in trial.case.operands.items())
+    """Whether a call fails with arguments of other types, or sums of a narrower float lose digits; not of integers."""
+    if trial.kind == "error":
+        plain = of_one_type(twin, trial.case).operands
+        return any(o.dtype != plain[name].dtype for name, o in trial.case.operands.items())
+    widths = [torch.finfo(t).bits for o in trial.case.operands.values() if (t := _type(o)).is_floating_point]
+    return min(widths) < widths[0]
+
+
+def _type(operand: Operand) -> torch.dtype:
+    made: torch.dtype = getattr(torch, operand.dtype)
+    return made
 
 
 def of_one_type(twin: Twin, case: Case) -> Case:

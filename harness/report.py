@@ -120,6 +120,7 @@ def _row(row: Hunt) -> dict[str, Any]:
         "degraded": row.degraded,
         "imprecise": row.imprecise,
         "expected": dict(row.expected),
+        "conventions": {name: found.message for name, found in row.conventions.items()},
         "seconds": round(row.seconds, 2),
         "worst": {part: _finding(finding) for part, finding in row.worst.items()},
         "bits_by_option": {name: round(bits, 2) if bits < float("inf") else None for name, bits in row.bits.items()},

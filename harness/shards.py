@@ -240,7 +240,7 @@ def _part(key: str | Wiring, order: Job) -> tuple[list[dict[str, Any]], list[str
         pass  # what there is stands in `work`
     finally:
         _at_work = False
-    passed_on = [each.name for each in fields(Hunt) if each.name not in ("twin", "kept", "doubtful")]
+    passed_on = [each.name for each in fields(Hunt) if each.name not in ("twin", "kept", "doubtful", "silent")]
     return [{each: getattr(row, each) for each in passed_on} for row in work.rows], work.notes
 
 

@@ -218,6 +218,38 @@ def test_shapes_are_covered_in_pairs_with_options_whatever_is_drawn_freely(twin)
     assert not missing
 
 
+def test_what_ours_do_is_told_of_each_convention_and_of_several_together():
+    told = [each.ours for each in conventions.CONVENTIONS]
+    assert [conventions.ours(each.name) for each in conventions.CONVENTIONS] == told
+    both = conventions.TOGETHER.join([NO_AXES, SOFT])
+    assert conventions.ours(both).count(";") == 1
+    assert conventions.told([NO_AXES, SOFT, both, conventions.TOGETHER.join([NO_AXES, TYPES])]) == sorted(
+        [NO_AXES, SOFT, conventions.TOGETHER.join([NO_AXES, TYPES])]
+    )
+
+
+class SumsOfEach(torch.nn.Module):
+    """Right, with sums of the target in its own type."""
+
+    def forward(self, input, target):
+        p, g = input.flatten(2), target.flatten(2)
+        return (1 - (2 * (p * g).sum(2) + 1e-5) / (p.sum(2) + g.sum(2) + 1e-5)).mean().to(input.dtype)
+
+
+def test_sums_of_a_half_target_are_a_convention_and_sums_of_integers_are_not():
+    made = check(SumsOfEach, "dice", dtypes=["float32"], ranks=[2], examples=40)
+    assert made.verdict == "convention", made.rows[0].counterexample
+    assert set(made.conventions) == {TYPES}
+    assert check(BlindToIntegers, "dice", dtypes=["float32"], ranks=[2], examples=40).verdict == "fail"
+
+
+class BlindToIntegers(PlainDice):
+    """Wrong: takes a target of integers for empty."""
+
+    def forward(self, input, target):
+        return super().forward(input, target if target.is_floating_point() else 0 * target.int())
+
+
 # --- bounds ----------------------------------------------------------------------------------------------------------
 
 
