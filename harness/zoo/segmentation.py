@@ -433,6 +433,16 @@ class AlphaBeyondOne(fast.FocalLoss):
     option_checks: ClassVar = {**fast.FocalLoss.option_checks, "alpha": checked_weight}
 
 
+@bug("focal")
+class NoSlopeInATargetOfZero(fast.FocalLoss):
+    """A target of 0 silences not only its term, but also the slope in the target itself: released here."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Wrong."""
+        dense = not self.to_onehot_y and target.is_floating_point() and self.ignore_index is None
+        return super().forward(input, torch.where(target == 0, 0, target) if dense else target)
+
+
 @bug("focal", dtype="float32")
 class LogOfSoftmax(fast.FocalLoss):
     """log(softmax(x)): minus infinity as soon as a probability underflows."""
@@ -460,6 +470,30 @@ class DerivedAlike(fast.DiceCELoss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Wrong."""
         return super().forward(with_gradient_times(input, 1.001), target)
+
+
+@bug("dice_ce")
+class NanChangesTheMean(fast.DiceCELoss):
+    """Voxels are counted by rounding p + (1 - p), so a NaN logit changes what the mean divides by: released here."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Wrong."""
+        counted = (~input.isnan().any(1)).double().mean().clamp(min=0.01)
+        return super().forward(with_gradient_times(input, float(1 / counted)), target)
+
+
+@bug("dice_ce")
+class RoundedTermByTerm(fast.DiceCELoss):
+    """Each term widens a half by itself, and rounds its gradient before the two are added: released here."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Wrong."""
+        if not self.sigmoid or input.dtype not in (torch.float16, torch.bfloat16):
+            return super().forward(input, target)
+        options: dict[str, Any] = {"include_background": self.include_background, "to_onehot_y": self.to_onehot_y}
+        options |= {"ignore_index": self.ignore_index, "sigmoid": True}
+        dice, ce = fast.DiceCELoss(lambda_ce=0.0, **options), fast.DiceCELoss(lambda_dice=0.0, **options)
+        return dice(input, target) + ce(input, target)
 
 
 @bug("dice_ce")
