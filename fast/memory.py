@@ -6,6 +6,7 @@ A gradient of 256³ voxels lies on 49 152 small pages, and to be given one by on
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -16,6 +17,9 @@ from torch import Tensor
 
 # Bytes of a large page; where they are of another size, advice for whole ones of this size holds no less.
 _PAGE = 2**21
+
+# The largest number of float32.
+_LARGEST = torch.finfo(torch.float32).max
 
 
 @cache
@@ -29,8 +33,13 @@ def _madvise() -> Callable[..., Any] | None:
 
 
 def scalar(number: float, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Make a tensor without axes; a number beyond the range of the type is an infinity there."""
-    return torch.scalar_tensor(number, dtype=torch.float64, device=device).to(dtype)
+    """Make a tensor without axes; a number beyond the range of the type is an infinity there.
+
+    torch converts such a number to a half, but refuses to convert it to float32.
+    """
+    if abs(number) > _LARGEST and dtype != torch.float64:
+        number = math.copysign(math.inf, number)
+    return torch.scalar_tensor(number, dtype=dtype, device=device)
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
