@@ -103,8 +103,9 @@ class DiceFocalLoss(CompoundDiceLoss):
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
-        reduction, kind = checked_reduction(self.reduction), backend.result_type(input)
+        reduction = checked_reduction(self.reduction)
         voxels = self.compound_voxels(input, target)
+        kind = backend.result_type(input)
         if reduction == "none":
             voxels = voxels.widened()
         self.term.warn(input)

@@ -160,8 +160,9 @@ class FocalLoss(SegmentationLoss):
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
-        reduction, kind = checked_reduction(self.reduction), backend.result_type(input)
+        reduction = checked_reduction(self.reduction)
         voxels = self.voxels(input, target)
+        kind = backend.result_type(input)
         self.term.warn(input)
         if reduction == "none":
             return self.term.unreduced(voxels, self.term.weight).to(kind)
