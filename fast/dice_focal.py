@@ -134,9 +134,9 @@ class DiceFocalLoss(CompoundDiceLoss):
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
-        reduction, kind = self.reduction, backend.result_type(input)
-        term = FocalTerm(self.gamma, self.alpha, self.use_softmax)
+        reduction, term = self.reduction, FocalTerm(self.gamma, self.alpha, self.use_softmax)
         voxels = self.compound_voxels(input, target)
+        kind = backend.result_type(input)
         if reduction == "none":
             voxels = voxels.widened()
         term.warn(input)

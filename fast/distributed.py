@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from twinloss.fast.arguments import warn
 
 ProcessGroup = Any  # torch.distributed.ProcessGroup, which a build of torch without it lacks
 
@@ -60,11 +61,9 @@ def restored(value: Any) -> Any:
         return value
     if dist.is_available() and dist.is_initialized():
         return dist.group.WORLD
-    warnings.warn(
+    warn(
         "the loss was saved with the default process group, and this process has none: it now sees the data of this "
-        "process alone. Call torch.distributed.init_process_group before loading, or assign process_group",
-        UserWarning,
-        stacklevel=2,
+        "process alone. Call torch.distributed.init_process_group before loading, or assign process_group"
     )
     return None
 

@@ -102,8 +102,9 @@ def test_another_process_group_does_not_travel(world, through):
 def test_pickle_of_the_default_process_group_warns_where_there_is_none(world):
     kept = pickle.dumps(DiceLoss(process_group=world))
     torch.distributed.destroy_process_group()
-    with pytest.warns(UserWarning, match="this process has none"):
+    with pytest.warns(UserWarning, match="this process has none") as caught:
         assert pickle.loads(kept).process_group is None
+    assert caught[0].filename == __file__
 
 
 # --- checkpoints of MONAI's losses ------------------------------------------------------------------------------------

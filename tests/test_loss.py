@@ -105,3 +105,14 @@ def test_loss_takes_arguments_by_name(each):
         warnings.filterwarnings("ignore", "single channel prediction")
         named = loss(**dict(zip(names, arguments, strict=False)))
         assert torch.equal(named, loss(*arguments))
+
+
+@EVERY_LOSS
+@pytest.mark.parametrize("given", [3, None, [0.5], "image"])
+def test_argument_that_is_no_tensor_is_a_type_error(each, given):
+    arguments = each.arguments(torch.float32)
+    for place in range(len(arguments)):
+        if place < 2:  # without a mask there is a loss
+            put = [*arguments[:place], given, *arguments[place + 1 :]]
+            with pytest.raises(TypeError, match=f"must be a tensor, got {type(given).__name__}"):
+                each(*put)
