@@ -21,9 +21,10 @@ from twinloss import __version__
 from twinloss.harness.catalogue import find
 from twinloss.harness.checking import likewise, probe
 from twinloss.harness.hunt import Hunt
+from twinloss.harness.loading import load
 from twinloss.harness.shards import on_cluster, prepare
 from twinloss.harness.shrink import simplest
-from twinloss.harness.target import Convert, Wiring, adapted, load, matrix_as_array
+from twinloss.harness.target import Convert, Wiring, adapted, matrix_as_array
 from twinloss.harness.trial import Trial
 from twinloss.harness.twin import Twin, label
 

@@ -117,7 +117,7 @@ def check(
     from twinloss.harness.catalogue import UnknownLossError
     from twinloss.harness.checking import check as run
     from twinloss.harness.deviations import DeviationsError
-    from twinloss.harness.target import TargetError
+    from twinloss.harness.loading import TargetError
 
     given = {name: value(text) for name, text in pairs(option, "--option").items()}
     with progress() as tick:

@@ -13,7 +13,8 @@ from twinloss.harness import coverage
 from twinloss.harness.answers import fast_options
 from twinloss.harness.conventions import of_one_type
 from twinloss.harness.draws import drawn
-from twinloss.harness.target import Target, TargetError, Wiring
+from twinloss.harness.loading import TargetError
+from twinloss.harness.target import Target, Wiring
 from twinloss.harness.twin import Case, Twin
 
 MENDING = (

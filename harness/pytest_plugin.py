@@ -25,6 +25,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--twinloss-as", metavar="LOSS", action="append", default=[], help="one for each target")
     group.addoption("--twinloss-option", metavar="NAME=VALUE", action="append", default=[], help="held at this value")
     group.addoption("--twinloss-map", metavar="OURS=THEIRS", action="append", default=[], help="its name of an option")
+    group.addoption("--twinloss-rank", metavar="N", type=int, action="append", default=[], help="spatial rank")
+    group.addoption("--twinloss-channels", metavar="N", type=int, default=None, help="the number it takes")
+    group.addoption("--twinloss-hard-targets", action="store_true", help="it takes targets of 0 and 1 alone")
+    group.addoption("--twinloss-labels-without-channel", action="store_true", help="it takes labels of shape (B, *S)")
     group.addoption("--twinloss-dtype", metavar="DTYPE", action="append", default=[], help="type under test")
     group.addoption("--twinloss-examples", metavar="N", type=int, default=150, help="cases per type")
     group.addoption("--twinloss-seed", metavar="N", type=int, default=0, help="of the draw")
@@ -71,12 +75,18 @@ class TwinItem(pytest.Item):
             self.target, self.like,
             options={name: value(text) for name, text in given.items()},
             names=pairs(option("--twinloss-map"), "--twinloss-map"), dtypes=(self.dtype,),
+            ranks=option("--twinloss-rank") or None, channels=option("--twinloss-channels"),
+            hard_targets=option("--twinloss-hard-targets"),
+            labels_without_channel=option("--twinloss-labels-without-channel"),
             examples=option("--twinloss-examples"), seed=option("--twinloss-seed"), xfails=option("--twinloss-xfails"),
         )  # fmt: skip
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """What differs, and no traceback of ours."""
-        return str(excinfo.value) if isinstance(excinfo.value, Differs) else super().repr_failure(excinfo, style)
+        """What differs or cannot be called, and no traceback of ours."""
+        from twinloss.harness.loading import TargetError
+
+        plain = isinstance(excinfo.value, Differs | TargetError)
+        return str(excinfo.value) if plain else super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[str, None, str]:
         """Where it stands."""

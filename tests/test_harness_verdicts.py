@@ -1,5 +1,8 @@
 """`twinloss check` gives one verdict for all seeds, and a true one: conventions, bounds, relations, calls."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +13,9 @@ from twinloss.harness import hunt as hunts
 from twinloss.harness.catalogue import TWINS
 from twinloss.harness.draws import drawn
 from twinloss.harness.hunt import Hunt, hunt
+from twinloss.harness.loading import TargetError
 from twinloss.harness.relation import relation as relation_of
-from twinloss.harness.target import TargetError, Wiring, adapted
+from twinloss.harness.target import Wiring, adapted
 from twinloss.harness.truth import Truth
 
 TYPES, NO_AXES, ONE_CHANNEL, SOFT, COMPONENTS, IMAGES = (each.name for each in conventions.CONVENTIONS)
@@ -365,3 +369,33 @@ def test_the_command_shows_conventions_and_fails_for_them_only_if_strict(tmp_pat
     assert f"convention, on which papers are silent: {NO_AXES}" in done.output
     assert "channels=2, hard_targets=True" in (tmp_path / "dice_convention_no_spatial_axes.py").read_text()
     assert CliRunner().invoke(cli_check.app, [*line, "--strict"]).exit_code == 1
+
+
+PLANES = """
+import torch
+
+
+class OnlyPlanes(torch.nn.Module):
+    def forward(self, input, target):
+        if input.ndim != 4:
+            raise ValueError("planes only")
+        p, g = input.flatten(2), target.to(input.dtype).flatten(2)
+        return 1 - ((2 * (p * g).sum(2) + 1e-5) / ((p + g).sum(2) + 1e-5)).mean()
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--twinloss-rank", "2", "--twinloss-channels", "2", "--twinloss-hard-targets"], "1 passed"),
+        (["--twinloss-rank", "3"], "cannot be called"),
+    ],
+)
+def test_the_plugin_takes_the_shapes_too(tmp_path, more, told):
+    (tmp_path / "planes_only.py").write_text(PLANES)
+    line = ["--twinloss-target", "planes_only:OnlyPlanes", "--twinloss-as", "dice", "--twinloss-dtype", "float64"]
+    pytest_here = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *line, *more]
+    done = subprocess.run(
+        [*pytest_here, "--twinloss-examples", "5"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert told in done.stdout, done.stdout + done.stderr
