@@ -122,3 +122,4 @@ def _real(work: Work, job: Job, tick: Tick) -> None:
             row.counterexample = Counterexample(trial.kind, trial.message, real.script(job.twin, trial))
         tick(f"{job} {row.dtype} {trial.case.traits['image']}", 1)
         del trial  # its arrays are large
+        real.release_memory()

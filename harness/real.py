@@ -9,6 +9,7 @@ answer. A loss of images gets the whole volume in a smaller type, and is judged 
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from twinloss.harness import warp
 from twinloss.harness.answers import widened
 from twinloss.harness.trial import Trial, examine
 from twinloss.harness.truth import Truth
@@ -119,6 +121,8 @@ def questions(twin: Twin, dtypes: Iterable[str]) -> Iterator[Question]:
     part = "x".join(str(side.stop - side.start) for side in block)
     volume = "x".join(map(str, whole))
     ordered = sorted(dtypes, key=lambda dtype: dtype not in EXACT)
+    if "input" in twin.operands:
+        warp.load_warped.cache_clear()  # 200 MB of images that losses of classes have no use for
     for found in twin.real:
         exact: Truth | None = None
         for dtype in ordered:
@@ -195,6 +199,13 @@ def trials(twin: Twin, dtypes: Iterable[str]) -> Iterator[Trial]:
     for question in questions(twin, dtypes):
         yield examine(*question)
         del question
+
+
+def release_memory() -> None:
+    """Have the C library give back what is no longer in use: it would keep some more of it after each trial."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
 
 
 def script(twin: Twin, trial: Trial) -> str:
