@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from twinloss.fast.arguments import warn
+from twinloss.fast.warn import warn
 
 ProcessGroup = Any  # torch.distributed.ProcessGroup, which a build of torch without it lacks
 
