@@ -137,7 +137,8 @@ def questions(twin: Twin, dtypes: Iterable[str]) -> Iterator[Question]:
             del truth
         del exact, case  # before the whole volume comes
         for dtype in ordered:
-            if dtype != "float64" and "input" not in twin.operands:
+            # Smoothed copies of a whole volume take minutes and gigabytes; LNCC itself gets one.
+            if dtype != "float64" and "input" not in twin.operands and "scales" not in twin.options:
                 case = _described(make_case(found, dtype), f"{volume} voxels by the fast twin in float64")
                 yield twin, case, Truth(judged_by_itself(twin), case, np.float64)
                 del case
