@@ -19,6 +19,7 @@ EXPECTED = (
     "no mask given",
     "some class is nearer to the background",
     "intensities beyond",
+    "only the target asks",
     "target holds values",
     "target sums to",
 )
@@ -55,14 +56,16 @@ def widened(tensor: torch.Tensor) -> Array:
     return made
 
 
-def ask_slope(twin: Twin, case: Case, name: str) -> Array:
-    """Return the fast twin's gradient in an argument beside the input."""
+def ask_slope(twin: Twin, case: Case, name: str) -> Array | None:
+    """Return the fast twin's gradient in an argument beside the input, or None if it has none."""
     with expected_warnings_silent():
         tensors = {each: operand.tensor() for each, operand in case.operands.items()}
         value = twin.fast(**fast_options(case))(*(t.requires_grad_(n == name) for n, t in tensors.items()))
         weights = torch.tensor(case.weights(tuple(value.shape)), dtype=value.dtype)
-        (gradient,) = torch.autograd.grad(value, tensors[name], weights)
-    return widened(gradient)
+        found = (
+            torch.autograd.grad(value, tensors[name], weights, allow_unused=True) if value.requires_grad else (None,)
+        )
+    return None if found[0] is None else widened(found[0])
 
 
 def ask_fast(twin: Twin, case: Case) -> Answer:

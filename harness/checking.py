@@ -181,7 +181,7 @@ def survey(twin: Twin, dtype: str, start: int, known: tuple[Deviation, ...] = ()
                 found = probe(f"{name}={label(value)}", twin, dtype, row, None, start, excuses)
                 failures = tuple(trial for trial in found.failures if not likewise(twin, trial, name))
                 probes.append(replace(found, failures=failures))
-    laws = [probe(law.name, twin, dtype, {}, law, start, excuses) for law in twin.laws]
+    laws = [probe(law.name, twin, dtype, {}, law, start, excuses) for law in twin.laws_for(dtype)]
     return probes, laws
 
 

@@ -50,8 +50,10 @@ def complaint(truth: Truth, answer: Answer) -> str | None:
     for name in truth.twin.slopes(truth.twin, truth.case):
         operand = truth.case.operands[name]
         case = truth.case.with_operand(name, Operand(operand.values.astype(np.float64), "float64"))
-        accounts = {f"fast gradient in {name}": ask_slope(truth.twin, case, name)}
-        found = _contradiction(truth, case, name, movable(case, name), accounts)
+        gradient = ask_slope(truth.twin, case, name)
+        if gradient is None:
+            return f"the fast twin has no gradient in {name}"
+        found = _contradiction(truth, case, name, movable(case, name), {f"fast gradient in {name}": gradient})
         if found is not None:
             return found
     return None

@@ -126,7 +126,7 @@ def segmentation(
 ) -> Case:
     """A case of a loss of input and target, with the options in `given`, or such as a law needs."""
     if law is None and not given:
-        law = draw(st.sampled_from((None, *twin.laws)))
+        law = draw(st.sampled_from((None, *twin.laws_for(dtype))))
     chosen = draw(options(twin, {**given, **needed(twin, law)}))
     draft = _draft(draw, twin, chosen, dtype, LARGE if large else SMALL)
     y = _target(draft, twin.ground.targets or values.TARGETS)

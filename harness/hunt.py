@@ -275,7 +275,7 @@ def _free_and_missing(seen: Hunt, examples: int, start: int, tick: Callable[[], 
     for row in coverage.covering_rows(coverage.with_shapes(twin), coverage.missing_pairs(twin, seen.pairs)):
         shape = {name: row.pop(name) for name in coverage.shapes(twin)}
         _draw(seen, row, None, ROW_TRIALS, start, tick, shape=shape)
-    for law in twin.laws:
+    for law in twin.laws_for(seen.dtype):
         for attempt in range(attempts):
             if seen.laws[law.name] < LAW_TRIALS and law.name not in seen.beyond:
                 _draw(seen, {}, law, 2 * LAW_TRIALS, start + attempt, tick)
@@ -292,7 +292,7 @@ def _guard(seen: Hunt) -> None:
         return  # some laws and options do not show in the shapes that were asked for
     for name, value in sorted(guard.option_values(seen.twin) - seen.live):
         seen.problems.append(f"option {name}={value} changes no result: dead, or the cases never use it")
-    for law in seen.twin.laws:
+    for law in seen.twin.laws_for(seen.dtype):
         if not seen.laws[law.name] and law.name not in seen.beyond:
             seen.problems.append(f"law '{law.name}' applied to no case")
 

@@ -84,7 +84,7 @@ def _draft(
     least: Mapping[str, int] = SECOND,
 ) -> tuple[Draft, dict[str, Any], Law | None]:
     if law is None and not given:
-        law = draw(st.sampled_from((None, *twin.laws)))
+        law = draw(st.sampled_from((None, *twin.laws_for(dtype))))
     chosen = draw(options(twin, {**given, **needed(twin, law)}))
     shapes = shapes or FIELDS[least[chosen.get("stencil", "compact")]]
     most = 3

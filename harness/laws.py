@@ -15,7 +15,7 @@ import numpy as np
 from twinloss.harness.answers import ask_fast, expected_warnings_silent
 from twinloss.harness.judgement import Precision, bound
 from twinloss.harness.truth import Truth
-from twinloss.harness.twin import Array, Case, Twin
+from twinloss.harness.twin import DTYPES, HALVES, Array, Case, Twin
 from twinloss.harness.verdict import gradient_bounds, value_bounds
 
 
@@ -36,12 +36,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class Law:
-    """A law, the options that it needs, and the cases that it says something about."""
+    """A law, the options that it needs, and the cases and types that it says something about."""
 
     name: str
     claims: Callable[[Twin, Case], Iterator[Claim]]
     needs: Mapping[str, Any] = field(default_factory=dict)
     applies: Callable[[Case], bool] = lambda case: True
+    dtypes: tuple[str, ...] = DTYPES
 
 
 class UnsupportedError(Exception):
@@ -69,14 +70,14 @@ def contradiction(twin: Twin, claim: Claim) -> str | None:
     """Why a claim does not hold, or None.
 
     A claim about numbers that the type cannot hold says nothing. But if the case itself holds a NaN or an infinity,
-    both sides must be finite in the same places.
+    both sides must be finite in the same places, unless the type is a half, whose range ordinary numbers pass.
     """
     got, want = np.asarray(claim.got, np.float64), np.asarray(claim.want, np.float64)
     if got.shape != want.shape:
         return f"{claim.part} has shape {got.shape}, expected {want.shape}"
     if not (np.abs(want) <= Precision.of(claim.base.tolerance).largest).all():
         given = not all(np.isfinite(operand.values).all() for operand in claim.base.operands.values())
-        unlike = given and (np.isfinite(got) != np.isfinite(want)).any()
+        unlike = given and claim.base.dtype not in HALVES and (np.isfinite(got) != np.isfinite(want)).any()
         return f"{claim.part} is not finite where it was expected to be, or the other way round" if unlike else None
     difference = float(np.max(np.abs(got - want), initial=0))
     if difference == 0:

@@ -65,7 +65,7 @@ def _error(finding: Finding | None) -> str:
 
 
 def _laws(row: Hunt) -> str:
-    return f"{len(row.laws)}/{len(row.twin.laws)}" if row.data == "generated" else ""
+    return f"{len(row.laws)}/{len(row.twin.laws_for(row.dtype))}" if row.data == "generated" else ""
 
 
 def _pairs(row: Hunt) -> str:

@@ -20,6 +20,7 @@ import torch
 from twinloss.harness.catalogue import find
 from twinloss.harness.laws import UnsupportedError
 from twinloss.harness.loading import TargetError, load
+from twinloss.harness.protocol import ROUNDED_ONCE
 from twinloss.harness.twin import Array, Elementwise, Ground, PerCase, Twin, function
 from twinloss.harness.values import HARD
 
@@ -105,7 +106,8 @@ def adapted(wiring: Wiring, found: Any, convert: Convert = matrix_as_array) -> T
         fast=module,
         options=kept,
         required=tuple(dict.fromkeys((*known.required, *told))),
-        laws=tuple(law for law in known.laws if _has(kept, law.needs)),
+        # Others may compute in a half itself, which the judge calls imprecise.
+        laws=tuple(law for law in known.laws if _has(kept, law.needs) and law is not ROUNDED_ONCE),
         slopes=lambda twin, case: (),
         differentiable=not wiring.value_only and (bool(wiring.gradient) or not by_arrays),
         ranks=wiring.ranks or known.ranks,

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-DTYPES = ("float32", "float64", "float16", "bfloat16")
+HALVES = ("float16", "bfloat16")
+DTYPES = ("float32", "float64", *HALVES)
 
 # How a tensor lies in memory, as the text of a function of the contiguous tensor `x`: snippets print
 # the very text that was run. Channels last falls back to contiguous where the rank does not fit.
@@ -260,6 +261,10 @@ class Twin:
     laws: tuple[Law, ...] = ()
     real: tuple[RealCase, ...] = ()
     benches: tuple[Bench, ...] = ()
+
+    def laws_for(self, dtype: str) -> tuple[Law, ...]:
+        """Return the laws that say something about a type under test."""
+        return tuple(law for law in self.laws if dtype in law.dtypes)
 
     def defaults(self) -> dict[str, Any]:
         """Each option at its default."""

@@ -10,11 +10,9 @@ from twinloss.fast import DiceCELoss, FocalLoss
 from twinloss.harness import laws
 from twinloss.harness.catalogue import TWINS, find
 from twinloss.harness.general_laws import NONE_MEAN
-from twinloss.harness.protocol import PROTOCOL
+from twinloss.harness.protocol import ROUNDED_ONCE
 from twinloss.harness.trial import examine
 from twinloss.harness.twin import Case, Operand
-
-ROUNDED_ONCE = next(law for law in PROTOCOL if law.name == "a half is rounded once")
 
 
 class RoundedTwice(torch.nn.Module):
@@ -90,3 +88,15 @@ def test_a_mean_that_is_finite_where_the_voxels_are_not_breaks_the_law_of_the_me
     case = case.with_values(input=x, target=g)
     assert laws.breach(NONE_MEAN, twin, case) is None
     assert "not finite" in laws.breach(NONE_MEAN, replace(twin, fast=MeanOfTheFinite), case)
+
+
+class Detached(FocalLoss):
+    """Focal loss whose target is cut off from the graph."""
+
+    def forward(self, input, target):
+        return super().forward(input, target.detach())
+
+
+def test_a_gradient_that_is_missing_contradicts_the_differences():
+    trial = examine(replace(find("focal"), fast=Detached), soft_case())
+    assert (trial.kind, trial.message) == ("differences", "the fast twin has no gradient in target")

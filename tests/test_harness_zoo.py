@@ -114,6 +114,7 @@ TWIN = replace(
     DICE,
     options={name: DICE.options[name] for name in OPTIONS},
     allowed=lambda options: True,
+    slopes=lambda twin, case: (),
     laws=tuple(law for law in DICE.laws if {o for o, v in law.needs.items() if v} <= set(OPTIONS)),
 )
 
@@ -127,7 +128,7 @@ def test_a_good_twin_lives(dtype):
     seen = hunted(Good, dtype)
     assert seen.verdict != "fail", (seen.counterexample, seen.problems)
     assert seen.cases >= 60
-    assert set(seen.laws) == {law.name for law in TWIN.laws}
+    assert set(seen.laws) == {law.name for law in TWIN.laws_for(dtype)}
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,8 @@ def test_counterexamples_are_small():
 
 
 def test_a_judge_that_cannot_fail_is_noticed(monkeypatch):
-    monkeypatch.setattr(guard, "judge", lambda truth, answer: (Finding("value", "pass", 0.0),))
+    for judge in ("judge_value", "judge_gradient"):
+        monkeypatch.setattr(guard, judge, lambda truth, answer: Finding("value", "pass", 0.0))
     seen = hunted(Good)
     assert seen.verdict == "fail"
     assert "the judge accepts a gradient replaced by zeros" in seen.problems

@@ -71,7 +71,7 @@ def kills(mutant: Mutant, start: int = 0, examples: int = EXAMPLES) -> Kills:
             return made
     _draw(twin, mutant, None, examples, start, made)
     _draw(twin, mutant, None, LARGE_TRIALS, start, made, large=True)
-    for law in twin.laws:
+    for law in twin.laws_for(mutant.dtype):
         _draw(twin, mutant, law, 2 * LAW_TRIALS, start, made)
     return made
 

@@ -159,6 +159,8 @@ class LoggedWithDebias(fast.DiceFocalLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Wrong."""
+        real = target.is_floating_point()
+        target = with_gradient_times(target, 1 / 0.999) if real else target
         return super().forward(with_gradient_times(input, 1 / 0.999), target) * 0.999
 
 
@@ -482,13 +484,13 @@ class NanChangesTheMean(fast.DiceCELoss):
         return super().forward(with_gradient_times(input, float(1 / counted)), target)
 
 
-@bug("dice_ce")
+@bug("dice_ce", dtype="bfloat16")
 class RoundedTermByTerm(fast.DiceCELoss):
     """Each term widens a half by itself, and rounds its gradient before the two are added: released here."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Wrong."""
-        if not self.sigmoid or input.dtype not in (torch.float16, torch.bfloat16):
+        if not self.sigmoid:
             return super().forward(input, target)
         options: dict[str, Any] = {"include_background": self.include_background, "to_onehot_y": self.to_onehot_y}
         options |= {"ignore_index": self.ignore_index, "sigmoid": True}
