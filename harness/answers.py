@@ -61,11 +61,11 @@ def ask_slope(twin: Twin, case: Case, name: str) -> Array | None:
     with expected_warnings_silent():
         tensors = {each: operand.tensor() for each, operand in case.operands.items()}
         value = twin.fast(**fast_options(case))(*(t.requires_grad_(n == name) for n, t in tensors.items()))
+        if not value.requires_grad:
+            return None
         weights = torch.tensor(case.weights(tuple(value.shape)), dtype=value.dtype)
-        found = (
-            torch.autograd.grad(value, tensors[name], weights, allow_unused=True) if value.requires_grad else (None,)
-        )
-    return None if found[0] is None else widened(found[0])
+        (gradient,) = torch.autograd.grad(value, tensors[name], weights, allow_unused=True)
+    return None if gradient is None else widened(gradient)
 
 
 def ask_fast(twin: Twin, case: Case) -> Answer:
