@@ -50,7 +50,10 @@ def complaint(truth: Truth, answer: Answer) -> str | None:
     for name in truth.twin.slopes(truth.twin, truth.case):
         operand = truth.case.operands[name]
         case = truth.case.with_operand(name, Operand(operand.values.astype(np.float64), "float64"))
-        gradient = ask_slope(truth.twin, case, name)
+        try:
+            gradient = ask_slope(truth.twin, case, name)
+        except Exception as error:
+            return f"the fast twin raised {type(error).__name__} as {name} asked for a gradient: {error}"
         if gradient is None:
             return f"the fast twin has no gradient in {name}"
         found = _contradiction(truth, case, name, movable(case, name), {f"fast gradient in {name}": gradient})

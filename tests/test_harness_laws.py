@@ -100,3 +100,16 @@ class Detached(FocalLoss):
 def test_a_gradient_that_is_missing_contradicts_the_differences():
     trial = examine(replace(find("focal"), fast=Detached), soft_case())
     assert (trial.kind, trial.message) == ("differences", "the fast twin has no gradient in target")
+
+
+class InPlace(FocalLoss):
+    """Focal loss that writes into its target."""
+
+    def forward(self, input, target):
+        return super().forward(input, target.clamp_(0, 1))
+
+
+def test_an_error_as_the_target_asks_for_a_gradient_is_told():
+    trial = examine(replace(find("focal"), fast=InPlace), soft_case())
+    assert trial.kind == "differences"
+    assert "raised RuntimeError as target asked for a gradient" in trial.message
