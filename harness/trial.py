@@ -96,7 +96,7 @@ def outside_its_bounds(twin: Twin, trial: Trial) -> str | None:
         return None
     low, high = twin.bounds(twin.defaults() | dict(case.options), case.input.values.shape)
     precision = Precision.of(case.tolerance)
-    size = max(1.0, *(abs(bound) for bound in (low, high) if math.isfinite(bound)))
+    size = max([1.0, *(abs(bound) for bound in (low, high) if math.isfinite(bound))])
     slack = size * (C * precision.u * case.input.values.size + precision.u_out)
     for value in answer.value.ravel():
         if value < low - slack or value > high + slack:

@@ -11,8 +11,8 @@ from twinloss.harness import laws
 from twinloss.harness.catalogue import TWINS, find
 from twinloss.harness.general_laws import NONE_MEAN
 from twinloss.harness.protocol import ROUNDED_ONCE
-from twinloss.harness.trial import examine
-from twinloss.harness.twin import Case, Operand
+from twinloss.harness.trial import examine, outside_its_bounds
+from twinloss.harness.twin import Case, Operand, unbounded
 
 
 class RoundedTwice(torch.nn.Module):
@@ -113,3 +113,8 @@ def test_an_error_as_the_target_asks_for_a_gradient_is_told():
     trial = examine(replace(find("focal"), fast=InPlace), soft_case())
     assert trial.kind == "differences"
     assert "raised RuntimeError as target asked for a gradient" in trial.message
+
+
+def test_a_loss_without_bounds_is_never_outside_them():
+    twin = replace(find("focal"), bounds=unbounded)
+    assert outside_its_bounds(twin, examine(twin, soft_case())) is None
