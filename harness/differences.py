@@ -27,6 +27,9 @@ STEP = 0.125
 # How far a single number is moved by a step of 1: no multiple of a step leads it to an integer, such as ignore_index.
 SINGLE = 0.731
 
+# How far to either side a jump is looked for, and the share of the value that counts as one.
+NEAR, JUMP = 2.0**-30, 2.0**-20
+
 # Where the estimate of the error is a larger share of the slope, the step was too long for the loss.
 UNDECIDED = 1e-3
 
@@ -105,7 +108,10 @@ def _directions(truth: Truth, free: Array) -> Iterator[Array]:
 
 
 def slopes(truth: Truth, case: Case, name: str, direction: Array, gradient: Array) -> tuple[float, float, float]:
-    """Return the smallest and largest slope at the point, one-sided if there are kinks, and a tolerance."""
+    """Return the smallest and largest slope at the point, one-sided if there are kinks, and a tolerance.
+
+    The tolerance is infinite where the value jumps, as that of a mean over the target's sum does where the sum is 0.
+    """
     weights = case.weights(truth.value.shape)
     operand = case.operands[name]
 
@@ -121,7 +127,10 @@ def slopes(truth: Truth, case: Case, name: str, direction: Array, gradient: Arra
     with np.errstate(all="ignore"):  # a step may lead to where the loss is not finite
         found = [derivative(along, 0.0, initial_step=STEP, step_direction=side) for side in sides]
     estimates = [float(each.df) for each in found]
-    roundoff = 1e-8 * (float(np.sum(np.abs(direction * gradient))) + abs(float(along(np.zeros(1))[0])))
+    here, size = at(0.0), float(np.sum(np.abs(direction * gradient)))
+    if max(abs(at(-NEAR) - here), abs(at(NEAR) - here)) > JUMP * (size + abs(here)):
+        return min(estimates), max(estimates), np.inf
+    roundoff = 1e-8 * (size + abs(here))
     # At a minimum that is 0 only the values a step away are rounded.
     roundoff += 1e-12 * float(np.abs(along(np.array([-STEP, STEP]))).max())
     return min(estimates), max(estimates), 10 * max(float(each.error) for each in found) + roundoff

@@ -13,6 +13,9 @@ from support import BACKENDS, assert_all_close, exact, logits, value_and_gradien
 from twinloss import fast, reference
 from twinloss.fast import LocalNormalizedCrossCorrelationLoss, backend, local_correlation
 from twinloss.fast.segmentation import ShapeError
+from twinloss.harness.catalogue import find
+from twinloss.harness.trial import examine
+from twinloss.harness.twin import Case, Operand
 
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 WINDOWS = pytest.mark.parametrize("kernel_type", ["rectangular", "triangular", "gaussian"])
@@ -819,3 +822,14 @@ def test_a_deep_image_is_done_in_slabs_that_know_of_each_other(kernel_size):
     loss = LocalNormalizedCrossCorrelationLoss(kernel_size=kernel_size)
     found, expected = (value_and_gradient(loss, p, t, form=form) for form in ("kernel", "plain"))
     assert_all_close(found, expected, 1e-11, 1e-14)
+
+
+@pytest.mark.parametrize("kernel_type", ["triangular", "gaussian"])
+def test_a_contrast_of_a_few_roundoffs_is_not_lost_in_the_mean_of_a_weighted_window(kernel_type):
+    rng = np.random.default_rng(0)
+    pred, steps = rng.integers(-12, 13, (8, 1, 5, 7)) / 4, rng.integers(0, 4, (8, 1, 5, 7))
+    pred[:, :, :3] = 0
+    operands = {"pred": pred, "target": 8192 * (1 + np.finfo(np.float64).eps * steps)}
+    options = {"ndim": 2, "kernel_size": 5, "kernel_type": kernel_type, "smooth_nr": 1.0}
+    case = Case({name: Operand(values, "float64") for name, values in operands.items()}, options)
+    assert examine(find("lncc"), case).message == ""

@@ -74,6 +74,12 @@ def _accumulate_scaled(source, weight, out):
 
 
 @stage
+def _accumulate_difference(source, middle, weight, out):
+    for i in range(out.size):
+        out[i] += weight * (source[i] - middle[i])
+
+
+@stage
 def _accumulate_moments(t, p, tt, pp, tp, mean_t, mean_p, weight, count, out_tt, out_pp, out_tp):
     for i in range(mean_t.size):
         dt, dp = t[i] - mean_t[i], p[i] - mean_p[i]
@@ -199,10 +205,15 @@ def _weighted_moments(source, n, stride, window, count, result):
     total = 0.0
     for j in range(window.size):
         total += window[j]
+    # A mean relative to the number in the middle is rounded once against a large offset, and not for each number.
+    centre = slice(window.size // 2 * stride, window.size // 2 * stride + n)
     for f in range(2):
-        _scaled(source[f, :n], window[0] / total, result[f, :n])
-        for j in range(1, window.size):
-            _accumulate_scaled(source[f, j * stride : j * stride + n], window[j] / total, result[f, :n])
+        for i in range(n):
+            result[f, i] = 0.0
+        for j in range(window.size):
+            here = slice(j * stride, j * stride + n)
+            _accumulate_difference(source[f, here], source[f, centre], window[j] / total, result[f, :n])
+        _accumulate(source[f, centre], result[f, :n])
     for f in range(2, MOMENTS):
         for i in range(n):
             result[f, i] = 0.0
