@@ -182,7 +182,8 @@ def suitable(twin: Twin, options: Mapping[str, Any], classes: int) -> list[str]:
     kinds = values.NUMBERS if _takes_logits(twin, options, classes) else values.WITHIN_UNIT
     # Without smooth_dr a class that all but vanishes is 0/0, or not, by what underflows.
     vanishing = values.VANISHING if options.get("smooth_dr") == 0 else ()
-    return [*(kind for kind in kinds if kind not in vanishing), PERFECT]
+    undecided = () if twin.infinite else ("infinite",)
+    return [*(kind for kind in kinds if kind not in (*vanishing, *undecided)), PERFECT]
 
 
 def _takes_logits(twin: Twin, options: Mapping[str, Any], classes: int) -> bool:

@@ -22,13 +22,13 @@ from twinloss.harness.workload import bench
 REDUCTION = {"reduction": ("mean", "sum", "none")}
 
 
-def _type_of_images(case: Case) -> str:
+def _type_of_images(case: Case) -> tuple[str]:
     """Return float64 if either image is float64, else the type of the first."""
-    return "float64" if "float64" in (operand.dtype for operand in case.operands.values()) else case.dtype
+    return ("float64" if "float64" in (operand.dtype for operand in case.operands.values()) else case.dtype,)
 
 
 # What all losses of two images share: the type of the result, and a gradient in either image.
-OF_IMAGES: dict[str, Any] = {"result": _type_of_images, "slopes": lambda twin, case: ("target",)}
+OF_IMAGES: dict[str, Any] = {"results": _type_of_images, "slopes": lambda twin, case: ("target",)}
 
 
 def _rank(sizes: Sizes) -> int:

@@ -109,6 +109,8 @@ def adapted(wiring: Wiring, found: Any, convert: Convert = matrix_as_array) -> T
         # Others may compute in a half itself, which the judge calls imprecise.
         laws=tuple(law for law in known.laws if _has(kept, law.needs) and law is not ROUNDED_ONCE),
         slopes=lambda twin, case: (),
+        results=lambda case: (*known.results(case), case.dtype),
+        infinite=False,
         differentiable=not wiring.value_only and (bool(wiring.gradient) or not by_arrays),
         ranks=wiring.ranks or known.ranks,
         ground=_ground(wiring, known),

@@ -224,7 +224,8 @@ class Twin:
         bounds: the smallest and largest value for an input and target in the loss's domain, from all options and the
             shape of the input; see `bounds.py`.
         differentiable: whether the fast twin has a gradient to be judged; else it is given the reference's.
-        result: the type of the value, given a case; that of the gradient is always the input's.
+        results: the types that the value may have, given a case; that of the gradient is always the input's.
+        infinite: whether infinite logits are drawn, of which each library decides for itself what they mean.
         slopes: the further arguments in which the fast twin has a gradient, given a case.
         origin: what another process can make the twin of, see `shards.py`, if it is not in the catalogue.
         source: the statements that make the twin again, and bind the name of `fast`, if it is not in the catalogue.
@@ -254,7 +255,8 @@ class Twin:
     ground: Ground = Ground()
     bounds: Callable[[Mapping[str, Any], tuple[int, ...]], tuple[float, float]] = unbounded
     differentiable: bool = True
-    result: Callable[[Case], str] = lambda case: case.dtype
+    results: Callable[[Case], tuple[str, ...]] = lambda case: (case.dtype,)
+    infinite: bool = True
     slopes: Callable[[Twin, Case], tuple[str, ...]] = lambda twin, case: ()
     source: str = ""
     origin: Any = None
