@@ -24,7 +24,8 @@ everywhere: equal numbers are rounded alike; and one is a slow wave, which moves
 up to, as that is rounded as well. t is g; but under a softmax p, whose gradient is
 p_c sum_k p_k (h_c - h_k) with h = dL/dp, it is p_c sum_{k != c} p_k (|h_c| + |h_k|), as each h is
 rounded. Likewise a twin may say what its gradient is a sum of: for two images that match, both the
-slope of their correlation and that of their variances are large, and the gradient is 0; of
+slope of their correlation and that of their variances are large, and the gradient is 0, and each window
+rounds its own moments, and its means to float64; of
 generalised Dice the slopes in hits and in misses, whose difference a soft target may take, while what
 moves the target moves the weight of its class the other way. Images that
 are smoothed first are rounded after that, too, which no roundoff of the input makes up for.

@@ -123,6 +123,7 @@ LNCC = Twin(
     required=("ndim",),
     constants=("smooth_nr", "smooth_dr"),
     terms=terms.lncc,
+    value_terms=terms.lncc_value,
     kinks=lambda options: options.get("denominator") == "clamp",
     bounds=bounds.correlation,
     laws=laws.LNCC + PROTOCOL,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from twinloss.reference import (
     segmentation,
 )
 from twinloss.reference.activation import softmax
-from twinloss.reference.reduction import reduce_adjoint
+from twinloss.reference.reduction import reduce, reduce_adjoint
 from twinloss.reference.window import cropped, padded, places
 
 
@@ -51,23 +51,68 @@ def generalized_dice_loss(truth: Truth) -> Array:
 
 
 def lncc(truth: Truth) -> Array:
-    """w_j (|A| |t - mean t| + 2 |B| |p - mean p|): the two terms of the gradient of LNCC."""
+    """w_j (|A| |t - mean t| + 2 |B| |p - mean p|): the two terms of the gradient of LNCC, and what rounds A and B.
+
+    A = 2 c / D and B = -N / D² ∂D/∂s^p are made of the moments of their window, which are rounded. Each window rounds
+    its own: where the slopes of two windows cancel, no change of the input moves one of them alone. So what A and B
+    move by, if each term of c and each variance moves by its own size, counts as well. A mean is a number of float64,
+    whatever the type of the images, and rounded to it: in float64 that moves a contrast of a few roundoffs.
+    """
     (pred, target), cotangent, options = _arguments(truth)
-    return _lncc(pred, target, cotangent, **options)
+    return _lncc(pred, target, cotangent, MEAN / truth.precision.u, **options)
 
 
-def _lncc(pred: Array, target: Array, cotangent: Array, **options: Any) -> Array:
+# The roundoff of the means of windows.
+MEAN = 2.0**-53
+
+
+class _Moments(NamedTuple):
+    """The moments of each window, and the sizes of what they are sums of, each (B, C, *S)."""
+
+    mean_t: Array
+    mean_p: Array
+    c: Array
+    terms_of_c: Array
+    d: Array
+    slope: Array
+    of_d: Array  # how often D moves by its own size, relatively, as both variances do
+
+
+def _moments(pred: Array, target: Array, o: Any) -> _Moments:
     paper = local_normalized_cross_correlation
-    o = paper.LNCCOptions(**options)
     (mean_t, _), (mean_p, _), c, s_t, s_p = paper._moments(pred, target, o)
     d, slope = paper._denominator(s_t, s_p, o)
-    g = np.abs(reduce_adjoint(cotangent, c, pred.ndim, o.reduction))
-    by_c, by_s = g * np.abs(2 * c / d), g * np.abs((c**2 + o.smooth_nr) / d**2 * slope)
     radii, windows = paper._windows(pred, o)
     t, p = padded(target.astype(pred.dtype), radii), padded(pred, radii)
-    sizes = np.zeros_like(p)
+    terms_of_c = np.zeros_like(pred)
     for w, place in places(pred.shape, windows):
-        sizes[place] += w * (by_c * np.abs(t[place] - mean_t) + 2 * by_s * np.abs(p[place] - mean_p))
+        terms_of_c += w * np.abs((t[place] - mean_t) * (p[place] - mean_p))
+    return _Moments(mean_t, mean_p, c, terms_of_c, d, slope, 2 * np.abs(d - o.smooth_dr) / d)
+
+
+def lncc_value(truth: Truth) -> Array:
+    """What (c² + ν) / D moves by, if each term of c and each variance moves by its own size, added to it."""
+    (pred, target), _, options = _arguments(truth)
+    o = local_normalized_cross_correlation.LNCCOptions(**options)
+    m = _moments(pred, target, o)
+    sizes = ((m.c**2 + o.smooth_nr) * (1 + m.of_d) + 2 * np.abs(m.c) * m.terms_of_c) / m.d
+    return reduce(np.abs(sizes), pred.ndim, o.reduction)
+
+
+def _lncc(pred: Array, target: Array, cotangent: Array, rounding: float, **options: Any) -> Array:
+    paper = local_normalized_cross_correlation
+    o = paper.LNCCOptions(**options)
+    m = _moments(pred, target, o)
+    g = np.abs(reduce_adjoint(cotangent, m.c, pred.ndim, o.reduction))
+    by_c = g * 2 / m.d * (np.abs(m.c) * (1 + m.of_d) + m.terms_of_c)
+    n = m.c**2 + o.smooth_nr
+    by_s = g * np.abs(m.slope) / m.d**2 * (n * (2 + 2 * m.of_d) + 2 * np.abs(m.c) * m.terms_of_c)
+    radii, windows = paper._windows(pred, o)
+    t, p = padded(target.astype(pred.dtype), radii), padded(pred, radii)
+    sizes, off_t, off_p = np.zeros_like(p), rounding * np.abs(m.mean_t), rounding * np.abs(m.mean_p)
+    for w, place in places(pred.shape, windows):
+        dt, dp = np.abs(t[place] - m.mean_t), np.abs(p[place] - m.mean_p)
+        sizes[place] += w * (by_c * (dt + off_t) + 2 * by_s * (dp + off_p))
     return cropped(sizes, radii)
 
 
@@ -107,7 +152,8 @@ def multi_scale_lncc(truth: Truth, wrapped: Callable[..., Array], wrapped_gradie
     def terms(p: Array, t: Array, cotangent: Array) -> Array:
         here = wrapped_gradient(p, t, cotangent)
         moves = [np.abs(wrapped_gradient(rounded(p), rounded(t), cotangent) - here) for _ in range(2)]
-        return np.asarray(_lncc(p, t, cotangent, ndim=options["ndim"]) + np.maximum(*moves) / u)
+        own = _lncc(p, t, cotangent, MEAN / truth.precision.u, ndim=options["ndim"])
+        return np.asarray(own + np.maximum(*moves) / u)
 
     if options.get("loss", "lncc") != "lncc":
         return truth.gradient

@@ -218,6 +218,8 @@ class Twin:
             one roundoff of 1, however small the logit.
         slope: dL/dp of the softmax p of the input, from a truth, or None where no softmax is asked for.
         terms: the size of what each element of the gradient is a sum or difference of, from a truth.
+        value_terms: the size of what each element of the value is made of, from a truth, if its conditioning in the
+            arguments does not tell.
         kinks: whether the loss has kinks under these options (clamp, tie): see judgement.py.
         ranks: the spatial ranks that are drawn, of those that the loss has.
         ground: the other sizes, and the targets, that are drawn.
@@ -250,6 +252,7 @@ class Twin:
     logits: Callable[[Mapping[str, Any]], bool] = lambda options: False
     slope: Callable[[Truth], Array | None] = lambda truth: None
     terms: Callable[[Truth], Array] | None = None
+    value_terms: Callable[[Truth], Array] | None = None
     kinks: Callable[[Mapping[str, Any]], bool] = lambda options: False
     ranks: tuple[int, ...] = (0, 1, 2, 3)
     ground: Ground = Ground()

@@ -46,9 +46,12 @@ def value_bounds(truth: Truth, errors: Array) -> Array:
     scale = np.array(np.abs(ref))
     own = truth.own_value()
     bounds = bound(scale, ref, truth.precision, own=own)
+    if (errors > bounds).any() and truth.twin.value_terms is not None:
+        scale = np.asarray(np.maximum(scale, truth.twin.value_terms(truth)))
+        bounds = bound(scale, ref, truth.precision, own=own)
     for where in zip(*np.nonzero(np.atleast_1d(errors > bounds)), strict=True):
         index = where if ref.ndim else ()
-        scale[index] = truth.kappa(index)
+        scale[index] = max(scale[index], truth.kappa(index))
     return bound(scale, ref, truth.precision, own=own)
 
 

@@ -8,6 +8,7 @@ import pytest
 from twinloss.harness.answers import Answer, ask_fast
 from twinloss.harness.catalogue import DICE, find
 from twinloss.harness.judgement import C, Precision, bound, distance, grade, unlike
+from twinloss.harness.trial import examine
 from twinloss.harness.truth import Truth
 from twinloss.harness.twin import Case, Elementwise, Operand
 from twinloss.harness.verdict import gradient_bounds, judge, judge_gradient, judge_value, value_bounds
@@ -183,3 +184,13 @@ def test_a_hard_target_leaves_no_room_for_terms_that_a_soft_one_may_cancel(activ
 def test_terms_that_a_soft_target_cancels_are_allowed_their_rounding():
     truth = of_generalized_dice([[[0.7, 0.04, 0.5], [0.3, 0.96, 0.5]]], sigmoid=True)
     assert (truth.sizes() > 1.5 * np.abs(truth.gradient).max(-1)).any()
+
+
+def test_each_window_of_lncc_rounds_its_own_moments():
+    # Both windows hold the same voxels, and their slopes cancel but for what each has rounded.
+    pred, target = [[-3.0209871369286816, 4.806985787642175]], [[-2.8099783844930366, -1.7726370626441403]]
+    operands = {"pred": Operand(np.array([[pred]]), "float64"), "target": Operand(np.array([[target]]), "float64")}
+    case = Case(operands, {"ndim": 2, "reduction": "none"}, (1.75, -1.75))
+    assert examine(find("lncc"), case).message == ""
+    truth = Truth(find("lncc"), case)
+    assert find("lncc").terms(truth).min() > 2 * np.abs(truth.gradient).max()
