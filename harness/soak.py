@@ -21,6 +21,25 @@ START, END = "<!-- twinloss soak -->", "<!-- end -->"
 # How many seeds of a kind the table on the screen names.
 SHOWN = 3
 
+_OVERLAP = (
+    "For a few voxels with a soft target g far below the prediction p, the gradient of an overlap is what is left of "
+    "two terms that are up to p/g times as large. Both forms compute these terms, and lose the same digits."
+)
+_WINDOWS = (
+    "Where two images match in a window, or all but one of its voxels are equal, the slopes of the correlation and of "
+    "the variances cancel, and so do the slopes of windows that hold the same voxels. The plain formula loses as many "
+    "digits."
+)
+# Why cases of a loss may be degraded: what the formula itself loses in the type under test.
+REASONS = {
+    **dict.fromkeys(("dice", "masked_dice", "tversky", "generalized_dice", "dice_ce", "dice_focal"), _OVERLAP),
+    **dict.fromkeys(("lncc", "multi_scale"), _WINDOWS),
+    "mutual_information": (
+        "Two images that tell nothing of each other have an information of 0 but for the smoothing terms. What is "
+        "computed is the rounding of the joint histogram, which no change of the images makes up for."
+    ),
+}
+
 
 @dataclass
 class Line:
@@ -174,6 +193,10 @@ def as_markdown(seen: Verification) -> str:
         "|" + "---|" * len(HEAD),
     ]
     made += ["| " + " | ".join(_cells(line)) + " |" for line in lines(seen.rows)]
+    degraded = dict.fromkeys(line.loss for line in lines(seen.rows) if line.degraded)
+    if degraded:
+        made += ["", "Why cases are degraded:", ""]
+        made += [f"- {loss}: {REASONS.get(loss, 'not explained yet.')}" for loss in degraded]
     if failed := failures(seen):
         made += ["", "Each failure by itself:", "", "```sh", *failed, "```"]
     return "\n".join(made) + "\n"
