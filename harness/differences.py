@@ -17,6 +17,7 @@ from scipy.differentiate import derivative
 from twinloss.harness.answers import Answer, ask_slope
 from twinloss.harness.truth import Truth
 from twinloss.harness.twin import Array, Case, Operand
+from twinloss.harness.values import IMAGES, NUMBERS
 
 # Beyond this many numbers a random direction says little about any one of them.
 LARGEST = 64
@@ -34,6 +35,8 @@ NEAR, JUMP = 2.0**-30, 2.0**-20
 UNDECIDED = 1e-3
 
 SMOOTH = ("moderate", "probabilities", "unit", "normal", "constant", "ties")
+# Kinds of numbers that a step of ordinary size does not suit, or that keep few digits beside it.
+ROUGH = frozenset({*NUMBERS, *IMAGES}) - {*SMOOTH}
 
 
 def applies(truth: Truth) -> bool:
@@ -51,6 +54,8 @@ def complaint(truth: Truth, answer: Answer) -> str | None:
     if found is not None:
         return found
     for name in truth.twin.slopes(truth.twin, truth.case):
+        if truth.case.traits.get(name, SMOOTH[0]) in ROUGH:
+            continue
         operand = truth.case.operands[name]
         case = truth.case.with_operand(name, Operand(operand.values.astype(np.float64), "float64"))
         try:

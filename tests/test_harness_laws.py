@@ -125,3 +125,9 @@ def test_a_value_that_jumps_says_nothing_of_a_slope():
     case = soft_case()
     case = case.with_values(target=0 * case.operands["target"].values)
     assert examine(find("dice_ce"), case).message == ""
+
+
+def test_an_argument_that_keeps_few_digits_beside_a_step_is_not_asked_for_differences():
+    twin = replace(find("focal"), fast=NoSlopeAtZero)
+    case = soft_case()
+    assert examine(twin, replace(case, traits={**case.traits, "target": "offset"})).kind is None
