@@ -81,6 +81,7 @@ def verify(
     asked = {"losses": losses, "dtypes": list(dtypes), "examples": examples, "real": with_real}
     seen = Verification(seed, asked | ({"repeat": repeat} if repeat > 1 else {}), Work(told=told))
     ordered = sorted(twins, key=lambda twin: QUICK.index(twin.name) if twin.name in QUICK else len(QUICK))
+    remember = remember and repeat == 1  # in a soak, what one seed has found would hide what the others find
     jobs = list(_hunts(ordered, dtypes, range(seed, seed + 1), examples, remember))
     jobs += [Job(twin, tuple(dtypes), "real", examples, seed) for twin in ordered if with_real and twin.real]
     jobs += _hunts(ordered, dtypes, range(seed + 1, seed + repeat), examples, remember)

@@ -157,3 +157,11 @@ def test_a_comparison_goes_seed_by_seed_and_the_site_shows_the_first(folder):
     site = load(folder)
     assert [row["seed"] for row in site.rows()] == [7]
     assert "--repeat 3" in site.command
+
+
+def test_what_one_seed_found_is_not_remembered_for_the_others(monkeypatch):
+    asked = []
+    monkeypatch.setattr("twinloss.harness.verify.do", lambda work, jobs, *rest: asked.extend(jobs))
+    for repeat in (1, 2):
+        verify([find("dice")], ("float32",), 7, 5, False, remember=True, repeat=repeat)
+    assert [job.hunting["remember"] for job in asked] == [True, False, False]
