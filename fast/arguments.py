@@ -12,6 +12,11 @@ from torch import Tensor
 PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 
 
+def dispatches(tensor: Tensor) -> bool:
+    """Return whether the type of a tensor has a `__torch_dispatch__` of its own."""
+    return type(tensor).__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
+
+
 def unwrapped(value: Any) -> Any:
     """A subclass of tensors as a plain tensor with the same numbers and graph.
 
@@ -20,7 +25,7 @@ def unwrapped(value: Any) -> Any:
     """
     if not isinstance(value, Tensor) or type(value) in PLAIN_TENSORS:
         return value
-    if type(value).__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl:
+    if dispatches(value):
         return value
     with torch._C.DisableTorchFunctionSubclass():
         return value.as_subclass(Tensor)

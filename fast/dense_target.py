@@ -1,4 +1,4 @@
-"""A look at dense targets: values that are no shares of the classes make a loss meaningless without an error."""
+"""Warnings about dense targets whose values are not the shares of the classes, for which a loss has no meaning."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from twinloss.fast import backend
+from twinloss.fast.arguments import dispatches
 
 # Files whose lines are none of the user's.
 _OURS = tuple(os.path.dirname(file) + os.sep for file in (__file__, torch.__file__))
@@ -48,7 +49,6 @@ def numbers_are_hidden(tensor: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or backend.transformed() or tensor.is_meta:
         return True
     # Fake and distributed tensors, say, have a dispatch of their own, which may refuse to show numbers.
-    dispatched = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
-    if dispatched or torch._C._len_torch_dispatch_stack() > 0:
+    if dispatches(tensor) or torch._C._len_torch_dispatch_stack() > 0:
         return True
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
