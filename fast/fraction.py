@@ -20,7 +20,7 @@ from torch import Tensor
 from twinloss.fast import backend
 from twinloss.fast.memory import scalar
 from twinloss.fast.operators import apply, looked_into, on_arrays, save, slopes_by_torch
-from twinloss.fast.statistic_rows import FN, ROWS, TP, VOLUME
+from twinloss.fast.statistic_rows import FN, ROWS, TP, TP_LESS_FN, VOLUME
 from twinloss.fast.statistics import Plan, flat, gradient_of_voxels, plain_sums, sums_of_voxels
 
 # What makes of `volumes`, in an array or a tensor, the weights that `fraction` takes.
@@ -143,24 +143,26 @@ def _slopes(
 ) -> Tensor:
     """The slopes in the statistics.
 
-    That in TP and that in FN may cancel: where they are complementary, the first is that of both, and the second is
-    left to the volume.
+    The slopes in TP and in FN may cancel. Where the two are complementary, the row of TP holds the slope of both, and
+    the volume takes that of FN. Elsewhere the row `TP_LESS_FN` holds what the rounding of their difference loses.
     """
     overlap, errors = _pooled(*_by_class(stack, terms), w_overlap, w_errors)
     in_overlap, in_errors, denominator, by_denominator = _slopes_of_parts(upstream, overlap, errors, loss, terms)
     by_row = {row: factor * in_errors for row, factor in terms.errors}
-    if terms.complementary:
-        ((_, a),), c = terms.overlap, dict(terms.errors)[FN]
-        both = (a * (errors + terms.smooth_dr) + c * overlap + (c - a) * terms.smooth_nr) / denominator
-        by_row[TP], by_row[VOLUME] = -by_denominator * both, by_row.pop(FN)
-    else:
-        by_row.update((row, factor * in_overlap) for row, factor in terms.overlap)
+    by_row.update((row, factor * in_overlap) for row, factor in terms.overlap)
+    if TP in by_row:
+        a, b = dict(terms.overlap)[TP], dict(terms.errors)[FN] * (1 if terms.complementary else 2)
+        both = (a * (errors + terms.smooth_dr) + b * overlap + (b - a) * terms.smooth_nr) / denominator
+        if terms.complementary:
+            by_row[TP], by_row[VOLUME] = -by_denominator * both, by_row.pop(FN)
+        else:
+            by_row[TP_LESS_FN] = -by_denominator * both - (by_row[TP] - 2 * by_row[FN])
     if isinstance(stack, np.ndarray):
         slopes = np.zeros_like(stack)
     else:  # under torch.func they must be batched as what is written into them
         slopes = torch.zeros_like(stack) + torch.zeros_like(in_errors).sum()
     w_errors = w_overlap if w_errors is None else w_errors
-    of_overlap = [row for row, _ in terms.overlap]
+    of_overlap = [TP_LESS_FN, *(row for row, _ in terms.overlap)]
     for row, slope in by_row.items():
         weight = w_overlap if row in of_overlap else w_errors
         slopes[row, :, terms.first :] = slope if weight is None else weight * slope

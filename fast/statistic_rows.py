@@ -1,6 +1,9 @@
-"""The rows of the statistics, as torch and the kernels number them; what each is stands in `statistics.py`."""
+"""The rows of the statistics, as torch and the kernels number them; `statistics.py` defines each.
 
-ROWS = ("tp", "fp", "fn", "hits", "misses", "volume", "distance", "nearness")
-TP, FP, FN, HITS, MISSES, VOLUME, DISTANCE, NEARNESS = range(len(ROWS))
-# Slopes have one row more: that of TP less that of FN, which is rounded once.
-TP_LESS_FN = len(ROWS)
+The last row holds no sum. Its slope belongs to TP and FN together: the kernels need the slope of TP less that of FN
+(twice that of FN for squared overlaps), a difference that may cancel. `fraction.py` puts there what the rounding of
+this difference loses, and the kernels put there the difference itself.
+"""
+
+ROWS = ("tp", "fp", "fn", "hits", "misses", "volume", "distance", "nearness", "tp_less_fn")
+TP, FP, FN, HITS, MISSES, VOLUME, DISTANCE, NEARNESS, TP_LESS_FN = range(len(ROWS))

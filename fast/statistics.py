@@ -177,7 +177,8 @@ def plain_sums(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | 
     surprisal, p, q = _probabilities(x, plan.activation)
     if not plan.labels:
         g = torch.where(taken, target.to(x.dtype), 0)
-        return torch.stack([_total(term) for term in (*_terms(x, surprisal, p, q, g, weight, plan), 0 * p, 0 * p)])
+        nothing = (0 * p).detach()
+        return torch.stack([_total(term) for term in (*_terms(x, surprisal, p, q, g, weight, plan), *[nothing] * 3)])
     # Every voxel's terms with g = 0, save those of its own class, which are put in its place: no one-hot tensor.
     y = _checked_labels(target, x.shape[1], plan.ignore_index)
     one, zero = torch.ones_like(weight), torch.zeros_like(weight)
@@ -188,11 +189,11 @@ def plain_sums(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | 
         _by_class(of_own, y, _total(of_others.expand_as(p).scatter(1, y, 0)))
         for of_own, of_others in zip(own, others, strict=True)
     ]
-    distance, nearness = zero, zero
+    distance, nearness, nothing = zero, zero, _total(0 * p).detach()
     if matrix is not None:
         rows = matrix.to(x.dtype)[y[:, 0]].movedim(-1, 1)
         distance, nearness = (weight * (m * p).sum(1, keepdim=True) for m in (rows, 1 - rows))
-    return torch.stack([*sums, *(_by_class(values, y, _total(0 * p)) for values in (distance, nearness))])
+    return torch.stack([*sums, *(_by_class(values, y, nothing) for values in (distance, nearness)), nothing])
 
 
 def focal_terms(x: Tensor, target: Tensor, activation: str, gamma: float, labels: bool) -> tuple[Tensor, Tensor]:
@@ -704,7 +705,7 @@ def gradient_of_voxels(
     of_forward = isinstance(kept, _Kernels) and kept.places == _places(x, target, mask)
     kernels = kept if of_forward else _Kernels(x, target, mask, matrix, plan, labels)
     items, classes, _ = kernels.x.shape
-    by_row = np.empty((len(ROWS) + 1, items, classes), kernels.real)
+    by_row = np.empty((len(ROWS), items, classes), kernels.real)
     by_class = None if matrix is None else np.empty((items, classes, classes), kernels.real)
     scaled = backend.kernels("fraction").scaled
     fits = scaled(slopes, factor, plan.overlap == "squared", matrix, by_row, by_class)
@@ -842,7 +843,7 @@ def _surprisals_of_voxels(
 ) -> tuple[np.ndarray, Tensor | None]:
     """The statistics by a kernel, and dL/dx given the slopes in them, (ROWS, B, C), unless these are too large."""
     kernels, both = _Kernels(x, target, None, None, plan), backend.kernels("voxel").surprisals_of_labels
-    by_row = np.empty((len(ROWS) + 1, *x.shape[:2]), kernels.real)
+    by_row = np.empty((len(ROWS), *x.shape[:2]), kernels.real)
     if not backend.kernels("fraction").scaled(slopes, 1.0, False, None, by_row, None):
         return sums_of_voxels(x, target, None, None, plan, False)[0], None
     gradient = empty(x.shape, x.dtype)

@@ -62,7 +62,7 @@ def _flipping_axes(twin: Twin, case: Case) -> Iterator[Claim]:
 
 def _reduces(name: str) -> Callable[[Twin, Case], Iterator[Claim]]:
     def claims(twin: Twin, case: Case) -> Iterator[Claim]:
-        each = ask_fast(twin, case).value.astype(np.float64)
+        each = ask_fast(twin, case).value.astype(np.longdouble)  # NumPy adds up along an outer axis one by one
         reduced = case.having(reduction=name)
         scale = float(np.abs(each).mean() if name == "mean" else np.abs(each).sum())
         want = np.asarray(each.mean() if name == "mean" else each.sum())

@@ -199,7 +199,7 @@ def _doubled(case: Case, option: str) -> Case:
 
 
 def _sum_of_means_over_voxels(twin: Twin, case: Case) -> Iterator[Claim]:
-    each = ask_fast(twin, case).value.astype(np.float64)
+    each = ask_fast(twin, case).value.astype(np.longdouble)  # NumPy adds up along an outer axis one by one
     summed = case.having(reduction="sum")
     means = each.reshape(*each.shape[:2], -1).mean(2)
     yield Claim("value", ask_fast(twin, summed).value, np.asarray(means.sum()), summed, float(np.abs(means).sum()))

@@ -122,3 +122,17 @@ def test_slopes_near_the_end_of_float64_are_taken_as_they_are():  # there is no 
     loss, largest = DiceLoss(**CLASSES, smooth_nr=0, smooth_dr=0, reduction="sum"), torch.finfo(torch.float64).max
     found = value_and_gradient(lambda *args: loss(*args) * largest, x, y, form="kernel")[1]
     assert found.isfinite().all()
+
+
+def test_gradient_of_squared_overlaps_keeps_its_digits_where_smoothing_outweighs_the_errors():
+    # dL/dp where p = 0 is -2 g upstream / D; the slopes in TP and FN, each 48 times as large, would cancel.
+    target = torch.zeros(2, 4, 1, dtype=torch.float64)
+    target[1, 2, 0] = 0.14415961271963373
+    x = torch.zeros_like(target)
+    squares = target.sum() ** 2 + 1e-5
+    expected = torch.zeros_like(target)
+    expected[1, 2, 0] = -2 * target[1, 2, 0] / squares
+    for reduction in ("sum", "none"):
+        loss = DiceLoss(squared_pred=True, smooth_nr=1.0, reduction=reduction)
+        found = value_and_gradient(lambda *args, loss=loss: loss(*args).sum(), x, target, form="kernel")[1]
+        torch.testing.assert_close(found, expected, rtol=1e-15, atol=0)

@@ -131,3 +131,12 @@ def test_an_argument_that_keeps_few_digits_beside_a_step_is_not_asked_for_differ
     twin = replace(find("focal"), fast=NoSlopeAtZero)
     case = soft_case()
     assert examine(twin, replace(case, traits={**case.traits, "target": "offset"})).kind is None
+
+
+def test_law_of_sums_does_not_blame_a_loss_for_the_rounding_of_NumPy():
+    twin = find("dice_focal")
+    law = next(law for law in twin.laws if law.name == "sum is that of means over voxels")
+    rng, shape = np.random.default_rng(1), (1, 3, 4096)
+    x, target = rng.integers(-12, 13, shape) / 4, rng.integers(0, 2, shape)
+    operands = {"input": Operand(x, "float64", "transposed"), "target": Operand(target, "int64", "transposed")}
+    assert laws.breach(law, twin, Case(operands, {"sigmoid": True, "reduction": "none"})) is None

@@ -36,18 +36,19 @@ def _put_slopes(overlap, errors, smooth, part, complementary, share, w_overlap, 
     by_denominator = share / denominator
     in_overlap = -by_denominator * ((part[1] + (smooth[1] - smooth[0])) / denominator)
     in_errors = by_denominator * ((part[0] + smooth[0]) / denominator)
+    a, b = overlap[TP], errors[FN] if complementary else 2 * errors[FN]
+    both = -by_denominator * ((a * (part[1] + smooth[1]) + b * part[0] + (b - a) * smooth[0]) / denominator)
     for item in range(items[0], items[1]):
         for row in range(overlap.size):
             if not np.isnan(overlap[row]):
                 slopes[row, item, c] = w_overlap * (overlap[row] * in_overlap)
             elif not np.isnan(errors[row]):
                 slopes[row, item, c] = w_errors * (errors[row] * in_errors)
-    if complementary:
-        a, b = overlap[TP], errors[FN]
-        both = -by_denominator * ((a * (part[1] + smooth[1]) + b * part[0] + (b - a) * smooth[0]) / denominator)
-        for item in range(items[0], items[1]):
+        if complementary:
             slopes[TP, item, c], slopes[FN, item, c] = w_overlap * both, 0.0
             slopes[VOLUME, item, c] = w_errors * (b * in_errors)
+        elif not np.isnan(a):
+            slopes[TP_LESS_FN, item, c] = w_overlap * both - (slopes[TP, item, c] - 2 * slopes[FN, item, c])
 
 
 @stage
@@ -105,20 +106,22 @@ def _compiled(sources):
 
     @kernel
     def scaled(slopes, factor, squared, matrix, out, of_matrix):
-        """Put slopes in the statistics, (ROWS, B, C), times a factor into `out`, and below them TP - FN.
+        """Put slopes in the statistics, (ROWS, B, C), times a factor into `out`, with the whole slope of TP - FN.
 
-        Or TP - 2 FN if overlaps are squared: the slope in p where g = 1, or that in g where p = 0, may cancel, and is
-        rounded once. Given a matrix, (C, C), also the slopes in p by item, true class and class into `of_matrix`:
-        probabilities add up to 1, so nearness falls as distance grows. Returns whether all that is finite stays so.
+        For squared overlaps it is that of TP - 2 FN. Given a matrix, (C, C), also put the slopes in p by item, true
+        class and class into `of_matrix`: probabilities add up to 1, so nearness falls as distance grows. Returns
+        whether all that is finite stays so.
         """
         sources  # noqa: B018
-        twice, fits = 2.0 if squared else 1.0, True
+        count, fits = 2.0 if squared else 1.0, True
         for b in range(slopes.shape[1]):
             for c in range(slopes.shape[2]):
                 for row in range(slopes.shape[0]):
                     fits &= _rounded(_times(factor, slopes[row, b, c]), out, (row, b, c))
-                hit = _times(factor, slopes[TP, b, c]) - twice * _times(factor, slopes[FN, b, c])
-                fits &= _rounded(hit, out, (TP_LESS_FN, b, c))
+                hit, lost = slopes[TP, b, c] - count * slopes[FN, b, c], slopes[TP_LESS_FN, b, c]
+                if np.isfinite(lost):  # it is not where a slope is infinite
+                    hit += lost
+                fits &= _rounded(_times(factor, hit), out, (TP_LESS_FN, b, c))
                 if matrix is not None:
                     far = _times(factor, slopes[DISTANCE, b, c]) - _times(factor, slopes[NEARNESS, b, c])
                     for k in range(matrix.shape[1]):
