@@ -28,8 +28,15 @@ class Brain:
     t1: Map  # S, in [0, 1]
     labels: NDArray[np.uint8]  # (1, 1, *S), the most probable class
     soft_labels: Map  # (1, 4, *S), sums to 1 over the classes
-    logits: Map  # (1, 4, *S)
     mask: NDArray[np.bool_]  # (1, 1, *S), True inside the brain
+
+    @functools.cached_property
+    def logits(self) -> Map:
+        """Logits of the four classes, (1, 4, *S); made when first asked for, as the registration losses need none."""
+        # Warnings of the imaging packages must not stop a run in which warnings are errors.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _mixture_logits(self.t1)[None]
 
 
 @functools.cache
@@ -39,17 +46,14 @@ def load_brain() -> Brain:
     Raises:
         ImportError: nilearn, which brings the data, is not installed.
     """
-    # Whatever the imaging packages warn of must not stop a run in which warnings are errors.
-    with warnings.catch_warnings():
+    with warnings.catch_warnings():  # see `Brain.logits`
         warnings.simplefilter("ignore")
         t1, grey, white, mask = _read_maps()
-        logits = _mixture_logits(t1)
     soft_labels = _soft_labels(grey, white, mask)
     return Brain(
         t1=t1,
         labels=soft_labels.argmax(axis=0).astype(np.uint8)[None, None],
         soft_labels=soft_labels[None],
-        logits=logits[None],
         mask=mask[None, None],
     )
 

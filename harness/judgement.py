@@ -82,6 +82,9 @@ from twinloss.harness.twin import Array
 
 C = 8.0
 
+# How many numbers of a volume are handled at once, so that no temporary array has its size.
+AT_ONCE = 2**20
+
 Verdict = Literal["pass", "degraded", "fail"]
 ORDER: tuple[Verdict, ...] = ("pass", "degraded", "fail")
 

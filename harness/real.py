@@ -81,7 +81,7 @@ Box = tuple[slice, slice, slice]
 
 # Voxels that are left around the brain, and how many axial planes the reference gets.
 MARGIN = 4
-PLANES = 64
+PLANES = 56
 
 # The label outside the block: no class, and within the range of uint8.
 IGNORED = 255

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from twinloss.harness.answers import Answer
-from twinloss.harness.judgement import Precision, blocks
+from twinloss.harness.judgement import AT_ONCE, Precision, blocks
 from twinloss.harness.twin import Array, Case, Elementwise, Twin, function
 from twinloss.reference.activation import softmax
 
@@ -174,13 +174,18 @@ class Truth:
     def _rounded(
         self, operands: list[Array], step: float, rng: np.random.Generator, wave: float | None = None
     ) -> list[Array]:
-        """All real arguments off by up to `step`, relative to what they are rounded to; x at random, or in a wave."""
+        """Move all real arguments by up to `step` times what they are rounded to; x at random, or along a wave."""
         x, *rest = operands
-        if wave is None:
-            directions = rng.uniform(-1, 1, x.shape).astype(x.dtype)
-        else:
-            directions = np.cos(wave * np.arange(x.size).reshape(x.shape)).astype(x.dtype)
-        return [x + step * self._size(x) * directions, *_scaled(rest, step, rng)]
+        moved = np.array(x, order="C")
+        numbers = moved.reshape(-1)
+        for start in range(0, x.size, AT_ONCE):  # a whole volume leaves no memory for temporary arrays of its size
+            part = numbers[start : start + AT_ONCE]
+            if wave is None:
+                directions = rng.uniform(-1, 1, part.size).astype(x.dtype)
+            else:
+                directions = np.cos(wave * np.arange(start, start + part.size)).astype(x.dtype)
+            part += step * self._size(part) * directions
+        return [moved, *_scaled(rest, step, rng)]
 
     def constants(self) -> dict[str, float]:
         """The real numbers among the options, given or by default."""

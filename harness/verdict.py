@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from twinloss.harness.answers import Answer
-from twinloss.harness.judgement import Finding, blocks, bound, distance, finding, grade, unlike
+from twinloss.harness.judgement import AT_ONCE, Finding, blocks, bound, distance, finding, grade, unlike
 from twinloss.harness.truth import Truth
 from twinloss.harness.twin import Array
 
@@ -31,7 +31,9 @@ def judge_gradient(truth: Truth, fast: Array) -> Finding:
     """The gradient, block by block."""
     ref = truth.gradient
     largest = truth.precision.largest
-    if fast.shape != ref.shape or any(unlike(fast[i], ref[i], largest, poles=True).any() for i in _blocks(ref)):
+    if fast.shape != ref.shape or any(
+        unlike(got, want, largest, poles=True).any() for i in _blocks(ref) for got, want in _parts(fast[i], ref[i])
+    ):
         return Finding("gradient", "fail", np.inf)
     errors = _block_errors(fast, ref)
     bounds = gradient_bounds(truth, errors)
@@ -81,10 +83,21 @@ def _blocks(values: Array) -> list[tuple[int, ...]]:
 
 
 def _block_errors(fast: Array, ref: Array) -> Array:
+    """Return the largest error in each block."""
     errors = np.zeros(ref.shape[:2], ref.dtype)
     for i in _blocks(ref):
-        errors[i] = distance(fast[i], ref[i]).max(initial=0)
+        for got, want in _parts(fast[i], ref[i]):
+            errors[i] = max(errors[i], distance(got, want).max(initial=0))
     return errors
+
+
+def _parts(*blocks: Array) -> Iterator[list[Array]]:
+    """Yield the same part of each block, a few planes at a time: temporary arrays of a whole volume take too much."""
+    whole = [np.atleast_1d(block) for block in blocks]
+    length, size = len(whole[0]), whole[0].size
+    step = max(1, AT_ONCE * length // size) if size else 1
+    for start in range(0, length, step):
+        yield [block[start : start + step] for block in whole]
 
 
 def _outside_errors(truth: Truth, fast: Array) -> Array:

@@ -19,6 +19,7 @@ def refuse(event, args):
         raise RuntimeError(f"network used: {event} {args}")
 sys.addaudithook(refuse)
 from twinloss.harness.brain import load_brain
+load_brain().logits
 for array in vars(load_brain()).values():
     print(hashlib.sha256(array).hexdigest())
 """
@@ -43,7 +44,7 @@ def test_shapes_and_types(brain):
         "logits": ((1, 4, *S), np.float32),
         "mask": ((1, 1, *S), np.bool_),
     }
-    assert {name: (a.shape, a.dtype) for name, a in vars(brain).items()} == expected
+    assert {name: (getattr(brain, name).shape, getattr(brain, name).dtype) for name in expected} == expected
     assert all(a.flags.c_contiguous for a in vars(brain).values())
 
 
