@@ -31,6 +31,9 @@ SINGLE = 0.731
 # How far to either side a jump is looked for, and the share of the value that counts as one.
 NEAR, JUMP = 2.0**-30, 2.0**-20
 
+# How well float64 knows a value that is a difference of terms of size 1, as in `Truth.own_value`.
+OWN = 64 * 2.0**-53
+
 # Where the estimate of the error is a larger share of the slope, the step was too long for the loss.
 UNDECIDED = 1e-3
 
@@ -138,4 +141,6 @@ def slopes(truth: Truth, case: Case, name: str, direction: Array, gradient: Arra
     roundoff = 1e-8 * (size + abs(here))
     # At a minimum that is 0 only the values a step away are rounded.
     roundoff += 1e-12 * float(np.abs(along(np.array([-STEP, STEP]))).max())
+    # A value that is a difference of terms of size `unit` may be 0 all around: it is known as well as these terms.
+    roundoff += OWN * truth.twin.unit / STEP
     return min(estimates), max(estimates), 10 * max(float(each.error) for each in found) + roundoff

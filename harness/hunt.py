@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings, target
-from hypothesis.database import DirectoryBasedExampleDatabase
+from hypothesis.database import DirectoryBasedExampleDatabase, InMemoryExampleDatabase
 from hypothesis.errors import Flaky
 
 from twinloss.harness import conventions, coverage, guard
@@ -310,7 +310,8 @@ def _draw(
     """One run of Hypothesis; raises Found with the shrunk case."""
     drawn = coverage.narrowed(seen.twin, shape) if shape else seen.twin
     failed: list[Found] = []
-    database = Failures(MEMORY) if seen.remember else None
+    # Hypothesis draws otherwise where it has no database at all.
+    database = Failures(MEMORY) if seen.remember else InMemoryExampleDatabase()
 
     @settings(SETTINGS, max_examples=examples, database=database)
     @seed(start)  # below the settings, as it takes their database away

@@ -23,7 +23,8 @@ def finished(only_marked: bool = False) -> Callable[[Hunt], None]:
     def told(row: Hunt) -> None:
         if not only_marked or row.verdict != "pass":
             minutes, seconds = divmod(int(time.monotonic() - start), 60)
-            console.print(f"{minutes}:{seconds:02} {reports.line(row)}")
+            seed = f" seed {row.seed}:" if only_marked else ""
+            console.print(f"{minutes}:{seconds:02}{seed} {reports.line(row)}")
 
     return told
 

@@ -12,7 +12,7 @@ from twinloss.harness.catalogue import TWINS, find
 from twinloss.harness.general_laws import NONE_MEAN
 from twinloss.harness.protocol import ROUNDED_ONCE
 from twinloss.harness.trial import examine, outside_its_bounds
-from twinloss.harness.twin import Case, Operand, unbounded
+from twinloss.harness.twin import Case, Elementwise, Operand, unbounded
 
 
 class RoundedTwice(torch.nn.Module):
@@ -140,3 +140,12 @@ def test_law_of_sums_does_not_blame_a_loss_for_the_rounding_of_NumPy():
     x, target = rng.integers(-12, 13, shape) / 4, rng.integers(0, 2, shape)
     operands = {"input": Operand(x, "float64", "transposed"), "target": Operand(target, "int64", "transposed")}
     assert laws.breach(law, twin, Case(operands, {"sigmoid": True, "reduction": "none"})) is None
+
+
+def test_differences_do_not_blame_the_rounding_of_a_slope_that_is_0():
+    # With p = 1, alpha = 0 and equal smoothing the loss is 0 whatever the target: its slopes there cancel.
+    x, target = np.zeros((1, 1, 2)), np.array([[[0.0, 1.0]]])
+    operands = {"input": Operand(x, "float64"), "target": Operand(target, "float64")}
+    ones = Elementwise("1 / (1 + x * x)", "1 / (1 + x * x)", "-2 * x / (1 + x * x) ** 2")
+    case = Case(operands, {"other_act": ones, "alpha": 0.0}, traits={"input": "constant"})
+    assert examine(find("tversky"), case).kind is None

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from twinloss.harness import shards, soak
 from twinloss.harness.catalogue import find
 from twinloss.harness.cli import app
-from twinloss.harness.hunt import Counterexample, Hunt
+from twinloss.harness.hunt import Counterexample, Hunt, hunt
 from twinloss.harness.verify import Verification, verify
 
 HOW = ("bending_energy", "--dtype", "float32", "--no-real", "--examples", "5", "--seed", "7")
@@ -165,3 +165,10 @@ def test_what_one_seed_found_is_not_remembered_for_the_others(monkeypatch):
     for repeat in (1, 2):
         verify([find("dice")], ("float32",), 7, 5, False, remember=True, repeat=repeat)
     assert [job.hunting["remember"] for job in asked] == [True, False, False]
+
+
+def test_hunt_that_remembers_failures_draws_the_cases_of_one_that_does_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where failures are kept
+    twin = find("bending_energy")
+    found = [hunt(twin, "float32", 5, 9, into=Hunt(twin, "float32", remember=remember)) for remember in (False, True)]
+    assert (found[0].cases, found[0].worst) == (found[1].cases, found[1].worst)
