@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -103,6 +104,8 @@ def _rank(rank: int, ranks: int, equal: bool, store: str, folder: str) -> None:
         ]
         made.append(_step(DistributedDataParallel(Network()), loss, mine))
     torch.save(made, os.path.join(folder, f"{rank}.pt"))
+    distributed.barrier()
+    gc.collect()  # modules of DDP are in reference cycles: none may outlive the group, whose threads would then abort
     distributed.destroy_process_group()
 
 
