@@ -34,9 +34,9 @@ def diffusion_loss(
 
     .. math:: E_{bci} = \sum_d \frac{a_{cd}^2}{|N_d(i)|} \sum_{j \in N_d(i)} (u_{bcj} - u_{bci})^2
 
-    These are VoxelMorph's differences :math:`u_{+} - u`. In the interior, each difference counts half for either of its
+    These are VoxelMorph's differences :math:`u_{+} - u`. In the interior, each difference counts half for each of its
     two voxels. The outermost voxel has only one difference, which counts in full. Hence a field and its mirror image
-    have the same loss, and every voxel contributes. The stencil ``"wide"`` omits one voxel at each border, and is
+    have the same loss, and every voxel contributes. The stencil ``"wide"`` omits one voxel at each border, and takes
 
     .. math:: E_{bci} = \sum_d a_{cd}^2 \left(\frac{u_{+} - u_{-}}{2}\right)^2
 
@@ -103,7 +103,7 @@ def _shape(pred: Array, stencil: str) -> tuple[int, ...]:
 def _differences(
     pred: Array, stencil: str, normalize: bool, spacing: Sequence[float] | None
 ) -> Iterator[tuple[Array, Place, Place, Place]]:
-    """Yield the weight w of each squared difference, (1, C, …), its voxels i, and its ends j and k."""
+    """Yield each set of differences: the weight w, (1, C, …), the voxels i they count for, and their ends j and k."""
     real, rank = pred.dtype.type, pred.ndim - 2
     h = [real(1)] * rank if spacing is None else [real(size) for size in spacing]
     extent = np.array([n * size for n, size in zip(pred.shape[2:], h, strict=True)], pred.dtype)

@@ -28,7 +28,7 @@ class MutualInformationOptions(ParzenOptions):
 
 @takes(MutualInformationOptions)
 def global_mutual_information_loss(pred: Array, target: Array, **options: Any) -> Array:
-    r"""Return minus the mutual information of the images of each item.
+    r"""Return the negative mutual information of two images.
 
     .. math:: L = -\sum_{kl} P_{kl} \log\left(\frac{P_{kl} + \nu}{P_k P_l + \delta} + \delta\right), \qquad
         P_{kl} = \frac{1}{N} \sum_i w^p_{ik} w^t_{il}, \quad P_k = \sum_l P_{kl}, \quad P_l = \sum_k P_{kl}
@@ -103,7 +103,7 @@ def global_mutual_information_loss_gradient(
 
 
 def joint_histogram(p: Array, t: Array, o: MutualInformationOptions) -> Array:
-    """Return P_kl of one item, (K, K)."""
+    """Return the joint histogram P_kl of one item, (K, K)."""
     joint = np.zeros((o.num_bins, o.num_bins), p.dtype)
     for of_p, of_t in weights_and_slopes(p, t, o):
         joint += of_p[0].T @ of_t[0]

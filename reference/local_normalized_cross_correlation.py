@@ -34,7 +34,7 @@ class LNCCOptions:
 
 @takes(LNCCOptions)
 def local_normalized_cross_correlation_loss(pred: Array, target: Array, **options: Any) -> Array:
-    r"""Return minus the squared local correlation of two images.
+    r"""Return the negative squared local correlation of two images.
 
     .. math:: L_v = -\frac{c_v^2 + \nu}{s^t_v s^p_v + \delta}, \qquad
         c_v = \sum_j w_j (t_{v+j} - \bar t_v)(p_{v+j} - \bar p_v), \quad
@@ -43,7 +43,7 @@ def local_normalized_cross_correlation_loss(pred: Array, target: Array, **option
     Here j runs over the window around voxel v, which has the weights w. :math:`s^t` and :math:`\bar t` are defined in
     the same way. The images are zero beyond their borders. With ``denominator="clamp"`` the denominator is
     :math:`\max(s^t, \delta) \max(s^p, \delta)`. The loss of equal images is -1 if ν = δ. Where an image is flat, the
-    loss is -ν/δ, or :math:`-\nu / (\delta \max(s, \delta))` for ``"clamp"``, with the s of the other image.
+    loss is -ν/δ, or :math:`-\nu / (\delta \max(s, \delta))` for ``"clamp"``, where s is that of the other image.
 
     Args:
         pred: p, (B, C, *S).
@@ -70,7 +70,7 @@ def local_normalized_cross_correlation_loss_gradient(
 ) -> Array:
     r"""Return the gradient of ``sum(cotangent * loss)`` with respect to ``pred``.
 
-    The loss is symmetric: exchange the images for the gradient with respect to ``target``.
+    The loss is symmetric, so that exchanging the images gives the gradient with respect to ``target``.
 
     The weighted deviations from a mean sum to 0. Hence
     :math:`\partial c_v / \partial p_{v+j} = w_j (t_{v+j} - \bar t_v)` and
@@ -92,7 +92,7 @@ def local_normalized_cross_correlation_loss_gradient(
         d, slope = denominator(s_t, s_p, o)
         g = reduce_adjoint(cotangent, c, pred.ndim, o.reduction)
         by_c, by_s = -2 * g * c / d, 2 * g * (c**2 + o.smooth_nr) / d * slope / d
-        rest = by_c * rest_t + by_s * rest_p
+        rest = by_c * rest_t + by_s * rest_p  # corrects both deviations for the rounding of the means
         radii, windows = window_weights(pred, o)
         t, p, gradient = padded(target, radii), padded(pred, radii), np.zeros_like(padded(pred, radii))
         for w, place in places(pred.shape, windows):

@@ -45,6 +45,7 @@ def _position(x: Array, o: ParzenOptions) -> Array:
 
 
 def _gaussian(z: Array, k: Array, o: ParzenOptions) -> tuple[Array, Array]:
+    """Return the weights of a Gaussian window that sum to 1 over the bins, and their slopes."""
     exponent = -((z - k) ** 2) / (2 * z.dtype.type(o.sigma_ratio) ** 2)
     w = np.exp(exponent - exponent.max(1, keepdims=True))
     w /= w.sum(1, keepdims=True)
@@ -54,6 +55,7 @@ def _gaussian(z: Array, k: Array, o: ParzenOptions) -> tuple[Array, Array]:
 
 
 def _cubic(z: Array, k: Array, o: ParzenOptions) -> tuple[Array, Array]:
+    """Return the weights of a cubic B-spline, and their slopes."""
     d = np.abs(k - z)
     six = z.dtype.type(6)
     w = np.where(d < 1, (4 - 6 * d**2 + 3 * d**3) / six, np.where(d < 2, (2 - d) ** 3 / six, 0 * d))
@@ -62,5 +64,6 @@ def _cubic(z: Array, k: Array, o: ParzenOptions) -> tuple[Array, Array]:
 
 
 def _box(z: Array, k: Array, o: ParzenOptions) -> tuple[Array, Array]:
+    """Return the weights of a box, which count a voxel in its own bin only, and their slopes, which are 0."""
     w = (k == np.minimum(np.floor(z), o.num_bins - PADDING - 1)) + 0 * z  # + 0 z: NaN in all bins if z is NaN
     return np.asarray(w), np.zeros_like(w)
