@@ -146,7 +146,7 @@ def tell(made: Check, folder: Path) -> None:
     )
     console.print(reports.LEGEND, style="dim", soft_wrap=True)
     if not made.twin.differentiable:
-        console.print("The gradient was not judged: the reference's stands in its place.", style="yellow")
+        console.print("The gradient was not judged.", style="yellow")
     if made.held:
         held = ", ".join(f"{name}={text}" for name, text in made.held.items())
         console.print(f"Held at one value: {held}", style="dim", markup=False, soft_wrap=True)

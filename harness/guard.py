@@ -33,6 +33,9 @@ def survivors(trials: Iterable[Trial]) -> list[str]:
         if trial.truth is None or trial.answer is None:
             continue
         for name, part in sorted(alive):
+            if part == "gradient" and not trial.truth.twin.differentiable:
+                alive.discard((name, part))
+                continue
             value, gradient = trial.answer.value, trial.answer.gradient
             spoilt = SABOTAGE[name](value if part == "value" else gradient)
             judge = judge_value if part == "value" else judge_gradient

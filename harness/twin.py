@@ -225,7 +225,7 @@ class Twin:
         ground: the other sizes, and the targets, that are drawn.
         bounds: the smallest and largest value for an input and target in the loss's domain, from all options and the
             shape of the input; see `bounds.py`.
-        differentiable: whether the fast twin has a gradient to be judged; else it is given the reference's.
+        differentiable: whether the fast twin's gradient is judged; otherwise the judge skips it.
         results: the types that the value may have, given a case; that of the gradient is always the input's.
         infinite: whether infinite logits are drawn, of which each library decides for itself what they mean.
         slopes: the further arguments in which the fast twin has a gradient, given a case.

@@ -12,9 +12,10 @@ from twinloss.harness.truth import Truth
 from twinloss.harness.twin import Array
 
 
-def judge(truth: Truth, answer: Answer) -> tuple[Finding, Finding]:
-    """What to think of the value and of the gradient."""
-    return judge_value(truth, answer.value), judge_gradient(truth, answer.gradient)
+def judge(truth: Truth, answer: Answer) -> tuple[Finding, ...]:
+    """Judge the value, and the gradient if the twin's is to be judged."""
+    value = judge_value(truth, answer.value)
+    return (value, judge_gradient(truth, answer.gradient)) if truth.twin.differentiable else (value,)
 
 
 def judge_value(truth: Truth, fast: Array) -> Finding:
