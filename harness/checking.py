@@ -213,6 +213,35 @@ def probe(
     return Probe(name, tuple(failures), len(cases))
 
 
+def story(made: Check) -> list[tuple[str, str]]:
+    """What came of the target, in sentences, each with a style."""
+    told = []
+    for row in made.rows:
+        if row.counterexample:
+            what, style = ("differs", "red") if row.verdict == "fail" else ("right, but it loses digits", "yellow")
+            told.append((f"{row.dtype}: {what}: {row.counterexample.message}", style))
+        told += [(f"{row.dtype}: the check itself: {problem}", "red") for problem in row.problems]
+        told += [(f"{row.dtype}: known: {reason} ({count} cases)", "dim") for reason, count in row.expected.items()]
+    told += [
+        (f"convention, on which papers are silent: {name} (ours: {conventions.ours(name)}): {found.message}", "cyan")
+        for name, found in made.conventions.items()
+    ]
+    if made.relation:
+        told.append((f"In all: {made.relation}", "red"))
+    told += [(f"no longer met: {each.reason}: take it out of the xfails file", "red") for each in made.stale]
+    if made.options:
+        agree = [probe.name for probe in made.options if probe.failed is None]
+        failed, cases = made.options[0].failed, made.options[0].cases
+        how, style = ("Differs as by default, no more", "yellow") if failed else ("Agrees", "green")
+        told.append((f"{how}, in {cases} cases each: {', '.join(agree) or 'never'}", style))
+        told += [(f"Differs with {probe}", "red") for probe in made.options if probe.failed]
+        broken = [probe for probe in made.laws if probe.failed]
+        told += [(f"Breaks {probe.failed.message}", "red") for probe in broken if probe.failed]
+        kept = len(made.laws) - len(broken)
+        told.append((f"Keeps {kept} of {len(made.laws)} laws", "green" if not broken else "yellow"))
+    return told
+
+
 def _whereabouts(target: Any) -> str:
     """Where an object, or what is in a file, can be found again by a script that runs elsewhere."""
     if isinstance(target, str):

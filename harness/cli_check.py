@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -55,25 +54,6 @@ gone, or --strict and imprecise or by a convention; 2 usage, as where the target
 """
 
 
-def pairs(given: list[str] | None, option: str) -> dict[str, str]:
-    """Texts like name=value, taken apart."""
-    made = {}
-    for text in given or ():
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise typer.BadParameter(f"{option} takes name=value, got {text!r}")
-        made[name.strip()] = value.strip()
-    return made
-
-
-def value(text: str) -> Any:
-    """A Python literal, or else the text itself."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
 @app.command(epilog=EPILOG)
 def check(
     target: Annotated[str, typer.Argument(help="Where the loss is; see below.")],
@@ -114,14 +94,15 @@ def check(
 ) -> None:
     """Hunt for an input on which a loss of your own differs from the reference."""
     folder = writable(report)
+    from twinloss.harness.arguments import ArgumentError, pairs, value
     from twinloss.harness.catalogue import UnknownLossError
     from twinloss.harness.checking import check as run
     from twinloss.harness.deviations import DeviationsError
     from twinloss.harness.loading import TargetError
 
-    given = {name: value(text) for name, text in pairs(option, "--option").items()}
     with progress() as tick:
         try:
+            given = {name: value(text) for name, text in pairs(option, "--option").items()}
             made = run(
                 target, like, options=given, names=pairs(names, "--map"), gradient=gradient, value_only=value_only,
                 ranks=rank, channels=channels, hard_targets=hard_targets,
@@ -130,7 +111,7 @@ def check(
                 seed=drawn_seed(seed), xfails=xfails, strict=strict, tick=tick,
                 processes=jobs or 1, cluster=with_dask(dask), remember=remembers(),
             )  # fmt: skip
-        except (TargetError, UnknownLossError, DeviationsError) as error:
+        except (ArgumentError, TargetError, UnknownLossError, DeviationsError) as error:
             raise typer.BadParameter(str(error)) from error
     tell(made, folder)
     raise typer.Exit(made.exit_code)
@@ -139,6 +120,7 @@ def check(
 def tell(made: Check, folder: Path) -> None:
     """The table, what came of the target in words, and the files."""
     from twinloss.harness import report as reports
+    from twinloss.harness.checking import story
     from twinloss.harness.snippet import shortened
 
     console.print(
@@ -170,37 +152,6 @@ def write_conventions(made: Check, folder: Path) -> list[Path]:
         paths.append(folder / f"{made.twin.name}_convention_{words}.py")
         paths[-1].write_text(found.snippet, encoding="utf-8")
     return paths
-
-
-def story(made: Check) -> list[tuple[str, str]]:
-    """What came of the target, in sentences, each with a style."""
-    told = []
-    for row in made.rows:
-        if row.counterexample:
-            what, style = ("differs", "red") if row.verdict == "fail" else ("right, but it loses digits", "yellow")
-            told.append((f"{row.dtype}: {what}: {row.counterexample.message}", style))
-        told += [(f"{row.dtype}: the check itself: {problem}", "red") for problem in row.problems]
-        told += [(f"{row.dtype}: known: {reason} ({count} cases)", "dim") for reason, count in row.expected.items()]
-    from twinloss.harness.conventions import ours
-
-    told += [
-        (f"convention, on which papers are silent: {name} (ours: {ours(name)}): {found.message}", "cyan")
-        for name, found in made.conventions.items()
-    ]
-    if made.relation:
-        told.append((f"In all: {made.relation}", "red"))
-    told += [(f"no longer met: {each.reason}: take it out of the xfails file", "red") for each in made.stale]
-    if made.options:
-        agree = [probe.name for probe in made.options if probe.failed is None]
-        failed, cases = made.options[0].failed, made.options[0].cases
-        how, style = ("Differs as by default, no more", "yellow") if failed else ("Agrees", "green")
-        told.append((f"{how}, in {cases} cases each: {', '.join(agree) or 'never'}", style))
-        told += [(f"Differs with {probe}", "red") for probe in made.options if probe.failed]
-        broken = [probe for probe in made.laws if probe.failed]
-        told += [(f"Breaks {probe.failed.message}", "red") for probe in broken if probe.failed]
-        kept = len(made.laws) - len(broken)
-        told.append((f"Keeps {kept} of {len(made.laws)} laws", "green" if not broken else "yellow"))
-    return told
 
 
 @app.command("zoo")

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from twinloss.harness.cli import app, console
-from twinloss.harness.cli_check import pairs, value
 
 EPILOG = """
 [bold]The files[/] hold the arguments of the loss by name (input, target, mask; or pred, target; or what MONAI and
@@ -44,6 +43,7 @@ def diagnose(
 ) -> None:
     """Look at a batch of your own, and say what is wrong with it and how to mend it."""
     from twinloss.harness import diagnose as doctor
+    from twinloss.harness.arguments import ArgumentError, pairs, value
     from twinloss.harness.batch_files import BatchError, load
     from twinloss.harness.catalogue import UnknownLossError
 
@@ -51,7 +51,7 @@ def diagnose(
         found = load(*files)
         given = {name: value(text) for name, text in pairs(option, "--option").items()}
         made = doctor.diagnose(like, found, given, pairs(names, "--map"))
-    except (BatchError, UnknownLossError, TypeError) as error:
+    except (ArgumentError, BatchError, UnknownLossError, TypeError) as error:
         raise typer.BadParameter(str(error)) from error
     for title, head, rows in made.tables:
         shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
