@@ -1,4 +1,4 @@
-"""What the two twins answer to a case: the fast one once, the reference in any precision and nearby."""
+"""Run the fast twin on a case: value and gradient, as arrays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from twinloss.harness.twin import Array, Case, Elementwise, Twin, function
 
-# Warnings that losses give by design on input that the harness draws on purpose.
+# Beginnings of warnings that losses give by design for some of the drawn inputs.
 EXPECTED = (
     "single channel prediction",
     "no mask given",
@@ -26,7 +26,7 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class Answer:
-    """Value and gradient as the fast twin returned them; halves are widened."""
+    """Value and gradient as the fast twin returned them; float16 and bfloat16 become float32."""
 
     value: Array
     gradient: Array
@@ -34,7 +34,7 @@ class Answer:
 
 @contextmanager
 def expected_warnings_silent() -> Iterator[None]:
-    """No word of the warnings that generated input provokes by design."""
+    """Suppress the warnings that are expected for drawn inputs."""
     with warnings.catch_warnings():
         for start in EXPECTED:
             warnings.filterwarnings("ignore", message=start, category=UserWarning)
@@ -42,21 +42,21 @@ def expected_warnings_silent() -> Iterator[None]:
 
 
 def fast_options(case: Case) -> dict[str, Any]:
-    """The options as the torch module takes them."""
+    """Return the options in the form that the torch module takes."""
     return {
         name: function(value.torch) if isinstance(value, Elementwise) else value for name, value in case.options.items()
     }
 
 
 def widened(tensor: torch.Tensor) -> Array:
-    """A tensor as an array; NumPy has no bfloat16."""
+    """Convert a tensor to an array; half types become float32, as NumPy has no bfloat16."""
     half = tensor.dtype in (torch.float16, torch.bfloat16)
     made: Array = (tensor.float() if half else tensor).detach().numpy()
     return made
 
 
 def ask_slope(twin: Twin, case: Case, name: str) -> Array | None:
-    """Return the fast twin's gradient in an argument beside the input, or None if it has none."""
+    """Return the fast twin's gradient in an argument other than the input, or None if it has none."""
     with expected_warnings_silent():
         tensors = {each: operand.tensor() for each, operand in case.operands.items()}
         value = twin.fast(**fast_options(case))(*(t.requires_grad_(n == name) for n, t in tensors.items()))
@@ -68,7 +68,11 @@ def ask_slope(twin: Twin, case: Case, name: str) -> Array | None:
 
 
 def ask_fast(twin: Twin, case: Case) -> Answer:
-    """Value and gradient of the fast twin, one forward and one backward."""
+    """Return value and gradient of the fast twin, from one forward and one backward pass.
+
+    Raises:
+        TypeError: if the value is no tensor, has no gradient, or value or gradient has a wrong dtype.
+    """
     with expected_warnings_silent():
         x, *rest = (operand.tensor() for operand in case.operands.values())
         value = twin.fast(**fast_options(case))(x.requires_grad_(), *rest)

@@ -1,4 +1,4 @@
-"""`twinloss check`: the hunt turned on somebody's own loss; and what to make of a failure."""
+"""`twinloss check`: run the hunt on a user's own loss, and explain a failure."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from twinloss.harness.twin import Twin, label
 from twinloss.harness.verify import Verification
 
 EXAMPLES = 150
-# How many cases each option value and each law gets, once something is wrong.
+# The number of cases for each option value and each law after a failure.
 PROBES = 12
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What came of the cases of one option value, or of one law."""
+    """The results of the cases of one option value, or of one law."""
 
     name: str
     failures: tuple[Trial, ...]
@@ -38,7 +38,7 @@ class Probe:
 
     @property
     def failed(self) -> Trial | None:
-        """The first failure, if there is one."""
+        """The first failure, or None."""
         return self.failures[0] if self.failures else None
 
     def __str__(self) -> str:
@@ -47,15 +47,15 @@ class Probe:
 
 @dataclass
 class Check(Verification):
-    """What is to be said of a target.
+    """The results of checking a target, that is a user's loss.
 
     Attributes:
         twin: the target as a twin.
-        options: what came of each option value by itself, the others at their defaults; only if something failed.
-        laws: what came of each law; likewise.
-        stale: deviations that were said to be known, but met nothing.
-        strict: whether imprecision and deviating conventions count as failures.
-        relation: how value and gradient of a wrong target follow from ours, if simply.
+        options: the results of each option value by itself, with the others at their defaults; only after a failure.
+        laws: the results of each law; only after a failure.
+        stale: known deviations that did not occur.
+        strict: whether a loss of precision and a deviating convention count as failures.
+        relation: how value and gradient of a wrong target follow from ours, if there is a simple relation.
     """
 
     twin: Twin = field(kw_only=True)
@@ -67,24 +67,24 @@ class Check(Verification):
 
     @property
     def verdict(self) -> str:
-        """The worst of the types': "pass", "degraded", "convention", "imprecise" or "fail"."""
+        """The worst verdict over all dtypes: "pass", "degraded", "convention", "imprecise" or "fail"."""
         order = ("pass", "degraded", "convention", "imprecise", "fail")
         return max((row.verdict for row in self.rows), key=order.index, default="pass")
 
     @property
     def failed(self) -> bool:
-        """Whether anything failed, or a known deviation is gone; `strict` counts imprecision and conventions, too."""
+        """Whether a case failed, a deviation is stale, or, if `strict`, precision was lost or a convention deviates."""
         strictly = self.strict and (self.verdict == "imprecise" or bool(self.conventions))
         return self.verdict == "fail" or bool(self.stale) or strictly
 
     @property
     def conventions(self) -> dict[str, Counterexample]:
-        """Where papers are silent and the target does not do as ours, with an example of each."""
+        """The conventions, left open by papers, in which the target deviates from ours; with an example of each."""
         return {name: found for row in reversed(self.rows) for name, found in row.conventions.items()}
 
     @property
     def held(self) -> dict[str, str]:
-        """Our options that the target does not take, or was told, and the value that they are held at."""
+        """Our options that are not varied, as the target has no such option or its value was given; with this value."""
         return {name: label(values[0]) for name, values in self.twin.options.items() if len(values) == 1}
 
 
@@ -114,27 +114,31 @@ def check(
 
     Args:
         target: "package.module:attr", "path/file.py:attr", or the class, instance or function itself.
-        like: whose formula it follows: a name that `twinloss list` shows.
-        options: our options that it is held to, passed on if it takes them; and options of its own.
-        names: our names of options and arguments to its own.
-        gradient: for a target of arrays, where the function of its arguments is that returns the gradient.
+        like: the name of our loss with the same formula, as `twinloss list` shows it.
+        options: values for our options that replace their defaults, passed on if the target has such an option; also
+            values for the target's own options.
+        names: maps our names of options and arguments to the target's names.
+        gradient: for a function of arrays, the place of the function that returns the gradient from the same arguments.
         value_only: do not judge the gradient.
         ranks: spatial ranks to draw; by default 0 to 3.
-        channels: how many channels the input has; by default one or several.
+        channels: the number of channels of the input; by default one or several.
         hard_targets: draw no soft targets.
         labels_without_channel: the target takes labels of shape (B, *S), without the axis of channels.
-        dtypes: types under test.
-        examples: cases for each.
-        seed: of the draw.
+        dtypes: the dtypes under test.
+        examples: the number of cases for each dtype.
+        seed: the seed of the draws.
         xfails: a file of known deviations, see `deviations.py`.
-        strict: count it as a failure where only rounding is to blame, or papers are silent.
-        tick: told what is looked at, and how many cases more.
-        processes: how many types at a time.
-        cluster: the address of a Dask scheduler whose workers do the hunts.
-        remember: try first what failed last time, in the same folder.
+        strict: count a loss of precision, and a deviation in what papers leave open, as failures.
+        tick: called with the name of the current step and the number of new cases.
+        processes: the number of dtypes that are hunted in parallel.
+        cluster: the address of a Dask scheduler whose workers run the hunts.
+        remember: first retry the cases that failed last time in the same folder.
+
+    Returns:
+        The results; `verdict` and `failed` summarise them.
 
     Raises:
-        TargetError: if the target cannot be loaded or called, or does not fit what is said of it.
+        TargetError: if the target cannot be loaded or called, or does not fit its description.
         DeviationsError: if the file of known deviations cannot be read.
     """
     wiring = Wiring(
@@ -147,7 +151,7 @@ def check(
     made = Check(seed, twin=twin, strict=strict)
     hunting = {"forgiving": not strict, "known": known, "remember": remember, "lenient": True}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the target's own, on input that is drawn to be odd
+        warnings.simplefilter("ignore")  # the target's own warnings about unusual input
         refuse_what_cannot_be_called(twin, wiring, dtypes, seed)
         try:
             jobs = [Job(twin, (dtype,), "generated", examples, seed, hunting) for dtype in dtypes]
@@ -159,18 +163,18 @@ def check(
 
 
 def _look_into(made: Check, known: tuple[Deviation, ...], tick: Tick) -> None:
-    """Which known deviations were not met; and if something failed, which options and laws fail."""
+    """Find the known deviations that did not occur; after a failure, find which options and laws fail."""
     met = {reason for row in made.rows for reason in row.expected}
     made.stale = [each for each in known if each.reason not in met]
     failed = next((row for row in made.rows if row.verdict == "fail"), None)
     if failed:
-        tick("which options and laws", 0)
+        tick("which options and laws fail", 0)
         made.relation = relation(made.twin, failed.dtype, made.seed)
         made.options, made.laws = survey(made.twin, failed.dtype, made.seed, known)
 
 
 def survey(twin: Twin, dtype: str, start: int, known: tuple[Deviation, ...] = ()) -> tuple[list[Probe], list[Probe]]:
-    """Every option value by itself, and every law; what fails likewise without the option is not counted again."""
+    """Try every option value by itself and every law; failures that do not depend on the option are left out."""
     excuses = Hunt(twin, dtype, forgiving=True, known=known, lenient=True)
     defaults = twin.defaults()
     probes = [probe("defaults", twin, dtype, defaults, None, start, excuses)]
@@ -186,7 +190,7 @@ def survey(twin: Twin, dtype: str, start: int, known: tuple[Deviation, ...] = ()
 
 
 def likewise(twin: Twin, failed: Trial, option: str) -> bool:
-    """Whether a case fails in the same way with the option at its default."""
+    """Return whether a case fails in the same way with the option at its default."""
     if option in twin.required or option not in failed.case.options:
         return False
     return examine(twin, failed.case.having(**{option: None})).kind == failed.kind
@@ -202,7 +206,7 @@ def probe(
     excuses: Hunt,
     count: int = PROBES,
 ) -> Probe:
-    """Some cases; those of a law are judged by it alone."""
+    """Try some cases, with a judgement by the law alone if one is given."""
     failures: list[Trial] = []
     cases = drawn(twin, dtype, row, law, count, start)
     for case in cases:
@@ -243,7 +247,7 @@ def story(made: Check) -> list[tuple[str, str]]:
 
 
 def _whereabouts(target: Any) -> str:
-    """Where an object, or what is in a file, can be found again by a script that runs elsewhere."""
+    """Return a path by which a script that runs elsewhere can find an object again, or its file."""
     if isinstance(target, str):
         file, _, attribute = target.rpartition(":")
         return f"{Path(file).resolve()}:{attribute}" if file.endswith(".py") else target

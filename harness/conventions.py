@@ -1,7 +1,7 @@
-"""Where papers are silent: traits of a case on which a loss may differ from ours and still be right.
+"""Conventions that papers leave open: traits of a case on which a loss may differ from ours and still be right.
 
-A failure that is gone once such a trait is taken out of the case hangs on a convention, not on the formula. `check`
-tells it apart, and hunts on.
+If a failure disappears once such a trait is removed from the case, it is due to a convention, not to the formula.
+`check` reports it separately, and the hunt goes on.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ TOGETHER = " + "
 
 @dataclass(frozen=True)
 class Convention:
-    """A matter that papers leave open.
+    """A convention that papers leave open.
 
     Attributes:
-        name: the trait of the cases that it is about.
-        ours: what our losses do there.
-        applies: whether a failed trial has the trait, and cases without it may be drawn as well: who asks for it, as
-            by `--rank 0`, is told of a failure.
-        neutral: the case without the trait.
+        name: the trait of the cases that the convention is about.
+        ours: what our losses do with such cases.
+        applies: whether a failed trial has the trait and the hunt may also draw cases without it. If the user asks for
+            the trait, for example by `--rank 0`, the failure is reported as such.
+        neutral: returns the case without the trait.
     """
 
     name: str
@@ -49,7 +49,7 @@ def _segments(twin: Twin) -> bool:
 
 
 def _free_channels(twin: Twin, wanted: int) -> bool:
-    """Whether cases of so many channels are drawn beside others."""
+    """Return whether the hunt draws cases with `wanted` channels as well as others."""
     return twin.ground.channels is None or (wanted in twin.ground.channels and len(twin.ground.channels) > 1)
 
 
@@ -64,7 +64,7 @@ def _one_channel(twin: Twin, trial: Trial) -> bool:
 
 
 def _with_second_channel(twin: Twin, case: Case) -> Case:
-    """The case of two classes, the second one what the first is not."""
+    """Return the case with two classes, the second one the complement of the first."""
     case = replace(case, law=None) if case.law and "ignore_index" in case.law.needs else case
     poisoned = case.options.get("ignore_index") is not None
     case = case.having(ignore_index=None)
@@ -86,7 +86,7 @@ def _complement(g: Array, dtype: str) -> Array:
 
 
 def _made_again(twin: Twin, case: Case, sizes: Sizes) -> dict[str, Any]:
-    """The options of a case, those that depend on its sizes for others."""
+    """Return the options of a case; those that depend on its sizes are made again for the new sizes."""
     made = dict(case.options)
     for name in made:
         for tried in twin.options.get(name, ()):
@@ -104,7 +104,7 @@ def _with_an_axis(twin: Twin, case: Case) -> Case:
 
 
 def _of_exclusive_classes(twin: Twin, options: dict[str, Any]) -> bool:
-    """Whether the formula has terms in which each voxel is of one class."""
+    """Return whether the formula has terms that assume one class per voxel."""
     return bool(options.get("softmax") or options.get("use_softmax") or "lambda_ce" in twin.options)
 
 
@@ -120,7 +120,7 @@ def _soft_target(twin: Twin, trial: Trial) -> bool:
 
 
 def _counted_target(case: Case, options: dict[str, Any]) -> Array:
-    """The target, 0 where it says that a voxel is ignored by a number of its own."""
+    """Return the target; voxels of a one-channel target with the value ignore_index become 0."""
     g = case.operands["target"].values
     return np.where(g == options.get("ignore_index"), 0, g) if g.shape[1] == 1 else g
 
@@ -136,7 +136,7 @@ def _hardened(twin: Twin, case: Case) -> Case:
 
 
 def _other_types(twin: Twin, trial: Trial) -> bool:
-    """Whether a call fails with arguments of other types, or sums of a narrower float lose digits; not of integers."""
+    """Return whether a trial failed by an error with mixed dtypes, or has another argument of a narrower float type."""
     if trial.kind == "error":
         plain = of_one_type(twin, trial.case).operands
         return any(o.dtype != plain[name].dtype for name, o in trial.case.operands.items())
@@ -150,7 +150,7 @@ def _type(operand: Operand) -> torch.dtype:
 
 
 def of_one_type(twin: Twin, case: Case) -> Case:
-    """The case with all arguments of the input's type, and labels of int64."""
+    """Return the case with all arguments in the input's dtype, but labels in int64."""
     labels = _segments(twin) and has_labels(twin, _options(twin, case))
     for name, operand in case.operands.items():
         whole = bool((operand.values == np.round(operand.values)).all())
@@ -180,8 +180,8 @@ def _first_channel(twin: Twin, case: Case) -> Case:
 
 CONVENTIONS = (
     Convention(
-        "a target of another type",
-        "any type is taken, and the result has that of the input",
+        "a target of another dtype",
+        "a target of any dtype is accepted, and the result has the dtype of the input",
         _other_types, of_one_type,
     ),
     Convention(
@@ -190,30 +190,33 @@ CONVENTIONS = (
         _no_axes, _with_an_axis,
     ),
     Convention(
-        "one channel where there are classes",
-        "one channel is a binary problem: softmax, one-hot encoding and the choice of a background are left out",
+        "one channel where classes are expected",
+        "one channel is a binary problem: softmax, one-hot encoding and include_background are ignored",
         _one_channel, _with_second_channel,
     ),
     Convention(
-        "a target that is not of 0 and 1, one class a voxel",
-        "a soft target stands in the formula as it is",
+        "a target other than 0 and 1 with one class per voxel",
+        "the formula uses a soft target as it is",
         _soft_target, _hardened,
     ),
     Convention(
-        "a field whose components are not one for each axis",
-        "any number of components is taken",
+        "a field without exactly one component per axis",
+        "any number of components is accepted",
         _components_are_not_axes, _component_for_each_axis,
     ),
     Convention(
         "images of several channels",
-        "each channel is compared with that of the other image",
+        "each channel is compared with the same channel of the other image",
         _image_of_channels, _first_channel,
     ),
 )  # fmt: skip
 
 
 def convention(twin: Twin, failed: Trial, passes: Callable[[Trial], bool]) -> tuple[str, Trial] | None:
-    """The fewest conventions without whose traits a failed trial passes, by name, and the trial that does; or None."""
+    """Return the fewest conventions without whose traits a failed trial passes, and the passing trial; or None.
+
+    The conventions are returned as one string of names, joined by `TOGETHER`.
+    """
     silent = [each for each in CONVENTIONS if each.applies(twin, failed)]
     for count in range(1, len(silent) + 1):
         for chosen in combinations(silent, count):
@@ -224,19 +227,19 @@ def convention(twin: Twin, failed: Trial, passes: Callable[[Trial], bool]) -> tu
 
 
 def ordinary(twin: Twin, failed: Trial, passes: Callable[[Trial], bool]) -> Trial:
-    """The failure without the traits that papers are silent on, if it is one without them, too."""
+    """Return the trial without all traits that papers leave open if it still fails, else the failed trial itself."""
     silent = [each for each in CONVENTIONS if each.applies(twin, failed)]
     made = examine(twin, _neutral(twin, failed.case, silent)) if silent else failed
     return failed if passes(made) else made
 
 
 def ours(name: str) -> str:
-    """What our losses do about the conventions of a name that `convention` gave."""
+    """Return what our losses do; `name` is a string of conventions from `convention`."""
     return "; ".join(each.ours for each in CONVENTIONS if each.name in name.split(TOGETHER))
 
 
 def told(names: Iterable[str]) -> list[str]:
-    """Those names that are not made of others."""
+    """Return the names that are not combinations of other names in the list."""
     known = set(names)
     return sorted(n for n in known if TOGETHER not in n or not set(n.split(TOGETHER)) <= known)
 

@@ -1,4 +1,4 @@
-"""Laws of losses of whatever kind: of items, voxels, axes and reductions. Arguments are (B, C, *S)."""
+"""Laws that hold for many kinds of losses, about items, voxels, axes and reductions. Arguments are (B, C, *S)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from twinloss.harness.twin import Array, Case, Twin
 
 
 def needing(law: Law, **needs: object) -> Law:
-    """A law of losses that it holds for only with further options; those that a loss does not have do not count."""
+    """Return a law with further options that it needs; options that a loss does not have are skipped."""
     return replace(law, needs={**law.needs, **needs})
 
 
 def spatial(case: Case) -> tuple[int, ...]:
-    """The sizes of the spatial axes."""
+    """Return the sizes of the spatial axes."""
     return case.input.values.shape[2:]
 
 
 def item(case: Case, b: int) -> Case:
-    """Item b alone; an argument that all items share stays."""
+    """Return the case of item b alone; an argument that all items share stays as it is."""
     return case.each(lambda v: v[b : b + 1] if len(v) > 1 else v)
 
 
@@ -31,9 +31,9 @@ def _batch_is_mean(twin: Twin, case: Case) -> Iterator[Claim]:
     whole = ask_fast(twin, case)
     items = [ask_fast(twin, item(case, b)) for b in range(len(case.input.values))]
     if any(np.isinf(item.value).any() for item in items):
-        return  # half precision holds the mean, but not each
+        return  # half precision can represent the mean, but not the value of each item
     values = np.array([item.value for item in items])
-    # Each is rounded by itself, and they may cancel.
+    # Each item is rounded by itself, and the items may cancel in the mean.
     scale = float(np.abs(values).mean(0).max())
     yield Claim("value", values.mean(0), whole.value, case, scale)
     yield Claim("gradient", np.concatenate([item.gradient for item in items]) / len(items), whole.gradient, case)
@@ -62,7 +62,7 @@ def _flipping_axes(twin: Twin, case: Case) -> Iterator[Claim]:
 
 def _reduces(name: str) -> Callable[[Twin, Case], Iterator[Claim]]:
     def claims(twin: Twin, case: Case) -> Iterator[Claim]:
-        each = ask_fast(twin, case).value.astype(np.longdouble)  # NumPy adds up along an outer axis one by one
+        each = ask_fast(twin, case).value.astype(np.longdouble)  # NumPy sums along an outer axis naively
         reduced = case.having(reduction=name)
         scale = float(np.abs(each).mean() if name == "mean" else np.abs(each).sum())
         want = np.asarray(each.mean() if name == "mean" else each.sum())
@@ -81,10 +81,11 @@ def _several_items(case: Case) -> bool:
     return len(case.input.values) > 1
 
 
-# What both twins and their finite differences agree on may still be no loss: one without a lower bound, for example.
-BOUNDED = Law("a loss stays in its bounds", _stays_in_bounds)
-NO_ORDER = Law("voxels have no order", _permuting_voxels)
-FLIPS = Law("axes have no direction", _flipping_axes)
+# A formula on which both twins and their finite differences agree may still be no loss, for example without lower
+# bound.
+BOUNDED = Law("the loss stays within its bounds", _stays_in_bounds)
+NO_ORDER = Law("the order of voxels does not matter", _permuting_voxels)
+FLIPS = Law("flipping the axes changes nothing", _flipping_axes)
 MEAN = Law("a batch is the mean of its items", _batch_is_mean, {"batch": False, "reduction": "mean"}, _several_items)
-NONE_MEAN = Law("none.mean() is mean", _reduces("mean"), {"reduction": "none"})
-NONE_SUM = Law("none.sum() is sum", _reduces("sum"), {"reduction": "none"})
+NONE_MEAN = Law("mean is the mean of reduction none", _reduces("mean"), {"reduction": "none"})
+NONE_SUM = Law("sum is the sum of reduction none", _reduces("sum"), {"reduction": "none"})

@@ -1,4 +1,4 @@
-"""The hunt: Hypothesis draws cases of one twin in one type, until one fails or enough have passed."""
+"""The hunt: Hypothesis draws cases of one loss in one dtype until a case fails or enough have passed."""
 
 from __future__ import annotations
 
@@ -22,36 +22,37 @@ from twinloss.harness.snippet import snippet
 from twinloss.harness.trial import Trial, examine, only_rounding, outside_its_bounds
 from twinloss.harness.twin import Ground, Twin
 
-# How often at least each law is tried; in how many draws at most these, and the life of an option, are sought, as some
-# show in few cases; how many cases are large; how many trials the vacuity guard may go through.
+# LAW_TRIALS is the least number of cases for each law. ATTEMPTS is the number of draws that look for cases of a law, or
+# for a case in which an option changes the result, as some show in few cases. LARGE_TRIALS is the number of large
+# cases, and KEPT the number of trials kept for the check that the judge rejects wrong answers (`guard.survivors`).
 LAW_TRIALS = 3
 ATTEMPTS = 10
 LARGE_TRIALS = 6
 KEPT = 40
 
-# How many bits wide a bar of the histogram of errors is.
+# The width of a bar in the histogram of errors, in bits.
 BIN = 0.5
 
-# How many draws each row of options and shapes gets that the free draws left out; the first one is always the simplest.
+# The number of draws for each row of options and shapes that the free draws missed; the first draw is the simplest.
 ROW_TRIALS = 2
-# Seconds to make the example of a convention simpler, and that of lost digits.
+# Time limits, in seconds, to simplify the example of a convention and that of lost precision.
 SECONDS, LONGER = 1.0, 3.0
 
-# Where failing cases are kept for the next hunt, as Hypothesis itself does.
+# The folder that keeps failing cases for the next hunt; it is Hypothesis's own default.
 MEMORY = ".hypothesis/examples"
 
 
 class Failures(DirectoryBasedExampleDatabase):
-    """Remembers what failed, not what Hypothesis found of interest otherwise: else a run would hang on those before."""
+    """An example database of failures only, so that other examples of an earlier run do not influence a run."""
 
     def save(self, key: bytes, value: bytes) -> None:
-        """Keep a case, unless it is one of those."""
+        """Save an example, unless it belongs to Hypothesis's Pareto front."""
         if not key.endswith(b".pareto"):
             super().save(key, value)
 
 
 SETTINGS = settings(
-    derandomize=False,  # the seed is all there is to it, whatever profile is loaded
+    derandomize=False,  # only the seed decides, whatever profile is loaded
     deadline=None,
     suppress_health_check=list(HealthCheck),
     print_blob=False,
@@ -62,7 +63,7 @@ SETTINGS = settings(
 
 
 class Found(Exception):
-    """A case that fails; its trial says why."""
+    """A case failed; `trial` says why."""
 
     def __init__(self, trial: Trial) -> None:
         super().__init__(trial.message)
@@ -71,7 +72,10 @@ class Found(Exception):
 
 @dataclass(frozen=True)
 class Excuse:
-    """Why a failure does not end a hunt; of a convention, with the trial that does without it."""
+    """A reason not to end the hunt at a failure.
+
+    For a convention, `neutral` is the trial of the same case without the trait in question.
+    """
 
     sort: Literal["rounding", "known", "convention"]
     reason: str = ""
@@ -80,7 +84,7 @@ class Excuse:
 
 @dataclass(frozen=True)
 class Counterexample:
-    """The simplest failing case that was found; `xfail` is the entry of an xfails file that it would meet."""
+    """The simplest failing case that was found; `xfail` is a matching entry for a file of known deviations."""
 
     kind: str
     message: str
@@ -90,11 +94,12 @@ class Counterexample:
 
 @dataclass
 class Hunt:
-    """What a hunt has seen; it grows as the hunt goes on, so an interrupted one still tells.
+    """The results of a hunt. They are updated during the hunt, so that an interrupted hunt has results, too.
 
-    A hunt that is `forgiving` goes on where only rounding is to blame, and keeps the worst such trial as `doubtful`.
-    One that is `lenient` goes on where papers are silent, and keeps an example of each such convention. Any goes on
-    where a deviation is `known`; one that does `remember` tries first what failed last time in the same folder.
+    Attributes `forgiving`, `lenient`, `known` and `remember` control which failures end the hunt. A `forgiving` hunt
+    goes on after failures that are only due to rounding, and keeps the worst of them as `doubtful`. A `lenient` hunt
+    goes on where papers leave a convention open, and keeps an example of each such convention. Every hunt goes on
+    after a `known` deviation. A hunt with `remember` first retries the cases that failed last time in the same folder.
     """
 
     twin: Twin
@@ -128,7 +133,7 @@ class Hunt:
 
     @property
     def verdict(self) -> Literal["pass", "degraded", "convention", "imprecise", "fail"]:
-        """The worst that was seen."""
+        """The worst result so far."""
         if self.problems or (self.counterexample and not self.imprecise):
             return "fail"
         if self.imprecise:
@@ -136,7 +141,7 @@ class Hunt:
         return "convention" if self.conventions or self.silent else "degraded" if self.degraded else "pass"
 
     def excuse(self, trial: Trial) -> Excuse | None:
-        """Why a failure does not end the hunt, if so."""
+        """Return the reason why a failed trial does not end the hunt, or None if it does."""
         excuse = self._excuse_by_itself(trial)
         if excuse is not None or not self.lenient:
             return excuse
@@ -150,11 +155,11 @@ class Hunt:
         return None if known is None else Excuse("known", known)
 
     def passes(self, trial: Trial) -> bool:
-        """Whether a trial does not end the hunt, conventions aside."""
+        """Return whether a trial passed or has an excuse other than a convention."""
         return trial.kind is None or self._excuse_by_itself(trial) is not None
 
     def note_excused(self, trial: Trial, excuse: Excuse) -> None:
-        """Take in a failure that does not end the hunt."""
+        """Record a failure that does not end the hunt."""
         if excuse.sort == "rounding":
             self.imprecise += 1
             if self.doubtful is None or _badness(trial) > _badness(self.doubtful):
@@ -170,7 +175,7 @@ class Hunt:
                 self.note_excused(excuse.neutral, again)
 
     def note(self, trial: Trial) -> None:
-        """Take in a trial that did not fail."""
+        """Record a trial that did not fail."""
         self.cases += 1
         for finding in trial.findings:
             self._note_finding(finding)
@@ -210,14 +215,14 @@ def hunt(
 
     Args:
         twin: the loss.
-        dtype: the type under test.
-        examples: how many cases are drawn freely; pairs of options and laws that those left out come on top.
+        dtype: the dtype under test.
+        examples: the number of freely drawn cases; further cases cover the laws and pairs of options that these missed.
         start: the seed.
         tick: called after each case.
-        into: where to note what is seen.
+        into: the record to update; a new one by default.
 
     Returns:
-        What was seen; with the shrunk counterexample if there is one.
+        The results, with the shrunk counterexample if a case failed.
     """
     seen = into or Hunt(twin, dtype)
     try:
@@ -236,7 +241,7 @@ def hunt(
 
 
 def _alike(first: Trial, other: Trial, twin: Twin) -> bool:
-    """Whether a failure is of the kind of the first one, from which shrinking must not lead to a slighter one."""
+    """Return whether a failure is of the same kind as the first one, so that shrinking does not end at a lesser one."""
     beyond = [outside_its_bounds(twin, trial) is not None for trial in (first, other)]
     return first.kind == other.kind and beyond[0] == beyond[1]
 
@@ -268,7 +273,7 @@ def _show_conventions(seen: Hunt) -> None:
 
 def _free_and_missing(seen: Hunt, examples: int, start: int, tick: Callable[[], None]) -> None:
     twin = seen.twin
-    # Where shapes were asked for, there may be none that a law or an option shows in.
+    # If the user restricts the shapes, no case may exist in which a law applies or an option has an effect.
     attempts = ATTEMPTS if twin.ground == Ground() else 1
     _draw(seen, {}, None, examples, start, tick)
     _draw(seen, {}, None, LARGE_TRIALS, start, tick, large=True)
@@ -289,7 +294,7 @@ def _guard(seen: Hunt) -> None:
     for left in guard.survivors(seen.kept):
         seen.problems.append(f"the judge accepts a {left}")
     if seen.twin.ground != Ground():
-        return  # some laws and options do not show in the shapes that were asked for
+        return  # with the restricted shapes, some laws may not apply and some options may have no effect
     for name, value in sorted(guard.option_values(seen.twin) - seen.live):
         seen.problems.append(f"option {name}={value} changes no result: dead, or the cases never use it")
     for law in seen.twin.laws_for(seen.dtype):
@@ -307,13 +312,13 @@ def _draw(
     large: bool = False,
     shape: Mapping[str, Any] | None = None,
 ) -> None:
-    """One run of Hypothesis; raises Found with the shrunk case."""
+    """Run Hypothesis once; raise Found with the shrunk case if one fails."""
     drawn = coverage.narrowed(seen.twin, shape) if shape else seen.twin
     failed: list[Found] = []
     database = Failures(MEMORY) if seen.remember else None
 
     @settings(SETTINGS, max_examples=examples, database=database)
-    @seed(start)  # below the settings, as it takes their database away
+    @seed(start)  # must stand below the settings, since it resets their database
     @given(drawn.cases(drawn, seen.dtype, options, law, large))
     def run(case: Any) -> None:
         trial = examine(seen.twin, case)
@@ -323,7 +328,7 @@ def _draw(
             failed.append(Found(trial))
             raise failed[-1]
         if not failed:
-            # What counts of a case that a convention sets apart are the errors of the one without it.
+            # For a case that only a convention sets apart, record the errors of the case without that trait.
             neutral = excuse.neutral if excuse else None
             seen.note(trial if neutral is None else replace(neutral, case=trial.case))
             if excuse:
@@ -331,12 +336,12 @@ def _draw(
         for finding in trial.findings:
             target(math.log2(max(finding.ratio, 2.0**-20)), label=finding.part)
 
-    # What was found for one loss and type is nothing to another.
+    # Key the example database by loss, dtype and what is drawn.
     about = (seen.twin.source or seen.twin.name, seen.dtype, law and law.name, sorted(options), large, shape)
     run.hypothesis.inner_test._hypothesis_internal_add_digest = repr(about).encode()  # type: ignore[attr-defined]
     try:
         with of_the_seed_alone():
             run()
     except Flaky:
-        # The twin answers now this, now that: the first failure stands.
+        # The loss is nondeterministic: report the first failure.
         raise failed[0] from None

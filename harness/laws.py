@@ -1,7 +1,7 @@
-"""Laws: what must hold between the fast twin's own answers to related questions, whatever the reference says.
+"""Laws: relations that must hold between answers of the fast twin to related cases, whatever the reference says.
 
-A law turns a case into claims that two arrays are equal. They may differ by the judge's bound on each of the two, which
-is worked out, from the reference, only if they differ by more than the roundoff of their own size.
+A law turns a case into claims that two arrays are equal. They may differ by twice the judge's bound. This bound needs
+the reference, so it is computed only if the arrays differ by more than the roundoff of their own size.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from twinloss.harness.verdict import gradient_bounds, value_bounds
 
 @dataclass(frozen=True)
 class Claim:
-    """That `got` is `want`, both being parts ("value" or "gradient") of answers to cases like `base`.
+    """The claim that `got` equals `want`; both are a part ("value" or "gradient") of answers to cases like `base`.
 
-    `scale` is the size of the terms they are made of, their own if it is not given; with `exact` nothing is allowed.
+    `scale` is the magnitude of the terms that make up the arrays, by default their own. With `exact`, no difference is
+    allowed.
     """
 
     part: str
@@ -36,7 +37,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Law:
-    """A law, the options that it needs, and the cases and types that it says something about."""
+    """A law, the options that it needs, and the cases and dtypes to which it applies."""
 
     name: str
     claims: Callable[[Twin, Case], Iterator[Claim]]
@@ -46,14 +47,14 @@ class Law:
 
 
 class UnsupportedError(Exception):
-    """A question that a loss was never said to answer, such as one about an option that it does not have."""
+    """A loss is asked for something that it does not support, such as an option that it does not have."""
 
 
 def breach(law: Law, twin: Twin, case: Case) -> str | None:
-    """What the law objects to, if anything.
+    """Return a description of how the law is broken, or None.
 
     Raises:
-        UnsupportedError: if the law asks for more than the fast twin was made for.
+        UnsupportedError: if the law needs something that the fast twin does not support.
     """
     try:
         with expected_warnings_silent():
@@ -67,10 +68,10 @@ def breach(law: Law, twin: Twin, case: Case) -> str | None:
 
 
 def contradiction(twin: Twin, claim: Claim) -> str | None:
-    """Why a claim does not hold, or None.
+    """Return a description of why a claim does not hold, or None if it holds.
 
-    A claim about numbers that the type cannot hold says nothing. But if the case itself holds a NaN or an infinity,
-    both sides must be finite in the same places, unless the type is a half, whose range ordinary numbers pass.
+    A claim about numbers that the dtype cannot hold is skipped. But if the case itself holds a NaN or an infinity, both
+    sides must be finite in the same places. Half types are exempt, as ordinary numbers exceed their range.
     """
     if claim.part == "gradient" and not twin.differentiable:
         return None
@@ -94,7 +95,7 @@ def _allowed(twin: Twin, claim: Claim, difference: float) -> float:
     near = 2 * float(bound(scale, scale, p))
     if difference <= near:
         return near
-    # As if the error were infinite: the full bound.
+    # An infinite error makes the lazy evaluation return the full bound.
     truth = Truth(twin, claim.base)
     infinite = np.full(truth.value.shape if claim.part == "value" else truth.gradient.shape[:2], np.inf)
     full = value_bounds(truth, infinite) if claim.part == "value" else gradient_bounds(truth, infinite)
@@ -102,7 +103,7 @@ def _allowed(twin: Twin, claim: Claim, difference: float) -> float:
 
 
 def both(twin: Twin, case: Case, other: Case, back: Callable[[Array], Array] = lambda g: g) -> Iterator[Claim]:
-    """That two cases have one value, and gradients that `back` leads from the other to the first."""
+    """Claim that two cases have equal values, and equal gradients once `back` maps the other's to the first's."""
     here, there = ask_fast(twin, case), ask_fast(twin, other)
     yield Claim("value", there.value, here.value, case)
     yield Claim("gradient", back(there.gradient), here.gradient, case)

@@ -1,4 +1,4 @@
-"""What a well-behaved module does whatever it computes: as laws, so that the hunt tries them likewise."""
+"""Laws that every well-behaved torch module keeps, whatever it computes; the hunt checks them like other laws."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from twinloss.harness.judgement import Precision
 from twinloss.harness.laws import Claim, Law
 from twinloss.harness.twin import HALVES, Array, Case, Elementwise, Twin
 
-# By how many roundoffs of the largest number the same computation in float32 may differ from itself: the kernels take
-# the voxels of a half a few at a time, and add up their sums in another order.
+# The number of roundoffs of the largest number by which two float32 computations may differ: the kernels convert a few
+# voxels of a half type at a time, and so add up their sums in another order.
 ROUNDOFFS = 16
 
 
 def _flag(holds: bool, case: Case) -> Claim:
-    """A claim about a fact rather than a number."""
+    """Return a claim that a condition holds."""
     return Claim("value", np.asarray(float(holds)), np.asarray(1.0), case, exact=True)
 
 
@@ -41,7 +41,7 @@ def _leaves_its_arguments(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _none_is_zero(case: Case) -> bool:
-    """Whether an argument overwritten with zeros would show."""
+    """Return whether overwriting any argument with zeros would change it."""
     return all(bool(np.any(operand.values != 0)) for operand in case.operands.values())
 
 
@@ -52,7 +52,7 @@ def _repeats_bitwise(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _state(loss: torch.nn.Module) -> list[bytes]:
-    """All that a module and those within it hold, but what is only to be called."""
+    """Return the pickled attributes of a module and its submodules, without callables and what cannot be pickled."""
     held = [(name, v) for each in loss.modules() for name, v in sorted(vars(each).items()) if name != "_modules"]
     held += [(name, v) for name, v in sorted(vars(getattr(loss, "loss", loss)).items()) if name != "_modules"]
     return [pickle.dumps((name, v)) for name, v in held if _plain(v)]
@@ -61,7 +61,7 @@ def _state(loss: torch.nn.Module) -> list[bytes]:
 def _plain(value: object) -> bool:
     try:
         pickle.dumps(value)
-    except Exception:  # such as a lambda, or what holds one
+    except Exception:  # for example a lambda, or an object that holds one
         return False
     return not callable(value)
 
@@ -75,7 +75,7 @@ def _keeps_no_state(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _asks_for_no_more(twin: Twin, case: Case) -> Iterator[Claim]:
-    """No gradient without a request for one, and the same value."""
+    """Without requires_grad the result has no graph, and the same value."""
     value = twin.fast(**fast_options(case))(*(o.tensor() for o in case.operands.values()))
     yield _flag(not value.requires_grad, case)
     yield Claim("value", widened(value), ask_fast(twin, case).value, case, exact=True)
@@ -95,7 +95,7 @@ def _copies_answer_alike(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _hands_out_no_buffer(twin: Twin, case: Case) -> Iterator[Claim]:
-    """Overwriting the results of a call must not show in the next, nor the next in them."""
+    """Overwriting the results of one call must not affect the next call, and the next call must not overwrite them."""
     loss = twin.fast(**fast_options(case))
     answers: list[tuple[Array, Array]] = []
     overwritten: list[torch.Tensor] = []
@@ -118,9 +118,9 @@ def _no_grad(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _rounds_a_half_once(twin: Twin, case: Case) -> Iterator[Claim]:
-    """Compare a half with float32 on the same numbers: its value and gradient are those, rounded once.
+    """A half type gives value and gradient of float32 on the same numbers, rounded once.
 
-    A sum of terms that are each rounded to the half is off by more.
+    A sum of terms that are each rounded to the half type has a larger error.
     """
     wide = case.with_operand(next(iter(case.operands)), replace(case.input, dtype="float32"))
     narrow, exact = ask_fast(twin, case), ask_fast(twin, wide)
@@ -129,25 +129,25 @@ def _rounds_a_half_once(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _is_rounded_once(narrow: Array, wide: Array, half: str) -> bool:
-    """Whether each number is within half a unit in the last place; two float32 computations may differ by their own."""
+    """Return whether each number is within half a unit in the last place, plus the error of float32 computations."""
     p = Precision.of(half)
     own = ROUNDOFFS * p.u * np.max(np.abs(wide), initial=0, where=np.isfinite(wide))
-    # Beyond the largest number of the half, and at NaN and infinity, there is nothing to compare.
+    # Skip NaN, infinity, and numbers beyond the range of the half type.
     held = np.isfinite(wide) & (np.abs(wide) < 0.99 * p.largest)
     with np.errstate(invalid="ignore"):
         error = np.abs(narrow.astype(np.float64) - wide)
     return bool((error[held] <= p.u_out * np.abs(wide[held]) + own + p.tiny).all())
 
 
-ROUNDED_ONCE = Law("a half is rounded once", _rounds_a_half_once, dtypes=HALVES)
+ROUNDED_ONCE = Law("a half type is rounded once", _rounds_a_half_once, dtypes=HALVES)
 
 PROTOCOL = (
-    Law("arguments stay as they are, results share no memory with them", _leaves_its_arguments, {}, _none_is_zero),
+    Law("arguments stay unchanged, and results share no memory with them", _leaves_its_arguments, {}, _none_is_zero),
     Law("a second call gives the same bits", _repeats_bitwise),
-    Law("a forward leaves no state", _keeps_no_state),
-    Law("a gradient only when asked for", _asks_for_no_more),
-    Law("a copy, pickled or by its state, answers alike", _copies_answer_alike),
-    Law("results are nobody's buffer", _hands_out_no_buffer),
-    Law("no graph under no_grad", _no_grad),
+    Law("a call leaves no state", _keeps_no_state),
+    Law("a graph is built only if an argument requires grad", _asks_for_no_more),
+    Law("copies give the same answer, by deepcopy, pickle or state_dict", _copies_answer_alike),
+    Law("results are not reused as buffers", _hands_out_no_buffer),
+    Law("no graph is built under no_grad", _no_grad),
     ROUNDED_ONCE,
 )

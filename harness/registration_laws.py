@@ -1,4 +1,4 @@
-"""Laws of registration losses: of a field of displacements (B, C, *S), or of two images (B, C, *S)."""
+"""Laws of registration losses, whose arguments are a displacement field (B, C, *S) or two images (B, C, *S)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from twinloss.harness.values import rounded
 
 
 def _grid(case: Case) -> list[Array]:
-    """The coordinates of the voxels, each of shape S."""
+    """Return the coordinates of the voxels, each of shape S."""
     return list(np.meshgrid(*(np.arange(n, dtype=np.float64) for n in spatial(case)), indexing="ij"))
 
 
 def _field(case: Case, component: Array) -> Case:
-    """The case with every component of the field, S, alike."""
+    """Return the case with `component`, of shape S, as every component of the field."""
     return case.contiguous().with_values(pred=np.broadcast_to(component, case.input.values.shape).copy())
 
 
@@ -40,7 +40,7 @@ def _quadratic(case: Case) -> Array:
 
 
 def _holds(field: Callable[[Case], Array]) -> Callable[[Case], bool]:
-    """Whether the type under test holds a field exactly, and its square."""
+    """Return a predicate: whether the dtype under test represents a field and its square exactly."""
 
     def applies(case: Case) -> bool:
         exact = field(case)
@@ -57,7 +57,7 @@ def _affine_costs_nothing(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _quadratic_is_known(twin: Twin, case: Case) -> Iterator[Claim]:
-    """Of the sum of x_d^2 and x_d x_e: second derivatives 2 and mixed ones 1, each over two voxel sizes."""
+    """The field is the sum of all x_d^2 and x_d x_e. Pure derivatives are 2, mixed ones 1, each over two spacings."""
     rank = len(spatial(case))
     quadratic = _field(case, _quadratic(case))
     h = case.options.get("spacing") or [1.0] * rank
@@ -68,7 +68,7 @@ def _quadratic_is_known(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _checkerboard(twin: Twin, case: Case) -> Iterator[Claim]:
-    """Alternating signs: second differences are 4 in size, opposite corners cancel, and wide stencils see nothing."""
+    """The signs alternate: second differences have size 4, mixed ones cancel, and a wide stencil gives 0."""
     board = _field(case, (-1.0) ** np.sum(_grid(case), axis=0))
     value = ask_fast(twin, board).value
     h = case.options.get("spacing") or [1.0] * len(spatial(case))
@@ -83,13 +83,13 @@ def _translation_adds_nothing(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _few_digits(case: Case) -> bool:
-    """Whether all types hold the numbers and what is 1 more."""
+    """Return whether all dtypes represent the numbers, and the numbers plus 1, exactly."""
     x = case.input.values
     return bool((np.isfinite(x) & (np.abs(x) <= 8) & (4 * x == np.round(4 * x))).all())
 
 
 def _slopes_are_known(twin: Twin, case: Case) -> Iterator[Claim]:
-    """Of the sum of (d + 1) x_d."""
+    """The field is the sum of (d + 1) x_d, so its slopes are d + 1."""
     affine = _field(case, _affine(case))
     h = case.options.get("spacing") or [1.0] * len(spatial(case))
     value = ask_fast(twin, affine).value
@@ -98,7 +98,7 @@ def _slopes_are_known(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _checkerboard_of_slopes(twin: Twin, case: Case) -> Iterator[Claim]:
-    """Alternating signs: neighbours are 2 apart, and wide differences see nothing."""
+    """The signs alternate: neighbours differ by 2, and wide differences are 0."""
     board = _field(case, (-1.0) ** np.sum(_grid(case), axis=0))
     value = ask_fast(twin, board).value
     h = case.options.get("spacing") or [1.0] * len(spatial(case))
@@ -114,7 +114,7 @@ def _doubling_quadruples(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _ordinary(case: Case) -> bool:
-    """Whether twice, or four times, the numbers are held by all types, and so are their squares."""
+    """Return whether all dtypes represent the numbers times 2 and 4, and their squares, in their normal range."""
     size = np.abs(case.input.values)
     return bool((size <= 16).all() and ((size == 0) | (size >= 2.0**-6)).all())
 
@@ -123,7 +123,7 @@ def _ordinary(case: Case) -> bool:
 
 
 def _swapped(case: Case) -> Case:
-    """The case with its images exchanged, both of the type under test."""
+    """Return the case with its images exchanged, both in the dtype under test."""
     (first, a), (second, b) = case.operands.items()
     return replace(case.contiguous(), operands={first: replace(b, dtype=a.dtype), second: a}).contiguous()
 
@@ -133,7 +133,7 @@ def _same_type(case: Case) -> bool:
 
 
 def _symmetric(twin: Twin, case: Case) -> Iterator[Claim]:
-    """Exchanged images have the same loss; and the gradient in the second image is that in the first, exchanged."""
+    """Exchanging the images keeps the loss, and exchanges the gradients in the two images."""
     swapped = _swapped(case)
     pred, target = (operand.tensor().requires_grad_() for operand in swapped.operands.values())
     value = twin.fast(**fast_options(swapped))(pred, target)
@@ -145,10 +145,10 @@ def _symmetric(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _brighter(twin: Twin, case: Case) -> Iterator[Claim]:
-    """Twice an image is as good a match, where a window has no part beyond the image and nothing is smoothed."""
+    """An image matches 2 times itself plus 1, in windows that lie within the image and without smoothing terms."""
     first, second = case.operands
     size = int(case.options.get("kernel_size", 3))
-    # No two neighbours alike, and few digits.
+    # Neighbours differ, and the values have few digits.
     image = np.sum([(k + 1) * x for k, x in enumerate(_grid(case))], axis=0) % 4
     image = np.broadcast_to(image, case.input.values.shape).copy()
     match = case.contiguous().with_values(**{first: image, second: 2 * image + 1})
@@ -164,7 +164,7 @@ def _room_for_a_window(case: Case) -> bool:
 
 
 def _independent(twin: Twin, case: Case) -> Iterator[Claim]:
-    """Every intensity of one image beside every one of the other: P_ab = P_a P_b, and what is smoothed is left."""
+    """Each intensity of one image meets each of the other: P_ab = P_a P_b, so only the smoothing terms remain."""
     first, second = np.meshgrid(np.arange(9) / 8, np.arange(5) / 4, indexing="ij")
     product = replace(
         case, operands={
@@ -177,13 +177,13 @@ def _independent(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _blind_to_the_range(twin: Twin, case: Case) -> Iterator[Claim]:
-    """The range of each image is its own, so that brightness and contrast do not count."""
+    """The range is taken from each image, so that brightness and contrast do not matter."""
     brighter = case.contiguous().with_values(**{name: 2 * o.values + 1 for name, o in case.operands.items()})
     yield from both(twin, case, brighter, lambda g: 2 * g)
 
 
 def _exactly_brighter(case: Case) -> bool:
-    """Whether twice the images and 1 are held by all types, and the second image in a type that holds them, too."""
+    """Return whether 2 times the images plus 1 is exact in all dtypes, and both images have one dtype."""
     numbers = [o.values for o in case.operands.values()]
     quarters = all(bool((np.isfinite(x) & (np.abs(x) <= 8) & (4 * x == np.round(4 * x))).all()) for x in numbers)
     return quarters and _same_type(case)
@@ -197,7 +197,7 @@ def _scale_zero_is_the_loss(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _a_point_becomes_the_kernel(twin: Twin, case: Case) -> Iterator[Claim]:
-    """Against an empty image, the squares of a smoothed point are those of the kernel along each axis."""
+    """A smoothed point is the kernel, so its squared difference to an empty image is the square of the kernel."""
     sigma, rank = 1.5, len(spatial(case))
     point = np.zeros((1, 1, *[21] * rank))
     point[(0, 0, *[10] * rank)] = 1
@@ -219,38 +219,40 @@ def _a_point_becomes_the_kernel(twin: Twin, case: Case) -> Iterator[Claim]:
 
 BENDING_ENERGY = (
     BOUNDED, MEAN, NONE_MEAN, NONE_SUM, needing(FLIPS, reduction="mean"),
-    Law("an affine field costs nothing", _affine_costs_nothing, {"normalize": False, "spacing": None},
+    Law("an affine field has no energy", _affine_costs_nothing, {"normalize": False, "spacing": None},
         _holds(_affine)),
     Law("the energy of a quadratic field is known", _quadratic_is_known, {"normalize": False, "reduction": "mean"},
         _holds(_quadratic)),
-    Law("a checkerboard costs, but for wide stencils", _checkerboard, {"normalize": False, "reduction": "mean"}),
-    Law("twice the field costs four times as much", _doubling_quadruples, {}, _ordinary),
+    Law("a checkerboard has a cost, except with wide stencils", _checkerboard,
+        {"normalize": False, "reduction": "mean"}),
+    Law("doubling the field quadruples the cost", _doubling_quadruples, {}, _ordinary),
 )  # fmt: skip
 DIFFUSION = (
     BOUNDED, MEAN, NONE_MEAN, NONE_SUM, needing(FLIPS, reduction="mean"),
-    Law("a translation adds nothing", _translation_adds_nothing, {}, _few_digits),
+    Law("a translation changes nothing", _translation_adds_nothing, {}, _few_digits),
     Law("the cost of a linear field is known", _slopes_are_known, {"normalize": False, "reduction": "none"},
         _holds(_affine)),
-    Law("a checkerboard costs, but for wide stencils", _checkerboard_of_slopes,
+    Law("a checkerboard has a cost, except with wide stencils", _checkerboard_of_slopes,
         {"normalize": False, "reduction": "mean"}),
-    Law("twice the field costs four times as much", _doubling_quadruples, {}, _ordinary),
+    Law("doubling the field quadruples the cost", _doubling_quadruples, {}, _ordinary),
 )  # fmt: skip
 LNCC = (
     BOUNDED, MEAN, NONE_MEAN, NONE_SUM, needing(FLIPS, reduction="mean"),
-    Law("the images may be exchanged", _symmetric, {}, _same_type),
-    Law("twice an image and one is a full match", _brighter,
+    Law("the two images can be exchanged", _symmetric, {}, _same_type),
+    Law("an image fully matches 2 times itself plus 1", _brighter,
         {"smooth_nr": 0.0, "smooth_dr": 0.0, "reduction": "none"}, _room_for_a_window),
 )  # fmt: skip
 GAUSSIAN = {"kernel_type": "gaussian"}
 MUTUAL_INFORMATION = (
     BOUNDED, MEAN, NONE_MEAN, NONE_SUM, NO_ORDER, FLIPS,
-    Law("the images may be exchanged", _symmetric, GAUSSIAN, _same_type),
-    Law("independent images tell nothing", _independent, {**GAUSSIAN, "smooth_nr": 1e-7, "smooth_dr": 1e-7}),
-    Law("brightness and contrast do not count", _blind_to_the_range, {"kernel_type": "b-spline"}, _exactly_brighter),
+    Law("the two images can be exchanged", _symmetric, GAUSSIAN, _same_type),
+    Law("independent images have no mutual information", _independent,
+        {**GAUSSIAN, "smooth_nr": 1e-7, "smooth_dr": 1e-7}),
+    Law("brightness and contrast do not matter", _blind_to_the_range, {"kernel_type": "b-spline"}, _exactly_brighter),
 )  # fmt: skip
 MULTI_SCALE = (
     BOUNDED, needing(FLIPS, reduction="mean"),
     Law("scale 0 is the loss itself", _scale_zero_is_the_loss, {"scales": [0], "reduction": "mean"}),
-    Law("a point becomes the kernel", _a_point_becomes_the_kernel,
+    Law("a smoothed point is the kernel", _a_point_becomes_the_kernel,
         {"loss": "squares", "normalize_kernel": False, "reduction": "mean"}),
 )  # fmt: skip

@@ -79,7 +79,7 @@ def _softmax_sums_to_zero(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _cropped(twin: Twin, case: Case, left_out: Array, without: Case) -> Iterator[Claim]:
-    """That the voxels `left_out`, (B, 1, *S), take no part: item by item, as they keep different numbers of voxels."""
+    """Claim that the voxels `left_out`, (B, 1, *S), do not count, for each item, as items keep different numbers."""
     for b in range(len(left_out)):
         keep = ~left_out[b, 0].ravel()
         if not keep.any():
@@ -122,7 +122,7 @@ def _several_classes(case: Case) -> bool:
 
 
 def _classes_are_counted(case: Case) -> bool:
-    """Whether the weights that a mean is divided by are there: a soft target may hold no class at all."""
+    """Return whether a weighted mean has a nonzero sum of weights; a soft target may hold no class at all."""
     options = SegmentationOptions(**{k: v for k, v in case.options.items() if k in ("to_onehot_y", "ignore_index")})
     x, target = case.input.values, case.operands["target"].values
     counted = np.where(kept_voxels(x, target, options), class_target(x, target, options), 0)
@@ -146,7 +146,7 @@ def _uniform_is_pooled_dice(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _same(twin: Twin, case: Case, other: Twin, question: Case) -> Iterator[Claim]:
-    """That another loss answers alike, up to the shape of its arguments."""
+    """Claim that another loss gives the same answer, up to the shape of its arguments."""
     here, there = ask_fast(twin, case), ask_fast(other, question)
     yield Claim("value", here.value.ravel(), there.value.ravel(), case)
     yield Claim("gradient", here.gradient.ravel(), there.gradient.ravel(), case)
@@ -159,13 +159,13 @@ def _focal_is_cross_entropy(twin: Twin, case: Case) -> Iterator[Claim]:
     weights = torch.tensor(case.weights(()), dtype=torch.float64)
     (gradient,) = torch.autograd.grad(want, x, weights)
     got = ask_fast(twin, case)
-    # torch subtracts terms of size 1: x - log(sum of exp), and p - g over the number of voxels.
+    # torch subtracts terms of size 1: x - log(sum of exp), and p - g divided by the number of voxels.
     yield Claim("value", got.value, want.detach().numpy(), case, scale=1.0 + want.item())
     yield Claim("gradient", got.gradient, gradient.numpy(), case, scale=float(weights.abs().max()) / labels.numel())
 
 
 def _wasserstein_of_equal_distances(twin: Twin, case: Case) -> Iterator[Claim]:
-    """With equal distances W = 1 - p of the true class, and the loss is a fraction of sums of that."""
+    """With equal distances, W = 1 - p of the true class, so that the loss is a simple fraction of sums over voxels."""
     x, labels = case.operands["input"].values.astype(np.longdouble), case.operands["target"].values
     p = np.exp(x - x.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
@@ -199,7 +199,7 @@ def _doubled(case: Case, option: str) -> Case:
 
 
 def _sum_of_means_over_voxels(twin: Twin, case: Case) -> Iterator[Claim]:
-    each = ask_fast(twin, case).value.astype(np.longdouble)  # NumPy adds up along an outer axis one by one
+    each = ask_fast(twin, case).value.astype(np.longdouble)  # NumPy sums along an outer axis naively
     summed = case.having(reduction="sum")
     means = each.reshape(*each.shape[:2], -1).mean(2)
     yield Claim("value", ask_fast(twin, summed).value, np.asarray(means.sum()), summed, float(np.abs(means).sum()))
@@ -210,18 +210,18 @@ def _integer_labels(case: Case) -> bool:
 
 
 ONE_HOT = Law(
-    "labels are their one-hot form", _one_hot_is_labels, {"to_onehot_y": True, "ignore_index": None}, _several_classes
+    "labels equal their one-hot form", _one_hot_is_labels, {"to_onehot_y": True, "ignore_index": None}, _several_classes
 )
-CROPPING = Law("ignored voxels might be cut out", _ignoring_is_cropping, {"ignore_index": LAST_CLASS})
+CROPPING = Law("ignored voxels can be cropped", _ignoring_is_cropping, {"ignore_index": LAST_CLASS})
 CLASSES = Law(
-    "classes have no order", _permuting_classes,
+    "the order of classes does not matter", _permuting_classes,
     {"include_background": True, "ignore_index": None, "reduction": "mean", "weighting_mode": "GDL"},
     _several_classes,
 )  # fmt: skip
 SOFTMAX = (
-    Law("softmax is blind to a constant", _adding_a_constant, {"softmax": True, "use_softmax": True},
+    Law("a constant added to all logits changes nothing", _adding_a_constant, {"softmax": True, "use_softmax": True},
         _constant_is_exact),
-    Law("softmax gradients sum to zero", _softmax_sums_to_zero, {"softmax": True, "use_softmax": True},
+    Law("gradients under a softmax sum to zero", _softmax_sums_to_zero, {"softmax": True, "use_softmax": True},
         _several_classes),
 )  # fmt: skip
 SEGMENTATION = (BOUNDED, MEAN, NO_ORDER, FLIPS, NONE_MEAN, NONE_SUM, ONE_HOT, CROPPING, CLASSES, *SOFTMAX)
@@ -231,22 +231,22 @@ JACCARD = (
         {"jaccard": False, "smooth_nr": 0.0, "smooth_dr": 0.0, "weight": None, "reduction": "none"}),
 )  # fmt: skip
 MASKED = (
-    Law("a mask of ones is no mask", _ones_are_no_mask),
-    Law("masked voxels might be cut out", _masking_is_cropping, {}, _hard_mask),
+    Law("a mask of ones has no effect", _ones_are_no_mask),
+    Law("masked voxels can be cropped", _masking_is_cropping, {}, _hard_mask),
 )
 TVERSKY = (Law("alpha = beta = 1/2 is Dice", _tversky_is_dice, {"alpha": 0.5, "beta": 0.5}),)
 GENERALIZED = (
-    Law("uniform weights are those of pooled Dice", _uniform_is_pooled_dice,
+    Law("uniform weights give the Dice loss pooled over classes", _uniform_is_pooled_dice,
         {"w_type": "uniform", "normalize_weights": False, "softmax": False, "to_onehot_y": False,
          "include_background": True, "ignore_index": None}),
 )  # fmt: skip
 WASSERSTEIN = (
     BOUNDED, MEAN, NO_ORDER, FLIPS, NONE_MEAN, NONE_SUM, CROPPING, CLASSES, *SOFTMAX,
-    Law("of equal distances the loss is known", _wasserstein_of_equal_distances,
+    Law("with equal distances the loss has a closed form", _wasserstein_of_equal_distances,
         {"dist_matrix": EQUAL_DISTANCES, "weighting_mode": "default", "ignore_index": None, "reduction": "none"}),
 )  # fmt: skip
-# A focal value belongs to a voxel, and "sum" is over the means of items; a mean that leaves out voxels, or weighs them,
-# is that over the batch.
+# The focal loss has one value per voxel. Its "sum" adds up the means of the items. If voxels are ignored or weighted,
+# its mean is one weighted mean over the batch.
 FOCAL = (
     BOUNDED, needing(MEAN, ignore_index=None), *(needing(law, reduction="mean") for law in (NO_ORDER, FLIPS)),
     needing(NONE_MEAN, ignore_index=None), ONE_HOT,
@@ -254,19 +254,19 @@ FOCAL = (
     Law("gamma = 0 is cross entropy", _focal_is_cross_entropy,
         {"gamma": 0.0, "use_softmax": True, "alpha": None, "weight": None, "reduction": "mean", "to_onehot_y": True,
          "include_background": True, "ignore_index": None}, _integer_labels),
-    Law("sum is that of means over voxels", _sum_of_means_over_voxels, {"reduction": "none", "ignore_index": None}),
+    Law("sum adds up the means over voxels", _sum_of_means_over_voxels, {"reduction": "none", "ignore_index": None}),
 )  # fmt: skip
 DICE_FOCAL = (
     BOUNDED, needing(MEAN, ignore_index=None), *(needing(law, reduction="mean") for law in (NO_ORDER, FLIPS)),
     needing(NONE_MEAN, ignore_index=None), ONE_HOT, needing(CROPPING, reduction="mean"),
     needing(CLASSES, alpha=None), *SOFTMAX,
     Law("a doubled weight doubles the loss", _scales_with("weight"), {"weight": PER_CHANNEL}),
-    Law("sum is that of means over voxels", _sum_of_means_over_voxels,
+    Law("sum adds up the means over voxels", _sum_of_means_over_voxels,
         {"reduction": "none", "ignore_index": None, "batch": False}),
 )  # fmt: skip
 DICE_CE = (
     BOUNDED, needing(MEAN, ignore_index=None, weight=None, ce_weight=None, to_onehot_y=True), NO_ORDER, FLIPS, ONE_HOT,
     CROPPING, CLASSES, *SOFTMAX,
-    Law("the mean is blind to the scale of ce_weight", _is_blind_to_the_scale_of("ce_weight"),
+    Law("the scale of ce_weight does not change the mean", _is_blind_to_the_scale_of("ce_weight"),
         {"ce_weight": PER_CHANNEL, "weight": None, "reduction": "mean"}, _classes_are_counted),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the gradients of some losses are sums of: the same sums of the sizes of their terms."""
+"""Magnitudes of the terms that the gradients of some losses add and subtract, to bound their rounding errors."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ def _arguments(truth: Truth) -> tuple[list[Array], Array, Mapping[str, Any]]:
 
 
 def generalized_dice_loss(truth: Truth) -> Array:
-    r"""Those of w/M (t' (N/M - 2) + (1 - t') N/M), each slope of which comes from sums that are rounded.
+    r"""Return the magnitudes of the terms of w/M (t' (N/M - 2) + (1 - t') N/M), the gradient of generalised Dice.
 
-    For a hard target one of the two is 0. For a soft one they may cancel while no change of the input moves their
-    rest by as much: what moves g moves the weight 1/V² against it.
+    Both slopes, N/M - 2 and N/M, come from sums that are rounded. For a hard target one of the two terms is 0. For a
+    soft target they may cancel, although no perturbation of the input moves their sum by as much: a perturbation of g
+    also moves the weight 1/V², in the opposite direction.
     """
     (x, target), cotangent, _ = _arguments(truth)
     given = reference_options(truth.case, gradient=True)
@@ -51,23 +52,24 @@ def generalized_dice_loss(truth: Truth) -> Array:
 
 
 def lncc(truth: Truth) -> Array:
-    """w_j (|A| |t - mean t| + 2 |B| |p - mean p|): the two terms of the gradient of LNCC, and what rounds A and B.
+    """Return w_j (|A| |t - mean t| + 2 |B| |p - mean p|), the terms of LNCC's gradient, with the rounding of A and B.
 
-    A = 2 c / D and B = -N / D² ∂D/∂s^p are made of the moments of their window, which are rounded. Each window rounds
-    its own: where the slopes of two windows cancel, no change of the input moves one of them alone. So what A and B
-    move by, if each term of c and each variance moves by its own size, counts as well. A mean is a number of float64,
-    whatever the type of the images, and rounded to it: in float64 that moves a contrast of a few roundoffs.
+    A = 2 c / D and B = -N / D² ∂D/∂s^p are computed from the moments of their window, which are rounded. Each window
+    rounds its own moments: where the slopes of two windows cancel, no perturbation of the input moves only one of them.
+    So the magnitude includes the changes of A and B that result if each term of c and each variance changes by its own
+    size. The means are float64 numbers, whatever the dtype of the images. If the images are float64, too, the rounding
+    of the means matters for a contrast of a few roundoffs.
     """
     (pred, target), cotangent, options = _arguments(truth)
     return _lncc(pred, target, cotangent, MEAN / truth.precision.u, **options)
 
 
-# The roundoff of the means of windows.
+# The unit roundoff of the means of windows.
 MEAN = 2.0**-53
 
 
 class _Moments(NamedTuple):
-    """The moments of each window, and the sizes of what they are sums of, each (B, C, *S)."""
+    """The moments of each window, and the magnitudes of the sums behind them; each is (B, C, *S)."""
 
     mean_t: Array
     mean_p: Array
@@ -75,7 +77,7 @@ class _Moments(NamedTuple):
     terms_of_c: Array
     d: Array
     slope: Array
-    of_d: Array  # how often D moves by its own size, relatively, as both variances do
+    of_d: Array  # the relative change of D, in multiples of D, if both variances change by their own size
 
 
 def _moments(pred: Array, target: Array, o: Any) -> _Moments:
@@ -91,7 +93,7 @@ def _moments(pred: Array, target: Array, o: Any) -> _Moments:
 
 
 def lncc_value(truth: Truth) -> Array:
-    """What (c² + ν) / D moves by, if each term of c and each variance moves by its own size, added to it."""
+    """Return the size of (c² + ν) / D plus its change if each term of c and each variance changes by its own size."""
     (pred, target), _, options = _arguments(truth)
     o = local_normalized_cross_correlation.LNCCOptions(**options)
     m = _moments(pred, target, o)
@@ -117,7 +119,7 @@ def _lncc(pred: Array, target: Array, cotangent: Array, rounding: float, **optio
 
 
 def mutual_information(truth: Truth) -> Array:
-    """The sum over bins of |slope of the weight| w |terms of Gamma|, Gamma the gradient in the histogram."""
+    """Return the sum over bins of |slope of the weight| w |terms of Gamma|, where Gamma is dL/dhistogram."""
     (pred, target), cotangent, options = _arguments(truth)
     o = global_mutual_information.MutualInformationOptions(**options)
     u = np.abs(reduce_adjoint(cotangent, pred.reshape(len(pred), -1)[:, 0], 1, o.reduction))
@@ -136,12 +138,12 @@ def _of_item(p: Array, t: Array, u: Array, o: Any) -> Array:
     low, high = p.min(), p.max()
     width = 1 if o.kernel_type == "gaussian" or high == low else high - low
     by_x = u * np.concatenate(terms) / p.size * o.num_bins / width
-    # What all voxels give to the extremes of the range is a sum over them.
+    # All voxels contribute to the gradient in the two extremes of the range, so the sum of their terms is added.
     return np.asarray(by_x if o.kernel_type == "gaussian" else by_x + by_x.sum()).reshape(p.shape)
 
 
 def multi_scale_lncc(truth: Truth, wrapped: Callable[..., Array], wrapped_gradient: Callable[..., Array]) -> Array:
-    """Those of the smoothed images, smoothed likewise; and what it makes of their gradient that they are rounded."""
+    """Return the terms of the loss of the smoothed images, smoothed again, plus the effect of rounding these images."""
     (pred, target), cotangent, options = _arguments(truth)
     ours = {name: value for name, value in options.items() if name not in ("ndim", "loss")}
     rng, u = np.random.default_rng(0), truth.real(truth.precision.u)

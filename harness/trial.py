@@ -1,4 +1,4 @@
-"""One case put to everything the harness has: the judge, a law, finite differences."""
+"""One trial: a case is judged against the reference, then checked by a law and by finite differences."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from twinloss.harness.truth import Truth
 from twinloss.harness.twin import Case, Twin
 from twinloss.harness.verdict import judge
 
-# What may be left of terms of size 1 that cancel, in float64.
+# The rounding error, in float64, that may remain when terms of size 1 cancel.
 CANCELLED = 2.0**-46
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of a case.
+    """The outcome of a case.
 
     Attributes:
         case: the case.
-        kind: what is wrong ("error", "value", "gradient", "law", "differences", "reference"), or None.
-        message: the same in words.
-        findings: on value and gradient, if it came to that.
-        truth: the reference's account.
-        answer: the fast twin's.
-        beyond: whether the law asks for what the fast twin was not made for.
+        kind: the kind of failure ("error", "value", "gradient", "law", "differences", "reference"), or None.
+        message: describes the failure.
+        findings: the judgement of value and gradient, if both twins gave an answer.
+        truth: the reference's results.
+        answer: the fast twin's results.
+        beyond: whether the law needs something that the fast twin does not support.
     """
 
     case: Case
@@ -42,9 +42,9 @@ class Trial:
     beyond: bool = False
 
 
-@np.errstate(all="ignore")  # the judge looks for NaN and infinity itself
+@np.errstate(all="ignore")  # the judge itself looks for NaN and infinity
 def examine(twin: Twin, case: Case, truth: Truth | None = None) -> Trial:
-    """Ask both twins, and judge; by a truth that is known already, if one is given."""
+    """Run both twins on a case and judge the result; `truth` saves the reference's work if it is known."""
     truth = truth or Truth(twin, case)
     try:
         answer = ask_fast(twin, case)
@@ -65,16 +65,17 @@ def examine(twin: Twin, case: Case, truth: Truth | None = None) -> Trial:
 
 
 def _with_bounds(twin: Twin, trial: Trial) -> Trial:
-    """A failure whose message also says by which value the loss leaves its bounds, if so."""
+    """Return the failed trial; if its value is outside the bounds of the loss, the message says so."""
     beyond = outside_its_bounds(twin, trial) if trial.kind == "value" else None
     return replace(trial, message=f"{trial.message}; {beyond}") if beyond else trial
 
 
 def only_rounding(twin: Twin, failed: Trial) -> bool:
-    """Whether a failure is one of digits: gone in float64, held to no more than float32's roundoff.
+    """Return whether a failure is only a loss of precision.
 
-    A gradient of nearly 0 that cancels from terms of size 1 is let go, too. NaN, infinity, and values that the loss
-    cannot have are not.
+    It is one if the case passes in float64, judged with the tolerance of its dtype but at least that of float32. A
+    gradient close to 0 that remains when terms of size 1 cancel is accepted, too. NaN, infinity and values outside
+    the bounds of the loss are never a matter of precision.
     """
     if failed.kind not in ("value", "gradient", "law") or any(np.isinf(found.ratio) for found in failed.findings):
         return False
@@ -89,9 +90,9 @@ def only_rounding(twin: Twin, failed: Trial) -> bool:
 
 
 def outside_its_bounds(twin: Twin, trial: Trial) -> str | None:
-    """What a value is, and what the loss can be, if no rounding of sums explains the difference."""
+    """Describe a value that lies outside the bounds of the loss by more than rounding explains, or return None."""
     case, answer = trial.case, trial.answer
-    # An input that is ill-conditioned is no excuse, as bounds hold for all inputs.
+    # The bounds hold for every input, so an ill-conditioned input is no excuse.
     if answer is None or not answer.value.size or not twin.domain(case):
         return None
     low, high = twin.bounds(twin.defaults() | dict(case.options), case.input.values.shape)
@@ -105,7 +106,7 @@ def outside_its_bounds(twin: Twin, trial: Trial) -> str | None:
 
 
 def describe(finding: Finding) -> str:
-    """A finding in a sentence."""
+    """Describe a finding in a sentence."""
     if np.isinf(finding.ratio):
         return f"{finding.part}: NaN, infinity or another shape, where the reference has something else"
     return (

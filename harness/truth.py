@@ -1,4 +1,4 @@
-"""The reference's account of a case: in any precision, and at nearby points."""
+"""The reference's results for a case: value, gradient and conditioning, in any precision and at nearby points."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from twinloss.harness.judgement import Precision, blocks
 from twinloss.harness.twin import Array, Case, Elementwise, Twin, function
 from twinloss.reference.activation import softmax
 
-# How far apart, relatively, nearby points are.
+# The relative distance of nearby points.
 STEP = 2.0**-10
 
-# How many nearby points are looked at, for the luck of single numbers and otherwise, and what counts as many numbers.
+# The number of nearby points for cases with few numbers (POINTS), where single roundings matter, and for others
+# (ROUNDS). A case has few numbers if it has less than MANY.
 POINTS = 20
 ROUNDS = 3
 MANY = 5000
 
-# How the numbers of the input are moved, by cosines of so many radians a number, or at random: 0 moves all alike, as
-# equal numbers are rounded alike, and others so slowly that a sum of neighbours moves, too, as it is rounded itself.
+# Directions in which the input is perturbed: a cosine wave with this many radians per number, or random for None.
+# Frequency 0 moves all numbers alike, since equal numbers are rounded alike. A slow wave also moves the sums of
+# neighbours, since these are rounded themselves.
 WAVES = (0.5, 0.0, None, None)
 
-# A gradient that moves by this share of the largest in its block, for a roundoff of the input, has jumped.
+# A gradient has jumped if a roundoff of the input moves it by more than this share of the largest in its block,
 JUMP = 2.0**-10
-# And by this many roundoffs of a twin's unit.
+# and by more than this many roundoffs of the twin's unit.
 MOVED = 64
 
 Move = Callable[[list[Array]], list[Array]]
 
 
 def reference_options(case: Case, gradient: bool = False) -> dict[str, Any]:
-    """The options as the reference takes them."""
+    """Return the options in the form that the reference takes."""
     made: dict[str, Any] = {}
     for name, value in case.options.items():
         made[name] = function(value.numpy) if isinstance(value, Elementwise) else value
@@ -45,41 +47,42 @@ def reference_options(case: Case, gradient: bool = False) -> dict[str, Any]:
 
 
 class Truth:
-    """The reference on the very numbers that the fast twin got, each result worked out when asked for."""
+    """The reference on exactly the numbers that the fast twin got; each result is computed on first use."""
 
     def __init__(self, twin: Twin, case: Case, real: type[np.floating[Any]] = np.longdouble) -> None:
-        """`real` is the type that the reference computes in."""
+        """Prepare the reference to compute in dtype `real`."""
         self.twin = twin
         self.case = case
         self.real = real
         self.precision = Precision.of(case.tolerance, real)
 
     def known_for(self, case: Case) -> Truth:
-        """The truth of a case of the same numbers in another type, with what this one has worked out."""
+        """Return the truth of a case with the same numbers in another dtype, reusing value and gradient."""
         other = Truth(self.twin, case, self.real)
         other.value, other.gradient = self.value, self.gradient
         return other
 
     @cached_property
     def value(self) -> Array:
-        """The value."""
+        """The value of the loss."""
         return self.value_of(self.case)
 
     @cached_property
     def gradient(self) -> Array:
-        """The gradient."""
+        """The gradient in the input."""
         return self.gradient_of(self.case)
 
     def plain_points(self) -> Iterable[tuple[Answer, Answer]]:
-        """The reference in the working precision and in its own, here and at nearby points.
+        """Return pairs of the reference in working precision and in its own, at this point and at nearby points.
 
-        At a single point the plain computation may be right by luck; where there are many voxels, that is less likely.
+        At a single point the plain computation may be right by luck. This is less likely with many voxels, so that
+        fewer points are enough.
         """
         return self._few_points if self.few else self._plain_points(ROUNDS)
 
     @cached_property
     def _few_points(self) -> list[tuple[Answer, Answer]]:
-        """The points of a small case, which the judge asks for once for each part and each answer."""
+        """The points of a small case, cached since the judge needs them once for each part and each answer."""
         return list(self._plain_points(POINTS))
 
     def _plain_points(self, rounds: int) -> Iterator[tuple[Answer, Answer]]:
@@ -97,11 +100,11 @@ class Truth:
 
     @property
     def few(self) -> bool:
-        """Whether the case has so few numbers that single roundings, and luck with them, count."""
+        """Whether the case has so few numbers that single roundings, and luck, matter."""
         return self.case.input.values.size < MANY
 
     def value_of(self, case: Case, real: type[np.floating[Any]] | None = None, move: Move | None = None) -> Array:
-        """The reference's value of any case, at the point to which `move` takes the arguments."""
+        """Return the reference's value of a case; `move` may perturb the arguments first."""
         operands = [operand.lifted(real or self.real) for operand in case.operands.values()]
         if move:
             operands = move(operands)
@@ -115,7 +118,7 @@ class Truth:
         move: Move | None = None,
         constants: Mapping[str, Any] | None = None,
     ) -> Array:
-        """The reference's gradient of any case, at the point to which `move` takes the arguments."""
+        """Return the reference's gradient of a case; `move` may perturb the arguments first."""
         real = real or self.real
         operands = [operand.lifted(real) for operand in case.operands.values()]
         if move:
@@ -126,7 +129,7 @@ class Truth:
             return np.asarray(self.twin.gradient(*operands, cotangent=cotangent, **options))
 
     def kappa(self, where: tuple[int, ...]) -> float:
-        """The conditioning of one element of the value: |f| + sum |x df/dx| + sum |c df/dc|."""
+        """Return the conditioning of one element of the value: |f| + sum |x df/dx| + sum |c df/dc|."""
         one = np.zeros(self.value.shape)
         one[where] = 1
         case = self.case
@@ -142,10 +145,11 @@ class Truth:
 
     @cached_property
     def _moves_of_the_rest(self) -> Array:
-        """How each element depends on the other real arguments, from a few random directions, and on each constant."""
+        """The conditioning of each element in the other real arguments, by random directions, and in the constants."""
         rng = np.random.default_rng(0)
         case = self.case
-        # Short, as a contrast of a few roundoffs is all that some images have; and long for the reference's own digits.
+        # The step is short, since some images have a contrast of only a few roundoffs. But it is much longer than a
+        # roundoff of the reference.
         step = self.real(max(self.precision.u / 8, 1024 * self.precision.u_ref))
 
         def slope(moved: Array) -> Array:
@@ -162,19 +166,19 @@ class Truth:
         return others
 
     def _size(self, x: Array) -> Array:
-        """What a roundoff of the input is relative to, so that its activation is off by a roundoff too."""
+        """Return the scale of a perturbation of the input that changes its activation by one roundoff."""
         act = self.case.options.get("other_act")
         if act is not None:
             with np.errstate(all="ignore"):
                 size: Array = np.abs(function(act.numpy)(x) / function(act.derivative)(x))
-            # Where the activation has no slope, no x makes up for its rounding.
+            # Where the activation has slope 0, no change of x explains its rounding.
             return np.fmax(np.abs(x), np.where(np.isinf(size), 0, size))
         return np.maximum(np.abs(x), 1) if self.twin.logits(self.case.options) else np.abs(x)
 
     def _rounded(
         self, operands: list[Array], step: float, rng: np.random.Generator, wave: float | None = None
     ) -> list[Array]:
-        """All real arguments off by up to `step`, relative to what they are rounded to; x at random, or in a wave."""
+        """Perturb all real arguments by up to `step` times their scale; the input at random, or by a wave."""
         x, *rest = operands
         if wave is None:
             directions = rng.uniform(-1, 1, x.shape).astype(x.dtype)
@@ -183,17 +187,17 @@ class Truth:
         return [x + step * self._size(x) * directions, *_scaled(rest, step, rng)]
 
     def constants(self) -> dict[str, float]:
-        """The real numbers among the options, given or by default."""
+        """Return the options that are real numbers, given or by default."""
         given = self.twin.defaults() | dict(self.case.options)
         return {name: given[name] for name in self.twin.constants if isinstance(given[name], float)}
 
     def spreads(self) -> Iterator[Array]:
-        """Per block, how far the gradient moves when all real inputs move by up to one roundoff: after each move."""
+        """Perturb all real numbers by up to one roundoff, again and again; yield each block's largest change so far."""
         rng = np.random.default_rng(0)
         u = self.precision.u
         worst = np.zeros(self.gradient.shape[:2], self.real)
         for k in range(len(WAVES)):
-            # In the reference's own type: a Python float does not move by 2^-53.
+            # The perturbation is added in the reference's dtype, as a Python float does not resolve 2^-53.
             constants = {k: self.real(c) * (1 + self.real(u * rng.uniform(-1, 1))) for k, c in self.constants().items()}
 
             def move(operands: list[Array], wave: float | None = WAVES[k]) -> list[Array]:
@@ -208,9 +212,10 @@ class Truth:
             yield worst
 
     def sizes(self) -> Array:
-        """Per block, the size of the terms whose difference the gradient may be: the largest gradient, or those below.
+        """Return for each block the magnitude of the terms that the gradient subtracts, at least its own magnitude.
 
-        A softmax's gradient is p_c sum_k p_k (h_c - h_k), h that in p, and every h is rounded. Other twins say it.
+        The gradient under a softmax is p_c sum_k p_k (h_c - h_k) with h = dL/dp, and every h is rounded. Other twins
+        state the magnitude as `terms`.
         """
         sizes = blocks(self.gradient)
         with np.errstate(all="ignore"):
@@ -223,13 +228,13 @@ class Truth:
         return np.maximum(sizes, blocks(terms))
 
     def own_value(self) -> float:
-        """How exactly the reference itself knows a value that is a difference."""
+        """Return the error of the reference in a value that is a difference of terms of size `unit`."""
         return 64 * self.precision.u_ref * self.twin.unit
 
     def own_gradient(self) -> Array:
-        """How exactly, per block, the reference itself knows its gradient."""
+        """Return an estimate of the error of the reference's gradient, for each block."""
         u_ref = self.precision.u_ref
-        # At a kink: 1 - 1e-30 is a tie with 1 for the reference, and no tie for a twin that keeps the 1e-30.
+        # At a kink, the reference sees 1 - 1e-30 as a tie with 1, but a twin that keeps the 1e-30 does not.
         floor = (u_ref if self.twin.kinks(self.case.options) else 1e4 * u_ref**2) * self.twin.unit
         worst = np.full(self.gradient.shape[:2], floor, self.real)
         for lower in (np.float64, np.float32):
@@ -241,7 +246,7 @@ class Truth:
         return worst
 
     def between(self, rounds: int = 4) -> tuple[Array, Array]:
-        """The smallest and largest gradient, element by element, at points a few roundoffs to either side."""
+        """Return the elementwise smallest and largest gradient at points a few roundoffs to either side."""
         low, high = self.gradient.copy(), self.gradient.copy()
         for k in range(rounds):
             for step in (4 * self.precision.u, -4 * self.precision.u):
@@ -256,7 +261,7 @@ class Truth:
 
 
 def softmax_terms(h: Array, p: Array) -> Array:
-    """p_c sum_{k != c} p_k (|h_c| + |h_k|): the terms of a gradient through a softmax p, of those |h| in it."""
+    """Return p_c sum_{k != c} p_k (|h_c| + |h_k|), the terms of a gradient through a softmax p; `h` holds the |h|."""
     terms = np.empty_like(p)
     for c in range(p.shape[1]):
         others = np.arange(p.shape[1]) != c
@@ -265,7 +270,7 @@ def softmax_terms(h: Array, p: Array) -> Array:
 
 
 def _scaled(operands: list[Array], step: Any, rng: np.random.Generator) -> list[Array]:
-    """Each real number times 1 + step * d, d random in [-1, 1]; whole numbers (labels, 0, 1) mean themselves."""
+    """Multiply each number by 1 + step * d, d random in [-1, 1]; whole numbers (labels, 0, 1) are exact and stay."""
     moved = []
     for a in operands:
         real = (a != np.round(a)) if a.dtype.kind == "f" else np.zeros(a.shape, bool)
@@ -276,16 +281,16 @@ def _scaled(operands: list[Array], step: Any, rng: np.random.Generator) -> list[
 
 
 def _drop_jumps(moves: Array, gradient: Array, least: float) -> None:
-    """Take out the elements that jumped across a kink: far more than rounding moves them, and judged by `between`.
+    """Set the changes of elements that jumped across a kink to 0; `Truth.between` is used to judge these.
 
-    Whatever moves by no more than `least` has not jumped: a gradient may be 0 by cancellation.
+    A change of at most `least` is no jump, since a gradient may be 0 by cancellation.
     """
     for i, norm in np.ndenumerate(blocks(gradient)):
         moves[i] = np.where(np.abs(moves[i]) > max(JUMP * norm, least), 0, moves[i])
 
 
 def _jitter(operands: list[Array], step: float, rng: np.random.Generator) -> list[Array]:
-    """The input moved to either side of where it is."""
+    """Move each element of the input up or down by `step` at random."""
     x, *rest = operands
     signs = rng.choice([-1.0, 1.0], x.shape).astype(x.dtype)
     return [x + step * np.maximum(np.abs(x), 1) * signs, *rest]

@@ -1,4 +1,4 @@
-"""What the harness knows of a loss: one record, and the cases that are put to its two twins."""
+"""The records that the harness works with: `Twin` describes a loss, and `Case` is one input for both versions of it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Array = npt.NDArray[Any]
 HALVES = ("float16", "bfloat16")
 DTYPES = ("float32", "float64", *HALVES)
 
-# How a tensor lies in memory, as the text of a function of the contiguous tensor `x`: snippets print
-# the very text that was run. Channels last falls back to contiguous where the rank does not fit.
+# Memory layouts of a tensor, each as the source of an expression in the contiguous tensor `x`, so that a snippet prints
+# exactly the code that was run. channels_last falls back to contiguous if the rank does not fit.
 LAYOUTS = {
     "contiguous": "x",
     "transposed": "x.mT.contiguous().mT",
@@ -39,27 +39,27 @@ LAYOUTS = {
 
 @cache
 def function(source: str, names: str = "x") -> Callable[..., Any]:
-    """The function of `names` whose body is the expression `source`; torch and np are at hand."""
+    """Compile the expression `source` to a function of the arguments `names`; torch and np are in scope."""
     made: Callable[..., Any] = eval(f"lambda {names}: {source}", {"torch": torch, "np": np})
     return made
 
 
 @dataclass(frozen=True)
 class Elementwise:
-    """An elementwise function of x as three expressions, so that snippets print what was run."""
+    """An elementwise function of x, kept as three source expressions so that snippets print the code that was run."""
 
     torch: str
     numpy: str
     derivative: str
 
     def __str__(self) -> str:
-        """What the option tables show."""
+        """Return the text that option tables show."""
         return self.torch
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What an option value may depend on: the sizes of a case, and what its target holds."""
+    """The properties of a case that an option value may depend on: its sizes, and whether the target holds labels."""
 
     batch: int
     classes: int
@@ -69,20 +69,20 @@ class Sizes:
 
 
 def unbounded(options: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[float, float]:
-    """The bounds of a loss of which none are known."""
+    """Return infinite bounds, for a loss without known bounds."""
     return -math.inf, math.inf
 
 
 @dataclass(frozen=True)
 class Ground:
-    """Narrows the shapes and targets of the cases that are drawn; whatever is None stays free.
+    """Restricts the shapes and targets of the drawn cases; an attribute that is None restricts nothing.
 
     Attributes:
-        channels: the numbers of channels of the input.
-        items: the sizes of the batch.
-        unit_axis: whether some spatial axis has size 1.
-        targets: the kinds of targets that have all channels, of `values.TARGETS`.
-        numbers: the kinds of numbers of the input, where they suit the options.
+        channels: allowed numbers of input channels.
+        items: allowed batch sizes.
+        unit_axis: whether some spatial axis must have size 1.
+        targets: allowed kinds of targets that have all channels, from `values.TARGETS`.
+        numbers: allowed kinds of input values, where they suit the options.
     """
 
     channels: tuple[int, ...] | None = None
@@ -94,48 +94,48 @@ class Ground:
 
 @dataclass(frozen=True)
 class PerCase:
-    """An option value that is known only when the case is, such as one weight per class."""
+    """An option value that depends on the case, such as one weight per class."""
 
     name: str
     make: Callable[[Sizes], Any]
 
     def __str__(self) -> str:
-        """What the option tables show."""
+        """Return the text that option tables show."""
         return self.name
 
 
 @dataclass(frozen=True)
 class Operand:
-    """One argument of a loss: exact numbers, and the type and layout in which the fast twin gets them."""
+    """One argument of a loss: its exact values, and the dtype and memory layout in which the fast twin gets them."""
 
     values: Array
     dtype: str
     layout: str = "contiguous"
 
     def tensor(self) -> torch.Tensor:
-        """The numbers as a tensor of their own."""
+        """Return the values as a new tensor."""
         made = torch.tensor(self.values).to(getattr(torch, self.dtype))
         laid: torch.Tensor = function(LAYOUTS[self.layout])(made)
         return laid
 
     def lifted(self, real: type[np.floating[Any]]) -> Array:
-        """The same numbers for the reference, in `real`; whole numbers stay whole."""
+        """Return the values for the reference, in dtype `real`; integers and booleans keep their dtype."""
         whole = self.values.dtype.kind in "iub"
         return self.values if whole else self.values.astype(real, copy=False)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One question: arguments, options, and what the loss's gradient is weighted with.
+    """One input for a loss: arguments, options and the upstream gradient.
 
     Attributes:
-        operands: the arguments of forward in order; the first one gets the gradient.
-        options: what differs from the defaults.
-        cotangent: weights of the loss's elements in what is differentiated, repeated to fill its
-            shape, or None for ones.
-        traits: how it was made, for the coverage: option and kind names to text.
-        law: the law that is tried on it.
-        judged_as: the type whose roundoff the answer is held to, if not that of the type under test.
+        operands: the arguments of forward, in order; the gradient is taken in the first one.
+        options: the options that differ from their defaults.
+        cotangent: the upstream gradient, that is the weight of each element of the loss. It is repeated to fill the
+            shape of the loss; None stands for ones.
+        traits: how the case was made, for the coverage report: names of options and kinds, and their values as text.
+        law: the law that is checked on this case.
+        judged_as: the dtype whose roundoff sets the tolerance, if it is not the dtype under test.
     """
 
     operands: Mapping[str, Operand]
@@ -146,94 +146,94 @@ class Case:
     judged_as: str | None = None
 
     def weights(self, shape: tuple[int, ...]) -> Array:
-        """The cotangent for a loss of a shape."""
+        """Return the upstream gradient for a loss of this shape."""
         return np.ones(shape) if self.cotangent is None else np.resize(self.cotangent, shape)
 
     @property
     def input(self) -> Operand:
-        """The argument that gets the gradient."""
+        """The first argument, in which the gradient is taken."""
         return next(iter(self.operands.values()))
 
     @property
     def dtype(self) -> str:
-        """The type under test."""
+        """The dtype under test."""
         return self.input.dtype
 
     @property
     def tolerance(self) -> str:
-        """The type whose roundoff the answer is held to."""
+        """The dtype whose roundoff sets the tolerance."""
         return self.judged_as or self.dtype
 
     def in_double(self) -> Case:
-        """The same numbers in float64, held to no more than float32's roundoff."""
+        """Return the case in float64, with the tolerance of its dtype but at least that of float32."""
         name = next(iter(self.operands))
         judged_as = "float32" if self.dtype == "float64" else self.dtype
         return replace(self.with_operand(name, replace(self.input, dtype="float64")), judged_as=judged_as)
 
     def having(self, **options: Any) -> Case:
-        """The same with other options; None takes an option out."""
+        """Return the case with other options; a value of None removes the option."""
         merged = {k: v for k, v in {**self.options, **options}.items() if v is not None}
         return replace(self, options=merged)
 
     def with_values(self, **values: Array) -> Case:
-        """The same with the numbers of some operands exchanged."""
+        """Return the case with new values for the named operands."""
         operands = {k: replace(o, values=values.get(k, o.values)) for k, o in self.operands.items()}
         return replace(self, operands=operands)
 
     def with_operand(self, name: str, operand: Operand) -> Case:
-        """The same with one operand exchanged."""
+        """Return the case with one operand replaced or added."""
         return replace(self, operands={**self.operands, name: operand})
 
     def contiguous(self) -> Case:
-        """The same, every operand contiguous."""
+        """Return the case with all operands contiguous."""
         return self.each(lambda values: values)
 
     def each(self, change: Callable[[Array], Array]) -> Case:
-        """The same with every operand's numbers changed alike, contiguous."""
+        """Return the case with `change` applied to the values of every operand, all contiguous."""
         operands = {k: Operand(change(o.values).copy(), o.dtype) for k, o in self.operands.items()}
         return replace(self, operands=operands)
 
 
 @dataclass(frozen=True)
 class Twin:
-    """A loss that exists twice. A new loss is a new record; all commands pick it up.
+    """A loss that is written twice. Each loss is one such record, which all commands use.
 
     Attributes:
-        name: how commands call it.
+        name: the name of the loss in commands.
         fast: the torch module.
         value: the reference, `value(*operands, **options)`.
-        gradient: its closed-form gradient, with `cotangent` and, for each option that is an
+        gradient: the closed-form gradient of the reference; it also takes `cotangent` and, for each option that is an
             `Elementwise`, `<option>_derivative`.
-        operands: names of the arguments, in order; the first one gets the gradient.
-        options: the values of each option that are tried, the default first.
-        cases: draws a case of a type; the options that are given are kept, and if asked for it is
-            a large one, beyond what a kernel does in one go.
-        allowed: whether options go together.
-        domain: whether the numbers of a case suit its options, as those of drawn cases do.
-        unit: the size of the terms whose difference the loss may be (1 - Dice: 1).
-        channels: how many the input has at least.
-        required: options without a default; the first of their values stands for it.
-        constants: options that are real numbers and so, like the input, known only to rounding.
-        logits: whether the input is logits: a rounded exponential is that of a logit that is off by
-            one roundoff of 1, however small the logit.
-        slope: dL/dp of the softmax p of the input, from a truth, or None where no softmax is asked for.
-        terms: the size of what each element of the gradient is a sum or difference of, from a truth.
-        value_terms: the size of what each element of the value is made of, from a truth, if its conditioning in the
-            arguments does not tell.
-        kinks: whether the loss has kinks under these options (clamp, tie): see judgement.py.
-        ranks: the spatial ranks that are drawn, of those that the loss has.
-        ground: the other sizes, and the targets, that are drawn.
-        bounds: the smallest and largest value for an input and target in the loss's domain, from all options and the
-            shape of the input; see `bounds.py`.
-        differentiable: whether the fast twin's gradient is judged; otherwise the judge skips it.
-        results: the types that the value may have, given a case; that of the gradient is always the input's.
-        infinite: whether infinite logits are drawn, of which each library decides for itself what they mean.
-        slopes: the further arguments in which the fast twin has a gradient, given a case.
-        origin: what another process can make the twin of, see `shards.py`, if it is not in the catalogue.
-        source: the statements that make the twin again, and bind the name of `fast`, if it is not in the catalogue.
-        laws: what must hold between the answers of the fast twin to related questions.
+        operands: the names of the arguments, in order; the gradient is taken in the first one.
+        options: the values to try for each option, the default first.
+        cases: makes a strategy of cases for a dtype. Options that are given are kept. The last argument asks for large
+            cases, which exceed what a kernel processes in one chunk.
+        allowed: whether a combination of options is valid.
+        domain: whether the values of a case suit its options, as those of drawn cases do.
+        unit: the magnitude of the terms that the loss may subtract (1 - Dice: 1).
+        channels: the smallest number of input channels.
+        required: options without a default; the first of their values is used in its place.
+        constants: options that are real numbers, and so are rounded like the input.
+        logits: whether the input holds logits. Then a relative error of one roundoff in exp(x) equals an absolute error
+            of one roundoff in x, however small x is.
+        slope: computes dL/dp from a truth, where p is the softmax of the input; None without a softmax.
+        terms: computes from a truth the magnitude of the terms that are added or subtracted in each element of the
+            gradient.
+        value_terms: the same for each element of the value, if its conditioning in the arguments is not enough.
+        kinks: whether the loss has kinks under these options (clamp, tie); see judgement.py.
+        ranks: the spatial ranks to draw, of those that the loss supports.
+        ground: restricts the other sizes and the targets that are drawn.
+        bounds: computes from all options and the shape of the input the smallest and largest value of the loss for an
+            input and target in its domain; see `bounds.py`.
+        differentiable: whether the gradient of the fast twin is judged; if not, the judge skips it.
+        results: the dtypes that the value of a case may have; the gradient always has the dtype of the input.
+        infinite: whether to draw infinite logits, whose meaning differs between libraries.
+        slopes: the names of the further arguments of a case in which the fast twin has a gradient.
+        origin: what another process needs to make the twin again if it is not in the catalogue; see `shards.py`.
+        source: the statements that make the twin again and bind the name of `fast`, if it is not in the catalogue.
+        laws: relations that must hold between answers of the fast twin.
         real: cases on real images.
-        benches: what `twinloss bench` times.
+        benches: the benchmarks that `twinloss bench` runs.
     """
 
     name: str
@@ -268,14 +268,14 @@ class Twin:
     benches: tuple[Bench, ...] = ()
 
     def laws_for(self, dtype: str) -> tuple[Law, ...]:
-        """Return the laws that say something about a type under test."""
+        """Return the laws that apply to a dtype under test."""
         return tuple(law for law in self.laws if dtype in law.dtypes)
 
     def defaults(self) -> dict[str, Any]:
-        """Each option at its default."""
+        """Return the default of each option."""
         return {name: values[0] for name, values in self.options.items()}
 
 
 def label(value: Any) -> str:
-    """An option value in tables and coverage."""
+    """Return the text for an option value in tables and in the coverage report."""
     return str(value) if isinstance(value, (PerCase, Elementwise, str)) else repr(value)

@@ -1,4 +1,4 @@
-"""The judge: an answer of the fast twin held against the truth, by the bounds of judgement.py."""
+"""The judge: it compares an answer of the fast twin with the reference, by the bounds of judgement.py."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from twinloss.harness.twin import Array
 
 
 def judge(truth: Truth, answer: Answer) -> tuple[Finding, ...]:
-    """Judge the value, and the gradient if the twin's is to be judged."""
+    """Judge the value, and the gradient if that of the twin is to be judged."""
     value = judge_value(truth, answer.value)
     return (value, judge_gradient(truth, answer.gradient)) if truth.twin.differentiable else (value,)
 
 
 def judge_value(truth: Truth, fast: Array) -> Finding:
-    """The value, element by element."""
+    """Judge the value element by element."""
     ref = truth.value
     if fast.shape != ref.shape or unlike(fast, ref, truth.precision.largest).any():
         return Finding("value", "fail", np.inf)
@@ -29,7 +29,7 @@ def judge_value(truth: Truth, fast: Array) -> Finding:
 
 
 def judge_gradient(truth: Truth, fast: Array) -> Finding:
-    """The gradient, block by block."""
+    """Judge the gradient block by block, a block being one channel of one item."""
     ref = truth.gradient
     largest = truth.precision.largest
     if fast.shape != ref.shape or any(unlike(fast[i], ref[i], largest, poles=True).any() for i in _blocks(ref)):
@@ -42,7 +42,7 @@ def judge_gradient(truth: Truth, fast: Array) -> Finding:
 
 
 def value_bounds(truth: Truth, errors: Array) -> Array:
-    """The bound of each element; with its kappa where the error needs it."""
+    """Return the bound of each element; kappa, which is costly, is computed only where the error exceeds the rest."""
     ref = truth.value
     scale = np.array(np.abs(ref))
     own = truth.own_value()
@@ -57,7 +57,7 @@ def value_bounds(truth: Truth, errors: Array) -> Array:
 
 
 def gradient_bounds(truth: Truth, errors: Array) -> Array:
-    """The bound of each block; it allows for as much as the errors need, and the costly is worked out last."""
+    """Return the bound of each block; costly allowances are computed only if the errors need them."""
     norms = blocks(truth.gradient)
     for scale, spread, own in _allowances(truth, norms):
         bounds = bound(scale, norms, truth.precision, spread, own)
@@ -67,7 +67,7 @@ def gradient_bounds(truth: Truth, errors: Array) -> Array:
 
 
 def _allowances(truth: Truth, norms: Array) -> Iterator[tuple[Array, Array | float, Array | float]]:
-    """What `bound` is made of, ever more of it: the size of the terms, the spread nearby, the reference's own error."""
+    """Yield arguments for `bound` that allow for more and more: size of the terms, nearby spread, reference's error."""
     yield norms, 0.0, 0.0
     sizes = truth.sizes()
     yield sizes, 0.0, 0.0
@@ -89,7 +89,7 @@ def _block_errors(fast: Array, ref: Array) -> Array:
 
 
 def _outside_errors(truth: Truth, fast: Array) -> Array:
-    """How far the gradient lies outside what the reference gives at nearby points."""
+    """Return how far the gradient lies outside the range of the reference's gradient at nearby points."""
     low, high = truth.between()
     with np.errstate(all="ignore"):
         outside = np.maximum(np.maximum(low - fast, fast - high), 0)

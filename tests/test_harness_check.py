@@ -131,7 +131,7 @@ def test_the_option_to_blame_is_named_and_the_rest_agrees(losses):
 def test_the_law_that_is_broken_is_named(losses):
     made = check(f"{losses}:Remembers", "dice", names=NAMES, options=MEAN, dtypes=("float32",), **FEW)
     assert made.verdict == "fail"
-    assert [probe.name for probe in made.laws if probe.failed] == ["a forward leaves no state"]
+    assert [probe.name for probe in made.laws if probe.failed] == ["a call leaves no state"]
 
 
 def test_a_value_without_a_gradient_is_an_error_unless_only_the_value_is_asked_for(losses):

@@ -37,7 +37,7 @@ def changed(report, change):
         (lambda row: row["worst"]["gradient"].update(bits=9.0), "bits of the gradient"),
         (lambda row: row["worst"]["value"].update(bits=None), "bits of the value"),
         (lambda row: row["bits_by_option"].update({"stencil=wide": 12.0}), "bits with stencil=wide"),
-        (lambda row: row["laws"].pop("axes have no direction"), "law 'axes have no direction'"),
+        (lambda row: row["laws"].pop("flipping the axes changes nothing"), "law 'flipping the axes changes nothing'"),
         (lambda row: row["pairs"].update(tried=1), "pairs of options"),
         (lambda row: row.update(interrupted=True), "row"),
         (lambda row: row.update(dtype="float64"), "row"),
