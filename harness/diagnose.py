@@ -27,7 +27,7 @@ from twinloss.harness.catalogue import find
 from twinloss.harness.findings import findings
 from twinloss.harness.segmentation_findings import wrong_labels
 from twinloss.harness.twin import DTYPES, Array, Twin
-from twinloss.reference.activation import sigmoid, softmax
+from twinloss.reference.steps.activation import sigmoid, softmax
 
 # Rows of the table of classes.
 ROWS = 48

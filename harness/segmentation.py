@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from twinloss.harness.twin import Array, Case, Elementwise, PerCase, Sizes, Twin
-from twinloss.reference.activation import softmax
+from twinloss.reference.steps.activation import softmax
 
 # In [0, 1], where the losses are defined, and with a derivative that torch itself does not lose to cancellation where
 # it saturates, as it does that of tanh, 1 - tanh^2: what is under test is the loss, not its caller's activation.

@@ -24,7 +24,7 @@ from twinloss.harness.general_laws import (
 from twinloss.harness.laws import Claim, Law, both
 from twinloss.harness.segmentation import EQUAL_DISTANCES, LAST_CLASS, PER_CHANNEL, PER_CLASS, has_labels
 from twinloss.harness.twin import Array, Case, Twin
-from twinloss.reference.segmentation import SegmentationOptions, class_target, kept_voxels
+from twinloss.reference.steps.segmentation import SegmentationOptions, class_target, kept_voxels
 
 
 def _permuting_classes(twin: Twin, case: Case) -> Iterator[Claim]:

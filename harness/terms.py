@@ -11,16 +11,11 @@ import numpy as np
 from twinloss import reference
 from twinloss.harness.truth import Truth, reference_options, softmax_terms
 from twinloss.harness.twin import Array
-from twinloss.reference import (
-    generalized_dice,
-    global_mutual_information,
-    local_normalized_cross_correlation,
-    parzen,
-    segmentation,
-)
-from twinloss.reference.activation import softmax
-from twinloss.reference.reduction import reduce, reduce_adjoint
-from twinloss.reference.window import cropped, padded, places
+from twinloss.reference import generalized_dice, global_mutual_information, local_normalized_cross_correlation
+from twinloss.reference.steps import parzen, segmentation
+from twinloss.reference.steps.activation import softmax
+from twinloss.reference.steps.reduction import reduce, reduce_adjoint
+from twinloss.reference.steps.window import cropped, padded, places
 
 
 def _arguments(truth: Truth) -> tuple[list[Array], Array, Mapping[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 from twinloss.harness.answers import Answer
 from twinloss.harness.judgement import Precision, blocks
 from twinloss.harness.twin import Array, Case, Elementwise, Twin, function
-from twinloss.reference.activation import softmax
+from twinloss.reference.steps.activation import softmax
 
 # The relative distance of nearby points.
 STEP = 2.0**-10

@@ -14,8 +14,8 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 
-from twinloss.reference.activation import Array
-from twinloss.reference.reduction import reduce, reduce_adjoint
+from twinloss.reference.steps.activation import Array
+from twinloss.reference.steps.reduction import reduce, reduce_adjoint
 
 # A linear map on fields: what is added up, as (factor, offset in voxels along each spatial axis).
 Stencil = list[tuple[float, tuple[int, ...]]]

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from twinloss.reference.activation import Array, log_probabilities, log_probabilities_adjoint
 from twinloss.reference.dice import DiceOptions, dice_loss, dice_loss_gradient
-from twinloss.reference.options import only, takes
-from twinloss.reference.segmentation import (
+from twinloss.reference.steps.activation import Array, log_probabilities, log_probabilities_adjoint
+from twinloss.reference.steps.options import only, takes
+from twinloss.reference.steps.segmentation import (
     Elementwise,
     Weight,
     as_volume,

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from twinloss.reference.activation import Array
 from twinloss.reference.dice import DiceOptions, dice_loss, dice_loss_gradient
 from twinloss.reference.focal import FocalOptions, focal_loss, focal_loss_gradient
-from twinloss.reference.options import only, takes
-from twinloss.reference.segmentation import Elementwise, Weight, first_class
+from twinloss.reference.steps.activation import Array
+from twinloss.reference.steps.options import only, takes
+from twinloss.reference.steps.segmentation import Elementwise, Weight, first_class
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from twinloss.reference.activation import Array
-from twinloss.reference.reduction import reduce, reduce_adjoint
+from twinloss.reference.steps.activation import Array
+from twinloss.reference.steps.reduction import reduce, reduce_adjoint
 
 Place = tuple[slice, ...]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from twinloss.reference.activation import Array
-from twinloss.reference.options import takes
-from twinloss.reference.reduction import reduce, reduce_adjoint
-from twinloss.reference.segmentation import (
+from twinloss.reference.steps.activation import Array
+from twinloss.reference.steps.options import takes
+from twinloss.reference.steps.reduction import reduce, reduce_adjoint
+from twinloss.reference.steps.segmentation import (
     Elementwise,
     OverlapOptions,
     overlap,

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from twinloss.reference.activation import Array, softmax, softmax_adjoint
-from twinloss.reference.options import takes
-from twinloss.reference.reduction import reduce, reduce_adjoint
+from twinloss.reference.steps.activation import Array, softmax, softmax_adjoint
+from twinloss.reference.steps.options import takes
+from twinloss.reference.steps.reduction import reduce, reduce_adjoint
 
 
 @dataclass(frozen=True, kw_only=True)

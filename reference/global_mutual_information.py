@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from twinloss.reference.activation import Array
-from twinloss.reference.options import takes
-from twinloss.reference.parzen import PADDING, ParzenOptions, samples
-from twinloss.reference.reduction import reduce, reduce_adjoint
+from twinloss.reference.steps.activation import Array
+from twinloss.reference.steps.options import takes
+from twinloss.reference.steps.parzen import PADDING, ParzenOptions, samples
+from twinloss.reference.steps.reduction import reduce, reduce_adjoint
 
 
 @dataclass(frozen=True, kw_only=True)

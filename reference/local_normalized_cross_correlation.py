@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from twinloss.reference.activation import Array
-from twinloss.reference.options import takes
-from twinloss.reference.reduction import reduce, reduce_adjoint
-from twinloss.reference.window import correlated, cropped, padded, places
+from twinloss.reference.steps.activation import Array
+from twinloss.reference.steps.options import takes
+from twinloss.reference.steps.reduction import reduce, reduce_adjoint
+from twinloss.reference.steps.window import correlated, cropped, padded, places
 
 Mean = tuple[Array, Array]  # rounded, and what is to be added to it
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from twinloss.reference.activation import Array
-from twinloss.reference.reduction import reduce, reduce_adjoint
-from twinloss.reference.window import correlated
+from twinloss.reference.steps.activation import Array
+from twinloss.reference.steps.reduction import reduce, reduce_adjoint
+from twinloss.reference.steps.window import correlated
 
 Loss = Callable[..., Array]
 

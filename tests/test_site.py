@@ -105,7 +105,7 @@ def test_all_that_is_written_by_hand_becomes_mathml_and_fits_the_code():
         for latex in [*known.beside.values(), *(symbol for symbol, _ in known.symbols)]:
             assert "\\" not in re.sub("<annotation.*</annotation>", "", formulas.mathml(latex)), latex
     for name, beside in record.table("steps").items():
-        source = inspect.getsource(importlib.import_module(f"twinloss.reference.{name}"))
+        source = inspect.getsource(importlib.import_module(f"twinloss.reference.steps.{name}"))
         assert code.unused(source, beside) == [], name
 
 

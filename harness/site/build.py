@@ -133,12 +133,14 @@ def _api(site: Site) -> None:
 
 
 def _code(site: Site) -> None:
-    for found in pkgutil.iter_modules(reference.__path__):
-        name = found.name
-        module = importlib.import_module(f"twinloss.reference.{name}")
+    for found in pkgutil.walk_packages(reference.__path__, "twinloss.reference."):
+        if found.ispkg:
+            continue
+        module, name = importlib.import_module(found.name), found.name.rpartition(".")[2]
         beside = next((each.beside for each in site.records if each.module is module), table("steps").get(name, {}))
         lines = code.lines(inspect.getsource(module), beside)
-        site.page(f"code/{name}.html", "code.html", f"reference/{name}.py", "code", lines=lines, name=name)
+        title = f"{found.name.removeprefix('twinloss.').replace('.', '/')}.py"
+        site.page(f"code/{name}.html", "code.html", title, "code", lines=lines, name=name)
 
 
 def _text(html: str) -> str:

@@ -13,7 +13,7 @@ from twinloss import reference
 from twinloss.harness import brain, real
 from twinloss.harness.site.record import Record
 from twinloss.harness.twin import Array, Twin
-from twinloss.reference.parzen import ParzenOptions, samples
+from twinloss.reference.steps.parzen import ParzenOptions, samples
 
 SHIFTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)  # voxels, of 1 mm
 GREY_MATTER = 2

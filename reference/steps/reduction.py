@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from twinloss.reference.activation import Array
+from twinloss.reference.steps.activation import Array
 
 
 def reduce(loss: Array, ndim: int, reduction: str) -> Array:

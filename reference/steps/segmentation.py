@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twinloss.reference.activation import Array, sigmoid, sigmoid_adjoint, softmax, softmax_adjoint
+from twinloss.reference.steps.activation import Array, sigmoid, sigmoid_adjoint, softmax, softmax_adjoint
 
 Elementwise = Callable[[Array], Array]
 Weight = float | Sequence[float] | Array | None

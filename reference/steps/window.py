@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from twinloss.reference.activation import Array
+from twinloss.reference.steps.activation import Array
 
 Slices = tuple[slice, ...]
 

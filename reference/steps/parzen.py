@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twinloss.reference.activation import Array
+from twinloss.reference.steps.activation import Array
 
 PADDING = 2  # bins beyond either end of the range: a cubic B-spline reaches so far
 BLOCK = 2**13  # voxels whose weights of all bins are held at a time

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import twinloss.reference
-from twinloss.reference.activation import (
+from twinloss.reference.steps.activation import (
     log_sigmoid,
     log_softmax,
     log_softmax_adjoint,

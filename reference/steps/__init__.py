@@ -1,0 +1,1 @@
+"""The steps that several papers share: activations, sums over voxels, windows, histograms, reductions."""
