@@ -16,9 +16,9 @@ from twinloss.harness.bench.competitors import COMPILED, EAGER, FAST, PLAIN, PLA
 from twinloss.harness.bench.records import Outcome, Records, Run, by_loss, geometric_mean, load
 from twinloss.harness.bench.roofline import Rates, floor
 from twinloss.harness.bench.timing import Times, times
-from twinloss.harness.catalogue import TWINS, find
-from twinloss.harness.cli_bench import app
-from twinloss.harness.peers import SMP, YARDSTICK
+from twinloss.harness.cli.bench import app
+from twinloss.harness.losses.catalogue import TWINS, find
+from twinloss.harness.losses.peers import SMP, YARDSTICK
 
 RUN = Run("twinloss bench", {"cpu": "a processor", "cores": 2}, {"torch": "2"}, {"2": Rates(1e9, 2e9, 4e9, 1e9)})
 NAMES = ("dice", "focal", "bending_energy")

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from twinloss.fast import DiceCELoss, FocalLoss
-from twinloss.harness import laws
-from twinloss.harness.catalogue import TWINS, find
-from twinloss.harness.general_laws import NONE_MEAN
-from twinloss.harness.protocol import ROUNDED_ONCE
-from twinloss.harness.trial import examine, outside_its_bounds
-from twinloss.harness.twin import Case, Operand, unbounded
+from twinloss.harness.judging import law_check
+from twinloss.harness.judging.trial import examine, outside_its_bounds
+from twinloss.harness.losses.catalogue import TWINS, find
+from twinloss.harness.losses.general_laws import NONE_MEAN
+from twinloss.harness.losses.module_laws import ROUNDED_ONCE
+from twinloss.harness.model.operand import Operand
+from twinloss.harness.model.twin import Case, unbounded
 
 
 class RoundedTwice(torch.nn.Module):
@@ -50,8 +51,8 @@ def soft_case(dtype="float64", **options):
 
 def test_terms_that_are_rounded_to_the_half_one_by_one_break_the_law_of_one_rounding():
     twin, case = find("dice_ce"), soft_case("bfloat16", sigmoid=True)
-    assert laws.breach(ROUNDED_ONCE, twin, case) is None
-    assert "law 'a half type is rounded once'" in laws.breach(ROUNDED_ONCE, replace(twin, fast=RoundedTwice), case)
+    assert law_check.breach(ROUNDED_ONCE, twin, case) is None
+    assert "law 'a half type is rounded once'" in law_check.breach(ROUNDED_ONCE, replace(twin, fast=RoundedTwice), case)
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.name)
@@ -86,8 +87,8 @@ def test_a_mean_that_is_finite_where_the_voxels_are_not_breaks_the_law_of_the_me
     x, g = case.input.values.copy(), case.operands["target"].values.copy()
     x[0, 0, 0], g[0, 0, 0] = np.nan, 1
     case = case.with_values(input=x, target=g)
-    assert laws.breach(NONE_MEAN, twin, case) is None
-    assert "not finite" in laws.breach(NONE_MEAN, replace(twin, fast=MeanOfTheFinite), case)
+    assert law_check.breach(NONE_MEAN, twin, case) is None
+    assert "not finite" in law_check.breach(NONE_MEAN, replace(twin, fast=MeanOfTheFinite), case)
 
 
 class Detached(FocalLoss):
@@ -139,4 +140,4 @@ def test_law_of_sums_does_not_blame_a_loss_for_the_rounding_of_NumPy():
     rng, shape = np.random.default_rng(1), (1, 3, 4096)
     x, target = rng.integers(-12, 13, shape) / 4, rng.integers(0, 2, shape)
     operands = {"input": Operand(x, "float64", "transposed"), "target": Operand(target, "int64", "transposed")}
-    assert laws.breach(law, twin, Case(operands, {"sigmoid": True, "reduction": "none"})) is None
+    assert law_check.breach(law, twin, Case(operands, {"sigmoid": True, "reduction": "none"})) is None

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from twinloss.harness.catalogue import find
-from twinloss.harness.line import Bench
-from twinloss.harness.twin import Twin
+from twinloss.harness.losses.catalogue import find
+from twinloss.harness.model.benchmark_spec import BenchmarkSpec
+from twinloss.harness.model.twin import Twin
 
 BASE = 96
 SIZES = (32, 64, 128, 192, 256)
@@ -64,7 +64,7 @@ class Case:
         return find(self.loss)
 
     @property
-    def line(self) -> Bench:
+    def line(self) -> BenchmarkSpec:
         """The benchmark specification, adapted to the number of classes."""
         line = next(line for line in self.twin.benches if line.name == self.name)
         return line if self.classes is None or line.of_classes is None else line.of_classes(self.classes)

@@ -15,8 +15,8 @@ import torch
 
 from twinloss.fast import backend
 from twinloss.harness.bench.cases import Case
-from twinloss.harness.line import Loss
-from twinloss.harness.peers import YARDSTICK
+from twinloss.harness.losses.peers import YARDSTICK
+from twinloss.harness.model.benchmark_spec import LossFunction
 
 FAST, EAGER, COMPILED = "twinloss", "MONAI", "MONAI compiled"
 PLAIN, PLAIN_COMPILED = "plain torch", "plain torch compiled"
@@ -51,7 +51,7 @@ def versions_of_others() -> dict[str, str]:
     return found
 
 
-def loss_of(case: Case, name: str) -> Loss:
+def loss_of(case: Case, name: str) -> LossFunction:
     """Create the loss of a competitor, compiled if its name says so.
 
     Raises:

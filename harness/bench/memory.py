@@ -20,6 +20,7 @@ import torch
 from twinloss.harness.bench.cases import Case
 from twinloss.harness.bench.competitors import Step, step_of
 from twinloss.harness.bench.timing import quiet, threads
+from twinloss.harness.system.memory import process_status
 
 
 def memory_of(case: Case, name: str) -> float | None:
@@ -55,9 +56,9 @@ def weigh(case: Case, name: str) -> float:
         step()
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
-        before = status("VmRSS")
+        before = process_status("VmRSS")
         step()
-    return (status("VmHWM") - before) / _gradient(operands)
+    return (process_status("VmHWM") - before) / _gradient(operands)
 
 
 def _gradient(operands: list[torch.Tensor]) -> int:
@@ -74,9 +75,3 @@ def _on_gpu(case: Case, name: str) -> float:
         before = torch.cuda.memory_allocated()
         step()
     return (torch.cuda.max_memory_allocated() - before) / _gradient(operands)
-
-
-def status(name: str) -> int:
-    """Read a field of /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))

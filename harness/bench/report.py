@@ -13,7 +13,7 @@ from twinloss.harness.bench.cases import sweep
 from twinloss.harness.bench.competitors import FAST
 from twinloss.harness.bench.records import Outcome, Records, by_loss, geometric_mean, rates_of
 from twinloss.harness.bench.roofline import Floor, floor
-from twinloss.harness.catalogue import TWINS
+from twinloss.harness.losses.catalogue import TWINS
 
 TARGET_MEAN, TARGET_LEAST = 4.0, 1.5
 # Losses that the documentation of MONAI 0.5 does not have. The target mean is defined over the losses that it has.
