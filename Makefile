@@ -18,10 +18,11 @@ verify: $(VERIFY)  ## look for an input on which a fast loss differs from its re
 test: $(INSTALLED)  ## run the tests and the doctests
 	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
-lint: $(INSTALLED)  ## ruff, and mypy --strict on reference and harness
+lint: $(INSTALLED)  ## ruff, mypy --strict on reference and harness, and which part may import which
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(INSTALLED)  ## time the fast losses
 	$(BIN)/twinloss bench $(ARGS)
@@ -45,7 +46,7 @@ $(INSTALLED): $(VERIFY)
 	@touch $@
 
 clean:  ## remove the environment and all that tools left behind
-	rm -rf $(VENV) build dist site twinloss-report .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site twinloss-report .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find reference fast harness src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:

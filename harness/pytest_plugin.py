@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from twinloss.harness.checking import Check
+    from twinloss.harness.commands.check import Check
 
 
 class Differs(AssertionError):
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
             "`twinloss list` has their names"
         )
     if losses:
-        from twinloss.harness.catalogue import UnknownLossError, find
+        from twinloss.harness.losses.catalogue import UnknownLossError, find
 
         try:
             losses = [find(name).name for name in losses]
@@ -67,7 +67,7 @@ class TwinItem(pytest.Item):
 
     def runtest(self) -> None:
         """Hunt."""
-        from twinloss.harness.cli_check import pairs, value
+        from twinloss.harness.commands.arguments import pairs, value
 
         option = self.config.getoption
         given = pairs(option("--twinloss-option"), "--twinloss-option")
@@ -83,9 +83,10 @@ class TwinItem(pytest.Item):
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """What differs or cannot be called, and no traceback of ours."""
-        from twinloss.harness.loading import TargetError
+        from twinloss.harness.commands.arguments import ArgumentError
+        from twinloss.harness.hunting.loading import TargetError
 
-        plain = isinstance(excinfo.value, Differs | TargetError)
+        plain = isinstance(excinfo.value, ArgumentError | Differs | TargetError)
         return str(excinfo.value) if plain else super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[str, None, str]:
@@ -101,7 +102,7 @@ def run_check(target: Any, like: str, **more: Any) -> Check:
     """
     __tracebackhide__ = True
     from twinloss.harness import check
-    from twinloss.harness.cli_check import story
+    from twinloss.harness.commands.check import story
 
     made = check(target, like, **more)
     if made.failed:

@@ -33,12 +33,13 @@ def site(tmp_path_factory):
 def _build(home):
     from site_parts import small_brain, small_run
 
-    from twinloss.harness import real, report, warp
+    from twinloss.harness.commands import report
+    from twinloss.harness.data import brain, warp
     from twinloss.harness.site.build import Plan, build
 
     report.write(small_run(), home)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(real, "brain", small_brain)
+        patch.setattr(brain, "load_brain", small_brain)
         patch.setattr(warp, "load_brain", small_brain)
         warp.load_warped.cache_clear()
         build(Plan(home / "site", home, Path(__file__).parent.parent / "reports"))

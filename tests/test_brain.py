@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from twinloss.harness.brain import VARIANCE_FLOOR, load_brain
+from twinloss.harness.data.brain import VARIANCE_FLOOR, load_brain
 
 S = (197, 233, 189)
 

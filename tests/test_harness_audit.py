@@ -5,8 +5,8 @@ from pathlib import Path
 import monai
 import pytest
 
-from twinloss.harness.audit import PACKAGES, PEERS, LibraryError, as_markdown, audit
-from twinloss.harness.catalogue import catalogue
+from twinloss.harness.commands.audit import PACKAGES, PEERS, LibraryError, as_markdown, audit
+from twinloss.harness.losses.catalogue import catalogue
 
 REPORT = Path(__file__).parents[1] / "reports" / "errata.md"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from twinloss.harness.batch_files import BatchError, Found, load
+from twinloss.harness.diagnosis.batch_files import BatchError, Found, load
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.standard_normal((5, 7, 4)).astype(np.float32)

@@ -16,9 +16,9 @@ from twinloss.harness.bench.competitors import COMPILED, EAGER, FAST, PLAIN, PLA
 from twinloss.harness.bench.records import Outcome, Records, Run, by_loss, geometric_mean, load
 from twinloss.harness.bench.roofline import Rates, floor
 from twinloss.harness.bench.timing import Times, times
-from twinloss.harness.catalogue import TWINS, find
-from twinloss.harness.cli_bench import app
-from twinloss.harness.peers import SMP, YARDSTICK
+from twinloss.harness.cli.bench import app
+from twinloss.harness.losses.catalogue import TWINS, find
+from twinloss.harness.losses.peers import SMP, YARDSTICK
 
 RUN = Run("twinloss bench", {"cpu": "a processor", "cores": 2}, {"torch": "2"}, {"2": Rates(1e9, 2e9, 4e9, 1e9)})
 NAMES = ("dice", "focal", "bending_energy")
@@ -72,26 +72,26 @@ def test_summary_lists_every_case_that_is_slower_and_every_one_that_takes_too_mu
         ]
     )
     said = report.summary(kept)
-    assert f"2 of {len(TWINS) - 1} losses of MONAI 0.5's documentation: **{math.sqrt(4 * 1.5):.2f}**" in said[0]
-    assert "**1.50**, focal, 2×4×96³, 2 threads against MONAI" in said[1]
+    assert f"2 of {len(TWINS) - 1} losses in the documentation of MONAI 0.5: **{math.sqrt(4 * 1.5):.2f}**" in said[0]
+    assert "**1.50**, focal, 2×4×96³, 2 threads over MONAI" in said[1]
     assert said[2:4] == [
-        "* Slower than a competitor, of all 4 cases: 1.",
-        "  * dice, 2×4×32³, 2 threads: 0.80 against MONAI; 4.93 of 5.00 ms are not the time of its voxels, as the base "
-        "case has it",
+        "* Cases slower than a competitor, out of 4: 1.",
+        "  * dice, 2×4×32³, 2 threads: speed-up 0.80 over MONAI; 4.93 of 5.00 ms are overhead beyond the time per "
+        "voxel of the base case",
     ]
-    # The gradient at 32³ is a mebibyte: pages weigh more.
+    # The gradient at 32³ has 1 MiB, which is too small to measure memory reliably.
     assert said[4:6] == [
-        "* Beyond the memory that is allowed: 1.",
-        "  * dice, 2×4×96³, 2 threads: 1.30 gradients, 1.2 allowed",
+        "* Cases that exceed the memory limit: 1.",
+        "  * dice, 2×4×96³, 2 threads: 1.30 × gradient, limit 1.2",
     ]
-    assert said[6:8] == ["* Not timed: 1.", "  * focal, 2×4×64³, 2 threads: RuntimeError: no"]
+    assert said[6:8] == ["* Cases that could not be timed: 1.", "  * focal, 2×4×64³, 2 threads: RuntimeError: no"]
     cases = len(sweep(TWINS, 2))
-    assert said[8] == f"* Not reached yet, of the {cases} cases of the sweep: {cases - 4}."
+    assert said[8] == f"* Cases of the sweep that have not run yet, out of {cases}: {cases - 4}."
 
 
 def test_a_slower_case_that_takes_as_long_for_a_voxel_as_the_base_case_is_not_put_down_to_calls():
     kept = Records([made("dice", twinloss=2, MONAI=8), made("dice", "size", 192, twinloss=17, MONAI=16)])
-    assert "  * dice, 2×4×192³, 2 threads: 0.94 against MONAI" in report.summary(kept)
+    assert "  * dice, 2×4×192³, 2 threads: speed-up 0.94 over MONAI" in report.summary(kept)
 
 
 def test_limits_are_bandwidth_without_exponentials_and_their_time_with_them():
@@ -107,7 +107,7 @@ def test_limits_are_bandwidth_without_exponentials_and_their_time_with_them():
     assert focal.exponentials_ms == pytest.approx(2 * voxels * 4 / 4e9 * 1e3)
     *_, of_bending, of_dice, _ = report.summary(Records([bending, dice]))
     assert of_bending == f"  * bending_energy: {voxels * 24 / 2e9 / 0.05:.0%} of the bandwidth"
-    assert of_dice == f"  * dice: {0.05 / (2 * voxels * 8 / 4e9):.2f} times the time of its exponentials"
+    assert of_dice == f"  * dice: {0.05 / (2 * voxels * 8 / 4e9):.2f} × the time of its exponentials"
 
 
 def test_rates_of_the_machine_are_of_a_likely_size():
@@ -133,9 +133,9 @@ def test_the_mean_that_is_wanted_is_that_of_the_documented_losses_and_that_of_al
     of_two = "\n".join(
         report.summary(Records([made("dice", twinloss=1, MONAI=8), made("diffusion", twinloss=1, MONAI=2)]))
     )
-    assert "documentation: **8.00** (4 wanted)" in of_two
-    assert "The same with diffusion: 4.00" in of_two
-    assert "The same with" not in "\n".join(report.summary(Records([made("dice", twinloss=1, MONAI=8)])))
+    assert "documentation of MONAI 0.5: **8.00** (target: 4)" in of_two
+    assert "The same mean including diffusion: 4.00" in of_two
+    assert "The same mean" not in "\n".join(report.summary(Records([made("dice", twinloss=1, MONAI=8)])))
 
 
 def test_a_case_of_another_size_is_no_base_case_and_takes_no_place_of_the_sweep():
@@ -156,7 +156,7 @@ def test_the_command_writes_adds_and_resumes(tmp_path):
     assert [each.case.loss for each in kept.outcomes] == list(NAMES)
     assert all(each.times[FAST].median_ms > 0 and each.times[EAGER].median_ms > 0 for each in kept.outcomes)
     text = (tmp_path / "benchmarks.md").read_text()
-    assert f"geometric mean of the 3 of {len(TWINS) - 1} losses of MONAI 0.5's documentation" in text
+    assert f"geometric mean over 3 of {len(TWINS) - 1} losses in the documentation of MONAI 0.5" in text
     before = (tmp_path / "benchmarks.json").read_bytes()
     quick("dice", "--out", str(tmp_path), "--resume")
     assert (tmp_path / "benchmarks.json").read_bytes() == before

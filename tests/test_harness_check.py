@@ -10,12 +10,14 @@ import torch
 from typer.testing import CliRunner
 
 from twinloss import fast
-from twinloss.harness import check, cli, cli_check
-from twinloss.harness.deviations import DeviationsError
-from twinloss.harness.hunt import hunt
-from twinloss.harness.snippet import shortened
-from twinloss.harness.target import TargetError, Wiring, as_twin
+from twinloss.harness import check
+from twinloss.harness.cli.main import with_all_commands
+from twinloss.harness.hunting.deviations import DeviationsError
+from twinloss.harness.hunting.hunt import hunt
+from twinloss.harness.hunting.snippet import shortened
+from twinloss.harness.hunting.target import TargetError, Wiring, as_twin
 
+APP = with_all_commands()
 LOSSES = '''
 import torch
 
@@ -131,7 +133,7 @@ def test_the_option_to_blame_is_named_and_the_rest_agrees(losses):
 def test_the_law_that_is_broken_is_named(losses):
     made = check(f"{losses}:Remembers", "dice", names=NAMES, options=MEAN, dtypes=("float32",), **FEW)
     assert made.verdict == "fail"
-    assert [probe.name for probe in made.laws if probe.failed] == ["a forward leaves no state"]
+    assert [probe.name for probe in made.laws if probe.failed] == ["a call leaves no state"]
 
 
 def test_a_value_without_a_gradient_is_an_error_unless_only_the_value_is_asked_for(losses):
@@ -282,20 +284,19 @@ def test_the_command_tells_writes_and_exits(losses, tmp_path):
     out = tmp_path / "out"
     target = ["check", f"{losses}:WrongInBatch", "--as", "dice", "--map", "softmax=with_softmax"]
     more = ["--option", "reduction=mean", "--dtype", "float32", "--examples", "40", "--seed", "0", "--report", str(out)]
-    done = CliRunner().invoke(cli.app, target + more)
+    done = CliRunner().invoke(APP, target + more)
     assert done.exit_code == 1, done.output
     assert "Differs with batch=True" in done.output
     assert "[[xfail]]" in done.output
     row = json.loads((out / "report.json").read_text())["rows"][0]
     assert row["verdict"] == "fail"
     assert (out / "dice_float32_generated.py").exists()
-    assert cli_check.app is cli.app
 
 
 def test_a_bad_target_is_a_matter_of_usage(tmp_path):
-    done = CliRunner().invoke(cli.app, ["check", "missing.py:Dice", "--as", "dice", "--report", str(tmp_path)])
+    done = CliRunner().invoke(APP, ["check", "missing.py:Dice", "--as", "dice", "--report", str(tmp_path)])
     assert done.exit_code == 2
-    done = CliRunner().invoke(cli.app, ["check", "math:sin", "--as", "dise", "--report", str(tmp_path)])
+    done = CliRunner().invoke(APP, ["check", "math:sin", "--as", "dise", "--report", str(tmp_path)])
     assert done.exit_code == 2
     assert "dice" in done.output
 

@@ -12,13 +12,15 @@ import pytest
 from typer.testing import CliRunner
 
 from twinloss import __version__
-from twinloss.harness import hunt, real, shards, trial
-from twinloss.harness.catalogue import TWINS, UnknownLossError, find
-from twinloss.harness.cli import app
+from twinloss.harness.cli.main import with_all_commands
+from twinloss.harness.data import brain
+from twinloss.harness.hunting import hunt, parallel
+from twinloss.harness.judging import trial
+from twinloss.harness.losses.catalogue import TWINS, UnknownLossError, find
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"})
+    return CliRunner().invoke(with_all_commands(), list(arguments), env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"})
 
 
 def test_version():
@@ -79,7 +81,7 @@ def test_missing_brain_is_a_note_and_no_failure(monkeypatch, tmp_path):
     def missing():
         raise ImportError("nilearn is missing")
 
-    monkeypatch.setattr(real, "brain", missing)
+    monkeypatch.setattr(brain, "load_brain", missing)
     done = run("verify", "dice", "--dtype", "bfloat16", "--examples", "5", "--seed", "0", "--report",
                str(tmp_path), "--jobs", "1")  # fmt: skip
     assert "real images left out: nilearn is missing" in re.sub(r"\s+", " ", done.output)
@@ -158,13 +160,13 @@ def test_processes_end_with_one_that_is_killed(tmp_path):
 
 
 def test_an_interruption_that_python_drops_ends_a_part_at_the_next_case(monkeypatch):
-    monkeypatch.setattr(shards, "_interrupted", False)
+    monkeypatch.setattr(parallel, "_interrupted", False)
 
     def interrupted(*arguments):
-        shards._interrupted = True
+        parallel._interrupted = True
         return trial.examine(*arguments)
 
     monkeypatch.setattr(hunt, "examine", interrupted)
-    (row,), _ = shards._part("bending_energy", shards.Job(find("bending_energy"), ("float32",), "generated", 50, 0))
+    (row,), _ = parallel._part("bending_energy", parallel.Job(find("bending_energy"), ("float32",), "generated", 50, 0))
     assert row["interrupted"]
     assert row["cases"] <= 1

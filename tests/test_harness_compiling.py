@@ -6,9 +6,9 @@ import sys
 import numpy as np
 from numba import njit
 
-from twinloss.harness import compiling, shards
-from twinloss.harness.catalogue import find
-from twinloss.harness.jobs import Job
+from twinloss.harness.hunting import compiling, parallel
+from twinloss.harness.hunting.jobs import Job
+from twinloss.harness.losses.catalogue import find
 
 HERE = __name__.removesuffix("compiling")
 
@@ -26,7 +26,7 @@ def four_times(x):
 def test_kernels_are_named_once_and_without_what_they_are_made_of(monkeypatch):
     monkeypatch.setattr(compiling, "KERNELS", HERE)
     told = []
-    with compiling.reported(shards._counted(lambda what, cases: told.append(what))):
+    with compiling.reported(parallel._counted(lambda what, cases: told.append(what))):
         for numbers in (np.ones(2), np.ones(3), np.ones(2, np.int16)):
             four_times(numbers)
     assert told == [
@@ -66,8 +66,8 @@ def test_the_next_job_is_of_a_type_that_no_other_is_at():
     )
     real = Job(find("dice"), ("float32", "float64"), "real", 1, 0)
     waiting = [f32, f16, f64, more, real]
-    assert [shards._next(waiting, []), shards._next(waiting, [f32])] == [f32, f64]
-    assert [shards._next(waiting, [f64]), shards._next(waiting, [f64]), shards._next(waiting, [f64])] == [
+    assert [parallel._next(waiting, []), parallel._next(waiting, [f32])] == [f32, f64]
+    assert [parallel._next(waiting, [f64]), parallel._next(waiting, [f64]), parallel._next(waiting, [f64])] == [
         f16,
         more,
         real,

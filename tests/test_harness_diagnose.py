@@ -5,12 +5,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from twinloss.harness import cli, cli_diagnose
-from twinloss.harness.batch_files import BatchError
-from twinloss.harness.catalogue import catalogue
-from twinloss.harness.diagnose import diagnose
+from twinloss.harness.cli.main import with_all_commands
+from twinloss.harness.diagnosis.batch_files import BatchError
+from twinloss.harness.diagnosis.diagnose import diagnose
+from twinloss.harness.losses.catalogue import catalogue
 
-assert cli_diagnose.app is cli.app
+APP = with_all_commands()
 RNG = np.random.default_rng(0)
 LOGITS = RNG.standard_normal((2, 3, 5, 7)).astype(np.float32)
 LABELS = np.stack([RNG.permutation(35).reshape(1, 5, 7) % 3 for _ in range(2)])
@@ -302,10 +302,10 @@ def test_a_batch_that_does_not_fit_is_refused(like, found, options, message):
 def test_the_command_tells_and_exits(tmp_path):
     path = tmp_path / "batch.npz"
     np.savez(path, logits=LOGITS, target=LABELS)
-    done = CliRunner().invoke(cli.app, ["diagnose", str(path), "--as", "dice_ce"])
+    done = CliRunner().invoke(APP, ["diagnose", str(path), "--as", "dice_ce"])
     assert done.exit_code == 0, done.output
     assert "value and gradient" in done.output
     assert "Taken for granted" in done.output
     assert FINE in " ".join(done.output.split())
-    done = CliRunner().invoke(cli.app, ["diagnose", str(tmp_path / "none.npz"), "--as", "dice"])
+    done = CliRunner().invoke(APP, ["diagnose", str(tmp_path / "none.npz"), "--as", "dice"])
     assert done.exit_code == 2

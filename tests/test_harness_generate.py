@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from twinloss.harness import coverage, values
-from twinloss.harness.catalogue import DICE, MASKED_DICE, TWINS
-from twinloss.harness.generate import LARGE, SMALL, TARGET_TYPES
-from twinloss.harness.segmentation import PER_CLASS
-from twinloss.harness.twin import LAYOUTS, Operand, function, label
+from twinloss.harness.drawing import coverage, input_kinds
+from twinloss.harness.drawing.segmentation_cases import LARGE, SMALL, TARGET_TYPES
+from twinloss.harness.drawing.segmentation_options import PER_CLASS
+from twinloss.harness.losses.catalogue import TWINS
+from twinloss.harness.losses.segmentation import DICE, MASKED_DICE
+from twinloss.harness.model.operand import LAYOUTS, Operand, function, label
 
 
 def drawn(twin, dtype, count, options=None, law=None, large=False):
@@ -36,8 +37,8 @@ def masked():
 def test_every_kind_occurs(masked):
     seen = Counter(item for case in masked for item in case.traits.items())
     expected = {
-        "input": (*values.NUMBERS, "perfect"), "labels": values.LABELS, "target": values.TARGETS,
-        "mask": values.MASKS, "input_layout": LAYOUTS, "target_layout": LAYOUTS, "mask_layout": LAYOUTS,
+        "input": (*input_kinds.NUMBERS, "perfect"), "labels": input_kinds.LABELS, "target": input_kinds.TARGETS,
+        "mask": input_kinds.MASKS, "input_layout": LAYOUTS, "target_layout": LAYOUTS, "mask_layout": LAYOUTS,
         "target_type": TARGET_TYPES, "masked_nan": ("True", "False"), "ignored_nan": ("True", "False"),
     }  # fmt: skip
     missing = [(trait, kind) for trait, kinds in expected.items() for kind in kinds if not seen[trait, kind]]

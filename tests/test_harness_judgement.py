@@ -5,13 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from twinloss.harness.answers import Answer, ask_fast
-from twinloss.harness.catalogue import DICE, find
-from twinloss.harness.judgement import C, Precision, bound, distance, grade, unlike
-from twinloss.harness.trial import examine
-from twinloss.harness.truth import Truth
-from twinloss.harness.twin import Case, Elementwise, Operand
-from twinloss.harness.verdict import gradient_bounds, judge, judge_gradient, judge_value, value_bounds
+from twinloss.harness.judging.answers import ask_fast
+from twinloss.harness.judging.judgement import C, Precision, bound, distance, grade, unlike
+from twinloss.harness.judging.trial import examine
+from twinloss.harness.judging.truth import Truth
+from twinloss.harness.judging.verdict import gradient_bounds, judge, judge_gradient, judge_value, value_bounds
+from twinloss.harness.losses.catalogue import find
+from twinloss.harness.losses.segmentation import DICE
+from twinloss.harness.model.answer import Answer
+from twinloss.harness.model.operand import Elementwise, Operand
+from twinloss.harness.model.twin import Case
 
 INPUT = np.array([[[2.0, -1.0, 0.5], [0.0, 1.0, -3.0]]])
 LABELS = np.array([[[0, 1, 1]]])

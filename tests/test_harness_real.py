@@ -7,8 +7,9 @@ import pytest
 from site_parts import SHAPE, small_brain
 
 from twinloss import fast
-from twinloss.harness import real, warp
-from twinloss.harness.catalogue import TWINS, find
+from twinloss.harness.data import brain, warp
+from twinloss.harness.hunting import real_images
+from twinloss.harness.losses.catalogue import TWINS, find
 
 PLANES = 4
 
@@ -16,8 +17,8 @@ PLANES = 4
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """A brain of a few voxels, of which the reference gets some planes."""
-    monkeypatch.setattr(real, "brain", small_brain)
-    monkeypatch.setattr(real, "PLANES", PLANES)
+    monkeypatch.setattr(brain, "load_brain", small_brain)
+    monkeypatch.setattr(real_images, "PLANES", PLANES)
     monkeypatch.setattr(warp, "load_brain", small_brain)
     warp.load_warped.cache_clear()
     yield
@@ -25,7 +26,7 @@ def small(monkeypatch):
 
 
 def trials(twin, *dtypes):
-    return list(real.trials(twin, dtypes))
+    return list(real_images.trials(twin, dtypes))
 
 
 def beyond_the_block(cls):
@@ -85,4 +86,4 @@ def test_halves_are_rounded_before_either_twin_sees_them():
 def test_the_block_holds_the_brain_in_its_middle_planes():
     mask = np.zeros((20, 20, 20), bool)
     mask[8:10, 6:15, 2:18] = True
-    assert real.block_of_brain(mask[None, None]) == (slice(4, 14), slice(2, 19), slice(8, 12))
+    assert real_images.block_of_brain(mask[None, None]) == (slice(4, 14), slice(2, 19), slice(8, 12))

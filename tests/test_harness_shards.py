@@ -6,11 +6,12 @@ import time
 
 import pytest
 
-from twinloss.harness import check, shards
-from twinloss.harness.catalogue import find
-from twinloss.harness.report import as_json
-from twinloss.harness.shards import Job, Work
-from twinloss.harness.verify import verify
+from twinloss.harness import check
+from twinloss.harness.commands.report import as_json
+from twinloss.harness.commands.verify import verify
+from twinloss.harness.hunting import parallel
+from twinloss.harness.hunting.jobs import Job, Work
+from twinloss.harness.losses.catalogue import find
 
 LOSSES = ("bending_energy", "tversky")
 
@@ -49,11 +50,11 @@ def test_a_process_that_dies_costs_its_part_another_try(alone):
     work = Work()
     jobs = [Job(find(name), ("float32",), "generated", 20, 5) for name in LOSSES]
 
-    before = {child.pid for child in shards.multiprocessing.active_children()}
+    before = {child.pid for child in parallel.multiprocessing.active_children()}
 
     def kill_one():
         for _ in range(600):
-            fresh = [child for child in shards.multiprocessing.active_children() if child.pid not in before]
+            fresh = [child for child in parallel.multiprocessing.active_children() if child.pid not in before]
             if fresh:
                 time.sleep(0.2)
                 fresh[0].kill()
@@ -62,16 +63,16 @@ def test_a_process_that_dies_costs_its_part_another_try(alone):
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    shards.do(work, jobs, lambda what, cases: None, processes=2)
+    parallel.run_jobs(work, jobs, lambda what, cases: None, processes=2)
     killer.join()
     assert sorted((row.twin.name, row.cases) for row in work.rows) == [(row["loss"], row["cases"]) for row in alone]
 
 
 def test_a_part_whose_process_always_dies_fails_and_says_so(monkeypatch):
-    monkeypatch.setattr(shards, "_share", lambda work, jobs, *rest: list(jobs))
+    monkeypatch.setattr(parallel, "_share", lambda work, jobs, *rest: list(jobs))
     work = Work()
     jobs = [Job(find(name), ("float32",), "generated", 20, 5) for name in LOSSES]
-    shards.do(work, jobs, lambda what, cases: None, processes=2)
+    parallel.run_jobs(work, jobs, lambda what, cases: None, processes=2)
     assert [row.problems for row in work.rows] == [["its process died"]] * 2
     assert all(row.verdict == "fail" for row in work.rows)
 

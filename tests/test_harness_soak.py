@@ -6,17 +6,20 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from twinloss.harness import shards, soak
-from twinloss.harness.catalogue import find
-from twinloss.harness.cli import app
-from twinloss.harness.hunt import Counterexample, Hunt
-from twinloss.harness.verify import Verification, verify
+from twinloss.harness.cli.main import with_all_commands
+from twinloss.harness.commands import soak
+from twinloss.harness.commands.verify import Verification, verify
+from twinloss.harness.hunting import parallel
+from twinloss.harness.hunting.hunt import Counterexample, Hunt
+from twinloss.harness.losses.catalogue import find
 
 HOW = ("bending_energy", "--dtype", "float32", "--no-real", "--examples", "5", "--seed", "7")
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, ["verify", *arguments], env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"})
+    return CliRunner().invoke(
+        with_all_commands(), ["verify", *arguments], env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +97,7 @@ def test_each_loss_with_degraded_cases_is_explained_or_said_not_to_be(loss, said
 
 
 def test_counterexamples_of_two_seeds_are_two_files(tmp_path):
-    from twinloss.harness import report
+    from twinloss.harness.commands import report
 
     found = Counterexample("value", "off by one", "print()")
     told = seen(*(Hunt(find("dice"), "float16", seed=seed, counterexample=found) for seed in (1, 2)))
@@ -112,7 +115,7 @@ def test_a_failure_is_exit_code_1_and_is_printed(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_soak_tells_what_it_saw(tmp_path, monkeypatch):
-    do_job, begun = shards.do_job, []
+    do_job, begun = parallel.do_job, []
 
     def interrupted(*arguments):
         begun.append(None)
@@ -120,7 +123,7 @@ def test_an_interrupted_soak_tells_what_it_saw(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         do_job(*arguments)
 
-    monkeypatch.setattr(shards, "do_job", interrupted)
+    monkeypatch.setattr(parallel, "do_job", interrupted)
     done = run(*HOW, "--repeat", "5", "--jobs", "1", "--report", str(tmp_path), "--out", str(tmp_path))
     assert done.exit_code == 130
     assert re.search(r"bending_energy +float32 +drawn +2 ", done.output)
@@ -129,7 +132,7 @@ def test_an_interrupted_soak_tells_what_it_saw(tmp_path, monkeypatch):
 
 def test_real_images_come_with_the_first_seed_alone(monkeypatch):
     jobs = []
-    monkeypatch.setattr("twinloss.harness.verify.do", lambda work, given, *rest: jobs.extend(given))
+    monkeypatch.setattr("twinloss.harness.commands.verify.run_jobs", lambda work, given, *rest: jobs.extend(given))
     verify([find("dice")], ("float32", "float64"), 3, repeat=2)
     assert [(job.data, job.seed) for job in jobs] == [("generated", 3)] * 2 + [("real", 3)] + [("generated", 4)] * 2
 
@@ -146,14 +149,14 @@ def test_a_readme_without_marks_is_an_error():
 
 
 def test_a_comparison_goes_seed_by_seed_and_the_site_shows_the_first(folder):
-    from twinloss.harness import ledger
+    from twinloss.harness.commands import compare
     from twinloss.harness.site.run import load
 
     report = json.loads((folder / "report.json").read_text())
     later = {**report, "seed": 17, "rows": [{**row, "seed": row["seed"] + 10} for row in report["rows"]]}
-    assert ledger.compare(report, later, 1.0) == []
+    assert compare(report, later, 1.0) == []
     later["rows"][2] = {**later["rows"][2], "verdict": "fail"}
-    assert [(found.what, found.new) for found in ledger.compare(report, later, 1.0)] == [("verdict", "fail")]
+    assert [(found.what, found.new) for found in compare(report, later, 1.0)] == [("verdict", "fail")]
     site = load(folder)
     assert [row["seed"] for row in site.rows()] == [7]
     assert "--repeat 3" in site.command
@@ -161,7 +164,7 @@ def test_a_comparison_goes_seed_by_seed_and_the_site_shows_the_first(folder):
 
 def test_what_one_seed_found_is_not_remembered_for_the_others(monkeypatch):
     asked = []
-    monkeypatch.setattr("twinloss.harness.verify.do", lambda work, jobs, *rest: asked.extend(jobs))
+    monkeypatch.setattr("twinloss.harness.commands.verify.run_jobs", lambda work, jobs, *rest: asked.extend(jobs))
     for repeat in (1, 2):
         verify([find("dice")], ("float32",), 7, 5, False, remember=True, repeat=repeat)
     assert [job.hunting["remember"] for job in asked] == [True, False, False]

@@ -8,15 +8,19 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from twinloss.harness import check, cli_check, conventions, coverage
-from twinloss.harness import hunt as hunts
-from twinloss.harness.catalogue import TWINS
-from twinloss.harness.draws import drawn
-from twinloss.harness.hunt import Hunt, hunt
-from twinloss.harness.loading import TargetError
-from twinloss.harness.relation import relation as relation_of
-from twinloss.harness.target import Wiring, adapted
-from twinloss.harness.truth import Truth
+from twinloss.harness import check
+from twinloss.harness.cli.main import with_all_commands
+from twinloss.harness.commands.check import story
+from twinloss.harness.drawing import coverage
+from twinloss.harness.drawing.hypothesis_seed import drawn
+from twinloss.harness.hunting import conventions
+from twinloss.harness.hunting import hunt as hunts
+from twinloss.harness.hunting.hunt import Hunt, hunt
+from twinloss.harness.hunting.loading import TargetError
+from twinloss.harness.hunting.relation import relation as relation_of
+from twinloss.harness.hunting.target import Wiring, adapted
+from twinloss.harness.judging.truth import Truth
+from twinloss.harness.losses.catalogue import TWINS
 
 TYPES, NO_AXES, ONE_CHANNEL, SOFT, COMPONENTS, IMAGES = (each.name for each in conventions.CONVENTIONS)
 SOFTMAX = {"options": {"softmax": True}, "dtypes": ["float64"], "examples": 10}
@@ -295,7 +299,7 @@ def test_what_a_loss_is_of_ours_is_found_where_it_is_simple(target, relation):
 def test_a_loss_that_follows_simply_from_ours_is_told_so():
     made = check(Less, "dice", **SOFTMAX)
     assert made.verdict == "fail"
-    assert any("off by a constant 1; the gradient agrees" in text for text, _ in cli_check.story(made))
+    assert any("off by a constant 1; the gradient agrees" in text for text, _ in story(made))
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------
@@ -344,7 +348,7 @@ def test_a_target_that_cannot_be_called_is_a_matter_of_usage(tmp_path, name, wor
         check(f"{path}:{name}", "dice", dtypes=["float32"])
     assert not [word for word in words if word not in str(caught.value)], caught.value
     line = ["check", f"{path}:{name}", "--as", "dice", "--dtype", "float32", "--report", str(tmp_path)]
-    assert CliRunner().invoke(cli_check.app, line).exit_code == 2
+    assert CliRunner().invoke(with_all_commands(), line).exit_code == 2
 
 
 def test_a_target_that_raises_for_some_shapes_gets_a_counterexample(tmp_path):
@@ -364,11 +368,11 @@ def test_the_command_shows_conventions_and_fails_for_them_only_if_strict(tmp_pat
     )
     line = ["check", f"{path}:dice", "--as", "dice", "--dtype", "float64", "--seed", "0", "--channels", "2"]
     line += ["--hard-targets", "--examples", "10", "--report", str(tmp_path)]
-    done = CliRunner().invoke(cli_check.app, line)
+    done = CliRunner().invoke(with_all_commands(), line)
     assert done.exit_code == 0, done.output
     assert f"convention, on which papers are silent: {NO_AXES}" in done.output
     assert "channels=2, hard_targets=True" in (tmp_path / "dice_convention_no_spatial_axes.py").read_text()
-    assert CliRunner().invoke(cli_check.app, [*line, "--strict"]).exit_code == 1
+    assert CliRunner().invoke(with_all_commands(), [*line, "--strict"]).exit_code == 1
 
 
 PLANES = """

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from twinloss import reference
-from twinloss.harness import guard
-from twinloss.harness import hunt as hunting
-from twinloss.harness.catalogue import DICE
-from twinloss.harness.hunt import Hunt, hunt
-from twinloss.harness.judgement import Finding
+from twinloss.harness.hunting import hunt as hunting
+from twinloss.harness.hunting import self_check
+from twinloss.harness.hunting.hunt import Hunt, hunt
+from twinloss.harness.judging.judgement import Finding
+from twinloss.harness.losses.segmentation import DICE
 
 
 class Good(torch.nn.Module):
@@ -176,7 +176,7 @@ def test_counterexamples_are_small():
 
 def test_a_judge_that_cannot_fail_is_noticed(monkeypatch):
     for judge in ("judge_value", "judge_gradient"):
-        monkeypatch.setattr(guard, judge, lambda truth, answer: Finding("value", "pass", 0.0))
+        monkeypatch.setattr(self_check, judge, lambda truth, answer: Finding("value", "pass", 0.0))
     seen = hunted(Good)
     assert seen.verdict == "fail"
     assert "the judge accepts a gradient replaced by zeros" in seen.problems

@@ -13,9 +13,10 @@ from support import BACKENDS, assert_all_close, exact, logits, value_and_gradien
 from twinloss import fast, reference
 from twinloss.fast import LocalNormalizedCrossCorrelationLoss, backend, local_correlation
 from twinloss.fast.segmentation import ShapeError
-from twinloss.harness.catalogue import find
-from twinloss.harness.trial import examine
-from twinloss.harness.twin import Case, Operand
+from twinloss.harness.judging.trial import examine
+from twinloss.harness.losses.catalogue import find
+from twinloss.harness.model.operand import Operand
+from twinloss.harness.model.twin import Case
 
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 WINDOWS = pytest.mark.parametrize("kernel_type", ["rectangular", "triangular", "gaussian"])

@@ -7,10 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from twinloss import fast
-from twinloss.harness import migration
-from twinloss.harness.cli import app
-from twinloss.harness.cli_migration import show_migration  # noqa: F401
-from twinloss.harness.migration_examples import DIFFERENCES
+from twinloss.harness.cli.main import with_all_commands
+from twinloss.harness.commands import migration
+from twinloss.harness.commands.migration_examples import DIFFERENCES
 
 ROOT = Path(__file__).parents[1]
 REPORT, README = ROOT / "reports" / "migration.md", ROOT / "README.md"
@@ -99,7 +98,7 @@ def test_a_release_in_a_folder_is_asked_by_itself(tmp_path):
 def test_the_command_writes_report_and_readme(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{migration.START}\nold\n{migration.END}\nafter\n")
-    made = CliRunner().invoke(app, ["migration", "--out", str(tmp_path), "--readme", str(readme)])
+    made = CliRunner().invoke(with_all_commands(), ["migration", "--out", str(tmp_path), "--readme", str(readme)])
     assert made.exit_code == 0, made.output
     assert (tmp_path / "migration.md").read_text().count("```python") == len(DIFFERENCES)
     assert "old" not in readme.read_text()

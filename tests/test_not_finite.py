@@ -25,9 +25,10 @@ from twinloss.fast import (
     MultiScaleLoss,
     TverskyLoss,
 )
-from twinloss.harness.catalogue import TWINS, find
-from twinloss.harness.trial import examine
-from twinloss.harness.twin import Case, Operand
+from twinloss.harness.judging.trial import examine
+from twinloss.harness.losses.catalogue import TWINS, find
+from twinloss.harness.model.operand import Operand
+from twinloss.harness.model.twin import Case
 
 SOFTMAX = {"softmax": True, "to_onehot_y": True}
 AT = (0, 1, 4, 4)

@@ -13,9 +13,9 @@ import torch
 import typer
 
 from twinloss import reference
-from twinloss.harness.catalogue import TWINS
-from twinloss.harness.cli import with_all_commands
-from twinloss.harness.migration_examples import DIFFERENCES
+from twinloss.harness.cli.main import with_all_commands
+from twinloss.harness.commands.migration_examples import DIFFERENCES
+from twinloss.harness.losses.catalogue import TWINS
 from twinloss.harness.zoo import zoo
 
 ROOT = Path(__file__).parents[1]

@@ -8,10 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from twinloss.harness import reliability
-from twinloss.harness.catalogue import TWINS
-from twinloss.harness.cli_reliability import app
-from twinloss.harness.reliability import Row, beyond, fuzz, lines
+from twinloss.harness.cli.reliability import app
+from twinloss.harness.losses.catalogue import TWINS
+from twinloss.harness.reliability import fuzz, int32_overflow, lines
 from twinloss.harness.reliability.everyday import everyday
+from twinloss.harness.reliability.registry import Row
 from twinloss.harness.reliability.report import MEANING, Section, as_markdown, load, update
 from twinloss.harness.reliability.training import Curve
 
@@ -116,9 +117,9 @@ def test_a_curve_that_leaves_at_once_is_not_alike_however_far_rounding_gets_late
 
 
 def test_a_loss_that_is_wrong_at_the_end_of_a_volume_is_seen_there(monkeypatch):
-    ending = beyond.ending
-    monkeypatch.setattr(beyond, "ending", lambda space, end: ending(space, end.flip(-1)))
-    assert not any(row.passed for row in islice(beyond.beyond_32_bits(True), 4))
+    ending = int32_overflow.ending
+    monkeypatch.setattr(int32_overflow, "ending", lambda space, end: ending(space, end.flip(-1)))
+    assert not any(row.passed for row in islice(int32_overflow.beyond_32_bits(True), 4))
 
 
 def test_fuzz_tells_a_wrong_answer_from_the_reference(monkeypatch):

@@ -14,9 +14,9 @@ from site_parts import Page
 from typer.testing import CliRunner
 
 from twinloss import fast, harness, reference
-from twinloss.harness import cli_report, coverage  # noqa: F401  it registers its commands
-from twinloss.harness.catalogue import TWINS, find
-from twinloss.harness.cli import app
+from twinloss.harness.cli.main import with_all_commands
+from twinloss.harness.drawing import coverage
+from twinloss.harness.losses.catalogue import TWINS, find
 from twinloss.harness.site import books, code, docstrings, formulas, record, run
 from twinloss.harness.site.build import Plan, build
 
@@ -246,7 +246,7 @@ def test_every_public_name_is_in_the_api_reference(pages):
     for wing in (reference, fast, harness):
         page = pages[f"api/{wing.__name__.rpartition('.')[2]}.html"]
         assert set(wing.__all__) <= set(page.ids)
-    assert {"twin.Twin", "laws.Law", "real.RealCase"} <= set(pages["api/harness.html"].ids)
+    assert {"Twin", "Law", "model.real_case.RealCase"} <= set(pages["api/harness.html"].ids)
 
 
 def test_the_same_code_gives_the_same_pages(pages):
@@ -263,7 +263,7 @@ def test_the_index_of_the_search_holds_losses_options_and_names(site):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_explain_shows_the_short_form(name):
-    done = CliRunner().invoke(app, ["explain", name])
+    done = CliRunner().invoke(with_all_commands(), ["explain", name])
     known = record.record(find(name))
     assert done.exit_code == 0, done.output
     assert known.title in done.output
@@ -273,7 +273,7 @@ def test_explain_shows_the_short_form(name):
 
 
 def test_explain_of_an_unknown_loss_suggests_the_nearest():
-    done = CliRunner().invoke(app, ["explain", "dise"])
+    done = CliRunner().invoke(with_all_commands(), ["explain", "dise"])
     assert done.exit_code == 2
     assert "did you mean 'dice'?" in done.output
 
@@ -281,27 +281,29 @@ def test_explain_of_an_unknown_loss_suggests_the_nearest():
 def test_a_missing_extra_is_said_with_how_to_install_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "latex2mathml", None)
     for command in (["report", "--out", str(tmp_path)], ["explain", "dice"]):
-        done = CliRunner().invoke(app, command)
+        done = CliRunner().invoke(with_all_commands(), command)
         assert done.exit_code == 1
         assert 'pip install "twinloss[reports]"' in done.output
 
 
 def test_a_folder_of_reports_that_is_not_there_is_a_usage_error(tmp_path):
-    done = CliRunner().invoke(app, ["report", "--out", str(tmp_path), "--reports", str(tmp_path / "none")])
+    done = CliRunner().invoke(
+        with_all_commands(), ["report", "--out", str(tmp_path), "--reports", str(tmp_path / "none")]
+    )
     assert done.exit_code == 2
     assert "there is no such folder" in re.sub(r"[\s│]+", " ", done.output)
 
 
 def test_a_run_that_cannot_be_read_is_a_usage_error(tmp_path):
     (tmp_path / "report.json").write_text("{")
-    done = CliRunner().invoke(app, ["report", "--out", str(tmp_path / "site"), "--run", str(tmp_path)])
+    done = CliRunner().invoke(with_all_commands(), ["report", "--out", str(tmp_path / "site"), "--run", str(tmp_path)])
     assert done.exit_code == 2
     assert "cannot read" in done.output
 
 
 def test_the_command_writes_the_site_and_says_where(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(app, ["report", "--no-real"])
+    done = CliRunner().invoke(with_all_commands(), ["report", "--no-real"])
     assert done.exit_code == 0, done.output
     assert "wrote site/index.html" in done.output
     assert (tmp_path / "site" / "losses" / "dice.html").exists()

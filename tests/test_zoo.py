@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from twinloss import fast
-from twinloss.harness.catalogue import DICE, catalogue
-from twinloss.harness.registration import LNCC
-from twinloss.harness.zoo import Mutant, kills, segmentation, zoo
+from twinloss.harness.losses.catalogue import catalogue
+from twinloss.harness.losses.registration import LNCC
+from twinloss.harness.losses.segmentation import DICE
+from twinloss.harness.zoo import kills, segmentation, zoo
+from twinloss.harness.zoo.mutants import Mutant
 from twinloss.harness.zoo.registration import PlainCorrelation
 
 REPORT = Path(__file__).parents[1] / "reports" / "zoo.md"

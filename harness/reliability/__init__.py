@@ -7,46 +7,22 @@ a test; the report is made without.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Row:
-    """What was tried, what came out, and whether it is as it should be."""
-
-    tried: str
-    outcome: str
-    passed: bool
-    loss: str = ""  # if it is of one
+from twinloss.harness.reliability.registry import LINES, Experiment, Row
 
 
-Trial = Callable[[bool], Iterator[Row]]
-
-LINES: dict[str, list[Trial]] = {}
-
-
-def line(name: str) -> Callable[[Trial], Trial]:
-    """Put a trial under a line of the report."""
-
-    def put(trial: Trial) -> Trial:
-        LINES.setdefault(name, []).append(trial)
-        return trial
-
-    return put
-
-
-def lines() -> dict[str, list[Trial]]:
+def lines() -> dict[str, list[Experiment]]:
     """All lines of the report with their trials."""
-    from twinloss.harness.reliability import (  # noqa: F401, I001  they put themselves in, in this order
+    from twinloss.harness.reliability import (  # noqa: F401, I001  they register their trials, in this order
         fuzz,
         numerics,
         labels,
         ranks,
         scale,
-        beyond,
+        int32_overflow,
         start,
         state,
         threads,

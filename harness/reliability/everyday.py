@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twinloss.harness.answers import expected_warnings_silent
-from twinloss.harness.catalogue import catalogue
-from twinloss.harness.twin import Twin
+from twinloss.harness.judging.answers import expected_warnings_silent
+from twinloss.harness.losses.catalogue import catalogue
+from twinloss.harness.model.twin import Twin
 
 
 @dataclass(frozen=True)

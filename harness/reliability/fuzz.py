@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from twinloss.harness.answers import widened
-from twinloss.harness.reliability import Row, line
+from twinloss.harness.judging.answers import widened
 from twinloss.harness.reliability.everyday import Everyday, everyday
 from twinloss.harness.reliability.numerics import REGISTRATION
+from twinloss.harness.reliability.registry import Row, line
 
 JUNK: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 3, 2**70, -(2**63), 0.5, -0.5, 1e30, float("nan"), float("inf"), "", "mean", "junk",

@@ -18,9 +18,9 @@ from unittest import mock
 import torch
 
 from twinloss.fast import backend, kernels
-from twinloss.harness.reliability import Row, line
 from twinloss.harness.reliability.everyday import everyday, step
 from twinloss.harness.reliability.numerics import REGISTRATION
+from twinloss.harness.reliability.registry import Row, line
 
 CHECK, UNCHECKED = "bad += not (known | ignored)", "bad += 0"
 # What a forward call with the check may take beside one without: builds of the same code differ by some hundredths.

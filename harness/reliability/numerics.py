@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from twinloss.fast import backend
-from twinloss.harness.reliability import Row, line
+from twinloss.harness.judging.trial import examine
+from twinloss.harness.judging.truth import Truth
+from twinloss.harness.model.operand import Array, Operand
+from twinloss.harness.model.twin import Case
 from twinloss.harness.reliability.everyday import Everyday, everyday, step
-from twinloss.harness.trial import examine
-from twinloss.harness.truth import Truth
-from twinloss.harness.twin import Array, Case, Operand
+from twinloss.harness.reliability.registry import Row, line
 
 HALVES = ("float16", "bfloat16")
 FIELDS, IMAGES = ("bending_energy", "diffusion"), ("lncc", "mutual_information", "multi_scale")

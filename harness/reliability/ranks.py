@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from twinloss import fast
-from twinloss.harness.reliability import Row, line
+from twinloss.harness.reliability.registry import Row, line
 
 # Of float64 sums in another order.
 TOLERANCE = 1e-12

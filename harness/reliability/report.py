@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from twinloss.harness.reliability import Row, lines
-from twinloss.harness.report import machine, versions
+from twinloss.harness.reliability import lines
+from twinloss.harness.reliability.registry import Row
+from twinloss.harness.system.machine import machine, versions
 
 MEANING = {
     "Mixed precision": "Half precision, with or without autocast, gives finite values and gradients within the bounds "

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from twinloss import fast
-from twinloss.harness.bench.memory import status
-from twinloss.harness.reliability import Row, line
 from twinloss.harness.reliability.everyday import step
+from twinloss.harness.reliability.registry import Row, line
+from twinloss.harness.system.memory import process_status
 
 GIB = 2**30
 # One loss of each kind of kernel, with how many channels the first argument has.
@@ -67,7 +67,7 @@ def large_volumes(quick: bool) -> Iterator[Row]:
         size = 112 if quick else large
         small = seconds_of(loss, channels, 96, 0.5 if quick else 2.0) / 96**3
         big = seconds_of(loss, channels, size, 0.1) / size**3
-        peak = status("VmHWM") / GIB
+        peak = process_status("VmHWM") / GIB
         yield Row(
             f"{name}, {size}³, forward and backward",
             f"{big * 1e9:.1f} ns for each voxel, {big / small:.2f} of that at 96³; {peak:.1f} GiB of memory in all",

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import twinloss
-from twinloss.harness.reliability import Row, line
 from twinloss.harness.reliability.everyday import everyday
+from twinloss.harness.reliability.registry import Row, line
 
 IMPORT = """
 import time, torch

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
-from twinloss.harness.reliability import Row, line
 from twinloss.harness.reliability.everyday import everyday, fingerprint, step
+from twinloss.harness.reliability.registry import Row, line
 
 
 def _contents(module: torch.nn.Module) -> str:

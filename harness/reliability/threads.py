@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from twinloss.harness.reliability import Row, line
 from twinloss.harness.reliability.everyday import all_fingerprints, everyday, fingerprint, step
+from twinloss.harness.reliability.registry import Row, line
 
 MODULE = "from twinloss.harness.reliability.everyday import all_fingerprints"
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from twinloss import fast
-from twinloss.harness.answers import expected_warnings_silent
-from twinloss.harness.brain import load_brain
-from twinloss.harness.reliability import Row, line
+from twinloss.harness.data.brain import load_brain
+from twinloss.harness.judging.answers import expected_warnings_silent
 from twinloss.harness.reliability.everyday import Everyday, everyday
 from twinloss.harness.reliability.numerics import FIELDS, REGISTRATION
+from twinloss.harness.reliability.registry import Row, line
 
 EDGE, PATCHES, CLASSES = 32, 2, 4
 # Rounding grows as a network trains. So where MONAI computes the same, its curve may leave ours by so many times what

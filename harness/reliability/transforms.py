@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twinloss.harness.answers import expected_warnings_silent
-from twinloss.harness.reliability import Row, line
+from twinloss.harness.judging.answers import expected_warnings_silent
 from twinloss.harness.reliability.everyday import Everyday, everyday, step
 from twinloss.harness.reliability.numerics import IMAGES, relative
+from twinloss.harness.reliability.registry import Row, line
 
 # What a compiler may change by rounding otherwise.
 CLOSE = 1e-5

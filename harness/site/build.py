@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from twinloss import __version__, reference
-from twinloss.harness import report as reports
-from twinloss.harness.catalogue import TWINS
+from twinloss.harness.hunting.report_file import LEGEND
+from twinloss.harness.losses.catalogue import TWINS
 from twinloss.harness.site import api, books, code, run
 from twinloss.harness.site.losses import loss_page
 from twinloss.harness.site.pictures import Pictures, pictures
@@ -112,7 +112,7 @@ def _loss(site: Site, name: str, drawn: Pictures) -> None:
 
 def _evidence(site: Site) -> None:
     report = site.run.report
-    shown = {"report": report, "legend": reports.LEGEND, "kinds": ("drawn", "real")}
+    shown = {"report": report, "legend": LEGEND, "kinds": ("drawn", "real")}
     site.page("evidence.html", "evidence.html", "The evidence", "evidence", "verdicts, errors in bits, pairs", **shown)
     books.copy_others(site.plan.reports, site.plan.out / "reports")
     for book in site.books:

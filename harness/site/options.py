@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from twinloss import fast
+from twinloss.harness.model.operand import label
 from twinloss.harness.site.docstrings import inline, section
 from twinloss.harness.site.record import Record, table
-from twinloss.harness.twin import label
 
 SHORTEST = 4  # letters: one that only names a symbol says nothing beside the formula
 _SEE = re.compile(r"see (\w+)\.?$")

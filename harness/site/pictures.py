@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from twinloss import reference
-from twinloss.harness import brain, real
+from twinloss.harness.data import brain
+from twinloss.harness.model.operand import Array
+from twinloss.harness.model.twin import Twin
 from twinloss.harness.site.record import Record
-from twinloss.harness.twin import Array, Twin
 from twinloss.reference.steps.parzen import ParzenOptions, weights_and_slopes
 
 SHIFTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)  # voxels, of 1 mm
@@ -54,7 +55,7 @@ def pictures(records: Sequence[Record], out: Path, with_real: bool) -> Pictures:
         made.note = "left out, as the site was made with --no-real; twinloss report draws it"
         return made
     try:
-        found = real.brain()
+        found = brain.load_brain()
     except ImportError as error:
         made.note = f"left out: {error}"
         return made
@@ -71,17 +72,17 @@ def _slice(images: Array) -> Array:
     return images[..., images.shape[-1] // 2]
 
 
-def _case(twin: Twin, found: brain.Brain) -> tuple[list[Array], dict[str, Any]]:
+def _case(twin: Twin) -> tuple[list[Array], dict[str, Any]]:
     """The first of a twin's real cases on one slice, and its options there."""
     case = twin.real[0]
-    operands = [_slice(values) for values in case.operands(found).values()]
+    operands = [_slice(values) for values in case.operands().values()]
     operands[0] = operands[0].astype(np.float64)
     flat = {"ndim": 2} if "ndim" in twin.options else {}
     return operands, {**case.options, **flat}
 
 
 def _gradient(record: Record, found: brain.Brain, out: Path) -> Picture:
-    operands, options = _case(record.twin, found)
+    operands, options = _case(record.twin)
     gradient = record.twin.gradient(*operands, **options)[0]
     of_class = len(gradient) == len(brain.CLASSES)
     channel = GREY_MATTER if of_class else 0
@@ -116,7 +117,7 @@ def _draw(anatomy: Array, given: Array, gradient: Array, path: Path) -> None:
 
 def _histograms(found: brain.Brain, out: Path) -> list[Histogram]:
     """The T1 image with itself, shifted, and warped by the field of `warp.py`."""
-    from twinloss.harness.warp import load_warped
+    from twinloss.harness.data.warp import load_warped
 
     fixed = _slice(found.t1).astype(np.float64)
     pairs = [(f"itself, shifted by {shift} mm" if shift else "itself", np.roll(fixed, shift, 0)) for shift in SHIFTS]

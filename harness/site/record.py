@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Any
 
 from twinloss import fast, reference
-from twinloss.harness.twin import Twin
+from twinloss.harness.model.twin import Twin
 
 CONTENT = Path(__file__).parent / "content"
 

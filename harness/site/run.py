@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twinloss.harness import ledger
+from twinloss.harness.hunting.report_file import VERDICTS, read
 from twinloss.harness.site.chart import bars
 
 PARTS = ("value", "gradient")
@@ -44,7 +44,7 @@ class Run:
     def verdict(self, name: str) -> str:
         """The worst of a loss, or nothing if it was not looked at; no pass if that was cut short."""
         rows = self.rows(name)
-        worst = max((row["verdict"] for row in rows), key=ledger.VERDICTS.index, default="")
+        worst = max((row["verdict"] for row in rows), key=VERDICTS.index, default="")
         return "interrupted" if worst == "pass" and any(row["interrupted"] for row in rows) else worst
 
     def counterexamples(self, name: str | None = None) -> list[Mapping[str, Any]]:
@@ -59,7 +59,7 @@ def load(folder: Path) -> Run:
         LedgerError: if there is a report that cannot be read.
     """
     path = folder / "report.json"
-    return Run(path, ledger.read(path) if path.exists() else None)
+    return Run(path, read(path) if path.exists() else None)
 
 
 def error(found: Mapping[str, Any] | None) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from twinloss import fast
-from twinloss.harness.zoo import bug
+from twinloss.harness.zoo.mutants import bug
 
 
 @bug("dice")
@@ -110,7 +110,7 @@ class LambdaWithin(torch.nn.Module):
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
-        from twinloss.harness.registration import MultiScale
+        from twinloss.harness.losses.registration import MultiScale
 
         self.inner = MultiScale(**options)
         self.call = lambda pred, target: self.inner(pred, target)

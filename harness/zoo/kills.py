@@ -13,18 +13,19 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from rich import box
 from rich.table import Table
 
-from twinloss.harness import differences, real
-from twinloss.harness.answers import ask_fast
-from twinloss.harness.draws import of_the_seed_alone
-from twinloss.harness.hunt import LARGE_TRIALS, LAW_TRIALS
-from twinloss.harness.laws import Law, breach
-from twinloss.harness.protocol import PROTOCOL
-from twinloss.harness.shards import PROCESSES, prepare
-from twinloss.harness.truth import Truth
-from twinloss.harness.twin import Case, Twin
-from twinloss.harness.verdict import judge_gradient, judge_value
-from twinloss.harness.verify import EXAMPLES
-from twinloss.harness.zoo import Mutant, zoo
+from twinloss.harness.drawing.hypothesis_seed import of_the_seed_alone
+from twinloss.harness.hunting import real_images
+from twinloss.harness.hunting.hunt import EXAMPLES, LARGE_TRIALS, LAW_TRIALS
+from twinloss.harness.hunting.parallel import PROCESSES, prepare
+from twinloss.harness.judging import finite_differences
+from twinloss.harness.judging.answers import ask_fast
+from twinloss.harness.judging.law_check import breach
+from twinloss.harness.judging.truth import Truth
+from twinloss.harness.judging.verdict import judge_gradient, judge_value
+from twinloss.harness.losses.module_laws import PROTOCOL
+from twinloss.harness.model.twin import Case, Law, Twin
+from twinloss.harness.zoo import zoo
+from twinloss.harness.zoo.mutants import Mutant
 
 JUDGEMENTS = ("value", "gradient", "differences", "laws", "protocol")
 
@@ -56,14 +57,14 @@ def objections(twin: Twin, case: Case, left: Collection[str] = JUDGEMENTS, truth
     of_law = "protocol" if case.law in PROTOCOL else "laws"
     if of_law in left and case.law is not None and case.law.applies(case) and breach(case.law, twin, case):
         yield of_law
-    if "differences" in left and differences.applies(truth) and differences.complaint(truth, answer):
+    if "differences" in left and finite_differences.applies(truth) and finite_differences.complaint(truth, answer):
         yield "differences"
 
 
 def kills(mutant: Mutant, start: int = 0, examples: int = EXAMPLES) -> Kills:
     """Put to a mutant what a hunt does by default: so many cases or, for one of `full_size`, real images alone."""
     twin, made = mutant.twin(), Kills(mutant.name, mutant.of, mutant.origin)
-    for question in real.questions(twin, [mutant.dtype]) if mutant.full_size else ():
+    for question in real_images.questions(twin, [mutant.dtype]) if mutant.full_size else ():
         made.cases += 1
         asked, case, truth = question
         made.at = dict.fromkeys(objections(asked, case, truth=truth), made.cases)

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from twinloss import fast
-from twinloss.harness.registration import MultiScale
-from twinloss.harness.zoo import bug, with_gradient_times
+from twinloss.harness.losses.registration import MultiScale
+from twinloss.harness.zoo.mutants import bug, with_gradient_times
 
 
 @bug("bending_energy")

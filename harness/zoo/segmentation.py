@@ -11,9 +11,9 @@ from torch import Tensor
 
 from twinloss import fast, reference
 from twinloss.fast.segmentation import checked_weight
-from twinloss.harness.catalogue import DICE, FOCAL
-from twinloss.harness.twin import Array
-from twinloss.harness.zoo import bug, with_gradient_times
+from twinloss.harness.losses.segmentation import DICE, FOCAL
+from twinloss.harness.model.operand import Array
+from twinloss.harness.zoo.mutants import bug, with_gradient_times
 
 
 def _one_hot(target: Tensor, classes: int) -> Tensor:

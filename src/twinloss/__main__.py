@@ -14,7 +14,7 @@ def main() -> None:
         print(f"twinloss {__version__}")
         return
     try:
-        from twinloss.harness.cli import main as command
+        from twinloss.harness.cli.main import main as command
 
         command()
     except ModuleNotFoundError as error:

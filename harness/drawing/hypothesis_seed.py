@@ -1,0 +1,51 @@
+"""Draws that come of the seed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
+
+from twinloss.harness.model.twin import Case, Law, Twin
+
+
+@contextmanager
+def of_the_seed_alone() -> Iterator[None]:
+    """Keep Hypothesis from drawing numbers that stand in the sources of whatever modules happen to be loaded.
+
+    These differ between processes, and so would the cases of one seed. There is no public switch; where the private
+    function is not there, all else works.
+    """
+    found = getattr(providers, "_get_local_constants", None)
+    cache = getattr(providers, "CONSTANTS_CACHE", None)
+    if found is None or cache is None:
+        yield
+        return
+    nothing = Constants()
+    try:
+        cache.cache.clear()
+        providers._get_local_constants = lambda: nothing
+        yield
+    finally:
+        providers._get_local_constants = found
+        cache.cache.clear()
+
+
+def drawn(twin: Twin, dtype: str, options: Mapping[str, Any], law: Law | None, count: int, start: int) -> list[Case]:
+    """Some cases of a seed, the simplest first."""
+    cases: list[Case] = []
+
+    @seed(start)
+    @settings(max_examples=count, database=None, deadline=None, suppress_health_check=list(HealthCheck),
+              phases=(Phase.generate,))  # fmt: skip
+    @given(twin.cases(twin, dtype, options, law, False))
+    def run(case: Case) -> None:
+        cases.append(case)
+
+    with of_the_seed_alone():
+        run()
+    return cases

@@ -1,0 +1,165 @@
+"""Indices beyond 32 bits, without the memory: volumes of zeros but for their end, of which the end alone is computed.
+
+Memory is handed out in pages that exist once they are touched, and hold zeros till then. Of the chunks of work that a
+kernel is given only the first and the last ones are done: of zeros the others would make zeros, which are there.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twinloss import fast
+from twinloss.fast import field, global_mutual_information, joint_histogram, statistics, threads
+from twinloss.harness.reliability.numerics import relative
+from twinloss.harness.reliability.registry import Row, line
+from twinloss.harness.system.memory import process_status
+
+# Bytes from which on an array is not given memory.
+MUCH = 2**28
+# What float32 results of a handful of voxels may differ by.
+CLOSE = 1e-5
+
+
+def untouched(shape: Sequence[int], dtype: Any = np.float32) -> np.ndarray[Any, Any]:
+    """Zeros that take no memory before they are written to; more than there is memory for, if need be."""
+    count = math.prod(shape)
+    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # a constant of Linux that Python names since 3.13
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
+    pages = mmap.mmap(-1, max(count * np.dtype(dtype).itemsize, 1), flags=flags)
+    return np.frombuffer(pages, dtype, count).reshape(shape)
+
+
+@contextmanager
+def ends_only(count: int) -> Iterator[None]:
+    """Large arrays take no memory, and of the chunks of a kernel only the first and so many last ones are done.
+
+    What is called within must have been compiled before: Numba does not know these arrays.
+    """
+    numpy_empty, torch_empty, each = np.empty, torch.empty, threads.for_each_chunk
+
+    def empty_array(shape: Any, dtype: Any = float, *rest: Any, **options: Any) -> Any:
+        much = isinstance(shape, tuple) and math.prod(shape) * np.dtype(dtype).itemsize >= MUCH
+        return untouched(shape, dtype) if much else numpy_empty(shape, dtype, *rest, **options)
+
+    def empty_tensor(shape: Any, *rest: Any, dtype: torch.dtype = torch.float32, **options: Any) -> Tensor:
+        much = isinstance(shape, tuple) and math.prod(shape) * dtype.itemsize >= MUCH
+        return (
+            torch.from_numpy(untouched(shape, _name(dtype)))
+            if much
+            else torch_empty(shape, *rest, dtype=dtype, **options)
+        )
+
+    def few(work: Callable[[int], None], chunks: int, numbers: int) -> None:
+        done = [0, *range(max(chunks - count, 1), chunks)]
+        each(lambda k: work(done[k]), len(done), numbers)
+
+    def few_ranges(work: Callable[[int, int], None], chunks: int, numbers: int) -> None:
+        work(0, 1)
+        if chunks > 1:
+            work(max(chunks - count, 1), chunks)
+
+    with ExitStack() as patched:
+        patched.enter_context(mock.patch.object(np, "empty", empty_array))
+        patched.enter_context(mock.patch.object(torch, "empty", empty_tensor))
+        patched.enter_context(mock.patch.object(statistics, "for_each_range", few_ranges))
+        for module in (threads, field, joint_histogram):
+            patched.enter_context(mock.patch.object(module, "for_each_chunk", few))
+        yield
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def ending(space: Sequence[int], end: Tensor) -> Tensor:
+    """A tensor (B, C, *space) of zeros that ends with another one along all axes."""
+    made = torch.from_numpy(untouched((*end.shape[:2], *space), _name(end.dtype)))
+    end_of(made, end).copy_(end)
+    return made
+
+
+def end_of(x: Tensor, end: Tensor) -> Tensor:
+    """The part of x where `end` was put."""
+    return x[tuple(slice(size - count, size) for size, count in zip(x.shape, end.shape, strict=True))]
+
+
+def value_and_slopes(loss: Callable[..., Tensor], x: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+    """Without a copy of x."""
+    value = loss(x.requires_grad_(), *rest)
+    return value.detach(), torch.autograd.grad(value, x)[0]
+
+
+def cases(quick: bool) -> Iterator[tuple[str, Callable[..., Tensor], Sequence[int], int, list[Tensor]]]:
+    """Name, loss, spatial shape, how many chunks at the end are not all zeros, and the ends of the arguments."""
+    few, edge, deep = (2**12, 40, (20, 60, 60)) if quick else (2**29, 1291, (513, 2048, 2048))
+    rng = torch.Generator().manual_seed(0)
+    exact: dict[str, Any] = {"smooth_nr": 0.0, "smooth_dr": 0.0}
+    x, y = (torch.rand(1, 4, 100, generator=rng) for _ in range(2))
+    labels = torch.randint(1, 4, (1, 1, 100), generator=rng, dtype=torch.uint8)
+    yield "Dice", fast.DiceLoss(**exact), (4 * few + 4096,), 2, [x[:, :1], y[:, :1].round()]
+    of_labels = fast.DiceLoss(to_onehot_y=True, include_background=False, **exact)
+    yield "Dice, 4 channels", of_labels, (few + 4096,), 2, [x, labels]
+    corner = torch.zeros(2, 1, 1, 12, 40, 40)
+    corner[..., -1, -8:, -8:] = torch.rand(2, 1, 1, 8, 8, generator=rng)
+    yield "bending energy", fast.BendingEnergyLoss(reduction="sum"), (edge, edge, edge), 2, [corner[0]]
+    lncc = fast.LocalNormalizedCrossCorrelationLoss(kernel_size=5, reduction="sum", smooth_nr=0)
+    # The windows that see the corner lie in the last five planes, 147 chunks each, and in 12 rows, 32 chunks each.
+    yield "LNCC, k = 5", lncc, deep, 800, list(corner)
+
+
+@line("Scale")
+def beyond_32_bits(quick: bool) -> Iterator[Row]:
+    """More than 2³¹ numbers, all but the last few of which are zeros, in pages that take no memory."""
+    for name, loss, space, count, ends in cases(quick):
+        wanted = value_and_slopes(loss, *(end.clone() for end in ends))
+        with ends_only(count):
+            value, slopes = value_and_slopes(loss, *(ending(space, end) for end in ends))
+        off = relative(value, wanted[0]), relative(end_of(slopes, ends[0]), wanted[1])
+        yield _row(f"{name}, value and gradient", slopes.numel(), off)
+    *_, (_, _, space, count, (end, _)) = cases(quick)
+    smooth, taps = torch.ops.twinloss.smooth, ([0.25, 0.5, 0.25], 3)
+    of_end = smooth(end[0], *taps)[None]
+    with ends_only(count):
+        made = smooth(ending(space, end)[0], *taps)[None]
+    yield _row("smoothing, which is its own gradient", made.numel(), (relative(end_of(made, end), of_end),))
+    voxels = (2**18 if quick else 2**31) + 4096
+    yield _row("mutual information, value and gradient", voxels, information(voxels))
+    peak = process_status("VmHWM") / 2**30
+    yield Row("memory for all of these", f"{peak:.1f} GiB", quick or peak < 4)
+
+
+def _row(what: str, count: int, off: Sequence[float]) -> Row:
+    told = f"as of the end alone, off by {', '.join(f'{part:.0e}' for part in off)}"
+    return Row(f"{what}, {count} numbers", told, max(off) <= CLOSE)
+
+
+def information(voxels: int) -> tuple[float, float]:
+    """How far mutual information and its gradient are off where all voxels are 0, but for a hundred at the end.
+
+    What is expected comes from the histogram of a voxel of each kind, weighted by how many there are.
+    """
+    count = 100
+    loss: Any = fast.GlobalMutualInformationLoss(num_bins=4)
+    x, y = (torch.full((1, 1, count), level) for level in (0.75, 0.6))
+    value_and_slopes(loss, x.clone(), y)
+    x, y = ending((voxels,), x).requires_grad_(), ending((voxels,), y)
+    value = loss(x, y)
+    with ends_only(1):
+        (slopes,) = torch.autograd.grad(value, x)
+    kinds = torch.tensor([[0.0], [0.75]], dtype=torch.float64, requires_grad=True)
+    others = torch.tensor([[0.0], [0.6]], dtype=torch.float64)
+    by_kind = joint_histogram.joint_histogram(kinds, others, 4, loss.sigma_ratio, "gaussian")
+    share = torch.tensor([voxels - count, count], dtype=torch.float64) / voxels
+    joint = (share[:, None, None] * by_kind).sum(0, keepdim=True)
+    wanted = -global_mutual_information._information(joint, loss.smooth_nr, loss.smooth_dr).sum()
+    (by_level,) = torch.autograd.grad(wanted, kinds)
+    return relative(value.detach(), wanted.detach()), relative(slopes[0, 0, -count:], by_level[1] / count)
