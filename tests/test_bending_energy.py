@@ -11,7 +11,8 @@ import torch
 from support import BACKENDS, assert_all_close, logits, value_and_gradient
 
 from twinloss import fast, reference
-from twinloss.fast import BendingEnergyLoss, backend
+from twinloss.fast import BendingEnergyLoss
+from twinloss.fast.runtime import dispatch
 
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 STENCILS = pytest.mark.parametrize("stencil", ["compact", "wide"])
@@ -93,7 +94,7 @@ def test_loss_is_the_sum_of_all_squared_second_derivatives(form, stencil, spatia
     u = logits(2, len(spatial), *spatial, dtype=torch.float64)
     options = {"stencil": stencil, "normalize": normalize, "spacing": SPACING[: len(spatial)] if spaced else None}
     expected = torch.from_numpy(by_definition(u.numpy(), **options))
-    with backend.forced(form):
+    with dispatch.forced(form):
         found = BendingEnergyLoss(reduction="none", **options)(u)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
@@ -105,11 +106,11 @@ def test_loss_is_the_sum_of_all_squared_second_derivatives(form, stencil, spatia
 def test_gradient_is_that_of_automatic_differentiation_for_any_upstream(form, reduction, stencil, spatial):
     u = logits(2, 3, *spatial, dtype=torch.float64).requires_grad_()
     loss = BendingEnergyLoss(reduction=reduction, stencil=stencil, spacing=SPACING[: len(spatial)])
-    with backend.forced("plain"):
+    with dispatch.forced("plain"):
         value = loss(u)
         upstream = logits(*value.shape, dtype=torch.float64, seed=5) if value.ndim else torch.tensor(0.7).double()
         expected = torch.autograd.grad(value, u, upstream)
-    with backend.forced(form):
+    with dispatch.forced(form):
         found = torch.autograd.grad(loss(u), u, upstream)
     assert_all_close(found, expected, 1e-12, 1e-12)
 
@@ -130,7 +131,7 @@ def test_affine_field_costs_nothing_and_has_no_gradient(form, stencil, spatial, 
 def test_quadratic_field_costs_its_squared_second_derivatives(form, stencil):
     # d2/dx2 = 6, d2/dy2 = -2, d2/dz2 = 4; d2/dxdy = 5, d2/dxdz = 0, d2/dydz = -1: the stencils are exact here.
     u = polynomial((7, 6, 9), lambda x, y, z: 3 * x**2 - y**2 + 2 * z**2 + 5 * x * y - y * z)
-    with backend.forced(form):
+    with dispatch.forced(form):
         energies = BendingEnergyLoss(stencil=stencil, reduction="none")(u)
     expected = 6.0**2 + 2.0**2 + 4.0**2 + 2 * (5.0**2 + 1.0**2)
     torch.testing.assert_close(energies, torch.full_like(energies, expected), rtol=1e-13, atol=0)
@@ -139,7 +140,7 @@ def test_quadratic_field_costs_its_squared_second_derivatives(form, stencil):
 @BACKENDS
 def test_checkerboard_costs_something_unless_the_stencil_is_wide(form):
     u = polynomial((6, 7, 8), lambda *x: (-1) ** sum(x))
-    with backend.forced(form):
+    with dispatch.forced(form):
         # Each of three pure differences is 4, each mixed one 0.
         assert BendingEnergyLoss()(u) == 3 * 4**2
         assert BendingEnergyLoss(stencil="wide")(u) == 0
@@ -149,7 +150,7 @@ def test_checkerboard_costs_something_unless_the_stencil_is_wide(form):
 @pytest.mark.parametrize("size", [0.5, 2.0])
 def test_spacing_divides_each_second_derivative_by_two_voxel_sizes(form, size):
     u = logits(1, 2, 5, 6, dtype=torch.float64)
-    with backend.forced(form):
+    with dispatch.forced(form):
         value = BendingEnergyLoss(spacing=[size, size])(u)
         torch.testing.assert_close(value, BendingEnergyLoss()(u) / size**4, rtol=1e-13, atol=0)
 
@@ -160,7 +161,7 @@ def test_anisotropic_spacing_measures_the_same_physical_field_alike(form, stenci
     # x^2 + x y + y^2 of positions in mm: the derivatives do not depend on how the field is sampled.
     loss, h = BendingEnergyLoss(stencil=stencil, spacing=(0.5, 3.0)), (0.5, 3.0)
     u = polynomial((7, 8), lambda x, y: (h[0] * x) ** 2 + (h[0] * x) * (h[1] * y) + (h[1] * y) ** 2)
-    with backend.forced(form):
+    with dispatch.forced(form):
         torch.testing.assert_close(loss(u).item(), 2.0**2 + 2.0**2 + 2 * 1.0**2, rtol=1e-12, atol=0)
 
 
@@ -175,7 +176,7 @@ def test_normalized_energy_does_not_hang_on_the_sampling(form, spacing):
         first = polynomial(spatial, lambda x, y, s=spatial: (x / s[0]) ** 2 + 3 * (y / s[1]) ** 2)
         second_ = polynomial(spatial, lambda x, y, s=spatial: (x / s[0]) ** 2 + 2 * (x / s[0]) * (y / s[1]))
         u = torch.cat([first * extent[0], second_ * extent[1]], 1)
-        with backend.forced(form):
+        with dispatch.forced(form):
             value = BendingEnergyLoss(normalize=True, spacing=spacing)(u)
         torch.testing.assert_close(value.item(), expected, rtol=1e-9, atol=0)
 
@@ -185,7 +186,7 @@ def test_normalized_energy_does_not_hang_on_the_sampling(form, spacing):
 @SPATIAL
 def test_none_covers_the_interior_and_mean_and_sum_reduce_it(form, stencil, spatial):
     u = logits(2, 3, *spatial, dtype=torch.float64)
-    with backend.forced(form):
+    with dispatch.forced(form):
         none, mean, total = (BendingEnergyLoss(r, stencil=stencil)(u) for r in ("none", "mean", "sum"))
     assert none.shape == (2, 3, *(n - 2 * STEP[stencil] for n in spatial))
     torch.testing.assert_close(mean, none.mean(), rtol=1e-13, atol=0)
@@ -207,7 +208,7 @@ def test_field_of_the_least_size_has_one_interior_voxel(form, stencil, spatial):
 @BACKENDS
 def test_any_number_of_components_will_do_without_normalize(form):
     u = logits(2, 4, 5, 6, dtype=torch.float64)
-    with backend.forced(form):
+    with dispatch.forced(form):
         together = BendingEnergyLoss("none")(u)
         for c in range(4):
             torch.testing.assert_close(together[:, c : c + 1], BendingEnergyLoss("none")(u[:, c : c + 1]))
@@ -274,7 +275,7 @@ def test_option_that_makes_no_sense_is_a_value_error(options, message):
     ],
 )
 def test_field_that_does_not_fit_is_a_value_error_that_names_its_shape(form, options, shape, message):
-    with backend.forced(form), pytest.raises(ValueError, match=message):
+    with dispatch.forced(form), pytest.raises(ValueError, match=message):
         BendingEnergyLoss(**options)(torch.zeros(shape))
 
 
@@ -303,7 +304,7 @@ def test_half_precision_is_computed_in_float32(form, reduction, half):
 def test_half_precision_counts_more_voxels_than_a_half_can(form):
     # 2^17 voxels of energy 4: a float16 sum would stop at 65504, or at 2048 steps of 1.
     u = torch.arange(8.0).square().repeat(2**17 // 8 + 2, 1)[None, None].half()
-    with backend.forced(form):
+    with dispatch.forced(form):
         value = BendingEnergyLoss()(u)
     assert value == 4
 
@@ -379,7 +380,7 @@ def test_nan_reaches_value_and_gradient(form, reduction, poison):
 def test_gradcheck_and_gradgradcheck(form, reduction, stencil, spatial):
     u = logits(1, len(spatial), *spatial, dtype=torch.float64).requires_grad_()
     loss = BendingEnergyLoss(reduction, stencil=stencil, normalize=True, spacing=SPACING[: len(spatial)])
-    with backend.forced(form):
+    with dispatch.forced(form):
         assert torch.autograd.gradcheck(loss, u, fast_mode=True)
         assert torch.autograd.gradgradcheck(loss, u, fast_mode=True)
 

@@ -9,7 +9,7 @@ from support import BACKENDS, labels, logits, one_hot, soft
 from torch._subclasses import FakeTensorMode
 
 from twinloss import fast
-from twinloss.fast import backend
+from twinloss.fast.runtime import dispatch
 
 OVERLAPPING = [fast.DiceLoss, fast.MaskedDiceLoss, fast.TverskyLoss, fast.GeneralizedDiceLoss]
 TAKE_DENSE_TARGETS = [*OVERLAPPING, fast.FocalLoss, fast.DiceCELoss, fast.DiceFocalLoss]
@@ -35,7 +35,7 @@ def test_target_outside_0_to_1_draws_one_warning_that_names_range_mend_and_line(
     loss, x = loss_class(), logits(2, 3, 6)
     target = MASK_OF_255.to(dtype)
     state = copy.deepcopy(vars(loss))
-    with backend.forced(form):
+    with dispatch.forced(form):
         (message, file), *others = messages(loss, *arguments(loss, x.sigmoid(), target))
         assert not others
         assert messages(loss, *arguments(loss, x.sigmoid(), target)) == []

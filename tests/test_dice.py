@@ -11,7 +11,8 @@ import torch
 from support import BACKENDS, assert_all_close, labels, logits, value_and_gradient
 
 from twinloss import reference
-from twinloss.fast import DiceFocalLoss, DiceLoss, MaskedDiceLoss, backend
+from twinloss.fast import DiceFocalLoss, DiceLoss, MaskedDiceLoss
+from twinloss.fast.runtime import dispatch
 
 LOSSES = pytest.mark.parametrize("loss_class", [DiceLoss, MaskedDiceLoss])
 
@@ -69,7 +70,7 @@ def test_shapes_that_differ_are_named(error, options, shape):
                          ([0.0, float("nan"), 1.0, 2.0], "1 voxels with nan")],
 )  # fmt: skip
 def test_labels_that_name_no_class_are_shown_and_counted(form, wrong, shown):
-    with backend.forced(form), pytest.raises(ValueError, match=shown):
+    with dispatch.forced(form), pytest.raises(ValueError, match=shown):
         DiceLoss(to_onehot_y=True)(torch.rand(1, 3, 4), torch.tensor(wrong)[None, None])
 
 
@@ -119,7 +120,7 @@ def test_mask_of_a_wrong_size_names_both_shapes(shape):
 
 @BACKENDS
 def test_mask_outside_zero_to_one_is_a_value_error(form):
-    with backend.forced(form), pytest.raises(ValueError, match=r"\[0, 1\], got 0 to 255"):
+    with dispatch.forced(form), pytest.raises(ValueError, match=r"\[0, 1\], got 0 to 255"):
         MaskedDiceLoss()(torch.rand(1, 2, 2), torch.rand(1, 2, 2), torch.tensor([[[0, 255]]]))
 
 
@@ -186,7 +187,7 @@ def test_enumerated_reduction_is_understood():
 def test_target_of_any_type_gives_the_same(form, target_type, options):
     x, y = logits(2, 2, 7), labels(2, 1, 7, classes=2)
     target = y if "to_onehot_y" in options else torch.cat([1 - y, y], 1)
-    with backend.forced(form):
+    with dispatch.forced(form):
         expected = value_and_gradient(DiceLoss(**options), x, target)
         found = value_and_gradient(DiceLoss(**options), x, target.to(target_type))
     assert torch.equal(found[0], expected[0])
@@ -197,7 +198,7 @@ def test_target_of_any_type_gives_the_same(form, target_type, options):
 def test_float64_keeps_its_accuracy(form):
     x, y = logits(2, 3, 50, dtype=torch.float64), labels(2, 1, 50)
     options = {"softmax": True, "to_onehot_y": True, "squared_pred": True, "weight": [0.1, 0.2, 0.7]}
-    with backend.forced(form):
+    with dispatch.forced(form):
         value, gradient = value_and_gradient(DiceLoss(**options), x, y)
     truth = (x.numpy().astype(np.longdouble), y.numpy())
     assert value.dtype == gradient.dtype == torch.float64
@@ -247,7 +248,7 @@ def test_nan_reaches_value_and_gradient(form, options, onehot, poison):
     x, y = torch.rand(2, 3, 5), labels(2, 1, 5)
     x[1, 2, 3] = poison
     target = y if onehot else torch.rand(2, 3, 5).softmax(1)
-    with backend.forced(form):
+    with dispatch.forced(form):
         value, gradient = value_and_gradient(DiceLoss(to_onehot_y=onehot, reduction="none", **options), x, target)
     assert value[1, 2].isnan().all()
     assert value[0].isfinite().all()
@@ -283,7 +284,7 @@ def test_ignored_voxels_may_hold_nan_and_the_rest_counts_as_if_cropped(form, opt
         target = torch.nn.functional.one_hot(y[:, 0], 3).movedim(-1, 1).float()
     keep = [0, 1, 2, 3, 6, 7, 8]
     x[:, :, 4:6] = float("nan")
-    with backend.forced(form):
+    with dispatch.forced(form):
         value, gradient = value_and_gradient(DiceLoss(to_onehot_y=onehot, ignore_index=ignore, **options), x, target)
         cropped, cropped_gradient = value_and_gradient(
             DiceLoss(to_onehot_y=onehot, **options), x[..., keep], target[..., keep]
@@ -305,7 +306,7 @@ def test_masked_voxels_may_hold_nan_and_the_rest_counts_as_if_cropped(form, opti
     keep = mask[0, 0].bool()
     x[:, :, 4:6] = float("nan")
     options = {"to_onehot_y": onehot, **options}
-    with backend.forced(form):
+    with dispatch.forced(form):
         value, gradient = value_and_gradient(MaskedDiceLoss(**options), x, target, mask.to(mask_type))
         cropped, cropped_gradient = value_and_gradient(DiceLoss(**options), x[..., keep], target[..., keep])
     torch.testing.assert_close(value, cropped)

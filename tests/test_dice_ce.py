@@ -11,7 +11,8 @@ from support import BACKENDS, assert_all_close, exact, labels, logits, one_hot, 
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from twinloss import reference
-from twinloss.fast import DiceCELoss, DiceLoss, backend
+from twinloss.fast import DiceCELoss, DiceLoss
+from twinloss.fast.runtime import dispatch
 
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum"])
 ONEHOT = pytest.mark.parametrize("to_onehot_y", [True, False])
@@ -85,7 +86,7 @@ def test_it_is_the_weighted_sum_of_dice_and_of_the_cross_entropy_of_torch(form, 
 def test_other_options_reach_dice_and_leave_cross_entropy_alone(form, options):
     x, y = logits(2, 3, 7, dtype=torch.float64), labels(2, 1, 7)
     options = {"softmax": True, **options}
-    with backend.forced(form):
+    with dispatch.forced(form):
         dice = DiceCELoss(to_onehot_y=True, lambda_ce=0, **options)(x, y)
         torch.testing.assert_close(dice, DiceLoss(to_onehot_y=True, **options)(x, y), rtol=1e-14, atol=0)
         ce = DiceCELoss(**CE, **options)(x, y)
@@ -124,7 +125,7 @@ def test_weight_and_label_smoothing_are_those_of_torch(form, reduction, name, sm
 def test_ce_weight_leaves_dice_alone(form):
     x, y = logits(2, 3, 7), labels(2, 1, 7)
     options = {"to_onehot_y": True, "softmax": True}
-    with backend.forced(form):
+    with dispatch.forced(form):
         found = DiceCELoss(lambda_ce=0, ce_weight=WEIGHT, **options)(x, y)
         torch.testing.assert_close(found, DiceLoss(**options)(x, y), rtol=1e-6, atol=0)
 
@@ -135,7 +136,7 @@ def test_weight_goes_to_both_and_dice_takes_those_of_the_classes_that_it_sees(fo
     x, y = logits(2, 3, 7, dtype=torch.float64), labels(2, 1, 7)
     options = {"to_onehot_y": True, "softmax": True, "include_background": include_background}
     seen = WEIGHT if include_background else WEIGHT[1:]
-    with backend.forced(form):
+    with dispatch.forced(form):
         found = DiceCELoss(weight=WEIGHT, **options)(x, y)
         dice = DiceLoss(weight=seen, **options)(x, y)
     ce = cross_entropy(x, y[:, 0], torch.tensor(WEIGHT, dtype=torch.float64))
@@ -234,7 +235,7 @@ def test_cross_entropy_of_a_soft_target_is_divided_by_the_weight_that_it_carries
     g[:, :, 2] *= 0.5  # sums to less than 1
     w = torch.tensor(weight or [1.0] * 3, dtype=torch.float64)[:, None]
     expected = -(w * g * x.log_softmax(1)).sum() / (w * g).sum()
-    with backend.forced(form):
+    with dispatch.forced(form):
         found = DiceCELoss(lambda_dice=0, ce_weight=weight)(x, g)
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
 
@@ -291,7 +292,7 @@ def test_double_backward(options, classes):
 def test_any_spatial_rank_gives_one_number(form, reduction, spatial):
     x, y = logits(2, 3, *spatial), labels(2, 1, *spatial)
     options = {"to_onehot_y": True, "softmax": True, "reduction": reduction}
-    with backend.forced(form):
+    with dispatch.forced(form):
         value = DiceCELoss(**options)(x, y)
         dice = DiceLoss(**options)(x, y)
     assert value.shape == ()
@@ -448,7 +449,7 @@ def test_saturated_half_has_a_finite_value_and_gradient(half, activation):
 
 @BACKENDS
 def test_labels_out_of_range_are_shown_and_counted(form):
-    with backend.forced(form), pytest.raises(ValueError, match="2 voxels with -1, 3"):
+    with dispatch.forced(form), pytest.raises(ValueError, match="2 voxels with -1, 3"):
         DiceCELoss(to_onehot_y=True, softmax=True)(torch.rand(1, 3, 4), torch.tensor([[[0, 3, -1, 2]]]))
 
 

@@ -10,7 +10,8 @@ import torch
 from support import BACKENDS, assert_all_close, exact, labels, logits, one_hot, soft, value_and_gradient
 
 from twinloss import reference
-from twinloss.fast import DiceFocalLoss, DiceLoss, FocalLoss, backend
+from twinloss.fast import DiceFocalLoss, DiceLoss, FocalLoss
+from twinloss.fast.runtime import dispatch
 
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 ONEHOT = pytest.mark.parametrize("to_onehot_y", [True, False])
@@ -84,7 +85,7 @@ def test_it_is_the_weighted_sum_of_dice_and_of_focal_loss_of_the_logits(form, re
 )
 def test_other_options_reach_dice_and_leave_focal_loss_alone(form, options):
     x, y = logits(2, 3, 7, dtype=torch.float64), labels(2, 1, 7)
-    with backend.forced(form):
+    with dispatch.forced(form):
         dice = DiceFocalLoss(to_onehot_y=True, lambda_focal=0, **options)(x, y)
         torch.testing.assert_close(dice, DiceLoss(to_onehot_y=True, **options)(x, y), rtol=1e-14, atol=0)
         focal = DiceFocalLoss(to_onehot_y=True, lambda_dice=0, **options)(x, y)
@@ -97,7 +98,7 @@ def test_other_options_reach_dice_and_leave_focal_loss_alone(form, options):
 def test_gamma_reaches_focal_loss(form, reduction, gamma):
     x, y = logits(2, 3, 7, dtype=torch.float64), labels(2, 1, 7)
     options = {"to_onehot_y": True, "gamma": gamma, "reduction": reduction}
-    with backend.forced(form):
+    with dispatch.forced(form):
         found = DiceFocalLoss(lambda_dice=0, **options)(x, y)
         torch.testing.assert_close(found, FocalLoss(**options)(x, y), rtol=1e-13, atol=0)
 
@@ -127,7 +128,7 @@ def test_factors_of_the_terms_are_1_and_gamma_is_2_unless_given():
 def test_focal_weight_goes_to_focal_loss_alone(form, reduction, background, weight):
     x, y = logits(2, 3, 7, dtype=torch.float64), labels(2, 1, 7)
     options = {"include_background": background, "to_onehot_y": True, "reduction": reduction}
-    with backend.forced(form):
+    with dispatch.forced(form):
         found = DiceFocalLoss(softmax=True, focal_weight=weight, **options)(x, y)
         expected = DiceLoss(softmax=True, **options)(x, y) + FocalLoss(weight=weight, **options)(x, y)
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
@@ -141,7 +142,7 @@ def test_weight_goes_to_both_and_each_takes_those_of_the_classes_that_it_sees(fo
     x, y = logits(2, 3, 7, dtype=torch.float64), labels(2, 1, 7)
     options = {"include_background": background, "to_onehot_y": True, "reduction": reduction}
     seen = WEIGHT if background else WEIGHT[1:]
-    with backend.forced(form):
+    with dispatch.forced(form):
         found = DiceFocalLoss(softmax=True, weight=WEIGHT, use_softmax=use_softmax, **options)(x, y)
         dice = DiceLoss(softmax=True, weight=seen, **options)(x, y)
         focal = FocalLoss(weight=seen, use_softmax=use_softmax, **options)(x, y)
@@ -178,7 +179,7 @@ def test_focal_weight_of_another_length_names_both_counts(background, length, co
 def test_one_channel_is_binary_focal_loss(form, reduction):
     x, g = logits(2, 1, 7), labels(2, 1, 7, classes=2)
     options = {"reduction": reduction}
-    with backend.forced(form):
+    with dispatch.forced(form):
         found = DiceFocalLoss(sigmoid=True, alpha=0.3, use_softmax=False, **options)(x, g)
         focal = FocalLoss(use_softmax=False, alpha=0.3, **options)(x, g)
         torch.testing.assert_close(found, DiceLoss(sigmoid=True, **options)(x, g) + focal)
@@ -207,7 +208,7 @@ def test_unreduced_loss_adds_dice_to_each_voxel_and_the_mean_follows_from_it(for
     x, y = logits(2, 3, *spatial), labels(2, 1, *spatial)
     shared = {"include_background": background, "to_onehot_y": True}
     own = {"softmax": True, "batch": batch}
-    with backend.forced(form):
+    with dispatch.forced(form):
         none = DiceFocalLoss(reduction="none", **shared, **own)(x, y)
         dice = DiceLoss(reduction="none", **shared, **own)(x, y)
         focal = FocalLoss(reduction="none", **shared)(x, y)
@@ -443,7 +444,7 @@ def test_negative_gamma_is_a_value_error(gamma):
 @BACKENDS
 @REDUCTIONS
 def test_labels_out_of_range_are_shown_and_counted(form, reduction):
-    with backend.forced(form), pytest.raises(ValueError, match="2 voxels with -1, 3"):
+    with dispatch.forced(form), pytest.raises(ValueError, match="2 voxels with -1, 3"):
         DiceFocalLoss(to_onehot_y=True, reduction=reduction)(torch.rand(1, 3, 4), torch.tensor([[[0, 3, -1, 2]]]))
 
 

@@ -11,7 +11,8 @@ import torch
 from support import BACKENDS, assert_all_close, logits, value_and_gradient
 
 from twinloss import fast, reference
-from twinloss.fast import DiffusionLoss, backend
+from twinloss.fast import DiffusionLoss
+from twinloss.fast.runtime import dispatch
 
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 STENCILS = pytest.mark.parametrize("stencil", ["compact", "wide"])
@@ -89,7 +90,7 @@ def test_loss_is_the_sum_of_all_squared_first_derivatives(form, stencil, spatial
     u = logits(2, len(spatial), *spatial, dtype=torch.float64)
     options = {"stencil": stencil, "normalize": normalize, "spacing": SPACING[: len(spatial)] if spaced else None}
     expected = torch.from_numpy(by_definition(u.numpy(), **options))
-    with backend.forced(form):
+    with dispatch.forced(form):
         found = DiffusionLoss(reduction="none", **options)(u)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
@@ -101,11 +102,11 @@ def test_loss_is_the_sum_of_all_squared_first_derivatives(form, stencil, spatial
 def test_gradient_is_that_of_automatic_differentiation_for_any_upstream(form, reduction, stencil, spatial):
     u = logits(2, 3, *spatial, dtype=torch.float64).requires_grad_()
     loss = DiffusionLoss(reduction=reduction, stencil=stencil, spacing=SPACING[: len(spatial)])
-    with backend.forced("plain"):
+    with dispatch.forced("plain"):
         value = loss(u)
         upstream = logits(*value.shape, dtype=torch.float64, seed=5) if value.ndim else torch.tensor(0.7).double()
         expected = torch.autograd.grad(value, u, upstream)
-    with backend.forced(form):
+    with dispatch.forced(form):
         found = torch.autograd.grad(loss(u), u, upstream)
     assert_all_close(found, expected, 1e-12, 1e-12)
 
@@ -125,7 +126,7 @@ def test_translation_costs_nothing_and_has_no_gradient(form, stencil, spatial, d
 @STENCILS
 def test_linear_field_costs_its_squared_slopes(form, stencil):
     u = polynomial((7, 4, 9), lambda x, y, z: 3 * x - y + 2 * z + 5)
-    with backend.forced(form):
+    with dispatch.forced(form):
         energies = DiffusionLoss(stencil=stencil, reduction="none")(u)
     torch.testing.assert_close(energies, torch.full_like(energies, 3.0**2 + 1.0**2 + 2.0**2), rtol=0, atol=0)
 
@@ -133,7 +134,7 @@ def test_linear_field_costs_its_squared_slopes(form, stencil):
 @BACKENDS
 def test_checkerboard_costs_something_unless_the_stencil_is_wide(form):
     u = polynomial((6, 7, 8), lambda *x: (-1) ** sum(x))
-    with backend.forced(form):
+    with dispatch.forced(form):
         assert DiffusionLoss()(u) == 3 * 2**2
         assert DiffusionLoss(stencil="wide")(u) == 0
 
@@ -155,7 +156,7 @@ def test_no_voxel_is_free_unless_the_stencil_is_wide(form):
 @pytest.mark.parametrize("size", [0.5, 2.0])
 def test_spacing_divides_each_slope_by_the_voxel_size(form, size):
     u = logits(1, 2, 5, 6, dtype=torch.float64)
-    with backend.forced(form):
+    with dispatch.forced(form):
         value = DiffusionLoss(spacing=[size, size])(u)
         torch.testing.assert_close(value, DiffusionLoss()(u) / size**2, rtol=1e-13, atol=0)
 
@@ -165,7 +166,7 @@ def test_spacing_divides_each_slope_by_the_voxel_size(form, size):
 def test_anisotropic_spacing_measures_the_same_physical_field_alike(form, stencil):
     h = (0.5, 3.0)
     u = polynomial((7, 8), lambda x, y: 2 * (h[0] * x) - 3 * (h[1] * y))
-    with backend.forced(form):
+    with dispatch.forced(form):
         value = DiffusionLoss(stencil=stencil, spacing=h)(u)
     torch.testing.assert_close(value.item(), 2.0**2 + 3.0**2, rtol=1e-12, atol=0)
 
@@ -179,7 +180,7 @@ def test_normalized_loss_does_not_hang_on_the_sampling(form, spacing):
         first = polynomial(spatial, lambda x, y, s=spatial: x / s[0] + 3 * y / s[1])
         second = polynomial(spatial, lambda x, y, s=spatial: 2 * x / s[0] - y / s[1])
         u = torch.cat([first * extent[0], second * extent[1]], 1)
-        with backend.forced(form):
+        with dispatch.forced(form):
             value = DiffusionLoss(True, spacing=spacing)(u)
         torch.testing.assert_close(value.item(), (1**2 + 3**2 + 2**2 + 1**2) / 2, rtol=1e-12, atol=0)
 
@@ -189,7 +190,7 @@ def test_normalized_loss_does_not_hang_on_the_sampling(form, spacing):
 @SPATIAL
 def test_mean_and_sum_reduce_what_none_gives(form, stencil, spatial):
     u = logits(2, 3, *spatial, dtype=torch.float64)
-    with backend.forced(form):
+    with dispatch.forced(form):
         none, mean, total = (DiffusionLoss(False, r, stencil=stencil)(u) for r in ("none", "mean", "sum"))
     assert none.shape == (2, 3, *(n - 2 * MARGIN[stencil] for n in spatial))
     torch.testing.assert_close(mean, none.mean(), rtol=1e-13, atol=0)
@@ -213,7 +214,7 @@ def test_fields_of_few_voxels_along_an_axis_are_those_of_the_reference(form, red
 @BACKENDS
 def test_any_number_of_components_will_do_without_normalize(form):
     u = logits(2, 4, 5, 6, dtype=torch.float64)
-    with backend.forced(form):
+    with dispatch.forced(form):
         together = DiffusionLoss(reduction="none")(u)
         for c in range(4):
             torch.testing.assert_close(together[:, c : c + 1], DiffusionLoss(reduction="none")(u[:, c : c + 1]))
@@ -291,7 +292,7 @@ def test_reduction_in_the_place_of_normalize_is_refused():
     ],
 )
 def test_field_that_does_not_fit_is_a_value_error_that_names_its_shape(form, options, shape, message):
-    with backend.forced(form), pytest.raises(ValueError, match=message):
+    with dispatch.forced(form), pytest.raises(ValueError, match=message):
         DiffusionLoss(**options)(torch.zeros(shape))
 
 
@@ -320,7 +321,7 @@ def test_half_precision_is_computed_in_float32(form, reduction, half):
 def test_half_precision_counts_more_voxels_than_a_half_can(form):
     # 2^17 voxels of energy 4: a float16 sum would stop at 65504, or at 2048 steps of 1.
     u = (2 * torch.arange(8.0)).repeat(2**17 // 8, 1)[None, None].half()
-    with backend.forced(form):
+    with dispatch.forced(form):
         value = DiffusionLoss()(u)
     assert value == 4
 
@@ -398,7 +399,7 @@ def test_nan_reaches_value_and_gradient(form, reduction, poison):
 def test_gradcheck_and_gradgradcheck(form, reduction, stencil, spatial):
     u = logits(1, len(spatial), *spatial, dtype=torch.float64).requires_grad_()
     loss = DiffusionLoss(reduction=reduction, stencil=stencil, normalize=True, spacing=SPACING[: len(spatial)])
-    with backend.forced(form):
+    with dispatch.forced(form):
         assert torch.autograd.gradcheck(loss, u, fast_mode=True)
         assert torch.autograd.gradgradcheck(loss, u, fast_mode=True)
 

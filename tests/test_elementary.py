@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from twinloss.fast.kernels.elementary import exp_nonpositive, log1p_nonnegative
+from twinloss.fast.kernels.cpu.compiled.elementary import exp_nonpositive, log1p_nonnegative
 
 
 @njit(error_model="numpy")

@@ -12,7 +12,8 @@ from support import BACKENDS, assert_all_close, exact, labels, logits, one_hot, 
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, log_softmax, logsigmoid
 
 from twinloss import reference
-from twinloss.fast import FocalLoss, backend
+from twinloss.fast import FocalLoss
+from twinloss.fast.runtime import dispatch
 
 FORMS = pytest.mark.parametrize("use_softmax", [True, False])
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -65,7 +66,7 @@ def test_logits_go_through_log_softmax_and_easy_voxels_count_less(form):
     x, y = logits(2, 3, 7, dtype=torch.float64), labels(2, 1, 7)
     log_p = log_softmax(x, 1)
     expected = -((1 - log_p.exp()) ** 2) * one_hot(y) * log_p
-    with backend.forced(form):
+    with dispatch.forced(form):
         none = FocalLoss(to_onehot_y=True, reduction="none")(x, y)
         mean = FocalLoss(to_onehot_y=True)(x, y)
     assert_all_close([none, mean], [expected, expected.mean()], 1e-13)
@@ -81,7 +82,7 @@ def test_binary_form_has_terms_of_positives_and_negatives(form, alpha):
         a = torch.tensor(alpha, dtype=torch.float64).reshape(-1, 1)
         b = 1 - a
     expected = -a * (1 - p) ** 2 * g * logsigmoid(x) - b * p**2 * (1 - g) * logsigmoid(-x)
-    with backend.forced(form):
+    with dispatch.forced(form):
         none = FocalLoss(use_softmax=False, alpha=alpha, reduction="none")(x, g)
         mean = FocalLoss(use_softmax=False, alpha=alpha)(x, g)
     assert_all_close([none, mean], [expected, expected.mean()], 1e-13)
@@ -93,7 +94,7 @@ def test_without_gamma_it_is_the_cross_entropy_of_torch(form):
     expected = value_and_gradient(cross_entropy, x, y[:, 0])
     value, gradient = value_and_gradient(FocalLoss(to_onehot_y=True, gamma=0), x, y, form=form)
     assert_all_close((3 * value, 3 * gradient), expected, 1e-13, 1e-17)  # the mean is over classes, too
-    with backend.forced(form):
+    with dispatch.forced(form):
         none = FocalLoss(to_onehot_y=True, gamma=0, reduction="none")(x, y)
     torch.testing.assert_close(none.sum(1), cross_entropy(x, y[:, 0], reduction="none"), rtol=1e-13, atol=0)
 
@@ -129,7 +130,7 @@ def test_background_is_dropped_from_the_loss_and_not_from_the_softmax(form):
     options = {"to_onehot_y": True, "include_background": False}
     log_p = log_softmax(x, 1)
     expected = (-((1 - log_p.exp()) ** 2) * one_hot(y) * log_p)[:, 1:]
-    with backend.forced(form):
+    with dispatch.forced(form):
         none = FocalLoss(reduction="none", **options)(x, y)
     value, gradient = value_and_gradient(FocalLoss(**options), x, y, form=form)
     assert_all_close([none, value], [expected, expected.mean()], 1e-13)
@@ -168,7 +169,7 @@ def test_one_class_that_is_left_takes_one_weight():
 @BACKENDS
 def test_scalar_alpha_is_that_of_the_foreground_and_leaves_the_rest_for_the_background(form):
     x, y = logits(2, 3, 7), labels(2, 1, 7)
-    with backend.forced(form):
+    with dispatch.forced(form):
         for background, factors in ((True, [0.7, 0.3, 0.3]), (False, [0.3, 0.3])):
             found, plain = (
                 FocalLoss(background, to_onehot_y=True, alpha=alpha, reduction="none")(x, y) for alpha in (0.3, None)
@@ -212,7 +213,7 @@ def test_single_channel_warns_and_ignores(option):
 def test_unreduced_loss_is_the_voxel_map_and_mean_and_sum_follow_from_it(form, use_softmax, background, spatial):
     x, y = logits(2, 3, *spatial), labels(2, 1, *spatial)
     options = {"include_background": background, "use_softmax": use_softmax, "to_onehot_y": True}
-    with backend.forced(form):
+    with dispatch.forced(form):
         none, mean, total = (FocalLoss(reduction=r, **options)(x, y) for r in ("none", "mean", "sum"))
     assert none.shape == (2, 3 if background else 2, *spatial)
     torch.testing.assert_close(mean, none.mean())
@@ -224,7 +225,7 @@ def test_unreduced_loss_is_the_voxel_map_and_mean_and_sum_follow_from_it(form, u
 def test_loss_of_a_batch_is_the_mean_of_its_items(form, use_softmax):
     x, y = logits(3, 3, 7, dtype=torch.float64), labels(3, 1, 7)
     loss = FocalLoss(to_onehot_y=True, use_softmax=use_softmax)
-    with backend.forced(form):
+    with dispatch.forced(form):
         items = torch.stack([loss(x[i : i + 1], y[i : i + 1]) for i in range(3)])
         torch.testing.assert_close(loss(x, y), items.mean(), rtol=1e-14, atol=0)
 
@@ -496,7 +497,7 @@ def test_gamma_that_is_no_number_is_a_type_error():
 @REDUCTIONS
 def test_labels_out_of_range_are_shown_and_counted(form, use_softmax, reduction):
     loss = FocalLoss(to_onehot_y=True, use_softmax=use_softmax, reduction=reduction)
-    with backend.forced(form), pytest.raises(ValueError, match="2 voxels with -1, 3"):
+    with dispatch.forced(form), pytest.raises(ValueError, match="2 voxels with -1, 3"):
         loss(torch.rand(1, 3, 4), torch.tensor([[[0, 3, -1, 2]]]))
 
 
@@ -584,13 +585,13 @@ def test_compiles_without_a_graph_break(use_softmax, reduction):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
 def test_a_label_beyond_the_type_of_the_target_is_ignored_nowhere(form, dtype, ignore_index):
     x, y = logits(2, 3, 5), labels(2, 1, 5, classes=3)
-    with backend.forced(form):
+    with dispatch.forced(form):
         got = FocalLoss(to_onehot_y=True, ignore_index=ignore_index)(x, y.to(dtype))
         assert got == FocalLoss(to_onehot_y=True)(x, y)
 
 
 def test_more_classes_than_the_type_of_the_target_has_numbers_are_no_error():
     x, y = logits(1, 300, 6), labels(1, 1, 6, classes=100)
-    with backend.forced("plain"):
+    with dispatch.forced("plain"):
         loss = FocalLoss(to_onehot_y=True)
         assert loss(x, y.to(torch.uint8)) == loss(x, y.to(torch.int8)) == loss(x, y)

@@ -9,7 +9,8 @@ import torch
 from support import BACKENDS, assert_all_close, exact, labels, logits, one_hot, soft, value_and_gradient
 
 from twinloss import reference
-from twinloss.fast import DiceLoss, GeneralizedDiceLoss, backend
+from twinloss.fast import DiceLoss, GeneralizedDiceLoss
+from twinloss.fast.runtime import dispatch
 
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 ONEHOT = pytest.mark.parametrize("to_onehot_y", [True, False])
@@ -149,7 +150,7 @@ def test_uniform_weights_are_dice_of_all_classes_pooled(form, reduction, options
 def test_smoothing_is_added_to_numerator_and_denominator(form):
     # w = 1/4 and 1; I = 1 and 1; D = 3 and 3 by hand.
     p, g = torch.tensor([[[1.0, 0, 0], [0, 1, 1]]]), torch.tensor([[[1, 1, 0], [0, 0, 1]]])
-    with backend.forced(form):
+    with dispatch.forced(form):
         value = GeneralizedDiceLoss(smooth_nr=0.5, smooth_dr=2.0)(p, g)
     torch.testing.assert_close(value.item(), 1 - (2 * 5 / 4 + 0.5) / (15 / 4 + 2), rtol=1e-6, atol=0)
 
@@ -206,7 +207,7 @@ def test_normalised_weights_keep_the_smoothing_small_in_a_large_volume(form):
     # All is wrong in 96³ voxels, and the weights are about 5e-12: ν = 1e-5 is more than half of the denominator.
     y = torch.arange(96**3).reshape(1, 1, 96, 96, 96) % 2
     p = one_hot(1 - y, 2).float()
-    with backend.forced(form):
+    with dispatch.forced(form):
         assert GeneralizedDiceLoss(to_onehot_y=True)(p, y) < 0.5
         assert GeneralizedDiceLoss(to_onehot_y=True, normalize_weights=True)(p, y).item() > 1 - 1e-10
 
@@ -244,7 +245,7 @@ def test_one_hot_target_gives_what_its_labels_give(form, w_type, activation):
 def test_unreduced_loss_broadcasts_and_mean_and_sum_follow_from_it(form, batch, background, spatial):
     options = {"include_background": background, "batch": batch, **ON_LABELS}
     x, y = logits(2, 3, *spatial), labels(2, 1, *spatial)
-    with backend.forced(form):
+    with dispatch.forced(form):
         none, mean, total = (GeneralizedDiceLoss(reduction=r, **options)(x, y) for r in ("none", "mean", "sum"))
     assert none.shape == (1 if batch else 2, 1, *[1] * len(spatial))
     torch.testing.assert_close(mean, none.mean())
@@ -269,7 +270,7 @@ def test_batch_sums_over_the_items_before_it_divides(form, w_type, to_onehot_y):
 def test_loss_of_a_batch_is_the_reduction_of_those_of_its_items(form, reduction):
     x, y = logits(3, 3, 7, dtype=torch.float64), VOLUMES
     loss = GeneralizedDiceLoss(reduction=reduction, **ON_LABELS)
-    with backend.forced(form):
+    with dispatch.forced(form):
         items = [loss(x[b : b + 1], y[b : b + 1]) for b in range(3)]
         found = loss(x, y)
     expected = {"mean": lambda: sum(items) / 3, "sum": lambda: sum(items), "none": lambda: torch.cat(items)}[
@@ -302,7 +303,7 @@ def test_single_channel_without_smoothing_is_dice(form):
 def test_equal_prediction_and_soft_target_are_the_minimum_with_soft_label(form, w_type, dtype):
     g = soft(2, 3, 9, dtype=dtype)
     loss = GeneralizedDiceLoss(soft_label=True, w_type=w_type, reduction="none")
-    with backend.forced(form):
+    with dispatch.forced(form):
         assert (loss(g, g) == 0).all()
         for seed in range(20):
             p = (g + 0.05 * logits(2, 3, 9, dtype=dtype, seed=seed)).clamp(0, 1)
@@ -314,7 +315,7 @@ def test_equal_prediction_and_soft_target_are_no_minimum_without_soft_label(form
     g = soft(1, 3, 9, dtype=torch.float64)
     sharp = one_hot(g.argmax(1, keepdim=True)).double()
     loss = GeneralizedDiceLoss()
-    with backend.forced(form):
+    with dispatch.forced(form):
         assert loss(g, g) > 0.1
         assert loss(sharp, g) < loss(g, g)
 
@@ -518,7 +519,7 @@ def test_nan_reaches_value_and_gradient(form, activation, options, to_onehot_y):
 )  # fmt: skip
 def test_labels_that_name_no_class_are_shown_and_counted(form, wrong, shown):
     loss = GeneralizedDiceLoss(ignore_index=255, **ON_LABELS)
-    with backend.forced(form), pytest.raises(ValueError, match=shown):
+    with dispatch.forced(form), pytest.raises(ValueError, match=shown):
         loss(torch.rand(1, 3, 4), torch.tensor(wrong)[None, None])
 
 

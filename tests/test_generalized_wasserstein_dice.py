@@ -9,7 +9,8 @@ import torch
 from support import BACKENDS, assert_all_close, exact, labels, logits, one_hot, value_and_gradient
 
 from twinloss import reference
-from twinloss.fast import GeneralizedWassersteinDiceLoss, backend, wasserstein_distance_map
+from twinloss.fast import GeneralizedWassersteinDiceLoss, wasserstein_distance_map
+from twinloss.fast.runtime import dispatch
 
 MODES = pytest.mark.parametrize("weighting_mode", ["default", "GDL"])
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -111,7 +112,7 @@ def test_zero_one_distances_and_undecided_logits_give_the_closed_values(form, cl
     x, y = torch.zeros(2, classes, 12, dtype=torch.float64), labels(2, 12, classes=classes)
     matrix, unsmoothed = 1 - np.eye(classes), {"smooth_nr": 0, "smooth_dr": 0, "reduction": "none"}
     n = (y > 0).sum(1).double()
-    with backend.forced(form):
+    with dispatch.forced(form):
         default = GeneralizedWassersteinDiceLoss(matrix, **unsmoothed)(x, y)
         gdl = GeneralizedWassersteinDiceLoss(matrix, "GDL", **unsmoothed)(x, y)
     torch.testing.assert_close(default, 1 - 2 * n / (2 * n + 12 * (classes - 1)), rtol=1e-14, atol=0)
@@ -139,7 +140,7 @@ def test_documented_example_gives_what_it_promises(form, weighting_mode):
     wass_loss = GeneralizedWassersteinDiceLoss(dist_matrix=dist_mat, weighting_mode=weighting_mode)
     pred_score = torch.tensor([[1000, 0, 0], [0, 1000, 0], [0, 0, 1000]], dtype=torch.float32)
     grnd = torch.tensor([0, 1, 2], dtype=torch.int64)
-    with backend.forced(form):
+    with dispatch.forced(form):
         assert wass_loss(pred_score, grnd) == 0
 
 
@@ -149,7 +150,7 @@ def test_confusion_of_near_classes_costs_less(form, weighting_mode):
     y = torch.full((1, 5), 1)
     near, far = 5.0 * one_hot(torch.full((1, 1, 5), 2)), 5.0 * one_hot(torch.full((1, 1, 5), 0))
     loss = GeneralizedWassersteinDiceLoss(MATRIX, weighting_mode)
-    with backend.forced(form):
+    with dispatch.forced(form):
         assert loss(near, y) < loss(far, y)
 
 
@@ -157,7 +158,7 @@ def test_confusion_of_near_classes_costs_less(form, weighting_mode):
 def test_distance_is_that_from_the_label_to_the_prediction(form):
     # Sure of 2 where the label is 1, W = 1/2; sure of 1 where it is 2, W = 1/4.
     x, unsmoothed = torch.tensor([[[0.0], [0.0], [1000.0]], [[0.0], [1000.0], [0.0]]]), {"smooth_nr": 0, "smooth_dr": 0}
-    with backend.forced(form):
+    with dispatch.forced(form):
         found = GeneralizedWassersteinDiceLoss(MATRIX, reduction="none", **unsmoothed)(x, torch.tensor([[1], [2]]))
     torch.testing.assert_close(found, torch.tensor([1 - 1 / 1.5, 1 - 1.5 / 1.75]))
 
@@ -370,7 +371,7 @@ def test_target_has_a_channel_axis_or_none(form, weighting_mode, spatial):
 @pytest.mark.parametrize("spatial", [(), (5,), (4, 3), (2, 3, 4)])
 def test_unreduced_loss_is_one_value_per_item_and_mean_and_sum_follow_from_it(form, weighting_mode, spatial):
     x, y = logits(4, 3, *spatial), labels(4, *spatial)
-    with backend.forced(form):
+    with dispatch.forced(form):
         none, mean, total = (
             GeneralizedWassersteinDiceLoss(MATRIX, weighting_mode, r)(x, y) for r in ("none", "mean", "sum")
         )
@@ -412,7 +413,7 @@ def test_target_of_any_type_gives_the_same(form, weighting_mode, target_type, op
 )  # fmt: skip
 def test_labels_that_name_no_class_are_shown_and_counted(form, wrong, shown):
     loss = GeneralizedWassersteinDiceLoss(MATRIX, ignore_index=255)
-    with backend.forced(form), pytest.raises(ValueError, match=shown):
+    with dispatch.forced(form), pytest.raises(ValueError, match=shown):
         loss(torch.rand(1, 3, 4), torch.tensor(wrong)[None])
 
 
@@ -590,7 +591,7 @@ def test_one_module_serves_other_shapes_and_types(form):
     loss = GeneralizedWassersteinDiceLoss(MATRIX, reduction="none")
     for batch, spatial, dtype in ((2, (7,), torch.float64), (1, (), torch.float32), (3, (2, 3), torch.float64)):
         x, y = logits(batch, 3, *spatial, dtype=dtype), labels(batch, *spatial)
-        with backend.forced(form):
+        with dispatch.forced(form):
             found = loss(x, y)
         assert found.dtype == dtype
         tolerance = 1e-12 if dtype == torch.float64 else 1e-6

@@ -14,7 +14,8 @@ import torch
 from support import BACKENDS, assert_all_close
 
 from twinloss import fast, reference
-from twinloss.fast import GlobalMutualInformationLoss, backend
+from twinloss.fast import GlobalMutualInformationLoss
+from twinloss.fast.runtime import dispatch
 
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 KINDS = pytest.mark.parametrize("kernel_type", ["gaussian", "b-spline"])
@@ -32,7 +33,7 @@ def images(*shape, dtype=torch.float32, seed=0, noise=0.2):
 def value_and_gradients(loss, pred, target, form="kernel"):
     """The loss, and the gradients of its sum in both images."""
     pred, target = (image.clone().requires_grad_() for image in (pred, target))
-    with backend.forced(form):
+    with dispatch.forced(form):
         value = loss(pred, target)
         gradients = torch.autograd.grad(value.sum(), (pred, target), materialize_grads=True)
     return value.detach(), *gradients
@@ -123,7 +124,7 @@ def test_gaussian_windows_of_any_width_are_those_of_the_reference(form, sigma_ra
 @pytest.mark.parametrize(("num_bins", "sigma_ratio"), [(256, 0.5), (256, 4.0), (64, 300.0)])
 def test_many_bins_and_wide_windows(form, num_bins, sigma_ratio):
     pred, target = images(1, 700, dtype=torch.float64)
-    with backend.forced(form):
+    with dispatch.forced(form):
         found = GlobalMutualInformationLoss(num_bins, sigma_ratio)(pred, target)
     expected = by_definition(pred, target, num_bins, sigma_ratio)
     torch.testing.assert_close(found.item(), expected, rtol=1e-11, atol=1e-13)
@@ -139,7 +140,7 @@ def test_loss_is_minus_the_information_of_the_joint_histogram(form, kernel_type,
         options.get("bins", 23), 0.5, "none", options.get("nu", 1e-7), options.get("delta", 1e-7),
         kernel_type=kernel_type,
     )  # fmt: skip
-    with backend.forced(form):
+    with dispatch.forced(form):
         found = loss(pred, target)
     expected = [by_definition(a, b, kernel_type=kernel_type, **options) for a, b in zip(pred, target, strict=True)]
     torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=1e-11, atol=1e-13)
@@ -149,7 +150,7 @@ def test_loss_is_minus_the_information_of_the_joint_histogram(form, kernel_type,
 def test_bits_of_one_image_tell_the_other(form):
     bits = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0]], dtype=torch.float64)
     loss = GlobalMutualInformationLoss(2, 0.1, "none", **UNSMOOTHED)
-    with backend.forced(form):
+    with dispatch.forced(form):
         same, opposite, unrelated = loss(bits, bits), loss(bits, 1 - bits), loss(bits, bits.flip(0))
     expected = torch.full((2,), -math.log(2), dtype=torch.float64)
     torch.testing.assert_close(same, expected, rtol=1e-12, atol=0)
@@ -170,7 +171,7 @@ def test_gaussian_windows_are_those_of_monai():
 @KINDS
 def test_none_has_a_value_for_each_item_and_mean_and_sum_reduce_it(form, kernel_type):
     pred, target = images(3, 1, 5, 6, dtype=torch.float64)
-    with backend.forced(form):
+    with dispatch.forced(form):
         none, mean, total = (
             GlobalMutualInformationLoss(reduction=r, kernel_type=kernel_type)(pred, target)
             for r in ("none", "mean", "sum")
@@ -198,7 +199,7 @@ def test_information_is_not_negative_nor_more_than_the_entropy_of_either_image(f
     loss = GlobalMutualInformationLoss(reduction="none", **UNSMOOTHED)
     for noise in (0.0, 0.3, 1.0):
         pred, target = images(3, 200, dtype=torch.float64, noise=noise)
-        with backend.forced(form):
+        with dispatch.forced(form):
             found = -loss(pred, target)
         assert (found >= 0).all()
         for image in (pred, target):
@@ -284,7 +285,7 @@ def test_images_that_do_not_fit_are_a_value_error_that_names_their_shapes(
     form, kernel_type, of_pred, of_target, message
 ):
     loss = GlobalMutualInformationLoss(kernel_type=kernel_type)
-    with backend.forced(form), pytest.raises(ValueError, match=message):
+    with dispatch.forced(form), pytest.raises(ValueError, match=message):
         loss(torch.zeros(of_pred), torch.zeros(of_target))
 
 
@@ -301,7 +302,7 @@ def test_target_of_any_type_gives_the_same(form, kernel_type, dtype):
     pred, _ = images(2, 40)
     target = torch.arange(80).reshape(2, 40) % 3 == 0
     loss = GlobalMutualInformationLoss(kernel_type=kernel_type)
-    with backend.forced(form):
+    with dispatch.forced(form):
         made = loss(pred, target.to(dtype))
         same = loss(pred.double(), target.double()) if dtype == torch.float64 else loss(pred, target.float())
         assert torch.equal(made, same)
@@ -317,7 +318,7 @@ def test_intensities_beyond_the_unit_interval_warn_once_for_each_module(form, wh
     pred, target = images(1, 30)
     {"pred": pred, "target": target}[which][0, 4] = value
     loss = GlobalMutualInformationLoss()
-    with backend.forced(form):
+    with dispatch.forced(form):
         with pytest.warns(UserWarning, match=r"beyond \[0, 1\] are clamped"):
             loss(pred, target)
         loss(pred, target)
@@ -414,7 +415,7 @@ def test_b_spline_shares_the_slope_of_an_extreme_among_the_voxels_that_attain_it
 def test_b_spline_takes_each_item_by_its_own_range(form):
     pred, target = images(2, 50, dtype=torch.float64)
     loss = GlobalMutualInformationLoss(reduction="none", kernel_type="b-spline")
-    with backend.forced(form):
+    with dispatch.forced(form):
         expected = loss(pred, target)
         pred[1], target[0] = 100 * pred[1], 7 - target[0] * 0 + 3 * target[0]
         torch.testing.assert_close(loss(pred, target), expected, rtol=1e-12, atol=0)
@@ -561,14 +562,15 @@ def test_nan_reaches_value_and_gradient_of_its_item(form, kernel_type, reduction
 
 INFINITE = """
 import torch
-from twinloss.fast import GlobalMutualInformationLoss, backend
+from twinloss.fast import GlobalMutualInformationLoss
+from twinloss.fast.runtime import dispatch
 for form in ("plain", "kernel"):
     for which in (0, 1):
         for value in (float("inf"), -float("inf"), float("nan")):
             pair = [torch.rand(2, 9000), torch.rand(2, 9000)]
             pair[which][1, 7] = value
             x = pair[0].requires_grad_()
-            with backend.forced(form):
+            with dispatch.forced(form):
                 loss = GlobalMutualInformationLoss(reduction="none", kernel_type="b-spline")(x, pair[1])
                 loss.sum().backward()
             assert loss[0].isfinite() and loss[1].isnan(), (form, which, value, loss)
@@ -603,7 +605,7 @@ def test_float64_is_not_rounded_to_float32_on_the_way(form, kernel_type):
 def test_gradcheck_and_gradgradcheck_of_gaussian_windows(form, reduction, num_bins):
     pair = [image.requires_grad_() for image in images(2, 6, dtype=torch.float64)]
     loss = GlobalMutualInformationLoss(num_bins, 0.5, reduction)
-    with backend.forced(form):
+    with dispatch.forced(form):
         assert torch.autograd.gradcheck(loss, pair, fast_mode=True)
         assert torch.autograd.gradgradcheck(loss, pair, atol=1e-4, fast_mode=True)
 
@@ -613,7 +615,7 @@ def test_gradcheck_and_gradgradcheck_of_gaussian_windows(form, reduction, num_bi
 def test_gradcheck_and_gradgradcheck_of_b_splines(form, reduction):
     pred, target = images(2, 7, dtype=torch.float64)
     loss = GlobalMutualInformationLoss(6, reduction=reduction, kernel_type="b-spline")
-    with backend.forced(form):
+    with dispatch.forced(form):
         assert torch.autograd.gradcheck(lambda x: loss(x, target), pred.requires_grad_(), fast_mode=True)
         assert torch.autograd.gradgradcheck(lambda x: loss(x, target), pred, atol=1e-4, fast_mode=True)
 
@@ -624,7 +626,7 @@ def test_gradient_is_computed_of_the_image_that_asks_for_it(form, kernel_type):
     pred, target = images(2, 50, dtype=torch.float64)
     loss = GlobalMutualInformationLoss(kernel_type=kernel_type)
     _, by_pred, by_target = value_and_gradients(loss, pred, target, form)
-    with backend.forced(form):
+    with dispatch.forced(form):
         alone = pred.clone().requires_grad_()
         assert_all_close(torch.autograd.grad(loss(alone, target), alone), (by_pred,), 1e-13, 1e-18)
         if kernel_type == "gaussian":

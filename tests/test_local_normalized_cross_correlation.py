@@ -11,8 +11,10 @@ import torch
 from support import BACKENDS, assert_all_close, exact, logits, value_and_gradient
 
 from twinloss import fast, reference
-from twinloss.fast import LocalNormalizedCrossCorrelationLoss, backend, local_correlation
-from twinloss.fast.segmentation import ShapeError
+from twinloss.fast import LocalNormalizedCrossCorrelationLoss
+from twinloss.fast.engine import correlation as local_correlation
+from twinloss.fast.engine.segmentation.loss import ShapeError
+from twinloss.fast.runtime import dispatch
 from twinloss.harness.catalogue import find
 from twinloss.harness.trial import examine
 from twinloss.harness.twin import Case, Operand
@@ -74,7 +76,7 @@ def by_definition(p, t, size, kernel_type="rectangular", smooth_nr=1e-5, smooth_
 def gradients(loss, p, t, form):
     """The gradients of the sum of the loss in both images."""
     p, t = p.clone().requires_grad_(), t.clone().requires_grad_()
-    with backend.forced(form):
+    with dispatch.forced(form):
         return torch.autograd.grad(loss(p, t).sum(), (p, t))
 
 
@@ -108,7 +110,7 @@ def test_each_window_is_correlated_as_the_definition_says(form, kernel_type, den
     for size in (1, 3, 5, 7):
         options = {"kernel_type": kernel_type, "smooth_nr": 0.3, "smooth_dr": 0.9, "denominator": denominator}
         loss = LocalNormalizedCrossCorrelationLoss(len(spatial), size, reduction="none", **options)
-        with backend.forced(form):
+        with dispatch.forced(form):
             found = loss(p, t)
         torch.testing.assert_close(found, by_definition(p, t, size, **options), rtol=1e-12, atol=1e-14)
 
@@ -118,7 +120,7 @@ def test_each_window_is_correlated_as_the_definition_says(form, kernel_type, den
 def test_window_of_ones_of_any_length_is_the_sum_of_its_numbers(form, size):
     p, t = pair(1, 1, 37)
     options = {"smooth_nr": 0.1, "smooth_dr": 0.2}
-    with backend.forced(form):
+    with dispatch.forced(form):
         found = LocalNormalizedCrossCorrelationLoss(1, size, reduction="none", **options)(p, t)
     torch.testing.assert_close(found, by_definition(p, t, size, **options), rtol=1e-12, atol=1e-14)
 
@@ -130,11 +132,11 @@ def test_window_of_ones_of_any_length_is_the_sum_of_its_numbers(form, size):
 def test_gradients_are_those_of_automatic_differentiation_for_any_upstream(form, reduction, kernel_type, spatial):
     p, t = (image.requires_grad_() for image in pair(2, 2, *spatial))
     loss = LocalNormalizedCrossCorrelationLoss(len(spatial), 5, kernel_type, reduction)
-    with backend.forced("plain"):
+    with dispatch.forced("plain"):
         value = loss(p, t)
         upstream = logits(*value.shape, dtype=torch.float64, seed=5) if value.ndim else torch.tensor(0.7).double()
         expected = torch.autograd.grad(value, (p, t), upstream)
-    with backend.forced(form):
+    with dispatch.forced(form):
         assert_all_close(torch.autograd.grad(loss(p, t), (p, t), upstream), expected, 1e-11, 1e-12)
         alone = torch.autograd.grad(loss(p, t.detach()), p, upstream)
         assert_all_close(alone, expected[:1], 1e-11, 1e-12)
@@ -147,7 +149,7 @@ def test_gradients_are_those_of_automatic_differentiation_for_any_upstream(form,
 @SPATIAL
 def test_none_is_of_the_shape_of_the_images_and_mean_and_sum_reduce_it(form, kernel_type, spatial):
     p, t = pair(2, 3, *spatial)
-    with backend.forced(form):
+    with dispatch.forced(form):
         none, mean, total = (
             LocalNormalizedCrossCorrelationLoss(len(spatial), 3, kernel_type, reduction)(p, t)
             for reduction in ("none", "mean", "sum")
@@ -164,7 +166,7 @@ def test_none_is_of_the_shape_of_the_images_and_mean_and_sum_reduce_it(form, ker
 def test_loss_does_not_change_when_the_images_change_places(form, denominator, spatial):
     p, t = pair(2, 1, *spatial)
     loss = LocalNormalizedCrossCorrelationLoss(len(spatial), denominator=denominator)
-    with backend.forced(form):
+    with dispatch.forced(form):
         torch.testing.assert_close(loss(p, t), loss(t, p), rtol=1e-13, atol=0)
     assert_all_close(gradients(loss, p, t, form), gradients(loss, t, p, form)[::-1], 1e-11, 1e-13)
 
@@ -203,7 +205,7 @@ def test_flipping_and_transposing_the_images_does_so_to_the_losses(form, kernel_
 def test_linear_function_of_the_image_scores_minus_one_inside(form, kernel_type, slope):
     _, t = pair(1, 1, 8, 9, 10)
     loss = LocalNormalizedCrossCorrelationLoss(3, 3, kernel_type, "none", 0.0, 0.0)
-    with backend.forced(form):
+    with dispatch.forced(form):
         scores = loss(slope * t + 7, t)
         inside = scores[:, :, 1:-1, 1:-1, 1:-1]
         torch.testing.assert_close(inside, torch.full_like(inside, -1), rtol=1e-12, atol=0)
@@ -220,7 +222,7 @@ def test_losses_lie_between_minus_the_larger_of_one_and_the_ratio_of_the_constan
 ):
     p, t = pair(2, 1, 6, 7, 8)
     p[:, :, :4], t[:, :, 2:5] = 0.25, p[:, :, 2:5]
-    with backend.forced(form):
+    with dispatch.forced(form):
         losses = LocalNormalizedCrossCorrelationLoss(3, 3, kernel_type, "none", *constants)(p, t)
     nu, delta = constants
     assert (losses <= 0).all()
@@ -230,7 +232,7 @@ def test_losses_lie_between_minus_the_larger_of_one_and_the_ratio_of_the_constan
 @BACKENDS
 def test_images_that_have_nothing_in_common_score_zero(form):
     p, t = torch.tensor([1.0, -1.0, 0.0]), torch.tensor([1.0, 1.0, -2.0])
-    with backend.forced(form):
+    with dispatch.forced(form):
         losses = LocalNormalizedCrossCorrelationLoss(1, reduction="none", smooth_nr=0.0)(p[None, None], t[None, None])
     assert losses[0, 0, 1] == 0
 
@@ -256,7 +258,7 @@ def test_flat_window_scores_minus_the_ratio_of_the_constants(form, kernel_type, 
     p, t = torch.full((1, 1, 7, 7, 7), 3.0, dtype=dtype), logits(1, 1, 7, 7, 7, dtype=dtype)
     loss = LocalNormalizedCrossCorrelationLoss(3, 3, kernel_type, "none", smooth_nr=nu)
     for images in ((p, t), (t, p), (p, p)):
-        with backend.forced(form):
+        with dispatch.forced(form):
             inside = loss(*images)[:, :, 1:-1, 1:-1, 1:-1]
         torch.testing.assert_close(inside, torch.full_like(inside, -nu / 1e-5), rtol=1e-5, atol=1e-9)
 
@@ -270,7 +272,7 @@ def test_flat_window_under_clamp_scores_what_the_documentation_says(form, kernel
     w = torch.from_numpy(weights(3, kernel_type).astype(np.float64))
     around = t[0, 0].unfold(0, 3, 1)
     variance = (w * (around - (w * around).sum(-1, keepdim=True) / w.sum()) ** 2).sum(-1)
-    with backend.forced(form):
+    with dispatch.forced(form):
         flat_in_one, flat_in_both = loss(p, t)[0, 0, 1:-1], loss(p, p)[0, 0, 1:-1]
     torch.testing.assert_close(flat_in_one, -nu / (delta * variance.clamp(min=delta)), rtol=1e-12, atol=0)
     torch.testing.assert_close(flat_in_both, torch.full_like(flat_in_both, -nu / delta**2), rtol=1e-12, atol=0)
@@ -323,7 +325,7 @@ def test_constant_patch_of_an_image_has_a_finite_value_and_no_gradient_in_its_mi
 @WINDOWS
 def test_flat_image_without_smoothing_is_not_a_number(form, kernel_type):
     p, t = torch.zeros(1, 1, 5), logits(1, 1, 5)
-    with backend.forced(form):
+    with dispatch.forced(form):
         losses = LocalNormalizedCrossCorrelationLoss(1, 3, kernel_type, "none", 0.0, 0.0)(p, t)
     assert losses.isnan().all()
 
@@ -368,7 +370,7 @@ def test_window_of_one_voxel_is_flat_everywhere(form, denominator):
 def test_even_the_zeros_beyond_the_borders_are_samples(form):
     # Windows 0 1 | 1 1 1 | 1 0 of a constant 1: means 2/3 outside, variances 2/3.
     one = torch.ones(1, 1, 3, dtype=torch.float64)
-    with backend.forced(form):
+    with dispatch.forced(form):
         losses = LocalNormalizedCrossCorrelationLoss(1, reduction="none", smooth_nr=0.0, smooth_dr=1.0)(one, one)
     edge = -((2 / 3) ** 2) / ((2 / 3) ** 2 + 1)
     expected = torch.tensor([[[edge, 0, edge]]], dtype=torch.float64)
@@ -496,14 +498,14 @@ def test_smoothing_that_is_no_number_is_a_type_error(name):
     ],
 )
 def test_images_that_do_not_fit_are_a_value_error_that_names_their_shape(form, ndim, shape, message):
-    with backend.forced(form), pytest.raises(ValueError, match=message):
+    with dispatch.forced(form), pytest.raises(ValueError, match=message):
         LocalNormalizedCrossCorrelationLoss(ndim)(torch.zeros(shape), torch.zeros(shape))
 
 
 @BACKENDS
 @pytest.mark.parametrize("other", [(2, 1, 5, 7), (1, 1, 5, 6), (2, 3, 5, 6), (2, 1, 30), (2, 1, 5)])
 def test_images_of_different_shapes_are_an_error_that_names_both(form, other):
-    with backend.forced(form), pytest.raises(ShapeError) as raised:
+    with dispatch.forced(form), pytest.raises(ShapeError) as raised:
         LocalNormalizedCrossCorrelationLoss(2)(torch.zeros(2, 1, 5, 6), torch.zeros(other))
     assert "(2, 1, 5, 6)" in str(raised.value)
     assert str(other) in str(raised.value)
@@ -553,7 +555,7 @@ def test_integer_images_are_cast_to_float32(form, dtype):
     p, t = ((10 * image.abs()).to(dtype) for image in pair(1, 1, 6, 7))
     for kernel_type in ("rectangular", "triangular", "gaussian"):
         loss = LocalNormalizedCrossCorrelationLoss(2, 5, kernel_type)
-        with backend.forced(form):
+        with dispatch.forced(form):
             assert loss(p, t).dtype == torch.float32
             assert loss(p, t) == loss(p.float(), t.float())
         found = value_and_gradient(loss, p.float(), t, form=form)
@@ -631,7 +633,7 @@ def test_bright_region_leaves_no_trace_in_a_dark_one_of_tiny_contrast(form, kern
 def test_nan_reaches_the_windows_that_see_it_and_no_others(form, reduction, kernel_type, which, poison):
     images = pair(2, 2, 9, 10, 11, dtype=torch.float32)
     images[which][1, 0, 4, 5, 6] = poison
-    with backend.forced(form):
+    with dispatch.forced(form):
         assert LocalNormalizedCrossCorrelationLoss(3, 1, kernel_type)(*images).isnan()
     loss = LocalNormalizedCrossCorrelationLoss(3, 3, kernel_type, reduction)
     value, gradient = value_and_gradient(loss, *images, form=form)
@@ -658,7 +660,7 @@ def test_nan_reaches_the_windows_that_see_it_and_no_others(form, reduction, kern
 def test_gradcheck_and_gradgradcheck(form, reduction, kernel_type, spatial):
     images = [image.requires_grad_() for image in pair(1, 1, *spatial)]
     loss = LocalNormalizedCrossCorrelationLoss(len(spatial), 3, kernel_type, reduction, smooth_dr=0.5)
-    with backend.forced(form):
+    with dispatch.forced(form):
         assert torch.autograd.gradcheck(loss, images, fast_mode=True)
         assert torch.autograd.gradgradcheck(loss, images, fast_mode=True)
 
@@ -669,7 +671,7 @@ def test_gradcheck_of_one_image_and_of_the_clamped_form(form, which):
     images = list(pair(1, 2, 5, 6))
     images[which].requires_grad_()
     loss = LocalNormalizedCrossCorrelationLoss(2, smooth_dr=4.0, denominator="clamp")
-    with backend.forced(form):
+    with dispatch.forced(form):
         assert torch.autograd.gradcheck(loss, images)
         assert torch.autograd.gradgradcheck(loss, images)
 
@@ -685,7 +687,7 @@ def test_image_compared_with_itself_gets_both_gradients(form):
 @BACKENDS
 def test_gradient_can_be_taken_twice_from_one_graph(form):
     p, t = (image.requires_grad_() for image in pair(1, 1, 5, 6, 7))
-    with backend.forced(form):
+    with dispatch.forced(form):
         value = LocalNormalizedCrossCorrelationLoss()(p, t)
         first = torch.autograd.grad(value, (p, t), retain_graph=True)
         assert_all_close(torch.autograd.grad(3 * value, (p, t)), [3 * g for g in first], 1e-13, 1e-16)
@@ -697,7 +699,7 @@ def test_value_is_the_same_without_a_gradient(form, reduction):
     p, t = pair(1, 1, 5, 6, 7)
     loss = LocalNormalizedCrossCorrelationLoss(reduction=reduction)
     value, _ = value_and_gradient(loss, p, t, form=form)
-    with backend.forced(form), torch.no_grad():
+    with dispatch.forced(form), torch.no_grad():
         found = loss(p.requires_grad_(), t)
     assert not found.requires_grad
     assert torch.equal(found, value)
@@ -725,7 +727,7 @@ def test_compiles_without_a_graph_break_to_the_same_numbers(form, reduction, whi
     loss = LocalNormalizedCrossCorrelationLoss(2, 3, "gaussian", reduction, smooth_dr=0.5)
     torch.compiler.reset()  # what was compiled for one form does not look whether it is forced still
     compiled, found = torch.compile(loss, fullgraph=True, backend=COMPILER[form]), []
-    with backend.forced(form):
+    with dispatch.forced(form):
         for either in (loss, compiled):
             value = either(*images)
             found.append((value, *torch.autograd.grad(value.sum(), asked)))
@@ -759,7 +761,7 @@ def test_layout_of_the_images_does_not_matter(form, reduction):
 def test_upstream_may_be_strided(form, spatial):
     p, t = (image.requires_grad_() for image in pair(2, 2, *spatial))
     upstream = logits(*p.shape[::-1], dtype=torch.float64).permute(*range(p.ndim - 1, -1, -1))
-    with backend.forced(form):
+    with dispatch.forced(form):
         value = LocalNormalizedCrossCorrelationLoss(len(spatial), reduction="none")(p, t)
         expected = torch.autograd.grad(value, (p, t), upstream.contiguous(), retain_graph=True)
         assert_all_close(torch.autograd.grad(value, (p, t), upstream), expected, 1e-12, 1e-14)
@@ -811,7 +813,7 @@ def test_one_module_serves_images_of_any_size():
 @BACKENDS
 def test_a_window_without_contrast_or_smoothing_is_infinite(form):
     p, t = pair(1, 1, 4, 4, 4)
-    with backend.forced(form):
+    with dispatch.forced(form):
         loss = LocalNormalizedCrossCorrelationLoss(kernel_size=1, smooth_dr=0)
         assert loss(p, t) == -torch.inf
 

@@ -17,7 +17,7 @@ from twinloss.fast import (
     MultiScaleLoss,
     TverskyLoss,
 )
-from twinloss.fast.loss import Loss
+from twinloss.fast.engine.loss import Loss
 
 CLASSES = [each for name, each in sorted(vars(fast).items()) if name.endswith("Loss")]
 

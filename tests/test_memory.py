@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from twinloss.fast import memory
+from twinloss.fast.runtime import memory
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import torch
 from support import BACKENDS, assert_all_close, logits, value_and_gradient
 
 from twinloss import fast, reference
-from twinloss.fast import DiceLoss, LocalNormalizedCrossCorrelationLoss, MultiScaleLoss, backend, multi_scale
+from twinloss.fast import DiceLoss, LocalNormalizedCrossCorrelationLoss, MultiScaleLoss, multi_scale
+from twinloss.fast.runtime import dispatch
 
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 KERNELS = pytest.mark.parametrize("kernel", ["gaussian", "cauchy"])
@@ -66,7 +67,7 @@ def smoothed(images, sigma, kernel="gaussian", normalize=False):
 def gradients(loss, y_true, y_pred, form):
     """The gradients of the sum of the loss in both images."""
     y_true, y_pred = y_true.clone().requires_grad_(), y_pred.clone().requires_grad_()
-    with backend.forced(form):
+    with dispatch.forced(form):
         return torch.autograd.grad(loss(y_true, y_pred).sum(), (y_true, y_pred))
 
 
@@ -86,7 +87,7 @@ def of_first(y_pred, y_true):
 def test_result_is_the_reduced_stack_of_the_losses_of_smoothed_images(form, reduction, kernel, spatial, scales):
     y_true, y_pred = pair(2, 2, *spatial)
     for normalize, loss in itertools.product((False, True), (squares, squares_by_voxel)):
-        with backend.forced(form):
+        with dispatch.forced(form):
             found = MultiScaleLoss(loss, scales, kernel, reduction, normalize_kernel=normalize)(y_true, y_pred)
         if scales is None:
             stack = loss(y_pred, y_true)
@@ -136,7 +137,7 @@ def test_smoothed_delta_is_the_kernel(form, kernel, normalize, sigma, rank):
     for _ in range(1, rank):
         expected = np.multiply.outer(expected, np.pad(weights, 1))
     loss = MultiScaleLoss(of_first, [sigma], kernel, "none", normalize_kernel=normalize)
-    with backend.forced(form):
+    with dispatch.forced(form):
         found = loss(delta, delta)[0, 0, 0]
     torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-14, atol=0)
 
@@ -165,7 +166,7 @@ def test_taps_reach_as_far_as_documented_and_add_up_to_what_is_documented():
 def test_narrow_gaussian_of_one_tap_still_scales_the_image(form):
     # σ = 0.1: one tap of 1 / (σ √2π) along each axis; it is no identity but for normalize_kernel.
     y_true, y_pred = pair(1, 1, 4, 5)
-    with backend.forced(form):
+    with dispatch.forced(form):
         found = MultiScaleLoss(of_first, [0.1], reduction="none")(y_true, y_pred)[0]
         normalized = MultiScaleLoss(of_first, [0.1], reduction="none", normalize_kernel=True)(y_true, y_pred)[0]
     torch.testing.assert_close(found, y_pred / (0.1 * math.sqrt(2 * math.pi)) ** 2, rtol=1e-13, atol=0)
@@ -233,7 +234,7 @@ def test_any_loss_of_two_images_can_be_wrapped(form, loss):
 @pytest.mark.parametrize("kind", [tuple, np.array, torch.tensor, list])
 def test_scales_may_be_any_sequence_of_numbers(form, kind):
     y_true, y_pred = pair(1, 1, 6, 7, dtype=torch.float32)
-    with backend.forced(form):
+    with dispatch.forced(form):
         expected = MultiScaleLoss(squares, [0.5, 1.0, 2.0])(y_true, y_pred)
         assert MultiScaleLoss(squares, kind([0.5, 1.0, 2.0]))(y_true, y_pred) == expected
 
@@ -272,7 +273,7 @@ def test_images_may_be_thinner_than_the_kernel(form, kernel, spatial):
 @pytest.mark.parametrize("shape", [(1, 2, 70, 30, 40), (1, 1, 3, 111, 301), (1, 1, 300, 500), (1, 1, 2000)])
 def test_images_larger_than_a_tile_are_smoothed_without_seams(form, kernel, shape):
     y_true, y_pred = pair(*shape)
-    with backend.forced(form):
+    with dispatch.forced(form):
         found = MultiScaleLoss(of_first, [1.5], kernel, "none")(y_true, y_pred)[0]
     torch.testing.assert_close(found, smoothed(y_pred, 1.5, kernel), rtol=1e-12, atol=1e-13)
 
@@ -292,7 +293,7 @@ def test_kernel_and_plain_form_agree_on_long_images(shape):
 def test_smoothing_is_its_own_adjoint(form, kernel, spatial):
     y, x = pair(2, 2, *spatial)
     x.requires_grad_()
-    with backend.forced(form):
+    with dispatch.forced(form):
         smooth_x = MultiScaleLoss(of_first, [1.3], kernel, "none")(y, x)[0]
         smooth_y = MultiScaleLoss(of_first, [1.3], kernel, "none")(x, y)[0]
         (back,) = torch.autograd.grad(smooth_x, x, y)
@@ -306,7 +307,7 @@ def test_float32_is_smoothed_to_its_last_digits(form, kernel):
     _, y_pred = pair(1, 1, 12, 13, 14, dtype=torch.float32)
     image = 1e4 + y_pred
     for sigma in (0.7, 5):
-        with backend.forced(form):
+        with dispatch.forced(form):
             found = MultiScaleLoss(of_first, [sigma], kernel, "none")(image, image)[0]
         expected = smoothed(image, sigma, kernel)
         assert found.dtype == torch.float32
@@ -318,7 +319,7 @@ def test_float32_is_smoothed_to_its_last_digits(form, kernel):
 def test_nan_reaches_the_voxels_that_the_kernel_brings_it_to(form, poison):
     y_true, y_pred = pair(2, 1, 9, 10, 11, dtype=torch.float32)
     y_pred[1, 0, 4, 5, 6] = poison
-    with backend.forced(form):
+    with dispatch.forced(form):
         found = MultiScaleLoss(of_first, [0.5], reduction="none")(y_true, y_pred)[0]
     reached = torch.zeros_like(found, dtype=torch.bool)
     reached[1, 0, 2:7, 3:8, 4:9] = True  # int(3 * 0.5 + 0.5) = 2 voxels
@@ -331,7 +332,7 @@ def test_nan_reaches_the_voxels_that_the_kernel_brings_it_to(form, poison):
 def test_batch_and_channels_are_smoothed_one_by_one(form, spatial):
     y_true, y_pred = pair(3, 2, *spatial)
     loss = MultiScaleLoss(squares_by_voxel, [0, 1], reduction="none")
-    with backend.forced(form):
+    with dispatch.forced(form):
         together = loss(y_true, y_pred)
         for b, c in itertools.product(range(3), range(2)):
             alone = (slice(b, b + 1), slice(c, c + 1))
@@ -343,7 +344,7 @@ def test_batch_and_channels_are_smoothed_one_by_one(form, spatial):
 def test_flipping_and_transposing_the_images_does_so_to_the_smoothed_ones(form, kernel):
     y_true, y_pred = pair(1, 1, 4, 5, 6)
     loss = MultiScaleLoss(squares_by_voxel, [0.7, 1.6], kernel, "none")
-    with backend.forced(form):
+    with dispatch.forced(form):
         expected = loss(y_true, y_pred)
         for axis in (2, 3, 4):
             found = loss(y_true.flip(axis), y_pred.flip(axis)).flip(axis + 1)
@@ -430,7 +431,7 @@ def test_argument_of_another_kind_is_a_type_error(loss, scales, message):
 @pytest.mark.parametrize("scales", [None, [0], [1]])
 @pytest.mark.parametrize("shape", [(2, 3), (5,), (1, 1, 3, 3, 3, 3)])
 def test_images_of_another_rank_are_a_value_error_that_names_their_shape(form, scales, shape):
-    with backend.forced(form), pytest.raises(ValueError, match=r"1 to 3 spatial axes") as raised:
+    with dispatch.forced(form), pytest.raises(ValueError, match=r"1 to 3 spatial axes") as raised:
         MultiScaleLoss(squares, scales)(torch.zeros(shape), torch.zeros(shape))
     assert str(shape) in str(raised.value)
 
@@ -439,7 +440,7 @@ def test_images_of_another_rank_are_a_value_error_that_names_their_shape(form, s
 @pytest.mark.parametrize("scales", [None, [0], [1]])
 @pytest.mark.parametrize("shape", [(0, 1, 5), (1, 0, 5), (1, 1, 5, 0), (1, 1, 0, 5)])
 def test_images_without_a_voxel_are_a_value_error_that_names_their_shape(form, scales, shape):
-    with backend.forced(form), pytest.raises(ValueError, match="at least one voxel") as raised:
+    with dispatch.forced(form), pytest.raises(ValueError, match="at least one voxel") as raised:
         MultiScaleLoss(squares, scales)(torch.zeros(shape), torch.zeros(shape))
     assert str(shape) in str(raised.value)
 
@@ -471,7 +472,7 @@ def test_half_precision_is_computed_in_float32(form, reduction, half):
 def test_integer_images_are_cast_to_float32(form, dtype, scales):
     y_true, y_pred = ((10 * image.abs()).to(dtype) for image in pair(1, 1, 6, 7))
     loss = MultiScaleLoss(squares, scales)
-    with backend.forced(form):
+    with dispatch.forced(form):
         found = loss(y_true, y_pred)
         assert found == loss(y_true.float(), y_pred.float())
         assert found == loss(y_true, y_pred.float())
@@ -512,7 +513,7 @@ def test_gradcheck_and_gradgradcheck_in_both_images(form, kernel, reduction, spa
     images = [image.requires_grad_() for image in pair(1, 1, *spatial)]
     wrapped = LocalNormalizedCrossCorrelationLoss(len(spatial), smooth_dr=0.5)
     for loss in (wrapped, squares_by_voxel):
-        with backend.forced(form):
+        with dispatch.forced(form):
             multi = MultiScaleLoss(loss, [0, 0.8], kernel, reduction)
             assert torch.autograd.gradcheck(multi, images, fast_mode=True)
             assert torch.autograd.gradgradcheck(multi, images, fast_mode=True)
@@ -522,7 +523,7 @@ def test_a_graph_of_the_gradient_knows_of_smoothed_images_that_were_not_kept():
     y_true, y_pred = pair(1, 1, 7, 6, 5)
     loss, found = MultiScaleLoss(LocalNormalizedCrossCorrelationLoss(), [0, 1, 2]), []
     for form in ("kernel", "plain"):
-        with backend.forced(form):
+        with dispatch.forced(form):
             y_pred = y_pred.detach().requires_grad_()
             (slope,) = torch.autograd.grad(loss(y_true, y_pred), y_pred, create_graph=True)
             found.append((slope.detach(), *torch.autograd.grad((slope**2).sum(), y_pred)))
@@ -566,7 +567,7 @@ class Cropped(LocalNormalizedCrossCorrelationLoss):
 def test_a_prediction_compared_with_a_view_of_itself_keeps_its_gradient(kind, scale, reduction):
     y_pred = logits(3, 1, 5, 6, dtype=torch.float64).requires_grad_()
     y_true, loss = y_pred.detach()[:1].expand_as(y_pred), MultiScaleLoss(kind(2, reduction=reduction), [scale])
-    with backend.forced("plain"):
+    with dispatch.forced("plain"):
         (expected,) = torch.autograd.grad(loss(y_true, y_pred).mean(), y_pred, create_graph=True)
         second = torch.autograd.grad((expected**2).sum(), y_pred)[0]
     value = loss(y_true, y_pred).mean()
@@ -596,7 +597,7 @@ def test_an_image_made_in_inference_mode_may_be_the_target():
 def test_smoothing_can_be_differentiated_a_third_time(form):
     y_true, y_pred = pair(1, 1, 7)
     y_pred.requires_grad_()
-    with backend.forced(form):
+    with dispatch.forced(form):
         slope = MultiScaleLoss(lambda p, t: (p**4).sum(), [1.0])(y_true, y_pred)
         for _ in range(3):
             (slope,) = torch.autograd.grad(slope.sum(), y_pred, create_graph=True)

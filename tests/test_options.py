@@ -10,7 +10,7 @@ import torch
 from support import labels, logits, soft
 
 from twinloss import fast
-from twinloss.fast.segmentation import SegmentationLoss
+from twinloss.fast.engine.segmentation.loss import SegmentationLoss
 
 NO_GROUP = ("a group", TypeError)
 DISTANCES = [[0.0, 1.0, 1.0], [1.0, 0.0, 0.25], [1.0, 0.25, 0.0]]

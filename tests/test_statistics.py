@@ -7,7 +7,8 @@ import torch
 import torch.utils.checkpoint
 from support import labels, logits
 
-from twinloss.fast import DiceCELoss, DiceLoss, FocalLoss, MaskedDiceLoss, fraction, statistics
+from twinloss.fast import DiceCELoss, DiceLoss, FocalLoss, MaskedDiceLoss
+from twinloss.fast.engine.segmentation import fraction, statistics
 
 # Tiles hold 4032 voxels of four classes or fewer, chunks sixteen tiles; halves of odd tiles differ by a voxel.
 VOXELS = pytest.mark.parametrize("voxels", [1, 2, 7, 4033, 66001])

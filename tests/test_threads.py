@@ -9,7 +9,8 @@ import torch
 from support import labels, logits, value_and_gradient
 
 import twinloss.fast as fast
-from twinloss.fast import statistics, threads
+from twinloss.fast.engine.segmentation import statistics
+from twinloss.fast.runtime import threads
 
 LOSS = fast.DiceLoss(softmax=True, to_onehot_y=True)
 MANY = 2**30

@@ -8,7 +8,8 @@ import torch
 from support import BACKENDS, assert_all_close, exact, labels, logits, one_hot, soft, value_and_gradient
 
 from twinloss import reference
-from twinloss.fast import DiceLoss, TverskyLoss, backend
+from twinloss.fast import DiceLoss, TverskyLoss
+from twinloss.fast.runtime import dispatch
 
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 ONEHOT = pytest.mark.parametrize("to_onehot_y", [True, False])
@@ -76,7 +77,7 @@ def test_loss_is_one_minus_the_tversky_index_of_the_activated_input(form, spatia
 def test_alpha_weighs_false_positives(form):
     # TP = 2, FP = 3, FN = 0 by hand.
     p, g = torch.ones(1, 1, 5), torch.tensor([[[1, 1, 0, 0, 0]]])
-    with backend.forced(form):
+    with dispatch.forced(form):
         for alpha in (0.0, 0.25, 1.0, 2.0):
             for beta in (0.0, 5.0):
                 value = TverskyLoss(alpha=alpha, beta=beta, **UNSMOOTHED)(p, g)
@@ -87,7 +88,7 @@ def test_alpha_weighs_false_positives(form):
 def test_beta_weighs_false_negatives(form):
     # TP = 2, FP = 0, FN = 3 by hand.
     p, g = torch.tensor([[[1.0, 1, 0, 0, 0]]]), torch.ones(1, 1, 5)
-    with backend.forced(form):
+    with dispatch.forced(form):
         for beta in (0.0, 0.25, 1.0, 2.0):
             for alpha in (0.0, 5.0):
                 value = TverskyLoss(alpha=alpha, beta=beta, **UNSMOOTHED)(p, g)
@@ -128,7 +129,7 @@ def test_alpha_and_beta_are_a_half_and_the_smoothing_is_1e_5_unless_given():
 def test_smoothing_is_added_to_numerator_and_denominator(form):
     # TP = 1, FP = 1, FN = 2 by hand.
     p, g = torch.tensor([[[1.0, 1, 0, 0]]]), torch.tensor([[[1, 0, 1, 1]]])
-    with backend.forced(form):
+    with dispatch.forced(form):
         value = TverskyLoss(alpha=0.5, beta=0.25, smooth_nr=0.5, smooth_dr=2.0)(p, g)
     torch.testing.assert_close(value.item(), 1 - 1.5 / (1 + 0.5 + 0.5 + 2.0), rtol=1e-6, atol=0)
 
@@ -137,7 +138,7 @@ def test_smoothing_is_added_to_numerator_and_denominator(form):
 def test_class_absent_from_prediction_and_target_costs_one_minus_the_ratio_of_the_smoothings(form):
     p, g = torch.zeros(1, 2, 4), torch.zeros(1, 2, 4)
     p[:, 0] = g[:, 0] = 1
-    with backend.forced(form):
+    with dispatch.forced(form):
         value = TverskyLoss(reduction="none", smooth_nr=1, smooth_dr=4)(p, g)
     torch.testing.assert_close(value, torch.tensor([[[1 - 5 / 8], [1 - 1 / 4]]]))
 
@@ -185,7 +186,7 @@ def test_one_hot_target_gives_what_its_labels_give(form, reduction, activation):
 def test_unreduced_loss_broadcasts_and_mean_and_sum_follow_from_it(form, batch, background, spatial):
     options = {"include_background": background, "batch": batch, **ON_LABELS}
     x, y = logits(2, 3, *spatial), labels(2, 1, *spatial)
-    with backend.forced(form):
+    with dispatch.forced(form):
         none, mean, total = (TverskyLoss(reduction=r, **options)(x, y) for r in ("none", "mean", "sum"))
     assert none.shape == (1 if batch else 2, 3 if background else 2, *[1] * len(spatial))
     torch.testing.assert_close(mean, none.mean())
@@ -210,7 +211,7 @@ def test_batch_sums_over_the_items_before_it_divides(form, to_onehot_y):
 def test_loss_of_a_batch_is_the_reduction_of_those_of_its_items(form, reduction):
     x, y = logits(3, 3, 7, dtype=torch.float64), labels(3, 1, 7)
     loss = TverskyLoss(reduction=reduction, **ON_LABELS)
-    with backend.forced(form):
+    with dispatch.forced(form):
         items = [loss(x[b : b + 1], y[b : b + 1]) for b in range(3)]
         found = loss(x, y)
     expected = {"mean": lambda: sum(items) / 3, "sum": lambda: sum(items), "none": lambda: torch.cat(items)}[
@@ -233,7 +234,7 @@ def test_single_channel_warns_and_ignores(form, option):
 def test_equal_prediction_and_soft_target_are_the_minimum_with_soft_label(form, dtype):
     g = soft(2, 3, 9, dtype=dtype)
     loss = TverskyLoss(soft_label=True, reduction="none", **ERRORS)
-    with backend.forced(form):
+    with dispatch.forced(form):
         assert (loss(g, g) == 0).all()
         for seed in range(20):
             p = (g + 0.05 * logits(2, 3, 9, dtype=dtype, seed=seed)).clamp(0, 1)
@@ -245,7 +246,7 @@ def test_equal_prediction_and_soft_target_are_no_minimum_without_soft_label(form
     g = soft(1, 3, 9, dtype=torch.float64)
     sharp = one_hot(g.argmax(1, keepdim=True)).double()
     loss = TverskyLoss()
-    with backend.forced(form):
+    with dispatch.forced(form):
         assert loss(g, g) > 0.1
         assert loss(sharp, g) < loss(g, g)
 
@@ -423,14 +424,14 @@ def test_nan_reaches_value_and_gradient(form, activation, options, to_onehot_y):
 )  # fmt: skip
 def test_labels_that_name_no_class_are_shown_and_counted(form, wrong, shown):
     loss = TverskyLoss(ignore_index=255, **ON_LABELS)
-    with backend.forced(form), pytest.raises(ValueError, match=shown):
+    with dispatch.forced(form), pytest.raises(ValueError, match=shown):
         loss(torch.rand(1, 3, 4), torch.tensor(wrong)[None, None])
 
 
 @BACKENDS
 @pytest.mark.parametrize("target_type", [torch.uint8, torch.int8, torch.uint16, torch.uint64, torch.float16])
 def test_labels_of_any_type_that_name_no_class_are_shown_and_counted(form, target_type):
-    with backend.forced(form), pytest.raises(ValueError, match="2 voxels with 7, 9"):
+    with dispatch.forced(form), pytest.raises(ValueError, match="2 voxels with 7, 9"):
         TverskyLoss(**ON_LABELS)(torch.rand(1, 3, 4), torch.tensor([[[0, 7, 9, 2]]]).to(target_type))
 
 

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from twinloss.fast import backend
+from twinloss.fast.runtime import dispatch
 from twinloss.harness.bench.cases import Case
 from twinloss.harness.line import Loss
 from twinloss.harness.peers import YARDSTICK
@@ -75,7 +75,7 @@ def step_of(case: Case, name: str, operands: Sequence[torch.Tensor]) -> Step:
     plain = name in (PLAIN, PLAIN_COMPILED)
 
     def step() -> object:
-        with backend.forced("plain") if plain else nullcontext():
+        with dispatch.forced("plain") if plain else nullcontext():
             return torch.autograd.grad(loss(x, *rest), x)
 
     return step
