@@ -591,15 +591,15 @@ class _Kernels:
 
     def add_sums(self, first: int, end: int, matrix: np.ndarray | None, sums: np.ndarray) -> int:
         """Add the statistics of some chunks to `sums`, (N, ROWS, C), given distances; how many are bad, or -1."""
-        bad = 0
+        status, worst = dispatch.kernels("status"), 0
         for part, chunk, _ in self.parts(first, end):
             at = part.item, part.start, part.stop
             found: int = self.forward(*self.arguments(part, matrix), *at, sums[chunk:end], *self.room)
-            if found < 0:
+            if found == status.NOT_BINARY:
                 return found
-            bad += found
+            worst = max(worst, found)
             del part
-        return bad
+        return worst
 
     def put_gradient(
         self, first: int, end: int, matrix: np.ndarray | None, slopes: np.ndarray, gradient: Tensor
@@ -616,7 +616,7 @@ class _Kernels:
                 out, by_item = gradient.numpy(), slopes
             by_class = None if matrix is None else matrix[item]
             found: int = self.backward(*self.arguments(part, by_class), by_item, *at, out)
-            if found < 0:
+            if found == dispatch.kernels("status").NOT_BINARY:
                 return found
             if self.halves:
                 gradient[item, :, start:stop] = torch.from_numpy(out[0])
@@ -635,7 +635,7 @@ class _Kernels:
             found[first] = call(first, end)
 
         for_each_range(work, chunks, self.x.numel())
-        if any(found) and min(found) < 0:
+        if max(found) == dispatch.kernels("status").NOT_BINARY:
             self.weigh()
             for_each_range(work, chunks, self.x.numel())
         return any(found)
@@ -851,7 +851,7 @@ def _surprisals_of_voxels(
     at = kernels.x.numpy(), kernels.target, item, gamma, by_row
 
     def add(first: int, end: int, sums: np.ndarray) -> int:
-        return sum(both(*at, *span, sums[chunk:end], gradient.numpy()) for chunk, *span in kernels.spans(first, end))
+        return max(both(*at, *span, sums[chunk:end], gradient.numpy()) for chunk, *span in kernels.spans(first, end))
 
     sums, bad = _summed(kernels, add)
     if bad:

@@ -18,9 +18,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from twinloss.fast.kernels.cpu.compiled.compiler import SOURCES, kernel
+from twinloss.fast.kernels.cpu.compiled.compiler import kernel
 from twinloss.fast.kernels.cpu.compiled.rows import BLOCK, alike, at, clear_between, total_of
-from twinloss.fast.kernels.cpu.compiled.tile import START, keep, stage
+from twinloss.fast.kernels.cpu.compiled.tile import START, copy_cast, stage
 
 # Room before and after slopes along a row, for the neighbours of the first and the last voxel.
 PAD = 2
@@ -214,57 +214,50 @@ def _gradient_of_row(u, width, step, z, y, margins, weights, upstream, ones, out
                     _add_adjoint(u, width, step, zz, yy, axes, to_x, weights[term] * counts, by_voxel, out)
 
 
-def _compiled(sources):
-    """The two kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
-
-    @kernel
-    def forward(u, width, weights, step, z_start, z_stop, energy):
-        """The sum of the energies of the interior of some planes; or each voxel's into `energy`, (D, H, W - 2 step)."""
-        sources  # noqa: B018
-        above = step if weights.size > 1 else 0
-        height, lines = u.shape[1] // width, max(BLOCK // width, 1)
-        total, room = 0.0, np.empty(lines * width, u.dtype)
-        for z in range(z_start, z_stop):
-            for y in range(above, height - above, lines):
-                count = min(lines, height - above - y)
-                row = room[: count * width - 2 * step]
-                _energies(u, width, step, z, y * width + step, weights, row)
-                clear_between(row, width, step)
-                if energy.size == 0:
-                    total += total_of(row)
-                else:
-                    for k in range(count):
-                        inside = row[k * width : (k + 1) * width - 2 * step]
-                        keep(inside, energy[z - (step if weights.size > 3 else 0), y - above + k])
-        return total
-
-    @kernel
-    def backward(u, width, weights, step, upstream, z_start, z_stop, out):
-        """Write dL/du of some planes of a field.
-
-        `weights` are twice those of `forward`, and hold dL/dE if that is one for all voxels; else it is `upstream`,
-        (D, H, W) without the border.
-        """
-        sources  # noqa: B018
-        depth, height = u.shape[0], u.shape[1] // width
-        margins = (step if weights.size > 3 else 0, step if weights.size > 1 else 0)
-        voxelwise, lines = upstream.size > 0, max(BLOCK // width, 1)
-        room, ones = np.zeros((4, lines * width + 2 * PAD), u.dtype), np.ones(width, u.dtype)
-        for z in range(z_start, z_stop):
-            deep = not voxelwise and weights.size > 3 and 2 * step <= z < depth - 2 * step
-            y = START
-            while y < height:
-                count = alike(y, height, 2 * step, lines) if deep else 1
-                rows = out[z, y * width : (y + count) * width]
-                if deep and 2 * step <= y < height - 2 * step:
-                    _gradient_of_deep_rows(u, width, step, z, y * width, weights, room, rows)
-                else:
-                    _gradient_of_row(u, width, step, z, y, margins, weights, upstream, ones, rows)
-                y += count
-
-    return forward, backward
+@kernel
+def forward(u, width, weights, step, z_start, z_stop, energy):
+    """The sum of the energies of the interior of some planes; or each voxel's into `energy`, (D, H, W - 2 step)."""
+    above = step if weights.size > 1 else 0
+    height, lines = u.shape[1] // width, max(BLOCK // width, 1)
+    total, room = 0.0, np.empty(lines * width, u.dtype)
+    for z in range(z_start, z_stop):
+        for y in range(above, height - above, lines):
+            count = min(lines, height - above - y)
+            row = room[: count * width - 2 * step]
+            _energies(u, width, step, z, y * width + step, weights, row)
+            clear_between(row, width, step)
+            if energy.size == 0:
+                total += total_of(row)
+            else:
+                for k in range(count):
+                    inside = row[k * width : (k + 1) * width - 2 * step]
+                    copy_cast(inside, energy[z - (step if weights.size > 3 else 0), y - above + k])
+    return total
 
 
-forward, backward = _compiled(SOURCES)
+@kernel
+def backward(u, width, weights, step, upstream, z_start, z_stop, out):
+    """Write dL/du of some planes of a field.
+
+    `weights` are twice those of `forward`, and hold dL/dE if that is one for all voxels; else it is `upstream`,
+    (D, H, W) without the border.
+    """
+    depth, height = u.shape[0], u.shape[1] // width
+    margins = (step if weights.size > 3 else 0, step if weights.size > 1 else 0)
+    voxelwise, lines = upstream.size > 0, max(BLOCK // width, 1)
+    room, ones = np.zeros((4, lines * width + 2 * PAD), u.dtype), np.ones(width, u.dtype)
+    for z in range(z_start, z_stop):
+        deep = not voxelwise and weights.size > 3 and 2 * step <= z < depth - 2 * step
+        y = START
+        while y < height:
+            count = alike(y, height, 2 * step, lines) if deep else 1
+            rows = out[z, y * width : (y + count) * width]
+            if deep and 2 * step <= y < height - 2 * step:
+                _gradient_of_deep_rows(u, width, step, z, y * width, weights, room, rows)
+            else:
+                _gradient_of_row(u, width, step, z, y, margins, weights, upstream, ones, rows)
+            y += count
+
+
 # Nothing that the two compute is the same.
 both = None

@@ -1,15 +1,20 @@
-"""Numba kernels: one fused pass over the voxels, forward or backward. Nothing else lives here."""
+"""How kernels are compiled, and kept on disk until a source changes."""
+
+from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Callable
+from functools import update_wrapper
 from pathlib import Path
+from types import CellType, FunctionType
+from typing import Any
 
 from numba import njit
 
 from twinloss.fast.kernels import statistic_rows
 
-# Numba's cache on disk knows only the file that a kernel itself stands in; a kernel that closes over this constant is
-# compiled anew when any of its stages has changed, or the rows of the statistics.
+# The hash of all files that a kernel may depend on: those of this folder, and the row numbers of the statistics.
 SOURCES = hashlib.sha256(
     b"".join(
         path.read_bytes() for path in [*sorted(Path(__file__).parent.rglob("*.py")), Path(statistic_rows.__file__)]
@@ -18,13 +23,13 @@ SOURCES = hashlib.sha256(
 
 
 def _can_cache() -> bool:
-    """Whether there is a place for compiled code: beside the kernels, in the user's cache, or in NUMBA_CACHE_DIR."""
+    """Return whether there is a place for compiled code: beside the kernels, the user's cache or NUMBA_CACHE_DIR."""
     try:
         njit(cache=True)(_can_cache)
     except RuntimeError:
         warnings.warn(
-            "no place to keep compiled kernels: each process compiles anew, some seconds for each loss. "
-            "Point NUMBA_CACHE_DIR to a folder that can be written to, and run `twinloss warmup` once",
+            "compiled kernels cannot be kept on disk: each process compiles them again, which takes some seconds for "
+            "each loss. Point NUMBA_CACHE_DIR to a folder that can be written to, and run `twinloss warmup` once",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -32,5 +37,21 @@ def _can_cache() -> bool:
     return True
 
 
-# What makes a function a kernel: compiled at the first call, kept on disk, and run without the GIL.
-kernel = njit(cache=_can_cache(), nogil=True)
+_compile = njit(cache=_can_cache(), nogil=True)
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function at its first call, without the GIL, and keep the result on disk.
+
+    Numba notices a change of the file that a kernel stands in, but not of the stages that it calls from other files.
+    Its cache also tells functions apart by the variables that they close over. So each kernel closes over the hash of
+    all sources, which it never reads.
+    """
+    closing = FunctionType(
+        function.__code__.replace(co_freevars=("sources",)),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        (CellType(SOURCES),),
+    )
+    return _compile(update_wrapper(closing, function))

@@ -20,7 +20,7 @@ NONE, PRODUCT, MINIMUM, SQUARED = 0, 1, 2, 3
 
 
 @njit(inline="always")
-def _both(e, scale, rest):
+def _p_and_complement(e, scale, rest):
     """The softmax p = e * scale, and 1 - p: that of the largest logit, e = 1, by what the others add up to."""
     p = e * scale
     return p, (rest * scale if e == 1 else type(e)(1) - p)
@@ -41,7 +41,7 @@ def confusion_labels(e, scale, rest, y, c):
     zero = e.dtype.type(0)
     tp, fp, fn = zero, zero, zero
     for i in range(e.size):
-        p, q = _both(e[i], scale[i], rest[i])
+        p, q = _p_and_complement(e[i], scale[i], rest[i])
         hit = y[i] == c
         tp += p if hit else zero
         fp += zero if hit else p
@@ -65,7 +65,7 @@ def _own(e, hit, scale, rest):
     own = e[2] if hit[2] else e[3]
     own = e[1] if hit[1] else own
     own = e[0] if hit[0] else own
-    return _both(own, scale, rest)
+    return _p_and_complement(own, scale, rest)
 
 
 @sums_stage
@@ -135,7 +135,7 @@ def _adjoint(e, scale, rest, h, largest, others):
 @njit(inline="always")
 def own_term(e, scale, rest, own, here):
     """The own term's part: p dL/dp of the true class, times 1 - p there and -p elsewhere."""
-    p, q = _both(e, scale, rest)
+    p, q = _p_and_complement(e, scale, rest)
     return own * (q if here else -p)
 
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from twinloss.fast.kernels.cpu.compiled.compiler import SOURCES, kernel
+from twinloss.fast.kernels.cpu.compiled.compiler import kernel
 from twinloss.fast.kernels.cpu.compiled.tile import NEXT, START, stage, sums_stage
 from twinloss.fast.kernels.cpu.compiled.window import (
     MOMENTS,
     begin_slab,
     clear,
     columns_at_once,
+    copy_cast,
     end_slab,
-    keep,
     load_tile,
     moments_along,
     place_of_tile,
@@ -142,9 +142,9 @@ def _moments_in_tile(p, t, z, y, x, rows, columns, window_y, window_x, ones, wei
     for k in range(rows):
         here, row = slice(k * pitch, k * pitch + columns), y + k
         for f in range(2):
-            keep(rooms[at, f, here], means[f, plane, row, there])
+            copy_cast(rooms[at, f, here], means[f, plane, row, there])
         for f in range(3):
-            keep(rooms[at, 2 + f, here], fields[f, plane, row, there])
+            copy_cast(rooms[at, 2 + f, here], fields[f, plane, row, there])
 
 
 # What a slab has read may be written over: LLVM is told that the arrays of a stage are apart, so that none has both.
@@ -175,7 +175,7 @@ def _score_slab(
             made[4, line],
         )  # fmt: skip
         if score.size > 0:
-            keep(scores, score[z, here])
+            copy_cast(scores, score[z, here])
         else:
             # Row by row, and what a sum loses is added to the next one (Kahan 1965).
             term = _sum(scores) - lost
@@ -233,9 +233,9 @@ def _load_slopes_of_slab(p, t, low, z_start, planes, start, n, radius, rooms, ca
     bottom, top = begin_slab(rooms[0], carried, low, z_start, n, radius), min(z_start + planes + radius, p.shape[0])
     for z in range(bottom, top):
         line, plane = slice((z - z_start + radius) * n, (z - z_start + radius + 1) * n), z % of_a.shape[0]
-        keep(of_a[plane, here], rooms[0, 0, line])
-        keep(fields[0, plane, here], rooms[0, 1, line])
-        keep(fields[1, plane, here], rooms[0, 2, line])
+        copy_cast(of_a[plane, here], rooms[0, 0, line])
+        copy_cast(fields[0, plane, here], rooms[0, 1, line])
+        copy_cast(fields[1, plane, here], rooms[0, 2, line])
         _moment(rooms[0, 0, line], rooms[0, 1, line], t[z, here], p[z, here], rooms[0, 2, line])
     end_slab(rooms[0], carried, (top - z_start + radius) * n, (planes + radius) * n, radius * n)
 
@@ -248,83 +248,72 @@ def _slopes_of_slab(p, t, z_start, planes, start, n, rooms, at, out):
         _slope(rooms[at, 0, line], rooms[at, 1, line], rooms[at, 2, line], t[z, here], p[z, here], out[z, here])
 
 
-def _compiled(sources):
-    """The four kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
+@kernel
+def planes(p, t, start, stop, rows, columns, window_y, window_x, ones, weighted, means, fields):
+    """Moments within their plane of the windows around the voxels of tiles start:stop.
 
-    @kernel
-    def planes(p, t, start, stop, rows, columns, window_y, window_x, ones, weighted, means, fields):
-        """Moments within their plane of the windows around the voxels of tiles start:stop.
-
-        Tiles are of rows by columns voxels, those of a plane after those of the one before.
-        """
-        sources  # noqa: B018
-        _, height, width = p.shape
-        room = (rows + 2 * (window_y.size // 2)) * (columns + 2 * (window_x.size // 2))
-        rooms = np.empty((3, MOMENTS, room))
-        for tile in range(start, stop):
-            z, y, x, n, m = place_of_tile(tile, height, width, rows, columns)
-            _moments_in_tile(p, t, z, y, x, n, m, window_y, window_x, ones, weighted, rooms, means, fields)
-
-    @kernel
-    def depth(
-        p, t, low, high, start, stop, slab, window_z, ones, weighted, count, nu, delta, clamped, score, means, fields,
-        made, more, gradients,
-    ):  # fmt: skip
-        """The sum of the correlations of the voxels start:stop of the planes low:high; or each into `score`.
-
-        Images and `score` are (D, H * W), and fields like them. `made`, which may be `fields`, and `more` get what that
-        many gradients need. `count` is the weight of a window within a plane, and `slab` how many planes are done at a
-        time.
-        """
-        sources  # noqa: B018
-        radius = window_z.size // 2
-        step = columns_at_once(stop - start, slab, radius)
-        rooms, row = np.empty((3, MOMENTS, (slab + 2 * radius) * step)), np.empty(step)
-        carried = np.empty((MOMENTS, radius * step))
-        total = 0.0
-        for k in range(start, stop, step):
-            n = min(step, stop - k)
-            for z in range(low, high, slab):
-                m = min(slab, high - z)
-                _load_slab(means, fields, p.shape[0], low, z, m, k, n, radius, rooms, carried)
-                at = moments_along(rooms, START, (m + 2 * radius) * n, n, window_z, ones, weighted, count)
-                total += _score_slab(p, t, z, m, k, n, nu, delta, clamped, rooms, at, row, score, made, more, gradients)
-        return total
-
-    @kernel
-    def planes_backward(
-        p, t, a, b, of, upstream, start, stop, rows, columns, window_y, window_x, ones, weighted, of_a, fields
-    ):
-        """Sums within their plane of A, B and the rest that `depth` kept for p, times `upstream`, into three fields.
-
-        That of A may go where the gradient will be. `upstream` is (D, H, W) or (1, 1, 1); tiles are those of `planes`.
-        """
-        sources  # noqa: B018
-        _, height, width = p.shape
-        room = (rows + 2 * (window_y.size // 2)) * (columns + 2 * (window_x.size // 2))
-        rooms = np.empty((3, 3, room))
-        for tile in range(start, stop):
-            z, y, x, n, m = place_of_tile(tile, height, width, rows, columns)
-            _sums_in_tile(
-                p, t, a, b, of, upstream, z, y, x, n, m, window_y, window_x, ones, weighted, rooms, of_a, fields
-            )
-
-    @kernel
-    def depth_backward(p, t, low, high, start, stop, slab, window_z, ones, weighted, of_a, fields, out):
-        """Write the gradient in p of the voxels start:stop of the planes low:high, maybe over A's sums."""
-        sources  # noqa: B018
-        radius = window_z.size // 2
-        step = columns_at_once(stop - start, slab, radius)
-        rooms, carried = np.empty((3, 3, (slab + 2 * radius) * step)), np.empty((3, radius * step))
-        for k in range(start, stop, step):
-            n = min(step, stop - k)
-            for z in range(low, high, slab):
-                m = min(slab, high - z)
-                _load_slopes_of_slab(p, t, low, z, m, k, n, radius, rooms, carried, of_a, fields)
-                at = sums_along(rooms, START, (m + 2 * radius) * n, n, window_z, ones, weighted)
-                _slopes_of_slab(p, t, z, m, k, n, rooms, at, out)
-
-    return planes, depth, planes_backward, depth_backward
+    Tiles are of rows by columns voxels, those of a plane after those of the one before.
+    """
+    _, height, width = p.shape
+    room = (rows + 2 * (window_y.size // 2)) * (columns + 2 * (window_x.size // 2))
+    rooms = np.empty((3, MOMENTS, room))
+    for tile in range(start, stop):
+        z, y, x, n, m = place_of_tile(tile, height, width, rows, columns)
+        _moments_in_tile(p, t, z, y, x, n, m, window_y, window_x, ones, weighted, rooms, means, fields)
 
 
-planes, depth, planes_backward, depth_backward = _compiled(SOURCES)
+@kernel
+def depth(
+    p, t, low, high, start, stop, slab, window_z, ones, weighted, count, nu, delta, clamped, score, means, fields,
+    made, more, gradients,
+):  # fmt: skip
+    """The sum of the correlations of the voxels start:stop of the planes low:high; or each into `score`.
+
+    Images and `score` are (D, H * W), and fields like them. `made`, which may be `fields`, and `more` get what that
+    many gradients need. `count` is the weight of a window within a plane, and `slab` how many planes are done at a
+    time.
+    """
+    radius = window_z.size // 2
+    step = columns_at_once(stop - start, slab, radius)
+    rooms, row = np.empty((3, MOMENTS, (slab + 2 * radius) * step)), np.empty(step)
+    carried = np.empty((MOMENTS, radius * step))
+    total = 0.0
+    for k in range(start, stop, step):
+        n = min(step, stop - k)
+        for z in range(low, high, slab):
+            m = min(slab, high - z)
+            _load_slab(means, fields, p.shape[0], low, z, m, k, n, radius, rooms, carried)
+            at = moments_along(rooms, START, (m + 2 * radius) * n, n, window_z, ones, weighted, count)
+            total += _score_slab(p, t, z, m, k, n, nu, delta, clamped, rooms, at, row, score, made, more, gradients)
+    return total
+
+
+@kernel
+def planes_backward(
+    p, t, a, b, of, upstream, start, stop, rows, columns, window_y, window_x, ones, weighted, of_a, fields
+):
+    """Sums within their plane of A, B and the rest that `depth` kept for p, times `upstream`, into three fields.
+
+    That of A may go where the gradient will be. `upstream` is (D, H, W) or (1, 1, 1); tiles are those of `planes`.
+    """
+    _, height, width = p.shape
+    room = (rows + 2 * (window_y.size // 2)) * (columns + 2 * (window_x.size // 2))
+    rooms = np.empty((3, 3, room))
+    for tile in range(start, stop):
+        z, y, x, n, m = place_of_tile(tile, height, width, rows, columns)
+        _sums_in_tile(p, t, a, b, of, upstream, z, y, x, n, m, window_y, window_x, ones, weighted, rooms, of_a, fields)
+
+
+@kernel
+def depth_backward(p, t, low, high, start, stop, slab, window_z, ones, weighted, of_a, fields, out):
+    """Write the gradient in p of the voxels start:stop of the planes low:high, maybe over A's sums."""
+    radius = window_z.size // 2
+    step = columns_at_once(stop - start, slab, radius)
+    rooms, carried = np.empty((3, 3, (slab + 2 * radius) * step)), np.empty((3, radius * step))
+    for k in range(start, stop, step):
+        n = min(step, stop - k)
+        for z in range(low, high, slab):
+            m = min(slab, high - z)
+            _load_slopes_of_slab(p, t, low, z, m, k, n, radius, rooms, carried, of_a, fields)
+            at = sums_along(rooms, START, (m + 2 * radius) * n, n, window_z, ones, weighted)
+            _slopes_of_slab(p, t, z, m, k, n, rooms, at, out)

@@ -18,9 +18,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from twinloss.fast.kernels.cpu.compiled.compiler import SOURCES, kernel
+from twinloss.fast.kernels.cpu.compiled.compiler import kernel
 from twinloss.fast.kernels.cpu.compiled.rows import BLOCK, alike, clear_between, total_of
-from twinloss.fast.kernels.cpu.compiled.tile import NEXT, START, keep, stage
+from twinloss.fast.kernels.cpu.compiled.tile import NEXT, START, copy_cast, stage
 
 # Rows at the border of a plane that are done one by one, as their pulls are others than those further in; also where
 # only energies are asked for, so that these are added up in one order.
@@ -354,73 +354,64 @@ def _wide_gradient_of_row(u, width, z, y, weights, upstream, ones, out):
             _pull_wide(here[1 : n - 1], other[1 : n - 1], slopes, weights[2], out[1 : n - 1])
 
 
-def _compiled(sources):
-    """The kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
-
-    @kernel
-    def forward(u, width, weights, margin, z_start, z_stop, energy):
-        """The sum of the energies of some planes; or each voxel's into `energy`, (D, H, W) without the border."""
-        sources  # noqa: B018
-        above, before = (margin if weights.size > 2 else 0), (margin if weights.size > 1 else 0)
-        height, lines = u.shape[1] // width, max(BLOCK // width, 1)
-        total, room = 0.0, np.empty(lines * width, u.dtype)
-        for z in range(z_start, z_stop):
-            y = START + before
-            while y < height - before:
-                count = alike(y, height, _ALIKE, lines)
-                rows = room[: count * width - 2 * margin]
-                if margin:
-                    total += _wide_energies(u, width, z, y, count, weights, rows)
-                else:
-                    total += _energies(u, width, z, y, count, weights, rows)
-                if energy.size > 0:
-                    for k in range(count):
-                        keep(rows[k * width : (k + 1) * width - 2 * margin], energy[z - above, y - before + k])
-                y += count
-        return total
-
-    @kernel
-    def backward(u, width, weights, margin, upstream, z_start, z_stop, out):
-        """Write dL/du of some planes of a field.
-
-        `weights` are twice those of `forward`, and hold dL/dE if that is one for all voxels; else it is `upstream`,
-        (D, H, W) without the border.
-        """
-        sources  # noqa: B018
-        ones, height, depth = np.ones(width, u.dtype), u.shape[1] // width, u.shape[0]
-        lines, voxelwise = max(BLOCK // width, 1), upstream.size > 0
-        for z in range(z_start, z_stop):
-            deep = weights.size > 1 and (weights.size == 2 or 2 <= z < depth - 2)
-            y = START
-            while y < height:
-                count = 1 if voxelwise or (margin and not deep) else alike(y, height, _ALIKE, lines)
-                rows = _rows(out, width, z, y, count)
-                if margin and deep and not voxelwise and 2 <= y < height - 2:
-                    _wide_gradient_of_rows(u, width, z, y, count, weights, rows)
-                elif margin:
-                    _wide_gradient_of_row(u, width, z, y, weights, upstream, ones, rows)
-                elif voxelwise:
-                    _gradient_by_voxel(u, width, z, y, weights, upstream, rows)
-                else:
-                    _gradient_of_rows(u, width, z, y, count, weights, rows)
-                y += count
-
-    @kernel
-    def both(u, width, weights, pulls, z_start, z_stop, out):
-        """Of neighbours along three axes what `forward` returns and `backward` writes, with the weights of each."""
-        sources  # noqa: B018
-        height, lines = u.shape[1] // width, max(BLOCK // width, 1)
-        total, room = 0.0, np.empty(lines * width, u.dtype)
-        for z in range(z_start, z_stop):
-            y = START
-            while y < height:
-                count = alike(y, height, _ALIKE, lines)
-                rows = _rows(out, width, z, y, count)
-                total += _both_of_rows(u, width, z, y, count, weights, pulls, room[: count * width], rows)
-                y += count
-        return total
-
-    return forward, backward, both
+@kernel
+def forward(u, width, weights, margin, z_start, z_stop, energy):
+    """The sum of the energies of some planes; or each voxel's into `energy`, (D, H, W) without the border."""
+    above, before = (margin if weights.size > 2 else 0), (margin if weights.size > 1 else 0)
+    height, lines = u.shape[1] // width, max(BLOCK // width, 1)
+    total, room = 0.0, np.empty(lines * width, u.dtype)
+    for z in range(z_start, z_stop):
+        y = START + before
+        while y < height - before:
+            count = alike(y, height, _ALIKE, lines)
+            rows = room[: count * width - 2 * margin]
+            if margin:
+                total += _wide_energies(u, width, z, y, count, weights, rows)
+            else:
+                total += _energies(u, width, z, y, count, weights, rows)
+            if energy.size > 0:
+                for k in range(count):
+                    copy_cast(rows[k * width : (k + 1) * width - 2 * margin], energy[z - above, y - before + k])
+            y += count
+    return total
 
 
-forward, backward, both = _compiled(SOURCES)
+@kernel
+def backward(u, width, weights, margin, upstream, z_start, z_stop, out):
+    """Write dL/du of some planes of a field.
+
+    `weights` are twice those of `forward`, and hold dL/dE if that is one for all voxels; else it is `upstream`,
+    (D, H, W) without the border.
+    """
+    ones, height, depth = np.ones(width, u.dtype), u.shape[1] // width, u.shape[0]
+    lines, voxelwise = max(BLOCK // width, 1), upstream.size > 0
+    for z in range(z_start, z_stop):
+        deep = weights.size > 1 and (weights.size == 2 or 2 <= z < depth - 2)
+        y = START
+        while y < height:
+            count = 1 if voxelwise or (margin and not deep) else alike(y, height, _ALIKE, lines)
+            rows = _rows(out, width, z, y, count)
+            if margin and deep and not voxelwise and 2 <= y < height - 2:
+                _wide_gradient_of_rows(u, width, z, y, count, weights, rows)
+            elif margin:
+                _wide_gradient_of_row(u, width, z, y, weights, upstream, ones, rows)
+            elif voxelwise:
+                _gradient_by_voxel(u, width, z, y, weights, upstream, rows)
+            else:
+                _gradient_of_rows(u, width, z, y, count, weights, rows)
+            y += count
+
+
+@kernel
+def both(u, width, weights, pulls, z_start, z_stop, out):
+    """Of neighbours along three axes what `forward` returns and `backward` writes, with the weights of each."""
+    height, lines = u.shape[1] // width, max(BLOCK // width, 1)
+    total, room = 0.0, np.empty(lines * width, u.dtype)
+    for z in range(z_start, z_stop):
+        y = START
+        while y < height:
+            count = alike(y, height, _ALIKE, lines)
+            rows = _rows(out, width, z, y, count)
+            total += _both_of_rows(u, width, z, y, count, weights, pulls, room[: count * width], rows)
+            y += count
+    return total

@@ -29,7 +29,7 @@ def _few_distances(p, y, w, matrix, far, near):
         _column(matrix, numbers, zeroth), _column(matrix, numbers, two),
         _column(matrix, numbers, three), _column(matrix, numbers, four),
     )  # fmt: skip
-    # What is given again counts nothing.
+    # Padding classes, which repeat the last one, get weight 0.
     second, third, fourth = one * (two > zeroth), one * (three > two), one * (four > three)
     a, b, c, d = p[0], p[two], p[three], p[four]
     for i in range(y.size):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from twinloss.fast.kernels.cpu.compiled.compiler import SOURCES, kernel
+from twinloss.fast.kernels.cpu.compiled.compiler import kernel
 from twinloss.fast.kernels.cpu.compiled.tile import stage
 from twinloss.fast.kernels.statistic_rows import DISTANCE, FN, NEARNESS, TP, TP_LESS_FN, VOLUME
 
@@ -91,44 +91,35 @@ def _times(factor, slope):
     return 0.0 if slope == 0 else factor * slope
 
 
-def _compiled(sources):
-    """The kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
+@kernel
+def fraction(sums, overlap, errors, smooth, first, batch, complementary, w_overlap, w_errors, mean, slopes):
+    """The mean, or sum, of the fraction; and its slopes in the statistics, (ROWS, B, C), into `slopes`.
 
-    @kernel
-    def fraction(sums, overlap, errors, smooth, first, batch, complementary, w_overlap, w_errors, mean, slopes):
-        """The mean, or sum, of the fraction; and its slopes in the statistics, (ROWS, B, C), into `slopes`.
-
-        `overlap` and `errors` are a factor for each row of the statistics, NaN for those that are no part of them;
-        `smooth` is (ν, δ), and weights are (1 or B, C'), or (0, 0) for none.
-        """
-        sources  # noqa: B018
-        return _fraction(sums, overlap, errors, smooth, first, batch, complementary, w_overlap, w_errors, mean, slopes)
-
-    @kernel
-    def scaled(slopes, factor, squared, matrix, out, of_matrix):
-        """Put slopes in the statistics, (ROWS, B, C), times a factor into `out`, with the whole slope of TP - FN.
-
-        For squared overlaps it is that of TP - 2 FN. Given a matrix, (C, C), also put the slopes in p by item, true
-        class and class into `of_matrix`: probabilities add up to 1, so nearness falls as distance grows. Returns
-        whether all that is finite stays so.
-        """
-        sources  # noqa: B018
-        count, fits = 2.0 if squared else 1.0, True
-        for b in range(slopes.shape[1]):
-            for c in range(slopes.shape[2]):
-                for row in range(slopes.shape[0]):
-                    fits &= _rounded(_times(factor, slopes[row, b, c]), out, (row, b, c))
-                hit, lost = slopes[TP, b, c] - count * slopes[FN, b, c], slopes[TP_LESS_FN, b, c]
-                if np.isfinite(lost):  # it is not where a slope is infinite
-                    hit += lost
-                fits &= _rounded(_times(factor, hit), out, (TP_LESS_FN, b, c))
-                if matrix is not None:
-                    far = _times(factor, slopes[DISTANCE, b, c]) - _times(factor, slopes[NEARNESS, b, c])
-                    for k in range(matrix.shape[1]):
-                        of_matrix[b, c, k] = far * matrix[c, k]
-        return fits
-
-    return fraction, scaled
+    `overlap` and `errors` are a factor for each row of the statistics, NaN for those that are no part of them;
+    `smooth` is (ν, δ), and weights are (1 or B, C'), or (0, 0) for none.
+    """
+    return _fraction(sums, overlap, errors, smooth, first, batch, complementary, w_overlap, w_errors, mean, slopes)
 
 
-fraction, scaled = _compiled(SOURCES)
+@kernel
+def scaled(slopes, factor, squared, matrix, out, of_matrix):
+    """Put slopes in the statistics, (ROWS, B, C), times a factor into `out`, with the whole slope of TP - FN.
+
+    For squared overlaps it is that of TP - 2 FN. Given a matrix, (C, C), also put the slopes in p by item, true
+    class and class into `of_matrix`: probabilities add up to 1, so nearness falls as distance grows. Returns
+    whether all that is finite stays so.
+    """
+    count, fits = 2.0 if squared else 1.0, True
+    for b in range(slopes.shape[1]):
+        for c in range(slopes.shape[2]):
+            for row in range(slopes.shape[0]):
+                fits &= _rounded(_times(factor, slopes[row, b, c]), out, (row, b, c))
+            hit, lost = slopes[TP, b, c] - count * slopes[FN, b, c], slopes[TP_LESS_FN, b, c]
+            if np.isfinite(lost):  # it is not where a slope is infinite
+                hit += lost
+            fits &= _rounded(_times(factor, hit), out, (TP_LESS_FN, b, c))
+            if matrix is not None:
+                far = _times(factor, slopes[DISTANCE, b, c]) - _times(factor, slopes[NEARNESS, b, c])
+                for k in range(matrix.shape[1]):
+                    of_matrix[b, c, k] = far * matrix[c, k]
+    return fits

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from twinloss.fast.kernels.cpu.compiled.compiler import SOURCES, kernel
+from twinloss.fast.kernels.cpu.compiled.compiler import kernel
 from twinloss.fast.kernels.cpu.compiled.elementary import exp_nonpositive
 from twinloss.fast.kernels.cpu.compiled.lanes import LANES, add_outer, inner
 from twinloss.fast.kernels.cpu.compiled.tile import stage
@@ -170,93 +170,84 @@ def _fold(part, total, lost):
         total[i], part[i] = raised, 0.0
 
 
-def _compiled(sources):
-    """The two kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
+@kernel
+def forward(x, y, windows, bins, reach, exponent, ranges, histogram):
+    """Add the joint histogram (bins, bins) of voxels of one item; returns how many of them are NaN in x or y.
 
-    @kernel
-    def forward(x, y, windows, bins, reach, exponent, ranges, histogram):
-        """Add the joint histogram (bins, bins) of voxels of one item; returns how many of them are NaN in x or y.
+    `windows` are those of x and y; `reach` is a gaussian's, in bins, and `exponent` its 1 / (2 sigma^2); `ranges`
+    hold the smallest intensity and the width of the range of x and y, for the other windows.
+    """
+    # Numbers that are added one by one lose a roundoff each time, always the same way if they are equal: in float64
+    # images, whose own roundoff is no larger, few are, and what is folded into the total loses nothing.
+    tile = 16 if x.itemsize == 8 else TILE
+    many, few = reached(windows[0], reach), reached(windows[1], reach)
+    lanes = -(-few // LANES) * LANES
+    first, first_y = before(windows[0], reach), before(windows[1], reach)
+    padded = np.zeros((bins + many, bins + few + LANES))
+    flat = padded.reshape(-1)
+    total, lost = np.zeros(flat.size), np.zeros(flat.size)
+    # So seldom that it costs a fraction of what the voxels do.
+    held, fold = 0, (tile if x.itemsize == 8 and bins < TILE else max(tile, flat.size // 8))
+    near, near_y, offset, spare = np.zeros(tile, np.int64), np.zeros(tile, np.int64), np.zeros(tile), np.zeros(tile)
+    bins_x, bins_y = np.empty((many, tile)), np.empty((few, tile))
+    of_x, of_y = np.zeros((tile, many)), np.zeros((tile, lanes))
+    missing = 0
+    for lo in range(0, x.size, tile):
+        n = min(tile, x.size - lo)
+        missing += _weights(
+            x[lo : lo + n], windows[0], bins, reach, exponent, ranges[0, 0], ranges[0, 1], near, offset, spare,
+            bins_x, of_x,
+        )  # fmt: skip
+        missing += _weights(
+            y[lo : lo + n], windows[1], bins, reach, exponent, ranges[1, 0], ranges[1, 1], near_y, offset, spare,
+            bins_y, of_y,
+        )  # fmt: skip
+        _add_voxels(flat, padded.shape[1], near, near_y, of_x, of_y, n)
+        held += n
+        if held >= fold:
+            _fold(flat, total, lost)
+            held = 0
+    _fold(flat, total, lost)
+    histogram += total.reshape(padded.shape)[first : first + bins, first_y : first_y + bins]
+    return missing
 
-        `windows` are those of x and y; `reach` is a gaussian's, in bins, and `exponent` its 1 / (2 sigma^2); `ranges`
-        hold the smallest intensity and the width of the range of x and y, for the other windows.
-        """
-        sources  # noqa: B018
-        # Numbers that are added one by one lose a roundoff each time, always the same way if they are equal: in float64
-        # images, whose own roundoff is no larger, few are, and what is folded into the total loses nothing.
-        tile = 16 if x.itemsize == 8 else TILE
-        many, few = reached(windows[0], reach), reached(windows[1], reach)
-        lanes = -(-few // LANES) * LANES
-        first, first_y = before(windows[0], reach), before(windows[1], reach)
-        padded = np.zeros((bins + many, bins + few + LANES))
-        flat = padded.reshape(-1)
-        total, lost = np.zeros(flat.size), np.zeros(flat.size)
-        # So seldom that it costs a fraction of what the voxels do.
-        held, fold = 0, (tile if x.itemsize == 8 and bins < TILE else max(tile, flat.size // 8))
-        near, near_y, offset, spare = np.zeros(tile, np.int64), np.zeros(tile, np.int64), np.zeros(tile), np.zeros(tile)
-        bins_x, bins_y = np.empty((many, tile)), np.empty((few, tile))
-        of_x, of_y = np.zeros((tile, many)), np.zeros((tile, lanes))
-        missing = 0
-        for lo in range(0, x.size, tile):
-            n = min(tile, x.size - lo)
-            missing += _weights(
-                x[lo : lo + n], windows[0], bins, reach, exponent, ranges[0, 0], ranges[0, 1], near, offset, spare,
-                bins_x, of_x,
-            )  # fmt: skip
-            missing += _weights(
-                y[lo : lo + n], windows[1], bins, reach, exponent, ranges[1, 0], ranges[1, 1], near_y, offset, spare,
-                bins_y, of_y,
-            )  # fmt: skip
-            _add_voxels(flat, padded.shape[1], near, near_y, of_x, of_y, n)
-            held += n
-            if held >= fold:
-                _fold(flat, total, lost)
-                held = 0
-        _fold(flat, total, lost)
-        histogram += total.reshape(padded.shape)[first : first + bins, first_y : first_y + bins]
-        return missing
 
-    @kernel
-    def backward(x, y, windows, bins, reach, exponent, ranges, gamma, out):
-        """Write dL/dx of voxels of one item, for gamma = dL/d(histogram), padded as in `forward`.
+@kernel
+def backward(x, y, windows, bins, reach, exponent, ranges, gamma, out):
+    """Write dL/dx of voxels of one item, for gamma = dL/d(histogram), padded as in `forward`.
 
-        Gaussian: with the slope of the clamping to [0, 1]. Else dL/dz; returned are its sum, and that of its products
-        with z - 2.
-        """
-        sources  # noqa: B018
-        many, few = reached(windows[0], reach), reached(windows[1], reach)
-        lanes = -(-few // LANES) * LANES
-        near, near_y, offset, spare = np.zeros(TILE, np.int64), np.zeros(TILE, np.int64), np.zeros(TILE), np.zeros(TILE)
-        bins_x, bins_y = np.empty((many, TILE)), np.empty((few, TILE))
-        of_x, of_y, slopes = np.zeros((TILE, many)), np.zeros((TILE, lanes)), np.empty((many, TILE))
-        low, width = ranges[0, 0], ranges[0, 1]
-        flat, total, moment = gamma.reshape(-1), 0.0, 0.0
-        for lo in range(0, x.size, TILE):
-            n = min(TILE, x.size - lo)
-            _weights(
-                y[lo : lo + n], windows[1], bins, reach, exponent, ranges[1, 0], ranges[1, 1], near_y, offset, spare,
-                bins_y, of_y,
-            )  # fmt: skip
-            _weights(
-                x[lo : lo + n], windows[0], bins, reach, exponent, low, width, near, offset, spare, bins_x, of_x
-            )  # fmt: skip
+    Gaussian: with the slope of the clamping to [0, 1]. Else dL/dz; returned are its sum, and that of its products
+    with z - 2.
+    """
+    many, few = reached(windows[0], reach), reached(windows[1], reach)
+    lanes = -(-few // LANES) * LANES
+    near, near_y, offset, spare = np.zeros(TILE, np.int64), np.zeros(TILE, np.int64), np.zeros(TILE), np.zeros(TILE)
+    bins_x, bins_y = np.empty((many, TILE)), np.empty((few, TILE))
+    of_x, of_y, slopes = np.zeros((TILE, many)), np.zeros((TILE, lanes)), np.empty((many, TILE))
+    low, width = ranges[0, 0], ranges[0, 1]
+    flat, total, moment = gamma.reshape(-1), 0.0, 0.0
+    for lo in range(0, x.size, TILE):
+        n = min(TILE, x.size - lo)
+        _weights(
+            y[lo : lo + n], windows[1], bins, reach, exponent, ranges[1, 0], ranges[1, 1], near_y, offset, spare,
+            bins_y, of_y,
+        )  # fmt: skip
+        _weights(
+            x[lo : lo + n], windows[0], bins, reach, exponent, low, width, near, offset, spare, bins_x, of_x
+        )  # fmt: skip
+        if windows[0] == GAUSSIAN:
+            _gaussian_slopes(bins_x, reach, exponent, slopes, spare)
+        else:
+            _cubic_slopes(offset, slopes)
+        _by_voxel(slopes, n, of_x)
+        _slopes_of_voxels(flat, gamma.shape[1], near, near_y, of_x, of_y, n, spare)
+        for i in range(n):
+            by_z, value = spare[i], x[lo + i]
             if windows[0] == GAUSSIAN:
-                _gaussian_slopes(bins_x, reach, exponent, slopes, spare)
+                # So that a value beyond the range has no slope, and NaN a slope that is NaN.
+                out[lo + i] = by_z * (0.0 if (value < 0.0) | (value > 1.0) else bins - 1.0)
             else:
-                _cubic_slopes(offset, slopes)
-            _by_voxel(slopes, n, of_x)
-            _slopes_of_voxels(flat, gamma.shape[1], near, near_y, of_x, of_y, n, spare)
-            for i in range(n):
-                by_z, value = spare[i], x[lo + i]
-                if windows[0] == GAUSSIAN:
-                    # So that a value beyond the range has no slope, and NaN a slope that is NaN.
-                    out[lo + i] = by_z * (0.0 if (value < 0.0) | (value > 1.0) else bins - 1.0)
-                else:
-                    out[lo + i] = by_z
-                    total += by_z
-                    moment += by_z * ((near[i] - 2.0) + offset[i])
-        return total, moment
-
-    return forward, backward
-
-
-forward, backward = _compiled(SOURCES)
+                out[lo + i] = by_z
+                total += by_z
+                moment += by_z * ((near[i] - 2.0) + offset[i])
+    return total, moment

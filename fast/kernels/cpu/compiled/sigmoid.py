@@ -12,12 +12,13 @@ import numpy as np
 from numba import njit
 
 from twinloss.fast.kernels.cpu.compiled.elementary import log1p_nonnegative
+from twinloss.fast.kernels.cpu.compiled.status import NOT_BINARY, VALID
 from twinloss.fast.kernels.cpu.compiled.surprisal import focus, slope_of_surprisal
 from twinloss.fast.kernels.cpu.compiled.tile import (
     BLOCK,
     FACTOR,
     OWN,
-    SPARE,
+    SCRATCH_A,
     TOP,
     keep_labels,
     read_counted,
@@ -123,24 +124,25 @@ def surprisal_gradient(granted, withheld, values, y, number, overlap, hits, miss
 
 @stage
 def _read_channel(target, item, classes, dense, ignore, mask, b, c, lo, voxels, y):
-    """Labels, if they are not those of the channel before; returns how many are bad, or -1: see `forward_channels`."""
+    """Read labels, unless they are those of the channel before; return a status, see `forward_channels`."""
     if not dense:
-        return read_counted(target[b, 0], item, classes, ignore, mask, b, lo, voxels, y) if c == 0 else 0
-    return -1 if read_counted(target[b, c], item, 2, ignore, mask, b, lo, voxels, y) else 0
+        return read_counted(target[b, 0], item, classes, ignore, mask, b, lo, voxels, y) if c == 0 else VALID
+    found = read_counted(target[b, c], item, 2, ignore, mask, b, lo, voxels, y)
+    return VALID if found == VALID else NOT_BINARY
 
 
 @stage
 def forward_tile(
     x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, b, lo, buffers, sums, kept
 ):  # fmt: skip
-    """Add the statistics of a tile, from voxel `lo` on: see `forward_channels`."""
-    y, granted, withheld, spare = buffers.y, buffers.row[OWN], buffers.row[FACTOR], buffers.row[SPARE]
-    bad = 0
+    """Add the statistics of a tile that starts at voxel `lo` and return a status, see `forward_channels`."""
+    y, granted, withheld, spare = buffers.y, buffers.row[OWN], buffers.row[FACTOR], buffers.row[SCRATCH_A]
+    status = VALID
     for c in range(1, 2) if pair else range(x.shape[1]):
         found = _read_channel(target, item, x.shape[1], dense, ignore, mask, b, 0 if pair else c, lo, x.shape[2], y)
-        if found < 0:
+        if found == NOT_BINARY:
             return found
-        bad += found
+        status = max(status, found)
         if kept.size > 0 and (pair or c == 0):
             keep_labels(y, lo, kept)
         for k in range(0, y.size, BLOCK):
@@ -164,7 +166,7 @@ def forward_tile(
             if pair:
                 _add_overlap(overlap, matrix, tn, fn, fp, 0, sums)
                 sums[VOLUME, 0] += volume(tn, fp, labels, 0)
-    return bad
+    return status
 
 
 @stage
@@ -198,11 +200,11 @@ def _slopes_of_channel(matrix, slopes, pair, b, c):
 def backward_tile(
     x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, slopes, b, lo, buffers, out
 ):  # fmt: skip
-    """Write dL/dx of a tile, from voxel `lo` on: see `backward_channels`."""
-    y, granted, withheld, spare = buffers.y, buffers.row[OWN], buffers.row[FACTOR], buffers.row[SPARE]
+    """Write dL/dx of a tile that starts at voxel `lo` and return a status, see `backward_channels`."""
+    y, granted, withheld, spare = buffers.y, buffers.row[OWN], buffers.row[FACTOR], buffers.row[SCRATCH_A]
     for c in range(1, 2) if pair else range(x.shape[1]):
         found = _read_channel(target, item, x.shape[1], dense, ignore, mask, b, 0 if pair else c, lo, x.shape[2], y)
-        if found < 0:
+        if found == NOT_BINARY:
             return found
         hits, misses = _slopes_of_channel(matrix, slopes, pair, b, c)
         for k in range(0, y.size, BLOCK):
@@ -222,4 +224,4 @@ def backward_tile(
                 surprisal_gradient(right, wrong, values, labels, number, overlap, hits, misses, gradient)
             if pair:
                 negate(gradient, out[b, 0, here])
-    return 0
+    return VALID

@@ -13,6 +13,7 @@ from numba import njit
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 
 from twinloss.fast.kernels.cpu.compiled.elementary import LINE, exp_nonpositive, prefetch
+from twinloss.fast.kernels.cpu.compiled.status import INVALID, NOT_BINARY, VALID
 
 # Voxels of a tile for four classes or fewer; more classes share the same room.
 TILE = 4032
@@ -33,9 +34,9 @@ START, NEXT = np.intp(0), np.intp(1)
 Buffers = namedtuple("Buffers", "rows row y")
 # By class: p; q = 1 - p; target g; slopes h = dL/dp; logits x.
 P, Q, G, H, X = range(5)
-# By voxel: weight w; largest logit, scale and rest of `exponentials`; room for intermediate values, SPARE and MEAN side
-# by side.
-W, TOP, SCALE, REST, SPARE, MEAN, OWN, FACTOR = range(8)
+# By voxel: weight w; the largest logit, scale and rest of `exponentials`; two adjacent rows for intermediate values;
+# and of the voxel's own class p and 1 - p, or intermediate values.
+W, TOP, SCALE, REST, SCRATCH_A, SCRATCH_B, OWN, FACTOR = range(8)
 
 
 # error_model="numpy": a division by zero gives infinity instead of a branch that raises, so that loops vectorise.
@@ -91,8 +92,11 @@ def four_values(values):
 
 
 @stage
-def keep(values, out):
-    """Copy numbers, in the type of `out`; for an assignment of slices Numba compiles much to word its errors."""
+def copy_cast(values, out):
+    """Copy numbers into `out` and cast them to its type.
+
+    For an assignment of slices, Numba would also compile the code that words its errors.
+    """
     for i in range(out.size):
         out[i] = values[i]
 
@@ -219,7 +223,7 @@ def _exponentials(logits, raw, after, size, top, e, rest, ties):
 
 @njit(inline="always")
 def taken(value, y, i):
-    """What a voxel has, or 0 if it takes no part; with None for labels all do."""
+    """Return `value`, or 0 if voxel `i` is excluded; `y=None` excludes nothing."""
     if y is None:
         return value
     return type(value)(0) if y[i] < 0 else value
@@ -353,7 +357,9 @@ def _probabilities(activation, buffers):
     """Logits in x -> probabilities in p and 1 - p in q, not by a difference that cancels."""
     x, p, q = buffers.rows[X : X + 1], buffers.rows[P], buffers.rows[Q]
     if activation == SOFTMAX:
-        _softmax(x, p, q, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST], buffers.row[SPARE : SPARE + 2])
+        _softmax(
+            x, p, q, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST], buffers.row[SCRATCH_A : SCRATCH_A + 2]
+        )
     elif activation == SIGMOID:
         _sigmoid(x, p, q)
     else:
@@ -442,24 +448,21 @@ def _read_kept(kept, lo, y):
 
 @stage
 def read_counted(raw, item, classes, ignore, mask, b, lo, voxels, y):
-    """`read_labels`, EXCLUDED where the mask, if there is one, is 0; -1 if it has a value that is neither 0 nor 1."""
+    """Read labels, EXCLUDED where the mask, if there is one, is 0; return a status."""
     if item == KEPT:
         _read_kept(raw, lo, y)
-        return 0
+        return VALID
     bad = read_labels(raw, item, classes, ignore, lo, voxels, y)
     if mask is not None:
         row = mask[min(b, mask.shape[0] - 1)]
         if _exclude(row[lo : lo + y.size], y) > 0:
-            return -1
-    return bad
+            return NOT_BINARY
+    return INVALID if bad > 0 else VALID
 
 
 @stage
 def read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers):
-    """Fill all but the slopes; voxels that take no part get weight 0 and logits 0.
-
-    Returns how many labels and mask values are bad.
-    """
+    """Fill all buffers but the slopes and return a status; excluded voxels get weight 0 and logits 0."""
     g, w, y = buffers.rows[G], buffers.row[W], buffers.y
     classes, width = g.shape
     one, zero = w.dtype.type(1), w.dtype.type(0)
@@ -489,4 +492,4 @@ def read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffe
         _clear_excluded(buffers.rows[X], w)
         _clear_excluded(g, w)
     _probabilities(activation, buffers)
-    return bad
+    return INVALID if bad > 0 else VALID

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from twinloss.fast.kernels.cpu.compiled import sigmoid, surprisal
-from twinloss.fast.kernels.cpu.compiled.compiler import SOURCES, kernel
+from twinloss.fast.kernels.cpu.compiled.compiler import kernel
 from twinloss.fast.kernels.cpu.compiled.confusion import (
     add_confusion_slope,
     adjoint,
@@ -21,6 +21,7 @@ from twinloss.fast.kernels.cpu.compiled.confusion import (
     gradient_slopes,
 )
 from twinloss.fast.kernels.cpu.compiled.distance import distance_slopes, distance_sums, distances, table_slopes
+from twinloss.fast.kernels.cpu.compiled.status import NOT_BINARY, VALID
 from twinloss.fast.kernels.cpu.compiled.surprisal import (
     add_gradient_soft,
     class_sum,
@@ -32,11 +33,11 @@ from twinloss.fast.kernels.cpu.compiled.surprisal import (
 from twinloss.fast.kernels.cpu.compiled.tile import (
     BLOCK,
     FACTOR,
-    MEAN,
     OWN,
     REST,
     SCALE,
-    SPARE,
+    SCRATCH_A,
+    SCRATCH_B,
     TILES,
     TOP,
     G,
@@ -46,10 +47,10 @@ from twinloss.fast.kernels.cpu.compiled.tile import (
     W,
     X,
     clear_where_excluded,
+    copy_cast,
     exponentials,
     four_classes,
     four_exponentials,
-    keep,
     keep_labels,
     read_counted,
     read_weighted,
@@ -81,34 +82,31 @@ def _few_sums(p, scale, rest, y, values, spare, sums):
 
 @stage
 def _softmax_against_labels(x, target, item, ignore, mask, b, lo, buffers):
-    """Fill labels and exponentials; voxels that take no part have p = 1 - p = 0, and no class.
-
-    Returns how many labels are bad, or -1 if the mask weighs voxels.
-    """
+    """Fill labels and exponentials and return a status; excluded voxels have p = 1 - p = 0, and no class."""
     p, top, scale, rest = buffers.rows[P], buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
-    bad = read_counted(target[b, 0], item, x.shape[1], ignore, mask, b, lo, x.shape[2], buffers.y)
+    status = read_counted(target[b, 0], item, x.shape[1], ignore, mask, b, lo, x.shape[2], buffers.y)
     excluding = None if ignore is None and mask is None else buffers.y
-    exponentials(x, b, lo, p, top, scale, rest, buffers.row[SPARE : SPARE + 2], excluding, target[b, 0])
-    return bad
+    exponentials(x, b, lo, p, top, scale, rest, buffers.row[SCRATCH_A : SCRATCH_A + 2], excluding, target[b, 0])
+    return status
 
 
 @stage
 def _forward_labels(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, lo, buffers, sums, kept):
     p, y, top, scale, rest = buffers.rows[P], buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
-    bad = _softmax_against_labels(x, target, item, ignore, mask, b, lo, buffers)
+    status = _softmax_against_labels(x, target, item, ignore, mask, b, lo, buffers)
     if kept.size > 0:
         keep_labels(y, lo, kept)
     if surprisals is not None:
         own_surprisal(
             x, b, lo, buffers.rows[P : P + 1], y, top, scale, rest, gamma,
-            buffers.row[OWN], buffers.row[FACTOR], buffers.row[SPARE],
+            buffers.row[OWN], buffers.row[FACTOR], buffers.row[SCRATCH_A],
         )  # fmt: skip
-        surprisal.focus(buffers.row[FACTOR], gamma, buffers.row[SPARE])
+        surprisal.focus(buffers.row[FACTOR], gamma, buffers.row[SCRATCH_A])
     if matrix is not None:
-        distances(p, y, scale, matrix, buffers.row[SPARE], buffers.row[MEAN])
+        distances(p, y, scale, matrix, buffers.row[SCRATCH_A], buffers.row[SCRATCH_B])
     if overlap is not None and p.shape[0] <= 4:
-        _few_sums(p, scale, rest, y, None if surprisals is None else buffers.row[SPARE], buffers.row[W], sums)
-        return bad
+        _few_sums(p, scale, rest, y, None if surprisals is None else buffers.row[SCRATCH_A], buffers.row[W], sums)
+        return status
     for c in range(p.shape[0]):
         for k in range(0, y.size, BLOCK):
             block = slice(k, k + BLOCK)
@@ -119,21 +117,23 @@ def _forward_labels(x, target, item, overlap, surprisals, gamma, matrix, ignore,
                 sums[FP, c] += fp
                 sums[FN, c] += fn
             if surprisals is not None:
-                hits, count = class_sum(buffers.row[SPARE, block], y[block], c)
+                hits, count = class_sum(buffers.row[SCRATCH_A, block], y[block], c)
                 sums[HITS, c] += hits
             if matrix is not None:
-                far, near, count = distance_sums(buffers.row[SPARE, block], buffers.row[MEAN, block], y[block], c)
+                far, near, count = distance_sums(
+                    buffers.row[SCRATCH_A, block], buffers.row[SCRATCH_B, block], y[block], c
+                )
                 sums[DISTANCE, c] += far
                 sums[NEARNESS, c] += near
             sums[VOLUME, c] += count
-    return bad
+    return status
 
 
 @stage
 def _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, sums):
     p, q, g, w, y = buffers.rows[P], buffers.rows[Q], buffers.rows[G], buffers.row[W], buffers.y
     if matrix is not None:
-        distances(p, y, w, matrix, buffers.row[MEAN], buffers.row[SPARE])
+        distances(p, y, w, matrix, buffers.row[SCRATCH_B], buffers.row[SCRATCH_A])
     for c in range(p.shape[0]):
         for k in range(0, y.size, BLOCK):
             block = slice(k, k + BLOCK)
@@ -151,7 +151,9 @@ def _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, s
                 sums[HITS, c] += hits
                 sums[MISSES, c] += misses
             if matrix is not None:
-                distance, near, _ = distance_sums(buffers.row[MEAN, block], buffers.row[SPARE, block], y[block], c)
+                distance, near, _ = distance_sums(
+                    buffers.row[SCRATCH_B, block], buffers.row[SCRATCH_A, block], y[block], c
+                )
                 sums[DISTANCE, c] += distance
                 sums[NEARNESS, c] += near
             sums[VOLUME, c] += surprisal.product_sum(g[c, block], w[block])
@@ -162,20 +164,20 @@ def _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, s
 
 @stage
 def _slopes_of_own(x, gamma, excluding, slopes, b, lo, buffers):
-    """Put p dL/dp of the surprisal of each voxel's own class into SPARE."""
+    """Put p dL/dp of the surprisal of each voxel's own class into SCRATCH_A."""
     y, top, scale, rest = buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
-    own_p, own_q, own = buffers.row[OWN], buffers.row[FACTOR], buffers.row[SPARE]
+    own_p, own_q, own = buffers.row[OWN], buffers.row[FACTOR], buffers.row[SCRATCH_A]
     if gamma != 0:
         own_surprisal(x, b, lo, buffers.rows[P : P + 1], y, top, scale, rest, gamma, own_p, own_q, own)
     own_slope(own_p, own_q, y, gamma, slopes[HITS, b], own)
     if excluding:
-        clear_where_excluded(y, buffers.row[SPARE : SPARE + 1])
+        clear_where_excluded(y, buffers.row[SCRATCH_A : SCRATCH_A + 1])
 
 
 @stage
 def _gradient_labels(overlap, surprisals, matrix, excluding, slopes, small, b, lo, buffers, out):
     p, y, scale, rest = buffers.rows[P], buffers.y, buffers.row[SCALE], buffers.row[REST]
-    largest, others, own = buffers.row[W], buffers.row[MEAN], buffers.row[SPARE]
+    largest, others, own = buffers.row[W], buffers.row[SCRATCH_B], buffers.row[SCRATCH_A]
     if matrix is not None:
         h = buffers.rows[H]
         table_slopes(y, matrix, h)
@@ -195,10 +197,10 @@ def _gradient_labels(overlap, surprisals, matrix, excluding, slopes, small, b, l
 @stage
 def _surprisals_of_labels(x, target, item, gamma, slopes, b, lo, buffers, sums, out):
     p, y, top, scale, rest = buffers.rows[P], buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
-    own_p, own_q, own, focused = buffers.row[OWN], buffers.row[FACTOR], buffers.row[SPARE], buffers.row[MEAN]
-    bad = _softmax_against_labels(x, target, item, None, None, b, lo, buffers)
+    own_p, own_q, own, focused = buffers.row[OWN], buffers.row[FACTOR], buffers.row[SCRATCH_A], buffers.row[SCRATCH_B]
+    status = _softmax_against_labels(x, target, item, None, None, b, lo, buffers)
     own_surprisal(x, b, lo, buffers.rows[P : P + 1], y, top, scale, rest, gamma, own_p, own_q, own)
-    keep(own, focused)
+    copy_cast(own, focused)
     surprisal.focus(own_q, gamma, focused)
     for c in range(p.shape[0]):
         for k in range(0, y.size, BLOCK):
@@ -208,7 +210,7 @@ def _surprisals_of_labels(x, target, item, gamma, slopes, b, lo, buffers, sums, 
             sums[VOLUME, c] += count
     own_slope(own_p, own_q, y, gamma, slopes[HITS, b], own)
     gradient_own(p, scale, rest, y, own, buffers.row[OWN : OWN + 2], out, b, lo)
-    return bad
+    return status
 
 
 @stage
@@ -237,175 +239,152 @@ def _backward_weighted(activation, overlap, surprisals, gamma, matrix, slopes, b
             )  # fmt: skip
     if matrix is not None:
         distance_slopes(buffers.y, w, matrix, h)
-    adjoint(activation, p, q, h, buffers.row[SCALE], buffers.row[SPARE], buffers.row[MEAN])
+    adjoint(activation, p, q, h, buffers.row[SCALE], buffers.row[SCRATCH_A], buffers.row[SCRATCH_B])
     if surprisals is not None:
         add_gradient_soft(activation, buffers, gamma, slopes[HITS], slopes[MISSES])
 
 
-def _compiled(sources):
-    """The kernels, cached on disk under the hash of all sources (see `SOURCES`)."""
+@kernel
+def forward_labels(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, start, stop, sums, kept):
+    """`forward` of softmax against labels, voxels counting or not: the case that trainings spend their time in.
 
-    @kernel
-    def forward_labels(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, start, stop, sums, kept):
-        """`forward` of softmax against labels, voxels counting or not: the case that trainings spend their time in.
-
-        There min(p, g) is the product; and at its kink p = g = 1 the softmax has no slope. The number to ignore and the
-        mask may be None. If `kept`, (B, 1, …) bytes, has room for two voxels in each, it gets what of the target and
-        the mask the backward needs. Returns -1, and has added who knows what, if the mask holds anything but 0 and 1.
-        """
-        sources  # noqa: B018
-        bad, step = 0, tile_width(x.shape[1], stop - start)
-        buffers = scratch(x.shape[1], step, x.dtype)
-        for lo in range(start, stop, step):
-            if stop - lo < step:
-                buffers = scratch(x.shape[1], stop - lo, x.dtype)
-            found = _forward_labels(
-                x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, lo, buffers,
-                sums[(lo - start) // (TILES * step)], kept[b, 0],
-            )  # fmt: skip
-            if found < 0:
-                return found
-            bad += found
-        return bad
-
-    @kernel
-    def backward_labels(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, slopes, b, start, stop, out):
-        """`backward` in the same case; returns -1, and has written who knows what, where `forward_labels` does.
-
-        `out` may be x.
-        """
-        sources  # noqa: B018
-        excluding = ignore is not None or mask is not None
-        step, small = tile_width(x.shape[1], stop - start), _are_small(slopes[:, b], matrix)
-        buffers = scratch(x.shape[1], step, x.dtype)
-        for lo in range(start, stop, step):
-            if stop - lo < step:
-                buffers = scratch(x.shape[1], stop - lo, x.dtype)
-            found = _softmax_against_labels(x, target, item, ignore, mask, b, lo, buffers)
-            if found < 0:
-                return found
-            if surprisals is not None and matrix is None:
-                _slopes_of_own(x, gamma, excluding, slopes, b, lo, buffers)
-            _gradient_labels(overlap, surprisals, matrix, excluding, slopes, small, b, lo, buffers, out)
-        return 0
-
-    @kernel
-    def surprisals_of_labels(x, target, item, gamma, slopes, b, start, stop, sums, out):
-        """`forward_labels` and `backward_labels` at once, of surprisals alone where all voxels count."""
-        sources  # noqa: B018
-        bad, step = 0, tile_width(x.shape[1], stop - start)
-        buffers = scratch(x.shape[1], step, x.dtype)
-        for lo in range(start, stop, step):
-            if stop - lo < step:
-                buffers = scratch(x.shape[1], stop - lo, x.dtype)
-            of_chunk = sums[(lo - start) // (TILES * step)]
-            bad += _surprisals_of_labels(x, target, item, gamma, slopes, b, lo, buffers, of_chunk, out)
-        return bad
-
-    @kernel
-    def forward_channels(
-        x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, b, start, stop, sums, kept
-    ):  # fmt: skip
-        """`forward` of sigmoid against labels, or a dense target of 0 and 1, voxels counting or not.
-
-        Or of the softmax of a `pair` of classes against labels; only these have a matrix. `kept` is as in
-        `forward_labels`, for labels, or for a dense target of one channel.
-        Returns -1, and has added who knows what, if mask or dense target hold anything but 0 and 1.
-        """
-        sources  # noqa: B018
-        bad, step = 0, tile_width(x.shape[1], stop - start)
-        buffers = scratch(x.shape[1], step, x.dtype)
-        for lo in range(start, stop, step):
-            if stop - lo < step:
-                buffers = scratch(x.shape[1], stop - lo, x.dtype)
-            found = sigmoid.forward_tile(
-                x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, b, lo, buffers,
-                sums[(lo - start) // (TILES * step)], kept[b, 0],
-            )  # fmt: skip
-            if found < 0:
-                return found
-            bad += found
-        return bad
-
-    @kernel
-    def backward_channels(
-        x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, slopes, b, start, stop, out
-    ):  # fmt: skip
-        """`backward` in the same case; returns -1, and has written who knows what, where `forward_channels` does."""
-        sources  # noqa: B018
-        step = tile_width(x.shape[1], stop - start)
-        buffers = scratch(x.shape[1], step, x.dtype)
-        for lo in range(start, stop, step):
-            if stop - lo < step:
-                buffers = scratch(x.shape[1], stop - lo, x.dtype)
-            found = sigmoid.backward_tile(
-                x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, slopes, b, lo, buffers,
-                out,
-            )  # fmt: skip
-            if found < 0:
-                return found
-        return 0
-
-    @kernel
-    def forward(
-        x, target, item, overlap, surprisals, gamma, matrix, dense, mask, activation, ignore, b, start, stop, sums
-    ):  # fmt: skip
-        """Add the statistics of the voxels start:stop of item b to `sums`, (N, ROWS, C), by chunks of `TILES` tiles.
-
-        x is (B, C, N); target its bytes, (B, 1 or C, N * itemsize), of the type with number `item`; the distance matrix
-        is (C, C), mask (B or 1, N), or (0, 0) for none; ignore is NaN for none. Overlap, surprisals and matrix are None
-        where they are not asked for, which is part of their types: what is not asked for is not compiled. Returns how
-        many labels are no class and mask values outside [0, 1].
-        """
-        sources  # noqa: B018
-        bad, step = 0, tile_width(x.shape[1], stop - start)
-        buffers = scratch(x.shape[1], step, x.dtype)
-        for lo in range(start, stop, step):
-            if stop - lo < step:
-                buffers = scratch(x.shape[1], stop - lo, x.dtype)
-            bad += read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers)
-            of_chunk = sums[(lo - start) // (TILES * step)]
-            _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, of_chunk)
-        return bad
-
-    @kernel
-    def backward(
-        x, target, item, overlap, surprisals, gamma, matrix, dense, mask, activation, ignore, slopes, b, start, stop,
-        out,
-    ):  # fmt: skip
-        """Write dL/dx of the voxels start:stop of item b, given slopes = dL/d(statistics), (ROWS, B, C), and TP - FN.
-
-        The matrix is (C, C) and holds dL/dp by true class and class. `out` may be x.
-        """
-        sources  # noqa: B018
-        bad, step = 0, tile_width(x.shape[1], stop - start)
-        buffers = scratch(x.shape[1], step, x.dtype)
-        for lo in range(start, stop, step):
-            if stop - lo < step:
-                buffers = scratch(x.shape[1], stop - lo, x.dtype)
-            bad += read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers)
-            _backward_weighted(activation, overlap, surprisals, gamma, matrix, slopes[:, b], buffers)
-            for c in range(x.shape[1]):
-                keep(buffers.rows[H, c], out[b, c, lo : lo + buffers.y.size])
-        return bad
-
-    return (
-        forward_labels,
-        backward_labels,
-        surprisals_of_labels,
-        forward_channels,
-        backward_channels,
-        forward,
-        backward,
-    )
+    There min(p, g) is the product; and at its kink p = g = 1 the softmax has no slope. The number to ignore and the
+    mask may be None. If `kept`, (B, 1, …) bytes, has room for two voxels in each byte, it gets what
+    the backward needs of the target and the mask. Returns a status, see `status.py`.
+    """
+    status, step = VALID, tile_width(x.shape[1], stop - start)
+    buffers = scratch(x.shape[1], step, x.dtype)
+    for lo in range(start, stop, step):
+        if stop - lo < step:
+            buffers = scratch(x.shape[1], stop - lo, x.dtype)
+        found = _forward_labels(
+            x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, lo, buffers,
+            sums[(lo - start) // (TILES * step)], kept[b, 0],
+        )  # fmt: skip
+        if found == NOT_BINARY:
+            return found
+        status = max(status, found)
+    return status
 
 
-(
-    forward_labels,
-    backward_labels,
-    surprisals_of_labels,
-    forward_channels,
-    backward_channels,
-    forward,
-    backward,
-) = _compiled(SOURCES)
+@kernel
+def backward_labels(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, slopes, b, start, stop, out):
+    """Do what `backward` does in the same case, and return a status like that of `forward_labels`.
+
+    `out` may be x.
+    """
+    excluding = ignore is not None or mask is not None
+    step, small = tile_width(x.shape[1], stop - start), _are_small(slopes[:, b], matrix)
+    buffers = scratch(x.shape[1], step, x.dtype)
+    for lo in range(start, stop, step):
+        if stop - lo < step:
+            buffers = scratch(x.shape[1], stop - lo, x.dtype)
+        found = _softmax_against_labels(x, target, item, ignore, mask, b, lo, buffers)
+        if found == NOT_BINARY:
+            return found
+        if surprisals is not None and matrix is None:
+            _slopes_of_own(x, gamma, excluding, slopes, b, lo, buffers)
+        _gradient_labels(overlap, surprisals, matrix, excluding, slopes, small, b, lo, buffers, out)
+    return VALID
+
+
+@kernel
+def surprisals_of_labels(x, target, item, gamma, slopes, b, start, stop, sums, out):
+    """`forward_labels` and `backward_labels` at once, of surprisals alone where all voxels count."""
+    status, step = VALID, tile_width(x.shape[1], stop - start)
+    buffers = scratch(x.shape[1], step, x.dtype)
+    for lo in range(start, stop, step):
+        if stop - lo < step:
+            buffers = scratch(x.shape[1], stop - lo, x.dtype)
+        of_chunk = sums[(lo - start) // (TILES * step)]
+        found = _surprisals_of_labels(x, target, item, gamma, slopes, b, lo, buffers, of_chunk, out)
+        status = max(status, found)
+    return status
+
+
+@kernel
+def forward_channels(
+    x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, b, start, stop, sums, kept
+):  # fmt: skip
+    """`forward` of sigmoid against labels, or a dense target of 0 and 1, voxels counting or not.
+
+    Or of the softmax of a `pair` of classes against labels; only these have a matrix. `kept` is as in
+    `forward_labels`, for labels, or for a dense target of one channel. Returns a status, see `status.py`.
+    """
+    status, step = VALID, tile_width(x.shape[1], stop - start)
+    buffers = scratch(x.shape[1], step, x.dtype)
+    for lo in range(start, stop, step):
+        if stop - lo < step:
+            buffers = scratch(x.shape[1], stop - lo, x.dtype)
+        found = sigmoid.forward_tile(
+            x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, b, lo, buffers,
+            sums[(lo - start) // (TILES * step)], kept[b, 0],
+        )  # fmt: skip
+        if found == NOT_BINARY:
+            return found
+        status = max(status, found)
+    return status
+
+
+@kernel
+def backward_channels(
+    x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, slopes, b, start, stop, out
+):  # fmt: skip
+    """Do what `backward` does in the same case, and return a status like that of `forward_channels`."""
+    step = tile_width(x.shape[1], stop - start)
+    buffers = scratch(x.shape[1], step, x.dtype)
+    for lo in range(start, stop, step):
+        if stop - lo < step:
+            buffers = scratch(x.shape[1], stop - lo, x.dtype)
+        found = sigmoid.backward_tile(
+            x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, slopes, b, lo, buffers,
+            out,
+        )  # fmt: skip
+        if found == NOT_BINARY:
+            return found
+    return VALID
+
+
+@kernel
+def forward(
+    x, target, item, overlap, surprisals, gamma, matrix, dense, mask, activation, ignore, b, start, stop, sums
+):  # fmt: skip
+    """Add the statistics of the voxels start:stop of item b to `sums`, (N, ROWS, C), by chunks of `TILES` tiles.
+
+    x is (B, C, N); target its bytes, (B, 1 or C, N * itemsize), of the type with number `item`; the distance matrix
+    is (C, C), mask (B or 1, N), or (0, 0) for none; ignore is NaN for none. Overlap, surprisals and matrix are None
+    where they are not asked for, which is part of their types: what is not asked for is not compiled. Returns a
+    status, see `status.py`.
+    """
+    status, step = VALID, tile_width(x.shape[1], stop - start)
+    buffers = scratch(x.shape[1], step, x.dtype)
+    for lo in range(start, stop, step):
+        if stop - lo < step:
+            buffers = scratch(x.shape[1], stop - lo, x.dtype)
+        found = read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers)
+        status = max(status, found)
+        of_chunk = sums[(lo - start) // (TILES * step)]
+        _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, of_chunk)
+    return status
+
+
+@kernel
+def backward(
+    x, target, item, overlap, surprisals, gamma, matrix, dense, mask, activation, ignore, slopes, b, start, stop,
+    out,
+):  # fmt: skip
+    """Write dL/dx of the voxels start:stop of item b, given slopes = dL/d(statistics), (ROWS, B, C), and TP - FN.
+
+    The matrix is (C, C) and holds dL/dp by true class and class. `out` may be x.
+    """
+    status, step = VALID, tile_width(x.shape[1], stop - start)
+    buffers = scratch(x.shape[1], step, x.dtype)
+    for lo in range(start, stop, step):
+        if stop - lo < step:
+            buffers = scratch(x.shape[1], stop - lo, x.dtype)
+        found = read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers)
+        status = max(status, found)
+        _backward_weighted(activation, overlap, surprisals, gamma, matrix, slopes[:, b], buffers)
+        for c in range(x.shape[1]):
+            copy_cast(buffers.rows[H, c], out[b, c, lo : lo + buffers.y.size])
+    return status

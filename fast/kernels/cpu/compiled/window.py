@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from twinloss.fast.kernels.cpu.compiled.tile import START, keep, stage
+from twinloss.fast.kernels.cpu.compiled.tile import START, copy_cast, stage
 
 MOMENTS = 5
 
@@ -168,7 +168,7 @@ def sums_along(rooms, at, size, stride, window, ones, weighted):
                 _accumulate_scaled(rooms[at, f, j * stride : j * stride + n], window[j], rooms[result, f, :n])
     if ones is not None:
         for f in range(rooms.shape[1]):
-            keep(rooms[at, f, :size], rooms[result, f, :size])
+            copy_cast(rooms[at, f, :size], rooms[result, f, :size])
         have, half = 1, 1
         while 2 * half <= length:
             _add_shifted(rooms[at], half * stride, size - (2 * half - 1) * stride, rooms[spare])
@@ -240,7 +240,7 @@ def moments_along(rooms, at, size, stride, window, ones, weighted, count):
         _weighted_moments(rooms[at], size - (length - 1) * stride, stride, window, count, rooms[result])
     if ones is not None:
         for f in range(MOMENTS):
-            keep(rooms[at, f, :size], rooms[result, f, :size])
+            copy_cast(rooms[at, f, :size], rooms[result, f, :size])
         have, half = 1, 1
         while 2 * half <= length:
             _merge_shifted(rooms[at], half * stride, size - (2 * half - 1) * stride, count * half / 2, rooms[spare])
@@ -311,7 +311,7 @@ def begin_slab(room, carried, low, z, n, radius):
         clear(room, START, max(radius - low, 0) * n)
         return max(low - radius, 0)
     for f in range(room.shape[0]):
-        keep(carried[f, : radius * n], room[f, : radius * n])
+        copy_cast(carried[f, : radius * n], room[f, : radius * n])
     return z
 
 
@@ -320,7 +320,7 @@ def end_slab(room, carried, loaded, stop, margin):
     """After the numbers that are `loaded`, zeros; and carry the last planes of a slab, which end at `stop`."""
     clear(room, loaded, stop + margin)
     for f in range(room.shape[0]):
-        keep(room[f, stop - margin : stop], carried[f, :margin])
+        copy_cast(room[f, stop - margin : stop], carried[f, :margin])
 
 
 @stage
@@ -339,4 +339,4 @@ def load_tile(plane, y_start, x_start, rows, columns, radius_y, radius_x, out):
     left, right = reach(x_start, columns, radius_x, plane.shape[1])
     for y in range(top, bottom):
         begin = (y - y_start + radius_y) * pitch + left - x_start + radius_x
-        keep(plane[y, left:right], out[begin : begin + right - left])
+        copy_cast(plane[y, left:right], out[begin : begin + right - left])
