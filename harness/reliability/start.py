@@ -98,7 +98,7 @@ def read_only(quick: bool) -> Iterator[Row]:
         copied = Path(folder, "site", "twinloss")
         shutil.copytree(Path(twinloss.__file__).parent, copied, ignore=shutil.ignore_patterns("__pycache__"))
         # No folder can be made where a file is: that holds for root as well, who may write anywhere.
-        (copied / "fast" / "kernels" / "__pycache__").touch()
+        (copied / "fast" / "kernels" / "cpu" / "compiled" / "__pycache__").touch()
         home = Path(folder, "home")
         home.mkdir()
         for title, where, kept in (("a home to write to", home, True), ("none", Path("/proc/none"), False)):
