@@ -35,12 +35,12 @@ def _build(home):
 
     from twinloss.harness.commands import report
     from twinloss.harness.data import brain, warp
-    from twinloss.harness.site.build import Plan, build
+    from twinloss.harness.site.build import SitePlan, build
 
     report.write(small_run(), home)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(brain, "load_brain", small_brain)
         patch.setattr(warp, "load_brain", small_brain)
         warp.load_warped.cache_clear()
-        build(Plan(home / "site", home, Path(__file__).parent.parent / "reports"))
+        build(SitePlan(home / "site", home, Path(__file__).parent.parent / "reports"))
     warp.load_warped.cache_clear()

@@ -113,9 +113,11 @@ def test_a_plain_run_leaves_its_report_beside_the_table(tmp_path, monkeypatch):
 
 INTERRUPTED = """
 import itertools, os, pathlib, signal, sys, threading, time
-from twinloss.harness import hunt, trial
-from twinloss.harness.registration import BENDING_ENERGY
-from twinloss.harness.shards import Job, Work, _in_processes
+from twinloss.harness.hunting import hunt
+from twinloss.harness.hunting.jobs import Job, Work
+from twinloss.harness.hunting.parallel import _in_processes
+from twinloss.harness.judging import trial
+from twinloss.harness.losses.registration import BENDING_ENERGY
 
 tried, at_work = itertools.count(), pathlib.Path(__file__).with_suffix(".begun")
 

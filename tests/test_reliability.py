@@ -13,7 +13,7 @@ from twinloss.harness.losses.catalogue import TWINS
 from twinloss.harness.reliability import fuzz, int32_overflow, lines
 from twinloss.harness.reliability.everyday import everyday
 from twinloss.harness.reliability.registry import Row
-from twinloss.harness.reliability.report import MEANING, Section, as_markdown, load, update
+from twinloss.harness.reliability.report import MEANING, ReportSection, as_markdown, load, update
 from twinloss.harness.reliability.training import Curve
 
 REPORTS = Path(__file__).parents[1] / "reports"
@@ -42,7 +42,7 @@ def test_a_trial_that_raises_is_a_row_that_failed(monkeypatch):
     rows, _ = reliability.run(["State"], True, lambda what: None)
     assert [row.passed for row in rows["State"]] == [False]
     assert "**FAILED**: the trial itself: RuntimeError: no luck" in as_markdown(
-        {"State": Section.now(rows["State"], True)}
+        {"State": ReportSection.now(rows["State"], True)}
     )
 
 
@@ -76,7 +76,7 @@ def test_lines_that_are_tried_anew_are_replaced_whole_and_others_stay(tmp_path):
 def test_losses_of_which_the_same_came_out_share_a_row_and_others_have_columns():
     same = [Row("export", "the same value", True, loss) for loss in ("dice", "focal")]
     other = [Row("time", f"{n} s", n < 2, loss) for n, loss in enumerate(("dice", "focal", "lncc"), start=1)]
-    text = as_markdown({"State": Section.now([*same, *other], False)})
+    text = as_markdown({"State": ReportSection.now([*same, *other], False)})
     assert "| dice, focal: export | the same value |" in text
     assert "| focal | **FAILED**: 2 s |" in text
     assert "| lncc | **FAILED**: 3 s |" in text
@@ -84,7 +84,7 @@ def test_losses_of_which_the_same_came_out_share_a_row_and_others_have_columns()
 
 def test_a_failure_is_never_hidden_in_a_shared_row():
     rows = [Row("export", "another value", False, loss) for loss in ("dice", "focal")]
-    assert as_markdown({"State": Section.now(rows, False)}).count("**FAILED**: another value") == 2
+    assert as_markdown({"State": ReportSection.now(rows, False)}).count("**FAILED**: another value") == 2
 
 
 def test_the_command_runs_the_lines_that_are_named_and_refuses_others(tmp_path):

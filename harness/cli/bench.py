@@ -13,8 +13,8 @@ import typer
 from twinloss.harness.cli.app import Losses, app, console, named_twins, progress, writable
 
 if TYPE_CHECKING:
-    from twinloss.harness.bench.cases import Case
-    from twinloss.harness.bench.records import Run
+    from twinloss.harness.bench.cases import BenchmarkCase
+    from twinloss.harness.bench.records import BenchmarkRun
 
 EPILOG = """
 [bold]Examples[/]
@@ -97,15 +97,15 @@ def bench(
         raise typer.Exit(130)
 
 
-def _run(cases: list[Case]) -> Run:
+def _run(cases: list[BenchmarkCase]) -> BenchmarkRun:
     """Where the figures come from, with what this machine does on as many threads as the cases have."""
     from twinloss.harness.bench.competitors import versions_of_others
-    from twinloss.harness.bench.records import Run
+    from twinloss.harness.bench.records import BenchmarkRun
     from twinloss.harness.bench.roofline import measured
     from twinloss.harness.system.machine import machine, versions
 
     counts = sorted({case.threads for case in cases if case.device == "cpu"})
     command = shlex.join(["twinloss", *sys.argv[1:]])
-    return Run(
+    return BenchmarkRun(
         command, machine(), {**versions(), **versions_of_others()}, {str(count): measured(count) for count in counts}
     )

@@ -38,12 +38,12 @@ def report(
     folder = writable(out)
     from twinloss.harness.hunting.report_file import ReportError
     from twinloss.harness.site import books
-    from twinloss.harness.site.build import Plan, build
+    from twinloss.harness.site.build import SitePlan, build
     from twinloss.harness.site.record import ContentError
 
     try:
         with progress() as tick:
-            first = build(Plan(folder, run, evidence or books.where(), real), tick)
+            first = build(SitePlan(folder, run, evidence or books.where(), real), tick)
     except (ContentError, ReportError) as error:
         raise typer.BadParameter(str(error)) from error
     console.print(f"wrote {first}")

@@ -42,7 +42,7 @@ REASONS = {
 
 
 @dataclass
-class Line:
+class SoakLine:
     """What all seeds have shown of one loss, in one type, on one kind of data.
 
     Attributes:
@@ -85,12 +85,12 @@ def _badness(finding: Finding) -> tuple[int, float]:
     return ORDER.index(finding.verdict), finding.ratio
 
 
-def lines(rows: Iterable[Hunt]) -> list[Line]:
+def lines(rows: Iterable[Hunt]) -> list[SoakLine]:
     """Put the rows of all seeds together."""
-    made: dict[tuple[str, str, str], Line] = {}
+    made: dict[tuple[str, str, str], SoakLine] = {}
     for row in rows:
         key = row.twin.name, row.dtype, row.data
-        made.setdefault(key, Line(*key)).add(row)
+        made.setdefault(key, SoakLine(*key)).add(row)
     return list(made.values())
 
 
@@ -102,7 +102,7 @@ def command(seen: Verification) -> str:
     return " ".join(words + [f"--dtype {dtype}" for dtype in seen.asked["dtypes"]])
 
 
-def again(line: Line, seed: int, examples: int) -> str:
+def again(line: SoakLine, seed: int, examples: int) -> str:
     """The command line that hunts one loss in one type with one seed."""
     words = ["twinloss verify", line.loss, f"--seed {seed}", f"--dtype {line.dtype}"]
     words += ["--no-real"] if line.data == "generated" else []
@@ -134,7 +134,7 @@ def table(seen: Verification) -> Table:
 HEAD = ("loss", "type", "data", "seeds", "cases", "value x, bits", "gradient x, bits", "degraded", "failed")
 
 
-def _cells(line: Line, most: int | None = None) -> list[str]:
+def _cells(line: SoakLine, most: int | None = None) -> list[str]:
     """The cells of a line; `most` is how many seeds of a kind are named."""
     seeds = str(len(line.seeds)) + (f" + {len(line.unfinished)} cut short" if line.unfinished else "")
     degraded = f"{sum(line.degraded.values())}: seeds {_listed(list(line.degraded), most)}" if line.degraded else ""

@@ -67,7 +67,7 @@ def verify(
         seed: of the draw.
         examples: cases that are drawn for each loss and type.
         with_real: whether there are cases on real images, too.
-        tick: see `shards.do`, as for `processes` and `cluster`.
+        tick: see `parallel.run_jobs`, as for `processes` and `cluster`.
         processes: how many jobs at a time.
         cluster: the address of a Dask scheduler.
         remember: see `Hunt`.

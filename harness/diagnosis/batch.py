@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from twinloss.harness.diagnosis.batch_files import BatchError, Found, listed
+from twinloss.harness.diagnosis.batch_files import BatchError, LoadedBatch, listed
 from twinloss.harness.drawing.segmentation_options import has_labels
 from twinloss.harness.model.operand import Array
 from twinloss.harness.model.twin import Twin
@@ -126,7 +126,7 @@ def sum_to_one(values: Array) -> bool:
     return all(bool((np.abs(item.sum(0, dtype=np.float64) - 1) <= 4 * ROUNDING).all()) for item in values)
 
 
-def arguments(twin: Twin, found: Found, names: Mapping[str, str]) -> dict[str, str]:
+def arguments(twin: Twin, found: LoadedBatch, names: Mapping[str, str]) -> dict[str, str]:
     """What the arrays of a batch are called that are the arguments of a loss; an array that is alone needs no name.
 
     Raises:
@@ -155,7 +155,7 @@ def arguments(twin: Twin, found: Found, names: Mapping[str, str]) -> dict[str, s
     return made
 
 
-def _missing(operand: str, found: Found, asked: str | None) -> str:
+def _missing(operand: str, found: LoadedBatch, asked: str | None) -> str:
     have = ", ".join(f"{name} {values.shape}" for name, values in found.arrays.items()) or "no arrays"
     told = f"no {operand} among {have}" if asked is None else f"no array {asked} for {operand} among {have}"
     if found.left_out:

@@ -27,7 +27,7 @@ class BatchError(ValueError):
 
 
 @dataclass
-class Found:
+class LoadedBatch:
     """The arrays of a batch by name.
 
     Attributes:
@@ -43,7 +43,7 @@ class Found:
     left_out: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Found:
+    def of(cls, values: Mapping[str, Any]) -> LoadedBatch:
         """Sort values by whether they are arrays of numbers; a list of tensors, as of deep supervision, is numbered."""
         found = cls()
         for name, value in values.items():
@@ -68,7 +68,7 @@ class Found:
         """Of arrays, and of what was left out."""
         return [*self.arrays, *self.left_out]
 
-    def adopt(self, called: str, other: Found, name: str) -> None:
+    def adopt(self, called: str, other: LoadedBatch, name: str) -> None:
         """Add what another batch has by some name, under another."""
         if name in other.arrays:
             self.arrays[called], self.types[called] = other.arrays[name], other.types[name]
@@ -132,7 +132,7 @@ def _dense(tensor: torch.Tensor) -> Array:
     return made
 
 
-def load(*paths: Path) -> Found:
+def load(*paths: Path) -> LoadedBatch:
     """The arrays of files: .npz or .npy, .pt or .pth with a dictionary of tensors, .nii or .nii.gz.
 
     Nothing in them is run: objects other than tensors and arrays are neither made nor imported. A NIfTI image of three
@@ -144,7 +144,7 @@ def load(*paths: Path) -> Found:
     """
     files = [(path, _read(path)) for path in paths]
     names = [name for _, each in files for name in each.names]
-    found = Found()
+    found = LoadedBatch()
     for path, each in files:
         for name in each.names:
             called = name if names.count(name) == 1 else str(path.parent / name)
@@ -154,7 +154,7 @@ def load(*paths: Path) -> Found:
     return found
 
 
-def _read(path: Path) -> Found:
+def _read(path: Path) -> LoadedBatch:
     name = path.name.lower()
     if not path.is_file():
         raise BatchError(f"there is no file {path}")
@@ -163,7 +163,7 @@ def _read(path: Path) -> Found:
     if reader is None:
         raise BatchError(f"{path} is of no kind that is known: {KINDS}")
     try:
-        found = Found.of(dict(reader(path)))
+        found = LoadedBatch.of(dict(reader(path)))
     except BatchError as error:
         raise BatchError(f"cannot read {path}: {error}") from error
     except UnpicklingError as error:

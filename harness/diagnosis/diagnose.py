@@ -20,7 +20,7 @@ from twinloss.harness.diagnosis.batch_answers import (
     truth,
     windows,
 )
-from twinloss.harness.diagnosis.batch_files import BatchError, Found, listed
+from twinloss.harness.diagnosis.batch_files import BatchError, LoadedBatch, listed
 from twinloss.harness.diagnosis.batch_part import part
 from twinloss.harness.diagnosis.batch_shapes import reshaped
 from twinloss.harness.diagnosis.findings import findings
@@ -67,7 +67,7 @@ class Diagnosis:
         return [*self.notes, *(self.findings or [self.fine]), *self.hints]
 
 
-def diagnose(like: str, found: Found | Mapping[str, Any], options: Mapping[str, Any] | None = None,
+def diagnose(like: str, found: LoadedBatch | Mapping[str, Any], options: Mapping[str, Any] | None = None,
              names: Mapping[str, str] | None = None) -> Diagnosis:  # fmt: skip
     """Look at a batch.
 
@@ -84,9 +84,9 @@ def diagnose(like: str, found: Found | Mapping[str, Any], options: Mapping[str, 
         return _diagnose(find(like), found, options or {}, names or {})
 
 
-def _diagnose(twin: Twin, found: Found | Mapping[str, Any], given: Mapping[str, Any],
+def _diagnose(twin: Twin, found: LoadedBatch | Mapping[str, Any], given: Mapping[str, Any],
               names: Mapping[str, str]) -> Diagnosis:  # fmt: skip
-    found = found if isinstance(found, Found) else Found.of(found)
+    found = found if isinstance(found, LoadedBatch) else LoadedBatch.of(found)
     used = arguments(twin, found, names)
     notes = [*_used(used, found)]
     if "mask" in twin.operands and "mask" not in used:
@@ -157,7 +157,7 @@ def _compute(batch: Batch, made: Diagnosis) -> None:
         made.tables.append(("classes" + more, head, rows[:ROWS]))
 
 
-def _used(used: Mapping[str, str], found: Found) -> Iterator[str]:
+def _used(used: Mapping[str, str], found: LoadedBatch) -> Iterator[str]:
     if any(operand != name for operand, name in used.items()):
         yield "Looked at: " + ", ".join(f"{name} as {operand}" for operand, name in used.items()) + "."
     others = {name: f"array {values.shape}" for name, values in found.arrays.items() if name not in used.values()}

@@ -36,7 +36,7 @@ MEANING = {
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     """The rows of a line, and when and with what they were made."""
 
     rows: list[Row]
@@ -46,31 +46,31 @@ class Section:
     machine: str
 
     @classmethod
-    def now(cls, rows: Iterable[Row], quick: bool) -> Section:
+    def now(cls, rows: Iterable[Row], quick: bool) -> ReportSection:
         """Rows made today, here."""
         where = f"{machine()['cpu']}, {machine()['threads']} threads"
         return cls(list(rows), quick, datetime.datetime.now(datetime.UTC).date().isoformat(), versions(), where)
 
 
-def load(folder: Path) -> dict[str, Section]:
+def load(folder: Path) -> dict[str, ReportSection]:
     """The sections that a folder holds; of none, none."""
     path = folder / "reliability.json"
     if not path.exists():
         return {}
     found = json.loads(path.read_text(encoding="utf-8"))
-    return {name: Section(**{**of, "rows": [Row(**row) for row in of["rows"]]}) for name, of in found.items()}
+    return {name: ReportSection(**{**of, "rows": [Row(**row) for row in of["rows"]]}) for name, of in found.items()}
 
 
 def update(folder: Path, rows: Mapping[str, Sequence[Row]], quick: bool) -> None:
     """Put these lines into the report in a folder, in the place of what it says of them, and leave the others."""
-    made = {**load(folder), **{name: Section.now(of_line, quick) for name, of_line in rows.items()}}
+    made = {**load(folder), **{name: ReportSection.now(of_line, quick) for name, of_line in rows.items()}}
     ordered = {name: made[name] for name in lines() if name in made}
     text = json.dumps({name: asdict(section) for name, section in ordered.items()}, indent=1, ensure_ascii=False)
     (folder / "reliability.json").write_text(text + "\n", encoding="utf-8")
     (folder / "reliability.md").write_text(as_markdown(ordered), encoding="utf-8")
 
 
-def as_markdown(sections: Mapping[str, Section]) -> str:
+def as_markdown(sections: Mapping[str, ReportSection]) -> str:
     """The report as people read it."""
     text = [
         "# Reliability",
@@ -85,7 +85,7 @@ def as_markdown(sections: Mapping[str, Section]) -> str:
     return "\n".join(text) + "\n"
 
 
-def _summary(name: str, section: Section | None) -> tuple[str, str, str]:
+def _summary(name: str, section: ReportSection | None) -> tuple[str, str, str]:
     if section is None:
         return name, "not tried yet", ""
     anchor = "".join(c for c in name.lower().replace(" ", "-") if c.isalnum() or c == "-")
@@ -93,7 +93,7 @@ def _summary(name: str, section: Section | None) -> tuple[str, str, str]:
     return f"[{name}](#{anchor})", str(len(section.rows)), f"**{failed}**" if failed else "0"
 
 
-def _origin(section: Section) -> str:
+def _origin(section: ReportSection) -> str:
     packages = ", ".join(f"{name} {number}" for name, number in section.versions.items())
     sizes = ", at the small sizes of `--quick`" if section.quick else ""
     return f"Made on {section.date}{sizes}: {packages}; {section.machine}."

@@ -26,7 +26,7 @@ _TAG = re.compile(r"<annotation.*?</annotation>|<script.*?</script>|<[^>]+>", re
 
 
 @dataclass(frozen=True)
-class Plan:
+class SitePlan:
     """What a site is made of: a folder with a run, one with reports or none, and whether real images are drawn."""
 
     out: Path
@@ -38,7 +38,7 @@ class Plan:
 class Site:
     """A site that is being written, page by page."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: SitePlan) -> None:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
         self.plan = plan
@@ -71,12 +71,12 @@ class Site:
         (self.plan.out / "search-index.js").write_text(f"window.twinlossIndex={made};\n", encoding="utf-8")
 
 
-def build(plan: Plan, tick: Callable[[str, int], None] = lambda what, done: None) -> Path:
+def build(plan: SitePlan, tick: Callable[[str, int], None] = lambda what, done: None) -> Path:
     """Write the site; returns its first page.
 
     Raises:
         ContentError: if what is written by hand does not fit the code.
-        LedgerError: if the run cannot be read.
+        ReportError: if the run cannot be read.
     """
     site = Site(plan)
     _assets(site)

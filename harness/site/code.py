@@ -15,7 +15,7 @@ from twinloss.harness.site.formulas import mathml
 
 
 @dataclass(frozen=True)
-class Line:
+class CodeLine:
     """A line of a table: the number, the code, what stands beside it; whether it can be left out at first."""
 
     number: int
@@ -53,7 +53,7 @@ def block(source: str) -> str:
     return f'<pre class="code" tabindex="0">{highlighted(source)}</pre>'
 
 
-def lines(source: str, beside: Mapping[str, str]) -> list[Line]:
+def lines(source: str, beside: Mapping[str, str]) -> list[CodeLine]:
     """All lines of a module.
 
     Args:
@@ -68,7 +68,7 @@ def lines(source: str, beside: Mapping[str, str]) -> list[Line]:
     for number, (code, bare) in enumerate(zip(shown, text.splitlines(), strict=True), 1):
         math = [mathml(latex) for piece, latex in beside.items() if piece in bare and number not in quiet]
         said = [f"<span>{escape(comments[number])}</span>"] if number in comments else []
-        made.append(Line(number, code, " ".join(math + said), number in hidden))
+        made.append(CodeLine(number, code, " ".join(math + said), number in hidden))
     return made
 
 

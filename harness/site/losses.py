@@ -12,7 +12,7 @@ from twinloss.harness.site import books, code, docstrings
 from twinloss.harness.site.books import Book
 from twinloss.harness.site.options import Option, options
 from twinloss.harness.site.record import ContentError, Record, Use, table
-from twinloss.harness.site.run import Run
+from twinloss.harness.site.run import VerifyRun
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class LossPage:
     symbols: list[tuple[str, str]]
     paper: str
     cited: str
-    lines: list[code.Line]
+    lines: list[code.CodeLine]
     helpers: list[str]
     gradient: str
     example: str
@@ -41,7 +41,7 @@ class LossPage:
         return f"losses/{self.record.name}.html"
 
 
-def loss_page(record: Record, run: Run, reports: Sequence[Book]) -> LossPage:
+def loss_page(record: Record, run: VerifyRun, reports: Sequence[Book]) -> LossPage:
     """The page of a loss.
 
     Raises:

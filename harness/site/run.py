@@ -14,7 +14,7 @@ PARTS = ("value", "gradient")
 
 
 @dataclass(frozen=True)
-class Run:
+class VerifyRun:
     """A run, or that there is none."""
 
     path: Path
@@ -52,14 +52,14 @@ class Run:
         return [row for row in self.rows(name) if row["counterexample"]]
 
 
-def load(folder: Path) -> Run:
+def load(folder: Path) -> VerifyRun:
     """The run whose report lies in a folder.
 
     Raises:
-        LedgerError: if there is a report that cannot be read.
+        ReportError: if there is a report that cannot be read.
     """
     path = folder / "report.json"
-    return Run(path, read(path) if path.exists() else None)
+    return VerifyRun(path, read(path) if path.exists() else None)
 
 
 def error(found: Mapping[str, Any] | None) -> str:
