@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from twinloss import reference
-from twinloss.reference.local_normalized_cross_correlation import LNCCOptions, _windows
+from twinloss.reference.local_normalized_cross_correlation import LNCCOptions, window_weights
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
@@ -218,7 +218,7 @@ def test_windows_are_those_of_the_reference(size, visitor):
     found = readout(tab, "windows")
     for kind in ("rectangular", "triangular", "gaussian"):
         options = LNCCOptions(ndim=1, kernel_size=size, kernel_type=kind)
-        _, (weights,) = _windows(np.zeros((1, 1, 9)), options)
+        _, (weights,) = window_weights(np.zeros((1, 1, 9)), options)
         np.testing.assert_allclose(found[kind][0], weights[size // 2 :], rtol=1e-12)
         share = drawn(tab, "windows", "weights")[kind]["y"]
         np.testing.assert_allclose(share[1:-1], weights / weights.sum(), rtol=1e-12)

@@ -17,7 +17,7 @@ twinloss migration
 
 pip install --no-deps --target old monai==0.5.3 && twinloss migration --with old
 
-twinloss migration --with old --out reports --readme README.md     also write the report, and the README's table
+twinloss migration --with old --out reports --readme README.md     also write the report and the README's table
 """
 
 
@@ -26,15 +26,15 @@ def show_migration(
     with_: Annotated[
         list[Path] | None,
         typer.Option(
-            "--with", metavar="FOLDER", exists=True, help="A folder with another release of MONAI; repeatable."
+            "--with", metavar="FOLDER", exists=True, help="A folder with another release of MONAI. Repeatable."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write migration.md.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder to write migration.md to.")] = None,
     readme: Annotated[
-        Path | None, typer.Option(metavar="FILE", exists=True, help="A file whose table is to be written anew.")
+        Path | None, typer.Option(metavar="FILE", exists=True, help="A file whose table of differences to update.")
     ] = None,
 ) -> None:
-    """Show where twinloss and MONAI differ, by examples that are run with both."""
+    """Show where twinloss and MONAI differ, with examples that run in both."""
     from twinloss.harness.commands import migration
 
     folder = writable(out) if out else None
@@ -42,7 +42,7 @@ def show_migration(
         rows = migration.compare(with_ or ())
     except ImportError as error:
         raise typer.BadParameter("MONAI is not installed: pip install monai") from error
-    table = Table("loss", "here", *rows[0].answers)
+    table = Table("loss", "in twinloss", *rows[0].answers)
     for row in rows:
         table.add_row(row.difference.loss, row.difference.here, *row.answers.values())
     console.print(table)
@@ -50,6 +50,6 @@ def show_migration(
         (folder / "migration.md").write_text(migration.as_markdown(rows), encoding="utf-8")
         console.print(f"wrote {folder / 'migration.md'}")
     if readme:
-        made = migration.put_into(readme.read_text(encoding="utf-8"), migration.as_table(rows))
+        made = migration.put_into(readme.read_text(encoding="utf-8"), migration.as_table(migration.that_bite(rows)))
         readme.write_text(made, encoding="utf-8")
         console.print(f"wrote the table of {readme}")

@@ -36,10 +36,10 @@ def generalized_dice_loss(truth: Truth) -> Array:
     derivative = given.pop("other_act_derivative", None)
     o = generalized_dice.GeneralizedDiceOptions(**given)
     p, g = segmentation.probabilities(x, target, o)
-    n, m = generalized_dice._fraction(p, g, o)
+    n, m = generalized_dice.fraction(p, g, o)
     u = np.abs(reduce_adjoint(cotangent, n, x.ndim, o.reduction))
     _, dt = segmentation.overlap(p, g, o.soft_label)
-    h = u * np.abs(generalized_dice._class_weights(g, o) / m) * (dt * np.abs(n / m - 2) + (1 - dt) * np.abs(n / m))
+    h = u * np.abs(generalized_dice.volume_weights(g, o) / m) * (dt * np.abs(n / m - 2) + (1 - dt) * np.abs(n / m))
     if o.softmax and x.shape[1] > 1:
         h = segmentation.probabilities_adjoint(h, x, target, replace(o, softmax=False), None)
         return softmax_terms(h, softmax(x))
@@ -77,9 +77,9 @@ class _Moments(NamedTuple):
 
 def _moments(pred: Array, target: Array, o: Any) -> _Moments:
     paper = local_normalized_cross_correlation
-    (mean_t, _), (mean_p, _), c, s_t, s_p = paper._moments(pred, target, o)
-    d, slope = paper._denominator(s_t, s_p, o)
-    radii, windows = paper._windows(pred, o)
+    (mean_t, _), (mean_p, _), c, s_t, s_p = paper.window_moments(pred, target, o)
+    d, slope = paper.denominator(s_t, s_p, o)
+    radii, windows = paper.window_weights(pred, o)
     t, p = padded(target.astype(pred.dtype), radii), padded(pred, radii)
     terms_of_c = np.zeros_like(pred)
     for w, place in places(pred.shape, windows):
@@ -104,7 +104,7 @@ def _lncc(pred: Array, target: Array, cotangent: Array, rounding: float, **optio
     by_c = g * 2 / m.d * (np.abs(m.c) * (1 + m.of_d) + m.terms_of_c)
     n = m.c**2 + o.smooth_nr
     by_s = g * np.abs(m.slope) / m.d**2 * (n * (2 + 2 * m.of_d) + 2 * np.abs(m.c) * m.terms_of_c)
-    radii, windows = paper._windows(pred, o)
+    radii, windows = paper.window_weights(pred, o)
     t, p = padded(target.astype(pred.dtype), radii), padded(pred, radii)
     sizes, off_t, off_p = np.zeros_like(p), rounding * np.abs(m.mean_t), rounding * np.abs(m.mean_p)
     for w, place in places(pred.shape, windows):
@@ -122,14 +122,17 @@ def mutual_information(truth: Truth) -> Array:
 
 
 def _of_item(p: Array, t: Array, u: Array, o: Any) -> Array:
-    joint = global_mutual_information._joint(p.ravel(), t.ravel(), o)
+    joint = global_mutual_information.joint_histogram(p.ravel(), t.ravel(), o)
     of_k, of_l = joint.sum(1, keepdims=True), joint.sum(0, keepdims=True)
     m = of_k * of_l + o.smooth_dr
     q = (joint + o.smooth_nr) / m
     r = q + o.smooth_dr
     by_m = joint * q / (r * m)
     gamma = np.abs(np.log(r)) + joint / (r * m) + (of_l * by_m).sum(1, keepdims=True) + (of_k * by_m).sum(0)
-    terms = [(np.abs(of_p[1]) * (of_t[0] @ gamma.T)).sum(1) for of_p, of_t in parzen.samples(p.ravel(), t.ravel(), o)]
+    terms = [
+        (np.abs(of_p[1]) * (of_t[0] @ gamma.T)).sum(1)
+        for of_p, of_t in parzen.weights_and_slopes(p.ravel(), t.ravel(), o)
+    ]
     low, high = p.min(), p.max()
     width = 1 if o.kernel_type == "gaussian" or high == low else high - low
     by_x = u * np.concatenate(terms) / p.size * o.num_bins / width

@@ -14,7 +14,7 @@ from twinloss.harness.data import brain
 from twinloss.harness.model.operand import Array
 from twinloss.harness.model.twin import Twin
 from twinloss.harness.site.record import Record
-from twinloss.reference.steps.parzen import ParzenOptions, samples
+from twinloss.reference.steps.parzen import ParzenOptions, weights_and_slopes
 
 SHIFTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)  # voxels, of 1 mm
 GREY_MATTER = 2
@@ -132,7 +132,7 @@ def _histograms(found: brain.Brain, out: Path) -> list[Histogram]:
 
 
 def _joint(moving: Array, fixed: Array) -> Array:
-    weights = samples(moving.ravel(), fixed.ravel(), ParzenOptions())
+    weights = weights_and_slopes(moving.ravel(), fixed.ravel(), ParzenOptions())
     joint: Array = np.sum([of_moving[0].T @ of_fixed[0] for of_moving, of_fixed in weights], axis=0)
     return joint / moving.size
 

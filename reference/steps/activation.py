@@ -1,7 +1,7 @@
 r"""Softmax and sigmoid, their logarithms, and the adjoint of each.
 
-The adjoint of a step :math:`p = f(x)` takes a gradient back through it: from
-:math:`\partial L/\partial p` to :math:`\partial L/\partial x`. Classes lie on axis 1.
+The adjoint of a step :math:`p = f(x)` takes a gradient back through the step: it computes
+:math:`\partial L/\partial x` from :math:`\partial L/\partial p`. Axis 1 holds the classes.
 """
 
 from typing import Any
@@ -13,27 +13,27 @@ Array = npt.NDArray[Any]
 
 
 def softmax(x: Array) -> Array:
-    r"""Softmax over the classes: :math:`p_c = e^{x_c} / \sum_k e^{x_k}`.
+    r"""Return the softmax over the classes, :math:`p_c = e^{x_c} / \sum_k e^{x_k}`.
 
     >>> softmax(np.log([[1.0, 3.0]]))
     array([[0.25, 0.75]])
     """
-    e = np.exp(x - x.max(axis=1, keepdims=True))  # (B, C, *S), the largest is 1
+    e = np.exp(x - x.max(axis=1, keepdims=True))  # (B, C, *S); the largest element is 1
     return np.asarray(e / e.sum(axis=1, keepdims=True))
 
 
 def softmax_adjoint(dp: Array, p: Array) -> Array:
-    r"""Adjoint of softmax at its value ``p``.
+    r"""Return the gradient with respect to x, given the gradient ``dp`` and the value ``p`` of the softmax.
 
-    From :math:`\partial p_k/\partial x_c = p_k ([k = c] - p_c)` and :math:`\sum_k p_k = 1`,
+    Since :math:`\partial p_k/\partial x_c = p_k ([k = c] - p_c)` and :math:`\sum_k p_k = 1`,
 
     .. math:: \frac{\partial L}{\partial x_c}
         = p_c \left( \frac{\partial L}{\partial p_c}
             - \sum_k p_k \frac{\partial L}{\partial p_k} \right)
         = p_c \sum_k p_k \left( \frac{\partial L}{\partial p_c}
-            - \frac{\partial L}{\partial p_k} \right),
+            - \frac{\partial L}{\partial p_k} \right).
 
-    and the last form does not cancel where some :math:`p_c` is close to 1.
+    The last form has no cancellation where some :math:`p_c` is close to 1.
     """
     dx = np.empty_like(p)
     for c in range(p.shape[1]):
@@ -42,25 +42,25 @@ def softmax_adjoint(dp: Array, p: Array) -> Array:
 
 
 def log_softmax(x: Array) -> Array:
-    r"""Logarithm of softmax: :math:`\log p_c = x_c - \log \sum_k e^{x_k}`.
+    r"""Return the logarithm of the softmax, :math:`\log p_c = x_c - \log \sum_k e^{x_k}`.
 
     >>> log_softmax(np.array([[0.0, -1e4], [0.0, -np.inf]]))
     array([[     0., -10000.],
            [     0.,    -inf]])
     """
     top = x.max(axis=1, keepdims=True)  # (B, 1, *S)
-    z = x - top  # (B, C, *S), all ≤ 0
+    z = x - top  # (B, C, *S), no element above 0
     e = np.exp(z)
-    # The largest term is 1 and left to log1p: log p stays accurate where p is close to 1.
+    # The largest term is 1. log1p adds it, so that log p stays accurate where p is close to 1.
     np.put_along_axis(e, z.argmax(axis=1, keepdims=True), 0, axis=1)
     log_p = z - np.log1p(e.sum(axis=1, keepdims=True))
-    return np.asarray(np.where(np.isfinite(top), log_p, np.nan))  # of inf, inf/inf is left
+    return np.asarray(np.where(np.isfinite(top), log_p, np.nan))  # inf/inf if a logit is inf
 
 
 def log_softmax_adjoint(dl: Array, log_p: Array) -> Array:
-    r"""Adjoint of log-softmax at its value ``log_p``; ``dl`` is :math:`\partial L/\partial \log p`.
+    r"""Return the gradient with respect to x, given the gradient ``dl`` with respect to ``log_p``.
 
-    From :math:`\partial \log p_k/\partial x_c = [k = c] - p_c`,
+    Since :math:`\partial \log p_k/\partial x_c = [k = c] - p_c`,
 
     .. math:: \frac{\partial L}{\partial x_c}
         = (1 - p_c) \frac{\partial L}{\partial \log p_c}
@@ -74,7 +74,7 @@ def log_softmax_adjoint(dl: Array, log_p: Array) -> Array:
 
 
 def sigmoid(x: Array) -> Array:
-    r"""Sigmoid: :math:`p = 1/(1 + e^{-x})`; :math:`1 - p` is the sigmoid of :math:`-x`.
+    r"""Return the sigmoid, :math:`p = 1/(1 + e^{-x})`. The sigmoid of :math:`-x` is :math:`1 - p`.
 
     >>> sigmoid(np.array([-1e4, 0.0, 1e4]))
     array([0. , 0.5, 1. ])
@@ -84,12 +84,12 @@ def sigmoid(x: Array) -> Array:
 
 
 def sigmoid_adjoint(dp: Array, x: Array) -> Array:
-    r"""Adjoint of the sigmoid at its argument ``x``: :math:`\partial p/\partial x = p (1 - p)`."""
+    r"""Return the gradient with respect to x, where :math:`\partial p/\partial x = p (1 - p)`."""
     return dp * sigmoid(x) * sigmoid(-x)
 
 
 def log_sigmoid(x: Array) -> Array:
-    r"""Logarithm of the sigmoid: :math:`\log p = -\log(1 + e^{-x})`.
+    r"""Return the logarithm of the sigmoid, :math:`\log p = -\log(1 + e^{-x})`.
 
     >>> log_sigmoid(np.array([-1e4, 0.0, 1e4]))
     array([-1.00000000e+04, -6.93147181e-01,  0.00000000e+00])
@@ -98,15 +98,16 @@ def log_sigmoid(x: Array) -> Array:
 
 
 def log_probabilities(x: Array, exclusive: bool) -> list[Array]:
-    r"""The outcomes' log-probabilities: [log p] of classes that exclude each other, by softmax.
+    r"""Return the log-probabilities of the outcomes, each (B, C, \*S).
 
-    Otherwise each channel has two outcomes, by sigmoid: [log p, log (1 - p)]. Each (B, C, \*S).
+    Exclusive classes have one outcome per channel, [log p], by softmax. Otherwise each channel has two outcomes,
+    [log p, log (1 - p)], by sigmoid.
     """
     return [log_softmax(x)] if exclusive else [log_sigmoid(x), log_sigmoid(-x)]
 
 
 def log_probabilities_adjoint(dl: list[Array], x: Array, exclusive: bool) -> Array:
-    r"""Adjoint of :func:`log_probabilities`; ``dl`` is :math:`\partial L/\partial` each of them.
+    r"""Return the gradient with respect to x, given the gradient ``dl`` with respect to each log-probability.
 
     For the sigmoid, :math:`\partial \log p/\partial x = 1 - p` and
     :math:`\partial \log (1 - p)/\partial x = -p`.

@@ -1,4 +1,4 @@
-"""Long lists of options: written once as a dataclass, shown in every signature."""
+"""Long lists of options, which are written once as a dataclass and shown in every signature."""
 
 import inspect
 from collections.abc import Callable
@@ -9,7 +9,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def takes(options: type[Any]) -> Callable[[Function], Function]:
-    """Show the fields of ``options`` in a signature, as keyword-only arguments for ``**options``.
+    """Show the fields of the dataclass ``options`` as keyword-only arguments in place of ``**options``.
 
     >>> from dataclasses import dataclass
     >>> @dataclass(kw_only=True)
@@ -26,7 +26,7 @@ def takes(options: type[Any]) -> Callable[[Function], Function]:
         own = inspect.signature(function).parameters.values()
         named = [p for p in own if p.kind is not p.VAR_KEYWORD]
         named.extend(inspect.signature(options).parameters.values())
-        bare = [p.replace(annotation=p.empty) for p in named]  # types of arrays are long to read
+        bare = [p.replace(annotation=p.empty) for p in named]  # array types would make it long
         shown = inspect.Signature(sorted(bare, key=lambda p: p.kind))
         function.__signature__ = shown  # type: ignore[attr-defined]
         return function
@@ -35,5 +35,5 @@ def takes(options: type[Any]) -> Callable[[Function], Function]:
 
 
 def only(options: type[Any], given: Any) -> dict[str, Any]:
-    """Those of the options ``given`` that are fields of ``options``, as keyword arguments."""
+    """Return the values in ``given`` of all fields of the dataclass ``options``, as keyword arguments."""
     return {field.name: getattr(given, field.name) for field in fields(options)}

@@ -1,4 +1,4 @@
-"""Windows that move over an image, which is 0 beyond its borders."""
+"""Windows that move over an image, which is zero beyond its borders."""
 
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -12,7 +12,7 @@ Slices = tuple[slice, ...]
 
 
 def padded(image: Array, radii: Sequence[int]) -> Array:
-    """The image (B, C, *S) with that many zeros before and after each spatial axis."""
+    """Pad an image (B, C, *S) with ``radii`` zeros on both sides of each spatial axis."""
     spatial = (n + 2 * r for n, r in zip(image.shape[2:], radii, strict=True))
     made = np.zeros((*image.shape[:2], *spatial), image.dtype)
     cropped(made, radii)[...] = image
@@ -20,10 +20,13 @@ def padded(image: Array, radii: Sequence[int]) -> Array:
 
 
 def places(shape: Sequence[int], windows: Sequence[Array]) -> Iterator[tuple[np.floating, Slices]]:
-    """For each place in a window: its weight, and where in the `padded` image the voxels at that place lie.
+    """For each place in the window, yield its weight and the slices of the padded image that are shifted to that place.
 
-    The weight is the product of those of the axes; `windows` has one for each axis, of odd length, and `shape` is that
-    of the image that was padded by half of it.
+    The weight is the product of the weights along the axes.
+
+    Args:
+        shape: the shape of the image before padding by half of each window.
+        windows: the weights along each spatial axis, of odd length.
     """
     axes = [
         [(weight, slice(j, j + n)) for j, weight in enumerate(window)]
@@ -34,12 +37,12 @@ def places(shape: Sequence[int], windows: Sequence[Array]) -> Iterator[tuple[np.
 
 
 def cropped(image: Array, radii: Sequence[int]) -> Array:
-    """What is left of a `padded` image without its margins."""
+    """Remove the margins that `padded` has added."""
     return image[(slice(None), slice(None), *(slice(r, n - r) for r, n in zip(radii, image.shape[2:], strict=True)))]
 
 
 def correlated(image: Array, windows: Sequence[Array]) -> Array:
-    """The weighted sum in the window around each voxel, axis by axis, (B, C, *S).
+    """Return the weighted sum over the window around each voxel, (B, C, *S), one axis after the other.
 
     >>> correlated(np.array([[[0.0, 1, 0, 0]]]), [np.array([1.0, 2, 1])])
     array([[[1., 2., 1., 0.]]])
