@@ -26,18 +26,20 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     add_completion=False,
-    help="Losses written twice, and a hunt for an input on which the two differ.",
+    help="Loss functions that are written twice, and a hunt for an input on which the two versions differ.",
     epilog="Start with [bold]twinloss list[/], then [bold]twinloss verify dice[/].",
 )
 Dtype = Enum("Dtype", {name: name for name in DTYPES}, type=str)  # type: ignore[misc]
-Losses = Annotated[list[str] | None, typer.Argument(help="Which losses; all if none is named.", show_default=False)]
-Jobs = Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes at a time. [default: 2]")]
-Cluster = Annotated[str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler, tcp://…, whose workers do it.")]
+Losses = Annotated[list[str] | None, typer.Argument(help="The losses; all by default.", show_default=False)]
+Jobs = Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of parallel processes. [default: 2]")]
+Cluster = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler, tcp://…, whose workers do the work.")
+]
 REPORT = Path("twinloss-report")
-SILENCE = 10.0  # seconds between two lines on compilation
+SILENCE = 10.0  # the least time, in seconds, between two lines about compilation
 console = Console()
 if not console.is_terminal:
-    console = Console(width=110)  # a file or a pipe has no width; the tables need more than 80 columns
+    console = Console(width=110)  # a file or a pipe has no width, and the tables need more than 80 columns
 
 
 def main() -> None:
@@ -46,7 +48,7 @@ def main() -> None:
 
 
 def with_all_commands() -> typer.Typer:
-    """The program, once the modules of its commands have registered themselves."""
+    """Return the program, after importing the modules that register the commands."""
     from twinloss.harness import (  # noqa: F401
         cli_bench,
         cli_check,
@@ -75,7 +77,7 @@ def _options(
 
 
 def named_twins(names: list[str] | None) -> list[Twin]:
-    """Those of these names, or all if none is named."""
+    """Return the losses of these names, or all losses if no name is given."""
     from twinloss.harness.catalogue import UnknownLossError, catalogue, find
 
     try:
@@ -85,7 +87,7 @@ def named_twins(names: list[str] | None) -> list[Twin]:
 
 
 def writable(folder: Path) -> Path:
-    """The folder, made if need be, once a file has been written into it and removed."""
+    """Create a folder if it does not exist, check that it is writable, and return it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -96,32 +98,32 @@ def writable(folder: Path) -> Path:
 
 
 def chosen_types(given: list[Dtype] | None, default: Sequence[str]) -> list[str]:
-    """The types that were asked for, each once, or those by default."""
+    """Return the requested dtypes without duplicates, or the default ones."""
     return list(dict.fromkeys(str(d.value) for d in given)) if given else list(default)
 
 
 def with_dask(address: str | None) -> str | None:
-    """The address, once it is sure that there is something to reach it with."""
+    """Return the address of a cluster, after a check that dask.distributed is installed."""
     if address is not None and importlib.util.find_spec("distributed") is None:
         raise typer.BadParameter("--dask needs dask.distributed: pip install 'twinloss[cluster]'")
     return address
 
 
 def remembers() -> bool:
-    """Whether failing cases are kept for the next hunt: not in CI, where each run is like the last."""
+    """Return whether failing cases are kept for the next hunt; not in CI, where runs are independent."""
     return not os.environ.get("CI")
 
 
 def drawn_seed(given: int | None) -> int:
-    """The seed that was asked for, or a fresh one; CI must not fail by chance on a change that is not to blame."""
+    """Return the given seed, or a random one; in CI it is 0, so that an unrelated change does not fail by chance."""
     return given if given is not None else 0 if os.environ.get("CI") else secrets.randbelow(2**31)
 
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int], None]]:
-    """A bar that says what is looked at; it is told that, and how many cases more.
+    """Show a progress bar; yield a function that takes the name of the current step and the number of new cases.
 
-    A file or a pipe has no bar. It gets a line now and then while kernels are compiled, as that takes minutes.
+    If the output is a file or a pipe, there is no bar. Since compilation takes minutes, some lines report it.
     """
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed} cases"))
     said = time.monotonic() - SILENCE
@@ -151,36 +153,36 @@ twinloss verify --report out             report.json, and a script for each coun
 
 twinloss verify --repeat 40 --no-real    40 seeds, one after the other: a soak
 
-[bold]Exit status[/]: 0 none failed, 1 a twin or the check itself failed, 2 usage, 130 interrupted (what
-was found is kept). A degraded twin is shown and does not fail.
+[bold]Exit status[/]: 0 if no loss failed, 1 if a loss or the check itself failed, 2 usage error, 130 interrupted (the
+results so far are kept). A degraded result is shown but is no failure.
 """
 
 
 @app.command(epilog=VERIFY_EPILOG)
 def verify(
     losses: Losses = None,
-    examples: Annotated[int | None, typer.Option(min=1, help="Cases per loss and type. [default: 150]")] = None,
+    examples: Annotated[int | None, typer.Option(min=1, help="Cases per loss and dtype. [default: 150]")] = None,
     dtype: Annotated[
-        list[Dtype] | None, typer.Option(help="Type under test; repeat for several. [default: float32, float64]")
+        list[Dtype] | None, typer.Option(help="Dtype under test; repeat for several. [default: float32, float64]")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draw; a fresh one, which is shown.")] = None,
-    thorough: Annotated[bool, typer.Option("--thorough", help="Ten times the cases, and all four types.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draws. [default: random, and shown]")] = None,
+    thorough: Annotated[bool, typer.Option("--thorough", help="Ten times as many cases, and all four dtypes.")] = False,
     report: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where to write report.json, and a script for each counterexample.")
+        Path, typer.Option(metavar="DIR", help="Folder for report.json and a script for each counterexample.")
     ] = REPORT,
-    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save report.json under this name.")] = None,
-    real: Annotated[bool, typer.Option(help="Also a real brain at full size.")] = True,
+    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save report.json to this file.")] = None,
+    real: Annotated[bool, typer.Option(help="Also test on real brain images at full size.")] = True,
     repeat: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Soak: N seeds from --seed on; real images with the first alone.")
+        int, typer.Option(min=1, metavar="N", help="Soak: N seeds from --seed on; real images only with the first.")
     ] = 1,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write soak.md, with --repeat.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for soak.md, with --repeat.")] = None,
     readme: Annotated[
-        Path | None, typer.Option(metavar="FILE", exists=True, help="A file whose marked cells get the soak's outcome.")
+        Path | None, typer.Option(metavar="FILE", exists=True, help="A file whose marked cells get the soak's result.")
     ] = None,
     jobs: Jobs = None,
     dask: Cluster = None,
 ) -> None:
-    """Look for an input on which a fast loss differs from its reference."""
+    """Hunt for an input on which a fast loss differs from its reference."""
     twins, folder = named_twins(losses), writable(report)
     if save:
         writable(save.parent)
@@ -204,7 +206,7 @@ def verify(
 
 @app.command("list")
 def list_losses(losses: Losses = None) -> None:
-    """Show the losses, and for each option the default and the other values that are tried."""
+    """Show the losses with the default and the other tested values of each option."""
     for twin in named_twins(losses):
         made = Table(
             "option", "default", "also tried", title=f"{twin.name} ({twin.fast.__name__})", title_justify="left"

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 EPILOG = """
 [bold]The target[/]: package.module:attr or path/file.py:attr; a class, an instance or a function, of torch, NumPy or
-Numba. It is given those options of the loss (see [bold]twinloss list[/]) that it has parameters for. The others are
-held at their defaults: say with --option what it computes instead.
+Numba. An option of the loss (see [bold]twinloss list[/]) is passed to the target if it has such a parameter. All other
+options keep their defaults; use --option if your loss computes something else.
 
 [bold]Examples[/]
 
@@ -41,22 +41,23 @@ twinloss check monai.losses:DiceLoss --as dice
 
 twinloss check my/losses.py:FastDice --as dice --option softmax=True --map input=logits --rank 3
 
-twinloss check my/kernel.py:dice --gradient my/kernel.py:dice_gradient --as dice     a function of arrays
+twinloss check my/kernel.py:dice --gradient my/kernel.py:dice_gradient --as dice     functions of arrays
 
 twinloss check my/losses.py:FastDice --as dice --xfails known.toml     with known deviations
 
 twinloss check my/losses.py:LabelDice --as dice --option softmax=True --labels-without-channel
 
-[bold]Conventions[/]: papers are silent on one channel where there are classes, on inputs without spatial axes, on soft
-targets, and on targets of another type. A loss that differs there alone passes, unless --strict is given.
+[bold]Conventions[/]: papers leave open how to treat one channel where classes are expected, inputs without spatial
+axes, soft targets, and targets of another dtype. A loss that differs only there passes, unless --strict is given.
 
-[bold]Exit status[/]: 0 it agrees, or only rounding or a convention is to blame; 1 it differs, a known deviation is
-gone, or --strict and imprecise or by a convention; 2 usage, as where the target cannot be called; 130 interrupted.
+[bold]Exit status[/]: 0 if the loss agrees, or differs only by rounding or a convention; 1 if it differs, a known
+deviation no longer occurs, or --strict is given and it differs by rounding or a convention; 2 usage error, also if the
+target cannot be called; 130 interrupted.
 """
 
 
 def pairs(given: list[str] | None, option: str) -> dict[str, str]:
-    """Texts like name=value, taken apart."""
+    """Parse texts of the form name=value."""
     made = {}
     for text in given or ():
         name, equals, value = text.partition("=")
@@ -67,7 +68,7 @@ def pairs(given: list[str] | None, option: str) -> dict[str, str]:
 
 
 def value(text: str) -> Any:
-    """A Python literal, or else the text itself."""
+    """Parse a Python literal; other text is returned as it is."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -76,43 +77,45 @@ def value(text: str) -> Any:
 
 @app.command(epilog=EPILOG)
 def check(
-    target: Annotated[str, typer.Argument(help="Where the loss is; see below.")],
-    like: Annotated[str, typer.Option("--as", metavar="LOSS", help="Whose formula it follows.")],
+    target: Annotated[str, typer.Argument(help="The place of your loss; see below.")],
+    like: Annotated[str, typer.Option("--as", metavar="LOSS", help="The loss with the same formula.")],
     option: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option that it is held to; repeat for several.")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A fixed value of an option; repeat for several.")
     ] = None,
     names: Annotated[
         list[str] | None,
-        typer.Option("--map", metavar="OURS=THEIRS", help="Its name of an option or argument; repeat for several."),
+        typer.Option("--map", metavar="OURS=THEIRS", help="Your name of an option or argument; repeat for several."),
     ] = None,
     gradient: Annotated[
-        str | None, typer.Option(metavar="TARGET", help="For a target of arrays: the function of its gradient.")
+        str | None, typer.Option(metavar="TARGET", help="For a loss of arrays: the function that returns its gradient.")
     ] = None,
     value_only: Annotated[bool, typer.Option("--value-only", help="Do not judge the gradient.")] = False,
     rank: Annotated[list[int] | None, typer.Option(min=0, max=3, help="Spatial rank; repeat for several.")] = None,
     channels: Annotated[
-        int | None, typer.Option(min=1, help="The number of channels that it takes. [default: one and several]")
+        int | None, typer.Option(min=1, help="The number of channels of your loss. [default: one and several]")
     ] = None,
-    hard_targets: Annotated[bool, typer.Option("--hard-targets", help="It takes targets of 0 and 1 alone.")] = False,
+    hard_targets: Annotated[
+        bool, typer.Option("--hard-targets", help="Your loss takes only targets of 0 and 1.")
+    ] = False,
     labels_without_channel: Annotated[
-        bool, typer.Option("--labels-without-channel", help="It takes labels of shape (B, *S), not (B, 1, *S).")
+        bool, typer.Option("--labels-without-channel", help="Your loss takes labels (B, *S), not (B, 1, *S).")
     ] = False,
     dtype: Annotated[
-        list[Dtype] | None, typer.Option(help="Type under test; repeat for several. [default: float32, float64]")
+        list[Dtype] | None, typer.Option(help="Dtype under test; repeat for several. [default: float32, float64]")
     ] = None,
-    examples: Annotated[int, typer.Option(min=1, help="Cases per type.")] = 150,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draw; a fresh one, which is shown.")] = None,
+    examples: Annotated[int, typer.Option(min=1, help="Cases per dtype.")] = 150,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draws. [default: random, and shown]")] = None,
     xfails: Annotated[Path | None, typer.Option(metavar="FILE", help="Known deviations, in TOML.")] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Fail where only rounding or a convention is to blame, too.")
+        bool, typer.Option("--strict", help="Also fail if the loss differs only by rounding or a convention.")
     ] = False,
     report: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where to write report.json, and a script for each counterexample.")
+        Path, typer.Option(metavar="DIR", help="Folder for report.json and a script for each counterexample.")
     ] = REPORT,
     jobs: Jobs = None,
     dask: Cluster = None,
 ) -> None:
-    """Hunt for an input on which a loss of your own differs from the reference."""
+    """Hunt for an input on which your own loss differs from the reference."""
     folder = writable(report)
     from twinloss.harness.catalogue import UnknownLossError
     from twinloss.harness.checking import check as run
@@ -137,7 +140,7 @@ def check(
 
 
 def tell(made: Check, folder: Path) -> None:
-    """The table, what came of the target in words, and the files."""
+    """Print the table and the results in words, and write the files."""
     from twinloss.harness import report as reports
     from twinloss.harness.snippet import shortened
 
@@ -146,24 +149,24 @@ def tell(made: Check, folder: Path) -> None:
     )
     console.print(reports.LEGEND, style="dim", soft_wrap=True)
     if not made.twin.differentiable:
-        console.print("The gradient was not judged: the reference's stands in its place.", style="yellow")
+        console.print("The gradient was not judged: the reference's gradient was used instead.", style="yellow")
     if made.held:
         held = ", ".join(f"{name}={text}" for name, text in made.held.items())
-        console.print(f"Held at one value: {held}", style="dim", markup=False, soft_wrap=True)
+        console.print(f"Options with a fixed value: {held}", style="dim", markup=False, soft_wrap=True)
     for text, style in story(made):
         console.print(text, style=style, markup=False, soft_wrap=True)
     worst = next((row for row in made.rows if row.counterexample and row.verdict == made.verdict), None)
     if worst and worst.counterexample:
-        console.print("This script shows it, and fails until it is mended:")
+        console.print("This script shows the failure, and fails until the loss is fixed:")
         console.print(Syntax(shortened(worst.counterexample.snippet), "python", word_wrap=True))
-        console.print("To let it pass as a known deviation, put this into a file for --xfails:")
+        console.print("To accept it as a known deviation, put this into a file for --xfails:")
         console.print(Syntax(worst.counterexample.xfail, "toml", word_wrap=True))
     for path in [*reports.write(made, folder), *write_conventions(made, folder)]:
         console.print(f"wrote {path}")
 
 
 def write_conventions(made: Check, folder: Path) -> list[Path]:
-    """Write a script for each convention, which shows an example of it."""
+    """Write for each convention a script that shows an example, and return the paths."""
     paths = []
     for name, found in made.conventions.items():
         words = "_".join("".join(c if c.isalnum() else " " for c in name).split())
@@ -173,27 +176,27 @@ def write_conventions(made: Check, folder: Path) -> list[Path]:
 
 
 def story(made: Check) -> list[tuple[str, str]]:
-    """What came of the target, in sentences, each with a style."""
+    """Return the results for the target as sentences, each with a style."""
     told = []
     for row in made.rows:
         if row.counterexample:
             what, style = ("differs", "red") if row.verdict == "fail" else ("right, but it loses digits", "yellow")
             told.append((f"{row.dtype}: {what}: {row.counterexample.message}", style))
-        told += [(f"{row.dtype}: the check itself: {problem}", "red") for problem in row.problems]
+        told += [(f"{row.dtype}: the check itself failed: {problem}", "red") for problem in row.problems]
         told += [(f"{row.dtype}: known: {reason} ({count} cases)", "dim") for reason, count in row.expected.items()]
     from twinloss.harness.conventions import ours
 
     told += [
-        (f"convention, on which papers are silent: {name} (ours: {ours(name)}): {found.message}", "cyan")
+        (f"convention that papers leave open: {name} (ours: {ours(name)}): {found.message}", "cyan")
         for name, found in made.conventions.items()
     ]
     if made.relation:
-        told.append((f"In all: {made.relation}", "red"))
-    told += [(f"no longer met: {each.reason}: take it out of the xfails file", "red") for each in made.stale]
+        told.append((f"Overall: {made.relation}", "red"))
+    told += [(f"no longer occurs: {each.reason}: remove it from the xfails file", "red") for each in made.stale]
     if made.options:
         agree = [probe.name for probe in made.options if probe.failed is None]
         failed, cases = made.options[0].failed, made.options[0].cases
-        how, style = ("Differs as by default, no more", "yellow") if failed else ("Agrees", "green")
+        how, style = ("Differs only as by default", "yellow") if failed else ("Agrees", "green")
         told.append((f"{how}, in {cases} cases each: {', '.join(agree) or 'never'}", style))
         told += [(f"Differs with {probe}", "red") for probe in made.options if probe.failed]
         broken = [probe for probe in made.laws if probe.failed]
@@ -206,19 +209,19 @@ def story(made: Check) -> list[tuple[str, str]]:
 @app.command("zoo")
 def show_zoo(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Which mutants, or of which losses; all if none is named.")
+        list[str] | None, typer.Argument(help="Mutants, or losses whose mutants to test; all by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 0,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write zoo.md.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for zoo.md.")] = None,
 ) -> None:
-    """Put losses that are wrong on purpose to the harness, and show which judgement kills which."""
+    """Test the harness on losses that are wrong on purpose, and show which judgement kills each."""
     folder = writable(out) if out else None
     from twinloss.harness.zoo import kills, zoo
 
     known = zoo()
     unknown = set(names or ()) - {name for mutant in known for name in (mutant.name, mutant.of)}
     if unknown:
-        raise typer.BadParameter(f"nothing in the zoo is called {', '.join(sorted(unknown))}")
+        raise typer.BadParameter(f"the zoo has no {', '.join(sorted(unknown))}")
     mutants = [mutant for mutant in known if not names or {mutant.name, mutant.of} & set(names)]
     with progress() as tick:
         rows = kills.matrix(mutants, seed, tick)
@@ -238,13 +241,15 @@ def show_zoo(
 @app.command()
 def audit(
     library: Annotated[str, typer.Argument(help="monai, kornia or segmentation_models_pytorch.")],
-    losses: Annotated[list[str] | None, typer.Argument(help="Those like which of ours; all if none is named.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 0,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write errata.md.")] = None,
+    losses: Annotated[
+        list[str] | None, typer.Argument(help="Our losses whose counterparts to audit; all by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for errata.md.")] = None,
     jobs: Jobs = None,
     dask: Cluster = None,
 ) -> None:
-    """Hold the losses of another library against the papers, option by option."""
+    """Compare the losses of another library with the papers, option by option."""
     folder = writable(out) if out else None
     from twinloss.harness import audit as audits
     from twinloss.harness.shards import PROCESSES
@@ -267,11 +272,11 @@ def audit(
 
 @app.command()
 def compare(
-    old: Annotated[Path, typer.Argument(help="A report that twinloss verify saved.")],
-    new: Annotated[Path, typer.Argument(help="A later one of the same hunts.")],
-    bits: Annotated[float, typer.Option(min=0, help="Last bits that a result may lose.")] = 1.0,
+    old: Annotated[Path, typer.Argument(help="A report that twinloss verify --save wrote.")],
+    new: Annotated[Path, typer.Argument(help="A later report of the same hunts.")],
+    bits: Annotated[float, typer.Option(min=0, help="The accuracy, in bits, that a result may lose.")] = 1.0,
 ) -> None:
-    """Show what got worse from one verification to another; exit 1 if anything did."""
+    """Show what got worse between two verifications; exit with 1 if anything did."""
     from twinloss.harness import ledger
 
     try:
@@ -280,7 +285,7 @@ def compare(
         raise typer.BadParameter(str(error)) from error
     if before.get("seed") != after.get("seed"):
         console.print(
-            f"the seeds differ, {before.get('seed')} and {after.get('seed')}: not the same cases", style="yellow"
+            f"the seeds {before.get('seed')} and {after.get('seed')} differ, so the cases differ", style="yellow"
         )
     losses = ledger.compare(before, after, bits)
     made = Table("loss", "dtype", "data", "what", "old", "new", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
