@@ -172,7 +172,7 @@ def test_two_files_of_one_name_are_called_by_their_folders(tmp_path):
     ("name", "content", "message"),
     [
         ("batch.npz", None, "there is no file"),
-        ("batch.txt", b"1 2 3", "of no kind that is known"),
+        ("batch.txt", b"1 2 3", "has an unknown file type"),
         ("batch.npz", b"broken", "cannot read"),
         ("batch.nii", b"broken", "cannot read"),
         ("batch.pt", b"broken", "cannot read"),

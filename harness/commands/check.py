@@ -218,25 +218,25 @@ def probe(
 
 
 def story(made: Check) -> list[tuple[str, str]]:
-    """What came of the target, in sentences, each with a style."""
+    """Return the results for the target as sentences, each with a style."""
     told = []
     for row in made.rows:
         if row.counterexample:
             what, style = ("differs", "red") if row.verdict == "fail" else ("right, but it loses digits", "yellow")
             told.append((f"{row.dtype}: {what}: {row.counterexample.message}", style))
-        told += [(f"{row.dtype}: the check itself: {problem}", "red") for problem in row.problems]
+        told += [(f"{row.dtype}: the check itself failed: {problem}", "red") for problem in row.problems]
         told += [(f"{row.dtype}: known: {reason} ({count} cases)", "dim") for reason, count in row.expected.items()]
     told += [
-        (f"convention, on which papers are silent: {name} (ours: {conventions.ours(name)}): {found.message}", "cyan")
+        (f"convention that papers leave open: {name} (ours: {conventions.ours(name)}): {found.message}", "cyan")
         for name, found in made.conventions.items()
     ]
     if made.relation:
-        told.append((f"In all: {made.relation}", "red"))
-    told += [(f"no longer met: {each.reason}: take it out of the xfails file", "red") for each in made.stale]
+        told.append((f"Overall: {made.relation}", "red"))
+    told += [(f"no longer occurs: {each.reason}: remove it from the xfails file", "red") for each in made.stale]
     if made.options:
         agree = [probe.name for probe in made.options if probe.failed is None]
         failed, cases = made.options[0].failed, made.options[0].cases
-        how, style = ("Differs as by default, no more", "yellow") if failed else ("Agrees", "green")
+        how, style = ("Differs only as by default", "yellow") if failed else ("Agrees", "green")
         told.append((f"{how}, in {cases} cases each: {', '.join(agree) or 'never'}", style))
         told += [(f"Differs with {probe}", "red") for probe in made.options if probe.failed]
         broken = [probe for probe in made.laws if probe.failed]

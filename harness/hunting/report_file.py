@@ -14,10 +14,10 @@ class ReportError(ValueError):
 
 
 LEGEND = (
-    "x: worst error as a multiple of its bound. bits: how many last bits of the result are\n"
-    "wrong, 3 at the bound. pairs: of option values that were tried together. degraded: beyond\n"
-    "the bound, but by no more than twice what the plain formula is off in the same type. real:\n"
-    "the reference judges a block of the brain, and the fast twin also runs on the whole volume."
+    "x: worst error as a multiple of its bound. bits: number of wrong trailing bits of the result,\n"
+    "3 at the bound. pairs: share of all pairs of option values that were tried together. degraded:\n"
+    "beyond the bound, but at most twice the error of the plain formula in the same type. real: the\n"
+    "reference judges a block of the brain, and the fast twin also runs on the whole volume."
 )
 
 
