@@ -41,7 +41,7 @@ def test_a_trial_that_raises_is_a_row_that_failed(monkeypatch):
     monkeypatch.setattr(reliability, "ProcessPoolExecutor", Pool)
     rows, _ = reliability.run(["State"], True, lambda what: None)
     assert [row.passed for row in rows["State"]] == [False]
-    assert "**FAILED**: the trial itself: RuntimeError: no luck" in as_markdown(
+    assert "**FAILED**: the test raised RuntimeError: no luck" in as_markdown(
         {"State": ReportSection.now(rows["State"], True)}
     )
 
@@ -70,7 +70,7 @@ def test_lines_that_are_tried_anew_are_replaced_whole_and_others_stay(tmp_path):
     text = (tmp_path / "reliability.md").read_text()
     assert "| [Fuzz](#fuzz) | 1 | 0 |" in text
     assert "| [State](#state) | 2 | **1** |" in text
-    assert "| Scale | not tried yet |  |" in text
+    assert "| Scale | not run yet |  |" in text
 
 
 def test_losses_of_which_the_same_came_out_share_a_row_and_others_have_columns():
@@ -93,7 +93,7 @@ def test_the_command_runs_the_lines_that_are_named_and_refuses_others(tmp_path):
     assert made.exit_code == 0
     assert load(tmp_path)["Fuzz"].rows == [HELD]
     assert len(load(tmp_path)["State"].rows) == len(TWINS)
-    assert "at the small sizes of `--quick`" in (tmp_path / "reliability.md").read_text()
+    assert "with the small sizes of `--quick`" in (tmp_path / "reliability.md").read_text()
     assert not (tmp_path / "training.png").exists()
     refused = CliRunner().invoke(app, ["reliability", "statues"])
     assert refused.exit_code == 2
@@ -127,7 +127,7 @@ def test_fuzz_tells_a_wrong_answer_from_the_reference(monkeypatch):
     forward = dice.twin.fast.forward
     monkeypatch.setattr(dice.twin.fast, "forward", lambda self, *arguments: 2 * forward(self, *arguments))
     found = fuzz.outcomes(dice, 40)
-    assert any(what.startswith("another value than the reference") for what in found)
+    assert any(what.startswith("value differs from the reference") for what in found)
 
 
 def test_warm_up_compiles_for_the_losses_that_are_named():
