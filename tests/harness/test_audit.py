@@ -8,7 +8,7 @@ import pytest
 from twinloss.harness.commands.audit import PACKAGES, PEERS, LibraryError, as_markdown, audit
 from twinloss.harness.losses.catalogue import catalogue
 
-REPORT = Path(__file__).parents[1] / "reports" / "errata.md"
+REPORT = Path(__file__).parents[2] / "reports" / "errata.md"
 
 
 def test_every_loss_of_ours_has_its_peer_in_monai():

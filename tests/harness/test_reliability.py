@@ -16,7 +16,7 @@ from twinloss.harness.reliability.registry import Row
 from twinloss.harness.reliability.report import MEANING, ReportSection, as_markdown, load, update
 from twinloss.harness.reliability.training import Curve
 
-REPORTS = Path(__file__).parents[1] / "reports"
+REPORTS = Path(__file__).parents[2] / "reports"
 TIMED = ("imports", "first_calls", "large_volumes")
 TRIALS = [trial for of_line in lines().values() for trial in of_line if trial.__name__ not in TIMED]
 HELD, BROKEN = Row("a thing", "held", True), Row("a thing", "broke", False)
