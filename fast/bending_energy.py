@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from twinloss.fast.field import FieldLoss, Grid, field_kernels
+from twinloss.fast.engine.field import FieldLoss, Grid, field_kernels
 
 
 def _plain(u: Tensor, weights: Tensor, step: int, voxelwise: bool) -> Tensor:

@@ -7,11 +7,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from twinloss.fast.arguments import check_tensors, checked_flag
-from twinloss.fast.distributed import ProcessGroup
-from twinloss.fast.fraction import Terms, fraction
-from twinloss.fast.loss import entry_point
-from twinloss.fast.segmentation import (
+from twinloss.fast.engine.loss import entry_point
+from twinloss.fast.engine.segmentation.fraction import Terms, fraction
+from twinloss.fast.engine.segmentation.loss import (
     ClassWeight,
     SegmentationLoss,
     ShapeError,
@@ -19,8 +17,10 @@ from twinloss.fast.segmentation import (
     checked_weight,
     weight_by_class,
 )
-from twinloss.fast.statistics import Activation, Overlap, Statistics
-from twinloss.fast.warn import warn
+from twinloss.fast.engine.segmentation.statistics import Activation, Overlap, Statistics
+from twinloss.fast.runtime.arguments import check_tensors, checked_flag
+from twinloss.fast.runtime.ranks import ProcessGroup
+from twinloss.fast.runtime.warn import warn
 
 
 class DiceLoss(SegmentationLoss):

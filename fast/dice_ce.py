@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from twinloss.fast import backend
 from twinloss.fast.dice import CompoundDiceLoss
-from twinloss.fast.distributed import ProcessGroup
-from twinloss.fast.loss import entry_point
-from twinloss.fast.options import checked_number, checked_reduction
-from twinloss.fast.segmentation import ClassWeight, Voxels, checked_weight, mean_of, weight_by_class
-from twinloss.fast.statistics import Activation, Statistics
+from twinloss.fast.engine.loss import entry_point
+from twinloss.fast.engine.segmentation.loss import ClassWeight, Voxels, checked_weight, mean_of, weight_by_class
+from twinloss.fast.engine.segmentation.statistics import Activation, Statistics
+from twinloss.fast.runtime import dispatch
+from twinloss.fast.runtime.options import checked_number, checked_reduction
+from twinloss.fast.runtime.ranks import ProcessGroup
 
 
 def _checked_reduction(value: Any, name: str) -> str:
@@ -145,7 +145,7 @@ class DiceCELoss(CompoundDiceLoss):
             dice_sums, ce_sums = self.two_sums(voxels, activation, plan)
         dice = self.reduced(self.dice(dice_sums, voxels), input.ndim)
         loss = self.lambda_dice * dice + self.lambda_ce * self._cross_entropy(ce_sums, voxels)
-        return loss.to(backend.result_type(input))
+        return loss.to(dispatch.result_type(input))
 
     def _smoothed(self, voxels: Voxels) -> Voxels:
         """One channel with the target (1 - ε) g + ε/2, that of two classes."""

@@ -10,11 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from twinloss.fast import backend
-from twinloss.fast.arguments import checked_flag
-from twinloss.fast.loss import entry_point
-from twinloss.fast.options import Check, Rule, checked_number, fixed
-from twinloss.fast.segmentation import (
+from twinloss.fast.engine.loss import entry_point
+from twinloss.fast.engine.segmentation.loss import (
     ClassWeight,
     SegmentationLoss,
     Voxels,
@@ -22,8 +19,11 @@ from twinloss.fast.segmentation import (
     mean_of,
     weight_by_class,
 )
-from twinloss.fast.statistics import Statistics, Surprisal, focal_terms
-from twinloss.fast.warn import warn
+from twinloss.fast.engine.segmentation.statistics import Statistics, Surprisal, focal_terms
+from twinloss.fast.runtime import dispatch
+from twinloss.fast.runtime.arguments import checked_flag
+from twinloss.fast.runtime.options import Check, Rule, checked_number, fixed
+from twinloss.fast.runtime.warn import warn
 
 Weight = float | tuple[float, ...] | None
 
@@ -208,8 +208,8 @@ class FocalLoss(SegmentationLoss):
         voxels = self.voxels(input, target)
         term.warn(input)
         if self.reduction == "none":
-            return term.unreduced(voxels, self.weight).to(backend.result_type(input))
+            return term.unreduced(voxels, self.weight).to(dispatch.result_type(input))
         arguments = voxels, self.reduction, self.weight
         foresee = partial(term.slopes, *arguments)
         sums = voxels.sums(term.activation(input.shape[1]), foresee=foresee, **term.plan())
-        return term.reduced(sums, *arguments).to(backend.result_type(input))
+        return term.reduced(sums, *arguments).to(dispatch.result_type(input))

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from twinloss.fast import backend
-from twinloss.fast.arguments import check_tensors
-from twinloss.fast.local_correlation import local_correlation, reduced_correlation
-from twinloss.fast.loss import Loss, entry_point
-from twinloss.fast.options import checked_number, is_whole, one_of
-from twinloss.fast.segmentation import ShapeError
+from twinloss.fast.engine.correlation import local_correlation, reduced_correlation
+from twinloss.fast.engine.loss import Loss, entry_point
+from twinloss.fast.engine.segmentation.loss import ShapeError
+from twinloss.fast.runtime import dispatch
+from twinloss.fast.runtime.arguments import check_tensors
+from twinloss.fast.runtime.options import checked_number, is_whole, one_of
 
 
 def _checked_axes(value: Any, name: str) -> int:
@@ -119,7 +119,7 @@ class LocalNormalizedCrossCorrelationLoss(Loss):
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         self._check(pred, target)
-        kind = backend.result_type(pred, target)
+        kind = dispatch.result_type(pred, target)
         wide = torch.float64 if kind == torch.float64 else torch.float32
         p, t = (image.to(wide).reshape(-1, *[1] * (3 - self.ndim), *image.shape[2:]) for image in (pred, target))
         if t.requires_grad and not p.requires_grad:

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twinloss.fast import backend
-from twinloss.fast.arguments import check_tensors, checked_flag
-from twinloss.fast.local_correlation import made_from
-from twinloss.fast.loss import Loss, entry_point
-from twinloss.fast.memory import empty
-from twinloss.fast.operators import looked_into, operator
-from twinloss.fast.options import checked_number, one_of
-from twinloss.fast.threads import for_each_tile
+from twinloss.fast.engine.correlation import made_from
+from twinloss.fast.engine.loss import Loss, entry_point
+from twinloss.fast.runtime import dispatch
+from twinloss.fast.runtime.arguments import check_tensors, checked_flag
+from twinloss.fast.runtime.memory import empty
+from twinloss.fast.runtime.options import checked_number, one_of
+from twinloss.fast.runtime.threads import for_each_tile
+from twinloss.fast.runtime.torch_operator import looked_into, operator
 
 
 def _checked_loss(value: Any, name: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -99,7 +99,7 @@ class MultiScaleLoss(Loss):
     def forward(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         check_tensors(y_true=y_true, y_pred=y_pred)
-        kind = backend.result_type(y_pred, y_true)
+        kind = dispatch.result_type(y_pred, y_true)
         wide = torch.float64 if kind == torch.float64 else torch.float32
         for image in (y_pred, y_true):
             if not 3 <= image.ndim <= 5:
@@ -122,7 +122,7 @@ class MultiScaleLoss(Loss):
     def _at_scale(self, pred: Tensor, true: Tensor, taps: list[float]) -> Tensor:
         smooth = _smoothed(pred, taps), _smoothed(true, taps)
         # What smoothed images came from is there for as long as the gradient may be asked for, and these need not be.
-        seen = looked_into((pred, true)) or backend.choose(pred) == "plain" or not torch.is_grad_enabled()
+        seen = looked_into((pred, true)) or dispatch.choose(pred) == "plain" or not torch.is_grad_enabled()
         with nullcontext() if seen or taps == [1.0] else made_from((pred, true), smooth, partial(_smoothed, taps=taps)):
             return self.loss(*smooth)
 
@@ -151,7 +151,7 @@ def _smoothed(image: Tensor, taps: list[float]) -> Tensor:
         return image
     rank = image.ndim - 2
     flat = image.reshape(-1, *[1] * (3 - rank), *image.shape[2:])
-    smooth = _smooth if backend.choose(flat) == "kernel" else _plain
+    smooth = _smooth if dispatch.choose(flat) == "kernel" else _plain
     return smooth(flat, taps, rank).reshape(image.shape)
 
 
@@ -182,8 +182,8 @@ def _smooth(images: Tensor, taps: Sequence[float], rank: int) -> Tensor:
 
 def _smooth_planes(images: Any, window_y: Any, window_x: Any, out: Any) -> None:
     """Images (N, D, H, W) smoothed along their last two axes, into `out`."""
-    planes = backend.kernels("smoothing").planes
-    tile = backend.kernels("window").tile_of_plane(*images.shape[2:], window_x.size // 2)
+    planes = dispatch.kernels("smoothing").planes
+    tile = dispatch.kernels("window").tile_of_plane(*images.shape[2:], window_x.size // 2)
 
     def work(k: int, start: int, stop: int) -> None:
         planes(images[k], start, stop, *tile, window_y, window_x, out[k])
@@ -202,7 +202,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
     # With symmetric taps, and nothing beyond the borders, smoothing is its own adjoint.
-    smooth = _plain if backend.by_torch(upstream) else _smooth
+    smooth = _plain if dispatch.by_torch(upstream) else _smooth
     return smooth(upstream, ctx.taps, ctx.rank), None, None
 
 

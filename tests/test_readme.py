@@ -157,8 +157,8 @@ def test_paths_exist():
     for page in PAGES.values():
         for path in re.findall(r"\]\(([^)#:]+)\)", page):
             assert (ROOT / path).exists(), path
-    for path in re.findall(r"`((?:reference|fast|harness|tests)/[\w/]+\.py)`", PAGES["CONTRIBUTING.md"]):
-        assert (ROOT / path).exists(), path
+        for path in re.findall(r"`((?:reference|fast|harness|tests)/[\w/]+\.py)`", page):
+            assert (ROOT / path).exists(), path
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -199,6 +199,29 @@ def test_figures_are_those_of_the_reports():
     rows = {row[2].strip("`"): row[1] for row in table("Why trust it?")}
     assert rows.pop(soak()[1]).endswith(soak()[0])
     assert rows == expected
+
+
+def test_table_of_losses_leads_to_reference_fast_loss_kernel_and_tests():
+    kernels = {path.name for path in (ROOT / "fast" / "kernels").rglob("*.py")}
+    for row in table("The losses"):
+        file = row[4].strip("`")
+        for path in (f"reference/{file}", f"fast/{file}", f"tests/reference/test_{file}", f"tests/fast/test_{file}"):
+            assert (ROOT / path).exists(), path
+        assert f"def {row[2].strip('`')}(" in (ROOT / "reference" / file).read_text()
+        assert f"class {row[1].strip('`')}(" in (ROOT / "fast" / file).read_text()
+        assert set(re.findall(r"`(.*?)`", row[5])) <= kernels
+
+
+def test_map_of_the_tree_shows_every_package():
+    drawn = re.search(r"## Find your way\n\n```\n(.*?)```", README, re.DOTALL)[1]
+    shown, parent = [], ""
+    for line in drawn.splitlines():
+        parent = parent if line.startswith(" ") else ""
+        shown += [parent + folder for folder in line[:26].split()]
+        parent = parent or shown[-1]
+    assert all((ROOT / folder).is_dir() for folder in shown)
+    for wing in ("reference", "fast", "harness"):
+        assert {f"{path.parent.relative_to(ROOT)}/" for path in ROOT.glob(f"{wing}/*/__init__.py")} <= set(shown)
 
 
 def test_table_of_losses_has_all_and_no_others():

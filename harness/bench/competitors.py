@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from twinloss.fast import backend
+from twinloss.fast.runtime import dispatch
 from twinloss.harness.bench.cases import BenchmarkCase
 from twinloss.harness.losses.peers import YARDSTICK
 from twinloss.harness.model.benchmark_spec import LossFunction
@@ -79,7 +79,7 @@ def step_of(case: BenchmarkCase, name: str, operands: Sequence[torch.Tensor]) ->
     plain = name in (PLAIN, PLAIN_COMPILED)
 
     def step() -> object:
-        with backend.forced("plain") if plain else nullcontext():
+        with dispatch.forced("plain") if plain else nullcontext():
             return torch.autograd.grad(loss(x, *rest), x)
 
     return step

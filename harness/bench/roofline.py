@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numba import njit
 
-from twinloss.fast.kernels.elementary import exp_nonpositive
-from twinloss.fast.threads import for_each_chunk
+from twinloss.fast.kernels.cpu.compiled.elementary import exp_nonpositive
+from twinloss.fast.runtime.threads import for_each_chunk
 from twinloss.harness.bench.cases import BenchmarkCase
 from twinloss.harness.bench.timing import threads
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-KERNELS = "twinloss.fast.kernels."
+KERNELS = "twinloss.fast.kernels.cpu.compiled."
 
 
 def listener(report: Callable[[str], None]) -> Any:

@@ -18,7 +18,11 @@ import torch
 from torch import Tensor
 
 from twinloss import fast
-from twinloss.fast import field, global_mutual_information, joint_histogram, statistics, threads
+from twinloss.fast import global_mutual_information
+from twinloss.fast.engine import field
+from twinloss.fast.engine import histogram as joint_histogram
+from twinloss.fast.engine.segmentation import statistics
+from twinloss.fast.runtime import threads
 from twinloss.harness.reliability.numerics import relative
 from twinloss.harness.reliability.registry import Row, line
 from twinloss.harness.system.memory import process_status

@@ -17,7 +17,8 @@ from unittest import mock
 
 import torch
 
-from twinloss.fast import backend, kernels
+from twinloss.fast.kernels.cpu import compiled
+from twinloss.fast.runtime import dispatch
 from twinloss.harness.reliability.everyday import everyday, step
 from twinloss.harness.reliability.numerics import REGISTRATION
 from twinloss.harness.reliability.registry import Row, line
@@ -50,9 +51,9 @@ def unchecked() -> Iterator[ModuleType]:
     """Compile copies of the segmentation kernels without the check of labels."""
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(sys, "path", [folder, *sys.path]):
         package = Path(folder, "unchecked_kernels")
-        shutil.copytree(Path(kernels.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(Path(compiled.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
         for path in package.glob("*.py"):
-            text = path.read_text(encoding="utf-8").replace(kernels.__name__, package.name)
+            text = path.read_text(encoding="utf-8").replace(compiled.__name__, package.name)
             if path.name == "tile.py" and CHECK not in text:
                 raise RuntimeError(f"{path.name} no longer contains the check of labels: {CHECK!r}")
             path.write_text(text.replace(CHECK, UNCHECKED), encoding="utf-8")
@@ -61,8 +62,8 @@ def unchecked() -> Iterator[ModuleType]:
 
 def using(voxel: ModuleType) -> Any:
     """Return a context in which the segmentation losses use these kernels."""
-    kernels_of = backend.kernels
-    return mock.patch.object(backend, "kernels", lambda name: voxel if name == "voxel" else kernels_of(name))
+    kernels_of = dispatch.kernels
+    return mock.patch.object(dispatch, "kernels", lambda name: voxel if name == "voxel" else kernels_of(name))
 
 
 @line("NaN and infinity")
@@ -71,7 +72,7 @@ def cost_of_the_check(quick: bool) -> Iterator[Row]:
     each = next(each for each in everyday() if each.name == "dice")
     size, calls = (32, 5) if quick else (96, 200)
     loss, arguments, threads = each.module(), each.arguments(size), torch.get_num_threads()
-    from twinloss.fast.kernels import voxel
+    from twinloss.fast.kernels.cpu.compiled import voxel
 
     torch.set_num_threads(1)
     with unchecked() as without:

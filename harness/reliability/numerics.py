@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twinloss.fast import backend
+from twinloss.fast.runtime import dispatch
 from twinloss.harness.judging.trial import examine
 from twinloss.harness.judging.truth import Truth
 from twinloss.harness.model.operand import Array, Operand
@@ -74,7 +74,7 @@ def autocast(quick: bool) -> Iterator[Row]:
             x, *rest = (operand.tensor() for operand in hard_case(each, size, "float32").operands.values())
             layer, forms = torch.nn.Conv3d(x.shape[1], x.shape[1], 1), []
             for form in ("kernel", "plain"):
-                with backend.forced(form):
+                with dispatch.forced(form):
                     loss = each.module()
                     with torch.autocast("cpu", dtype):
                         made = layer(x)

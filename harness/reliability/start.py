@@ -98,7 +98,7 @@ def read_only(quick: bool) -> Iterator[Row]:
         copied = Path(folder, "site", "twinloss")
         shutil.copytree(Path(twinloss.__file__).parent, copied, ignore=shutil.ignore_patterns("__pycache__"))
         # A file in the place of the cache folder prevents its creation, even for root, who ignores file permissions.
-        (copied / "fast" / "kernels" / "__pycache__").touch()
+        (copied / "fast" / "kernels" / "cpu" / "compiled" / "__pycache__").touch()
         home = Path(folder, "home")
         home.mkdir()
         for title, where, kept in (("with", home, True), ("without", Path("/proc/none"), False)):

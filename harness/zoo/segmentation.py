@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from twinloss import fast, reference
-from twinloss.fast.segmentation import checked_weight
+from twinloss.fast.engine.segmentation.loss import checked_weight
 from twinloss.harness.losses.segmentation import DICE, FOCAL
 from twinloss.harness.model.operand import Array
 from twinloss.harness.zoo.mutants import bug, with_gradient_times
@@ -506,7 +506,7 @@ class MeanOverIgnored(fast.DiceCELoss):
         """Wrong."""
         if self.ignore_index is None or input.shape[1] == 1:
             return super().forward(input, target)
-        from twinloss.fast.statistics import ignored
+        from twinloss.fast.engine.segmentation.statistics import ignored
 
         left_out = ignored(target, target.shape[1] == 1, self.ignore_index)
         share = (~left_out).double().mean().to(input.dtype)

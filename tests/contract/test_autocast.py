@@ -7,9 +7,10 @@ import torch
 from every_loss import EVERY_LOSS
 from support import BACKENDS, assert_all_close
 
-from twinloss.fast import DiceLoss, backend
+from twinloss.fast import DiceLoss
+from twinloss.fast.runtime import dispatch
 
-HALVES = pytest.mark.parametrize("half", backend.HALVES)
+HALVES = pytest.mark.parametrize("half", dispatch.HALVES)
 
 
 def _step(each, arguments, dtype=None):
@@ -26,7 +27,7 @@ def _step(each, arguments, dtype=None):
 @HALVES
 def test_loss_of_halves_is_float32_under_autocast_and_a_half_without(each, form, half):
     arguments = each.arguments(half)
-    with backend.forced(form):
+    with dispatch.forced(form):
         value, gradient = _step(each, arguments, half)
         wide = _step(each, [a.float() if a.is_floating_point() else a for a in arguments])
         without = each(*arguments)
@@ -40,7 +41,7 @@ def test_loss_of_halves_is_float32_under_autocast_and_a_half_without(each, form,
 @HALVES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_autocast_changes_no_digit_of_value_and_gradient(each, form, half, dtype):
-    with backend.forced(form):
+    with dispatch.forced(form):
         expected, found = _step(each, each.arguments(dtype)), _step(each, each.arguments(dtype), half)
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == dtype
@@ -50,7 +51,7 @@ def test_autocast_changes_no_digit_of_value_and_gradient(each, form, half, dtype
 @BACKENDS
 def test_scaled_loss_does_not_overflow(form):
     x = torch.zeros(1, 1, 2, dtype=torch.float16, requires_grad=True)
-    with backend.forced(form), torch.autocast("cpu", torch.float16):
+    with dispatch.forced(form), torch.autocast("cpu", torch.float16):
         (DiceLoss(sigmoid=True)(x, torch.ones(1, 1, 2)) * torch.tensor(65536.0)).backward()
     assert_all_close([x.grad], [torch.full((1, 1, 2), -7282.0)], rtol=1e-3)
 

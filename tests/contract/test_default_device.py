@@ -9,7 +9,8 @@ import torch
 from every_loss import EVERY_LOSS
 from support import BACKENDS
 
-from twinloss.fast import DiceLoss, backend
+from twinloss.fast import DiceLoss
+from twinloss.fast.runtime import dispatch
 
 FAST = Path(importlib.import_module("twinloss.fast").__file__).parent
 FACTORIES = {factory.__name__ for factory in importlib.import_module("torch.utils._device")._device_constructors()}
@@ -31,7 +32,7 @@ def _everything(each, dtype):
 @BACKENDS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_loss_and_gradients_are_bitwise_the_same(each, form, dtype):
-    with backend.forced(form):
+    with dispatch.forced(form):
         expected = _everything(each, dtype)
         arguments = each.arguments
         given = iter([arguments(dtype)])

@@ -7,7 +7,7 @@ import torch
 from every_loss import EVERY_LOSS
 from support import BACKENDS, assert_all_close
 
-from twinloss.fast import backend
+from twinloss.fast.runtime import dispatch
 
 # Torch itself still uses it, in rules of forward mode.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -62,6 +62,6 @@ def test_hessian_is_that_of_autograd(each):
 @BACKENDS
 def test_gradients_of_a_batch_of_slopes_and_in_forward_mode_pass_gradcheck(each, form):
     f, x = _in_one_argument(each)
-    with backend.forced(form) if form == "plain" else nullcontext():
+    with dispatch.forced(form) if form == "plain" else nullcontext():
         torch.autograd.gradcheck(f, x.requires_grad_(), fast_mode=True, check_batched_grad=True)
         torch.autograd.gradcheck(f, x, fast_mode=True, check_forward_ad=True, check_backward_ad=False)

@@ -6,7 +6,8 @@ from every_loss import EVERY_LOSS, LOSSES
 from support import BACKENDS, assert_all_close, logits, soft
 from torch.utils._pytree import tree_map_only
 
-from twinloss.fast import DiceLoss, backend, wasserstein_distance_map
+from twinloss.fast import DiceLoss, wasserstein_distance_map
+from twinloss.fast.runtime import dispatch
 
 
 class Narrow(torch.Tensor):
@@ -49,7 +50,7 @@ def _step(each, arguments):
 @BACKENDS
 @EVERY_SUBCLASS
 def test_loss_of_a_subclass_is_that_of_the_tensor(each, form, made):
-    with backend.forced(form):
+    with dispatch.forced(form):
         expected = _step(each, each.arguments(torch.float32))
         found = _step(each, [made(tensor) for tensor in each.arguments(torch.float32)])
         without = each(*(made(tensor) for tensor in each.arguments(torch.float32)))

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from twinloss import fast
-from twinloss.fast import backend
+from twinloss.fast.runtime import dispatch
 from twinloss.harness.bench import memory, records, report, roofline, session, timing
 from twinloss.harness.bench.cases import BenchmarkCase, base_cases, sweep
 from twinloss.harness.bench.competitors import COMPILED, EAGER, FAST, PLAIN, PLAIN_COMPILED, names, step_of
@@ -221,7 +221,7 @@ def test_on_a_gpu_the_plain_form_is_twinloss_itself():
 
 def test_the_plain_form_is_timed_under_its_own_name(monkeypatch):
     forms = {FAST: set(), PLAIN: set()}
-    choose = backend.choose
+    choose = dispatch.choose
     case = base_cases([find("dice")], 1, 8)[0]
     for name, chosen in forms.items():
 
@@ -229,7 +229,7 @@ def test_the_plain_form_is_timed_under_its_own_name(monkeypatch):
             of.add(form := choose(*tensors, **options))
             return form
 
-        monkeypatch.setattr(backend, "choose", noting)
+        monkeypatch.setattr(dispatch, "choose", noting)
         step_of(case, name, case.operands())()
     assert forms == {FAST: {"kernel"}, PLAIN: {"plain"}}
 
