@@ -1,6 +1,6 @@
-"""The adversary: it hunts for an input on which a fast twin differs from its reference.
+"""The harness: it hunts for an input on which a fast loss differs from its reference.
 
-`check` turns it on a loss of one's own.
+`check` does this for a user's own loss.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ __all__ = ["Check", "check"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: the command's help does not wait for torch."""
+    """Import on first use, so that the command's help does not wait for torch."""
     if name in __all__:
         from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""The catalogue of twins: one record per loss."""
+"""The catalogue of losses: one record per loss."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ MASKED_DICE = Twin(
     bounds=bounds.overlap,
     laws=laws.SEGMENTATION + laws.JACCARD + laws.WEIGHT + laws.MASKED + PROTOCOL,
     real=(LABELS_IN_MASK, SOFT_LABELS_IN_MASK),
-    benches=(labelled("MaskedDiceLoss", masked=True, note="MONAI masks the logits before their softmax"),),
+    benches=(labelled("MaskedDiceLoss", masked=True, note="MONAI masks the logits before the softmax"),),
 )
 
 TVERSKY = Twin(
@@ -109,7 +109,7 @@ FOUR_CLASSES = [[0.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.5, 0.5], [1.0, 0.5, 0.0, 0.25
 
 
 def distances(classes: int) -> list[list[float]]:
-    """Between classes of which the first is the background, whence all are as far."""
+    """Return distances between classes; the background is class 0, at distance 1 from all others."""
     if classes == 4:
         return FOUR_CLASSES
     return [[0.0 if i == j else 0.5 if i and j else 1.0 for j in range(classes)] for i in range(classes)]
@@ -165,7 +165,7 @@ FOCAL = Twin(
             lambda n: {"to_onehot_y": n > 1, "use_softmax": n > 1},
             others=peers.focal,
             passes=1,
-            note="segmentation_models_pytorch takes each class for itself, by a sigmoid",
+            note="segmentation_models_pytorch treats each class separately, with a sigmoid",
         ),
     ),
 )
@@ -224,7 +224,7 @@ DICE_FOCAL = Twin(
         labelled(
             "DiceFocalLoss",
             others=peers.cross_entropy,
-            note="MONAI's focal term is that of a sigmoid, twinloss's that of a softmax",
+            note="MONAI's focal term uses a sigmoid, ours a softmax",
         ),
     ),
 )
@@ -236,19 +236,19 @@ TWINS = (
 
 
 class UnknownLossError(ValueError):
-    """A name that no twin has."""
+    """No loss has the given name."""
 
 
 def catalogue() -> dict[str, Twin]:
-    """All twins by name."""
+    """Return all losses by name."""
     return {twin.name: twin for twin in TWINS}
 
 
 def find(name: str) -> Twin:
-    """The twin of a name.
+    """Return the loss of a name.
 
     Raises:
-        UnknownLossError: if there is none; it names the nearest.
+        UnknownLossError: if there is no such loss; the message names the most similar one.
     """
     known = catalogue()
     if name in known:

@@ -17,7 +17,7 @@ twinloss migration
 
 pip install --no-deps --target old monai==0.5.3 && twinloss migration --with old
 
-twinloss migration --with old --out reports --readme README.md     also write the report, and the README's table
+twinloss migration --with old --out reports --readme README.md     also write the report and the table in README.md
 """
 
 
@@ -29,9 +29,9 @@ def show_migration(
             "--with", metavar="FOLDER", exists=True, help="A folder with another release of MONAI; repeatable."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write migration.md.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for migration.md.")] = None,
     readme: Annotated[
-        Path | None, typer.Option(metavar="FILE", exists=True, help="A file whose table is to be written anew.")
+        Path | None, typer.Option(metavar="FILE", exists=True, help="A file whose table is written anew.")
     ] = None,
 ) -> None:
     """Show where twinloss and MONAI differ, by examples that are run with both."""

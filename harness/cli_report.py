@@ -11,12 +11,12 @@ import typer
 from twinloss.harness.cli import REPORT, app, console, named_twins, progress, writable
 
 EPILOG = """
-[bold]What it shows[/] of a run is what [bold]twinloss verify[/] left in twinloss-report/, and of other evidence what
-lies in reports/. What is not there is told on its page, with the command that makes it.
+[bold]Contents[/]: the results of a run are taken from twinloss-report/, where [bold]twinloss verify[/] writes them, and
+other evidence from reports/. If something is missing, its page names the command that makes it.
 
 [bold]Examples[/]
 
-twinloss report                      site/index.html, to be opened in a browser
+twinloss report                      site/index.html, to open in a browser
 
 twinloss report --out public --run ci-run --no-real
 """
@@ -27,21 +27,21 @@ def _with_extra(*modules: str) -> None:
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         console.print(
-            f'no module {", ".join(missing)}. Run: pip install "twinloss[reports]"', style="red", markup=False
+            f'missing modules: {", ".join(missing)}. Run: pip install "twinloss[reports]"', style="red", markup=False
         )
         raise typer.Exit(1)
 
 
 @app.command(epilog=EPILOG)
 def report(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write the site.")] = Path("site"),
-    run: Annotated[Path, typer.Option(metavar="DIR", help="Where verify wrote its report.json.")] = REPORT,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the site.")] = Path("site"),
+    run: Annotated[Path, typer.Option(metavar="DIR", help="The folder with verify's report.json.")] = REPORT,
     evidence: Annotated[
-        Path | None, typer.Option("--reports", metavar="DIR", help="The other evidence. [default: reports]")
+        Path | None, typer.Option("--reports", metavar="DIR", help="The folder with other evidence. [default: reports]")
     ] = None,
-    real: Annotated[bool, typer.Option(help="Also figures of a real brain.")] = True,
+    real: Annotated[bool, typer.Option(help="Also show figures of a real brain.")] = True,
 ) -> None:
-    """Build the reading room: a static site with a page for each loss, the evidence, and the API."""
+    """Build a static site with a page for each loss, the evidence, and the API."""
     _with_extra(*NEEDED)
     if evidence is not None and not evidence.is_dir():
         raise typer.BadParameter(f"--reports {evidence}: there is no such folder")
@@ -61,9 +61,9 @@ def report(
 
 @app.command()
 def explain(
-    loss: Annotated[str, typer.Argument(help="Which loss: see twinloss list.")],
+    loss: Annotated[str, typer.Argument(help="The loss; see twinloss list.")],
 ) -> None:
-    """Show a loss in short: formula, symbols, paper, gradient, options, when to use it."""
+    """Show a summary of a loss: formula, symbols, paper, gradient, options, when to use it."""
     _with_extra("latex2mathml", "pygments")
     (twin,) = named_twins([loss])
     from twinloss.harness.site.explain import explain as told

@@ -1,4 +1,4 @@
-"""Two reports of the same hunts, and what got worse from one to the other: for CI of a kernel."""
+"""Compare two reports of the same hunts, and list what got worse: for the CI of a kernel."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ VERDICTS = ("pass", "degraded", "convention", "imprecise", "fail")
 
 
 class LedgerError(ValueError):
-    """A file that is no report."""
+    """A file is no report."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Something that got worse: where, what, and from what to what."""
+    """Something that got worse: where, what, and the old and new text."""
 
     loss: str
     dtype: str
@@ -28,7 +28,7 @@ class Loss:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A report, as `twinloss verify --save` or `--report` wrote it.
+    """Read a report that `twinloss verify` wrote, by `--save` or `--report`.
 
     Raises:
         LedgerError: if the file cannot be read or is no report.
@@ -43,7 +43,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any], bits: float) -> list[Loss]:
-    """What got worse by more than `bits` last bits of a result, or in verdict, laws or coverage."""
+    """Return what got worse: results that lost more than `bits` bits, verdicts, laws or coverage."""
     known = {(_key(row), _nth(row, new)): row for row in new["rows"]}
     return [
         Loss(*_key(row), *found)
@@ -57,7 +57,7 @@ def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _nth(row: Mapping[str, Any], report: Mapping[str, Any]) -> int:
-    """Which seed of a soak a row is of, counted from 0; seeds of two reports need not be the same."""
+    """Return the position of a row's seed in a soak, from 0; two reports may have different seeds."""
     return int(row["seed"] - report["seed"]) if "seed" in row else 0
 
 
@@ -85,7 +85,7 @@ def _found(row: Mapping[str, Any], part: str) -> float | None:
 
 
 def _bits(what: str, before: float | None, after: float | None, most: float) -> Iterator[tuple[str, str, str]]:
-    """No number of bits is infinitely many: NaN where there should be a number."""
+    """Report a loss of more than `most` bits; None stands for infinitely many wrong bits, as for a NaN."""
     old, new = (float("inf") if each is None else each for each in (before, after))
     if new > old + most:
         yield what, f"{old:.1f}", f"{new:.1f}"

@@ -1,7 +1,7 @@
-"""`twinloss migration`: where twinloss and the releases of MONAI differ, with an example of each that is run.
+"""`twinloss migration`: where twinloss and the releases of MONAI differ, with an example of each.
 
-Each example is at most three lines of code, which are run with the losses of twinloss and with those of MONAI: the last
-is what it answers.
+Each example is at most three lines of code, which are run with the losses of twinloss and with those of MONAI. The
+value of the last line is the answer.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ START, END = "<!-- twinloss migration -->", "<!-- end -->"
 
 @dataclass(frozen=True)
 class Told:
-    """A difference, and what each answers to its example."""
+    """A difference, and the answer of each library to its example."""
 
     difference: Difference
     answers: Mapping[str, str]
 
 
 def answer(code: str, losses: Any) -> str:
-    """What the last line of an example comes to, with the names of a module of losses; its error, if it has one."""
+    """Run an example with the names of a module of losses; return the last line's value as text, or the error."""
     known = {"torch": torch, **{name: value for name, value in vars(losses).items() if not name.startswith("_")}}
     *before, last = code.splitlines()
     try:
@@ -58,10 +58,10 @@ def _shown(found: Any) -> str:
 
 
 def of_monai() -> tuple[str, list[str]]:
-    """The release of MONAI that this process imports, and its answers.
+    """Return the release of MONAI that this process imports, and its answers.
 
     Raises:
-        ImportError: if there is none.
+        ImportError: if MONAI is not installed.
     """
     import monai  # type: ignore[import-untyped, unused-ignore]
     import monai.losses  # type: ignore[import-untyped, unused-ignore]
@@ -71,7 +71,7 @@ def of_monai() -> tuple[str, list[str]]:
 
 
 def elsewhere(folder: Path) -> tuple[str, list[str]]:
-    """The same of the MONAI in a folder, by another process."""
+    """Return the release and answers of the MONAI in a folder, by another process."""
     code = "import json; from twinloss.harness.migration import of_monai; print(json.dumps(of_monai()))"
     path = os.pathsep.join([str(folder.resolve()), *sys.path[1:]])
     done = subprocess.run(
@@ -83,7 +83,7 @@ def elsewhere(folder: Path) -> tuple[str, list[str]]:
 
 
 def compare(folders: Sequence[Path] = ()) -> list[Told]:
-    """All differences, by the releases in the folders and the one that is installed."""
+    """Return all differences, with the answers of the releases in the folders and of the installed one."""
     from twinloss import fast
 
     releases = dict([*map(elsewhere, folders), of_monai()])
@@ -95,7 +95,7 @@ def compare(folders: Sequence[Path] = ()) -> list[Told]:
 
 
 def as_markdown(rows: Sequence[Told]) -> str:
-    """The report: every difference with its example."""
+    """Return the report as Markdown, with every difference and its example."""
     lines = [
         "# From MONAI to twinloss",
         "",
@@ -119,15 +119,15 @@ def as_markdown(rows: Sequence[Told]) -> str:
         lines += ["| " + " | ".join(row.answers) + " |", "|" + "---|" * len(row.answers)]
         lines += ["| " + " | ".join(row.answers.values()) + " |"]
         if row.difference.theirs:
-            lines += ["", f"MONAI's: {row.difference.theirs}."]
+            lines += ["", f"For MONAI's behaviour: {row.difference.theirs}."]
     return "\n".join(lines) + "\n"
 
 
 def as_table(rows: Sequence[Told]) -> str:
-    """The table of the README: a line for each difference, with the answers to its example."""
+    """Return the table for the README: a line for each difference, with the answers to its example."""
     names = list(rows[0].answers)
     lines = [
-        "| loss | here | to have MONAI's | " + " | ".join(names) + " |",
+        "| loss | here | to get MONAI's behaviour | " + " | ".join(names) + " |",
         "|" + "---|" * (3 + len(names)),
     ]
     for row in rows:
@@ -137,10 +137,10 @@ def as_table(rows: Sequence[Told]) -> str:
 
 
 def put_into(text: str, table: str) -> str:
-    """A text with the table between its marks.
+    """Return a text with the table put between its marks.
 
     Raises:
-        ValueError: if it has no marks.
+        ValueError: if the text has no marks.
     """
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
