@@ -225,21 +225,21 @@ def _erratum(peer: Peer, text: str, twin: Twin, failures: Sequence[Trial], excus
 def _shown(trial: Trial) -> str:
     """Return a case and both answers in one line."""
     case = trial.case
-    told = [
+    parts = [
         f"{name} ({o.dtype}) "
         + (f"{np.round(o.values, 3).tolist()}" if o.values.size <= FEW else f"of {o.values.shape}")
         for name, o in case.operands.items()
     ]
-    told += [f"{name}={label(value)}" for name, value in case.options.items()]
+    parts += [f"{name}={label(value)}" for name, value in case.options.items()]
     if trial.answer is None or trial.truth is None:
-        return ", ".join(told)
+        return ", ".join(parts)
     part = "value" if trial.kind == "value" else "gradient"
     got, want = (np.asarray(getattr(each, part), np.float64) for each in (trial.answer, trial.truth))
     if got.shape != want.shape:
-        return f"{', '.join(told)}: {part} of shape {got.shape}, by the paper {want.shape}"
+        return f"{', '.join(parts)}: {part} of shape {got.shape}, by the paper {want.shape}"
     got, want = got.ravel(), want.ravel()
     at = int(np.argmax(np.where(got == want, 0, np.nan_to_num(np.abs(got - want), nan=np.inf))))
-    return f"{', '.join(told)}: {part} {got[at]:.6g}, by the paper {want[at]:.6g}" if got.size and want.size else ""
+    return f"{', '.join(parts)}: {part} {got[at]:.6g}, by the paper {want[at]:.6g}" if got.size and want.size else ""
 
 
 def as_markdown(library: str, rows: Sequence[Erratum], seed: int) -> str:

@@ -26,11 +26,11 @@ def reshaped(twin: Twin, arrays: Mapping[str, Array]) -> tuple[dict[str, Array],
         raise BatchError(
             f"{first} has shape {x.shape}, but losses take (batch, channels, *spatial): add the missing axes"
         )
-    told = [_move_channels(twin, made)]
+    changes = [_move_channels(twin, made)]
     if "input" in twin.operands:
         _refuse_swapped(made)
-        told += [_add_batch(made), _add_channel(twin, made)]
-    return made, [sentence for sentence in told if sentence]
+        changes += [_add_batch(made), _add_channel(twin, made)]
+    return made, [sentence for sentence in changes if sentence]
 
 
 def _move_channels(twin: Twin, made: dict[str, Array]) -> str | None:

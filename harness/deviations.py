@@ -83,8 +83,8 @@ def _deviation(path: Path, n: int, entry: Any) -> Deviation:
 def entry(twin: Twin, trial: Trial) -> str:
     """Return the text of an entry that matches a failure, to be copied into a file."""
     known = traits(twin, trial)
-    told = [name for name in trial.case.options if len(twin.options[name]) > 1] or ["input"]
-    when = ", ".join(f"{name} = {_quoted(known[name])}" for name in told if name in known)
+    shown = [name for name in trial.case.options if len(twin.options[name]) > 1] or ["input"]
+    when = ", ".join(f"{name} = {_quoted(known[name])}" for name in shown if name in known)
     kind, dtype = trial.kind, trial.case.dtype
     return f'[[xfail]]\nreason = "…"\nkind = "{kind}"\ndtype = "{dtype}"\nwhen = {{{when}}}\n'
 

@@ -98,7 +98,7 @@ DIFFERENCES = (
         "FocalLoss", "A softmax is applied to the logits.",
         "As in the documentation of MONAI 0.5; the paper by Lin et al. has only one class.",
         "x, g = torch.tensor([[[2.0], [0.0]]]), torch.tensor([[[1.0], [0.0]]])\nFocalLoss()(x, g)",
-        "`use_softmax=False`, of 1.x",
+        "`use_softmax=False`, as in 1.x",
     ),
     Difference(
         "FocalLoss", "`include_background=False` does not change the softmax.",
@@ -154,13 +154,13 @@ DIFFERENCES = (
         "As in the documentation of MONAI 0.5.",
         "x, g = torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), torch.tensor([[[0.0, 1.0]]])\n"
         "DiceFocalLoss(softmax=True, to_onehot_y=True)(x, g)",
-        "`use_softmax=False`, of 1.x",
+        "`use_softmax=False`, as in 1.x",
     ),
     Difference(
         "BendingEnergyLoss", "Second differences use neighbouring voxels, so a checkerboard has a cost.",
         "Central differences of central differences do not see it, so a folding field may cost nothing.",
         "u = (-1.0) ** torch.arange(8).reshape(1, 1, 8)\nBendingEnergyLoss()(u)",
-        "`stencil=\"wide\"`, before 1.6",
+        "`stencil=\"wide\"`, as before 1.6",
     ),
     Difference(
         "BendingEnergyLoss", "Any number of components is accepted, except with `normalize=True`.",
@@ -187,7 +187,7 @@ DIFFERENCES = (
         "LocalNormalizedCrossCorrelationLoss", "A flat window scores −1, by the documented formula.",
         "It is (0 + ν)/(0 + δ) with ν = δ; 1.x has ν = 0, and clamps each variance at δ.",
         "x = torch.zeros(1, 1, 4)\nLocalNormalizedCrossCorrelationLoss(1)(x, x)",
-        "`denominator=\"clamp\", smooth_nr=0.0`, of 1.x",
+        "`denominator=\"clamp\", smooth_nr=0.0`, as in 1.x",
     ),
     Difference(
         "LocalNormalizedCrossCorrelationLoss", "The triangular kernel of three voxels is ¼, ½, ¼.",

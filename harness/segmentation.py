@@ -61,7 +61,7 @@ PER_CLASS = PerCase("one per class", _per_class)
 PER_CHANNEL = PerCase("one per channel", _per_channel)
 PER_SHARE = PerCase("one share per class", _per_share)
 EQUAL_DISTANCES = PerCase("all 1", _equal_distances)
-TREE = PerCase("1 to the background, else less", _tree)
+TREE = PerCase("1 to the background, less between others", _tree)
 ORDERED = PerCase("|i - j|", _ordered)
 
 TARGET = {"include_background": (True, False), "to_onehot_y": (False, True)}

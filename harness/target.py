@@ -89,11 +89,11 @@ def adapted(wiring: Wiring, found: Any, convert: Convert = matrix_as_array) -> T
             raise TargetError(_unknown(name, [*known.options, *known.operands], found))
     wiring = _of_labels(wiring, known)
     free = {name for name in known.options if name not in wiring.options and takes(wiring.theirs(name))}
-    told = {name: value for name, value in wiring.options.items() if name in known.options}
+    fixed = {name: value for name, value in wiring.options.items() if name in known.options}
     kept = {name: values if name in free else values[:1] for name, values in known.options.items()}
-    kept |= {name: (value,) for name, value in told.items()}
+    kept |= {name: (value,) for name, value in fixed.items()}
     if not known.allowed({name: values[0] for name, values in kept.items()}):
-        raise TargetError(f"{known.name} does not support this combination of options: {told}")
+        raise TargetError(f"{known.name} does not support this combination of options: {fixed}")
     by_arrays = is_of_arrays(found)
     members = {
         "found": staticmethod(found), "wiring": wiring, "known": known, "free": frozenset(free), "takes": takes,
@@ -105,7 +105,7 @@ def adapted(wiring: Wiring, found: Any, convert: Convert = matrix_as_array) -> T
         known,
         fast=module,
         options=kept,
-        required=tuple(dict.fromkeys((*known.required, *told))),
+        required=tuple(dict.fromkeys((*known.required, *fixed))),
         # Other losses may compute in a half type themselves; the judge calls this imprecise.
         laws=tuple(law for law in known.laws if _has(kept, law.needs) and law is not ROUNDED_ONCE),
         slopes=lambda twin, case: (),
