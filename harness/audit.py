@@ -55,7 +55,7 @@ class Peer:
 
 
 class MonaiMultiScale(torch.nn.Module):
-    """MONAI's wrapper around its LNCC or around a loss of torch; takes `pred` first."""
+    """MONAI's wrapper around its LNCC, or around torch's MSELoss; it takes `pred` first."""
 
     def __init__(
         self, ndim: int = 3, loss: str = "lncc", scales: Any = None, kernel: str = "gaussian", reduction: str = "mean"

@@ -10,7 +10,8 @@ import numpy as np
 
 from twinloss.harness.batch import Batch
 
-# The number of input elements that float64 processes in some seconds; and of elements that all windows together read.
+# The largest number of input elements, which float64 processes in some seconds, and the largest number of elements that
+# all windows together may read.
 NUMBERS, READ = 2**21, 2**26
 
 

@@ -10,7 +10,8 @@ from twinloss.harness.batch import are_whole
 from twinloss.harness.batch_files import BatchError
 from twinloss.harness.twin import Array, Twin
 
-# An image hardly has a last axis below NARROW with more channels than that; nor does it have as few as SLICES slices.
+# Channels are taken to be last only if the last axis is shorter than NARROW, and no spatial axis is. An axis longer
+# than SLICES may also hold the slices of an image, unless the target is one-hot along it.
 NARROW, SLICES = 16, 4
 
 

@@ -218,7 +218,7 @@ def probe(
 
 
 def _whereabouts(target: Any) -> str:
-    """Return a path by which a script that runs elsewhere can find an object again, or its file."""
+    """Return the place of an object, as module:name or file:name, for a script that may run in another folder."""
     if isinstance(target, str):
         file, _, attribute = target.rpartition(":")
         return f"{Path(file).resolve()}:{attribute}" if file.endswith(".py") else target

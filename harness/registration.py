@@ -103,7 +103,7 @@ DIFFUSION = Twin(
 
 
 def _contrast_or_smoothing(options: Mapping[str, Any]) -> bool:
-    """Return whether a window is not always 0 / 0: a window of one voxel is flat, and needs smoothing."""
+    """Return whether the loss is defined: a window of one voxel is always flat, which is 0 / 0 without smoothing."""
     return bool(options["kernel_size"] > 1 or options["smooth_dr"] > 0)
 
 
@@ -173,7 +173,7 @@ GLOBAL_MUTUAL_INFORMATION = Twin(
 
 
 class MultiScale(torch.nn.Module):
-    """The wrapper around our LNCC, or around a loss of torch; takes `pred` first."""
+    """The wrapper around our LNCC, or around torch's MSELoss; it takes `pred` first."""
 
     def __init__(self, ndim: int = 3, loss: str = "lncc", kernel_size: int = 3, **options: Any) -> None:
         super().__init__()

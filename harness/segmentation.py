@@ -123,7 +123,10 @@ def dice_slope(truth: Truth) -> Array | None:
 
 
 def wasserstein_slope(truth: Truth) -> Array:
-    """Return M[y, c] |dL/dW|, the |dL/dp| of Wasserstein Dice without cancellation; L = 1 - N / Z, with sums of W."""
+    """Return |dL/dp| of Wasserstein Dice as if its terms did not cancel: M[y, c] |dL/dW|.
+
+    The loss is L = 1 - N / Z, where N and Z are sums over the distances W of all voxels.
+    """
     case, given = truth.case, truth.twin.defaults() | dict(truth.case.options)
     x = case.input.lifted(truth.real)
     p = softmax(x).reshape(*x.shape[:2], -1)

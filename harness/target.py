@@ -213,8 +213,7 @@ class Target(torch.nn.Module):
         """Return the options to pass to the target, under its own names.
 
         Raises:
-            UnsupportedError: if an option is set that the target does not take, or to another value than it is fixed
-            to.
+            UnsupportedError: if the target does not take an option that is set, or has it fixed at another value.
         """
         wiring, known = cls.wiring, cls.known
         passed = {name: v for name, v in wiring.options.items() if name not in known.options}
@@ -271,7 +270,7 @@ def _array(tensor: torch.Tensor) -> Array:
 
 
 class _WithGradient(torch.autograd.Function):
-    """Returns a value that was computed without a graph; backward uses the gradient function, or zeros without one."""
+    """An autograd function for a value without a graph; backward calls the gradient function, or returns zeros."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, loss: Target, arguments: Mapping[str, torch.Tensor]) -> torch.Tensor:

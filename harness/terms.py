@@ -77,7 +77,7 @@ class _Moments(NamedTuple):
     terms_of_c: Array
     d: Array
     slope: Array
-    of_d: Array  # the relative change of D, in multiples of D, if both variances change by their own size
+    of_d: Array  # the relative change of D if both variances change by their own size
 
 
 def _moments(pred: Array, target: Array, o: Any) -> _Moments:
