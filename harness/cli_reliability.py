@@ -73,7 +73,7 @@ def reliability(
 def warmup(
     losses: Losses = None,
     dtype: Annotated[
-        list[Dtype] | None, typer.Option(help="Dtype; repeat for several. [default: float32, float64]")
+        list[Dtype] | None, typer.Option(help="Dtype; repeat for several. Default: float32, float64.")
     ] = None,
     jobs: Jobs = None,
 ) -> None:

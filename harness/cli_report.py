@@ -37,7 +37,7 @@ def report(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the site.")] = Path("site"),
     run: Annotated[Path, typer.Option(metavar="DIR", help="The folder with verify's report.json.")] = REPORT,
     evidence: Annotated[
-        Path | None, typer.Option("--reports", metavar="DIR", help="The folder with other evidence. [default: reports]")
+        Path | None, typer.Option("--reports", metavar="DIR", help="The folder with other evidence. Default: reports.")
     ] = None,
     real: Annotated[bool, typer.Option(help="Also show figures of a real brain.")] = True,
 ) -> None:
