@@ -31,7 +31,9 @@ app = typer.Typer(
 )
 Dtype = Enum("Dtype", {name: name for name in DTYPES}, type=str)  # type: ignore[misc]
 Losses = Annotated[list[str] | None, typer.Argument(help="The losses; all by default.", show_default=False)]
-Jobs = Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of parallel processes. [default: 2]")]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Number of parallel processes. Default: 2; of check: 1.")
+]
 Cluster = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler, tcp://…, whose workers do the work.")
 ]
@@ -126,6 +128,6 @@ def with_extra(*modules: str) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         console.print(
-            f'no module {", ".join(missing)}. Run: pip install "twinloss[reports]"', style="red", markup=False
+            f'missing modules: {", ".join(missing)}. Run: pip install "twinloss[reports]"', style="red", markup=False
         )
         raise typer.Exit(1)

@@ -60,7 +60,7 @@ def bench(
     ] = False,
     budget: Annotated[float, typer.Option(min=0.01, help="Time, in seconds, to spend on each case.")] = 4.0,
     size: Annotated[int, typer.Option(min=8, help="Edge length, in voxels, of the cube in the base case.")] = 96,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads in the base case. [default: torch's]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads in the base case. Default: torch's.")] = None,
     device: Annotated[Device, typer.Option(help="The device on which the losses run.")] = Device.cpu,
     compiled: Annotated[bool, typer.Option(help="Also time torch.compile of the losses, which takes minutes.")] = True,
     memory: Annotated[bool, typer.Option(help="Also measure peak memory, each in its own process.")] = True,

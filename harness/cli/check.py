@@ -54,7 +54,7 @@ target cannot be called; 130 interrupted.
 
 @app.command(epilog=EPILOG)
 def check(
-    target: Annotated[str, typer.Argument(help="The place of your loss; see below.")],
+    target: Annotated[str, typer.Argument(help="Your loss: package.module:attr or path/file.py:attr; see below.")],
     like: Annotated[str, typer.Option("--as", metavar="LOSS", help="The loss with the same formula.")],
     option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A fixed value of an option; repeat for several.")
@@ -69,7 +69,7 @@ def check(
     value_only: Annotated[bool, typer.Option("--value-only", help="Do not judge the gradient.")] = False,
     rank: Annotated[list[int] | None, typer.Option(min=0, max=3, help="Spatial rank; repeat for several.")] = None,
     channels: Annotated[
-        int | None, typer.Option(min=1, help="The number of channels of your loss. [default: one and several]")
+        int | None, typer.Option(min=1, help="The number of channels of your loss. Default: one and several.")
     ] = None,
     hard_targets: Annotated[
         bool, typer.Option("--hard-targets", help="Your loss takes only targets of 0 and 1.")
@@ -78,10 +78,10 @@ def check(
         bool, typer.Option("--labels-without-channel", help="Your loss takes labels (B, *S), not (B, 1, *S).")
     ] = False,
     dtype: Annotated[
-        list[Dtype] | None, typer.Option(help="Dtype under test; repeat for several. [default: float32, float64]")
+        list[Dtype] | None, typer.Option(help="Dtype under test; repeat for several. Default: float32, float64.")
     ] = None,
     examples: Annotated[int, typer.Option(min=1, help="Cases per dtype.")] = 150,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draws. [default: random, and shown]")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draws. Default: random, and printed.")] = None,
     xfails: Annotated[Path | None, typer.Option(metavar="FILE", help="Known deviations, in TOML.")] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Also fail if the loss differs only by rounding or a convention.")

@@ -45,11 +45,11 @@ results so far are kept). A degraded result is shown but is no failure.
 @app.command(epilog=EPILOG)
 def verify(
     losses: Losses = None,
-    examples: Annotated[int | None, typer.Option(min=1, help="Cases per loss and dtype. [default: 150]")] = None,
+    examples: Annotated[int | None, typer.Option(min=1, help="Cases per loss and dtype. Default: 150.")] = None,
     dtype: Annotated[
-        list[Dtype] | None, typer.Option(help="Dtype under test; repeat for several. [default: float32, float64]")
+        list[Dtype] | None, typer.Option(help="Dtype under test; repeat for several. Default: float32, float64.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draws. [default: random, and shown]")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draws. Default: random, and printed.")] = None,
     thorough: Annotated[bool, typer.Option("--thorough", help="Ten times as many cases, and all four dtypes.")] = False,
     report: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for report.json and a script for each counterexample.")

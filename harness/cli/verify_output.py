@@ -21,12 +21,12 @@ def finished(only_marked: bool = False) -> Callable[[Hunt], None]:
     """Return a function that prints a finished row; with `only_marked`, rows that passed are not printed."""
     start = time.monotonic()
 
-    def told(row: Hunt) -> None:
+    def print_row(row: Hunt) -> None:
         if not only_marked or row.verdict != "pass":
             minutes, seconds = divmod(int(time.monotonic() - start), 60)
             console.print(f"{minutes}:{seconds:02} {reports.line(row)}")
 
-    return told
+    return print_row
 
 
 def outcome(seen: Verification) -> None:

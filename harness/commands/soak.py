@@ -136,7 +136,7 @@ HEAD = ("loss", "type", "data", "seeds", "cases", "value x, bits", "gradient x, 
 
 def _cells(line: SoakLine, most: int | None = None) -> list[str]:
     """Return the cells of a line; each lists at most `most` seeds."""
-    seeds = str(len(line.seeds)) + (f" + {len(line.unfinished)} cut short" if line.unfinished else "")
+    seeds = str(len(line.seeds)) + (f" + {len(line.unfinished)} interrupted" if line.unfinished else "")
     degraded = f"{sum(line.degraded.values())}: seeds {_listed(list(line.degraded), most)}" if line.degraded else ""
     failed = f"seeds {_listed(line.failed, most)}" if line.failed else ""
     worst = [_error(line.worst.get(part)) for part in ("value", "gradient")]

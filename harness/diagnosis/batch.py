@@ -159,13 +159,13 @@ def arguments(twin: Twin, found: LoadedBatch, names: Mapping[str, str]) -> dict[
 
 def _missing(operand: str, found: LoadedBatch, asked: str | None) -> str:
     have = ", ".join(f"{name} {values.shape}" for name, values in found.arrays.items()) or "no arrays"
-    told = f"no {operand} among {have}" if asked is None else f"no array {asked} for {operand} among {have}"
+    text = f"no {operand} among {have}" if asked is None else f"no array {asked} for {operand} among {have}"
     if found.left_out:
-        told += f"; left out: {listed(found.left_out)}"
-    mend = f": give its name by --map {operand}=NAME"
+        text += f"; left out: {listed(found.left_out)}"
+    fix = f": give its name by --map {operand}=NAME"
     if operand == "input" and NETWORK_INPUTS & {name.lower() for name in found.arrays}:
-        mend += ". The input of a loss is the output of the network: save that, too, as 'logits'"
-    return told + mend
+        fix += ". The input of a loss is the output of the network: save that, too, as 'logits'"
+    return text + fix
 
 
 def guessed(twin: Twin, arrays: Mapping[str, Array], given: Mapping[str, Any]) -> dict[str, Any]:

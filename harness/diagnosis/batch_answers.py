@@ -111,8 +111,8 @@ def broken(batch: Batch, truth: Answer) -> Iterator[str]:
             why = "the batch itself contains NaN or infinite numbers, see above"
         else:
             zeros = [n for n in ("smooth_nr", "smooth_dr") if batch.option(n) == 0]
-            mend = f", for example 0 / 0: set {' and '.join(zeros)} to a small number, 1e-5" if zeros else ""
-            why = f"all numbers of the batch are finite, so the formula itself produces it{mend}"
+            fix = f", for example 0 / 0: set {' and '.join(zeros)} to a small number, 1e-5" if zeros else ""
+            why = f"all numbers of the batch are finite, so the formula itself produces it{fix}"
         yield f"The {' and the '.join(broken)} would be NaN or infinite in any precision{at}: {why}."
 
 
@@ -127,7 +127,7 @@ def costs(batch: Batch, dtype: str, got: Answer, truth: Answer) -> Iterator[str]
         if not np.isfinite(exact).all():
             continue
         if not np.isfinite(a).all():
-            why = f"the input reaches {largest:.4g}, and {dtype} holds no number above {limits.max:.6g}"
+            why = f"the input reaches {largest:.4g}, and {dtype} has no number above {limits.max:.6g}"
             why = why if largest > limits.max else f"{dtype} overflows"
             yield f"In {dtype} the {name} is NaN or infinite, but its exact value is not: {why}. To fix it, {advice}."
         elif (off := relative(a, exact)) > max(COSTS, 4 * limits.eps):  # more than the rounding of the result
@@ -150,9 +150,9 @@ def teaches_nothing(batch: Batch, answer: Answer, truth: Answer) -> Iterator[str
 
 def smoothing(batch: Batch, value: Array) -> Iterator[str]:
     """Report whether a smoothing term dominates the value of an overlap loss, or keeps it from being 0 / 0."""
-    mend = "use a smaller value"
+    fix = "use a smaller value"
     if "normalize_weights" in batch.twin.options:
-        mend += ", or pass normalize_weights=True"
+        fix += ", or pass normalize_weights=True"
     for name in ("smooth_nr", "smooth_dr"):
         if not np.isfinite(value).all() or not batch.option(name):
             continue
@@ -165,7 +165,7 @@ def smoothing(batch: Batch, value: Array) -> Iterator[str]:
         elif _differ(value, without):
             yield (
                 f"{name} dominates the value: without it the value is {without.mean():.4g} instead of "
-                f"{value.mean():.4g}. If this is not intended, {mend}."
+                f"{value.mean():.4g}. If this is not intended, {fix}."
             )
 
 

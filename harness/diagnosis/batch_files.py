@@ -169,12 +169,12 @@ def _read(path: Path) -> LoadedBatch:
     except UnpicklingError as error:
         raise BatchError(f"cannot read {path}: it is damaged, or holds objects other than tensors. {SAVE}") from error
     except Exception as error:
-        told = (str(error).splitlines() or [""])[0]
+        why = (str(error).splitlines() or [""])[0]
         kind = type(error).__name__
-        raise BatchError(f"cannot read {path}: it is damaged or of another type: {kind}: {told}") from error
+        raise BatchError(f"cannot read {path}: it is damaged or of another type: {kind}: {why}") from error
     if not found.arrays:
-        told = listed(found.left_out) or "it is empty"
-        raise BatchError(f"cannot read {path}: it holds no array of numbers: {told}. {SAVE}")
+        why = listed(found.left_out) or "it is empty"
+        raise BatchError(f"cannot read {path}: it holds no array of numbers: {why}. {SAVE}")
     return found
 
 

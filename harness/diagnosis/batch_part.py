@@ -10,7 +10,8 @@ import numpy as np
 
 from twinloss.harness.diagnosis.batch import Batch
 
-# The number of input elements that float64 processes in some seconds; and of elements that all windows together read.
+# The largest number of input elements, which float64 processes in some seconds, and the largest number of elements that
+# all windows together may read.
 NUMBERS, READ = 2**21, 2**26
 
 
@@ -36,10 +37,10 @@ def part(batch: Batch) -> tuple[Batch, str | None]:
         which = f"every n-th voxel along each axis, n = {_times(steps)}"
     few = max(1, limit // math.prod([x.shape[1], *sizes]))  # the number of items, if fewer voxels are not enough
     arrays = {name: np.ascontiguousarray(v[(slice(few), slice(None), *voxels)]) for name, v in batch.arrays.items()}
-    told = f"The input holds {x.size:,} numbers, so the loss was computed on a part of it: {which}"
-    told += f" of {few} items" if few < len(x) else ""
-    told += ". The checks for NaN, ranges, labels and absent classes used all of it."
-    return replace(batch, arrays=arrays), told
+    note = f"The input holds {x.size:,} numbers, so the loss was computed on a part of it: {which}"
+    note += f" of {few} items" if few < len(x) else ""
+    note += ". The checks for NaN, ranges, labels and absent classes used all of it."
+    return replace(batch, arrays=arrays), note
 
 
 def _limit(batch: Batch) -> int:

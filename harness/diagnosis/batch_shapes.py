@@ -11,7 +11,8 @@ from twinloss.harness.diagnosis.batch_files import BatchError
 from twinloss.harness.model.operand import Array
 from twinloss.harness.model.twin import Twin
 
-# An image hardly has a last axis below NARROW with more channels than that; nor does it have as few as SLICES slices.
+# Channels are taken to be last only if the last axis is shorter than NARROW, and no spatial axis is. An axis longer
+# than SLICES may also hold the slices of an image, unless the target is one-hot along it.
 NARROW, SLICES = 16, 4
 
 
@@ -27,11 +28,11 @@ def reshaped(twin: Twin, arrays: Mapping[str, Array]) -> tuple[dict[str, Array],
         raise BatchError(
             f"{first} has shape {x.shape}, but losses take (batch, channels, *spatial): add the missing axes"
         )
-    told = [_move_channels(twin, made)]
+    changes = [_move_channels(twin, made)]
     if "input" in twin.operands:
         _refuse_swapped(made)
-        told += [_add_batch(made), _add_channel(twin, made)]
-    return made, [sentence for sentence in told if sentence]
+        changes += [_add_batch(made), _add_channel(twin, made)]
+    return made, [sentence for sentence in changes if sentence]
 
 
 def _move_channels(twin: Twin, made: dict[str, Array]) -> str | None:

@@ -29,14 +29,14 @@ def _not_finite(name: str, values: Array, own: str) -> Iterator[str]:
         first = next(b for b, n in enumerate(counts) if n)
         at = (first, *(int(i) for i in np.unravel_index(int(np.argmax(test(values[first]))), values.shape[1:])))
         are = "is" if sum(counts) == 1 else "are"
-        told = f"In {name}, {sum(counts)} of {values.size} numbers {are} {what}, the first at {at}"
+        text = f"In {name}, {sum(counts)} of {values.size} numbers {are} {what}, the first at {at}"
         if what == "infinite" and own == "float16":
             yield (
-                f"{told}: float16 has no number above 65504, so larger numbers overflowed. Compute {name} in bfloat16 "
+                f"{text}: float16 has no number above 65504, so larger numbers overflowed. Compute {name} in bfloat16 "
                 "or float32, or outside autocast."
             )
         else:
             yield (
-                f"{told}. They arose before the loss: check for a division by 0 (normalising a constant image), a "
+                f"{text}. They arose before the loss: check for a division by 0 (normalising a constant image), a "
                 "logarithm or root of 0, an overflow in half precision, or a learning rate that is too high."
             )

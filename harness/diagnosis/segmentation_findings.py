@@ -40,11 +40,11 @@ def _activation(batch: Batch) -> Iterator[str]:
         for maker, takes in makers:
             if takes == "sigmoid" or sums:
                 also = " and sums to 1 over the channels" if sums else ""
-                mend = f", or remove {maker}" if "=" in maker else ""
+                fix = f", or remove {maker}" if "=" in maker else ""
                 yield (
                     f"The input lies in [0, 1]{also}: it seems to hold probabilities, but {maker} expects logits and "
                     f"applies another {takes}, so no probability comes near 0 or 1. Pass the logits to {name}, that "
-                    f"is the output of the network before its last activation{mend}."
+                    f"is the output of the network before its last activation{fix}."
                 )
                 return
     if makers and (largest := max(abs(low), abs(high))) > LARGE and low <= high:
@@ -63,15 +63,15 @@ def _activation(batch: Batch) -> Iterator[str]:
 
 def _hard_input(batch: Batch) -> Iterator[str]:
     low, high = batch.range
-    told = f"The input holds only whole numbers from {low:g} to {high:g}"
+    text = f"The input holds only whole numbers from {low:g} to {high:g}"
     if not are_whole(batch.target):
         yield (
-            f"{told}, as labels do, and the target holds fractions: they seem to be swapped. The prediction comes "
+            f"{text}, as labels do, and the target holds fractions: they seem to be swapped. The prediction comes "
             "first: loss(prediction, target)."
         )
     else:
         yield (
-            f"{told}: it seems to hold labels, or a prediction after argmax or a threshold, which have no gradient. "
+            f"{text}: it seems to hold labels, or a prediction after argmax or a threshold, which have no gradient. "
             "Pass logits or probabilities to the loss."
         )
 
@@ -94,12 +94,12 @@ def _activations(batch: Batch) -> Iterator[tuple[str, str]]:
 def _single_channel(batch: Batch) -> Iterator[str]:
     if batch.classes > 1:
         return
-    for option, mend in (
+    for option, fix in (
         ("softmax", "pass sigmoid=True, or add a channel for the background"),
         ("to_onehot_y", "remove it: the target is 1 in the foreground and 0 elsewhere"),
     ):
         if batch.option(option):
-            yield f"{option}=True is ignored, because the input has only one channel: {mend}."
+            yield f"{option}=True is ignored, because the input has only one channel: {fix}."
     if batch.option("include_background") is False:
         yield "include_background=False is ignored, because the input has only one channel: remove it."
 
@@ -118,16 +118,16 @@ def wrong_labels(batch: Batch) -> Iterator[str]:
     if not counts:
         return
     values = sorted(counts)
-    told = ", ".join(f"{v:g} ({counts[v]} voxel{'s' * (counts[v] > 1)})" for v in values[:SHOWN])
+    text = ", ".join(f"{v:g} ({counts[v]} voxel{'s' * (counts[v] > 1)})" for v in values[:SHOWN])
     more = f" and {len(values) - SHOWN} more values" if len(values) > SHOWN else ""
     yield (
         f"Labels must be whole numbers in [0, {classes}), one for each channel of the input, but the target holds "
-        f"{told}{more}: {_mend_of_labels(batch, values)}. The loss raises an error for such labels, so it was not "
+        f"{text}{more}: {_fix_for_labels(batch, values)}. The loss raises an error for such labels, so it was not "
         "computed."
     )
 
 
-def _mend_of_labels(batch: Batch, wrong: Sequence[float]) -> str:
+def _fix_for_labels(batch: Batch, wrong: Sequence[float]) -> str:
     classes = batch.classes
     if any(v != round(v) for v in wrong if np.isfinite(v)):
         return "fractions result from interpolating labels, so resample them by nearest neighbour (mode='nearest')"
@@ -149,13 +149,13 @@ def _dense_target(batch: Batch) -> Iterator[str]:
     if low < 0 or high > 1:
         yield (
             f"The target ranges from {low:.4g} to {high:.4g}, but must lie in [0, 1]: otherwise the loss and its "
-            f"gradient are meaningless. {_mend_of_target(batch, target, low, high)}."
+            f"gradient are meaningless. {_fix_for_target(batch, target, low, high)}."
         )
     elif batch.classes > 1 and any(takes == "softmax" for _, takes in _activations(batch)):
         yield from _uneven_target(batch)
 
 
-def _mend_of_target(batch: Batch, target: Array, low: float, high: float) -> str:
+def _fix_for_target(batch: Batch, target: Array, low: float, high: float) -> str:
     if not are_whole(target):
         return "Divide it by its maximum" if low >= 0 else "Map it to [0, 1], for example by clipping"
     if not ((target != low) & (target != high)).any():

@@ -299,7 +299,7 @@ def _guard(seen: Hunt) -> None:
     if seen.twin.ground != Ground():
         return  # with the restricted shapes, some laws may not apply and some options may have no effect
     for name, value in sorted(self_check.option_values(seen.twin) - seen.live):
-        seen.problems.append(f"option {name}={value} changes no result: dead, or the cases never use it")
+        seen.problems.append(f"option {name}={value} has no effect: it is dead, or no case depends on it")
     for law in seen.twin.laws_for(seen.dtype):
         if not seen.laws[law.name] and law.name not in seen.beyond:
             seen.problems.append(f"law '{law.name}' applied to no case")

@@ -31,7 +31,7 @@ PROCESSES = min(2, os.cpu_count() or 1)
 # Time, in seconds, that an interrupted process gets to return its results.
 PATIENCE = 20.0
 
-# The number of attempts for a job whose process dies, for example without memory, or with a machine of the cluster.
+# The number of attempts for a job whose process dies, for example for lack of memory, or with a machine of a cluster.
 TRIES = 3
 
 # The interval, in seconds, at which the parent process polls for kernels that other processes compile.

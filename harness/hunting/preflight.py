@@ -17,7 +17,7 @@ from twinloss.harness.hunting.target import Target, Wiring
 from twinloss.harness.judging.answers import fast_options
 from twinloss.harness.model.twin import Case, Twin
 
-MENDING = (
+HOW_TO_FIX = (
     "to fix it: use --map {argument}=THEIRS where an argument or option has another name, --option NAME=VALUE for a "
     "further option that it needs, --labels-without-channel if it takes labels of shape (B, *S); in Python names=, "
     "options=, labels_without_channel="
@@ -43,9 +43,9 @@ def refuse_what_cannot_be_called(twin: Twin, wiring: Wiring, dtypes: Sequence[st
     if first:
         case, error = first
         raise TargetError(
-            f"{wiring.target} cannot be called; it raised on each of {count} simple cases, on the first of them\n"
+            f"{wiring.target} cannot be called: all {count} simple cases raised an error, the first of them\n"
             f"{type(error).__name__}: {error}\npassed: {_passed(twin, case)}\nsignature: {_signature(twin)}\n"
-            + MENDING.format(argument=twin.operands[-1])
+            + HOW_TO_FIX.format(argument=twin.operands[-1])
         ) from error
 
 

@@ -10,7 +10,7 @@ VERDICTS = ("pass", "degraded", "convention", "imprecise", "fail")
 
 
 class ReportError(ValueError):
-    """A file that is no report."""
+    """A file is no report."""
 
 
 LEGEND = (
@@ -22,7 +22,7 @@ LEGEND = (
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A report, as `twinloss verify --save` or `--report` wrote it.
+    """Read a report that `twinloss verify` wrote, by `--save` or `--report`.
 
     Raises:
         ReportError: if the file cannot be read or is no report.

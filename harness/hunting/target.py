@@ -89,11 +89,11 @@ def adapted(wiring: Wiring, found: Any, convert: Convert = matrix_as_array) -> T
             raise TargetError(_unknown(name, [*known.options, *known.operands], found))
     wiring = _of_labels(wiring, known)
     free = {name for name in known.options if name not in wiring.options and takes(wiring.theirs(name))}
-    told = {name: value for name, value in wiring.options.items() if name in known.options}
+    fixed = {name: value for name, value in wiring.options.items() if name in known.options}
     kept = {name: values if name in free else values[:1] for name, values in known.options.items()}
-    kept |= {name: (value,) for name, value in told.items()}
+    kept |= {name: (value,) for name, value in fixed.items()}
     if not known.allowed({name: values[0] for name, values in kept.items()}):
-        raise TargetError(f"{known.name} does not support this combination of options: {told}")
+        raise TargetError(f"{known.name} does not support this combination of options: {fixed}")
     by_arrays = is_of_arrays(found)
     members = {
         "found": staticmethod(found), "wiring": wiring, "known": known, "free": frozenset(free), "takes": takes,
@@ -105,7 +105,7 @@ def adapted(wiring: Wiring, found: Any, convert: Convert = matrix_as_array) -> T
         known,
         fast=module,
         options=kept,
-        required=tuple(dict.fromkeys((*known.required, *told))),
+        required=tuple(dict.fromkeys((*known.required, *fixed))),
         # Other losses may compute in a half type themselves; the judge calls this imprecise.
         laws=tuple(law for law in known.laws if _has(kept, law.needs) and law is not ROUNDED_ONCE),
         slopes=lambda twin, case: (),
@@ -213,8 +213,7 @@ class Target(torch.nn.Module):
         """Return the options to pass to the target, under its own names.
 
         Raises:
-            UnsupportedError: if an option is set that the target does not take, or to another value than it is fixed
-            to.
+            UnsupportedError: if the target does not take an option that is set, or has it fixed at another value.
         """
         wiring, known = cls.wiring, cls.known
         passed = {name: v for name, v in wiring.options.items() if name not in known.options}
@@ -271,7 +270,7 @@ def _array(tensor: torch.Tensor) -> Array:
 
 
 class _WithGradient(torch.autograd.Function):
-    """Returns a value that was computed without a graph; backward uses the gradient function, or zeros without one."""
+    """An autograd function for a value without a graph; backward calls the gradient function, or returns zeros."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, loss: Target, arguments: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -32,7 +32,7 @@ def test_the_table_tells_what_is_known_to_be_wrong():
 
 
 def test_a_library_without_a_table_or_not_installed_is_refused(monkeypatch):
-    with pytest.raises(LibraryError, match="there is monai"):
+    with pytest.raises(LibraryError, match="known are monai"):
         audit("monay")
     monkeypatch.setitem(PACKAGES, "kornia", "no-such-package")
     with pytest.raises(LibraryError, match="pip install no-such-package"):
