@@ -26,7 +26,7 @@ lint: $(INSTALLED)  ## ruff, and mypy --strict on reference and harness
 bench: $(INSTALLED)  ## time the fast losses
 	$(BIN)/twinloss bench $(ARGS)
 
-report: $(INSTALLED)  ## build the reading room, site/index.html, of the code and the latest run
+report: $(INSTALLED)  ## build the site, site/index.html, from the code and the latest run
 	$(BIN)/twinloss report $(ARGS)
 
 # A stamp is touched last: an install that was cut short is taken up again by the next make.
