@@ -15,7 +15,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
-    """The folder with the reading room, of a small run, a small brain and the reports of the repository.
+    """Return the folder of a site that is built from a small run, a small brain and the reports of the repository.
 
     The workers of pytest-xdist share it: the first builds it, and the others wait.
     """

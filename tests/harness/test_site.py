@@ -1,4 +1,4 @@
-"""The reading room: what stands on its pages, without a browser; see test_site_in_a_browser.py for the rest."""
+"""The site: the content of its pages, without a browser; see test_site_in_a_browser.py for the rest."""
 
 import importlib
 import inspect
@@ -155,7 +155,7 @@ def test_the_run_is_shown_with_verdicts_histograms_counterexample_and_command(pa
     text = next(each["text"] for each in page.all("main"))
     assert "twinloss verify dice focal --seed 7 --examples 5 --dtype float32 --no-real" in text
     assert "print('a script')" in text
-    assert "2 of 0.5 to 1 bits" in text
+    assert "2 results: 0.5 to 1 bits" in text
     assert len(page.all("svg")) == 4
     for file in ("evidence.html", "index.html"):
         assert len(pages[file].all("span", **{"class": "verdict interrupted"})) == 1

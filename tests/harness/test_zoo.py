@@ -1,4 +1,4 @@
-"""The zoo: known-bad losses that the harness must kill, each judgement being needed for some of them."""
+"""The zoo: losses with deliberate bugs, which the harness must detect. Each check is needed for some of them."""
 
 from pathlib import Path
 
