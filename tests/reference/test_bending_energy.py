@@ -1,4 +1,4 @@
-"""Bending energy of the reference, by hand, and against differences that are taken axis by axis."""
+"""The reference bending energy, by hand and against differences that are taken axis by axis."""
 
 import itertools
 from decimal import Decimal
@@ -14,13 +14,13 @@ SHAPES = pytest.mark.parametrize("shape", [(2, 1, 7), (1, 2, 5, 6), (2, 3, 5, 7,
 
 
 def positions(sizes, spacing=None):
-    """Of the centres of voxels, (rank, *sizes)."""
+    """Return the coordinates of the voxel centres, (rank, *sizes)."""
     h = np.ones(len(sizes)) if spacing is None else np.asarray(spacing)
     return (np.indices(sizes) + 0.5) * h.reshape(-1, *[1] * len(sizes))
 
 
 def quadratic(matrices, x):
-    """The field of the components xᵀAx/2, (1, C, *S), whose second derivatives are A."""
+    """Return the field with components xᵀAx/2, (1, C, *S), whose second derivatives are A."""
     return np.einsum("cde,d...,e...->c...", np.asarray(matrices, float), x, x)[np.newaxis] / 2
 
 
@@ -30,13 +30,13 @@ def symmetric(rank, components, seed=0):
 
 
 def step(u, axis):
-    """The central difference, which is shorter by a voxel at each end."""
+    """Return the central difference, which is one voxel shorter at each end."""
     u = np.moveaxis(u, axis + 2, 0)
     return np.moveaxis((u[2:] - u[:-2]) / 2, 0, axis + 2)
 
 
 def inside(u, shape):
-    """The middle of an array, of that shape."""
+    """Return the middle of an array, which has the given shape."""
     for axis, n in enumerate(shape):
         margin = (u.shape[axis] - n) // 2
         u = u.take(range(margin, u.shape[axis] - margin), axis)
@@ -44,16 +44,16 @@ def inside(u, shape):
 
 
 def energies(u, stencil="compact", normalize=False, spacing=None):
-    """The energy of each component and voxel, of floats or decimals."""
+    """Return the energy of each component and voxel, in floats or decimals."""
     rank, number = u.ndim - 2, type(u.flat[0])
     h = [number(1)] * rank if spacing is None else [number(v) for v in spacing]
     margin = 1 if stencil == "compact" else 2
     shape = (*u.shape[:2], *(n - 2 * margin for n in u.shape[2:]))
-    if normalize:  # both in units of the extent of the grid
+    if normalize:  # positions and displacements are in units of the extent of the grid
         u = np.stack([u[:, c] / (number(u.shape[c + 2]) * h[c]) for c in range(rank)], axis=1)
         h = [1 / number(n) for n in u.shape[2:]]
     total = 0
-    for d, e in itertools.product(range(rank), repeat=2):  # each mixed derivative comes twice
+    for d, e in itertools.product(range(rank), repeat=2):  # each mixed derivative occurs twice
         if d == e and stencil == "compact":
             second = np.diff(u, 2, axis=d + 2)
         else:
@@ -64,7 +64,7 @@ def energies(u, stencil="compact", normalize=False, spacing=None):
 
 @STENCILS
 @SHAPES
-def test_affine_field_does_not_bend(shape, stencil):
+def test_affine_field_has_no_loss(shape, stencil):
     rng = np.random.default_rng(0)
     slopes = rng.integers(-3, 4, (*shape[:2], len(shape) - 2))
     u = np.einsum("bcd,d...->bc...", slopes, np.indices(shape[2:])) + 0.5
@@ -83,9 +83,9 @@ def test_quadratic_field_has_the_energy_of_its_second_derivatives(sizes, stencil
     assert np.array_equal(got, np.broadcast_to(expected, got.shape))
 
 
-def test_checkerboard_bends_under_the_compact_stencil_only():
+def test_checkerboard_has_a_loss_with_the_compact_stencil_only():
     u = (-1.0) ** np.indices((6, 7)).sum(0)[np.newaxis, np.newaxis]
-    # 1 + 2 + 1 along each axis, and the four diagonal neighbours are equal.
+    # 1 + 2 + 1 along each axis; the four diagonal neighbours are equal.
     assert bending_energy_loss(u) == 16 + 16
     assert bending_energy_loss(u, stencil="wide") == 0
 
@@ -130,7 +130,7 @@ def test_spacing_makes_derivatives_physical(stencil):
 @STENCILS
 @pytest.mark.parametrize("spacing", [None, (1.0, 1.5)])
 def test_normalized_energy_does_not_depend_on_the_resolution(stencil, spacing):
-    """A field over 6 × 8 mm or voxels, then sampled twice as finely along one axis and thrice along the other."""
+    """Sample a field over 6 × 8 mm (or voxels) twice as finely along one axis, and three times along the other."""
     h = np.ones(2) if spacing is None else np.asarray(spacing)
     a, finer = symmetric(2, 2), np.array([2, 3])
     x = positions((6, 8), h)
@@ -156,7 +156,7 @@ def test_normalized_energy_does_not_depend_on_the_unit_of_length(stencil):
 def test_normalized_energy_by_hand():
     u = np.zeros((1, 2, 3, 5))
     u[0, :, 1, 2] = 1
-    # ∂²/∂x² is −2 · 3 · 3 and ∂²/∂y² −2 · 5 · 5, of u/3 and of v/5; mixed differences do not see the middle.
+    # For u/3 and v/5, ∂²/∂x² is −2 · 3 · 3 and ∂²/∂y² is −2 · 5 · 5. Mixed differences do not reach the middle voxel.
     middle = bending_energy_loss(u, normalize=True, reduction="none")[0, :, 0, 1]
     assert np.allclose(middle, [(18 / 3) ** 2 + (50 / 3) ** 2, (18 / 5) ** 2 + (50 / 5) ** 2], rtol=1e-14)
 
@@ -185,7 +185,7 @@ def test_nan_stays_within_reach_of_the_stencil(stencil):
     u[0, 1, 4, 4] = np.nan
     bad = np.isnan(bending_energy_loss(u, stencil=stencil, reduction="none"))
     assert not bad[0, 0].any()
-    assert bad[0, 1].sum() == 9  # of the wide one too: the middle, 2 voxels off along axes, 1 along diagonals
+    assert bad[0, 1].sum() == 9  # compact: 3 × 3; wide: also 9, with those along the axes at distance 2
 
 
 @pytest.mark.parametrize("dtype", [np.longdouble, np.float64, np.float32])

@@ -1,4 +1,4 @@
-"""The Dice losses of the reference, by hand."""
+"""The reference Dice losses, by hand."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ G = np.array([[[1, 0, 0, 1], [0, 1, 1, 0]]])
         ({"include_background": False}, [1 / 2]),
         ({"include_background": False, "weight": [4]}, [2]),
         ({"smooth_nr": 1, "smooth_dr": 2}, [1 - 4 / 6, 1 - 2.5 / 5]),
-        ({"ignore_index": 0}, [1 - 0 / 0.5, 1 - 1.5 / 2.75]),  # the second and third voxel stay
+        ({"ignore_index": 0}, [1 - 0 / 0.5, 1 - 1.5 / 2.75]),  # the second and third voxel are kept
     ],
 )
 def test_dice_by_hand(options, losses):
@@ -45,11 +45,11 @@ def test_jaccard_is_a_function_of_dice():
     assert np.allclose(jaccard, dice / (2 - dice), rtol=1e-15)
 
 
-def test_smoothing_makes_an_empty_class_that_is_not_predicted_perfect():
+def test_with_smoothing_an_empty_class_without_prediction_is_perfect():
     assert dice_loss(np.zeros((1, 1, 3)), np.zeros((1, 1, 3))) == 0
 
 
-def test_background_takes_part_in_softmax_though_not_in_the_loss():
+def test_background_is_in_the_softmax_even_if_it_is_not_in_the_loss():
     x, y = np.array([[[2.0, 0.0], [0.0, 0.0]]]), np.array([[[1, 1]]])
     p = 1 / (1 + np.exp([2.0, 0.0]))
     got = dice_loss(x, y, softmax=True, to_onehot_y=True, include_background=False, **EXACT)
@@ -105,19 +105,19 @@ def test_single_channel_ignores_the_voxels_of_that_label(label):
     assert dice_loss(p, g, ignore_index=label) == dice_loss(p[..., kept], g[..., kept])
 
 
-def test_mask_of_ones_is_no_mask():
+def test_mask_of_ones_has_no_effect():
     one = np.ones((1, 1, 4), bool)
     assert masked_dice_loss(P, G, one) == dice_loss(P, G)
     assert np.array_equal(masked_dice_loss_gradient(P, G, one), dice_loss_gradient(P, G))
 
 
-def test_mask_comes_after_the_activation():
-    """A masked logit is not sigmoid(0) = 1/2."""
+def test_mask_is_applied_after_the_activation():
+    """The probability of a masked voxel is not sigmoid(0) = 1/2."""
     x, g, mask = np.array([[[1e4, 3.0]]]), np.array([[[1, 0]]]), np.array([[[1, 0]]])
     assert masked_dice_loss(x, g, mask, sigmoid=True) == 0
 
 
-def test_mask_is_cropping():
+def test_masking_equals_cropping():
     mask = np.array([[[1, 0, 1, 1]]])
     kept = [0, 2, 3]
     assert masked_dice_loss(P, G, mask) == dice_loss(P[..., kept], G[..., kept])
@@ -130,7 +130,7 @@ def test_soft_mask_multiplies_p_and_g():
     assert np.array_equal(masked_dice_loss_gradient(P, G, mask), expected)
 
 
-def test_one_mask_serves_all_items():
+def test_one_mask_applies_to_all_items():
     p, g, mask = np.repeat(P, 2, 0), np.repeat(G, 2, 0), np.array([[[1, 0, 1, 1]]])
     assert masked_dice_loss(p, g, mask) == masked_dice_loss(p, g, np.repeat(mask, 2, 0))
 

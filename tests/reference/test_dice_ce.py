@@ -1,4 +1,4 @@
-"""Dice loss with cross entropy of the reference, by hand."""
+"""The reference Dice loss with cross entropy, by hand."""
 
 import numpy as np
 import pytest
@@ -84,7 +84,7 @@ def test_sum_of_the_two_terms():
     assert np.allclose(got, expected, rtol=1e-13)
 
 
-def test_excluded_class_that_is_not_the_true_one_adds_nothing():
+def test_impossible_wrong_class_adds_nothing():
     x = np.array([[[0.0, 1.0], [-np.inf, -np.inf], [1.0, 1.0]]])
     y = np.array([[[0, 2]]])
     options = CE | {"softmax": True}

@@ -1,4 +1,4 @@
-"""Dice loss with focal loss of the reference: how the two are put together."""
+"""The reference Dice loss with focal loss: how the two terms are combined."""
 
 import numpy as np
 import pytest

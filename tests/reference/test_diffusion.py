@@ -1,4 +1,4 @@
-"""The diffusion loss of the reference, by hand, and against differences that are taken voxel by voxel."""
+"""The reference diffusion loss, by hand and against differences that are taken voxel by voxel."""
 
 from decimal import Decimal
 
@@ -13,18 +13,18 @@ SHAPES = pytest.mark.parametrize("shape", [(2, 1, 7), (1, 2, 3, 6), (2, 3, 3, 7,
 
 
 def positions(sizes, spacing=None):
-    """Of the centres of voxels, (rank, *sizes)."""
+    """Return the coordinates of the voxel centres, (rank, *sizes)."""
     h = np.ones(len(sizes)) if spacing is None else np.asarray(spacing)
     return (np.indices(sizes) + 0.5) * h.reshape(-1, *[1] * len(sizes))
 
 
 def linear(slopes, x):
-    """The field of the components A x + 1, (1, C, *S)."""
+    """Return the field with components A x + 1, (1, C, *S)."""
     return np.einsum("cd,d...->c...", np.asarray(slopes, float), x)[np.newaxis] + 1
 
 
 def energies(u, stencil="compact", normalize=False, spacing=None):
-    """The energy of each component and voxel, of floats or decimals, one voxel and one neighbour after the other."""
+    """Return the energy of each component and voxel, in floats or decimals, with a loop over voxels and neighbours."""
     sizes, number = u.shape[2:], type(u.flat[0])
     h = [number(1)] * len(sizes) if spacing is None else [number(v) for v in spacing]
     extent = [number(n) * size for n, size in zip(sizes, h, strict=True)]
@@ -47,7 +47,7 @@ def energies(u, stencil="compact", normalize=False, spacing=None):
 
 @STENCILS
 @SHAPES
-def test_translation_costs_nothing(shape, stencil):
+def test_translation_has_no_loss(shape, stencil):
     u = np.full(shape, 2.5)
     assert diffusion_loss(u, stencil=stencil) == 0
     assert not diffusion_loss_gradient(u, stencil=stencil).any()
@@ -55,7 +55,7 @@ def test_translation_costs_nothing(shape, stencil):
 
 @STENCILS
 @pytest.mark.parametrize("sizes", [(6,), (3, 6), (5, 3, 7)])
-def test_linear_field_costs_its_squared_slopes_at_every_voxel(sizes, stencil):
+def test_loss_of_a_linear_field_is_its_squared_slopes_at_every_voxel(sizes, stencil):
     a = np.random.default_rng(0).integers(-4, 5, (2, len(sizes)))
     got = diffusion_loss(linear(a, positions(sizes)), stencil=stencil, reduction="none")
     margin = 0 if stencil == "compact" else 1
@@ -64,7 +64,7 @@ def test_linear_field_costs_its_squared_slopes_at_every_voxel(sizes, stencil):
     assert np.array_equal(got, np.broadcast_to(expected, got.shape))
 
 
-def test_checkerboard_costs_under_the_compact_stencil_only():
+def test_checkerboard_has_a_loss_with_the_compact_stencil_only():
     u = (-1.0) ** np.indices((6, 7)).sum(0)[np.newaxis, np.newaxis]
     assert diffusion_loss(u) == 2**2 + 2**2
     assert diffusion_loss(u, stencil="wide") == 0
@@ -73,7 +73,7 @@ def test_checkerboard_costs_under_the_compact_stencil_only():
 @pytest.mark.parametrize(
     ("stencil", "u", "expected"),
     [
-        ("compact", [6, 0, 0, 2], [36, 18, 2, 4]),  # one neighbour at a border, the mean of two off it
+        ("compact", [6, 0, 0, 2], [36, 18, 2, 4]),  # one neighbour at a border, the mean of two elsewhere
         ("compact", [1, 4], [9, 9]),
         ("wide", [6, 0, 0, 2], [9, 1]),  # (6/2)², (2/2)²
     ],
@@ -83,8 +83,8 @@ def test_row_by_hand(stencil, u, expected):
     assert got.tolist() == [[expected]]
 
 
-def test_forward_differences_are_those_of_the_paper_but_at_the_border():
-    """On a field that is flat there, the sum is VoxelMorph's over all pairs of neighbours."""
+def test_forward_differences_are_those_of_the_paper_except_at_the_border():
+    """On a field that is flat at the border, the sum is VoxelMorph's sum over all pairs of neighbours."""
     u = np.zeros((1, 2, 6, 7))
     u[..., 2:-2, 2:-2] = np.random.default_rng(0).normal(size=(2, 2, 3))
     pairs = sum((np.diff(u, axis=axis) ** 2).sum() for axis in (2, 3))
@@ -113,7 +113,7 @@ def test_spacing_makes_slopes_physical(stencil):
 @STENCILS
 @pytest.mark.parametrize("spacing", [None, (1.0, 1.5)])
 def test_normalized_loss_does_not_depend_on_the_resolution(stencil, spacing):
-    """A field over 6 × 8 mm or voxels, then sampled twice as finely along one axis and thrice along the other."""
+    """Sample a field over 6 × 8 mm (or voxels) twice as finely along one axis, and three times along the other."""
     h = np.ones(2) if spacing is None else np.asarray(spacing)
     a, finer = np.array([[1, -2], [3, 1]]), np.array([2, 3])
     u, v = linear(a, positions((6, 8), h)), linear(a, positions((12, 24), h / finer))
@@ -128,7 +128,7 @@ def test_normalized_loss_does_not_depend_on_the_resolution(stencil, spacing):
 
 def test_normalized_loss_by_hand():
     u = linear([[1, 1], [1, 1]], positions((3, 5)))
-    # Of u/3 and of v/5, by x/3 and y/5.
+    # The derivatives of u/3 and v/5 with respect to x/3 and y/5.
     got = diffusion_loss(u, normalize=True, reduction="none")[0, :, 1, 1]
     assert np.allclose(got, [1 + (5 / 3) ** 2, (3 / 5) ** 2 + 1], rtol=1e-14)
 
@@ -145,9 +145,9 @@ def test_reduction_is_over_voxels_components_and_items(reduction):
 @pytest.mark.parametrize(
     ("stencil", "at", "expected"),
     [
-        ("compact", 2, [0, -3, 3 - 5, 5, 0]),  # (3² + 5²)/2, of 4 − 1 and 9 − 4
-        ("compact", 0, [-2, 2, 0, 0, 0]),  # 1², of its only neighbour
-        ("wide", 1, [0, -4, 0, 4, 0]),  # ((9 − 1)/2)², two voxels off the first
+        ("compact", 2, [0, -3, 3 - 5, 5, 0]),  # (3² + 5²)/2, with 4 − 1 and 9 − 4
+        ("compact", 0, [-2, 2, 0, 0, 0]),  # 1², from its only neighbour
+        ("wide", 1, [0, -4, 0, 4, 0]),  # ((9 − 1)/2)², two voxels from the first
     ],
 )
 def test_row_of_the_gradient_by_hand(stencil, at, expected):
@@ -158,8 +158,8 @@ def test_row_of_the_gradient_by_hand(stencil, at, expected):
     assert got.tolist() == [[expected]]
 
 
-def test_every_voxel_has_its_part_in_the_compact_loss():
-    """A voxel moved by itself, be it in a corner, costs, and is pulled back."""
+def test_every_voxel_contributes_to_the_compact_loss():
+    """Moving a single voxel, even in a corner, has a loss, and the gradient points back."""
     for place in np.ndindex(3, 3, 3):
         u = np.zeros((1, 1, 3, 3, 3))
         u[(0, 0, *place)] = 1

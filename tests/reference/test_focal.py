@@ -1,4 +1,4 @@
-"""The focal loss of the reference, by hand."""
+"""The reference focal loss, by hand."""
 
 import numpy as np
 import pytest
@@ -82,12 +82,12 @@ def test_sum_keeps_the_mean_over_the_voxels_of_each_item():
 @pytest.mark.parametrize("gamma", [0.0, 0.25, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("use_softmax", [True, False])
 def test_gradient_is_finite_where_p_is_1(gamma, use_softmax):
-    """The slope of -(1 - p)^γ log p tends to 0, though the power alone has no finite one."""
+    """The slope of -(1 - p)^γ log p tends to 0, although the power alone has no finite slope."""
     x = np.array([[[1e4, 1e4, 50.0], [-1e4, -1e4, -50.0]]])
     options = {"gamma": gamma, "use_softmax": use_softmax, "to_onehot_y": True}
     gradient = focal_loss_gradient(x, np.zeros((1, 1, 3)), **options)
     assert np.all(gradient[..., :2] == 0)
-    # q = 1 − p is e^-100 or e^-50, and the slope -(1 + γ) q^(1 + γ).
+    # q = 1 − p is e^-100 or e^-50, and the slope is -(1 + γ) q^(1 + γ).
     q = np.exp(-100.0) if use_softmax else np.exp(-50.0)
     assert np.isclose(gradient[0, 0, 2], -(1 + gamma) * q ** (1 + gamma) / 6, rtol=1e-13, atol=0)
 
@@ -99,7 +99,7 @@ def test_power_of_a_small_1_minus_p_does_not_cancel():
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-def test_excluded_class_that_is_not_the_true_one_adds_nothing(gamma):
+def test_impossible_wrong_class_adds_nothing(gamma):
     x = np.array([[[0.0, 1.0], [-np.inf, -np.inf], [1.0, 1.0]]])
     y = np.array([[[0, 2]]])
     for form in (focal_loss, focal_loss_gradient):
@@ -109,20 +109,20 @@ def test_excluded_class_that_is_not_the_true_one_adds_nothing(gamma):
         assert np.all(got[:, 1] == 0)
 
 
-def test_infinite_logits_that_are_right_add_nothing_in_the_binary_form():
+def test_correct_infinite_logits_add_nothing_in_the_binary_form():
     x, g = np.array([[[np.inf, -np.inf, 1.0]]]), np.array([[[1, 0, 1]]])
     assert np.array_equal(focal_loss(x, g, reduction="none")[0, 0, :2], [0, 0])
     assert np.array_equal(focal_loss_gradient(x, g)[0, 0, :2], [0, 0])
 
 
-def test_excluded_true_class_costs_infinitely_and_pulls_with_full_force():
+def test_impossible_true_class_has_an_infinite_loss_and_a_full_gradient():
     x = np.array([[[-np.inf], [0.0]]])
     assert focal_loss(x, np.array([[[0]]]), to_onehot_y=True) == np.inf
     gradient = focal_loss_gradient(x, np.array([[[0]]]), to_onehot_y=True, reduction="sum")
     assert np.array_equal(gradient, [[[-1], [1]]])
 
 
-def test_binary_form_sees_each_channel_alone():
+def test_channels_are_independent_in_the_binary_form():
     x, g = np.random.default_rng(0).normal(size=(2, 3, 5)), np.zeros((2, 3, 5))
     got = focal_loss(x, g, use_softmax=False, gamma=1, reduction="none")
     assert np.allclose(got, -expit(x) * np.log(expit(-x)), rtol=1e-13)

@@ -1,4 +1,4 @@
-"""The generalised Dice loss of the reference, by hand."""
+"""The reference generalised Dice loss, by hand."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ ABSENT = np.array([[[1, 1, 0, 1], [0, 0, 0, 0]]])
         (G, {"include_background": False}, 1),
         (G, {"smooth_nr": 1, "smooth_dr": 2}, 1 - (4 / 9 + 1) / (5 / 9 + 2 + 2)),
         (G, {"smooth_nr": 1, "smooth_dr": 2, "normalize_weights": True}, 1 - 1.4 / 4.3),
-        # The absent class takes the weight 1/9 of the other, and has D = 1.
+        # The absent class gets the weight of the other class, 1/9, and has D = 1.
         (ABSENT, {}, 1 - 2 * (2 / 9) / (5 / 9 + 1 / 9)),
         (ABSENT, {"w_type": "simple"}, 1 - 2 * (2 / 3) / (5 / 3 + 1 / 3)),
     ],
@@ -38,7 +38,7 @@ def test_largest_weight_is_that_of_the_item_or_with_batch_of_the_batch():
     assert np.isclose(together, 1 - 2 * (4 / 36) / (10 / 36 + 3), rtol=1e-15)
 
 
-def test_target_without_any_class_teaches_nothing():
+def test_gradient_is_0_for_a_target_without_any_class():
     options = {"smooth_nr": 1, "smooth_dr": 4}
     for more in ({}, {"normalize_weights": True}, {"w_type": "simple"}):
         assert generalized_dice_loss(P, 0 * G, **options, **more) == 1 - 1 / 4

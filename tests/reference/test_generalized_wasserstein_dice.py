@@ -1,4 +1,4 @@
-"""The generalised Wasserstein Dice loss of the reference, by hand."""
+"""The reference generalised Wasserstein Dice loss, by hand."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_gdl_weighting_by_hand():
 
 
 @pytest.mark.parametrize("mode", ["default", "GDL"])
-def test_sure_and_right_prediction_is_perfect(mode):
+def test_certain_and_correct_prediction_is_perfect(mode):
     x = 1000 * np.eye(3)  # three items of one voxel, as in the documentation
     y = np.arange(3)
     got = generalized_wasserstein_dice_loss(x, y, weighting_mode=mode, dist_matrix=MATRIX)
@@ -56,7 +56,7 @@ def test_target_may_have_a_channel_axis_or_not():
         assert np.array_equal(f(x, y, dist_matrix=MATRIX), f(x, y[:, None], dist_matrix=MATRIX))
 
 
-def test_a_confusion_of_near_classes_costs_less():
+def test_confusing_near_classes_has_a_smaller_loss():
     y = np.array([[1, 1, 1]])
     near, far = np.zeros((1, 3, 3)), np.zeros((1, 3, 3))
     near[:, 2], far[:, 0] = 5, 5

@@ -1,4 +1,4 @@
-"""Mutual information of the reference, by hand, and against a histogram that is filled voxel by voxel."""
+"""The reference mutual information, by hand and against a histogram that is filled voxel by voxel."""
 
 import math
 from decimal import Decimal
@@ -11,7 +11,7 @@ from scipy.differentiate import derivative
 from twinloss.reference import global_mutual_information_loss, global_mutual_information_loss_gradient
 
 EXACT = {"smooth_nr": 0, "smooth_dr": 0}
-TINY = {"smooth_nr": 1e-300, "smooth_dr": 1e-300}  # where empty bins leave no logarithm without them
+TINY = {"smooth_nr": 1e-300, "smooth_dr": 1e-300}  # without them, empty bins have no logarithm
 SPLINE = {"kernel_type": "b-spline"}
 KINDS = pytest.mark.parametrize("kind", ["gaussian", "b-spline"])
 
@@ -26,7 +26,7 @@ def images(*shape, seed=0):
 
 
 def gaussian(v, bins, ratio):
-    """The parts of an intensity in all bins, as exponentials of distances to their centres."""
+    """Return the weights of an intensity in all bins, as exponentials of the distances to the bin centres."""
     number = type(v)
     v, sigma = min(max(v, number(0)), number(1)), number(ratio) / (bins - 1)
     w = [np.exp(-((v - number(k) / (bins - 1)) ** 2) / (2 * sigma**2)) for k in range(bins)]
@@ -34,7 +34,7 @@ def gaussian(v, bins, ratio):
 
 
 def spline(v, low, high, bins):
-    """The parts in the four bins from the one below that of the voxel on."""
+    """Return the weights in the four bins that start one below the bin of the voxel."""
     number = type(v)
     z = (v - low) / ((high - low) / (bins - 4)) + 2
     index = min(math.floor(z), bins - 3)
@@ -46,7 +46,7 @@ def spline(v, low, high, bins):
 
 
 def information(p, t, bins=23, ratio=0.5, kind="gaussian", nu=1e-7, delta=1e-7):
-    """The mutual information of one item, in floats or in decimals."""
+    """Return the mutual information of one item, in floats or decimals."""
     number, p, t = type(p.flat[0]), p.ravel(), t.ravel()
     of_p, of_t, joint = [], [], np.full((bins, bins), number(0))
     for a, b in zip(p, t, strict=True):
@@ -73,7 +73,7 @@ def test_information_is_that_of_the_histogram(kind, bins, ratio, constant):
 
 
 def test_narrow_windows_count_labels():
-    """Of an image with itself the information is the entropy, whatever other intensities stand for the same."""
+    """The mutual information of an image with itself, or with any relabelling of it, is its entropy."""
     x = np.array([[0.0, 0, 0.5, 0.5, 0.5, 0.5, 1, 1]])
     options = {"num_bins": 3, "sigma_ratio": 0.02, **TINY}
     for y in (x, 1 - x):
@@ -81,7 +81,7 @@ def test_narrow_windows_count_labels():
 
 
 def test_two_intensities_under_splines_by_hand():
-    """Of 6 bins, voxels lie at 2 and at 4, and have the parts 1/6, 4/6 and 1/6 around; both reach bin 3."""
+    """With 6 bins, voxels lie at 2 and 4, with the weights 1/6, 4/6 and 1/6 around them. Both reach bin 3."""
     x = np.array([[7.0, 7.0, -1.0, -1.0]])
     assert np.isclose(mi(x, x, num_bins=6, **SPLINE, **TINY)[0], 10 / 12 * np.log(2), rtol=1e-14)
 
@@ -92,14 +92,14 @@ def test_five_bins_leave_one_for_the_target():
 
 
 @KINDS
-def test_independent_intensities_tell_nothing(kind):
+def test_independent_intensities_have_no_information(kind):
     p, t = np.meshgrid(np.linspace(0.1, 0.9, 7), np.linspace(0, 1, 5))
     options = {"kernel_type": kind, "num_bins": 9, **TINY}
     assert abs(mi(p[np.newaxis], t[np.newaxis], **options)[0]) < 1e-14
 
 
 @KINDS
-def test_order_of_voxels_does_not_count_though_they_come_in_blocks(kind):
+def test_order_of_voxels_does_not_matter_across_blocks(kind):
     p, t = images(1, 1, 100, 173)
     t = (p + 0.2 * t) / 1.2
     order = np.random.default_rng(1).permutation(p.size)
@@ -111,7 +111,7 @@ def test_order_of_voxels_does_not_count_though_they_come_in_blocks(kind):
     assert np.allclose(g.ravel()[order], h.ravel(), rtol=0, atol=1e-12 * np.abs(g).max())
 
 
-def test_gaussian_images_change_places():
+def test_gaussian_form_is_symmetric_in_the_images():
     p, t = images(2, 1, 30)
     assert np.allclose(mi(p, t), mi(t, p), rtol=1e-13)
 
@@ -131,9 +131,9 @@ def test_target_of_the_spline_form_has_no_slope():
     assert mi(p, t + inner, **SPLINE) == mi(p, t, **SPLINE)
 
 
-def test_items_stand_for_themselves_and_channels_are_samples():
+def test_items_are_independent_and_channels_are_samples():
     p, t = images(3, 2, 4, 5)
-    p[1] = 5 * p[1] - 3  # the range of one item is nothing to another
+    p[1] = 5 * p[1] - 3  # the range of one item does not affect the other
     for options in ({}, SPLINE):
         whole = mi(p, t, **options)
         assert whole.shape == (3,)
@@ -155,7 +155,7 @@ def test_gaussian_intensities_are_clamped():
     assert mi(p, t) == mi(np.clip(p, 0, 1), t)
     g = global_mutual_information_loss_gradient(p, t)[0, 0]
     assert np.all(g[:2] == 0)
-    assert np.all(g[2:] != 0)  # at 0 and 1 themselves the slope is that from inside
+    assert np.all(g[2:] != 0)  # at 0 and 1 the slope is the one from inside
 
 
 @pytest.mark.parametrize("voxel", [2, 3])
@@ -177,7 +177,7 @@ def test_very_narrow_windows_do_not_vanish(ratio):
 
 
 @pytest.mark.parametrize(("a", "b"), [(2.0, 0.0), (0.03, -5.0), (1e4, 1e6)])
-def test_splines_see_neither_brightness_nor_contrast(a, b):
+def test_splines_are_invariant_to_brightness_and_contrast(a, b):
     p, t = images(1, 1, 40)
     assert np.isclose(mi(a * p + b, t, **SPLINE), mi(p, t, **SPLINE), rtol=1e-9)
     assert np.isclose(mi(p, a * t + b, **SPLINE), mi(p, t, **SPLINE), rtol=1e-9)
@@ -199,13 +199,13 @@ def test_extreme_voxels_that_tie_share_the_gradient_of_the_range():
     g = global_mutual_information_loss_gradient(p, t, **SPLINE)
     assert g[0, 0, 0] == g[0, 0, 1]
     assert g[0, 0, 2] == g[0, 0, 3] == g[0, 0, 4]
-    for tied in (p == 1.5, p == -0.5):  # as long as they move together the value is smooth
+    for tied in (p == 1.5, p == -0.5):  # as long as they move together, the value is smooth
         found = derivative(np.vectorize(lambda s, d=tied: -mi(p + s * d, t, **SPLINE).sum()), 0.0, initial_step=0.01)
         assert np.isclose((g * tied).sum(), found.df, rtol=0, atol=10 * found.error + 1e-12)
 
 
-def test_no_part_of_the_range_is_without_gradient():
-    """Also between the last bin and the maximum, where the index is clamped and the position is not."""
+def test_gradient_covers_the_whole_range():
+    """This includes the part between the last bin and the maximum, where the index is clamped but not the position."""
     p = np.linspace(0, 1, 50).reshape(1, 1, -1)
     g = global_mutual_information_loss_gradient(p, p**2, num_bins=8, **SPLINE)
     assert np.all(g[0, 0, 1:-1] != 0)
@@ -232,7 +232,7 @@ def test_value_and_gradient_have_the_accuracy_of_the_dtype(kind, bins, ratio, dt
     constants = {"smooth_nr": 2.0**-20, "smooth_dr": 2.0**-18}
     options = {"num_bins": bins, "sigma_ratio": ratio, "kernel_type": kind} | constants
     if kind == "b-spline" and bins == 5:
-        bins = options["num_bins"] = 6  # of 5 the target takes one, and the value is 0
+        bins = options["num_bins"] = 6  # with 5 bins, the target uses only one, and the value is 0
 
     def truth(p, t):
         return -information(p, t, bins, Decimal(ratio), kind, constants["smooth_nr"], constants["smooth_dr"])

@@ -1,6 +1,6 @@
-"""Each closed-form gradient of the reference is the derivative of its value, whatever the options.
+"""Each closed-form gradient of the reference is the derivative of its value, for all options.
 
-Voxels that an option cuts out hold NaN, so that the same cases show that nothing leaks from them.
+Voxels that an option leaves out are NaN, so that the same cases show that they do not affect the result.
 """
 
 import itertools
@@ -117,7 +117,7 @@ def pairwise(options):
 
 
 def arrays(case, rng):
-    """The arrays of a case; it keeps the options of the loss."""
+    """Return the arrays of a case, which is left with the options of the loss."""
     b, c, *s = case.pop("shape")
     kind, activation = case.pop("target"), case.pop("activation", "softmax")
     x = rng.normal(size=(b, c, *s)) if activation else rng.uniform(0.1, 0.9, (b, c, *s))
@@ -126,7 +126,7 @@ def arrays(case, rng):
     target = labels
     if kind in ("one-hot", "soft") and c > 1:
         target = (labels == np.arange(c).reshape(1, c, *[1] * len(s))).astype(float)
-    if kind == "soft":  # far from p, whose ties with g are kinks
+    if kind == "soft":  # ties of p and g are kinks, so keep g away from p
         target = np.where(ignored, target, np.clip(target, 0.02, 0.95))
     if kind == "labels without channel":
         target = labels[:, 0]
@@ -135,7 +135,7 @@ def arrays(case, rng):
 
 
 def problem(name, case):
-    """The arrays and the options of one case of a loss."""
+    """Return the arrays and the options of one case of a loss."""
     case, rng = dict(case), np.random.default_rng(1)
     labels, activation = case["target"] == "labels", case.get("activation")
     x, target = arrays(case, rng)
@@ -162,7 +162,7 @@ def problem(name, case):
 
 
 def field_or_images(name, case):
-    """The arrays and the options of one case of a registration loss."""
+    """Return the arrays and the options of one case of a registration loss."""
     case, rng = dict(case), np.random.default_rng(1)
     shape = case.pop("shape")
     x, target = rng.uniform(0.1, 0.9, shape), rng.uniform(0.1, 0.9, shape)
@@ -170,7 +170,7 @@ def field_or_images(name, case):
         case["spacing"] = rng.uniform(0.5, 2, len(shape) - 2).tolist()
     if name.startswith(("bending", "diffusion")):
         return x, (), case
-    if name.startswith("global"):  # a few beyond [0, 1], where a gradient is 0 and a range ends
+    if name.startswith("global"):  # some voxels outside [0, 1], where the gradient is 0 and the range ends
         x[..., 0], x[..., -1] = x[..., 0] - 1.5, x[..., -1] + 1.5
     return x, (target,), case
 
@@ -187,7 +187,7 @@ def assert_derivative(name, x, others, options, rng, **more):
         return np.sum(more["cotangent"] * value(x + t * direction, *others, **options))
 
     expected = derivative(np.vectorize(along), 0.0, initial_step=0.5)
-    rounding = 1e-12 * (1 + abs(along(0.0)))  # which the estimate leaves out
+    rounding = 1e-12 * (1 + abs(along(0.0)))  # which expected.error does not include
     tolerance = 10 * expected.error + rounding
     assert np.nansum(g * direction) == pytest.approx(expected.df, rel=0, abs=tolerance), options
 

@@ -1,4 +1,4 @@
-"""LNCC of the reference, by hand, and against the sums over each window as they stand in the definition."""
+"""The reference LNCC, by hand and against the sums over each window, written as in the definition."""
 
 import itertools
 from decimal import Decimal
@@ -28,7 +28,7 @@ def images(*shape, seed=0):
 
 
 def window(size, kind, number):
-    """The weights along an axis."""
+    """Return the weights along an axis."""
     f, steps = (size + 1) // 2, range(-(size // 2), size // 2 + 1)
     if kind == "rectangular":
         return [number(1) for _ in steps]
@@ -39,7 +39,7 @@ def window(size, kind, number):
 
 
 def squared_correlations(p, t, size, kind, denominator="product", nu=1e-5, delta=1e-5):
-    """The negative losses of all windows, in floats or in decimals."""
+    """Return the negative losses of all windows, in floats or decimals."""
     number, rank = type(p.flat[0]), p.ndim - 2
     w, nu, delta, made = window(size, kind, number), number(nu), number(delta), np.empty_like(p)
     for i in np.ndindex(p.shape):
@@ -67,7 +67,7 @@ def test_three_voxels_by_hand():
 
 def test_triangle_of_three_weighs_a_half_and_quarters():
     p, t = np.array([[[1.0, 0, 0]]]), np.array([[[1.0, 1, 0]]])
-    # In the middle: Σw = 1, Σwt = 3/4, Σwp = Σwtp = 1/4, so that cross = 1/16 and the variances are 3/16 each.
+    # For the middle voxel: Σw = 1, Σwt = 3/4, Σwp = Σwtp = 1/4, so that cross = 1/16 and the variances are 3/16 each.
     assert np.isclose(lncc(p, t, ndim=1, kernel_type="triangular", **EXACT)[0, 0, 1], -1 / 9, rtol=1e-14)
 
 
@@ -90,7 +90,7 @@ def test_brightness_and_contrast_do_not_count_inside(kind, a, b):
     t, _ = images(1, 2, 8, 9)
     got = lncc(a * t + b, t, kernel_type=kind, **EXACT)
     assert np.allclose(got[..., 1:-1, 1:-1], -1, rtol=1e-9)
-    assert np.all(got[..., 0, :] > -0.99)  # beyond the border both are 0, which a t + b is not
+    assert np.all(got[..., 0, :] > -0.99)  # both images are 0 beyond the border, which a t + b is not
 
 
 @KINDS
@@ -98,10 +98,10 @@ def test_contrast_does_not_count_at_the_border_either(kind):
     t, _ = images(1, 1, 4, 5, 6)
     assert np.allclose(lncc(-3 * t, t, kernel_type=kind, **EXACT), -1, rtol=1e-13)
     gradient = local_normalized_cross_correlation_loss_gradient(-3 * t, t, kernel_type=kind, **EXACT)
-    assert np.abs(gradient).max() < 1e-14  # nothing is better
+    assert np.abs(gradient).max() < 1e-14  # it is the optimum
 
 
-def test_images_change_places():
+def test_loss_is_symmetric_in_the_images():
     p, t = images(2, 1, 5, 6)
     assert np.allclose(lncc(p, t, kernel_type="gaussian"), lncc(t, p, kernel_type="gaussian"), rtol=1e-14)
 
@@ -117,7 +117,7 @@ def test_gradient_in_the_target_is_that_with_the_images_exchanged(denominator):
     assert np.isclose((exchanged * direction).sum(), found.df, rtol=0, atol=10 * found.error + 1e-12)
 
 
-def test_channels_and_items_stand_for_themselves():
+def test_channels_and_items_are_independent():
     p, t = images(2, 3, 4, 5)
     whole = lncc(p, t)
     assert whole.shape == p.shape
@@ -180,7 +180,7 @@ def test_nan_stays_within_its_windows(denominator):
 
 
 @KINDS
-@pytest.mark.parametrize("noise", [0.01, 1e-4])  # of pred: without a relation to target, or nearly the same
+@pytest.mark.parametrize("noise", [0.01, 1e-4])  # in pred: unrelated to the target, or nearly equal to it
 @pytest.mark.parametrize("name", ["value", "gradient"])
 def test_little_contrast_on_a_large_offset_keeps_its_accuracy(kind, noise, name):
     a, b = images(1, 1, 9, 9, 9)
@@ -193,9 +193,9 @@ def test_little_contrast_on_a_large_offset_keeps_its_accuracy(kind, noise, name)
     assert np.abs((got - truth)[inside]).max() <= 1e-14 * np.abs(truth[inside]).max()
 
 
-@pytest.mark.parametrize("kind", ["rectangular", "triangular"])  # whose weights are exact
+@pytest.mark.parametrize("kind", ["rectangular", "triangular"])  # their weights are exact
 def test_contrast_of_a_few_units_in_the_last_place_is_enough(kind):
-    """Though the mean of a window is no floating-point number, what deviates from it is known."""
+    """The mean of a window is not a floating-point number, but the deviations from it are still accurate."""
     p, t = np.random.default_rng(0).integers(0, 6, (2, 1, 1, 9, 9)).astype(float)
     ulp, inside = np.spacing(2.0**40), np.s_[..., 2:-2, 2:-2]
     options = {"kernel_type": kind, **EXACT}

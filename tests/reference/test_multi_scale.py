@@ -1,4 +1,4 @@
-"""The multi-scale wrapper of the reference: its kernels by hand, and its sums written out."""
+"""The reference multi-scale wrapper: its kernels by hand, and its sums as loops."""
 
 import itertools
 from decimal import Decimal
@@ -32,13 +32,13 @@ def squares_gradient(p, t, cotangent):
 
 
 def smoothed(image, sigma, **options):
-    """What the wrapped loss gets to see."""
+    """Return the images that the wrapped loss gets."""
     zero = np.zeros_like(image)
     return multi_scale_loss(zero, image, lambda p, t: p, scales=[sigma], reduction="none", **options)[0]
 
 
 def samples(sigma, kernel="gaussian", normalize=False, number=float, pi=np.pi):
-    """The kernel along an axis."""
+    """Return the kernel along an axis."""
     s, reach = number(sigma), int(3 * sigma + 0.5) if kernel == "gaussian" else int(5 * sigma)
     steps = [number(j) for j in range(-reach, reach + 1)]
     if kernel == "gaussian":
@@ -49,7 +49,7 @@ def samples(sigma, kernel="gaussian", normalize=False, number=float, pi=np.pi):
 
 
 def by_hand(image, k):
-    """The correlation with k along all spatial axes, voxel by voxel."""
+    """Return the correlation with k along all spatial axes, voxel by voxel."""
     made, reach = np.empty_like(image), len(k) // 2
     for i in np.ndindex(image.shape):
         made[i] = type(image.flat[0])(0)
@@ -63,7 +63,7 @@ def by_hand(image, k):
 @KERNELS
 @pytest.mark.parametrize("sigma", [0.1, 0.3, 0.5, 1, 1.2])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_point_becomes_the_kernel(kernel, sigma, normalize):
+def test_smoothed_point_is_the_kernel(kernel, sigma, normalize):
     point = np.zeros((1, 1, 15, 13, 14))
     point[0, 0, 7, 6, 7] = 1
     k = np.array(samples(sigma, kernel, normalize))
@@ -84,7 +84,7 @@ def test_reach(sigma, kernel, reach):
 
 
 def test_sum_of_the_samples():
-    """The narrow gaussian is not 1 in all, which is what `normalize_kernel` is for."""
+    """The samples of a narrow Gaussian do not sum to 1, which is why `normalize_kernel` exists."""
     ones = np.ones((1, 1, 31))
     middle = {s: smoothed(ones, s)[0, 0, 15] for s in (0.3, 0.5, 2)}
     assert middle[0.3] == pytest.approx(1.34, abs=0.005)

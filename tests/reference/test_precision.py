@@ -1,6 +1,6 @@
-"""The reference against the same formulas in decimal arithmetic of 60 digits.
+"""Compare the reference with the same formulas in decimal arithmetic of 60 digits.
 
-The slopes of the decimal value show each element of a gradient to more digits than longdouble has.
+Finite differences of the decimal value give each element of a gradient with more digits than longdouble has.
 """
 
 from decimal import Decimal, localcontext
@@ -17,7 +17,7 @@ SOFT = np.array([[[0.25, 0.5, 0.0, 0.125], [0.75, 0.25, 0.0, 0.625], [0.0, 0.25,
 HARD = (LABELS == np.arange(3)[:, np.newaxis]).astype(float)
 MATRIX = [[0, 3, 2.5], [3, 0, 0.75], [2.5, 0.75, 0]]
 SMOOTH, SHARE, ALPHA, LAMBDA = 1e-5, 0.1, 0.3, 0.7
-NU = Decimal(SMOOTH)  # of the float, not of the text
+NU = Decimal(SMOOTH)  # the exact value of the float, not of its text
 ONE = Decimal(1)
 
 
@@ -172,7 +172,7 @@ def decimals(a):
 
 
 def slopes(value, x, g):
-    """The derivative in each element of x, to some 40 digits."""
+    """Return the derivative with respect to each element of x, to about 40 digits."""
     h, result = Decimal("1e-20"), []
     for row in x:
         for i, v in enumerate(row):

@@ -1,4 +1,4 @@
-"""What all segmentation losses of the reference have in common."""
+"""Properties that all segmentation losses of the reference have in common."""
 
 import inspect
 
@@ -45,7 +45,7 @@ def one_hot(y, classes=3):
 
 
 def evaluate(name, x, y, mask=None, **options):
-    """The value and the gradient of a loss."""
+    """Return the value and the gradient of a loss."""
     if name == "masked_dice_loss":
         rest = (y, np.ones((1, 1, *x.shape[2:])) if mask is None else mask)
     else:
@@ -58,7 +58,7 @@ def evaluate(name, x, y, mask=None, **options):
 @every_loss
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("ignored", [0, 2, 255])
-def test_ignoring_voxels_is_cutting_them_out_whatever_they_hold(name, reduction, ignored):
+def test_ignoring_voxels_equals_removing_them_even_if_they_are_not_finite(name, reduction, ignored):
     x, y = logits((1, 3, 40)), labels((1, 3, 40))
     y[0, 0, ::3] = ignored
     kept = y[0, 0] != ignored
@@ -72,7 +72,7 @@ def test_ignoring_voxels_is_cutting_them_out_whatever_they_hold(name, reduction,
 
 
 @every_loss
-def test_nothing_is_learnt_where_all_voxels_are_ignored(name):
+def test_gradient_is_0_if_all_voxels_are_ignored(name):
     value, gradient = evaluate(name, logits(), np.full((2, 1, 4, 5), 255), ignore_index=255)
     assert np.isfinite(value)
     assert np.all(gradient == 0)
@@ -80,7 +80,7 @@ def test_nothing_is_learnt_where_all_voxels_are_ignored(name):
 
 @pytest.mark.parametrize("name", [n for n in LOSSES if "wasserstein" not in n])
 @pytest.mark.parametrize("ignored", [None, 0, 1])
-def test_one_hot_target_gives_what_its_labels_give(name, ignored):
+def test_one_hot_target_and_its_labels_have_the_same_loss(name, ignored):
     from_labels = evaluate(name, logits(), labels(), ignore_index=ignored)
     target = one_hot(labels())
     got = evaluate(name, logits(), target, to_onehot_y=False, ignore_index=ignored)
@@ -124,7 +124,7 @@ def test_loss_of_a_batch_is_the_reduction_of_the_losses_of_its_items(name, reduc
 
 
 @pytest.mark.parametrize("name", [n for n in LOSSES if n != "dice_ce_loss"])
-def test_mean_is_the_mean_of_what_none_gives(name):
+def test_reduction_mean_is_the_mean_of_reduction_none(name):
     none, _ = evaluate(name, logits(), labels(), reduction="none")
     assert np.isclose(evaluate(name, logits(), labels())[0], none.mean(), rtol=1e-14)
 
@@ -159,7 +159,7 @@ def test_arguments_are_not_modified(name):
 
 
 @every_loss
-def test_layout_in_memory_does_not_change_a_bit(name):
+def test_memory_layout_does_not_change_a_bit(name):
     x, y = logits(), labels()
     expected = evaluate(name, x, y)
     wide = np.zeros((2, 6, 8, 5))
@@ -187,7 +187,7 @@ def test_saturated_logits_are_finite_and_silent(name, scale):
 
 @every_loss
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
-def test_what_is_not_finite_is_returned_without_a_warning(name, wrong):
+def test_non_finite_results_raise_no_warning(name, wrong):
     x = logits()
     x[1, 2, 0, 0] = wrong
     value, gradient = evaluate(name, x, labels())
@@ -197,7 +197,7 @@ def test_what_is_not_finite_is_returned_without_a_warning(name, wrong):
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("activation", [{}, {"sigmoid": True}, {"other_act": np.exp}])
-def test_overlaps_of_what_is_not_finite_are_silent(wrong, activation):
+def test_overlaps_of_non_finite_inputs_raise_no_warning(wrong, activation):
     x = logits()
     x[1, 2, 0, 0] = wrong
     for name in ("dice_loss", "masked_dice_loss", "generalized_dice_loss", "tversky_loss"):

@@ -1,4 +1,4 @@
-"""The Tversky loss of the reference, by hand."""
+"""The reference Tversky loss, by hand."""
 
 import numpy as np
 import pytest
