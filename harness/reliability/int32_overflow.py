@@ -19,9 +19,8 @@ from torch import Tensor
 
 from twinloss import fast
 from twinloss.fast import global_mutual_information
-from twinloss.fast.engine import field
 from twinloss.fast.engine import histogram as joint_histogram
-from twinloss.fast.engine.segmentation import statistics
+from twinloss.fast.kernels.cpu import fields, histogram, voxel_call
 from twinloss.fast.runtime import threads
 from twinloss.harness.reliability.numerics import relative
 from twinloss.harness.reliability.registry import Row, line
@@ -78,8 +77,8 @@ def ends_only(count: int) -> Iterator[None]:
     with ExitStack() as patched:
         patched.enter_context(mock.patch.object(np, "empty", empty_array))
         patched.enter_context(mock.patch.object(torch, "empty", empty_tensor))
-        patched.enter_context(mock.patch.object(statistics, "for_each_range", few_ranges))
-        for module in (threads, field, joint_histogram):
+        patched.enter_context(mock.patch.object(voxel_call, "for_each_range", few_ranges))
+        for module in (threads, fields, histogram):
             patched.enter_context(mock.patch.object(module, "for_each_chunk", few))
         yield
 

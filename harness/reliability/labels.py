@@ -17,8 +17,7 @@ from unittest import mock
 
 import torch
 
-from twinloss.fast.kernels.cpu import compiled
-from twinloss.fast.runtime import dispatch
+from twinloss.fast.kernels.cpu import compiled, voxel_call
 from twinloss.harness.reliability.everyday import everyday, step
 from twinloss.harness.reliability.numerics import REGISTRATION
 from twinloss.harness.reliability.registry import Row, line
@@ -62,8 +61,7 @@ def unchecked() -> Iterator[ModuleType]:
 
 def using(voxel: ModuleType) -> Any:
     """Return a context in which the segmentation losses use these kernels."""
-    kernels_of = dispatch.kernels
-    return mock.patch.object(dispatch, "kernels", lambda name: voxel if name == "voxel" else kernels_of(name))
+    return mock.patch.object(voxel_call, "voxel", voxel)
 
 
 @line("NaN and infinity")

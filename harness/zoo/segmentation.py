@@ -506,7 +506,7 @@ class MeanOverIgnored(fast.DiceCELoss):
         """Compute the wrong loss."""
         if self.ignore_index is None or input.shape[1] == 1:
             return super().forward(input, target)
-        from twinloss.fast.engine.segmentation.statistics import ignored
+        from twinloss.fast.engine.segmentation.labels import ignored
 
         left_out = ignored(target, target.shape[1] == 1, self.ignore_index)
         share = (~left_out).double().mean().to(input.dtype)
