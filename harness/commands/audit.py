@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from twinloss import __version__
-from twinloss.harness.commands.check import likewise, probe
+from twinloss.harness.commands.check import fails_without_option, probe
 from twinloss.harness.hunting.hunt import Hunt
 from twinloss.harness.hunting.loading import load
 from twinloss.harness.hunting.parallel import on_cluster, prepare
@@ -201,7 +201,7 @@ def _errata(
     """Return the error that an option causes; for the defaults, one erratum for each kind of error."""
     kinds: dict[str, list[Trial]] = {}
     for trial in probe(text, twin, "float32", row, None, seed, excuses, PROBES).failures:
-        if trial.kind != "law" and not (option and likewise(twin, trial, option)):
+        if trial.kind != "law" and not (option and fails_without_option(twin, trial, option)):
             kinds.setdefault(trial.kind or "error", []).append(trial)
     found = sorted(kinds, key=KINDS.index)[: None if option is None else 1]
     if not found:

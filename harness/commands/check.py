@@ -183,13 +183,13 @@ def survey(twin: Twin, dtype: str, start: int, known: tuple[Deviation, ...] = ()
             row = defaults | {name: value}
             if twin.allowed(row):
                 found = probe(f"{name}={label(value)}", twin, dtype, row, None, start, excuses)
-                failures = tuple(trial for trial in found.failures if not likewise(twin, trial, name))
+                failures = tuple(trial for trial in found.failures if not fails_without_option(twin, trial, name))
                 probes.append(replace(found, failures=failures))
     laws = [probe(law.name, twin, dtype, {}, law, start, excuses) for law in twin.laws_for(dtype)]
     return probes, laws
 
 
-def likewise(twin: Twin, failed: Trial, option: str) -> bool:
+def fails_without_option(twin: Twin, failed: Trial, option: str) -> bool:
     """Return whether a case fails in the same way with the option at its default."""
     if option in twin.required or option not in failed.case.options:
         return False

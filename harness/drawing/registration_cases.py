@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
 from twinloss.harness.drawing import input_kinds
-from twinloss.harness.drawing.segmentation_cases import (
+from twinloss.harness.drawing.draft import (
     Draft,
     cotangent,
     differing,
@@ -21,10 +21,7 @@ from twinloss.harness.drawing.segmentation_cases import (
     spatial_shape,
 )
 from twinloss.harness.model.operand import Array, PerCase, Sizes, label
-from twinloss.harness.model.twin import Case, Twin
-
-if TYPE_CHECKING:
-    from twinloss.harness.model.twin import Law
+from twinloss.harness.model.twin import Case, Law, Twin
 
 SMALL = (
     (1,), (2,), (3,), (5,), (7,), (1, 2), (3, 1), (2, 3), (5, 7), (1, 1, 2), (2, 3, 2), (3, 1, 5), (13,), (1, 1),
