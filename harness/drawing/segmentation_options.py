@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twinloss.harness.model.operand import Elementwise, PerCase, Sizes
 from twinloss.harness.model.twin import Case, Twin
@@ -11,9 +11,6 @@ from twinloss.harness.model.twin import Case, Twin
 # An activation whose values are in [0, 1], where the losses are defined. In contrast to that of tanh, 1 - tanh^2, its
 # derivative loses no digits where it saturates, so a test of it tests the loss and not the activation.
 BELL = Elementwise("1 / (1 + x * x)", "1 / (1 + x * x)", "-2 * x / (1 + x * x) ** 2")
-
-if TYPE_CHECKING:
-    pass
 
 
 def _last_class(sizes: Sizes) -> int:
