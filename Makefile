@@ -18,7 +18,7 @@ verify: $(VERIFY)  ## hunt for an input on which a fast loss differs from its re
 test: $(INSTALLED)  ## run the tests and the doctests
 	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
-lint: $(INSTALLED)  ## ruff, mypy --strict on reference and harness, and which part may import which
+lint: $(INSTALLED)  ## ruff, mypy --strict, and import-linter for the rules of which part may import which
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy

@@ -121,9 +121,9 @@ class DiceFocalLoss(CompoundDiceLoss):
             process_group=process_group,
         )  # fmt: skip
         self.gamma = gamma
-        self.focal_weight = focal_weight
+        self.focal_weight: Any = focal_weight
         self.use_softmax = use_softmax
-        self.alpha = alpha
+        self.alpha: Any = alpha
         self.lambda_dice = lambda_dice
         self.lambda_focal = lambda_focal
 

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from twinloss.fast.engine.loss import entry_point, untraced
-from twinloss.fast.engine.segmentation.fraction import Distances, Terms
-from twinloss.fast.engine.segmentation.loss import SegmentationLoss, ShapeError
-from twinloss.fast.kernels.statistic_rows import DISTANCE, NEARNESS
+from twinloss.fast.engine.segmentation.loss import SegmentationLoss
+from twinloss.fast.kernels.contract import DISTANCE, NEARNESS, Distances, Terms
 from twinloss.fast.runtime import dispatch
-from twinloss.fast.runtime.arguments import check_tensors, numbers
+from twinloss.fast.runtime.arguments import ShapeError, check_tensors, numbers
 from twinloss.fast.runtime.options import fixed, one_of
 from twinloss.fast.runtime.warn import warn
 

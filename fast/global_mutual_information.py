@@ -9,9 +9,8 @@ from torch import Tensor
 
 from twinloss.fast.engine.histogram import joint_histogram
 from twinloss.fast.engine.loss import Loss, entry_point
-from twinloss.fast.engine.segmentation.loss import ShapeError
 from twinloss.fast.runtime import dispatch
-from twinloss.fast.runtime.arguments import check_tensors
+from twinloss.fast.runtime.arguments import ShapeError, check_tensors
 from twinloss.fast.runtime.options import checked_number, is_whole, one_of
 from twinloss.fast.runtime.ranks import ProcessGroup, checked_group, sum_over_ranks
 from twinloss.fast.runtime.warn import has_warned, numbers_are_hidden, warn_once

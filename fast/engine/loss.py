@@ -46,27 +46,29 @@ def entry_point(function: Callable[P, R]) -> Callable[P, R]:
                 args = tuple(map(unwrapped, args))  # type: ignore[assignment]
                 kwargs = {name: unwrapped(value) for name, value in kwargs.items()}  # type: ignore[assignment]
                 break
-        if torch.jit.is_tracing():
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             return _recorded(function, args, kwargs)
         return function(*args, **kwargs)
 
     # torch.compile keeps so many graphs of a code object and no more: all losses must not share one.
-    entered.__code__ = entered.__code__.replace(co_name=function.__qualname__)
+    code: Any = entered
+    code.__code__ = code.__code__.replace(co_name=function.__qualname__)
     return entered
 
 
 @contextmanager
 def untraced() -> Iterator[None]:
     """Hide what is done from `torch.jit.trace`."""
-    state = torch._C._get_tracing_state()
+    tracer: Any = torch._C
+    state = tracer._get_tracing_state()
     if state is None:
         yield
         return
-    torch._C._set_tracing_state(None)
+    tracer._set_tracing_state(None)
     try:
         yield
     finally:
-        torch._C._set_tracing_state(state)
+        tracer._set_tracing_state(state)
 
 
 def _recorded(function: Callable[..., R], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> R:
@@ -123,7 +125,7 @@ class Loss(Configured):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take what was pickled, with the default process group of this process in place of the other's."""
-        super().__setstate__({name: restored(value) for name, value in state.items()})
+        super().__setstate__({name: restored(value) for name, value in state.items()})  # type: ignore[no-untyped-call]
 
     def __prepare_scriptable__(self) -> NoReturn:
         """Say what serves in place of `torch.jit.script`, which calls this.

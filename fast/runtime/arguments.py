@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -10,6 +10,10 @@ from torch import Tensor
 
 # Types of tensors that hold their own numbers and override nothing.
 PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+
+
+class ShapeError(AssertionError, ValueError):
+    """Two shapes that must agree differ; documented as an AssertionError, caught by newer code as a ValueError."""
 
 
 def dispatches(tensor: Tensor) -> bool:
@@ -47,6 +51,12 @@ def check_tensors(**given: Any) -> None:
     if len(devices) > 1:
         where = ", ".join(f"{name} on {tensor.device}" for name, tensor in given.items())
         raise ValueError(f"all tensors must be on one device, got {where}: move them with .to(device)")
+
+
+def total(terms: Iterable[Tensor]) -> Tensor:
+    """Return the sum of tensors, of which there is at least one."""
+    made: Tensor = sum(terms)  # type: ignore[assignment]
+    return made
 
 
 def checked_flag(value: Any, name: str) -> bool:

@@ -26,10 +26,11 @@ def one_of(*choices: str) -> Check:
     wanted = f"{', '.join(quoted[:-1])} or {quoted[-1]}"
 
     def check(value: Any, name: str) -> str:
-        chosen = getattr(value, "value", value)
+        chosen: Any = getattr(value, "value", value)
         if not is_one_of(chosen, choices):
             raise ValueError(f"{name} must be {wanted}, got {value!r}")
-        return chosen
+        name_of_choice: str = chosen
+        return name_of_choice
 
     return check
 

@@ -90,4 +90,7 @@ class _SumOverRanks(torch.autograd.Function):
 
 def sum_over_ranks(local: Tensor, group: ProcessGroup | None) -> Tensor:
     """The sum of a tensor over the ranks of a group; of none, the tensor itself."""
-    return local if group is None else _SumOverRanks.apply(local, group)
+    if group is None:
+        return local
+    total: Tensor = _SumOverRanks.apply(local, group)  # type: ignore[no-untyped-call]
+    return total

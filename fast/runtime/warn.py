@@ -47,7 +47,9 @@ def has_warned(loss: Module, topic: str) -> bool:
 
 def numbers_are_hidden(tensor: Tensor) -> bool:
     """Return whether a tensor has no numbers to look at: on the meta device, fake, in a trace, graph or transform."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or dispatch.transformed() or tensor.is_meta:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return True
+    if dispatch.transformed() or tensor.is_meta:
         return True
     # Fake and distributed tensors, say, have a dispatch of their own, which may refuse to show numbers.
     if dispatches(tensor) or torch._C._len_torch_dispatch_stack() > 0:

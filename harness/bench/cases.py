@@ -25,7 +25,7 @@ ITEMS = ((1, BASE), (16, 48))
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchmarkCase:
     """A benchmark of one loss with a given input size, dtype and number of threads.
 
     `kind` names the parameter in which the case differs from its base case.
@@ -89,19 +89,21 @@ class Case:
 
 def base_cases(
     twins: Sequence[Twin], threads: int, size: int = BASE, device: str = "cpu", kind: str = "base"
-) -> list[Case]:
+) -> list[BenchmarkCase]:
     """Return one base case for each benchmark of each loss.
 
     Pass `kind="custom"` if the size or the number of threads is not that of the report.
     """
     return [
-        Case(twin.name, line.name, size, line.batch, line.classes, threads, device=device, kind=kind)
+        BenchmarkCase(twin.name, line.name, size, line.batch, line.classes, threads, device=device, kind=kind)
         for twin in twins
         for line in twin.benches
     ]
 
 
-def sweep(twins: Sequence[Twin], threads: int, size: int = BASE, device: str = "cpu", kind: str = "base") -> list[Case]:
+def sweep(
+    twins: Sequence[Twin], threads: int, size: int = BASE, device: str = "cpu", kind: str = "base"
+) -> list[BenchmarkCase]:
     """Return the base cases, followed by the cases that vary them.
 
     The varied cases are sorted by size: results of smaller cases predict whether a larger one is worth running.
@@ -111,10 +113,10 @@ def sweep(twins: Sequence[Twin], threads: int, size: int = BASE, device: str = "
     return cases + sorted(varied, key=lambda case: case.voxels * (case.classes or 1))
 
 
-def _varied(first: Case) -> Iterator[Case]:
+def _varied(first: BenchmarkCase) -> Iterator[BenchmarkCase]:
     """Yield the variants of a base case, each once."""
 
-    def having(kind: str, **changes: Any) -> Case:
+    def having(kind: str, **changes: Any) -> BenchmarkCase:
         return replace(first, kind=kind, **changes)
 
     for size in SIZES:

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from twinloss.fast.runtime import dispatch
-from twinloss.harness.bench.cases import Case
+from twinloss.harness.bench.cases import BenchmarkCase
 from twinloss.harness.losses.peers import YARDSTICK
 from twinloss.harness.model.benchmark_spec import LossFunction
 
@@ -31,7 +31,7 @@ PACKAGES = ("monai", "kornia", "segmentation-models-pytorch", "neurite")
 Step = Callable[[], object]
 
 
-def names(case: Case, compiled: bool = True) -> list[str]:
+def names(case: BenchmarkCase, compiled: bool = True) -> list[str]:
     """Return the names of the implementations for a case.
 
     On a GPU, twinloss runs its plain-torch form, which is therefore not listed a second time.
@@ -51,7 +51,7 @@ def versions_of_others() -> dict[str, str]:
     return found
 
 
-def loss_of(case: Case, name: str) -> LossFunction:
+def loss_of(case: BenchmarkCase, name: str) -> LossFunction:
     """Create the loss of a competitor, compiled if its name says so.
 
     Raises:
@@ -72,7 +72,7 @@ def loss_of(case: Case, name: str) -> LossFunction:
     return torch.compile(made, mode=MODE, dynamic=False) if name in COMPILES else made
 
 
-def step_of(case: Case, name: str, operands: Sequence[torch.Tensor]) -> Step:
+def step_of(case: BenchmarkCase, name: str, operands: Sequence[torch.Tensor]) -> Step:
     """Return a function that runs one forward and one backward pass."""
     loss, (x, *rest) = loss_of(case, name), operands
     x = x.detach().requires_grad_()

@@ -17,13 +17,13 @@ from unittest import mock
 
 import torch
 
-from twinloss.harness.bench.cases import Case
+from twinloss.harness.bench.cases import BenchmarkCase
 from twinloss.harness.bench.competitors import Step, step_of
 from twinloss.harness.bench.timing import quiet, threads
 from twinloss.harness.system.memory import process_status
 
 
-def memory_of(case: Case, name: str) -> float | None:
+def memory_of(case: BenchmarkCase, name: str) -> float | None:
     """Measure the peak extra memory of a competitor, in multiples of the gradient's size.
 
     Returns None if it cannot be measured.
@@ -48,7 +48,7 @@ def _large_blocks_returned() -> Iterator[None]:
         yield
 
 
-def weigh(case: Case, name: str) -> float:
+def weigh(case: BenchmarkCase, name: str) -> float:
     """Measure the peak extra memory of one step in this process. Works on Linux only."""
     operands = case.operands()
     with threads(case.threads), quiet():
@@ -65,7 +65,7 @@ def _gradient(operands: list[torch.Tensor]) -> int:
     return operands[0].numel() * operands[0].element_size()
 
 
-def _on_gpu(case: Case, name: str) -> float:
+def _on_gpu(case: BenchmarkCase, name: str) -> float:
     operands = case.operands()
     with quiet():
         step: Step = step_of(case, name, operands)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from twinloss.harness.bench.cases import Case
+from twinloss.harness.bench.cases import BenchmarkCase
 from twinloss.harness.bench.competitors import FAST, NO_COMPETITORS
 from twinloss.harness.bench.roofline import Rates
 from twinloss.harness.bench.timing import Times
@@ -19,7 +19,7 @@ MEASURABLE = 8 * 2**20
 
 
 @dataclass(frozen=True)
-class Run:
+class BenchmarkRun:
     """The command, machine and package versions that produced a result, and the measured rates of the machine."""
 
     command: str
@@ -32,8 +32,8 @@ class Run:
 class Outcome:
     """The result of a case: times and memory by implementation, and why the others were left out."""
 
-    case: Case
-    run: Run
+    case: BenchmarkCase
+    run: BenchmarkRun
     times: Mapping[str, Times]
     memory: Mapping[str, float | None] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -72,7 +72,7 @@ def rates_of(each: Outcome) -> Rates | None:
     return each.run.rates.get(str(each.case.threads))
 
 
-def key(case: Case) -> tuple[Any, ...]:
+def key(case: BenchmarkCase) -> tuple[Any, ...]:
     """Return what identifies a case: all its fields except its kind."""
     return tuple(value for name, value in asdict(case).items() if name != "kind")
 
@@ -92,7 +92,7 @@ class Records:
         else:
             self.outcomes.append(outcome)
 
-    def has(self, case: Case) -> bool:
+    def has(self, case: BenchmarkCase) -> bool:
         """Return whether there is an outcome of a case."""
         return any(key(known.case) == key(case) for known in self.outcomes)
 
@@ -105,13 +105,13 @@ class Records:
         """The outcomes of the base cases, or of custom cases if there are no base cases."""
         return self.of_kind("base") or self.of_kind("custom")
 
-    def base_of(self, case: Case) -> Outcome | None:
+    def base_of(self, case: BenchmarkCase) -> Outcome | None:
         """Return the outcome of the base case that belongs to a case."""
         return next((each for each in self.base if each.case.title == case.title), None)
 
     def save(self, path: Path) -> None:
         """Write all outcomes to a file. The file is replaced atomically."""
-        runs: list[Run] = []
+        runs: list[BenchmarkRun] = []
         for each in self.outcomes:
             if each.run not in runs:
                 runs.append(each.run)
@@ -129,13 +129,15 @@ def load(path: Path) -> Records:
     made = json.loads(path.read_text(encoding="utf-8"))
     if "runs" not in made:
         return Records()
-    runs = [Run(**{**run, "rates": {n: Rates(**of) for n, of in run["rates"].items()}}) for run in made["runs"]]
+    runs = [
+        BenchmarkRun(**{**run, "rates": {n: Rates(**of) for n, of in run["rates"].items()}}) for run in made["runs"]
+    ]
     return Records([_outcome(row, runs) for row in made["outcomes"]])
 
 
-def _outcome(row: Mapping[str, Any], runs: Sequence[Run]) -> Outcome:
+def _outcome(row: Mapping[str, Any], runs: Sequence[BenchmarkRun]) -> Outcome:
     times = {name: Times(**of) for name, of in row["times"].items()}
-    return Outcome(Case(**row["case"]), runs[row["run"]], times, row["memory"], row["left_out"])
+    return Outcome(BenchmarkCase(**row["case"]), runs[row["run"]], times, row["memory"], row["left_out"])
 
 
 def geometric_mean(values: Iterable[float]) -> float:

@@ -16,7 +16,7 @@ from numba import njit
 
 from twinloss.fast.kernels.cpu.compiled.elementary import exp_nonpositive
 from twinloss.fast.runtime.threads import for_each_chunk
-from twinloss.harness.bench.cases import Case
+from twinloss.harness.bench.cases import BenchmarkCase
 from twinloss.harness.bench.timing import threads
 
 # The number of floats in an array that exceeds every cache; the size of a tile that stays in the L1 cache, and the
@@ -100,7 +100,7 @@ class Floor:
         return "memory" if self.bytes_ms >= self.exponentials_ms else "exp"
 
 
-def needed(case: Case) -> tuple[float, float]:
+def needed(case: BenchmarkCase) -> tuple[float, float]:
     """Return the bytes a case must move and the exponentials it must compute; its benchmark must define `work`."""
     work = case.line.work
     assert work is not None
@@ -108,7 +108,7 @@ def needed(case: Case) -> tuple[float, float]:
     return moved, case.voxels * work.exponentials
 
 
-def floor(case: Case, rates: Rates) -> Floor | None:
+def floor(case: BenchmarkCase, rates: Rates) -> Floor | None:
     """Return the minimal time of a case, or None if its benchmark does not define `work`."""
     if case.line.work is None:
         return None

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from twinloss.harness.bench.cases import Case
+from twinloss.harness.bench.cases import BenchmarkCase
 from twinloss.harness.bench.competitors import FAST, PLAIN, PLAIN_COMPILED, names
 from twinloss.harness.bench.memory import memory_of
-from twinloss.harness.bench.records import Outcome, Records, Run
+from twinloss.harness.bench.records import BenchmarkRun, Outcome, Records
 from twinloss.harness.bench.timing import TOO_SLOW, times
 
 # The limit in bytes for the memory of a step, as predicted from the base case: a fifth of the machine's memory. A step
@@ -38,7 +38,7 @@ class Session:
         path: the file to save after each case.
     """
 
-    run: Run
+    run: BenchmarkRun
     records: Records
     budget: float
     compiled: bool = True
@@ -46,7 +46,7 @@ class Session:
     tick: Callable[[str, int], None] = lambda what, cases: None
     path: Path | None = None
 
-    def go(self, cases: Sequence[Case]) -> bool:
+    def go(self, cases: Sequence[BenchmarkCase]) -> bool:
         """Run all cases and return whether they finished; results so far are kept after a KeyboardInterrupt."""
         try:
             for case in cases:
@@ -58,7 +58,7 @@ class Session:
             return False
         return True
 
-    def outcome(self, case: Case) -> Outcome:
+    def outcome(self, case: BenchmarkCase) -> Outcome:
         """Time one case and measure its memory.
 
         The memory of competitors is measured only in base and custom cases.
@@ -78,11 +78,11 @@ class Session:
             return []
         return [name for name in timed.times if timed.case.kind in ("base", "custom") or name == FAST]
 
-    def _memory(self, case: Case, name: str) -> float | None:
+    def _memory(self, case: BenchmarkCase, name: str) -> float | None:
         self.tick(f"{case}: memory of {name}", 0)
         return memory_of(case, name)
 
-    def excuse(self, case: Case, name: str) -> str | None:
+    def excuse(self, case: BenchmarkCase, name: str) -> str | None:
         """Return a reason to skip an implementation, predicted from its base case, or None."""
         base = self.records.base_of(case)
         if case.kind in ("base", "custom") or base is None or name not in base.times:

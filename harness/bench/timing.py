@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.benchmark import Timer
 
-from twinloss.harness.bench.cases import Case
+from twinloss.harness.bench.cases import BenchmarkCase
 from twinloss.harness.bench.competitors import Step, step_of
 
 # The number of untimed steps. They let the allocator adapt, which helps implementations that allocate a lot.
@@ -59,7 +59,7 @@ def quiet() -> Iterator[None]:
 
 
 def times(
-    case: Case, names: Sequence[str], budget: float, tick: Callable[[str], None] = lambda what: None
+    case: BenchmarkCase, names: Sequence[str], budget: float, tick: Callable[[str], None] = lambda what: None
 ) -> tuple[dict[str, Times], dict[str, str]]:
     """Time each implementation within a budget of seconds, to which compilation does not count.
 

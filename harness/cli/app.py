@@ -26,18 +26,22 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     add_completion=False,
-    help="Losses written twice, and a hunt for an input on which the two differ.",
+    help="Loss functions that are written twice, and a hunt for an input on which the two versions differ.",
     epilog="Start with [bold]twinloss list[/], then [bold]twinloss verify dice[/].",
 )
 Dtype = Enum("Dtype", {name: name for name in DTYPES}, type=str)  # type: ignore[misc]
-Losses = Annotated[list[str] | None, typer.Argument(help="Which losses; all if none is named.", show_default=False)]
-Jobs = Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes at a time. [default: 2]")]
-Cluster = Annotated[str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler, tcp://…, whose workers do it.")]
+Losses = Annotated[list[str] | None, typer.Argument(help="The losses; all by default.", show_default=False)]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Number of parallel processes. Default: 2; of check: 1.")
+]
+Cluster = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler, tcp://…, whose workers do the work.")
+]
 REPORT = Path("twinloss-report")
-SILENCE = 10.0  # seconds between two lines on compilation
+SILENCE = 10.0  # the least time, in seconds, between two lines about compilation
 console = Console()
 if not console.is_terminal:
-    console = Console(width=110)  # a file or a pipe has no width; the tables need more than 80 columns
+    console = Console(width=110)  # a file or a pipe has no width, and the tables need more than 80 columns
 
 
 def _show_version(wanted: bool) -> None:
@@ -56,7 +60,7 @@ def _options(
 
 
 def named_twins(names: list[str] | None) -> list[Twin]:
-    """Those of these names, or all if none is named."""
+    """Return the losses of these names, or all losses if no name is given."""
     from twinloss.harness.losses.catalogue import UnknownLossError, catalogue, find
 
     try:
@@ -66,7 +70,7 @@ def named_twins(names: list[str] | None) -> list[Twin]:
 
 
 def writable(folder: Path) -> Path:
-    """The folder, made if need be, once a file has been written into it and removed."""
+    """Create a folder if it does not exist, check that it is writable, and return it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -77,32 +81,32 @@ def writable(folder: Path) -> Path:
 
 
 def chosen_types(given: list[Dtype] | None, default: Sequence[str]) -> list[str]:
-    """The types that were asked for, each once, or those by default."""
+    """Return the requested dtypes without duplicates, or the default ones."""
     return list(dict.fromkeys(str(d.value) for d in given)) if given else list(default)
 
 
 def with_dask(address: str | None) -> str | None:
-    """The address, once it is sure that there is something to reach it with."""
+    """Return the address of a cluster, after a check that dask.distributed is installed."""
     if address is not None and importlib.util.find_spec("distributed") is None:
         raise typer.BadParameter("--dask needs dask.distributed: pip install 'twinloss[cluster]'")
     return address
 
 
 def remembers() -> bool:
-    """Whether failing cases are kept for the next hunt: not in CI, where each run is like the last."""
+    """Return whether failing cases are kept for the next hunt; not in CI, where runs are independent."""
     return not os.environ.get("CI")
 
 
 def drawn_seed(given: int | None) -> int:
-    """The seed that was asked for, or a fresh one; CI must not fail by chance on a change that is not to blame."""
+    """Return the given seed, or a random one; in CI it is 0, so that an unrelated change does not fail by chance."""
     return given if given is not None else 0 if os.environ.get("CI") else secrets.randbelow(2**31)
 
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int], None]]:
-    """A bar that says what is looked at; it is told that, and how many cases more.
+    """Show a progress bar; yield a function that takes the name of the current step and the number of new cases.
 
-    A file or a pipe has no bar. It gets a line now and then while kernels are compiled, as that takes minutes.
+    If the output is a file or a pipe, there is no bar. Since compilation takes minutes, some lines report it.
     """
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed} cases"))
     said = time.monotonic() - SILENCE
@@ -124,6 +128,6 @@ def with_extra(*modules: str) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         console.print(
-            f'no module {", ".join(missing)}. Run: pip install "twinloss[reports]"', style="red", markup=False
+            f'missing modules: {", ".join(missing)}. Run: pip install "twinloss[reports]"', style="red", markup=False
         )
         raise typer.Exit(1)

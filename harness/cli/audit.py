@@ -16,13 +16,15 @@ from twinloss.harness.cli.app import Cluster, Jobs, app, console, progress, with
 @app.command()
 def audit(
     library: Annotated[str, typer.Argument(help="monai, kornia or segmentation_models_pytorch.")],
-    losses: Annotated[list[str] | None, typer.Argument(help="Those like which of ours; all if none is named.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 0,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write errata.md.")] = None,
+    losses: Annotated[
+        list[str] | None, typer.Argument(help="Our losses whose counterparts to audit; all by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for errata.md.")] = None,
     jobs: Jobs = None,
     dask: Cluster = None,
 ) -> None:
-    """Hold the losses of another library against the papers, option by option."""
+    """Compare the losses of another library with the papers, option by option."""
     folder = writable(out) if out else None
     from twinloss.harness.commands import audit as audits
     from twinloss.harness.hunting.parallel import PROCESSES

@@ -13,60 +13,61 @@ import typer
 from twinloss.harness.cli.app import Losses, app, console, named_twins, progress, writable
 
 if TYPE_CHECKING:
-    from twinloss.harness.bench.cases import Case
-    from twinloss.harness.bench.records import Run
+    from twinloss.harness.bench.cases import BenchmarkCase
+    from twinloss.harness.bench.records import BenchmarkRun
+
 
 EPILOG = """
 [bold]Examples[/]
 
 twinloss bench dice                                  the base case: 96³ voxels, 2 items, 4 classes, all threads
 
-twinloss bench --sweep --out reports                 all cases of all losses, and the report with its pictures
+twinloss bench --sweep --out reports                 all cases of all losses, and the report with its figures
 
-twinloss bench --sweep --out reports --resume        those that an interrupted run has not come to
+twinloss bench --sweep --out reports --resume        only the cases that an interrupted run did not reach
 
 twinloss bench dice --size 32 --threads 1 --no-compiled --no-memory --budget 1      a quick look
 
-twinloss bench --device cuda --out reports           benchmarks-cuda.md: the plain-torch forms on a GPU
+twinloss bench --device cuda --out reports           benchmarks-cuda.md: the losses in plain torch on a GPU
 
-[bold]Files[/]: cases that were timed replace those of the same kind in benchmarks.json, which holds all that is known;
-each is written when it is done, so that Ctrl-C loses only the one at hand. benchmarks.md is made from it.
+[bold]Files[/]: benchmarks.json keeps all results; new results replace those of the same case. It is written after each
+case, so Ctrl-C loses only the current case. benchmarks.md is made from it.
 """
 
 
 class Device(StrEnum):
-    """Where the losses run."""
+    """The device on which the losses run."""
 
     cpu = "cpu"
     cuda = "cuda"
 
 
 def _usable(device: Device) -> str:
-    """The device, once it is sure that it is there."""
+    """Return the name of the device, after a check that torch can use it."""
     import torch
 
     if device is Device.cuda and not torch.cuda.is_available():
         why = "torch sees no GPU" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
-        raise typer.BadParameter(f"--device cuda needs a GPU and a torch that is built for it, and {why}")
+        raise typer.BadParameter(f"--device cuda needs a GPU and a torch that supports it, but {why}")
     return device.value
 
 
 @app.command(epilog=EPILOG)
 def bench(
     losses: Losses = None,
-    sweep: Annotated[bool, typer.Option("--sweep", help="Also other sizes, classes, items, types, threads.")] = False,
-    budget: Annotated[float, typer.Option(min=0.01, help="Seconds of timing for each case.")] = 4.0,
-    size: Annotated[int, typer.Option(min=8, help="Edge of the cube of voxels in the base case.")] = 96,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads in the base case. [default: torch's]")] = None,
-    device: Annotated[Device, typer.Option(help="Where the losses run.")] = Device.cpu,
-    compiled: Annotated[bool, typer.Option(help="Also what torch.compile makes of them, which takes minutes.")] = True,
-    memory: Annotated[bool, typer.Option(help="Also peak memory, each in a process of its own.")] = True,
-    resume: Annotated[bool, typer.Option("--resume", help="Leave out the cases that the file in --out has.")] = False,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where to write the report and benchmarks.json.")
-    ] = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Also vary size, classes, items, dtype and number of threads.")
+    ] = False,
+    budget: Annotated[float, typer.Option(min=0.01, help="Time, in seconds, to spend on each case.")] = 4.0,
+    size: Annotated[int, typer.Option(min=8, help="Edge length, in voxels, of the cube in the base case.")] = 96,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads in the base case. Default: torch's.")] = None,
+    device: Annotated[Device, typer.Option(help="The device on which the losses run.")] = Device.cpu,
+    compiled: Annotated[bool, typer.Option(help="Also time torch.compile of the losses, which takes minutes.")] = True,
+    memory: Annotated[bool, typer.Option(help="Also measure peak memory, each in its own process.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip cases whose results are in the --out folder.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the report and benchmarks.json.")] = None,
 ) -> None:
-    """Time forward and backward of the losses beside those of other libraries, and measure their memory."""
+    """Time forward and backward of the losses and those of other libraries, and measure their memory."""
     twins, folder, where = named_twins(losses), writable(out) if out else None, _usable(device)
     import torch
 
@@ -84,7 +85,7 @@ def bench(
     if resume:
         wanted = [case for case in wanted if not records.has(case)]
     with progress() as tick:
-        tick("what the machine can do", 0)
+        tick("measuring the machine", 0)
         session = Session(_run(wanted), records, budget, compiled, memory, tick, path)
         finished = session.go(wanted)
     console.print(report.screen([each for each in records.outcomes if each.run is session.run]))
@@ -93,19 +94,19 @@ def bench(
     for written in [path, *report.write(records, folder, stem)] if folder else ():
         console.print(f"wrote {written}")
     if not finished:
-        console.print("interrupted: what was timed until then is kept", style="magenta")
+        console.print("interrupted: the results so far are kept", style="magenta")
         raise typer.Exit(130)
 
 
-def _run(cases: list[Case]) -> Run:
-    """Where the figures come from, with what this machine does on as many threads as the cases have."""
+def _run(cases: list[BenchmarkCase]) -> BenchmarkRun:
+    """Return the description of this run: command, machine, versions, and the machine's speed by number of threads."""
     from twinloss.harness.bench.competitors import versions_of_others
-    from twinloss.harness.bench.records import Run
+    from twinloss.harness.bench.records import BenchmarkRun
     from twinloss.harness.bench.roofline import measured
     from twinloss.harness.system.machine import machine, versions
 
     counts = sorted({case.threads for case in cases if case.device == "cpu"})
     command = shlex.join(["twinloss", *sys.argv[1:]])
-    return Run(
+    return BenchmarkRun(
         command, machine(), {**versions(), **versions_of_others()}, {str(count): measured(count) for count in counts}
     )

@@ -11,17 +11,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from twinloss.harness.cli.app import app, console
-from twinloss.harness.hunting.report_file import ReportError, read
 
 
 @app.command()
 def compare(
-    old: Annotated[Path, typer.Argument(help="A report that twinloss verify saved.")],
-    new: Annotated[Path, typer.Argument(help="A later one of the same hunts.")],
-    bits: Annotated[float, typer.Option(min=0, help="Last bits that a result may lose.")] = 1.0,
+    old: Annotated[Path, typer.Argument(help="A report that twinloss verify --save wrote.")],
+    new: Annotated[Path, typer.Argument(help="A later report of the same hunts.")],
+    bits: Annotated[float, typer.Option(min=0, help="The accuracy, in bits, that a result may lose.")] = 1.0,
 ) -> None:
-    """Show what got worse from one verification to another; exit 1 if anything did."""
+    """Show what got worse between two verifications; exit with 1 if anything did."""
     from twinloss.harness.commands import compare as regressions
+    from twinloss.harness.hunting.report_file import ReportError, read
 
     try:
         before, after = read(old), read(new)
@@ -29,7 +29,7 @@ def compare(
         raise typer.BadParameter(str(error)) from error
     if before.get("seed") != after.get("seed"):
         console.print(
-            f"the seeds differ, {before.get('seed')} and {after.get('seed')}: not the same cases", style="yellow"
+            f"the seeds {before.get('seed')} and {after.get('seed')} differ, so the cases differ", style="yellow"
         )
     losses = regressions.compare(before, after, bits)
     made = Table("loss", "dtype", "data", "what", "old", "new", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)

@@ -13,10 +13,10 @@ from rich.text import Text
 from twinloss.harness.cli.app import app, console
 
 EPILOG = """
-[bold]The files[/] hold the arguments of the loss by name (input, target, mask; or pred, target; or what MONAI and
-nnU-Net call them): one .npz, or a .pt with a dictionary of tensors; or an image each, .nii.gz or .npy, whose names are
-those of the arguments. The input of a loss is what the network puts out. What else a file holds is left out, and
-nothing in it is run. To save a batch where the loss turns NaN:
+[bold]The files[/] hold the arguments of the loss by name: input, target and mask, or pred and target, or the names that
+MONAI and nnU-Net use. They are one .npz, or a .pt with a dictionary of tensors, or one image per argument, .nii.gz or
+.npy, with the argument as the name of the file. The input of a loss is the output of the network. Other contents are
+ignored, and no code in a file is run. To save a batch whose loss is NaN:
 
 torch.save({"input": logits, "target": target}, "batch.pt")
 
@@ -32,8 +32,8 @@ twinloss diagnose pred.nii.gz target.nii.gz --as lncc
 
 @app.command(epilog=EPILOG)
 def diagnose(
-    files: Annotated[list[Path], typer.Argument(help="Your batch.")],
-    like: Annotated[str, typer.Option("--as", metavar="LOSS", help="Which loss: see twinloss list.")],
+    files: Annotated[list[Path], typer.Argument(help="The files of your batch.")],
+    like: Annotated[str, typer.Option("--as", metavar="LOSS", help="The loss; see twinloss list.")],
     option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the loss; repeat for several.")
     ] = None,
@@ -41,7 +41,7 @@ def diagnose(
         list[str] | None, typer.Option("--map", metavar="OURS=THEIRS", help="The name of an argument in the file.")
     ] = None,
 ) -> None:
-    """Look at a batch of your own, and say what is wrong with it and how to mend it."""
+    """Find out what is wrong with your own batch, and how to fix it."""
     from twinloss.harness.commands.arguments import ArgumentError, pairs, value
     from twinloss.harness.diagnosis import diagnose as doctor
     from twinloss.harness.diagnosis.batch_files import BatchError, load
@@ -61,9 +61,9 @@ def diagnose(
             shown.add_row(*row)
         console.print(shown)
         console.print()
-    verdict = "What is wrong, and how to mend it" if made.findings else "Verdict"
+    verdict = "Problems, and how to fix them" if made.findings else "Verdict"
     for heading, sentences in (
-        ("What was looked at", made.notes), (verdict, made.findings or [made.fine]), ("Besides", made.hints),
+        ("Input", made.notes), (verdict, made.findings or [made.fine]), ("Further hints", made.hints),
     ):  # fmt: skip
         if sentences:
             grid = Table.grid(padding=(0, 1))

@@ -11,9 +11,9 @@ from twinloss.harness.cli.app import app, console, named_twins, with_extra
 
 @app.command()
 def explain(
-    loss: Annotated[str, typer.Argument(help="Which loss: see twinloss list.")],
+    loss: Annotated[str, typer.Argument(help="The loss; see twinloss list.")],
 ) -> None:
-    """Show a loss in short: formula, symbols, paper, gradient, options, when to use it."""
+    """Show a summary of a loss: formula, symbols, paper, gradient, options, when to use it."""
     with_extra("latex2mathml", "pygments")
     (twin,) = named_twins([loss])
     from twinloss.harness.site.explain import explain as told

@@ -10,7 +10,7 @@ from twinloss.harness.model.operand import label
 
 @app.command("list")
 def list_losses(losses: Losses = None) -> None:
-    """Show the losses, and for each option the default and the other values that are tried."""
+    """Show the losses with the default and the other tested values of each option."""
     for twin in named_twins(losses):
         made = Table(
             "option", "default", "also tried", title=f"{twin.name} ({twin.fast.__name__})", title_justify="left"

@@ -37,36 +37,36 @@ twinloss verify --report out             report.json, and a script for each coun
 
 twinloss verify --repeat 40 --no-real    40 seeds, one after the other: a soak
 
-[bold]Exit status[/]: 0 none failed, 1 a twin or the check itself failed, 2 usage, 130 interrupted (what
-was found is kept). A degraded twin is shown and does not fail.
+[bold]Exit status[/]: 0 if no loss failed, 1 if a loss or the check itself failed, 2 usage error, 130 interrupted (the
+results so far are kept). A degraded result is shown but is no failure.
 """
 
 
 @app.command(epilog=EPILOG)
 def verify(
     losses: Losses = None,
-    examples: Annotated[int | None, typer.Option(min=1, help="Cases per loss and type. [default: 150]")] = None,
+    examples: Annotated[int | None, typer.Option(min=1, help="Cases per loss and dtype. Default: 150.")] = None,
     dtype: Annotated[
-        list[Dtype] | None, typer.Option(help="Type under test; repeat for several. [default: float32, float64]")
+        list[Dtype] | None, typer.Option(help="Dtype under test; repeat for several. Default: float32, float64.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draw; a fresh one, which is shown.")] = None,
-    thorough: Annotated[bool, typer.Option("--thorough", help="Ten times the cases, and all four types.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draws. Default: random, and printed.")] = None,
+    thorough: Annotated[bool, typer.Option("--thorough", help="Ten times as many cases, and all four dtypes.")] = False,
     report: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where to write report.json, and a script for each counterexample.")
+        Path, typer.Option(metavar="DIR", help="Folder for report.json and a script for each counterexample.")
     ] = REPORT,
-    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save report.json under this name.")] = None,
-    real: Annotated[bool, typer.Option(help="Also a real brain at full size.")] = True,
+    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save report.json to this file.")] = None,
+    real: Annotated[bool, typer.Option(help="Also test on real brain images at full size.")] = True,
     repeat: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Soak: N seeds from --seed on; real images with the first alone.")
+        int, typer.Option(min=1, metavar="N", help="Soak: N seeds from --seed on; real images only with the first.")
     ] = 1,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write soak.md, with --repeat.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for soak.md, with --repeat.")] = None,
     readme: Annotated[
-        Path | None, typer.Option(metavar="FILE", exists=True, help="A file whose marked cells get the soak's outcome.")
+        Path | None, typer.Option(metavar="FILE", exists=True, help="A file whose marked cells get the soak's result.")
     ] = None,
     jobs: Jobs = None,
     dask: Cluster = None,
 ) -> None:
-    """Look for an input on which a fast loss differs from its reference."""
+    """Hunt for an input on which a fast loss differs from its reference."""
     twins, folder = named_twins(losses), writable(report)
     if save:
         writable(save.parent)

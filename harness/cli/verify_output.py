@@ -1,4 +1,4 @@
-"""Prints what `twinloss verify` finds: rows as they are finished, then the table, the failures and the files."""
+"""Print the results of `twinloss verify`: each row when it is finished, then the table, the failures and the files."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from twinloss.harness.hunting.snippet import shortened
 
 
 def finished(only_marked: bool = False) -> Callable[[Hunt], None]:
-    """Return what prints a row once it is finished; with `only_marked` not those that passed."""
+    """Return a function that prints a finished row; with `only_marked`, rows that passed are not printed."""
     start = time.monotonic()
 
-    def told(row: Hunt) -> None:
+    def print_row(row: Hunt) -> None:
         if not only_marked or row.verdict != "pass":
             minutes, seconds = divmod(int(time.monotonic() - start), 60)
             console.print(f"{minutes}:{seconds:02} {reports.line(row)}")
 
-    return told
+    return print_row
 
 
 def outcome(seen: Verification) -> None:
-    """Print the table, and what it cannot say."""
+    """Print the table, and the details that it does not show."""
     if repeated(seen):
         console.print(soak.table(seen))
         console.print(soak.summary(seen))
@@ -44,11 +44,14 @@ def outcome(seen: Verification) -> None:
     for row in seen.rows:
         _explain(row, quiet=repeated(seen))
     if seen.interrupted:
-        console.print("interrupted: the table holds what was seen until then", style="magenta")
+        console.print("interrupted: the table shows the results so far", style="magenta")
 
 
 def files(seen: Verification, folder: Path, save: Path | None, out: Path | None, readme: Path | None) -> None:
-    """Write the report and the scripts; the report also to `save`; of a soak its page into `out` and `readme`."""
+    """Write the report and the scripts.
+
+    If given, `save` gets a copy of the report, `out` the page of a soak, and `readme` its result.
+    """
     for path in reports.write(seen, folder):
         console.print(f"wrote {path}")
     if save:
@@ -59,23 +62,23 @@ def files(seen: Verification, folder: Path, save: Path | None, out: Path | None,
         console.print(f"wrote {out / 'soak.md'}")
     if readme:
         readme.write_text(soak.put_into(readme.read_text(encoding="utf-8"), seen), encoding="utf-8")
-        console.print(f"wrote the outcome into {readme}")
+        console.print(f"wrote the result into {readme}")
 
 
 def repeated(seen: Verification) -> bool:
-    """Whether it is a soak."""
+    """Return whether the verification is a soak, with several seeds."""
     return bool(seen.asked.get("repeat", 1) > 1)
 
 
 def _explain(row: Hunt, quiet: bool) -> None:
-    """Print in words what the table cannot say; `quiet` leaves out the scripts, and what a soak's table does say."""
+    """Print the details of a row; `quiet` leaves out scripts, and details that the table of a soak shows."""
     name = f"{row.twin.name} {row.dtype} {row.data}" + (f", seed {row.seed}" if quiet else "")
     if row.degraded and not quiet:
         console.print(f"{name}: {row.degraded} of {row.cases} cases degraded", style="yellow", markup=False)
     for problem in row.problems:
-        console.print(f"{name}: the check itself: {problem}", style="red", markup=False)
+        console.print(f"{name}: the check itself failed: {problem}", style="red", markup=False)
     if row.counterexample:
         console.print(f"{name}: {row.counterexample.message}", style="red", markup=False)
         if not quiet:
-            console.print("This script shows it, and fails until it is mended:")
+            console.print("This script shows the failure, and fails until the loss is fixed:")
             console.print(Syntax(shortened(row.counterexample.snippet), "python", word_wrap=True))

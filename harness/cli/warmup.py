@@ -13,11 +13,11 @@ from twinloss.harness.cli.app import Dtype, Jobs, Losses, app, chosen_types, con
 def warmup(
     losses: Losses = None,
     dtype: Annotated[
-        list[Dtype] | None, typer.Option(help="Type; repeat for several. [default: float32, float64]")
+        list[Dtype] | None, typer.Option(help="Dtype; repeat for several. Default: float32, float64.")
     ] = None,
     jobs: Jobs = None,
 ) -> None:
-    """Compile the kernels ahead, as when a container is built; later processes read them from Numba's cache."""
+    """Compile the kernels in advance, for example while building a container; later processes read Numba's cache."""
     from twinloss.harness.hunting.jobs import Job, Work
     from twinloss.harness.hunting.parallel import PROCESSES, run_jobs
 

@@ -13,19 +13,19 @@ from twinloss.harness.cli.app import app, console, progress, writable
 @app.command("zoo")
 def show_zoo(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Which mutants, or of which losses; all if none is named.")
+        list[str] | None, typer.Argument(help="Mutants, or losses whose mutants to test; all by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 0,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write zoo.md.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for zoo.md.")] = None,
 ) -> None:
-    """Put losses that are wrong on purpose to the harness, and show which judgement kills which."""
+    """Test the harness on losses that are wrong on purpose, and show which judgement kills each."""
     folder = writable(out) if out else None
     from twinloss.harness.zoo import kills, zoo
 
     known = zoo()
     unknown = set(names or ()) - {name for mutant in known for name in (mutant.name, mutant.of)}
     if unknown:
-        raise typer.BadParameter(f"nothing in the zoo is called {', '.join(sorted(unknown))}")
+        raise typer.BadParameter(f"the zoo has no {', '.join(sorted(unknown))}")
     mutants = [mutant for mutant in known if not names or {mutant.name, mutant.of} & set(names)]
     with progress() as tick:
         rows = kills.matrix(mutants, seed, tick)

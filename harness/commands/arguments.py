@@ -12,7 +12,7 @@ class ArgumentError(ValueError):
 
 
 def pairs(given: Iterable[str] | None, option: str) -> dict[str, str]:
-    """Split texts like `name=value`.
+    """Parse texts of the form name=value.
 
     Raises:
         ArgumentError: if one has no name or no equals sign; it says which option was given so.
@@ -27,7 +27,7 @@ def pairs(given: Iterable[str] | None, option: str) -> dict[str, str]:
 
 
 def value(text: str) -> Any:
-    """Return a Python literal, or else the text itself."""
+    """Parse a Python literal; other text is returned as it is."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

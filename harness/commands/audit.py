@@ -1,6 +1,6 @@
-"""`twinloss audit`: every option of another library's losses held against the references; the table is the errata.
+"""`twinloss audit`: compare every option of another library's losses with the references; the table is the errata.
 
-Where only rounding is to blame, a loss agrees.
+A loss counts as agreeing if it differs only by rounding.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from twinloss import __version__
-from twinloss.harness.commands.check import likewise, probe
+from twinloss.harness.commands.check import fails_without_option, probe
 from twinloss.harness.hunting.hunt import Hunt
 from twinloss.harness.hunting.loading import load
 from twinloss.harness.hunting.parallel import on_cluster, prepare
@@ -29,16 +29,16 @@ from twinloss.harness.losses.catalogue import find
 from twinloss.harness.model.operand import label
 from twinloss.harness.model.twin import Twin
 
-# How many cases each option value gets, and how many simpler cases are tried of one that fails.
+# The number of cases for each option value, and the largest number of attempts to simplify a failing case.
 PROBES, STEPS = 24, 150
-# Arguments of no more numbers are shown.
+# Arguments with at most this many numbers are printed in full.
 FEW = 12
 KINDS = ("value", "gradient", "law", "differences", "error", "reference")
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A loss of another library: what it is, which twin's formula it should follow, and how it is called."""
+    """A loss of another library: where it is, which of our losses it should equal, and how to call it."""
 
     target: str
     like: str
@@ -49,14 +49,14 @@ class Peer:
     channels: int = 1
 
     def twin(self) -> Twin:
-        """The twin of it."""
+        """Return the twin for this loss."""
         wiring = Wiring(self.target, self.like, self.options, self.names, ranks=self.ranks)
         made = adapted(wiring, load(self.target), self.convert)
         return replace(made, channels=max(made.channels, self.channels))
 
 
 class MonaiMultiScale(torch.nn.Module):
-    """MONAI's wrapper around its LNCC or around a loss that both know; takes `pred` first."""
+    """MONAI's wrapper around its LNCC, or around torch's MSELoss; it takes `pred` first."""
 
     def __init__(
         self, ndim: int = 3, loss: str = "lncc", scales: Any = None, kernel: str = "gaussian", reduction: str = "mean"
@@ -70,7 +70,7 @@ class MonaiMultiScale(torch.nn.Module):
         self.multi_scale = losses.MultiScaleLoss(wrapped, scales, kernel, reduction)
 
     def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """The wrapper takes its arguments the other way round."""
+        """Call the wrapper, which takes its arguments in the opposite order."""
         made: torch.Tensor = self.multi_scale(target, pred)
         return made
 
@@ -118,12 +118,12 @@ PACKAGES = {"monai": "monai", "kornia": "kornia", "segmentation_models_pytorch":
 
 
 class LibraryError(ValueError):
-    """A library that is not known, or not installed."""
+    """A library is unknown or not installed."""
 
 
 @dataclass(frozen=True)
 class Erratum:
-    """What came of one option value of a loss: it agrees, "differs", "raises" or is "not there"; and what shows it."""
+    """The result for one option value of a loss: it agrees, "differs", "raises" or is "not there"; with an example."""
 
     loss: str
     option: str
@@ -140,15 +140,15 @@ def audit(
     processes: int = 1,
     cluster: str | None = None,
 ) -> list[Erratum]:
-    """Hold every loss of a library, or those like some of ours, against the references.
+    """Compare all losses of a library, or the counterparts of some of ours, with the references.
 
-    They are shared out over processes, or over the workers of the Dask scheduler at the address `cluster`.
+    The losses are distributed over processes, or over the workers of the Dask scheduler at the address `cluster`.
 
     Raises:
-        LibraryError: if there is no table of the library, or it is not installed.
+        LibraryError: if the library is unknown or not installed.
     """
     if library not in PEERS:
-        raise LibraryError(f"no table of {library}: there is {', '.join(PEERS)}")
+        raise LibraryError(f"unknown library {library}: known are {', '.join(PEERS)}")
     try:
         version(PACKAGES[library])
     except ImportError as error:
@@ -175,7 +175,7 @@ def _taken(parts: Iterable[list[Erratum]], tick: Callable[[str, int], None]) -> 
 
 def _of_peer(library: str, index: int, seed: int) -> list[Erratum]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the library's own, on input that is drawn to be odd
+        warnings.simplefilter("ignore")  # the library's own warnings about unusual input
         return _errata_of(PEERS[library][index], seed)
 
 
@@ -187,7 +187,7 @@ def _errata_of(peer: Peer, seed: int) -> list[Erratum]:
         for value in values[1:]:
             text = f"{name}={label(value)}"
             if name in peer.options and label(peer.options[name]) == label(value):
-                continue  # it is what the defaults were tried with
+                continue  # the defaults were tested with this value
             if name in peer.options or not any(value is v for v in twin.options[name]):
                 made.append(Erratum(peer.like, text, "not there"))
             elif twin.allowed(row := twin.defaults() | {name: value}):
@@ -198,10 +198,10 @@ def _errata_of(peer: Peer, seed: int) -> list[Erratum]:
 def _errata(
     peer: Peer, text: str, twin: Twin, row: Mapping[str, Any], seed: int, excuses: Hunt, option: str | None = None
 ) -> list[Erratum]:
-    """What is wrong with an option and not without it; by default, what is wrong in each way."""
+    """Return the error that an option causes; for the defaults, one erratum for each kind of error."""
     kinds: dict[str, list[Trial]] = {}
     for trial in probe(text, twin, "float32", row, None, seed, excuses, PROBES).failures:
-        if trial.kind != "law" and not (option and likewise(twin, trial, option)):
+        if trial.kind != "law" and not (option and fails_without_option(twin, trial, option)):
             kinds.setdefault(trial.kind or "error", []).append(trial)
     found = sorted(kinds, key=KINDS.index)[: None if option is None else 1]
     if not found:
@@ -224,35 +224,36 @@ def _erratum(peer: Peer, text: str, twin: Twin, failures: Sequence[Trial], excus
 
 
 def _shown(trial: Trial) -> str:
-    """A case and the two answers to it, on one line."""
+    """Return a case and both answers in one line."""
     case = trial.case
-    told = [
+    parts = [
         f"{name} ({o.dtype}) "
         + (f"{np.round(o.values, 3).tolist()}" if o.values.size <= FEW else f"of {o.values.shape}")
         for name, o in case.operands.items()
     ]
-    told += [f"{name}={label(value)}" for name, value in case.options.items()]
+    parts += [f"{name}={label(value)}" for name, value in case.options.items()]
     if trial.answer is None or trial.truth is None:
-        return ", ".join(told)
+        return ", ".join(parts)
     part = "value" if trial.kind == "value" else "gradient"
     got, want = (np.asarray(getattr(each, part), np.float64) for each in (trial.answer, trial.truth))
     if got.shape != want.shape:
-        return f"{', '.join(told)}: {part} of shape {got.shape}, by the paper {want.shape}"
+        return f"{', '.join(parts)}: {part} of shape {got.shape}, by the paper {want.shape}"
     got, want = got.ravel(), want.ravel()
     at = int(np.argmax(np.where(got == want, 0, np.nan_to_num(np.abs(got - want), nan=np.inf))))
-    return f"{', '.join(told)}: {part} {got[at]:.6g}, by the paper {want[at]:.6g}" if got.size and want.size else ""
+    return f"{', '.join(parts)}: {part} {got[at]:.6g}, by the paper {want[at]:.6g}" if got.size and want.size else ""
 
 
 def as_markdown(library: str, rows: Sequence[Erratum], seed: int) -> str:
-    """The errata table."""
+    """Return the errata table as Markdown."""
     package = PACKAGES[library]
     lines = [
         f"# {library} {version(package)} beside the papers",
         "",
         f"Made by `twinloss audit {library} --seed {seed} --out reports`, of twinloss {__version__} with torch",
-        f"{torch.__version__.partition('+')[0]}: {PROBES} cases of each option value by itself, float32, judged by the",
-        "references. A loss agrees where only rounding is to blame; what goes wrong by default is not told again with",
-        "each option. An option that is *not there* is one of twinloss's own, or a value that the library has not.",
+        f"{torch.__version__.partition('+')[0]}: {PROBES} float32 cases of each option value, with other options at",
+        "their defaults, judged by the references. A loss agrees if it differs only by rounding. Errors with default",
+        "options are not repeated for each option. An option that is *not there* is missing in the library, or does",
+        "not have this value.",
         "",
         "| loss | option | verdict | what | smallest input |",
         "|---|---|---|---|---|",

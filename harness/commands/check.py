@@ -183,13 +183,13 @@ def survey(twin: Twin, dtype: str, start: int, known: tuple[Deviation, ...] = ()
             row = defaults | {name: value}
             if twin.allowed(row):
                 found = probe(f"{name}={label(value)}", twin, dtype, row, None, start, excuses)
-                failures = tuple(trial for trial in found.failures if not likewise(twin, trial, name))
+                failures = tuple(trial for trial in found.failures if not fails_without_option(twin, trial, name))
                 probes.append(replace(found, failures=failures))
     laws = [probe(law.name, twin, dtype, {}, law, start, excuses) for law in twin.laws_for(dtype)]
     return probes, laws
 
 
-def likewise(twin: Twin, failed: Trial, option: str) -> bool:
+def fails_without_option(twin: Twin, failed: Trial, option: str) -> bool:
     """Return whether a case fails in the same way with the option at its default."""
     if option in twin.required or option not in failed.case.options:
         return False
@@ -218,36 +218,38 @@ def probe(
 
 
 def story(made: Check) -> list[tuple[str, str]]:
-    """What came of the target, in sentences, each with a style."""
-    told = []
+    """Return the results for the target as sentences, each with a style."""
+    sentences = []
     for row in made.rows:
         if row.counterexample:
             what, style = ("differs", "red") if row.verdict == "fail" else ("right, but it loses digits", "yellow")
-            told.append((f"{row.dtype}: {what}: {row.counterexample.message}", style))
-        told += [(f"{row.dtype}: the check itself: {problem}", "red") for problem in row.problems]
-        told += [(f"{row.dtype}: known: {reason} ({count} cases)", "dim") for reason, count in row.expected.items()]
-    told += [
-        (f"convention, on which papers are silent: {name} (ours: {conventions.ours(name)}): {found.message}", "cyan")
+            sentences.append((f"{row.dtype}: {what}: {row.counterexample.message}", style))
+        sentences += [(f"{row.dtype}: the check itself failed: {problem}", "red") for problem in row.problems]
+        sentences += [
+            (f"{row.dtype}: known: {reason} ({count} cases)", "dim") for reason, count in row.expected.items()
+        ]
+    sentences += [
+        (f"convention that papers leave open: {name} (ours: {conventions.ours(name)}): {found.message}", "cyan")
         for name, found in made.conventions.items()
     ]
     if made.relation:
-        told.append((f"In all: {made.relation}", "red"))
-    told += [(f"no longer met: {each.reason}: take it out of the xfails file", "red") for each in made.stale]
+        sentences.append((f"Overall: {made.relation}", "red"))
+    sentences += [(f"no longer occurs: {each.reason}: remove it from the xfails file", "red") for each in made.stale]
     if made.options:
         agree = [probe.name for probe in made.options if probe.failed is None]
         failed, cases = made.options[0].failed, made.options[0].cases
-        how, style = ("Differs as by default, no more", "yellow") if failed else ("Agrees", "green")
-        told.append((f"{how}, in {cases} cases each: {', '.join(agree) or 'never'}", style))
-        told += [(f"Differs with {probe}", "red") for probe in made.options if probe.failed]
+        how, style = ("Differs only as by default", "yellow") if failed else ("Agrees", "green")
+        sentences.append((f"{how}, in {cases} cases each: {', '.join(agree) or 'never'}", style))
+        sentences += [(f"Differs with {probe}", "red") for probe in made.options if probe.failed]
         broken = [probe for probe in made.laws if probe.failed]
-        told += [(f"Breaks {probe.failed.message}", "red") for probe in broken if probe.failed]
+        sentences += [(f"Breaks {probe.failed.message}", "red") for probe in broken if probe.failed]
         kept = len(made.laws) - len(broken)
-        told.append((f"Keeps {kept} of {len(made.laws)} laws", "green" if not broken else "yellow"))
-    return told
+        sentences.append((f"Keeps {kept} of {len(made.laws)} laws", "green" if not broken else "yellow"))
+    return sentences
 
 
 def _whereabouts(target: Any) -> str:
-    """Return a path by which a script that runs elsewhere can find an object again, or its file."""
+    """Return the place of an object, as module:name or file:name, for a script that may run in another folder."""
     if isinstance(target, str):
         file, _, attribute = target.rpartition(":")
         return f"{Path(file).resolve()}:{attribute}" if file.endswith(".py") else target

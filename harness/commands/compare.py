@@ -1,4 +1,4 @@
-"""Two reports of the same hunts, and what got worse from one to the other: for CI of a kernel."""
+"""Compare two reports of the same hunts, and list what got worse: for the CI of a kernel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from twinloss.harness.hunting.report_file import VERDICTS
 
 @dataclass(frozen=True)
 class Regression:
-    """Something that got worse: where, what, and from what to what."""
+    """Something that got worse: where, what, and the old and new text."""
 
     loss: str
     dtype: str
@@ -22,7 +22,7 @@ class Regression:
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any], bits: float) -> list[Regression]:
-    """What got worse by more than `bits` last bits of a result, or in verdict, laws or coverage."""
+    """Return what got worse: results that lost more than `bits` bits, verdicts, laws or coverage."""
     known = {(_key(row), _nth(row, new)): row for row in new["rows"]}
     return [
         Regression(*_key(row), *found)
@@ -36,7 +36,7 @@ def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _nth(row: Mapping[str, Any], report: Mapping[str, Any]) -> int:
-    """Which seed of a soak a row is of, counted from 0; seeds of two reports need not be the same."""
+    """Return the position of a row's seed in a soak, from 0; two reports may have different seeds."""
     return int(row["seed"] - report["seed"]) if "seed" in row else 0
 
 
@@ -64,7 +64,7 @@ def _found(row: Mapping[str, Any], part: str) -> float | None:
 
 
 def _bits(what: str, before: float | None, after: float | None, most: float) -> Iterator[tuple[str, str, str]]:
-    """No number of bits is infinitely many: NaN where there should be a number."""
+    """Report a loss of more than `most` bits; None stands for infinitely many wrong bits, as for a NaN."""
     old, new = (float("inf") if each is None else each for each in (before, after))
     if new > old + most:
         yield what, f"{old:.1f}", f"{new:.1f}"

@@ -1,4 +1,4 @@
-"""What a verification says: a table for people, a report.json for programs, a script for each counterexample."""
+"""Reports of a verification: a table to read, report.json for programs, and a script for each counterexample."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ COLOURS = {"pass": "green", "degraded": "yellow", "convention": "cyan", "impreci
 
 
 def line(row: Hunt) -> str:
-    """A finished row in a line of rich text."""
+    """Return a finished row as a line of rich text."""
     data = "drawn" if row.data == "generated" else row.data
     return f"{row.twin.name} {row.dtype} {data}: [{COLOURS[row.verdict]}]{row.verdict}[/], {row.cases} cases"
 
 
 def table(seen: Verification, title: str) -> Table:
-    """One line for each loss, type and kind of data."""
+    """Return a table with one line for each loss, dtype and kind of data."""
     made = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
         pad_edge=False, collapse_padding=True,
@@ -64,7 +64,7 @@ def _pairs(row: Hunt) -> str:
 
 
 def as_json(seen: Verification) -> str:
-    """All rows and counterexamples, with what one needs to see them again."""
+    """Return all rows and counterexamples as JSON, with everything needed to reproduce them."""
     made = {
         "seed": seen.seed,
         "asked": seen.asked,
@@ -112,7 +112,7 @@ def _row(row: Hunt) -> dict[str, Any]:
 
 
 def _histogram(row: Hunt) -> dict[str, dict[str, int]]:
-    """For value and gradient, how many errors begin at each half bit."""
+    """Return for value and gradient the number of errors in each bin of half a bit."""
     made: dict[str, dict[str, int]] = {}
     for (part, bits), count in sorted(row.errors.items()):
         made.setdefault(part, {})[f"{bits:g}"] = count
@@ -120,7 +120,7 @@ def _histogram(row: Hunt) -> dict[str, dict[str, int]]:
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
-    """JSON has no infinity: a ratio that is none is None."""
+    """Convert a finding for JSON, which has no infinity: an infinite ratio becomes None."""
     finite = finding.ratio < float("inf")
     return {
         "verdict": finding.verdict,
@@ -133,7 +133,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
 
 
 def write(seen: Verification, folder: Path) -> list[Path]:
-    """Write report.json and the scripts into a folder."""
+    """Write report.json and the scripts to a folder, and return their paths."""
     paths = [folder / "report.json"]
     paths[0].write_text(as_json(seen) + "\n", encoding="utf-8")
     for row in seen.rows:

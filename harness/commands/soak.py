@@ -1,4 +1,4 @@
-"""The soak, `twinloss verify --repeat`: what many seeds have shown, loss by loss and type by type."""
+"""The soak, `twinloss verify --repeat`: results of many seeds, by loss and dtype."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from twinloss.harness.judging.judgement import ORDER, Finding
 
 START, END = "<!-- twinloss soak -->", "<!-- end -->"
 
-# How many seeds of a kind the table on the screen names.
+# The largest number of seeds that a cell of the table on screen lists.
 SHOWN = 3
 
 _OVERLAP = (
-    "For a few voxels with a soft target g far below the prediction p, the gradient of an overlap is what is left of "
-    "two terms that are up to p/g times as large. Both forms compute these terms, and lose the same digits."
+    "For a few voxels with a soft target g far below the prediction p, the gradient of an overlap is the difference of "
+    "two terms that are up to p/g times as large. Both twins compute these terms, and lose the same digits."
 )
 _WINDOWS = (
     "Where two images match in a window, or all but one of its voxels are equal, the slopes of the correlation and of "
     "the variances cancel, and so do the slopes of windows that hold the same voxels. The plain formula loses as many "
     "digits."
 )
-# Why cases of a loss may be degraded: what the formula itself loses in the type under test.
+# The reasons why cases of a loss may be degraded: the digits that the formula itself loses in the dtype under test.
 REASONS = {
     **dict.fromkeys(("dice", "masked_dice", "tversky", "generalized_dice", "dice_ce", "dice_focal"), _OVERLAP),
     **dict.fromkeys(("lncc", "multi_scale"), _WINDOWS),
     "mutual_information": (
-        "Two images that tell nothing of each other have an information of 0 but for the smoothing terms. What is "
-        "computed is the rounding of the joint histogram, which no change of the images makes up for."
+        "Two independent images have a mutual information of 0, up to the smoothing terms. The computed value is the "
+        "rounding error of the joint histogram, which no perturbation of the images explains."
     ),
 }
 
 
 @dataclass
-class Line:
-    """What all seeds have shown of one loss, in one type, on one kind of data.
+class SoakLine:
+    """The results of all seeds for one loss, one dtype and one kind of data.
 
     Attributes:
-        loss: the loss.
-        dtype: the type under test.
+        loss: the name of the loss.
+        dtype: the dtype under test.
         data: "generated" or "real".
-        seeds: those whose hunt was finished.
-        cases: of all seeds.
+        seeds: the seeds whose hunt was finished.
+        cases: the number of cases of all seeds.
         worst: the worst finding on the value and on the gradient.
-        degraded: the number of degraded cases, by seed.
+        degraded: the number of degraded cases by seed.
         failed: the seeds that failed.
         unfinished: the seeds that were interrupted.
     """
@@ -68,7 +68,7 @@ class Line:
     unfinished: list[int] = field(default_factory=list)
 
     def add(self, row: Hunt) -> None:
-        """Count the hunt of one more seed."""
+        """Add the hunt of one more seed."""
         (self.unfinished if row.interrupted else self.seeds).append(row.seed)
         self.cases += row.cases
         for part, finding in row.worst.items():
@@ -85,32 +85,32 @@ def _badness(finding: Finding) -> tuple[int, float]:
     return ORDER.index(finding.verdict), finding.ratio
 
 
-def lines(rows: Iterable[Hunt]) -> list[Line]:
-    """Put the rows of all seeds together."""
-    made: dict[tuple[str, str, str], Line] = {}
+def lines(rows: Iterable[Hunt]) -> list[SoakLine]:
+    """Combine the rows of all seeds."""
+    made: dict[tuple[str, str, str], SoakLine] = {}
     for row in rows:
         key = row.twin.name, row.dtype, row.data
-        made.setdefault(key, Line(*key)).add(row)
+        made.setdefault(key, SoakLine(*key)).add(row)
     return list(made.values())
 
 
 def command(seen: Verification) -> str:
-    """The command line that does the same again."""
+    """Return the command line that repeats the soak."""
     words = ["twinloss verify", *seen.asked["losses"], f"--repeat {seen.asked['repeat']}", f"--seed {seen.seed}"]
     words += [] if seen.asked["real"] else ["--no-real"]
     words += [] if seen.asked["examples"] == EXAMPLES else [f"--examples {seen.asked['examples']}"]
     return " ".join(words + [f"--dtype {dtype}" for dtype in seen.asked["dtypes"]])
 
 
-def again(line: Line, seed: int, examples: int) -> str:
-    """The command line that hunts one loss in one type with one seed."""
+def again(line: SoakLine, seed: int, examples: int) -> str:
+    """Return the command line that hunts one loss in one dtype with one seed."""
     words = ["twinloss verify", line.loss, f"--seed {seed}", f"--dtype {line.dtype}"]
     words += ["--no-real"] if line.data == "generated" else []
     return " ".join(words + ([] if examples == EXAMPLES else [f"--examples {examples}"]))
 
 
 def summary(seen: Verification) -> str:
-    """The outcome in a sentence, with its numbers."""
+    """Return the result in one sentence, with numbers."""
     found = lines(seen.rows)
     seeds = {seed for line in found for seed in line.seeds}
     failed, degraded = sum(len(line.failed) for line in found), sum(sum(line.degraded.values()) for line in found)
@@ -119,7 +119,7 @@ def summary(seen: Verification) -> str:
 
 
 def table(seen: Verification) -> Table:
-    """A line for each loss, type and kind of data."""
+    """Return a table with a line for each loss, dtype and kind of data."""
     title = f"twinloss verify, {seen.asked['repeat']} seeds from {seen.seed}"
     made = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True
@@ -134,9 +134,9 @@ def table(seen: Verification) -> Table:
 HEAD = ("loss", "type", "data", "seeds", "cases", "value x, bits", "gradient x, bits", "degraded", "failed")
 
 
-def _cells(line: Line, most: int | None = None) -> list[str]:
-    """The cells of a line; `most` is how many seeds of a kind are named."""
-    seeds = str(len(line.seeds)) + (f" + {len(line.unfinished)} cut short" if line.unfinished else "")
+def _cells(line: SoakLine, most: int | None = None) -> list[str]:
+    """Return the cells of a line; each lists at most `most` seeds."""
+    seeds = str(len(line.seeds)) + (f" + {len(line.unfinished)} interrupted" if line.unfinished else "")
     degraded = f"{sum(line.degraded.values())}: seeds {_listed(list(line.degraded), most)}" if line.degraded else ""
     failed = f"seeds {_listed(line.failed, most)}" if line.failed else ""
     worst = [_error(line.worst.get(part)) for part in ("value", "gradient")]
@@ -154,12 +154,12 @@ def _error(finding: Finding | None) -> str:
 
 
 def failures(seen: Verification) -> list[str]:
-    """A command line for each failure, which hunts for it alone."""
+    """Return for each failure a command line that runs only the failing hunt."""
     return [again(line, seed, seen.asked["examples"]) for line in lines(seen.rows) for seed in line.failed]
 
 
 def as_data(seen: Verification) -> list[dict[str, Any]]:
-    """The same table for report.json."""
+    """Return the same table for report.json."""
     return [
         {
             "loss": line.loss,
@@ -176,7 +176,7 @@ def as_data(seen: Verification) -> list[dict[str, Any]]:
 
 
 def as_markdown(seen: Verification) -> str:
-    """The report."""
+    """Return the report as Markdown."""
     made = [
         "# Soak",
         "",
@@ -185,9 +185,9 @@ def as_markdown(seen: Verification) -> str:
         "",
         f"**{summary(seen)}.**",
         "",
-        "x is the worst error as a multiple of its bound, and bits is how many last bits of the result are wrong: 3 at",
-        "the bound. A case is degraded if its error is beyond the bound, and at most twice that of the plain formula",
-        "in the same type.",
+        "x is the worst error as a multiple of its bound, and bits is the number of wrong trailing bits of the result,",
+        "which is 3 at the bound. A case is degraded if its error is beyond the bound, but at most twice that of the",
+        "plain formula in the same type.",
         "",
         "| " + " | ".join(HEAD) + " |",
         "|" + "---|" * len(HEAD),
@@ -198,12 +198,12 @@ def as_markdown(seen: Verification) -> str:
         made += ["", "Why cases are degraded:", ""]
         made += [f"- {loss}: {REASONS.get(loss, 'not explained yet.')}" for loss in degraded]
     if failed := failures(seen):
-        made += ["", "Each failure by itself:", "", "```sh", *failed, "```"]
+        made += ["", "To repeat each failure:", "", "```sh", *failed, "```"]
     return "\n".join(made) + "\n"
 
 
 def put_into(text: str, seen: Verification) -> str:
-    """Put the outcome and its command into the marked cells of a README.
+    """Put the result and its command between the marks in a README.
 
     Raises:
         ValueError: if there are no marks.
@@ -211,5 +211,5 @@ def put_into(text: str, seen: Verification) -> str:
     cells = f"{START} {summary(seen)} | `{command(seen)}` | [soak](reports/soak.md) {END}"
     marked = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", re.DOTALL)
     if not marked.search(text):
-        raise ValueError(f"there is no {START} … {END} to put the outcome of the soak between")
+        raise ValueError(f"there is no {START} … {END} to put the result of the soak between")
     return marked.sub(lambda _: cells, text, count=1)

@@ -1,4 +1,4 @@
-"""`twinloss verify`: hunts on generated cases and trials on real images, loss by loss and type by type."""
+"""`twinloss verify`: hunts on generated cases and trials on real images, for each loss and dtype."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from twinloss.harness.hunting.parallel import run_jobs
 from twinloss.harness.losses.catalogue import TWINS
 from twinloss.harness.model.twin import Twin
 
-# The losses whose kernels are compiled in seconds, which come first, so that the first rows do not wait for the others.
+# The losses whose kernels compile in seconds. They come first, so that the first rows appear soon.
 QUICK = ("bending_energy", "diffusion", "mutual_information", "lncc", "multi_scale")
 
 
 @dataclass
 class Verification:
-    """All that was seen; `asked` is what was asked for, as the command line names it, with no losses for all."""
+    """The results; `asked` holds the arguments as the command line names them, with an empty list for all losses."""
 
     seed: int
     asked: dict[str, Any] = field(default_factory=dict)
@@ -27,22 +27,22 @@ class Verification:
 
     @property
     def rows(self) -> list[Hunt]:
-        """A row for each hunt."""
+        """One row for each hunt."""
         return self.work.rows
 
     @property
     def notes(self) -> list[str]:
-        """What else is to be said."""
+        """Further notes for the user."""
         return self.work.notes
 
     @property
     def failed(self) -> bool:
-        """Whether any row failed."""
+        """Whether a row failed."""
         return any(row.verdict == "fail" for row in self.rows)
 
     @property
     def exit_code(self) -> int:
-        """0 if all passed, 1 if any failed, 130 if it was interrupted."""
+        """0 if all passed, 1 if a row failed, 130 if the run was interrupted."""
         return 130 if self.interrupted else int(self.failed)
 
 
@@ -59,27 +59,30 @@ def verify(
     repeat: int = 1,
     told: Callable[[Hunt], None] = lambda row: None,
 ) -> Verification:
-    """Hunt each twin in each type.
+    """Hunt each loss in each dtype.
 
     Args:
         twins: the losses.
-        dtypes: the types under test.
-        seed: of the draw.
-        examples: cases that are drawn for each loss and type.
-        with_real: whether there are cases on real images, too.
-        tick: see `shards.do`, as for `processes` and `cluster`.
-        processes: how many jobs at a time.
-        cluster: the address of a Dask scheduler.
-        remember: see `Hunt`.
-        repeat: how many hunts of each loss and type, with the seeds `seed`, `seed + 1`, …; real images come once.
-        told: called with each row when it is finished.
+        dtypes: the dtypes under test.
+        seed: the seed of the draws.
+        examples: the number of cases for each loss and dtype.
+        with_real: whether to run the cases on real images, too.
+        tick: called with the name of the current step and the number of new cases.
+        processes: the number of jobs that run at a time.
+        cluster: the address of a Dask scheduler whose workers run the jobs.
+        remember: first retry the cases that failed last time in the same folder.
+        repeat: the number of hunts of each loss and dtype, with seeds `seed`, `seed + 1`, …; real images run only once.
+        told: called with each finished row.
+
+    Returns:
+        The results; also those of an interrupted run.
     """
     names = [twin.name for twin in twins]
     losses = [] if names == [twin.name for twin in TWINS] else names
     asked = {"losses": losses, "dtypes": list(dtypes), "examples": examples, "real": with_real}
     seen = Verification(seed, asked | ({"repeat": repeat} if repeat > 1 else {}), Work(told=told))
     ordered = sorted(twins, key=lambda twin: QUICK.index(twin.name) if twin.name in QUICK else len(QUICK))
-    remember = remember and repeat == 1  # in a soak, what one seed has found would hide what the others find
+    remember = remember and repeat == 1  # in a soak, the failures of one seed would hide those of other seeds
     jobs = list(_hunts(ordered, dtypes, range(seed, seed + 1), examples, remember))
     jobs += [Job(twin, tuple(dtypes), "real", examples, seed) for twin in ordered if with_real and twin.real]
     jobs += _hunts(ordered, dtypes, range(seed + 1, seed + repeat), examples, remember)

@@ -1,8 +1,7 @@
 """Real data: the MNI152 brain, as labels, tissue probabilities and logits.
 
-The T1 template and its grey and white matter maps (1 mm, 197 x 233 x 189 voxels) ship inside the
-nilearn package, so nothing is downloaded. Classes: 0 background, 1 cerebrospinal fluid (CSF),
-2 grey matter, 3 white matter.
+The T1 template and its grey and white matter maps (1 mm, 197 x 233 x 189 voxels) are part of the nilearn package, so
+nothing is downloaded. Classes: 0 background, 1 cerebrospinal fluid (CSF), 2 grey matter, 3 white matter.
 """
 
 import functools
@@ -16,8 +15,8 @@ Map = NDArray[np.float32]
 
 CLASSES = ("background", "CSF", "grey matter", "white matter")
 FIT_VOXELS = 50_000
-# Least variance of a mixture component, T1 being scaled to [0, 1]. The background is exactly zero:
-# without a floor its component would be a point mass, with infinite logits.
+# The least variance of a mixture component, with T1 scaled to [0, 1]. The background is exactly 0: without this floor
+# its component would be a point mass, with infinite logits.
 VARIANCE_FLOOR = 1e-3
 
 
@@ -34,12 +33,12 @@ class Brain:
 
 @functools.cache
 def load_brain() -> Brain:
-    """Loads the MNI152 brain, once per process and without a network.
+    """Load the MNI152 brain, once per process and without a network.
 
     Raises:
-        ImportError: nilearn, which brings the data, is not installed.
+        ImportError: if nilearn, which contains the data, is not installed.
     """
-    # Whatever the imaging packages warn of must not stop a run in which warnings are errors.
+    # Warnings of the imaging packages must not stop a run in which warnings are errors.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         t1, grey, white, mask = _read_maps()
@@ -55,25 +54,25 @@ def load_brain() -> Brain:
 
 
 def _read_maps() -> tuple[Map, Map, Map, NDArray[np.bool_]]:
-    """T1, grey matter and white matter in [0, 1] and the brain mask, each of shape S."""
+    """Return T1, grey matter and white matter in [0, 1] and the brain mask, each of shape S."""
     try:
         from nilearn import datasets
         from nilearn.image import get_data
     except ImportError as error:
         raise ImportError(
-            'the MNI152 brain ships with nilearn, which is missing: pip install "twinloss[real]"'
+            'the MNI152 brain is part of nilearn, which is missing: pip install "twinloss[real]"'
         ) from error
     loaders = (datasets.load_mni152_template, datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
-    # A copy in C order, as nilearn's images are in Fortran order.
+    # Copy to C order, as nilearn's images are in Fortran order.
     t1, grey, white = (np.array(get_data(load(resolution=1)), dtype=np.float32, order="C") for load in loaders)
     mask = np.array(get_data(datasets.load_mni152_brain_mask(resolution=1)), bool, order="C")
     for load in (*loaders, datasets.load_mni152_brain_mask):
-        getattr(load, "cache_clear", lambda: None)()  # nilearn would keep its images beside these
+        getattr(load, "cache_clear", lambda: None)()  # otherwise nilearn would keep a second copy of its images
     return t1, grey, white, mask
 
 
 def _soft_labels(grey: Map, white: Map, mask: NDArray[np.bool_]) -> Map:
-    """Probability of each class, (4, *S): CSF is what the two tissues leave of the brain."""
+    """Return the probability of each class, (4, *S); CSF is the rest of the brain after both tissues."""
     soft = np.empty((len(CLASSES), *mask.shape), np.float32)
     soft[0] = ~mask
     soft[2] = np.where(mask, grey.clip(0, 1), 0)
@@ -84,10 +83,10 @@ def _soft_labels(grey: Map, white: Map, mask: NDArray[np.bool_]) -> Map:
 
 
 def _mixture_logits(t1: Map) -> Map:
-    """Logits log(weight_k) + log N(t1 | mean_k, variance_k) of a Gaussian mixture, (4, *S).
+    """Return the logits log(weight_k) + log N(t1 | mean_k, variance_k) of a Gaussian mixture, (4, *S).
 
-    The mixture knows T1 alone, so it errs where a segmentation network errs: at the borders of
-    tissues. Components are ordered by mean: from dark background to bright white matter.
+    The mixture sees only T1, so it errs where a segmentation network errs: at the borders of tissues. Components are
+    ordered by mean, from dark background to bright white matter.
     """
     from sklearn.mixture import GaussianMixture
 

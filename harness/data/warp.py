@@ -1,4 +1,4 @@
-"""Real data of registration: the T1 brain, a copy warped by a smooth random field, and that field."""
+"""Real data for registration: the T1 brain, a copy warped by a smooth random field, and the field."""
 
 import functools
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from scipy.ndimage import map_coordinates, zoom
 
 from twinloss.harness.data.brain import Brain, Map, load_brain
 
-# Displacements of a few voxels between control points some 4 cm apart, as between two heads that are roughly aligned.
+# Displacements of a few voxels at control points about 4 cm apart, as between two heads after a rough alignment.
 CONTROL_POINTS = 5
 AMPLITUDE = 3.0
 
 
 @dataclass(frozen=True, eq=False)
 class Warped:
-    """The arrays are shared: do not write to them. Images are (1, 1, *S) in [0, 1], the field (1, 3, *S) in voxels."""
+    """Images (1, 1, *S) in [0, 1] and a field (1, 3, *S) in voxels. The arrays are shared: do not write to them."""
 
     fixed: Map
     moving: Map
@@ -25,7 +25,7 @@ class Warped:
 
 @functools.cache
 def load_warped() -> Warped:
-    """Warps the T1 brain, once per process."""
+    """Warp the T1 brain, once per process."""
     brain: Brain = load_brain()
     shape = brain.t1.shape
     coarse = AMPLITUDE * np.random.default_rng(0).standard_normal((3, *[CONTROL_POINTS] * 3)).astype(np.float32)
@@ -41,6 +41,6 @@ def load_warped() -> Warped:
 
 
 def _cubic_spline(n: int) -> Map:
-    """From the values at control points to those at n voxels, one axis at a time: (n, CONTROL_POINTS)."""
+    """Return the matrix (n, CONTROL_POINTS) that interpolates from control points to n voxels along one axis."""
     points = np.eye(CONTROL_POINTS, dtype=np.float32)
     return np.stack([zoom(point, n / CONTROL_POINTS, order=3, grid_mode=True, mode="nearest") for point in points], 1)

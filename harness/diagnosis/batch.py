@@ -1,4 +1,4 @@
-"""A user's batch as the arguments and options of a loss: which array is which, and what its shape says."""
+"""A user's batch as the arguments and options of a loss: find out which array is which, and guess options by shape."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from twinloss.harness.diagnosis.batch_files import BatchError, Found, listed
+from twinloss.harness.diagnosis.batch_files import BatchError, LoadedBatch, listed
 from twinloss.harness.drawing.segmentation_options import has_labels
 from twinloss.harness.model.operand import Array
 from twinloss.harness.model.twin import Twin
 
-# What files call the arguments, the surest name first. "image" and "data" name what MONAI and nnU-Net feed to the
-# network, so that they stand for no argument of a segmentation loss.
+# Names of the arguments in files, the most certain name first. "image" and "data" are the network's input in MONAI and
+# nnU-Net, so they do not stand for an argument of a segmentation loss.
 ALIASES = {
     "input": (
         "input", "logits", "pred", "preds", "prediction", "predictions", "y_pred", "output", "outputs", "probabilities",
@@ -33,7 +33,7 @@ ALIASES = {
     "mask": ("mask", "weight_map"),
 }  # fmt: skip
 NETWORK_INPUTS = {"image", "images", "data"}
-# By how much a probability may be rounded.
+# The tolerance for the rounding of a probability.
 ROUNDING = 1e-3
 
 
@@ -43,10 +43,10 @@ class Batch:
 
     Attributes:
         twin: the loss.
-        options: those that were given or guessed; `option` knows the defaults, too.
-        arrays: by the loss's names.
-        types: what each array was in its file.
-        asking: the arguments that ask for a gradient.
+        options: options that were given or guessed; `option` also knows the defaults.
+        arrays: the arguments by the names that the loss uses.
+        types: the dtype of each array in its file.
+        asking: the arguments with requires_grad.
     """
 
     twin: Twin
@@ -56,7 +56,7 @@ class Batch:
     asking: Collection[str] = ()
 
     def option(self, name: str, default: Any = None) -> Any:
-        """The value of an option, or `default` if the loss has none of this name."""
+        """Return the value of an option, or `default` if the loss has no such option."""
         return self.options[name] if name in self.options else self.twin.options.get(name, (default,))[0]
 
     @property
@@ -66,17 +66,17 @@ class Batch:
 
     @property
     def target(self) -> Array:
-        """The second argument."""
+        """The argument `target`."""
         return self.arrays["target"]
 
     @property
     def classes(self) -> int:
-        """How many channels the input has."""
+        """The number of channels of the input."""
         return int(self.input.shape[1])
 
     @property
     def has_classes(self) -> bool:
-        """Whether the loss is one of segmentation."""
+        """Whether the loss is a segmentation loss."""
         return "input" in self.twin.operands
 
     @property
@@ -86,7 +86,7 @@ class Batch:
 
     @cached_property
     def range(self) -> tuple[float, float]:
-        """The least and the largest finite number of the input."""
+        """The smallest and the largest finite number of the input."""
         return extremes(self.input)
 
     @property
@@ -97,13 +97,13 @@ class Batch:
 
     @property
     def is_hard(self) -> bool:
-        """Whether the input holds labels, or what a threshold left: whole numbers, and more than one."""
+        """Whether the input holds labels or thresholded numbers: whole numbers that are not all equal."""
         low, high = self.range
         return 0 <= low < high and are_whole(self.input) and (high <= 1 or self.input.dtype.kind in "iu")
 
 
 def extremes(values: Array) -> tuple[float, float]:
-    """The least and the largest finite number, (inf, -inf) if there is none; an item at a time is looked at."""
+    """Return the smallest and largest finite number, or (inf, -inf) without any; item by item, to save memory."""
     low, high = np.inf, -np.inf
     for item in values:
         ends = item.min(), item.max()
@@ -117,20 +117,22 @@ def extremes(values: Array) -> tuple[float, float]:
 
 
 def are_whole(values: Array) -> bool:
-    """Whether all numbers are whole."""
+    """Return whether all numbers are whole."""
     return values.dtype.kind in "bui" or all(bool((item == np.rint(item)).all()) for item in values)
 
 
 def sum_to_one(values: Array) -> bool:
-    """Whether the channels of each voxel add up to 1."""
+    """Return whether the channels of each voxel add up to 1."""
     return all(bool((np.abs(item.sum(0, dtype=np.float64) - 1) <= 4 * ROUNDING).all()) for item in values)
 
 
-def arguments(twin: Twin, found: Found, names: Mapping[str, str]) -> dict[str, str]:
-    """What the arrays of a batch are called that are the arguments of a loss; an array that is alone needs no name.
+def arguments(twin: Twin, found: LoadedBatch, names: Mapping[str, str]) -> dict[str, str]:
+    """Find the arrays of a batch that are the arguments of a loss, and return their names.
+
+    If the loss has one argument and the batch one array, the name of the array does not matter.
 
     Raises:
-        BatchError: if one is missing or empty.
+        BatchError: if an argument is missing or empty.
     """
     made: dict[str, str] = {}
     for operand in names:
@@ -155,19 +157,19 @@ def arguments(twin: Twin, found: Found, names: Mapping[str, str]) -> dict[str, s
     return made
 
 
-def _missing(operand: str, found: Found, asked: str | None) -> str:
+def _missing(operand: str, found: LoadedBatch, asked: str | None) -> str:
     have = ", ".join(f"{name} {values.shape}" for name, values in found.arrays.items()) or "no arrays"
-    told = f"no {operand} among {have}" if asked is None else f"no array {asked} for {operand} among {have}"
+    text = f"no {operand} among {have}" if asked is None else f"no array {asked} for {operand} among {have}"
     if found.left_out:
-        told += f"; left out: {listed(found.left_out)}"
-    mend = f": name it by --map {operand}=NAME"
+        text += f"; left out: {listed(found.left_out)}"
+    fix = f": give its name by --map {operand}=NAME"
     if operand == "input" and NETWORK_INPUTS & {name.lower() for name in found.arrays}:
-        mend += ". The input of a loss is what the network puts out: save that, too, as 'logits'"
-    return told + mend
+        fix += ". The input of a loss is the output of the network: save that, too, as 'logits'"
+    return text + fix
 
 
 def guessed(twin: Twin, arrays: Mapping[str, Array], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that shapes and numbers tell.
+    """Guess options from shapes and numbers.
 
     Raises:
         BatchError: if an option is given that the loss does not have.
@@ -175,7 +177,7 @@ def guessed(twin: Twin, arrays: Mapping[str, Array], given: Mapping[str, Any]) -
     for name in given:
         if name not in twin.options:
             near = get_close_matches(name, twin.options, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(twin.options)}"
+            hint = f"did you mean {near[0]}?" if near else f"its options are {', '.join(twin.options)}"
             raise BatchError(f"{twin.name} has no option {name}: {hint}")
     x, target = next(iter(arrays.values())), arrays.get("target")
     made: dict[str, Any] = {}
@@ -198,16 +200,16 @@ def guessed(twin: Twin, arrays: Mapping[str, Array], given: Mapping[str, Any]) -
 
 
 def told(made: Mapping[str, Any], batch: Batch) -> Iterator[str]:
-    """What was guessed, and why."""
+    """Yield sentences about the guessed options and the reason for each guess."""
     if made:
         options = ", ".join(f"{name}={value}" for name, value in made.items() if name != "dist_matrix")
         if "dist_matrix" in made:
             options = "dist_matrix, with a distance of 1 between all classes"
-        yield f"Taken for granted: {options}. If your loss has other options, give them by --option."
+        yield f"Assumed options: {options}. If your loss has other options, set them by --option."
     for name in {"softmax", "sigmoid"} & set(made):
         low, high = batch.range
         yield (
-            f"{name}=True, because the input runs from {low:.4g} to {high:.4g}, so that it holds logits. If your loss "
-            f"has no activation, that is the mistake: without one, {batch.twin.fast.__name__} takes the input for "
-            "probabilities."
+            f"{name}=True is assumed, because the input ranges from {low:.4g} to {high:.4g} and so holds logits. If "
+            f"your loss has no activation, this is the mistake: without one, {batch.twin.fast.__name__} takes the "
+            "input as probabilities."
         )

@@ -1,4 +1,4 @@
-"""What values and gradients of a user's batch tell, in every type and beside the reference."""
+"""Findings from values and gradients of a user's batch, in every dtype and compared with the reference."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from twinloss.harness.diagnosis.batch_files import BatchError
 from twinloss.harness.judging.answers import widened
 from twinloss.harness.model.operand import Array
 
-# By how much smoothing may change a value before it is said to decide it, and rounding before it is said to cost.
+# The relative change of the value at which smoothing is reported, and the relative error at which rounding is reported.
 DECIDES, COSTS = 0.01, 1e-3
-# Logits beyond which a sigmoid is 0 or 1 in float32.
+# Beyond this absolute value of a logit, a sigmoid is 0 or 1 in float32.
 SATURATED = 15
 
 Answer = tuple[Array, Array]  # value and gradient
 
 
 def loss(batch: Batch) -> torch.nn.Module:
-    """The fast loss.
+    """Return the fast loss of a batch.
 
     Raises:
-        BatchError: if it refuses its options.
+        BatchError: if the loss rejects its options.
     """
     try:
         return batch.twin.fast(**batch.options)
     except (ValueError, TypeError, AssertionError) as error:
-        raise BatchError(f"{batch.twin.fast.__name__} refuses its options: {error}") from error
+        raise BatchError(f"{batch.twin.fast.__name__} rejects its options: {error}") from error
 
 
 def answer(batch: Batch, dtype: str) -> Answer:
-    """The fast loss's answer in a type; what it warns of is among the findings.
+    """Return the fast loss's answer in a dtype; its warnings are dropped, as the findings cover them.
 
     Raises:
-        BatchError: if the loss refuses the batch.
+        BatchError: if the loss rejects the batch.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -48,7 +48,7 @@ def answer(batch: Batch, dtype: str) -> Answer:
             value = loss(batch)(x, *tensors[1:])
             (gradient,) = torch.autograd.grad(value.sum(), x)
         except (ValueError, TypeError, AssertionError, RuntimeError) as error:
-            raise BatchError(f"{batch.twin.fast.__name__} refuses this: {error}{_hint(batch)}") from error
+            raise BatchError(f"{batch.twin.fast.__name__} rejects the batch: {error}{_hint(batch)}") from error
     return widened(value).astype(np.float64), widened(gradient).astype(np.float64)
 
 
@@ -56,25 +56,25 @@ def _hint(batch: Batch) -> str:
     if "target" not in batch.arrays or (batch.target.shape == batch.input.shape and not batch.labels):
         return ""
     if batch.target.shape == batch.input.shape and batch.option("to_onehot_y"):
-        return ". The target has a channel for each class already: leave to_onehot_y out."
+        return ". The target already has a channel for each class: remove to_onehot_y."
     if batch.target.shape[2:] == batch.input.shape[:1:-1]:
         return (
-            ". The spatial axes are in opposite order: arrays of SimpleITK and nnU-Net are (z, y, x), those of nibabel "
-            "(x, y, z). Transpose one of them."
+            ". The spatial axes are in opposite order: arrays from SimpleITK and nnU-Net are (z, y, x), those from "
+            "nibabel are (x, y, z). Transpose one of them."
         )
     if batch.target.shape[2:] != batch.input.shape[2:]:
-        return ". Crop both alike, or resample one to the grid of the other (labels by nearest neighbour)."
+        return ". Crop both in the same way, or resample one to the grid of the other (labels by nearest neighbour)."
     return ""
 
 
 def truth(batch: Batch) -> Answer:
-    """The reference's answer, in float64."""
+    """Return the reference's answer, in float64."""
     value = value_of(batch, {})
     return value, np.asarray(batch.twin.gradient(*_lifted(batch), cotangent=np.ones(value.shape), **batch.options))
 
 
 def value_of(batch: Batch, options: Mapping[str, Any]) -> Array:
-    """The reference's value, in float64, with some options in place of the batch's."""
+    """Return the reference's value, in float64, with some of the batch's options replaced."""
     return np.asarray(batch.twin.value(*_lifted(batch), **{**batch.options, **options}))
 
 
@@ -84,7 +84,7 @@ def _lifted(batch: Batch) -> list[Array]:
 
 
 def precisions(answers: Mapping[str, Answer], truth: Answer) -> list[list[str]]:
-    """Rows of values and gradients by type, and their errors."""
+    """Return table rows with value and gradient by dtype, and their errors."""
     value, gradient = truth
     rows = [["reference", f"{value.mean():.8g}", "", f"{np.abs(gradient).max():.4g}", ""]]
     for dtype, (v, g) in answers.items():
@@ -94,30 +94,30 @@ def precisions(answers: Mapping[str, Answer], truth: Answer) -> list[list[str]]:
 
 
 def relative(got: Array, want: Array) -> float:
-    """The largest difference, relative to the largest number."""
+    """Return the largest difference, relative to the largest number."""
     both = np.isnan(got) & np.isnan(want) | (got == want)
     off = np.max(np.where(both, 0, np.abs(got - want)), initial=0)
     return float(off / max(np.abs(want).max(initial=0), np.finfo(float).tiny)) if off else 0.0
 
 
 def broken(batch: Batch, truth: Answer) -> Iterator[str]:
-    """Whether the exact answer is NaN or infinite."""
+    """Report whether the exact value or gradient is NaN or infinite."""
     broken = [name for name, exact in zip(("value", "gradient"), truth, strict=True) if not np.isfinite(exact).all()]
     if broken:
         at = ""
         if "gradient" in broken:
             at = f", the gradient first at {tuple(int(i) for i in np.argwhere(~np.isfinite(truth[1]))[0])}"
         if not all(np.isfinite(values).all() for values in batch.arrays.values()):
-            why = "NaN or infinite numbers of the batch make it so, see above"
+            why = "the batch itself contains NaN or infinite numbers, see above"
         else:
             zeros = [n for n in ("smooth_nr", "smooth_dr") if batch.option(n) == 0]
-            mend = f", such as 0 / 0: give {' and '.join(zeros)} a small number, 1e-5" if zeros else ""
-            why = f"all numbers of the batch are finite, so that the formula makes it so{mend}"
+            fix = f", for example 0 / 0: set {' and '.join(zeros)} to a small number, 1e-5" if zeros else ""
+            why = f"all numbers of the batch are finite, so the formula itself produces it{fix}"
         yield f"The {' and the '.join(broken)} would be NaN or infinite in any precision{at}: {why}."
 
 
 def costs(batch: Batch, dtype: str, got: Answer, truth: Answer) -> Iterator[str]:
-    """What rounding costs in a type."""
+    """Report the error due to rounding in a dtype."""
     limits = torch.finfo(getattr(torch, dtype))
     largest = max(map(abs, batch.range))
     advice = "compute the loss in float32, loss(x.float(), target), outside autocast"
@@ -127,45 +127,45 @@ def costs(batch: Batch, dtype: str, got: Answer, truth: Answer) -> Iterator[str]
         if not np.isfinite(exact).all():
             continue
         if not np.isfinite(a).all():
-            why = f"the input reaches {largest:.4g}, and {dtype} holds no number above {limits.max:.6g}"
+            why = f"the input reaches {largest:.4g}, and {dtype} has no number above {limits.max:.6g}"
             why = why if largest > limits.max else f"{dtype} overflows"
-            yield f"In {dtype} the {name} is NaN or infinite, though exactly it is finite: {why}. To mend it, {advice}."
+            yield f"In {dtype} the {name} is NaN or infinite, but its exact value is not: {why}. To fix it, {advice}."
         elif (off := relative(a, exact)) > max(COSTS, 4 * limits.eps):  # more than the rounding of the result
-            yield f"In {dtype} the {name} is off by {off:.1%}{of}, by rounding alone. If that matters, {advice}."
+            yield f"In {dtype} the {name} is off by {off:.1%}{of} due to rounding. If that matters, {advice}."
 
 
 def teaches_nothing(batch: Batch, answer: Answer, truth: Answer) -> Iterator[str]:
-    """Whether the gradient is 0, exactly or in the batch's own type."""
+    """Report whether the gradient is 0, exactly or in the batch's own dtype."""
     if (truth[1].any() and answer[1].any()) or not np.isfinite(truth[1]).all():
         return
     largest = max(map(abs, batch.range))
     why = ""
     if batch.has_classes and largest > SATURATED and not batch.is_probability:
         why = (
-            f" The logits reach {largest:.4g}, where sigmoid and softmax are 0 or 1 and have no slope: look for a "
+            f" The logits reach {largest:.4g}, where sigmoid and softmax are 0 or 1 and have slope 0: check for a "
             "learning rate that is too high, or a missing normalisation."
         )
-    yield f"The gradient is 0 everywhere, so that this batch teaches nothing.{why}"
+    yield f"The gradient is 0 everywhere, so the network learns nothing from this batch.{why}"
 
 
 def smoothing(batch: Batch, value: Array) -> Iterator[str]:
-    """Whether a smoothing term decides the value of a loss of overlap, or keeps it from 0 / 0."""
-    mend = "make it smaller"
+    """Report whether a smoothing term dominates the value of an overlap loss, or keeps it from being 0 / 0."""
+    fix = "use a smaller value"
     if "normalize_weights" in batch.twin.options:
-        mend += ", or pass normalize_weights=True"
+        fix += ", or pass normalize_weights=True"
     for name in ("smooth_nr", "smooth_dr"):
         if not np.isfinite(value).all() or not batch.option(name):
             continue
         without = value_of(batch, {name: 0.0})
         if not np.isfinite(without).all():
             yield (
-                f"Without {name} the value would be NaN or infinite, because something is absent from target and "
-                f"prediction: keep {name} above 0."
+                f"Without {name} the value would be NaN or infinite, because some structure is absent from both target "
+                f"and prediction: keep {name} above 0."
             )
         elif _differ(value, without):
             yield (
-                f"{name} decides: without it the value is {without.mean():.4g} in place of {value.mean():.4g}. If "
-                f"that is not meant, {mend}."
+                f"{name} dominates the value: without it the value is {without.mean():.4g} instead of "
+                f"{value.mean():.4g}. If this is not intended, {fix}."
             )
 
 
@@ -174,20 +174,20 @@ def _differ(value: Array, without: Array) -> bool:
 
 
 def windows(batch: Batch) -> tuple[list[str], list[str]]:
-    """What smoothing does to LNCC: a finding if it decides where there is contrast; a hint about windows without."""
+    """Report the effect of smoothing on LNCC: findings if it dominates windows with contrast, hints on flat windows."""
     each = np.asarray(value_of(batch, {"reduction": "none"}))
     without = np.asarray(value_of(batch, {"reduction": "none", "smooth_nr": 0.0, "smooth_dr": 0.0}))
     flat = ~np.isfinite(without)
     found, hints = [], []
     if not flat.all() and _differ(each[~flat].mean(), without[~flat].mean()):
         found.append(
-            "smooth_nr and smooth_dr decide: without them the mean over windows with contrast is "
-            f"{without[~flat].mean():.4g} in place of {each[~flat].mean():.4g}. Scale both images so that their "
-            "contrast is about 1, or make the two smaller."
+            "smooth_nr and smooth_dr dominate the value: without them the mean over windows with contrast is "
+            f"{without[~flat].mean():.4g} instead of {each[~flat].mean():.4g}. Scale both images so that their "
+            "contrast is about 1, or use smaller values."
         )
     if flat.any():
         hints.append(
-            f"{flat.mean():.1%} of the windows are flat, as those in air are: each counts {each[flat].mean():.4g}, "
-            "whatever the images show elsewhere, and has no gradient. Crop the images to have fewer of them."
+            f"{flat.mean():.1%} of the windows are flat, as in air: each contributes {each[flat].mean():.4g}, "
+            "whatever the images show elsewhere, and has no gradient. Crop the images to have fewer flat windows."
         )
     return found, hints

@@ -1,4 +1,4 @@
-"""Reading a user's batch from files, without running anything that a file holds."""
+"""Read a user's batch from files without running any code that a file contains."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from twinloss.harness.model.operand import Array
 
 KINDS = ".npz, .npy, .pt, .pth, .nii or .nii.gz"
 SAVE = (
-    "Objects are not made, as that could run code: save torch.save({'input': …, 'target': …}) of tensors, or "
-    "np.savez(input=…, target=…) of arrays"
+    "Other objects are not unpickled, as that could run code: save torch.save({'input': …, 'target': …}) with tensors, "
+    "or np.savez(input=…, target=…) with arrays"
 )
 
 
 class BatchError(ValueError):
-    """A file that cannot be read, or a batch that the loss does not take."""
+    """A file cannot be read, or the loss does not accept the batch."""
 
 
 @dataclass
-class Found:
+class LoadedBatch:
     """The arrays of a batch by name.
 
     Attributes:
-        arrays: of numbers that torch knows, in native byte order.
-        types: what each had in its file, such as "bfloat16", which NumPy lacks.
-        asking: the tensors that ask for a gradient.
-        left_out: what is no array of numbers, by name, and what it is.
+        arrays: arrays of numbers, in native byte order and a dtype that torch supports.
+        types: the dtype of each array in its file, such as "bfloat16", which NumPy lacks.
+        asking: the names of tensors with requires_grad.
+        left_out: what is not an array of numbers: by name, with a description.
     """
 
     arrays: dict[str, Array] = field(default_factory=dict)
@@ -43,8 +43,8 @@ class Found:
     left_out: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Found:
-        """Sort values by whether they are arrays of numbers; a list of tensors, as of deep supervision, is numbered."""
+    def of(cls, values: Mapping[str, Any]) -> LoadedBatch:
+        """Sort values into arrays and others; a list of tensors, as from deep supervision, gets numbered names."""
         found = cls()
         for name, value in values.items():
             if isinstance(value, (list, tuple)) and value and all(isinstance(v, torch.Tensor) for v in value):
@@ -55,7 +55,7 @@ class Found:
         return found
 
     def take(self, name: str, value: Any) -> None:
-        """Add an array or a tensor; anything else is left out, with a reason."""
+        """Add an array or a tensor; anything else goes to `left_out` with a description."""
         try:
             self.arrays[name], self.types[name] = native(value)
         except BatchError as reason:
@@ -65,11 +65,11 @@ class Found:
 
     @property
     def names(self) -> list[str]:
-        """Of arrays, and of what was left out."""
+        """The names of all arrays and of what was left out."""
         return [*self.arrays, *self.left_out]
 
-    def adopt(self, called: str, other: Found, name: str) -> None:
-        """Add what another batch has by some name, under another."""
+    def adopt(self, called: str, other: LoadedBatch, name: str) -> None:
+        """Add the value called `name` in another batch, under the name `called`."""
         if name in other.arrays:
             self.arrays[called], self.types[called] = other.arrays[name], other.types[name]
         else:
@@ -79,17 +79,17 @@ class Found:
 
 
 def listed(left_out: Mapping[str, str]) -> str:
-    """What was left out, and why."""
+    """Return a text that lists what was left out, and why."""
     return ", ".join(f"{name} ({reason})" for name, reason in left_out.items())
 
 
 def native(value: Any) -> tuple[Array, str]:
-    """An array in C order and a type that torch computes with, and the name of the type it came in.
+    """Convert a value to a C-ordered array of a dtype that torch supports; also return the name of its original dtype.
 
-    Wide unsigned integers become int64, and types beyond 64 bits float64.
+    Unsigned integers of more than 8 bits become int64, and floats of more than 64 bits become float64.
 
     Raises:
-        BatchError: if the value is no array of real numbers; its message says what it is.
+        BatchError: if the value is no array of real numbers; the message describes it.
     """
     if isinstance(value, _Unread):
         value = value.array()
@@ -103,7 +103,7 @@ def native(value: Any) -> tuple[Array, str]:
         raise BatchError(type(value).__name__)
     kind, width = value.dtype.kind, value.dtype.itemsize
     if kind == "c":
-        raise BatchError(f"complex numbers ({own}): losses take real ones, such as the magnitude, by abs()")
+        raise BatchError(f"complex numbers ({own}): losses take real numbers, such as the magnitude, by abs()")
     if kind not in "buif":
         raise BatchError(f"array of {own}")
     if value.ndim == 0:
@@ -120,7 +120,7 @@ def _dense(tensor: torch.Tensor) -> Array:
     if tensor.is_meta:
         raise BatchError("tensor on the meta device, which holds no numbers")
     if tensor.layout == torch.strided:
-        tensor = tensor.as_subclass(torch.Tensor)  # of a subclass, every operation would copy its meta data
+        tensor = tensor.as_subclass(torch.Tensor)  # in a subclass, every operation would copy its meta data
     else:
         tensor = tensor.to_dense()
     if tensor.is_quantized:
@@ -132,19 +132,19 @@ def _dense(tensor: torch.Tensor) -> Array:
     return made
 
 
-def load(*paths: Path) -> Found:
-    """The arrays of files: .npz or .npy, .pt or .pth with a dictionary of tensors, .nii or .nii.gz.
+def load(*paths: Path) -> LoadedBatch:
+    """Read the arrays of files: .npz or .npy, .pt or .pth with a dictionary of tensors, .nii or .nii.gz.
 
-    Nothing in them is run: objects other than tensors and arrays are neither made nor imported. A NIfTI image of three
-    axes is one channel of one item; a fourth axis is that of the channels, and so is a fifth beside a fourth of size 1.
-    Where files hold the same name, the folder comes before it.
+    No code in them is run: objects other than tensors and arrays are neither constructed nor imported. A NIfTI image
+    with three axes is one channel of one item. A fourth axis is the channels, and so is a fifth axis if the fourth has
+    size 1. If two files hold the same name, the folder is put before it.
 
     Raises:
-        BatchError: if a file is not there, of another kind, damaged, or holds no array of numbers.
+        BatchError: if a file is missing, damaged, of an unknown type, or holds no array of numbers.
     """
     files = [(path, _read(path)) for path in paths]
     names = [name for _, each in files for name in each.names]
-    found = Found()
+    found = LoadedBatch()
     for path, each in files:
         for name in each.names:
             called = name if names.count(name) == 1 else str(path.parent / name)
@@ -154,27 +154,27 @@ def load(*paths: Path) -> Found:
     return found
 
 
-def _read(path: Path) -> Found:
+def _read(path: Path) -> LoadedBatch:
     name = path.name.lower()
     if not path.is_file():
         raise BatchError(f"there is no file {path}")
     readers = {".npz": _npz, ".npy": _npy, ".pt": _torch, ".pth": _torch, ".nii": _nifti, ".nii.gz": _nifti}
     reader = next((reader for end, reader in readers.items() if name.endswith(end)), None)
     if reader is None:
-        raise BatchError(f"{path} is of no kind that is known: {KINDS}")
+        raise BatchError(f"{path} has an unknown file type; known types are {KINDS}")
     try:
-        found = Found.of(dict(reader(path)))
+        found = LoadedBatch.of(dict(reader(path)))
     except BatchError as error:
         raise BatchError(f"cannot read {path}: {error}") from error
     except UnpicklingError as error:
-        raise BatchError(f"cannot read {path}: it is damaged, or holds what is no tensor. {SAVE}") from error
+        raise BatchError(f"cannot read {path}: it is damaged, or holds objects other than tensors. {SAVE}") from error
     except Exception as error:
-        told = (str(error).splitlines() or [""])[0]
+        why = (str(error).splitlines() or [""])[0]
         kind = type(error).__name__
-        raise BatchError(f"cannot read {path}: it is damaged or of another kind: {kind}: {told}") from error
+        raise BatchError(f"cannot read {path}: it is damaged or of another type: {kind}: {why}") from error
     if not found.arrays:
-        told = listed(found.left_out) or "it is empty"
-        raise BatchError(f"cannot read {path}: it holds no array of numbers: {told}. {SAVE}")
+        why = listed(found.left_out) or "it is empty"
+        raise BatchError(f"cannot read {path}: it holds no array of numbers: {why}. {SAVE}")
     return found
 
 
@@ -183,7 +183,7 @@ def _npz(path: Path) -> Iterator[tuple[str, Any]]:
         for name in found.files:
             try:
                 yield name, found[name]
-            except ValueError:  # NumPy refuses to unpickle
+            except ValueError:  # NumPy does not unpickle objects
                 yield name, np.empty(1, object)
 
 
@@ -200,7 +200,7 @@ def _nifti(path: Path) -> Iterator[tuple[str, Any]]:
     if values.ndim == 5 and values.shape[3] == 1:  # a field of vectors
         values = values[:, :, :, 0]
     if values.ndim > 4:
-        raise BatchError(f"an image has up to three spatial axes and one of channels, got shape {values.shape}")
+        raise BatchError(f"an image has up to three spatial axes and one axis of channels, got shape {values.shape}")
     values = values[np.newaxis] if values.ndim < 4 else np.moveaxis(values, 3, 0)
     yield path.name.lower().removesuffix(".gz").removesuffix(".nii"), values[np.newaxis]
 
@@ -224,7 +224,7 @@ def _torch(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 class _Unread:
-    """An object of a pickle that was not made: what it was to be made of."""
+    """An object of a pickle that was not constructed: the name of its class or function, arguments and state."""
 
     def __init__(self, name: str = "", args: tuple[Any, ...] = ()) -> None:
         self.name, self.args, self.state = name, args, ()
@@ -233,9 +233,9 @@ class _Unread:
         self.state = state
 
     def array(self) -> Array:
-        """The array, if it is one of NumPy's; its bytes are read and NumPy's own way to unpickle is not used."""
+        """Return the array if this is a pickled NumPy array; it is read from the bytes, without NumPy's unpickling."""
         if not self.name.endswith("multiarray._reconstruct") or len(self.state) != 5:
-            raise BatchError(f"object of {self.name}, which was not made")
+            raise BatchError(f"object of {self.name}, which is not unpickled")
         _, shape, dtype, fortran, raw = self.state
         code = dtype.args[0]
         if not isinstance(raw, bytes):
@@ -245,10 +245,10 @@ class _Unread:
 
 
 def _stand_in(name: str) -> type:
-    """What a pickle gets for the class or function `name`.
+    """Make the class that a pickle gets in place of the class or function `name`.
 
-    Called, it gives an `_Unread`. A tensor of a subclass, such as MONAI's MetaTensor, becomes one of it, and leaves the
-    state of the subclass unread.
+    A call returns an `_Unread`. A tensor subclass, such as MONAI's MetaTensor, becomes this class of tensor, and the
+    state of the subclass is not read.
     """
 
     class StandIn(torch.Tensor):

@@ -1,4 +1,4 @@
-"""A part of a large batch, small enough for the reference."""
+"""Take a part of a large batch that is small enough for the reference."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import numpy as np
 
 from twinloss.harness.diagnosis.batch import Batch
 
-# Numbers of the input that are computed in some seconds, in float64; of a window of w voxels, what it reads counts.
+# The largest number of input elements, which float64 processes in some seconds, and the largest number of elements that
+# all windows together may read.
 NUMBERS, READ = 2**21, 2**26
 
 
 def part(batch: Batch) -> tuple[Batch, str | None]:
-    """The batch, or of a large one a part and a sentence about it.
+    """Return the batch; of a large batch return a part, and a sentence that says so.
 
-    Losses of neighbours (fields, windows) get a block from the middle, others every n-th voxel, which keeps the shares
-    of the classes.
+    Losses that use neighbours (fields, windows) get a block from the middle. Other losses get every n-th voxel, which
+    keeps the proportions of the classes.
     """
     x = batch.input
     limit = _limit(batch)
@@ -33,13 +34,13 @@ def part(batch: Batch) -> tuple[Batch, str | None]:
         which = f"a block of {_times(sizes)} voxels from the middle"
     else:
         voxels = [slice(None, None, step) for step in steps]
-        which = f"one voxel of each {_times(steps)}"
-    few = max(1, limit // math.prod([x.shape[1], *sizes]))  # items, where there are no voxels to leave out
+        which = f"every n-th voxel along each axis, n = {_times(steps)}"
+    few = max(1, limit // math.prod([x.shape[1], *sizes]))  # the number of items, if fewer voxels are not enough
     arrays = {name: np.ascontiguousarray(v[(slice(few), slice(None), *voxels)]) for name, v in batch.arrays.items()}
-    told = f"The input holds {x.size:,} numbers, so that the loss was computed on a part: {which}"
-    told += f" of {few} items" if few < len(x) else ""
-    told += ". NaN, ranges, labels and absent classes were looked for in all of it."
-    return replace(batch, arrays=arrays), told
+    note = f"The input holds {x.size:,} numbers, so the loss was computed on a part of it: {which}"
+    note += f" of {few} items" if few < len(x) else ""
+    note += ". The checks for NaN, ranges, labels and absent classes used all of it."
+    return replace(batch, arrays=arrays), note
 
 
 def _limit(batch: Batch) -> int:
@@ -51,7 +52,7 @@ def _limit(batch: Batch) -> int:
 
 
 def _sizes(shape: Sequence[int], limit: int) -> list[int]:
-    """Spatial sizes with which an input has no more than `limit` numbers, the longest cut first."""
+    """Return spatial sizes with at most `limit` numbers; the longest axis is shortened first."""
     sizes = list(shape[2:])
     while math.prod([*shape[:2], *sizes]) > limit and max(sizes, default=1) > 1:
         axis = int(np.argmax(sizes))

@@ -1,4 +1,4 @@
-"""Axes of a user's batch that lie elsewhere than a loss expects, or are missing."""
+"""Fix axes of a user's batch that are missing or in another place than a loss expects."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from twinloss.harness.diagnosis.batch_files import BatchError
 from twinloss.harness.model.operand import Array
 from twinloss.harness.model.twin import Twin
 
-# An image is hardly narrower than this along its last axis and deeper in channels; nor has it so few slices.
+# Channels are taken to be last only if the last axis is shorter than NARROW, and no spatial axis is. An axis longer
+# than SLICES may also hold the slices of an image, unless the target is one-hot along it.
 NARROW, SLICES = 16, 4
 
 
 def reshaped(twin: Twin, arrays: Mapping[str, Array]) -> tuple[dict[str, Array], list[str]]:
-    """The arrays with the axes that the loss expects, as far as it is plain which is which, and what was wrong.
+    """Return the arrays with the axes that the loss expects, where these are clear, and a sentence for each change.
 
     Raises:
         BatchError: if an array has no axis of channels, or input and target are swapped.
@@ -25,25 +26,25 @@ def reshaped(twin: Twin, arrays: Mapping[str, Array]) -> tuple[dict[str, Array],
     first, x = next(iter(arrays.items()))
     if x.ndim < 2:
         raise BatchError(
-            f"{first} has shape {x.shape}, but losses take (batch, channels, *spatial): add what is missing"
+            f"{first} has shape {x.shape}, but losses take (batch, channels, *spatial): add the missing axes"
         )
-    told = [_move_channels(twin, made)]
+    changes = [_move_channels(twin, made)]
     if "input" in twin.operands:
         _refuse_swapped(made)
-        told += [_add_batch(made), _add_channel(twin, made)]
-    return made, [sentence for sentence in told if sentence]
+        changes += [_add_batch(made), _add_channel(twin, made)]
+    return made, [sentence for sentence in changes if sentence]
 
 
 def _move_channels(twin: Twin, made: dict[str, Array]) -> str | None:
-    """Move the channels to axis 1 if they come last."""
+    """Move the channels to axis 1 if they are last."""
     first, x = next(iter(made.items()))
     if not _channels_last(twin, x, made.get("target")):
         return None
     moved = {name: np.moveaxis(values, -1, 1) for name, values in made.items() if values.ndim == x.ndim}
     made |= {name: np.ascontiguousarray(values) for name, values in moved.items()}
     return (
-        f"{first} has shape {x.shape}: the channels seem to come last, but losses take (batch, channels, *spatial). "
-        f"Move them in all arguments, {first}.movedim(-1, 1). What follows was found with them moved."
+        f"{first} has shape {x.shape}: the channels seem to be last, but losses take (batch, channels, *spatial). "
+        f"Move them in all arguments: {first}.movedim(-1, 1). All other findings are for the moved axes."
     )
 
 
@@ -70,7 +71,7 @@ def _refuse_swapped(made: Mapping[str, Array]) -> None:
 
 
 def _add_batch(made: dict[str, Array]) -> str | None:
-    """Add the axis of the batch if an item was saved alone."""
+    """Add the batch axis if a single item was saved."""
     x, target = made["input"], made["target"]
     alone = (x.shape[1:], (1, *x.shape[1:]), (1, 1, *x.shape[1:]))
     if target.shape not in alone or target.shape in (x.shape, (len(x), *x.shape[2:])):
@@ -78,13 +79,13 @@ def _add_batch(made: dict[str, Array]) -> str | None:
     made["input"], made["target"] = x[np.newaxis], target.reshape(1, 1, *x.shape[1:])
     return (
         f"The batch axis seems to be missing: input has shape {x.shape} and target {target.shape}. Losses take (batch, "
-        "channels, *spatial), so pass input.unsqueeze(0), and the target with as many axes. What follows was found "
-        "with them added."
+        "channels, *spatial), so pass input.unsqueeze(0), and a target with as many axes. All other findings are for "
+        "the arrays with these axes."
     )
 
 
 def _add_channel(twin: Twin, made: dict[str, Array]) -> str | None:
-    """Add the axis of channels if the target has none; one loss takes such a target, too."""
+    """Add the axis of channels if the target has none; no finding for Wasserstein Dice, which accepts such a target."""
     x, target = made["input"], made["target"]
     if target.shape != (len(x), *x.shape[2:]):
         return None
@@ -93,5 +94,5 @@ def _add_channel(twin: Twin, made: dict[str, Array]) -> str | None:
         return None
     return (
         f"The target has shape {target.shape}, without an axis of channels: the loss takes shape "
-        f"{made['target'].shape}, so pass target.unsqueeze(1). What follows was found with that axis."
+        f"{made['target'].shape}, so pass target.unsqueeze(1). All other findings are for the target with that axis."
     )

@@ -1,4 +1,4 @@
-"""`twinloss diagnose`: a user's own batch, looked at from all sides, and what to make of it in plain words."""
+"""`twinloss diagnose`: check a user's own batch, and say in plain words what is wrong and how to fix it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from twinloss.harness.diagnosis.batch_answers import (
     truth,
     windows,
 )
-from twinloss.harness.diagnosis.batch_files import BatchError, Found, listed
+from twinloss.harness.diagnosis.batch_files import BatchError, LoadedBatch, listed
 from twinloss.harness.diagnosis.batch_part import part
 from twinloss.harness.diagnosis.batch_shapes import reshaped
 from twinloss.harness.diagnosis.findings import findings
@@ -30,22 +30,22 @@ from twinloss.harness.model.operand import DTYPES, Array
 from twinloss.harness.model.twin import Twin
 from twinloss.reference.steps.activation import sigmoid, softmax
 
-# Rows of the table of classes.
+# The largest number of rows in the table of classes.
 ROWS = 48
 
 
 @dataclass
 class Diagnosis:
-    """What was found.
+    """The results of a diagnosis.
 
     Attributes:
         twin: the loss.
-        options: those that were given or guessed.
-        tables: each with a title, a head, and rows of texts.
-        notes: sentences on what was looked at, and how.
-        findings: sentences on what is wrong, each with the mend.
-        hints: sentences on other types than the batch's own.
-        own: the type of the batch.
+        options: options that were given or guessed.
+        tables: tables, each with a title, a head, and rows of texts.
+        notes: sentences on the arrays and options that were used.
+        findings: sentences on problems, each with a fix.
+        hints: sentences on other dtypes than the batch's own.
+        own: the dtype of the batch.
     """
 
     twin: Twin
@@ -58,39 +58,42 @@ class Diagnosis:
 
     @property
     def fine(self) -> str:
-        """What is said where nothing is found."""
+        """The sentence for a batch without findings."""
         return f"Nothing is wrong with this batch: reference and fast loss agree in {self.own}."
 
     @property
     def verdict(self) -> list[str]:
-        """All sentences, in the order to read them."""
+        """All sentences, in reading order."""
         return [*self.notes, *(self.findings or [self.fine]), *self.hints]
 
 
-def diagnose(like: str, found: Found | Mapping[str, Any], options: Mapping[str, Any] | None = None,
+def diagnose(like: str, found: LoadedBatch | Mapping[str, Any], options: Mapping[str, Any] | None = None,
              names: Mapping[str, str] | None = None) -> Diagnosis:  # fmt: skip
-    """Look at a batch.
+    """Diagnose a batch.
 
     Args:
-        like: the loss, by a name that `twinloss list` shows.
-        found: what `load` gives, or arrays or tensors by name.
-        options: of the loss; what is left out is guessed from the shapes and the numbers, and told.
-        names: our names of the arguments to those of the arrays.
+        like: the name of the loss, as `twinloss list` shows it.
+        found: the result of `load`, or arrays or tensors by name.
+        options: options of the loss; others are guessed from shapes and numbers, and the guesses are reported.
+        names: maps our names of the arguments to the names of the arrays.
+
+    Returns:
+        The tables and the sentences of the diagnosis.
 
     Raises:
-        BatchError: if an argument is missing, or the loss refuses them; its message says why.
+        BatchError: if an argument is missing, or the loss rejects the batch; the message says why.
     """
-    with np.errstate(all="ignore"):  # of NaN and of infinite numbers
+    with np.errstate(all="ignore"):  # the batch may hold NaN and infinity
         return _diagnose(find(like), found, options or {}, names or {})
 
 
-def _diagnose(twin: Twin, found: Found | Mapping[str, Any], given: Mapping[str, Any],
+def _diagnose(twin: Twin, found: LoadedBatch | Mapping[str, Any], given: Mapping[str, Any],
               names: Mapping[str, str]) -> Diagnosis:  # fmt: skip
-    found = found if isinstance(found, Found) else Found.of(found)
+    found = found if isinstance(found, LoadedBatch) else LoadedBatch.of(found)
     used = arguments(twin, found, names)
     notes = [*_used(used, found)]
     if "mask" in twin.operands and "mask" not in used:
-        notes.append("There is no mask: without one MaskedDiceLoss is DiceLoss.")
+        notes.append("There is no mask, so MaskedDiceLoss equals DiceLoss.")
         twin = find("dice")
     arrays, misshapen = reshaped(twin, {operand: found.arrays[name] for operand, name in used.items()})
     chosen = guessed(twin, arrays, given)
@@ -111,28 +114,30 @@ def _diagnose(twin: Twin, found: Found | Mapping[str, Any], given: Mapping[str, 
         except BatchError as refusal:
             if not made.findings:
                 raise
-            made.findings.append(f"{refusal}.")  # which one of the findings explains
+            made.findings.append(f"{refusal}.")  # one of the findings explains it
     return made
 
 
 def _refuse(batch: Batch) -> None:
-    """Raise BatchError if options are invalid or shapes do not belong together."""
+    """Raise BatchError if options are invalid or shapes do not match."""
     loss(batch)
     if not _fits(batch):
         if batch.has_classes:
-            answer(batch, "float32")  # which says why it does not
+            answer(batch, "float32")  # raises an error that explains the mismatch
         first = next(iter(batch.arrays))
-        raise BatchError(f"target has shape {batch.target.shape} and {first} {batch.input.shape}: they must be alike")
+        raise BatchError(
+            f"target has shape {batch.target.shape} and {first} {batch.input.shape}: they must have the same shape"
+        )
 
 
 def _compute(batch: Batch, made: Diagnosis) -> None:
-    """Add what values and gradients tell."""
+    """Compute value and gradient, and add what they show."""
     batch, of_part = part(batch)
     if of_part:
         made.notes.append(of_part)
     answers = {dtype: answer(batch, dtype) for dtype in DTYPES}
     exact, own = truth(batch), answers[made.own]
-    made.tables.append(("value and gradient", ["", "value", "its error", "gradient, largest", "its error"],
+    made.tables.append(("value and gradient", ["", "value", "its error", "largest gradient", "its error"],
                         precisions(answers, exact)))  # fmt: skip
     made.findings += [
         *broken(batch, exact), *costs(batch, made.own, own, exact), *teaches_nothing(batch, own, exact),
@@ -145,24 +150,24 @@ def _compute(batch: Batch, made: Diagnosis) -> None:
         made.hints += flat
     if batch.option("kernel_type") == "b-spline":
         made.hints.append(
-            "With kernel_type='b-spline' pred alone has a gradient; in target it is exactly 0. The image that moves "
-            "must be the first argument: loss(warped, fixed)."
+            "With kernel_type='b-spline' only pred has a gradient; that in target is exactly 0. The moving image must "
+            "be the first argument: loss(warped, fixed)."
         )
     for dtype in ("float32", "float16", "bfloat16"):
         if dtype != made.own:
             made.hints += costs(batch, dtype, answers[dtype], exact)
     if rows := _classes(batch, exact[1]):
-        head = ["item", "class", "voxels", "predicted", "overlap", "Dice", "gradient, largest"]
+        head = ["item", "class", "voxels", "predicted", "overlap", "Dice", "largest gradient"]
         more = f", the first {ROWS} of {len(rows)}" if len(rows) > ROWS else ""
         made.tables.append(("classes" + more, head, rows[:ROWS]))
 
 
-def _used(used: Mapping[str, str], found: Found) -> Iterator[str]:
+def _used(used: Mapping[str, str], found: LoadedBatch) -> Iterator[str]:
     if any(operand != name for operand, name in used.items()):
-        yield "Looked at: " + ", ".join(f"{name} as {operand}" for operand, name in used.items()) + "."
+        yield "Arguments: " + ", ".join(f"{name} as {operand}" for operand, name in used.items()) + "."
     others = {name: f"array {values.shape}" for name, values in found.arrays.items() if name not in used.values()}
     if others or found.left_out:
-        yield f"Left out: {listed({**others, **found.left_out})}."
+        yield f"Not used: {listed({**others, **found.left_out})}."
 
 
 def _arrays(batch: Batch) -> list[list[str]]:
@@ -175,7 +180,7 @@ def _arrays(batch: Batch) -> list[list[str]]:
 
 
 def _fits(batch: Batch) -> bool:
-    """Whether the shapes belong together, and ignore_index is a channel."""
+    """Return whether the shapes match, and ignore_index, if it refers to a channel, is one."""
     shape, ignore = batch.input.shape, batch.option("ignore_index")
     if batch.has_classes and not (ignore is None or batch.labels or batch.classes == 1 or 0 <= ignore < shape[1]):
         return False
@@ -184,11 +189,11 @@ def _fits(batch: Batch) -> bool:
 
 
 def _classes(batch: Batch, gradient: Array) -> list[list[str]]:
-    """Sizes and overlap by item and class of a segmentation loss."""
+    """Return table rows with the volumes, overlap and gradient of each item and class of a segmentation loss."""
     if not batch.has_classes:
         return []
     x, target = batch.input.astype(np.float64), batch.target
-    # Losses that do not ask for an activation take logits.
+    # Losses without an option for the activation take logits.
     exclusive = batch.option("softmax", batch.option("use_softmax", True)) and batch.classes > 1
     binary = not exclusive and batch.option("sigmoid", "softmax" not in batch.twin.options)
     p = softmax(x) if exclusive else sigmoid(x) if binary else x

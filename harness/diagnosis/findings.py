@@ -1,4 +1,4 @@
-"""What is wrong with a user's batch, in sentences: each says what was found, what it does and how to mend it."""
+"""Findings for a user's batch: sentences that say what is wrong, what it causes and how to fix it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twinloss.harness.model.operand import Array
 
 
 def findings(batch: Batch) -> Iterator[str]:
-    """Look at numbers and shapes, without computing the loss."""
+    """Check numbers and shapes, without computing the loss."""
     for name, values in batch.arrays.items():
         yield from _not_finite(name, values, batch.types.get(name, ""))
     yield from of_segmentation(batch) if batch.has_classes else of_registration(batch)
@@ -29,14 +29,14 @@ def _not_finite(name: str, values: Array, own: str) -> Iterator[str]:
         first = next(b for b, n in enumerate(counts) if n)
         at = (first, *(int(i) for i in np.unravel_index(int(np.argmax(test(values[first]))), values.shape[1:])))
         are = "is" if sum(counts) == 1 else "are"
-        told = f"In {name}, {sum(counts)} of {values.size} numbers {are} {what}, the first at {at}"
+        text = f"In {name}, {sum(counts)} of {values.size} numbers {are} {what}, the first at {at}"
         if what == "infinite" and own == "float16":
             yield (
-                f"{told}: float16 holds no number above 65504, so that larger ones overflowed. Compute what makes "
-                f"{name} in bfloat16 or float32, or outside autocast."
+                f"{text}: float16 has no number above 65504, so larger numbers overflowed. Compute {name} in bfloat16 "
+                "or float32, or outside autocast."
             )
         else:
             yield (
-                f"{told}. They were made before the loss: look there for a division by 0 (normalising a constant "
-                "image), a logarithm or root of 0, an overflow in half precision, or a learning rate that is too high."
+                f"{text}. They arose before the loss: check for a division by 0 (normalising a constant image), a "
+                "logarithm or root of 0, an overflow in half precision, or a learning rate that is too high."
             )

@@ -1,4 +1,4 @@
-"""What is wrong with a batch of a registration loss: contrast, intensities, axes of a field."""
+"""Findings for a batch of a registration loss: contrast, intensities, components of a field."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from twinloss.harness.diagnosis.segmentation_findings import items
 
 
 def of_registration(batch: Batch) -> Iterator[str]:
-    """Look at images, or at a field."""
+    """Check images or a field."""
     if "target" not in batch.arrays:
         yield from _field(batch)
         return
@@ -21,7 +21,7 @@ def of_registration(batch: Batch) -> Iterator[str]:
         if flat:
             yield (
                 f"{name} is constant in {items(flat)}: without contrast there is nothing to match, and no gradient. "
-                "Check how it is cropped, windowed and normalised, and leave out patches of air alone."
+                "Check how it is cropped, windowed and normalised, and leave out patches that hold only air."
             )
     if "num_bins" in batch.twin.options:
         yield from _gaussian_bins(batch) if batch.option("kernel_type") == "gaussian" else _box_of_target(batch)
@@ -36,14 +36,14 @@ def _field(batch: Batch) -> Iterator[str]:
     rank, components = batch.input.ndim - 2, batch.classes
     if components != rank:
         yield (
-            f"A displacement field of {rank} spatial axes has {rank} components, but pred has shape "
-            f"{batch.input.shape}, so {components}. Losses take (batch, components, *spatial)."
+            f"A displacement field with {rank} spatial axes has {rank} components, but pred has shape "
+            f"{batch.input.shape}, that is {components}. Losses take (batch, components, *spatial)."
         )
     low, high = batch.range
     if low == high:
         yield (
-            f"The field is constant ({low:g}): its energy and its gradient are 0. That is right at the start of a "
-            "training; later, the network does not learn, or its last layer gives 0."
+            f"The field is constant ({low:g}): its energy and its gradient are 0. This is right at the start of a "
+            "training; later it means that the network does not learn, or that its last layer returns 0."
         )
 
 
@@ -53,21 +53,21 @@ def _gaussian_bins(batch: Batch) -> Iterator[str]:
         if low < 0 or high > 1:
             outside = int(sum(((item < 0) | (item > 1)).sum() for item in values))
             yield (
-                f"The intensities of {name} run from {low:.4g} to {high:.4g}; with the gaussian kernel those outside "
-                f"[0, 1] are clamped ({outside / values.size:.1%} of the voxels), and get no gradient. Scale them, "
+                f"The intensities of {name} range from {low:.4g} to {high:.4g}. The gaussian kernel clamps those "
+                f"outside [0, 1] ({outside / values.size:.1%} of the voxels), so they get no gradient. Scale them by "
                 "(x - x.min()) / (x.max() - x.min()), or pass kernel_type='b-spline', which takes any range."
             )
         elif low < high and (bins := (high - low) * (batch.option("num_bins") - 1)) < 2:
             yield (
-                f"The intensities of {name} run from {low:.4g} to {high:.4g} and spread over {bins:.2g} bins of "
-                f"{batch.option('num_bins')}, so that there is next to no information and no gradient. Scale them to "
-                "[0, 1], (x - x.min()) / (x.max() - x.min()), or pass kernel_type='b-spline'."
+                f"The intensities of {name} range from {low:.4g} to {high:.4g} and cover only {bins:.2g} bins of "
+                f"{batch.option('num_bins')}, so there is almost no information and no gradient. Scale them to [0, 1] "
+                "by (x - x.min()) / (x.max() - x.min()), or pass kernel_type='b-spline'."
             )
 
 
 def _box_of_target(batch: Batch) -> Iterator[str]:
     if "target" in batch.asking and "pred" not in batch.asking:
         yield (
-            "Of the two images target alone asks for a gradient, but with kernel_type='b-spline' only pred has one: "
-            "the gradient is exactly 0. Pass the moving, warped image first: loss(warped, fixed)."
+            "Only target has requires_grad, but with kernel_type='b-spline' only pred has a gradient: that in target "
+            "is exactly 0. Pass the moving, warped image first: loss(warped, fixed)."
         )

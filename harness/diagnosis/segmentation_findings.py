@@ -1,4 +1,4 @@
-"""What is wrong with a batch of a segmentation loss: activation, labels, classes, ignored and masked voxels."""
+"""Findings for a batch of a segmentation loss: activation, labels, classes, ignored and masked voxels."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from twinloss.harness.diagnosis.batch import ROUNDING, Batch, are_whole, extremes, sum_to_one
 from twinloss.harness.model.operand import Array
 
-SHOWN = 5  # values or items that a sentence lists
-LARGE = 1000  # logits that no training needs
+SHOWN = 5  # the largest number of values or items that a sentence lists
+LARGE = 1000  # logits beyond this are a sign of a problem
 
 
 def of_segmentation(batch: Batch) -> Iterator[str]:
-    """Look at input, target and mask."""
+    """Check input, target and mask."""
     yield from _activation(batch)
     yield from _single_channel(batch)
     wrong = list(wrong_labels(batch) if batch.labels else ())
@@ -28,7 +28,7 @@ def of_segmentation(batch: Batch) -> Iterator[str]:
 
 
 def _activation(batch: Batch) -> Iterator[str]:
-    """Whether the input is what the activation takes: logits, probabilities, or neither."""
+    """Check whether the input is what the activation expects: logits rather than probabilities."""
     low, high = batch.range
     if batch.is_hard:
         yield from _hard_input(batch)
@@ -40,44 +40,44 @@ def _activation(batch: Batch) -> Iterator[str]:
         for maker, takes in makers:
             if takes == "sigmoid" or sums:
                 also = " and sums to 1 over the channels" if sums else ""
-                mend = f", or leave {maker} out" if "=" in maker else ""
+                fix = f", or remove {maker}" if "=" in maker else ""
                 yield (
-                    f"The input lies in [0, 1]{also}: it seems to hold probabilities, but {maker} takes logits and "
-                    f"applies a {takes} to them once more, so that none comes near 0 or 1. Give {name} the logits, "
-                    f"what the network puts out before its last activation{mend}."
+                    f"The input lies in [0, 1]{also}: it seems to hold probabilities, but {maker} expects logits and "
+                    f"applies another {takes}, so no probability comes near 0 or 1. Pass the logits to {name}, that "
+                    f"is the output of the network before its last activation{fix}."
                 )
                 return
     if makers and (largest := max(abs(low), abs(high))) > LARGE and low <= high:
         yield (
-            f"The logits reach {largest:.4g}, and hardly exceed 100 in a training that goes well: look for a learning "
-            "rate that is too high, gradients that are not clipped, or images that are not normalised."
+            f"The logits reach {largest:.4g}, but hardly exceed 100 in a healthy training: check for a learning rate "
+            "that is too high, gradients that are not clipped, or images that are not normalised."
         )
     activated = any(maker.endswith("=True") for maker, _ in makers) or batch.option("other_act") is not None
     if "softmax" in batch.twin.options and not activated and not batch.is_probability and low <= high:
-        option = "sigmoid=True" if batch.classes == 1 else "softmax=True, or sigmoid=True for classes that overlap"
+        option = "sigmoid=True" if batch.classes == 1 else "softmax=True, or sigmoid=True if classes overlap"
         yield (
-            f"The input runs from {low:.4g} to {high:.4g}, outside [0, 1]: it seems to hold logits, but without an "
-            f"activation {name} takes it for probabilities. Pass {option}."
+            f"The input ranges from {low:.4g} to {high:.4g}, outside [0, 1]: it seems to hold logits, but without an "
+            f"activation {name} takes it as probabilities. Pass {option}."
         )
 
 
 def _hard_input(batch: Batch) -> Iterator[str]:
     low, high = batch.range
-    told = f"The input holds nothing but whole numbers from {low:g} to {high:g}"
+    text = f"The input holds only whole numbers from {low:g} to {high:g}"
     if not are_whole(batch.target):
         yield (
-            f"{told}, as labels do, and the target holds fractions: they seem to be swapped. The prediction comes "
+            f"{text}, as labels do, and the target holds fractions: they seem to be swapped. The prediction comes "
             "first: loss(prediction, target)."
         )
     else:
         yield (
-            f"{told}: it seems to be labels, or a prediction after argmax or a threshold, through which no gradient "
-            "flows. Give the loss logits or probabilities."
+            f"{text}: it seems to hold labels, or a prediction after argmax or a threshold, which have no gradient. "
+            "Pass logits or probabilities to the loss."
         )
 
 
 def _activations(batch: Batch) -> Iterator[tuple[str, str]]:
-    """Who applies an activation to the input, and which."""
+    """Yield the option or loss that applies an activation to the input, and the activation."""
     several = batch.classes > 1
     if batch.option("softmax") and several:
         yield "softmax=True", "softmax"
@@ -94,18 +94,18 @@ def _activations(batch: Batch) -> Iterator[tuple[str, str]]:
 def _single_channel(batch: Batch) -> Iterator[str]:
     if batch.classes > 1:
         return
-    for option, mend in (
-        ("softmax", "pass sigmoid=True, or give the background a channel of its own"),
-        ("to_onehot_y", "leave it out: the target is 1 in the foreground and else 0"),
+    for option, fix in (
+        ("softmax", "pass sigmoid=True, or add a channel for the background"),
+        ("to_onehot_y", "remove it: the target is 1 in the foreground and 0 elsewhere"),
     ):
         if batch.option(option):
-            yield f"{option}=True is ignored, because the input has one channel alone: {mend}."
+            yield f"{option}=True is ignored, because the input has only one channel: {fix}."
     if batch.option("include_background") is False:
-        yield "include_background=False is ignored, because the input has one channel alone: leave it out."
+        yield "include_background=False is ignored, because the input has only one channel: remove it."
 
 
 def wrong_labels(batch: Batch) -> Iterator[str]:
-    """Labels that name no channel, with which the loss is an error."""
+    """Report labels that are no channel number, for which the loss raises an error."""
     classes, ignore = batch.classes, batch.option("ignore_index")
     counts: dict[float, int] = {}
     for item in batch.target:
@@ -118,25 +118,26 @@ def wrong_labels(batch: Batch) -> Iterator[str]:
     if not counts:
         return
     values = sorted(counts)
-    told = ", ".join(f"{v:g} ({counts[v]} voxel{'s' * (counts[v] > 1)})" for v in values[:SHOWN])
+    text = ", ".join(f"{v:g} ({counts[v]} voxel{'s' * (counts[v] > 1)})" for v in values[:SHOWN])
     more = f" and {len(values) - SHOWN} more values" if len(values) > SHOWN else ""
     yield (
-        f"Labels must be whole numbers in [0, {classes}), one for each channel of the input; there are {told}{more}: "
-        f"{_mend_of_labels(batch, values)}. With these labels the loss raises an error, so that it was not computed."
+        f"Labels must be whole numbers in [0, {classes}), one for each channel of the input, but the target holds "
+        f"{text}{more}: {_fix_for_labels(batch, values)}. The loss raises an error for such labels, so it was not "
+        "computed."
     )
 
 
-def _mend_of_labels(batch: Batch, wrong: Sequence[float]) -> str:
+def _fix_for_labels(batch: Batch, wrong: Sequence[float]) -> str:
     classes = batch.classes
     if any(v != round(v) for v in wrong if np.isfinite(v)):
-        return "fractions come of interpolating labels, so resample them by nearest neighbour (mode='nearest')"
+        return "fractions result from interpolating labels, so resample them by nearest neighbour (mode='nearest')"
     if wrong == [255] and classes == 2 and not (batch.target == 1).any():
         return "the mask is 0 and 255, so divide it by 255, or compare it with a threshold, target > 0"
     if wrong == [classes] and not (batch.target == 0).any():
-        return "they seem to count from 1, so subtract 1"
+        return "they seem to start at 1, so subtract 1"
     if wrong in ([255], [-1], [-100]):
-        return f"if {wrong[0]:g} marks voxels to leave out, pass ignore_index={wrong[0]:g}, else relabel them"
-    return "relabel them, give the input a channel for each class, or name a label to leave out by ignore_index=…"
+        return f"if {wrong[0]:g} marks voxels to ignore, pass ignore_index={wrong[0]:g}, otherwise change these labels"
+    return "change them, give the input a channel for each class, or pass a label to ignore as ignore_index=…"
 
 
 def _dense_target(batch: Batch) -> Iterator[str]:
@@ -147,29 +148,29 @@ def _dense_target(batch: Batch) -> Iterator[str]:
     low, high = extremes(target)
     if low < 0 or high > 1:
         yield (
-            f"The target runs from {low:.4g} to {high:.4g}, but must lie in [0, 1]: otherwise the loss and its "
-            f"gradient mean nothing. {_mend_of_target(batch, target, low, high)}."
+            f"The target ranges from {low:.4g} to {high:.4g}, but must lie in [0, 1]: otherwise the loss and its "
+            f"gradient are meaningless. {_fix_for_target(batch, target, low, high)}."
         )
     elif batch.classes > 1 and any(takes == "softmax" for _, takes in _activations(batch)):
         yield from _uneven_target(batch)
 
 
-def _mend_of_target(batch: Batch, target: Array, low: float, high: float) -> str:
+def _fix_for_target(batch: Batch, target: Array, low: float, high: float) -> str:
     if not are_whole(target):
-        return "Divide it by its maximum" if low >= 0 else "Bring it to [0, 1], such as by clipping it"
+        return "Divide it by its maximum" if low >= 0 else "Map it to [0, 1], for example by clipping"
     if not ((target != low) & (target != high)).any():
         by = f"Divide it by {high:g}" if low == 0 else "Rescale it"
         return f"{by}, or compare it with a threshold, target > 0"
     if batch.classes > 1:
         return "If these are labels, keep one channel of them, (B, 1, *S), and pass to_onehot_y=True"
     return (
-        "If these are labels, pick one class, target == 1, or give the input a channel for each and pass "
+        "If these are labels, select one class, target == 1, or give the input a channel for each class and pass "
         "to_onehot_y=True; if it is a grey image, compare it with a threshold"
     )
 
 
 def _uneven_target(batch: Batch) -> Iterator[str]:
-    """Voxels whose classes do not add up to 1, as probabilities by softmax do."""
+    """Report voxels whose classes do not sum to 1, as the probabilities of a softmax do."""
     count, first, kept = 0, None, _kept(batch)
     for b, item in enumerate(batch.target):
         sums = item.sum(0, dtype=np.float64)
@@ -180,33 +181,33 @@ def _uneven_target(batch: Batch) -> Iterator[str]:
         count += int(off.sum())
     if count:
         yield (
-            f"In {count} voxels the target does not sum to 1 over its channels ({first}), but the input goes through a "
-            "softmax, whose probabilities do. For classes that overlap pass sigmoid=True in place of softmax=True (or "
-            "use_softmax=False); if voxels of no class are meant, give the background a channel of its own."
+            f"In {count} voxels the target does not sum to 1 over its channels ({first}), but the softmax "
+            "probabilities of the input do. For classes that overlap pass sigmoid=True instead of softmax=True (or "
+            "use_softmax=False); if these voxels belong to no class, add a channel for the background."
         )
 
 
 def _kept(batch: Batch) -> Array:
-    """Where a voxel is not ignored, (B, 1, *S)."""
+    """Return a mask of the voxels that are not ignored, (B, 1, *S)."""
     ignore, target = batch.option("ignore_index"), batch.target
     if ignore is None:
         return np.broadcast_to(np.True_, (len(target), 1, *target.shape[2:]))
     if batch.labels or batch.classes == 1:
         return np.asarray(target != ignore)
-    return np.asarray(target[:, ignore : ignore + 1] != 1)  # the loss refuses what names no channel
+    return np.asarray(target[:, ignore : ignore + 1] != 1)  # the loss rejects an index that is no channel
 
 
 def _ignored(batch: Batch) -> Iterator[str]:
     hidden = [b for b, item in enumerate(_kept(batch)) if not item.any()]
     if hidden:
         yield (
-            f"ignore_index={batch.option('ignore_index')} hides every voxel of {items(hidden)}: nothing is learned "
-            "from it. Check which label is to be ignored, or sample patches that hold others."
+            f"ignore_index={batch.option('ignore_index')} excludes every voxel of {items(hidden)}, so nothing is "
+            "learned from it. Check which label is to be ignored, or sample patches that hold other labels."
         )
 
 
 def _absent_classes(batch: Batch) -> Iterator[str]:
-    """Classes of which the target has no voxel; their overlap is 0 / 0 but for smoothing."""
+    """Report classes without a voxel in the target; up to smoothing, their overlap is 0 / 0."""
     if "smooth_nr" not in batch.twin.options:
         return
     kept, pooled = _kept(batch), bool(batch.option("batch"))
@@ -217,11 +218,12 @@ def _absent_classes(batch: Batch) -> Iterator[str]:
     exclusive = batch.labels or (batch.classes > 1 and any(takes == "softmax" for _, takes in _activations(batch)))
     empty = [b for b, row in present.items() if not any(row[int(exclusive) :])]
     if empty:
-        what = "holds background alone" if exclusive else "is empty, without a voxel of the foreground"
+        what = "holds only background" if exclusive else "is empty, without a foreground voxel"
         yield (
-            f"The target of {'the batch' if pooled else items(empty)} {what}: a loss of overlap can only learn to "
-            f"predict nothing there, by a gradient that hangs on smooth_nr and smooth_dr.{_generalized(batch)} Patches "
-            f"like that may be meant; if not, check how the target is made, or sample patches with foreground{pooling}."
+            f"The target of {'the batch' if pooled else items(empty)} {what}: an overlap loss can only learn to "
+            f"predict nothing there, with a gradient that depends on smooth_nr and smooth_dr.{_generalized(batch)} "
+            "Such patches may be intended; if not, check how the target is made, or sample patches with "
+            f"foreground{pooling}."
         )
     by_class: dict[tuple[int, ...], list[int]] = {}
     for b, row in present.items():
@@ -231,14 +233,14 @@ def _absent_classes(batch: Batch) -> Iterator[str]:
     for absent, where in by_class.items():
         who = "The batch has" if pooled else f"{items(where).capitalize()} {'has' if len(where) == 1 else 'have'}"
         yield (
-            f"{who} no voxel of class {', '.join(map(str, absent))}: all that is predicted of it is false, and if "
-            "nothing is, smooth_nr and smooth_dr alone make its value. If that is not meant, check the labels, or "
-            f"sample patches that hold it{pooling}."
+            f"{who} no voxel of class {', '.join(map(str, absent))}: any prediction of this class is false, and "
+            "without one its value depends only on smooth_nr and smooth_dr. If this is not intended, check the labels, "
+            f"or sample patches with this class{pooling}."
         )
 
 
 def _first(batch: Batch) -> int:
-    """The first class that takes part."""
+    """Return the first class that counts."""
     return int(batch.option("include_background") is False and batch.classes > 1)
 
 
@@ -262,16 +264,16 @@ def _mask(batch: Batch) -> Iterator[str]:
     low, high = extremes(mask)
     if low < 0 or high > 1:
         yield (
-            f"The mask runs from {low:.4g} to {high:.4g}, but must lie in [0, 1]: divide it by its maximum, or compare "
-            "it with a threshold, mask > 0."
+            f"The mask ranges from {low:.4g} to {high:.4g}, but must lie in [0, 1]: divide it by its maximum, or "
+            "compare it with a threshold, mask > 0."
         )
     hidden = [b for b, item in enumerate(mask) if not item.any()]
     if hidden:
-        yield f"The mask of {items(hidden)} is 0 everywhere: nothing is learned from it. Check how the mask is made."
+        yield f"The mask of {items(hidden)} is 0 everywhere, so nothing is learned from it. Check how the mask is made."
 
 
 def items(which: Sequence[int]) -> str:
-    """Items by their numbers, as in a sentence."""
+    """Return the numbers of items as words for a sentence."""
     if len(which) == 1:
         return f"item {which[0]}"
     more = f" and {len(which) - SHOWN} more" if len(which) > SHOWN else ""

@@ -1,8 +1,8 @@
-"""Pairs of option values and shapes: which have been tried together, and rows that try the rest.
+"""Coverage of pairs of option values and shapes: which pairs were tried together, and rows that try the others.
 
-What a verdict may hang on beside the options are the rank, one channel or several, one item or several, an axis of
-size 1, a hard or a soft target, and the kind of numbers of the input. These *shapes* are covered in pairs like options,
-with each other and with them; but for the many kinds of numbers, which are covered with the other shapes alone.
+Besides the options, a verdict may depend on the rank, one or several channels, one or several items, an axis of
+size 1, a hard or soft target, and the kind of numbers in the input. Pairs of these *shapes* are covered like pairs of
+options, and so are pairs of a shape and an option. Only the many kinds of numbers are not paired with options.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Pair = tuple[tuple[str, str], tuple[str, str]]
 
 
 def pairs_of(options: Mapping[str, str]) -> set[Pair]:
-    """All pairs of (option, value), values as text, in the order of the options."""
+    """Return all pairs of (option, value), with values as text, in the order of the options."""
     return set(combinations(options.items(), 2))
 
 
 def possible_pairs(twin: Twin) -> set[Pair]:
-    """The pairs of values that the loss allows together."""
+    """Return the pairs of values that the loss allows together."""
     return {
         ((a, label(x)), (b, label(y)))
         for a, b in combinations(twin.options, 2)
@@ -42,13 +42,13 @@ def possible_pairs(twin: Twin) -> set[Pair]:
 
 
 def by_option(tried: set[Pair], possible: set[Pair]) -> list[tuple[str, str, int, int]]:
-    """For each two options, how many pairs of their values were tried, of how many."""
+    """Return for each pair of options how many pairs of their values were tried, and how many are possible."""
     all_of, seen = (Counter((a, b) for (a, _), (b, _) in pairs) for pairs in (possible, tried & possible))
     return [(a, b, seen[a, b], count) for (a, b), count in sorted(all_of.items())]
 
 
 def shapes(twin: Twin) -> dict[str, tuple[Any, ...]]:
-    """The shapes that can be drawn, like options: the values of each, the ordinary one first."""
+    """Return the shapes that can be drawn, in the form of options: the values of each, the ordinary one first."""
     segments, pair = twin.operands[0] == "input", len(twin.operands) > 1
     made: dict[str, tuple[Any, ...]] = {
         RANK: tuple(sorted((rank for rank in twin.ranks if rank or segments), reverse=True)),
@@ -56,18 +56,18 @@ def shapes(twin: Twin) -> dict[str, tuple[Any, ...]]:
     }
     if twin.ground.channels is None:
         made[CHANNELS] = (SEVERAL, ONE) if twin.channels == 1 else (SEVERAL,)
-    if pair:  # a field needs some voxels along each axis
+    if pair:  # a field needs several voxels along each axis
         made[UNIT_AXIS] = (False, True) if any(twin.ranks) else (False,)
     if segments and twin.ground.targets is None and not has_labels(twin, twin.defaults()):
         made[TARGET] = ("hard", "soft")
-    # The ordinary kind is one that suits all options.
+    # The ordinary kind of numbers suits all options.
     first, kinds = ("probabilities", input_kinds.NUMBERS) if segments else ("normal", input_kinds.IMAGES)
     perfect = (segmentation_cases.PERFECT,) if segments else ()
     return made | {NUMBERS: (first, *(kind for kind in kinds if kind != first), *perfect)}
 
 
 def shape_of(twin: Twin, case: Case) -> dict[str, str]:
-    """The shapes of a case, as texts."""
+    """Return the shapes of a case as text."""
     batch, channels, *axes = case.input.values.shape
     made = {RANK: len(axes), ITEMS: SEVERAL if batch > 1 else ONE, CHANNELS: SEVERAL if channels > 1 else ONE}
     made[UNIT_AXIS] = 1 in axes
@@ -77,7 +77,7 @@ def shape_of(twin: Twin, case: Case) -> dict[str, str]:
 
 
 def missing_pairs(twin: Twin, tried: set[Pair]) -> set[Pair]:
-    """The pairs of option values and shapes that can be drawn, are to be tried, and were not."""
+    """Return the pairs of option values and shapes that should be tried, can be drawn, and were not tried."""
     names = shapes(twin)
     return {
         pair
@@ -87,13 +87,13 @@ def missing_pairs(twin: Twin, tried: set[Pair]) -> set[Pair]:
 
 
 def with_shapes(twin: Twin) -> Twin:
-    """A twin whose options are joined by the shapes of its cases, to be covered alike; it cannot be called."""
+    """Return a twin whose options include the shapes of its cases, for coverage only; it cannot be called."""
 
     def allowed(options: Mapping[str, Any]) -> bool:
         rank, one = options[RANK], options.get(CHANNELS) == ONE
         flat = rank == 0 and options.get(UNIT_AXIS)
         soft_labels = options.get(TARGET) == "soft" and has_labels(twin, options)
-        # A field that is measured in its own extents has a component for each axis.
+        # A field that is normalised by its extents has one component for each axis.
         of_axes = not options.get("normalize") or CHANNELS not in options or one == (rank == 1)
         if twin.operands[0] == "input":
             kinds = segmentation_cases.suitable(twin, options, 1 if one else 2)
@@ -105,7 +105,7 @@ def with_shapes(twin: Twin) -> Twin:
 
 
 def narrowed(twin: Twin, wanted: Mapping[str, Any]) -> Twin:
-    """A twin that draws the shapes that are wanted, as far as its options allow."""
+    """Return a twin that draws only the wanted shapes, as far as its options allow."""
     ground, counts = twin.ground, {ONE: (1,), SEVERAL: (2, 3)}
     if CHANNELS in wanted:
         ground = replace(ground, channels=counts[wanted[CHANNELS]])
@@ -117,7 +117,7 @@ def narrowed(twin: Twin, wanted: Mapping[str, Any]) -> Twin:
 
 
 def covering_rows(twin: Twin, missing: Iterable[Pair]) -> list[dict[str, Any]]:
-    """Rows of options, each greedily taking in as many of the missing pairs as it can."""
+    """Return rows of options; each row greedily covers as many missing pairs as possible."""
     left = sorted(missing)
     rows = []
     while left:
@@ -129,11 +129,11 @@ def covering_rows(twin: Twin, missing: Iterable[Pair]) -> list[dict[str, Any]]:
                 row |= wanted
         rows.append(twin.defaults() | row)
         tried = pairs_of({name: label(value) for name, value in rows[-1].items()})
-        # The first pair is in every row, so this ends.
+        # Each row covers the first pair, so the loop ends.
         left = [pair for pair in left[1:] if pair not in tried]
     return rows
 
 
 def value_called(twin: Twin, name: str, text: str) -> Any:
-    """The value of an option that tables show as a text."""
+    """Return the option value that tables show as `text`."""
     return next(value for value in twin.options[name] if label(value) == text)

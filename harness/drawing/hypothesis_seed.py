@@ -1,4 +1,4 @@
-"""Draws that come of the seed alone."""
+"""Draws of cases that depend only on the seed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from twinloss.harness.model.twin import Case, Law, Twin
 
 @contextmanager
 def of_the_seed_alone() -> Iterator[None]:
-    """Keep Hypothesis from drawing numbers that stand in the sources of whatever modules happen to be loaded.
+    """Keep Hypothesis from drawing constants that it finds in the source code of loaded modules.
 
-    These differ between processes, and so would the cases of one seed. There is no public switch; where the private
-    function is not there, all else works.
+    The loaded modules differ between processes, and so would the cases of one seed. Hypothesis has no public switch for
+    this. If the private function is missing, everything else still works.
     """
     found = getattr(providers, "_get_local_constants", None)
     cache = getattr(providers, "CONSTANTS_CACHE", None)
@@ -36,7 +36,7 @@ def of_the_seed_alone() -> Iterator[None]:
 
 
 def drawn(twin: Twin, dtype: str, options: Mapping[str, Any], law: Law | None, count: int, start: int) -> list[Case]:
-    """Some cases of a seed, the simplest first."""
+    """Draw some cases from a seed, the simplest one first."""
     cases: list[Case] = []
 
     @seed(start)

@@ -1,6 +1,6 @@
-"""The kinds of numbers that cases are made of; every array comes from a seeded generator.
+"""The kinds of numbers in cases; every array comes from a seeded generator.
 
-Simple kinds use few digits, so that a shrunk counterexample is short.
+Simple kinds use few digits, so that shrunk counterexamples are short.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ Rng = np.random.Generator
 
 
 def rounded(values: Array, dtype: str) -> Array:
-    """The nearest numbers that `dtype` holds, as float64."""
+    """Round to the nearest numbers of `dtype`; the result is float64."""
     made: Array = torch.from_numpy(np.array(values, np.float64)).to(getattr(torch, dtype)).double().numpy()
     return made
 
 
 def moderate(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
-    """Quarters in [-3, 3]."""
+    """Multiples of 1/4 in [-3, 3]."""
     return rng.integers(-12, 13, shape) / 4
 
 
 def probabilities(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
-    """Eighths in [0, 1]."""
+    """Multiples of 1/8 in [0, 1]."""
     return rng.integers(0, 9, shape) / 8
 
 
 def unit(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
-    """Probabilities with all digits of the type."""
+    """Probabilities with all digits of the dtype."""
     return rng.random(shape)
 
 
 def normal(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
-    """All digits of the type, as a network gives them."""
+    """Normally distributed numbers with all digits of the dtype, like the output of a network."""
     return 3 * rng.standard_normal(shape)
 
 
@@ -48,12 +48,12 @@ def wide(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
 
 
 def constant(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
-    """One number everywhere."""
+    """The same number everywhere."""
     return np.full(shape, rng.integers(-2, 3) / 2)
 
 
 def ties(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
-    """All channels of a voxel equal."""
+    """Numbers that are equal in all channels of a voxel."""
     return np.broadcast_to(rng.integers(-1, 2, (shape[0], 1, *shape[2:])) / 2, shape)
 
 
@@ -63,7 +63,7 @@ def saturated(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
 
 
 def subnormal(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
-    """A few of the smallest numbers of the type."""
+    """Some of the smallest numbers of the dtype."""
     finfo = torch.finfo(getattr(torch, dtype))
     return rng.integers(-3, 4, shape) * (finfo.eps * finfo.smallest_normal)
 
@@ -74,7 +74,7 @@ def offset(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
 
 
 def not_a_number(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
-    """Probabilities and one NaN in the last channel, which no option drops from the loss."""
+    """Probabilities, and one NaN in the last channel, which no option excludes."""
     made = probabilities(rng, shape, dtype)
     last = made[rng.integers(shape[0]), -1:]
     last.flat[rng.integers(last.size)] = np.nan
@@ -82,14 +82,14 @@ def not_a_number(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
 
 
 def infinite(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
-    """Logits, two of which at most are infinite."""
+    """Logits with one or two infinities."""
     made = np.array(moderate(rng, shape, dtype))
     made.flat[rng.integers(made.size, size=2)] = rng.choice([-np.inf, np.inf], 2)
     return made
 
 
 def sparse(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
-    """Background, and few voxels that are not."""
+    """Background, and a few voxels that differ from it."""
     return np.where(rng.random(shape) < 0.1, rng.random(shape), 0.0)
 
 
@@ -118,18 +118,18 @@ NUMBERS: dict[str, Callable[[Rng, tuple[int, ...], str], Array]] = {
     )
 }
 
-# What images and displacements are made of; not of the smallest numbers, whose squares no type holds.
+# The kinds for images and displacements; without the smallest numbers, as their squares underflow in every dtype.
 IMAGES = {f.__name__: f for f in (moderate, probabilities, unit, normal, constant, sparse, offset, steps, not_a_number)}
 
-# Kinds that are probabilities as they are, or next to 0.
+# The kinds that are probabilities, or close to 0.
 WITHIN_UNIT = ("probabilities", "unit", "subnormal", "not_a_number")
 
-# Kinds whose probabilities, or their squares, may underflow; the contrast of `offset` is 64 and more in bfloat16.
+# Kinds whose probabilities, or the squares of these, may underflow; in bfloat16, `offset` has a contrast of 64 or more.
 VANISHING = ("wide", "saturated", "subnormal", "offset")
 
 
 def any_labels(rng: Rng, shape: tuple[int, ...], classes: int) -> Array:
-    """Any class anywhere."""
+    """A random class in each voxel."""
     return rng.integers(0, classes, shape)
 
 
@@ -139,14 +139,14 @@ def background(rng: Rng, shape: tuple[int, ...], classes: int) -> Array:
 
 
 def one_voxel(rng: Rng, shape: tuple[int, ...], classes: int) -> Array:
-    """Background but for one voxel of the last class in the first item."""
+    """Background, except for one voxel of the last class in the first item."""
     made = background(rng, shape, classes)
     made[0].flat[rng.integers(made[0].size)] = classes - 1
     return made
 
 
 def absent(rng: Rng, shape: tuple[int, ...], classes: int) -> Array:
-    """The last class nowhere."""
+    """Random classes without the last one."""
     return rng.integers(0, max(classes - 1, 1), shape)
 
 
@@ -154,13 +154,13 @@ LABELS: dict[str, Callable[[Rng, tuple[int, ...], int], Array]] = {
     f.__name__: f for f in (any_labels, background, one_voxel, absent)
 }
 
-# Targets that are no labels: channels that exclude each other or not, and probabilities.
+# Targets with all channels: exclusive channels, independent channels, and probabilities.
 HARD, SOFT = ("one_hot", "independent"), ("soft_eighths", "soft")
 TARGETS = HARD + SOFT
 
 
 def target(rng: Rng, kind: str, labels: Array, classes: int, dtype: str) -> Array:
-    """A target of all channels, one-hot from `labels` or else drawn; soft ones fit `dtype`."""
+    """Make a target with all channels, one-hot from `labels` or random; soft targets are rounded to `dtype`."""
     shape = (labels.shape[0], classes, *labels.shape[2:])
     if kind == "one_hot":
         return np.asarray(labels == np.arange(classes).reshape(-1, *[1] * (labels.ndim - 2)), np.int64)
@@ -175,7 +175,7 @@ MASKS = ("ones", "hard", "zero_item", "soft")
 
 
 def mask(rng: Rng, kind: str, shape: tuple[int, ...]) -> Array:
-    """Weights of voxels in [0, 1]."""
+    """Make weights of voxels in [0, 1]."""
     if kind == "soft":
         return rng.integers(0, 5, shape) / 4
     made = np.ones(shape, np.int64) if kind == "ones" else rng.integers(0, 2, shape)
@@ -185,7 +185,7 @@ def mask(rng: Rng, kind: str, shape: tuple[int, ...]) -> Array:
 
 
 def fitting(values: Array, dtypes: tuple[str, ...], fallback: str) -> list[str]:
-    """The types among `dtypes` that hold all the numbers exactly."""
+    """Return the fallback, and those of `dtypes` that represent all numbers exactly."""
     made = [fallback]
     for name in dtypes:
         if name == fallback:

@@ -1,16 +1,16 @@
-"""Cases of registration losses, as Hypothesis strategies: a pair of images, or a field of displacements."""
+"""Cases of registration losses, as Hypothesis strategies: a pair of images, or a displacement field."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
 from twinloss.harness.drawing import input_kinds
-from twinloss.harness.drawing.segmentation_cases import (
+from twinloss.harness.drawing.draft import (
     Draft,
     cotangent,
     differing,
@@ -21,30 +21,27 @@ from twinloss.harness.drawing.segmentation_cases import (
     spatial_shape,
 )
 from twinloss.harness.model.operand import Array, PerCase, Sizes, label
-from twinloss.harness.model.twin import Case, Twin
-
-if TYPE_CHECKING:
-    from twinloss.harness.model.twin import Law
+from twinloss.harness.model.twin import Case, Law, Twin
 
 SMALL = (
     (1,), (2,), (3,), (5,), (7,), (1, 2), (3, 1), (2, 3), (5, 7), (1, 1, 2), (2, 3, 2), (3, 1, 5), (13,), (1, 1),
     (3, 5, 7),
 )  # fmt: skip
 LARGE = ((1031,), (37, 41), (11, 13, 17))
-# Of fields, by how many voxels differences need along each axis.
+# Shapes of fields, by the number of voxels that differences need along each axis.
 FIELDS = {
     2: ((2,), (3,), (4,), (7,), (2, 2), (2, 5), (3, 4), (5, 7), (2, 2, 2), (2, 3, 4), (5, 4, 3), (13,)),
     3: ((3,), (4,), (5,), (7,), (3, 3), (3, 5), (5, 7), (3, 3, 3), (3, 4, 5), (5, 7, 6), (13,)),
     5: ((5,), (6,), (7,), (5, 5), (6, 7), (5, 5, 5), (7, 6, 5), (13,)),
 }
 
-# What first and second differences need, by stencil.
+# The number of voxels that first and second differences need, by stencil.
 FIRST, SECOND = {"compact": 2, "wide": 3}, {"compact": 3, "wide": 5}
 
-# Voxels of an image each of which has a value.
+# The largest number of voxels of an image if the loss returns a value for each.
 FEW = 35
 
-# How the second image comes from the first.
+# The relation of the second image to the first.
 RELATIONS = ("another", "affine", "equal")
 
 
@@ -52,7 +49,7 @@ RELATIONS = ("another", "affine", "equal")
 def image_pair(
     draw: st.DrawFn, twin: Twin, dtype: str, given: Mapping[str, Any], law: Law | None = None, large: bool = False
 ) -> Case:
-    """A case of a loss of two images, with the options in `given`, or such as a law needs."""
+    """Draw a case of a loss of two images, with the options in `given` and those that a law needs."""
     draft, chosen, law = _draft(draw, twin, dtype, given, law, LARGE if large else SMALL)
     first = _numbers(draft, "input", twin.ground.numbers)
     relation = draft.pick("relation", RELATIONS)
@@ -76,7 +73,7 @@ def displacements(
     large: bool = False,
     least: Mapping[str, int] = SECOND,
 ) -> Case:
-    """A case of a loss of a field of displacements, which needs at least so many voxels along each axis, by stencil."""
+    """Draw a case of a loss of a displacement field; `least` is the least size of an axis, by stencil."""
     draft, chosen, law = _draft(draw, twin, dtype, given, law, LARGE if large else (), least)
     made = {
         name: draft.operand(name, _numbers(draft, "input", twin.ground.numbers), first=True) for name in twin.operands
@@ -99,10 +96,10 @@ def _draft(
     shapes = shapes or FIELDS[least[chosen.get("stencil", "compact")]]
     most = 3
     if chosen["reduction"] == "none" and "target" in twin.operands:
-        # The judge may need the conditioning of each window's value, and that takes a gradient for each.
+        # The judge may need the conditioning of each value, which takes a gradient for each.
         shapes, most = tuple(shape for shape in SMALL if math.prod(shape) <= FEW), 2
     spatial = spatial_shape(draw, twin, shapes)
-    # A field that is measured in its own extents has a component for each axis.
+    # A field that is normalised by its extents has one component for each axis.
     channels = len(spatial) if chosen.get("normalize") else size(draw, 1, most, twin.ground.channels)
     sizes = Sizes(size(draw, 1, most, twin.ground.items), channels, channels, False, len(spatial))
     concrete = {k: v.make(sizes) if isinstance(v, PerCase) else v for k, v in chosen.items()}
@@ -112,8 +109,8 @@ def _draft(
 
 
 def suitable(options: Mapping[str, Any]) -> Sequence[str]:
-    """The kinds of numbers that lie in the domain of the options."""
-    # Without smooth_dr a flat window is 0/0, or not, by how its mean is rounded.
+    """Return the kinds of numbers that lie in the domain of the options."""
+    # Without smooth_dr, it depends on the rounding of its mean whether a flat window is 0/0.
     return ("normal",) if options.get("smooth_dr") == 0 else tuple(input_kinds.IMAGES)
 
 

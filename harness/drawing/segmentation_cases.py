@@ -1,131 +1,39 @@
 """Cases of segmentation losses, as a Hypothesis strategy.
 
-A case is drawn as a few names and numbers (shape, kinds, a seed), and its arrays are made from those: it shrinks
-towards one voxel, default options, contiguous memory and moderate numbers.
+A case is drawn as a few names and numbers (shape, kinds of values, a seed), from which its arrays are made. So it
+shrinks towards one voxel, default options, contiguous memory and simple numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
 from twinloss.harness.drawing import input_kinds
+from twinloss.harness.drawing.draft import Draft, cotangent, differing, narrowed, needed, options, size, spatial_shape
 from twinloss.harness.drawing.segmentation_options import has_labels, is_activated
-from twinloss.harness.model.operand import LAYOUTS, Array, Operand, PerCase, Sizes, label
-from twinloss.harness.model.twin import Case, Twin
-
-if TYPE_CHECKING:
-    from twinloss.harness.model.twin import Law
+from twinloss.harness.model.operand import Array, PerCase, Sizes, label
+from twinloss.harness.model.twin import Case, Law, Twin
 
 SMALL = (
     (1,), (2,), (3,), (), (5,), (7,), (1, 2), (3, 1), (2, 3), (5, 7), (1, 1, 2), (2, 3, 2), (3, 1, 5), (13,), (1, 1),
     (11, 13), (3, 5, 7),
 )  # fmt: skip
-# Beyond one tile of 1024 voxels and one chunk of some 10^4; slow, so the hunt asks for a few of them by name.
+# Larger than one tile of 1024 voxels and than one chunk of about 10^4. These are slow, so the hunt draws only a few.
 LARGE = ((1031,), (37, 41), (11, 13, 17), (40009,))
 
-TARGET_TYPES = (
-    "float32", "uint8", "int64", "bool", "float64", "int32", "int16", "int8", "float16", "bfloat16",
-)  # fmt: skip
-
-
-# A kind of numbers that is made from the target.
+# The kind of input that equals the target.
 PERFECT = "perfect"
-
-
-@dataclass
-class Draft:
-    """A case in the making."""
-
-    draw: st.DrawFn
-    rng: np.random.Generator
-    dtype: str
-    sizes: Sizes
-    spatial: tuple[int, ...]
-    options: dict[str, Any]
-    traits: dict[str, str]
-    activated: bool
-    poisoned: bool = False
-
-    def pick(self, trait: str, kinds: Any) -> str:
-        """Draw one of some names, and note it as a trait."""
-        name: str = self.draw(st.sampled_from(list(kinds)))
-        self.traits[trait] = name
-        return name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The input's shape."""
-        return (self.sizes.batch, self.sizes.classes, *self.spatial)
-
-    def operand(self, name: str, numbers: Array, first: bool) -> Operand:
-        """An argument in a layout that is drawn, and but for the first one in a drawn type that holds its numbers."""
-        layout = self.pick(f"{name}_layout", LAYOUTS)
-        rank = {"channels_last": 2, "channels_last_3d": 3}.get(layout, len(self.spatial))
-        # Copying one item to the others would bring NaN from voxels left out into voxels that count.
-        if rank != len(self.spatial) or (layout == "expanded" and self.poisoned):
-            layout = self.traits[f"{name}_layout"] = "contiguous"
-        if layout == "expanded":
-            numbers = np.broadcast_to(numbers[:1], numbers.shape).copy()
-        if first:
-            return Operand(numbers, self.dtype, layout)
-        types = input_kinds.fitting(numbers, TARGET_TYPES, self.dtype)
-        return Operand(numbers, self.pick(f"{name}_type", types), layout)
-
-
-def needed(twin: Twin, law: Law | None) -> dict[str, Any]:
-    """The options of a loss that a law needs."""
-    return {name: value for name, value in law.needs.items() if name in twin.options} if law else {}
-
-
-def differing(twin: Twin, chosen: Mapping[str, Any], concrete: Mapping[str, Any]) -> dict[str, Any]:
-    """What has to be passed of the chosen options: all but the defaults."""
-    return {k: concrete[k] for k, v in chosen.items() if v is not twin.options[k][0] or k in twin.required}
-
-
-def cotangent(draft: Draft) -> tuple[float, ...] | None:
-    """None, or some weights."""
-    return tuple(draft.rng.integers(-8, 9, 7) / 4) if draft.draw(st.booleans()) else None
-
-
-def size(draw: st.DrawFn, low: int, high: int, wanted: tuple[int, ...] | None) -> int:
-    """Draw a size between two numbers, or one of those that are wanted."""
-    return draw(st.sampled_from(wanted) if wanted else st.integers(low, high))
-
-
-def spatial_shape(draw: st.DrawFn, twin: Twin, shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
-    """Draw one of some shapes that has a rank of the twin and, where its ground asks for that, an axis of size 1."""
-    fitting = [shape for shape in shapes if len(shape) in twin.ranks]
-    unit = twin.ground.unit_axis
-    narrower = [shape for shape in fitting if unit is None or (1 in shape) == unit]
-    return draw(st.sampled_from(narrower or fitting))
-
-
-def narrowed(kinds: Sequence[str], wanted: tuple[str, ...] | None) -> Sequence[str]:
-    """Those kinds that are wanted, or all if none of them is."""
-    return [kind for kind in kinds if wanted is None or kind in wanted] or kinds
-
-
-@st.composite
-def options(draw: st.DrawFn, twin: Twin, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A value for each option, those that are given kept."""
-    chosen = twin.defaults() | dict(given)
-    for name, tried in twin.options.items():
-        if name not in given:
-            fitting = [value for value in tried if twin.allowed(chosen | {name: value})]
-            chosen[name] = draw(st.sampled_from(fitting or [tried[0]]))
-    return chosen
 
 
 @st.composite
 def segmentation(
     draw: st.DrawFn, twin: Twin, dtype: str, given: Mapping[str, Any], law: Law | None = None, large: bool = False
 ) -> Case:
-    """A case of a loss of input and target, with the options in `given`, or such as a law needs."""
+    """Draw a case of a segmentation loss, with the options in `given` and those that a law needs."""
     if law is None and not given:
         law = draw(st.sampled_from((None, *twin.laws_for(dtype))))
     chosen = draw(options(twin, {**given, **needed(twin, law)}))
@@ -156,7 +64,7 @@ def _draft(
 def _target(draft: Draft, kinds: tuple[str, ...]) -> Array:
     sizes = draft.sizes
     shape = (sizes.batch, 1, *draft.spatial)
-    # One channel holds the labels 0 and 1 of a problem of two classes.
+    # A single channel has the labels 0 and 1 of a binary problem.
     classes = max(sizes.classes, 2)
     labels = input_kinds.LABELS[draft.pick("labels", input_kinds.LABELS)](draft.rng, shape, classes)
     if sizes.labels:
@@ -168,7 +76,7 @@ def _target(draft: Draft, kinds: tuple[str, ...]) -> Array:
 
 
 def _input(draft: Draft, target: Array, kinds: Sequence[str]) -> Array:
-    """Numbers of a drawn kind; `perfect` ones agree with the target, as far as that goes."""
+    """Make an input of a drawn kind; the kind `perfect` agrees with the target as well as possible."""
     kind = draft.pick("input", kinds)
     if kind == PERFECT:
         channels = np.arange(draft.sizes.classes).reshape(-1, *[1] * len(draft.spatial))
@@ -179,16 +87,16 @@ def _input(draft: Draft, target: Array, kinds: Sequence[str]) -> Array:
 
 
 def suitable(twin: Twin, options: Mapping[str, Any], classes: int) -> list[str]:
-    """The kinds of numbers that lie in the domain of the options."""
+    """Return the kinds of numbers that lie in the domain of the options."""
     kinds = input_kinds.NUMBERS if _takes_logits(twin, options, classes) else input_kinds.WITHIN_UNIT
-    # Without smooth_dr a class that all but vanishes is 0/0, or not, by what underflows.
+    # Without smooth_dr, it depends on underflow whether a class that almost vanishes is 0/0.
     vanishing = input_kinds.VANISHING if options.get("smooth_dr") == 0 else ()
     undecided = () if twin.infinite else ("infinite",)
     return [*(kind for kind in kinds if kind not in (*vanishing, *undecided)), PERFECT]
 
 
 def _takes_logits(twin: Twin, options: Mapping[str, Any], classes: int) -> bool:
-    """Whether the input is activated; a loss without the option takes logits."""
+    """Return whether an activation is applied to the input; without an option for it, the loss takes logits."""
     return "softmax" not in twin.options or is_activated(options, classes)
 
 
@@ -217,7 +125,7 @@ def _ignore(draft: Draft, x: Array, target: Array) -> None:
 
 
 def _poison(draft: Draft, x: Array, voxels: Array, trait: str) -> None:
-    """Put NaN where nothing may be looked at."""
+    """Put NaN into voxels that must not be read."""
     poisoned = draft.draw(st.booleans())
     draft.traits[f"{trait}_nan"] = str(poisoned)
     if poisoned:

@@ -1,19 +1,16 @@
-"""Options that segmentation losses share, and the values of them that are tried."""
+"""Options that segmentation losses share, with the values to test."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twinloss.harness.model.operand import Elementwise, PerCase, Sizes
 from twinloss.harness.model.twin import Case, Twin
 
-# In [0, 1], where the losses are defined, and with a derivative that torch itself does not lose to cancellation where
-# it saturates, as it does that of tanh, 1 - tanh^2: what is under test is the loss, not its caller's activation.
+# An activation whose values are in [0, 1], where the losses are defined. In contrast to that of tanh, 1 - tanh^2, its
+# derivative loses no digits where it saturates, so a test of it tests the loss and not the activation.
 BELL = Elementwise("1 / (1 + x * x)", "1 / (1 + x * x)", "-2 * x / (1 + x * x) ** 2")
-
-if TYPE_CHECKING:
-    pass
 
 
 def _last_class(sizes: Sizes) -> int:
@@ -59,7 +56,7 @@ PER_CLASS = PerCase("one per class", _per_class)
 PER_CHANNEL = PerCase("one per channel", _per_channel)
 PER_SHARE = PerCase("one share per class", _per_share)
 EQUAL_DISTANCES = PerCase("all 1", _equal_distances)
-TREE = PerCase("1 to the background, else less", _tree)
+TREE = PerCase("1 to the background, less between others", _tree)
 ORDERED = PerCase("|i - j|", _ordered)
 
 TARGET = {"include_background": (True, False), "to_onehot_y": (False, True)}
@@ -79,43 +76,43 @@ LAMBDAS = (1.0, 0.5, 0.0)
 
 
 def has_labels(twin: Twin, options: Mapping[str, Any]) -> bool:
-    """Whether targets are labels: as asked for, or where there is no asking."""
+    """Return whether the target holds labels: as `to_onehot_y` says, or always if the loss has no such option."""
     return bool(options.get("to_onehot_y", "to_onehot_y" not in twin.options))
 
 
 def slopes_of_arguments(twin: Twin, case: Case) -> tuple[str, ...]:
-    """Return the arguments beside the input that have a gradient: a target that holds no labels, and a mask."""
+    """Return the further arguments that have a gradient: a target that holds no labels, and a mask."""
     dense = case.input.values.shape[1] == 1 or not has_labels(twin, case.options)
     return tuple(name for name in twin.operands[1:] if name == "mask" or dense)
 
 
 def one_activation(options: Mapping[str, Any]) -> bool:
-    """Whether at most one activation is asked for."""
+    """Return whether at most one activation is requested."""
     return bool(options["sigmoid"]) + bool(options["softmax"]) + (options["other_act"] is not None) <= 1
 
 
 def ties_matter(options: Mapping[str, Any]) -> bool:
-    """Whether |p - g| stands in the loss, which has a kink where they are equal."""
+    """Return whether the loss contains |p - g|, which has a kink where the two are equal."""
     return bool(options.get("soft_label")) and not options.get("squared_pred")
 
 
 def logits_in(options: Mapping[str, Any]) -> bool:
-    """Whether the input is logits, of which exponentials are taken."""
+    """Return whether the input is logits, to which an exponential is applied."""
     return bool(options.get("sigmoid") or options.get("softmax"))
 
 
 def one_activation_and_one_weight(options: Mapping[str, Any]) -> bool:
-    """Whether a compound loss is asked for at most one activation, and for a weight of both its terms or of one."""
+    """Return whether a compound loss has at most one activation, and at most one option for weights."""
     given = [options.get(name) is not None for name in ("weight", "ce_weight", "focal_weight")]
     return one_activation(options) and sum(given) <= 1
 
 
 def is_activated(options: Mapping[str, Any], classes: int) -> bool:
-    """Whether the input is anything but the probabilities themselves; one channel knows no softmax."""
+    """Return whether an activation is applied to the input; for one channel, softmax is none."""
     return bool(options.get("sigmoid") or options.get("other_act") or (options.get("softmax") and classes > 1))
 
 
 def probabilities_if_not_activated(case: Case) -> bool:
-    """Whether an input that stands for p itself lies in [0, 1], give or take the smallest numbers; NaN passes."""
+    """Return whether an input without activation lies in [0, 1], up to tiny numbers; NaN passes."""
     x = case.input.values
     return is_activated(case.options, x.shape[1]) or not ((x < -1e-30) | (x > 1)).any()

@@ -1,4 +1,4 @@
-"""Reports of Numba's compilation: which kernel, for which type, as it begins."""
+"""Progress reports of Numba's compilation: the kernel and dtype, when its compilation begins."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ KERNELS = "twinloss.fast.kernels.cpu.compiled."
 
 
 def listener(report: Callable[[str], None]) -> Any:
-    """Return a listener for Numba's event "numba:compile" that names each kernel as its compilation begins.
+    """Return a listener for Numba's event "numba:compile" that reports each kernel when its compilation begins.
 
-    A kernel that is read from Numba's cache is not compiled, and not named.
+    A kernel that is read from Numba's cache is not compiled, and so not reported.
     """
     from numba.core import event
 
@@ -20,14 +20,14 @@ def listener(report: Callable[[str], None]) -> Any:
         depth = 0
 
         def on_start(self, event: Any) -> None:
-            """A kernel begins, or a function that is compiled as a part of it."""
+            """Report a kernel, but not the functions that are compiled as a part of it."""
             function = event.data["dispatcher"].py_func
             if self.depth == 0 and function.__module__.startswith(KERNELS):
                 report(described(function, event.data["args"]))
             self.depth += 1
 
         def on_end(self, event: Any) -> None:
-            """It is done."""
+            """Note that a compilation has ended."""
             self.depth -= 1
 
     return Compilations()
@@ -50,7 +50,7 @@ def reported(report: Callable[[str], None]) -> Iterator[None]:
 
 
 def described(function: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
-    """Name a kernel and the type of its first array, as in "voxel.forward_labels (float32)"."""
+    """Return the name of a kernel and the dtype of its first array, as in "voxel.forward_labels (float32)"."""
     module = function.__module__.removeprefix(KERNELS)
     types = [str(argument.dtype) for argument in arguments if hasattr(argument, "dtype")]
     return f"{module}.{function.__name__}" + (f" ({types[0]})" if types else "")

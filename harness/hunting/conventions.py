@@ -31,7 +31,7 @@ class Convention:
         name: the trait of the cases that the convention is about.
         ours: what our losses do with such cases.
         applies: whether a failed trial has the trait and the hunt may also draw cases without it. If the user asks for
-            the trait, for example by `--rank 0`, the failure is reported as such.
+            the trait, for example by `--rank 0`, such a failure is reported like any other.
         neutral: returns the case without the trait.
     """
 

@@ -1,9 +1,9 @@
-"""Deviations that are known and wanted: an xfails file in TOML.
+"""Known and accepted deviations: an xfails file in TOML.
 
-Each entry says by which failures it is met; what it leaves out may be anything:
+Each entry describes the failures that it accepts; a field that is left out accepts anything:
 
     [[xfail]]
-    reason = "our clamp is part of the loss"    # needed
+    reason = "our clamp is part of the loss"    # required
     kind = "value"                              # value, gradient, law, differences, error
     dtype = "float32"
     message = "some of the words of the message"
@@ -24,12 +24,12 @@ from twinloss.harness.model.twin import Twin
 
 
 class DeviationsError(ValueError):
-    """An xfails file that cannot be read, or says what is no deviation."""
+    """An xfails file cannot be read, or has an invalid entry."""
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """One entry; see the module."""
+    """One entry of the file; see the module's docstring."""
 
     reason: str
     kind: str | None = None
@@ -38,7 +38,7 @@ class Deviation:
     when: Mapping[str, str] = field(default_factory=dict)
 
     def met_by(self, twin: Twin, trial: Trial) -> bool:
-        """Whether a failure is this one."""
+        """Return whether a failure matches this entry."""
         known = traits(twin, trial)
         return (
             self.kind in (None, trial.kind)
@@ -49,7 +49,7 @@ class Deviation:
 
 
 def traits(twin: Twin, trial: Trial) -> dict[str, str]:
-    """How a case was made, the options as they are and not as they were before they were shrunk."""
+    """Return how a case was made; options have their values after shrinking."""
     case = trial.case
     options = {
         name: case.traits.get(name, label(case.options[name])) if name in case.options else label(values[0])
@@ -59,10 +59,10 @@ def traits(twin: Twin, trial: Trial) -> dict[str, str]:
 
 
 def read(path: Path) -> tuple[Deviation, ...]:
-    """The entries of a file.
+    """Read the entries of a file.
 
     Raises:
-        DeviationsError: if it cannot be read, or an entry has no reason or something that is none of its fields.
+        DeviationsError: if the file cannot be read, or an entry has no reason or an unknown field.
     """
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8")).get("xfail", [])
@@ -74,7 +74,7 @@ def read(path: Path) -> tuple[Deviation, ...]:
 def _deviation(path: Path, n: int, entry: Any) -> Deviation:
     names = {each.name for each in fields(Deviation)}
     if not isinstance(entry, dict) or not entry.get("reason") or not set(entry) <= names:
-        raise DeviationsError(f"entry {n} of {path}: a reason is needed, and nothing but {', '.join(sorted(names))}")
+        raise DeviationsError(f"entry {n} of {path}: a reason is required; fields are {', '.join(sorted(names))}")
     when = entry.get("when", {})
     if not isinstance(when, dict) or not all(isinstance(text, str) for text in when.values()):
         raise DeviationsError(f'entry {n} of {path}: when = {{option = "value", …}}, every value a string')
@@ -82,10 +82,10 @@ def _deviation(path: Path, n: int, entry: Any) -> Deviation:
 
 
 def entry(twin: Twin, trial: Trial) -> str:
-    """The text of an entry that a failure meets, to be copied."""
+    """Return the text of an entry that matches a failure, to be copied into a file."""
     known = traits(twin, trial)
-    told = [name for name in trial.case.options if len(twin.options[name]) > 1] or ["input"]
-    when = ", ".join(f"{name} = {_quoted(known[name])}" for name in told if name in known)
+    shown = [name for name in trial.case.options if len(twin.options[name]) > 1] or ["input"]
+    when = ", ".join(f"{name} = {_quoted(known[name])}" for name in shown if name in known)
     kind, dtype = trial.kind, trial.case.dtype
     return f'[[xfail]]\nreason = "…"\nkind = "{kind}"\ndtype = "{dtype}"\nwhen = {{{when}}}\n'
 

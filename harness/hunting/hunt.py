@@ -65,7 +65,7 @@ SETTINGS = settings(
 )
 
 
-class Found(Exception):
+class FailureFound(Exception):
     """A case failed; `trial` says why."""
 
     def __init__(self, trial: Trial) -> None:
@@ -231,7 +231,7 @@ def hunt(
     try:
         _free_and_missing(seen, examples, start, tick)
         _guard(seen)
-    except Found as found:
+    except FailureFound as found:
         seen.imprecise, seen.doubtful = 0, None
         trial = conventions.ordinary(twin, found.trial, seen.passes) if seen.lenient else found.trial
         _show(seen, simplest(twin, trial, lambda trial: seen.excuse(trial) is None))
@@ -299,7 +299,7 @@ def _guard(seen: Hunt) -> None:
     if seen.twin.ground != Ground():
         return  # with the restricted shapes, some laws may not apply and some options may have no effect
     for name, value in sorted(self_check.option_values(seen.twin) - seen.live):
-        seen.problems.append(f"option {name}={value} changes no result: dead, or the cases never use it")
+        seen.problems.append(f"option {name}={value} has no effect: it is dead, or no case depends on it")
     for law in seen.twin.laws_for(seen.dtype):
         if not seen.laws[law.name] and law.name not in seen.beyond:
             seen.problems.append(f"law '{law.name}' applied to no case")
@@ -317,7 +317,7 @@ def _draw(
 ) -> None:
     """Run Hypothesis once; raise Found with the shrunk case if one fails."""
     drawn = coverage.narrowed(seen.twin, shape) if shape else seen.twin
-    failed: list[Found] = []
+    failed: list[FailureFound] = []
     database = Failures(MEMORY) if seen.remember else None
 
     @settings(SETTINGS, max_examples=examples, database=database)
@@ -328,7 +328,7 @@ def _draw(
         tick()
         excuse = seen.excuse(trial) if trial.kind is not None else None
         if trial.kind is not None and excuse is None and (not failed or _alike(failed[0].trial, trial, seen.twin)):
-            failed.append(Found(trial))
+            failed.append(FailureFound(trial))
             raise failed[-1]
         if not failed:
             # For a case that only a convention sets apart, record the errors of the case without that trait.

@@ -1,4 +1,4 @@
-"""Jobs, the parts of the work that can be done by themselves, and what comes of them."""
+"""Jobs: the parts of the work that can run independently, and the record of their results."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from twinloss.harness.hunting.warmup import warm_up
 from twinloss.harness.losses.catalogue import catalogue
 from twinloss.harness.model.twin import Twin
 
-# Told what is looked at, and how many cases more have been.
+# Called with the name of the current step and the number of new cases.
 Tick = Callable[[str, int], None]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A part of the work: a hunt, the trials on real images in all types, or the compilation of the kernels.
+    """A part of the work: a hunt, the trials on real images in all dtypes, or the compilation of the kernels.
 
     Attributes:
         twin: the loss.
-        dtypes: the types under test; one, but for real images.
+        dtypes: the dtypes under test; only one, except for real images.
         data: "generated", "real" or "warmup".
-        examples: cases of a hunt.
-        seed: its seed.
-        hunting: what a hunt is told besides: see `Hunt`.
+        examples: the number of cases of a hunt.
+        seed: the seed of a hunt.
+        hunting: further arguments of a hunt, see `Hunt`.
     """
 
     twin: Twin
@@ -45,15 +45,15 @@ class Job:
 
     @property
     def key(self) -> str | Wiring | None:
-        """What another process can make the twin of; None if there is no such thing."""
+        """What another process needs to make the twin: a name or a wiring; None if it cannot make it."""
         return self.twin.origin or (self.twin.name if catalogue().get(self.twin.name) is self.twin else None)
 
 
 @dataclass
 class Work:
-    """All that was seen; rows are there from the moment they begin, so an interruption loses nothing.
+    """The results of all jobs. A row is added when its hunt begins, so an interruption loses nothing.
 
-    `told` is called with each row that is finished.
+    `told` is called with each finished row.
     """
 
     rows: list[Hunt] = field(default_factory=list)
@@ -61,24 +61,24 @@ class Work:
     told: Callable[[Hunt], None] = lambda row: None
 
     def take(self, rows: Sequence[Hunt], notes: Sequence[str]) -> None:
-        """Take over what came of a part."""
+        """Add the results of a job."""
         self.rows += rows
         self.note(*notes)
         self.tell(rows)
 
     def note(self, *notes: str) -> None:
-        """Add what has not been noted yet."""
+        """Add the notes that are new."""
         self.notes += [note for note in notes if note not in self.notes]
 
     def tell(self, rows: Sequence[Hunt]) -> None:
-        """Pass on the rows that are finished."""
+        """Pass the finished rows to `told`."""
         for row in rows:
             if not row.interrupted:
                 self.told(row)
 
 
 def do_job(work: Work, job: Job, tick: Tick) -> None:
-    """Do a job, and note in `work` what comes of it."""
+    """Run a job, and add its results to `work`."""
     if job.data == "warmup":
         warm_up(job.twin, job.dtypes[0])
         return
@@ -105,7 +105,7 @@ def _real(work: Work, job: Job, tick: Tick) -> None:
     try:
         brain.load_brain()
     except ImportError as error:
-        work.note(f"real images left out: {error}")
+        work.note(f"real images were skipped: {error}")
         return
     rows = {dtype: Hunt(job.twin, dtype, job.data, seed=job.seed) for dtype in job.dtypes}
     trials = real_images.trials(job.twin, job.dtypes)

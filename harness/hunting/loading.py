@@ -1,4 +1,4 @@
-"""Somebody's own loss, loaded from where it lies."""
+"""Load a user's own loss from a module or a file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 
 class TargetError(ValueError):
-    """A target that cannot be loaded, or that does not fit what is said of it."""
+    """A target cannot be loaded or called, or does not fit its description."""
 
 
 def load(target: str) -> Any:
-    """What `package.module:attr` or `path/file.py:attr` names.
+    """Load the object that `package.module:attr` or `path/file.py:attr` names.
 
     Raises:
         TargetError: if there is no such file, module or attribute, or it cannot be imported.
@@ -31,7 +31,7 @@ def load(target: str) -> Any:
     except AttributeError:
         known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         near = get_close_matches(attribute, known, 3, 0.4) or known[:8]
-        raise TargetError(f"{where} has no {attribute}; it has {', '.join(near) or 'nothing to call'}") from None
+        raise TargetError(f"{where} has no {attribute}; it has {', '.join(near) or 'nothing callable'}") from None
     if not callable(found):
         raise TargetError(f"{target} is a {type(found).__name__}: a class, a function or a callable instance is needed")
     return found
@@ -41,7 +41,7 @@ def _module_of_file(path: Path) -> Any:
     if not path.is_file():
         raise TargetError(f"there is no file {path} (in {Path.cwd()})")
     path = path.resolve()
-    # Where another module goes by that name, it must not stand in for it.
+    # If another module has this name, use a unique name instead.
     for name in (path.stem, f"{path.stem}_{abs(hash(path)):x}"):
         known = sys.modules.get(name)
         if getattr(known, "__file__", None) == str(path):
@@ -52,9 +52,9 @@ def _module_of_file(path: Path) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # pickle looks there
+    sys.modules[name] = module  # pickle looks the module up here
     try:
-        sys.path.insert(0, str(path.parent))  # for what lies beside it
+        sys.path.insert(0, str(path.parent))  # for imports of files in the same folder
         spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
@@ -69,7 +69,7 @@ def _module_of_file(path: Path) -> Any:
 def _module_of_name(name: str) -> Any:
     try:
         if "" not in sys.path:
-            sys.path.insert(0, "")  # as `python -m` has it
+            sys.path.insert(0, "")  # as `python -m` does
         return importlib.import_module(name)
     except Exception as error:
         raise TargetError(f"module {name} cannot be imported: {type(error).__name__}: {error}") from error

@@ -1,6 +1,6 @@
-"""Parts of the work that can be done by themselves: here one by one, in several processes, or on a cluster.
+"""Run jobs one by one, in several processes, or on a Dask cluster.
 
-Each part draws its cases from the seed alone, so the result is the same however the work is shared out.
+Each job draws its cases from its seed alone, so the result does not depend on how the jobs are distributed.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from twinloss.harness.hunting.jobs import Job, Tick, Work, do_job
 from twinloss.harness.hunting.target import Wiring, as_twin
 from twinloss.harness.losses.catalogue import catalogue
 
-# The reference computes on one core; real images take up to 1.7 GB in each process.
+# The reference uses one core; real images take up to 1.7 GB in each process.
 PROCESSES = min(2, os.cpu_count() or 1)
 
-# Seconds that an interrupted process gets to hand over what it has found.
+# Time, in seconds, that an interrupted process gets to return its results.
 PATIENCE = 20.0
 
-# How often a part is tried whose process died: of a lack of memory, say, or of a cluster's machine.
+# The number of attempts for a job whose process dies, for example for lack of memory, or with a machine of a cluster.
 TRIES = 3
 
-# Seconds after which those who wait for processes look what these are compiling.
+# The interval, in seconds, at which the parent process polls for kernels that other processes compile.
 HEARTBEAT = 0.5
 
 
 def run_jobs(work: Work, jobs: Sequence[Job], tick: Tick, processes: int = 1, cluster: str | None = None) -> None:
-    """Do all jobs.
+    """Run all jobs.
 
     Args:
-        work: where to put what is seen.
-        jobs: what to do.
-        tick: told what has been looked at, and how many cases more.
-        processes: how many jobs at a time, each in a process of its own.
-        cluster: the address of a Dask scheduler, whose workers do the jobs.
+        work: the record for the results.
+        jobs: the jobs.
+        tick: called with the name of the current step and the number of new cases.
+        processes: the number of jobs that run at a time, each in a process of its own.
+        cluster: the address of a Dask scheduler whose workers run the jobs.
 
     Raises:
-        KeyboardInterrupt: once what was seen until then is in `work`.
-        ImportError: if there is a cluster, and no dask.distributed.
+        KeyboardInterrupt: after an interruption, once all results so far are in `work`.
+        ImportError: if `cluster` is given, but dask.distributed is missing.
     """
     remote = all(job.key is not None for job in jobs)
     if cluster and remote:
@@ -64,15 +64,15 @@ def run_jobs(work: Work, jobs: Sequence[Job], tick: Tick, processes: int = 1, cl
 
 @contextmanager
 def on_cluster(address: str) -> Iterator[Executor]:
-    """An executor whose processes are the workers of a Dask cluster.
+    """Yield an executor whose processes are the workers of a Dask cluster.
 
     Raises:
-        ImportError: if there is no dask.distributed.
+        ImportError: if dask.distributed is missing.
     """
     from dask.distributed import Client
 
     with Client(address) as client:  # type: ignore[no-untyped-call]
-        # A worker that is lost costs its part another try; Dask sees to that.
+        # If a worker is lost, Dask itself retries the job.
         yield client.get_executor(retries=TRIES - 1)
 
 
@@ -83,14 +83,14 @@ def _one_by_one(work: Work, jobs: Sequence[Job], tick: Tick) -> None:
             before = len(work.rows)
             do_job(work, job, tick)
             for row in work.rows[before:]:
-                row.kept.clear()  # they hold arrays, and are of use during the hunt only
+                row.kept.clear()  # the trials hold arrays, and are needed only during the hunt
             work.tell(work.rows[before:])
             if work.rows and work.rows[-1].interrupted:
                 raise KeyboardInterrupt
 
 
 def _counted(tick: Tick) -> Callable[[str], None]:
-    """Say of kernels that are being compiled how many they are."""
+    """Return a callback that reports each kernel that is compiled, with a running number."""
     count = 0
 
     def compiled(name: str) -> None:
@@ -132,7 +132,7 @@ def _share(
     at_a_time: int,
     listen: Callable[[], None] = lambda: None,
 ) -> list[Job]:
-    """Have an executor do jobs, so many at a time; returns those whose process died."""
+    """Run jobs on an executor, at most `at_a_time` at once; return the jobs whose process died."""
     waiting, running, died, count = list(jobs), dict[Part, Job](), list[Job](), 0
 
     def collect(part: Part) -> None:
@@ -162,7 +162,7 @@ def _share(
             listen()
     except KeyboardInterrupt:
         for process in multiprocessing.active_children():
-            os.kill(process.pid or 0, signal.SIGINT)  # the terminal may have told it, or not
+            os.kill(process.pid or 0, signal.SIGINT)  # the terminal may not have sent it to the process
         wait([part for part in running if not part.cancel()], PATIENCE)
         raise
     finally:
@@ -172,9 +172,10 @@ def _share(
 
 
 def _next(waiting: list[Job], running: Collection[Job]) -> Job:
-    """Take the next job out of those that wait, of a type that no other is at: losses share kernels, types do not.
+    """Take the next waiting job, if possible one whose dtypes use other kernels than the running jobs.
 
-    So two processes hardly ever compile the same kernel at the same time.
+    float64 has kernels of its own, and the other dtypes share theirs. So two processes rarely compile the same kernel
+    at the same time.
     """
     busy = {dtype == "float64" for job in running for dtype in job.dtypes}
     free = (n for n, job in enumerate(waiting) if not busy & {dtype == "float64" for dtype in job.dtypes})
@@ -187,10 +188,10 @@ def _cases(part: Part) -> int:
 
 
 def prepare(processes: int = PROCESSES, names: Any = None) -> None:
-    """Make a process ready to work beside others; it puts the names of the kernels that it compiles into a queue."""
+    """Prepare a process to run beside others; it puts the names of the kernels that it compiles into a queue."""
     signal.signal(signal.SIGINT, _note_interruption)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Results are the same for any number of threads; those of several processes would wait for each other.
+    # Results do not depend on the number of threads, but more threads than cores would slow all processes down.
     threads = max(1, (os.cpu_count() or 1) // processes)
     torch.set_num_threads(threads)
     threadpool_limits(threads)
@@ -199,7 +200,7 @@ def prepare(processes: int = PROCESSES, names: Any = None) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed can tell its processes nothing, and they would hunt on for nobody."""
+    """Exit when the parent process ends, as a killed parent cannot stop its processes."""
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)
@@ -210,7 +211,7 @@ Part = Future[tuple[list[dict[str, Any]], list[str]]]
 
 
 def _note_interruption(*_: object) -> None:
-    """On Ctrl-C a part hands over what it has, and those that are on their way already do nothing."""
+    """On Ctrl-C, make the running job return its results, and make jobs that start later return at once."""
     global _interrupted
     _interrupted = True
     if _at_work:
@@ -218,7 +219,7 @@ def _note_interruption(*_: object) -> None:
 
 
 def _go_on(what: str = "", cases: int = 0) -> None:
-    """Told of each case: Python drops what a signal raises inside of a destructor, say, but the part ends all the same.
+    """Raise an interruption that was noted, after each case: Python drops an exception raised within a destructor.
 
     Raises:
         KeyboardInterrupt: if there was an interruption.
@@ -228,7 +229,7 @@ def _go_on(what: str = "", cases: int = 0) -> None:
 
 
 def _part(key: str | Wiring, order: Job) -> tuple[list[dict[str, Any]], list[str]]:
-    """What came of a job until it ended or was interrupted, but for what no other process can take over."""
+    """Run a job in this process; return its rows so far, without the fields that cannot be pickled, and its notes."""
     global _at_work
     work = Work()
     _at_work = True
@@ -237,7 +238,7 @@ def _part(key: str | Wiring, order: Job) -> tuple[list[dict[str, Any]], list[str
         twin = catalogue()[key] if isinstance(key, str) else as_twin(key)
         do_job(work, replace(order, twin=twin), _go_on)
     except KeyboardInterrupt:
-        pass  # what there is stands in `work`
+        pass  # the results so far are in `work`
     finally:
         _at_work = False
     passed_on = [each.name for each in fields(Hunt) if each.name not in ("twin", "kept", "doubtful", "silent")]

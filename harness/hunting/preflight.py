@@ -1,4 +1,4 @@
-"""Whether a target can be called at all, asked before any hunt: a wrong signature is no counterexample."""
+"""A check, before any hunt, that a target can be called: a wrong signature is no counterexample."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from twinloss.harness.hunting.target import Target, Wiring
 from twinloss.harness.judging.answers import fast_options
 from twinloss.harness.model.twin import Case, Twin
 
-MENDING = (
-    "to mend it: --map {argument}=THEIRS where an argument or option has another name, --option NAME=VALUE for one "
-    "that it needs besides, --labels-without-channel if it takes labels of shape (B, *S); in Python names=, options=, "
-    "labels_without_channel="
+HOW_TO_FIX = (
+    "to fix it: use --map {argument}=THEIRS where an argument or option has another name, --option NAME=VALUE for a "
+    "further option that it needs, --labels-without-channel if it takes labels of shape (B, *S); in Python names=, "
+    "options=, labels_without_channel="
 )
 
 
@@ -28,7 +28,7 @@ def refuse_what_cannot_be_called(twin: Twin, wiring: Wiring, dtypes: Sequence[st
     """Call a target on simple cases of every rank, of one channel and of several, until a call succeeds.
 
     Raises:
-        TargetError: if none does. The message says what was passed, what the signature is, and how to mend it.
+        TargetError: if every call fails. The message shows what was passed, the signature, and how to fix the call.
     """
     first: tuple[Case, Exception] | None = None
     count = 0
@@ -43,9 +43,9 @@ def refuse_what_cannot_be_called(twin: Twin, wiring: Wiring, dtypes: Sequence[st
     if first:
         case, error = first
         raise TargetError(
-            f"{wiring.target} cannot be called; it raised on each of {count} simple cases, on the first of them\n"
+            f"{wiring.target} cannot be called: all {count} simple cases raised an error, the first of them\n"
             f"{type(error).__name__}: {error}\npassed: {_passed(twin, case)}\nsignature: {_signature(twin)}\n"
-            + MENDING.format(argument=twin.operands[-1])
+            + HOW_TO_FIX.format(argument=twin.operands[-1])
         ) from error
 
 
@@ -67,7 +67,7 @@ def _call(twin: Twin, case: Case) -> None:
 
 
 def _passed(twin: Twin, case: Case) -> str:
-    """The call, with types and shapes for the arguments."""
+    """Return the call as text, with dtype and shape for each argument."""
     target = twin.fast
     assert issubclass(target, Target)
     options = [f"{name}={value!r}" for name, value in target.passes(fast_options(case)).items()]
@@ -83,7 +83,7 @@ def _passed(twin: Twin, case: Case) -> str:
 
 
 def _signature(twin: Twin) -> str:
-    """What is made and what is called, with their parameters."""
+    """Return the signatures of what is constructed and of what is called."""
     target = twin.fast
     assert issubclass(target, Target)
     found, name = target.found, target.__name__
@@ -98,7 +98,7 @@ def _signature(twin: Twin) -> str:
 
 def _parameters(called: Callable[..., Any]) -> str:
     if getattr(called, "__init__", None) is torch.nn.Module.__init__:
-        return "()"  # its signature takes all names, and it refuses them
+        return "()"  # its signature accepts all names, but it rejects them at run time
     try:
         return str(inspect.signature(getattr(called, "py_func", called)))
     except (TypeError, ValueError):

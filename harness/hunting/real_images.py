@@ -1,10 +1,11 @@
-"""Cases on a real brain: the reference judges a part of the volume, and the fast twin also runs on all of it.
+"""Cases on real brain images: the reference judges a part of the volume, and the fast twin also runs on all of it.
 
-The intermediate results of a reference are many times as large as its arguments, so it gets a block of planes in the
-box around the brain, in float64. Logits are float32, numbers that float32 and float64 hold alike, so one account of the
-reference judges both types. What shows only in a whole volume, such as an index that overflows, is sought by two more
-questions. A loss that can ignore voxels gets the whole volume with all but the block ignored, which must not change the
-answer. A loss of images gets the whole volume in a smaller type, and is judged by the fast twin in float64.
+The intermediate results of a reference are many times as large as its arguments, so it gets only a block of planes
+around the centre of the brain, in float64. Logits are float32 numbers, which float32 and float64 represent alike, so
+one run of the reference judges both dtypes. Errors that need a whole volume, such as an index overflow, are looked for
+in two more ways. A loss that can ignore voxels gets the whole volume with everything except the block ignored, which
+must not change the answer. A loss of images gets the whole volume in a smaller dtype, and is judged by the fast twin in
+float64.
 """
 
 from __future__ import annotations
@@ -25,22 +26,22 @@ from twinloss.harness.model.operand import Array, Operand
 from twinloss.harness.model.real_case import RealCase
 from twinloss.harness.model.twin import Case, Twin
 
-# The types that hold the float32 numbers of the images exactly.
+# The dtypes that represent the float32 numbers of the images exactly.
 EXACT = ("float32", "float64")
 
 
 Box = tuple[slice, slice, slice]
 
-# Voxels that are left around the brain, and how many axial planes the reference gets.
+# The margin around the brain in voxels, and the number of axial planes that the reference gets.
 MARGIN = 4
 PLANES = 64
 
-# The label outside the block: no class, and within the range of uint8.
+# The label outside the block: it is no class, and fits uint8.
 IGNORED = 255
 
 
 def block_of_brain(mask: Array) -> Box:
-    """Return the box around the voxels of a mask (…, *S) with a margin, cut down to the planes about its middle."""
+    """Return the box around the voxels of a mask (…, *S), with a margin, cut to the planes around its middle."""
     mask = mask.reshape(mask.shape[-3:])
     made: list[slice] = []
     for axis in range(3):
@@ -52,7 +53,7 @@ def block_of_brain(mask: Array) -> Box:
 
 
 def make_case(found: RealCase, dtype: str, box: Box | None = None) -> Case:
-    """Make the case of a block, or of the whole volume, in a type under test; only the input is rounded to it."""
+    """Make the case of a block, or of the whole volume, in a dtype under test; only the input is rounded to it."""
     place = (..., *box) if box else ...
     arrays = {name: np.ascontiguousarray(values[place]) for name, values in found.operands().items()}
     first = next(iter(arrays))
@@ -63,18 +64,18 @@ def make_case(found: RealCase, dtype: str, box: Box | None = None) -> Case:
     return Case(operands, found.options, traits={"image": found.name})
 
 
-# A twin, a case of it, and the account that its answer is judged by.
+# A twin, a case for it, and the truth by which its answer is judged.
 Question = tuple[Twin, Case, Truth]
 
 
 def questions(twin: Twin, dtypes: Iterable[str]) -> Iterator[Question]:
-    """Yield all that is asked on real images; types that hold the same numbers share what the reference says."""
+    """Yield all questions on real images; dtypes that hold the same numbers share the results of the reference."""
     whole, block = brain.load_brain().mask.shape[-3:], block_of_brain(brain.load_brain().mask)
     part = "x".join(str(side.stop - side.start) for side in block)
     volume = "x".join(map(str, whole))
     ordered = sorted(dtypes, key=lambda dtype: dtype not in EXACT)
     if "input" in twin.operands:
-        warp.load_warped.cache_clear()  # 200 MB of images that losses of classes have no use for
+        warp.load_warped.cache_clear()  # frees 200 MB of images that segmentation losses do not use
     for found in twin.real:
         exact: Truth | None = None
         for dtype in ordered:
@@ -87,9 +88,10 @@ def questions(twin: Twin, dtypes: Iterable[str]) -> Iterator[Question]:
             if dtype in EXACT:
                 exact = truth
             del truth
-        del exact, case  # before the whole volume comes
+        del exact, case  # free the memory before the whole volume is loaded
         for dtype in ordered:
-            # Smoothed copies of a whole volume take minutes and gigabytes; LNCC itself gets one.
+            # Smoothing a whole volume takes minutes and gigabytes, so the wrapper is left out; LNCC itself gets a
+            # volume.
             if dtype != "float64" and "input" not in twin.operands and "scales" not in twin.options:
                 case = _described(make_case(found, dtype), f"{volume} voxels by the fast twin in float64")
                 yield twin, case, Truth(judged_by_itself(twin), case, np.float64)
@@ -101,12 +103,12 @@ def _described(case: Case, judged: str) -> Case:
 
 
 def can_ignore(twin: Twin, case: Case) -> bool:
-    """Whether voxels can be ignored by a label of their own."""
+    """Return whether voxels can be ignored by a label that is no class."""
     return len(twin.options.get("ignore_index", ())) > 1 and case.operands["target"].values.shape[1] == 1
 
 
 def within_ignored(twin: Twin, whole: tuple[int, ...], block: Box) -> type[torch.nn.Module]:
-    """The loss of a block that lies in a whole volume whose other voxels have the label to ignore."""
+    """Make a loss that puts its block into a whole volume, in which all other voxels have the label to ignore."""
 
     class WithinIgnored(torch.nn.Module):
         def __init__(self, **options: Any) -> None:
@@ -127,10 +129,10 @@ def within_ignored(twin: Twin, whole: tuple[int, ...], block: Box) -> type[torch
 
 
 def judged_by_itself(twin: Twin) -> Twin:
-    """The twin with the fast form in float64 in the place of the reference.
+    """Return the twin with its own fast form, in float64, in place of the reference.
 
-    It computes in float64 whatever it is asked for, so that an error that the fast form has in float32 is not taken for
-    one that the plain formula has in that precision.
+    This form always computes in float64, even if the judge asks for the plain formula in float32. So an error that the
+    fast form has in float32 does not pass as one of the plain formula.
     """
 
     def loss_of(operands: Iterable[Array], options: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,21 +150,21 @@ def judged_by_itself(twin: Twin) -> Twin:
 
 
 def trials(twin: Twin, dtypes: Iterable[str]) -> Iterator[Trial]:
-    """Yield a trial of each question; hold none of them, as its arrays are large."""
+    """Yield a trial of each question, and keep none of them, since the arrays are large."""
     for question in questions(twin, dtypes):
         yield examine(*question)
         del question
 
 
 def release_memory() -> None:
-    """Have the C library give back what is no longer in use: it would keep some more of it after each trial."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    """Return unused memory to the operating system, as the C library would keep more and more of it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only in glibc
     if trim is not None:
         trim(0)
 
 
 def script(twin: Twin, trial: Trial) -> str:
-    """A script that repeats a real case."""
+    """Return a script that repeats a real case."""
     return (
         f'"""{twin.name}, {trial.case.dtype}, {trial.case.traits["image"]}: {trial.message}."""\n\n'
         "import sys\n\n"

@@ -1,4 +1,4 @@
-"""What a wrong loss is of ours: ours and a constant, ours times a factor, or neither."""
+"""The relation between a wrong loss and ours: off by a constant, by a factor, or neither."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from twinloss.harness.model.answer import Answer
 from twinloss.harness.model.operand import Array
 from twinloss.harness.model.twin import Twin
 
-# How many cases are looked at, and how many of them must have finite numbers.
+# The number of cases to compare, and the least number of them that must have finite results.
 CASES, LEAST = 16, 5
-# How far a relation may be off, relative to the largest number. It explains a failure that others found, and finds
-# none itself; so it need not be strict. Some cases are lost to rounding: it must hold in this share of them.
+# The tolerance of a relation, relative to the largest number, and the share of the cases in which it must hold, as
+# rounding spoils some. A relation explains a failure that is already known, so the tolerance need not be strict.
 CLOSE, SHARE = 1e-4, 0.9
 
-# Ours and theirs.
+# Our result and that of the target.
 Pair = tuple[Array, Array]
 
 
 @np.errstate(all="ignore")
 def relation(twin: Twin, dtype: str, seed: int) -> str | None:
-    """Say how values and gradients of a target follow from ours at its default options, if simply.
+    """Describe a simple relation of a target's values and gradients to ours, at default options.
 
-    The value is fitted by a ours + b, and the gradient by a' times ours.
+    The value is fitted by a * ours + b, and the gradient by a' * ours.
 
     Returns:
         A sentence, or None if nothing differs, or no a, b and a' explain it.
@@ -44,7 +44,7 @@ def relation(twin: Twin, dtype: str, seed: int) -> str | None:
 
 
 def _sentence(factor: float, constant: float, slope: float | None, judged: bool) -> str | None:
-    """The relation in words; `slope` is the factor between the gradients, and `judged` whether there are any."""
+    """Describe the relation; `slope` is the factor between the gradients, `judged` says whether there are gradients."""
     gradient = f"the gradient is {slope:.6g} times ours" if slope else "the gradient is no multiple of ours"
     gradient = "the gradient agrees" if slope == 1 else gradient if judged else "the gradient was not judged"
     shift = f" {'+' if constant > 0 else '-'} {abs(constant):.6g}" if constant else ""
@@ -58,7 +58,7 @@ def _sentence(factor: float, constant: float, slope: float | None, judged: bool)
 
 
 def _answers(twin: Twin, dtype: str, seed: int) -> Iterator[tuple[Answer, Answer]]:
-    """Ours and theirs in ordinary cases, where all numbers are finite."""
+    """Yield our answers and those of the target in ordinary cases whose results are all finite."""
     ordinary = {name: values[0] for name, values in coverage.shapes(twin).items()}
     wanted = {name: value for name, value in ordinary.items() if name in (coverage.CHANNELS, coverage.TARGET)}
     narrowed = coverage.narrowed(replace(twin, ranks=tuple(filter(None, twin.ranks)) or twin.ranks), wanted)
@@ -76,7 +76,7 @@ def _answers(twin: Twin, dtype: str, seed: int) -> Iterator[tuple[Answer, Answer
 
 
 def _slope(pairs: Sequence[Pair]) -> float | None:
-    """The factor between gradients, if there is one."""
+    """Return the factor between the gradients, or None."""
     ratios = [float(np.sum(a * b) / np.sum(a * a)) for a, b in pairs if a.any()]
     if not ratios:
         return None
@@ -85,7 +85,7 @@ def _slope(pairs: Sequence[Pair]) -> float | None:
 
 
 def _fit(pairs: Sequence[Pair], slope: float | None) -> tuple[float, float] | None:
-    """The factor and the constant that lead from our values to theirs, if there are any: the simplest ones."""
+    """Return the simplest factor and constant that map our values to those of the target, or None."""
     ours, theirs = (np.concatenate([np.ravel(pair[side]) for pair in pairs]) for side in (0, 1))
     size = max(float(np.abs(theirs).max()), float(np.abs(ours).max()))
     spread = ours - ours.mean()
@@ -103,12 +103,12 @@ def _fit(pairs: Sequence[Pair], slope: float | None) -> tuple[float, float] | No
 
 
 def _rounded(number: float) -> float:
-    """A number to five digits, of which rounding leaves not many more."""
+    """Round a number to five digits, about as many as remain after rounding errors."""
     return float(f"{number:.5g}")
 
 
 def _share(pairs: Sequence[Pair], factor: float, constant: float) -> float:
-    """The share of pairs that a factor and a constant explain."""
+    """Return the share of pairs that a factor and a constant explain."""
     held = 0
     for ours, theirs in pairs:
         want = factor * ours + constant

@@ -10,19 +10,19 @@ VERDICTS = ("pass", "degraded", "convention", "imprecise", "fail")
 
 
 class ReportError(ValueError):
-    """A file that is no report."""
+    """A file is no report."""
 
 
 LEGEND = (
-    "x: worst error as a multiple of its bound. bits: how many last bits of the result are\n"
-    "wrong, 3 at the bound. pairs: of option values that were tried together. degraded: beyond\n"
-    "the bound, but by no more than twice what the plain formula is off in the same type. real:\n"
-    "the reference judges a block of the brain, and the fast twin also runs on the whole volume."
+    "x: worst error as a multiple of its bound. bits: number of wrong trailing bits of the result,\n"
+    "3 at the bound. pairs: share of all pairs of option values that were tried together. degraded:\n"
+    "beyond the bound, but at most twice the error of the plain formula in the same type. real: the\n"
+    "reference judges a block of the brain, and the fast twin also runs on the whole volume."
 )
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A report, as `twinloss verify --save` or `--report` wrote it.
+    """Read a report that `twinloss verify` wrote, by `--save` or `--report`.
 
     Raises:
         ReportError: if the file cannot be read or is no report.

@@ -1,4 +1,4 @@
-"""Checks on the check: a hunt that could not have failed, or never tried an option, is itself a failure."""
+"""Checks of the hunt itself: it fails if the judge accepts wrong answers, or an option never had an effect."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SABOTAGE: dict[str, Callable[[Array], Array]] = {
 
 @np.errstate(all="ignore")
 def survivors(trials: Iterable[Trial]) -> list[str]:
-    """The sabotaged answers that no trial's judge objected to: empty if the judge can fail."""
+    """Return the wrong answers that the judge accepted in all trials; none if the judge works."""
     alive = {(name, part) for name in SABOTAGE for part in ("value", "gradient")} - {("shuffled", "value")}
     for trial in trials:
         if trial.truth is None or trial.answer is None:
@@ -50,7 +50,7 @@ def survivors(trials: Iterable[Trial]) -> list[str]:
 
 @np.errstate(all="ignore")
 def changes_result(twin: Twin, case: Case, option: str) -> bool:
-    """Whether the reference answers differently when an option goes back to its default."""
+    """Return whether the reference's answer changes when an option is set to its default."""
     with_it, without = Truth(twin, case, np.float64), Truth(twin, case.having(**{option: None}), np.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -66,10 +66,10 @@ def _differ(a: Array, b: Array) -> bool:
 
 
 def option_values(twin: Twin) -> set[tuple[str, str]]:
-    """Every value of every option but the defaults, which live if the others do."""
+    """Return every value of every option except the defaults, which have an effect if the others do."""
     return {(name, label(value)) for name, tried in twin.options.items() for value in tried[1:]}
 
 
 def given_values(case: Case) -> Iterable[tuple[str, str]]:
-    """The option values of a case that are no defaults."""
+    """Return the option values of a case that are not defaults."""
     return [(name, case.traits[name]) for name in case.options if name in case.traits]

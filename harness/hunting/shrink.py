@@ -1,4 +1,4 @@
-"""The last step of shrinking: what Hypothesis cannot do, as it only knows how a case was drawn."""
+"""The last step of shrinking, for what Hypothesis cannot simplify, as it only knows how a case was drawn."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from twinloss.harness.model.operand import Operand
 from twinloss.harness.model.twin import Case, Twin
 
 SECONDS = 10.0
-# Beyond this many numbers, no single one is tried at 0.
+# Single numbers are replaced by 0 only in arrays with at most this many numbers.
 LARGEST = 64
 
 
 def simplest(
     twin: Twin, failed: Trial, counts: Callable[[Trial], bool], seconds: float = SECONDS, steps: float = math.inf
 ) -> Trial:
-    """The same failure, as long as it counts, its options, layouts and numbers as simple as possible."""
+    """Return the same failure with options, layouts and numbers as simple as possible; `counts` must accept it."""
     until = time.monotonic() + seconds
     best = failed
     progress = True
@@ -40,12 +40,12 @@ def simplest(
 
 
 def _severity(trial: Trial) -> float:
-    """The worst ratio to a bound: a slighter failure may be another one."""
+    """Return the worst ratio of an error to its bound, as a much smaller one may come from another failure."""
     return max((finding.ratio for finding in trial.findings), default=1.0)
 
 
 def _simpler(twin: Twin, case: Case) -> Iterator[Case]:
-    """Cases that are a little simpler, the largest steps first."""
+    """Yield cases that are a little simpler, the largest steps first."""
     if case.law is not None:
         yield replace(case, law=None)
     if case.cotangent is not None:

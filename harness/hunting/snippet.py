@@ -1,4 +1,4 @@
-"""A counterexample as a script that runs by copy and paste, and fails as long as the bug is there."""
+"""Counterexamples as scripts that run on their own, and fail until the bug is fixed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twinloss.harness.judging.verdict import gradient_bounds, value_bounds
 from twinloss.harness.model.operand import LAYOUTS, Array, Elementwise, Operand
 from twinloss.harness.model.twin import Case, Twin
 
-# Arrays of more numbers are packed.
+# Arrays with more numbers are compressed.
 LONGEST = 4000
 
 COMPARED = '''"""{title}."""
@@ -35,13 +35,13 @@ fast = {fast}({fast_options})({names})
 weights = np.resize({cotangent}, fast.shape)
 (fast_gradient,) = torch.autograd.grad(fast, {first}, torch.tensor(weights, dtype=fast.dtype))
 
-# The reference on the same numbers in more digits.
+# The reference on the same numbers, with more digits.
 slow = {value}({lifted}{slow_options})
 slow_gradient = {gradient}(
     {lifted}, cotangent=weights{slow_options}{derivatives}
 )
 
-# What rounding may cost, worked out from the reference: see twinloss/harness/judging/judgement.py.
+# The largest error that rounding explains, computed from the reference: see twinloss/harness/judging/judgement.py.
 value_bound = np.array({value_bound})
 gradient_bound = np.array({gradient_bound})
 
@@ -76,7 +76,7 @@ from twinloss.harness.model.twin import Case
 
 nan, inf = float("nan"), float("inf")
 
-# The exact numbers, and the type and layout in which the fast twin gets them.
+# The exact numbers, and the dtype and memory layout in which the fast twin gets them.
 {numbers}
 {twin}
 law = next((law for law in twin.laws if law.name == {law!r}), None)
@@ -101,14 +101,14 @@ PARTS = {
 
 @np.errstate(all="ignore")
 def snippet(twin: Twin, trial: Trial) -> str:
-    """The script: plain comparison if that shows the failure, else through the harness."""
+    """Return a script: a plain comparison if that shows the failure, otherwise one that uses the harness."""
     if trial.kind in ("value", "gradient", "error", "reference"):
         return _compared(twin, trial)
     return _examined(twin, trial)
 
 
 def literal(values: Array) -> str:
-    """An expression that makes the array again, exactly."""
+    """Return an expression that reproduces the array exactly."""
     if values.size > LONGEST:
         packed = base64.b64encode(zlib.compress(np.ascontiguousarray(values).tobytes(), 9)).decode()
         raw = f'zlib.decompress(base64.b64decode("{packed}"))'
@@ -158,7 +158,7 @@ def _title(twin: Twin, trial: Trial) -> str:
 
 
 def _bounds(trial: Trial) -> tuple[str, str]:
-    """Bounds as literals; that of the gradient has an entry for each block."""
+    """Return the bounds as literals; that of the gradient has an entry for each block."""
     truth = trial.truth
     if truth is None:
         return "0.0", "0.0"
@@ -216,7 +216,7 @@ def _examined(twin: Twin, trial: Trial) -> str:
 
 
 def shortened(snippet: str, longest: int = 400) -> str:
-    """A script to look at: of a line of thousands of numbers the beginning; the file that was written has all."""
+    """Return a script for display, with long lines of numbers cut off; the file that is written is complete."""
     return "\n".join(
         line if len(line) <= longest else f"{line[:longest]} … and {len(line) - longest} characters more"
         for line in snippet.split("\n")

@@ -1,8 +1,8 @@
-"""Somebody's own loss as a twin: loaded from where it lies, and called as ours are.
+"""Make a twin of a user's own loss, the target: load it, and call it in the way that our losses are called.
 
-A target is a class, an instance or a function, of torch or of arrays. It takes those of our options whose names, or the
-names they are mapped to, are among its parameters. The others stay at one value: our default, or what `options` says
-that it computes.
+A target is a class, an instance or a function, of torch or of arrays. An option of ours is varied if the target has a
+parameter of this name, or of the name that it is mapped to. The other options keep one value: the value in `options`,
+which says what the target computes, or else our default.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from twinloss.harness.losses.module_laws import ROUNDED_ONCE
 from twinloss.harness.model.operand import Array, Elementwise, PerCase, function
 from twinloss.harness.model.twin import Ground, Twin, UnsupportedError
 
-# Makes of the name and our value of an option the target's own value.
+# Converts our value of an option, given its name, to the target's value.
 Convert = Callable[[str, Any], Any]
 
 
 @dataclass(frozen=True)
 class Wiring:
-    """What a target is, and how it is called.
+    """A description of a target and of how to call it.
 
     Attributes:
-        target: what `load` takes.
-        like: the name of the twin whose formula it follows.
-        options: our options that it is held to, passed if it takes them; and options of its own.
-        names: our names of options and arguments to its own.
-        gradient: what `load` takes, a function of the target's arguments that returns the gradient of its value.
-        value_only: whether its gradient is not to be judged.
-        ranks: the spatial ranks it takes; by default all.
-        channels: the number of channels it takes; by default any.
-        hard_targets: whether it takes no soft targets.
+        target: the place of the target, as `load` takes it.
+        like: the name of the twin with the same formula.
+        options: fixed values for our options, passed on if the target has them; also the target's own options.
+        names: maps our names of options and arguments to the target's names.
+        gradient: the place of a function that takes the target's arguments and returns the gradient of its value.
+        value_only: whether the gradient is not to be judged.
+        ranks: the spatial ranks that the target supports; by default all.
+        channels: the number of channels that it takes; by default any.
+        hard_targets: whether it does not take soft targets.
         labels_without_channel: whether it takes labels of shape (B, *S), without the axis of channels.
     """
 
@@ -57,43 +57,43 @@ class Wiring:
     labels_without_channel: bool = False
 
     def __repr__(self) -> str:
-        """With what is not by default."""
+        """Show only what differs from the defaults."""
         given = {each.name: getattr(self, each.name) for each in fields(self)[2:]}
         more = "".join(f", {name}={value!r}" for name, value in given.items() if value)
         return f"Wiring({self.target!r}, {self.like!r}{more})"
 
     def theirs(self, name: str) -> str:
-        """The target's name of what we call `name`."""
+        """Return the target's name for our `name`."""
         return self.names.get(name, name)
 
 
 def as_twin(wiring: Wiring) -> Twin:
-    """The twin of a target: the reference, the options and the laws of one of ours, as far as it has them.
+    """Load a target and make a twin of it, with the reference, and those options and laws of ours that it supports.
 
     Raises:
-        TargetError: see `load`; or if an option or a name is unknown, or options do not go together.
+        TargetError: if the target cannot be loaded, an option or a name is unknown, or options exclude each other.
     """
     return replace(adapted(wiring, load(wiring.target)), origin=wiring)
 
 
 def matrix_as_array(name: str, value: Any) -> Any:
-    """A matrix of nested lists as an array, which is what losses take; float32, as most want that of the input."""
+    """Convert a matrix of nested lists to an array, as losses expect; float32, since most want the input's dtype."""
     return np.array(value, np.float32) if isinstance(value, list) and value and isinstance(value[0], list) else value
 
 
 def adapted(wiring: Wiring, found: Any, convert: Convert = matrix_as_array) -> Twin:
-    """The twin of a target that was loaded already; `convert` makes of our value of an option its own."""
+    """Make a twin of a target that is already loaded; `convert` converts our option values to the target's."""
     known, takes = find(wiring.like), parameters(found)
     for name in (*wiring.options, *wiring.names):
         if name not in known.options and name not in known.operands and not takes(name):
             raise TargetError(_unknown(name, [*known.options, *known.operands], found))
     wiring = _of_labels(wiring, known)
     free = {name for name in known.options if name not in wiring.options and takes(wiring.theirs(name))}
-    told = {name: value for name, value in wiring.options.items() if name in known.options}
+    fixed = {name: value for name, value in wiring.options.items() if name in known.options}
     kept = {name: values if name in free else values[:1] for name, values in known.options.items()}
-    kept |= {name: (value,) for name, value in told.items()}
+    kept |= {name: (value,) for name, value in fixed.items()}
     if not known.allowed({name: values[0] for name, values in kept.items()}):
-        raise TargetError(f"{known.name} does not take these options together: {told}")
+        raise TargetError(f"{known.name} does not support this combination of options: {fixed}")
     by_arrays = is_of_arrays(found)
     members = {
         "found": staticmethod(found), "wiring": wiring, "known": known, "free": frozenset(free), "takes": takes,
@@ -105,8 +105,8 @@ def adapted(wiring: Wiring, found: Any, convert: Convert = matrix_as_array) -> T
         known,
         fast=module,
         options=kept,
-        required=tuple(dict.fromkeys((*known.required, *told))),
-        # Others may compute in a half itself, which the judge calls imprecise.
+        required=tuple(dict.fromkeys((*known.required, *fixed))),
+        # Other losses may compute in a half type themselves; the judge calls this imprecise.
         laws=tuple(law for law in known.laws if _has(kept, law.needs) and law is not ROUNDED_ONCE),
         slopes=lambda twin, case: (),
         results=lambda case: (*known.results(case), case.dtype),
@@ -121,35 +121,35 @@ def adapted(wiring: Wiring, found: Any, convert: Convert = matrix_as_array) -> T
 
 
 def _of_labels(wiring: Wiring, known: Twin) -> Wiring:
-    """The wiring of a target that takes labels is one of `to_onehot_y`, where there is that option."""
+    """Set `to_onehot_y`, where the loss has it, for a target that takes labels without a channel axis."""
     if not wiring.labels_without_channel:
         return wiring
     if "target" not in known.operands or known.operands[0] != "input":
-        raise TargetError(f"{known.name} has no labels: leave out --labels-without-channel")
+        raise TargetError(f"{known.name} takes no labels: remove --labels-without-channel")
     if "to_onehot_y" not in known.options:
         return wiring
     if not wiring.options.get("to_onehot_y", True):
-        raise TargetError("labels have no channels without to_onehot_y: leave out that option, or give it as True")
+        raise TargetError("labels have no channels without to_onehot_y: remove that option, or set it to True")
     return replace(wiring, options={**wiring.options, "to_onehot_y": True})
 
 
 def _ground(wiring: Wiring, known: Twin) -> Ground:
-    """The shapes and targets that are asked for."""
+    """Return the restrictions on shapes and targets that the wiring asks for."""
     if wiring.channels is not None and wiring.channels < known.channels:
-        raise TargetError(f"{known.name} has {known.channels} channels at least, got {wiring.channels}")
+        raise TargetError(f"{known.name} needs at least {known.channels} channels, got {wiring.channels}")
     if wiring.hard_targets and known.operands[0] != "input":
-        raise TargetError(f"{known.name} has no hard or soft targets: leave out --hard-targets")
+        raise TargetError(f"{known.name} has no segmentation target: remove --hard-targets")
     channels = None if wiring.channels is None else (wiring.channels,)
     return Ground(channels, targets=HARD if wiring.hard_targets or wiring.labels_without_channel else None)
 
 
 def parameters(found: Any) -> Callable[[str], bool]:
-    """Whether a target takes an option of a name; an instance has been given its options already."""
+    """Return a predicate: whether a target takes an option of a name. An instance takes none, as it has its options."""
     function_of = getattr(found, "py_func", found)  # Numba's dispatchers
     if not inspect.isclass(function_of) and not inspect.isroutine(function_of):
         return lambda name: False
     if getattr(function_of, "__init__", None) is torch.nn.Module.__init__:
-        return lambda name: False  # its signature takes all names, and it refuses them
+        return lambda name: False  # its signature accepts all names, but it rejects them at run time
     try:
         known = inspect.signature(function_of).parameters.values()
     except (TypeError, ValueError):
@@ -160,7 +160,7 @@ def parameters(found: Any) -> Callable[[str], bool]:
 
 
 def is_of_arrays(found: Any) -> bool:
-    """Whether a target is of NumPy or Numba: its module knows nothing of torch."""
+    """Return whether a target takes NumPy arrays: it is a Numba function, or its module does not import torch."""
     if hasattr(found, "py_func"):
         return True
     owner = found if inspect.isclass(found) or inspect.isroutine(found) else type(found)
@@ -176,7 +176,7 @@ def _name(target: str) -> str:
 
 
 def _has(options: Mapping[str, tuple[Any, ...]], needs: Mapping[str, Any]) -> bool:
-    """Whether the values that are needed are among those that are left."""
+    """Return whether the values that a law or a case needs are among the remaining values of the options."""
     return all(any(_same(value, v) for v in options[n]) for n, value in needs.items() if n in options)
 
 
@@ -186,12 +186,12 @@ def _same(a: Any, b: Any) -> bool:
 
 def _unknown(name: str, known: list[str], found: Any) -> str:
     near = get_close_matches(name, known, 1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-    return f"nothing is called {name}, and {getattr(found, '__name__', found)} has no such parameter: {hint}"
+    hint = f"did you mean {near[0]}?" if near else f"known names are {', '.join(known)}"
+    return f"no option or argument is called {name}, nor a parameter of {getattr(found, '__name__', found)}: {hint}"
 
 
 class Target(torch.nn.Module):
-    """A target called as ours are; subclasses hold which."""
+    """A module that calls a target in the way that our losses are called; each subclass is for one target."""
 
     found: Callable[..., Any]
     slope: Callable[..., Any] | None
@@ -210,10 +210,10 @@ class Target(torch.nn.Module):
 
     @classmethod
     def passes(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options that a target is given, by its own names.
+        """Return the options to pass to the target, under its own names.
 
         Raises:
-            UnsupportedError: if one is asked for that it does not take, or is not held at.
+            UnsupportedError: if the target does not take an option that is set, or has it fixed at another value.
         """
         wiring, known = cls.wiring, cls.known
         passed = {name: v for name, v in wiring.options.items() if name not in known.options}
@@ -226,7 +226,7 @@ class Target(torch.nn.Module):
         return passed
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        """The target's value, as a tensor."""
+        """Return the value of the target as a tensor."""
         arguments: dict[str, Any] = dict(zip(self.known.operands, tensors, strict=True))
         if self.wiring.labels_without_channel and arguments["target"].shape[1] == 1:
             arguments["target"] = arguments["target"][:, 0]
@@ -237,7 +237,7 @@ class Target(torch.nn.Module):
         return values
 
     def of_arrays(self, function_of: Callable[..., Any], arguments: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """What a function of arrays, or of tensors whose graph is not asked for, makes of tensors."""
+        """Call a function with arrays, or with tensors detached from the graph, and return its result as a tensor."""
         plain = {name: t.detach() if not self.by_arrays else _array(t) for name, t in arguments.items()}
         made = self._called(function_of, plain)
         return torch.as_tensor(made if isinstance(made, torch.Tensor) else np.array(made))
@@ -249,7 +249,7 @@ class Target(torch.nn.Module):
         return function_of(*arguments.values(), **more)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """The class was made for the target, and cannot be looked up."""
+        """Pickle the wiring, as the class was made at run time and cannot be imported."""
         return _rebuilt, (self.wiring, self.options, self.loss)
 
 
@@ -270,7 +270,7 @@ def _array(tensor: torch.Tensor) -> Array:
 
 
 class _WithGradient(torch.autograd.Function):
-    """A value that comes without a graph, with the gradient that was given beside it, or else none: zeros."""
+    """An autograd function for a value without a graph; backward calls the gradient function, or returns zeros."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, loss: Target, arguments: Mapping[str, torch.Tensor]) -> torch.Tensor:

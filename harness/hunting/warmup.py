@@ -1,4 +1,4 @@
-"""`twinloss warmup`: compile the kernels ahead, so that no training and no container has to."""
+"""`twinloss warmup`: compile the kernels in advance, so that no training and no container has to."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import torch
 from twinloss.harness.judging.answers import expected_warnings_silent
 from twinloss.harness.model.twin import Twin
 
-# Edges of cubes of voxels: what all losses take as it comes, and some in fewer passes.
+# Edge lengths of cubes: a small one that suits all losses, and one large enough for kernels with fewer passes.
 _SMALL, _LARGE = 8, 56
 
 
 def warm_up(twin: Twin, dtype: str) -> None:
-    """Call a loss in a type, forward and backward, so that its kernels are compiled.
+    """Call a loss in a dtype, forward and backward, so that its kernels are compiled.
 
-    It is called with two classes, too, which have kernels of their own as a sigmoid has; and with soft targets and with
-    voxels to ignore, where it takes them.
+    The loss is also called with two classes, for which there are kernels of their own, as for a sigmoid. If it takes
+    them, soft targets and voxels to ignore are tried as well.
     """
     first = twin.benches[0]
     for line in (first, first.of_classes(2)) if first.of_classes else (first,):
@@ -34,7 +34,7 @@ def _of_type(operand: torch.Tensor, dtype: str) -> torch.Tensor:
 
 
 def _call(loss: torch.nn.Module, x: torch.Tensor, *rest: torch.Tensor) -> None:
-    """Also where nobody asks for a gradient, or for another one, and of halves: some losses have kernels for these."""
+    """Call a loss without a gradient, with two backward passes, and in bfloat16, as these may use other kernels."""
     with expected_warnings_silent():
         loss(x.detach(), *rest)
         value = loss(x.requires_grad_(), *rest)

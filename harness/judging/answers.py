@@ -76,5 +76,5 @@ def ask_fast(twin: Twin, case: Case) -> Answer:
         weights = torch.tensor(case.weights(tuple(value.shape)), dtype=value.dtype)
         (gradient,) = torch.autograd.grad(value, x, weights)
     if value.dtype not in [getattr(torch, dtype) for dtype in twin.results(case)] or gradient.dtype != x.dtype:
-        raise TypeError(f"{x.dtype} in, {value.dtype} and gradient {gradient.dtype} out")
+        raise TypeError(f"for an input of {x.dtype}, the value is {value.dtype} and the gradient {gradient.dtype}")
     return Answer(widened(value), widened(gradient))

@@ -131,12 +131,12 @@ class Finding:
 
     @property
     def bits(self) -> float:
-        """The number of wrong trailing bits in the precision of the result: log2(C * ratio), that is 3 at the bound."""
+        """The number of wrong trailing bits in the precision of the result: log2(C * ratio), so 3 at the bound."""
         return math.log2(max(1.0, C * self.ratio))
 
 
 def unlike(fast: Array, ref: Array, largest: float, poles: bool = False) -> Array:
-    """Return a mask of the elements that differ in NaN, infinity or finiteness; with `poles` only in finiteness."""
+    """Return where only one is finite, or both are non-finite and differ; `poles` allows the latter."""
     overflow = np.isfinite(ref) & (np.abs(ref) > largest)
     wrong = np.isfinite(fast) != np.isfinite(ref)
     if not poles:

@@ -49,7 +49,7 @@ def contradiction(twin: Twin, claim: Claim) -> str | None:
     if not (np.abs(want) <= Precision.of(claim.base.tolerance).largest).all():
         given = not all(np.isfinite(operand.values).all() for operand in claim.base.operands.values())
         unlike = given and claim.base.dtype not in HALVES and (np.isfinite(got) != np.isfinite(want)).any()
-        return f"{claim.part} is not finite where it was expected to be, or the other way round" if unlike else None
+        return f"{claim.part} has NaN or infinity in other places than expected" if unlike else None
     difference = float(np.max(np.abs(got - want), initial=0))
     if difference == 0:
         return None

@@ -101,14 +101,14 @@ def outside_its_bounds(twin: Twin, trial: Trial) -> str | None:
     slack = size * (C * precision.u * case.input.values.size + precision.u_out)
     for value in answer.value.ravel():
         if value < low - slack or value > high + slack:
-            return f"{value:.6g} is outside [{low:.6g}, {high:.6g}], where the loss is for any input"
+            return f"{value:.6g} is outside [{low:.6g}, {high:.6g}], the bounds of the loss for any input"
     return None
 
 
 def describe(finding: Finding) -> str:
     """Describe a finding in a sentence."""
     if np.isinf(finding.ratio):
-        return f"{finding.part}: NaN, infinity or another shape, where the reference has something else"
+        return f"{finding.part}: the shape, or the places of NaN and infinity, differ from the reference"
     return (
         f"{finding.part}: off by {finding.error:.3g} at {finding.where}, {finding.ratio:.3g} times the bound of "
         f"{finding.bound:.3g} ({finding.bits:.1f} bits)"

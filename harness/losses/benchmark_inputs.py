@@ -1,4 +1,4 @@
-"""What the benchmark feeds to losses: float32 arguments on a cube, and other libraries' losses of the task."""
+"""The inputs of the benchmark, as float32 arguments on a cube, and losses of other libraries for the same task."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ def _generator() -> torch.Generator:
 
 
 def segmentation(size: int, batch: int = BATCH, classes: int = CLASSES) -> tuple[torch.Tensor, ...]:
-    """Logits, and labels; one class is foreground or not."""
+    """Return logits and labels; with one class, the labels are foreground or background."""
     generator, cube = _generator(), (size, size, size)
     logits = torch.randn(batch, classes, *cube, generator=generator)
     return logits, torch.randint(max(classes, 2), (batch, 1, *cube), generator=generator)
 
 
 def masked_segmentation(size: int, batch: int = BATCH, classes: int = CLASSES) -> tuple[torch.Tensor, ...]:
-    """The same, and a mask of half the voxels."""
+    """Return logits, labels and a mask of half the voxels."""
     mask = torch.randint(2, (batch, 1, size, size, size), generator=_generator()).float()
     return *segmentation(size, batch, classes), mask
 
 
 def images(size: int, batch: int = 1) -> tuple[torch.Tensor, ...]:
-    """Two images with intensities in [0, 1] that have half their variation in common."""
+    """Return two images with intensities in [0, 1] that share half of their variation."""
     shared, first, second = torch.rand(3, batch, 1, size, size, size, generator=_generator())
     return (shared + first) / 2, (shared + second) / 2
 
 
 def displacement(size: int, batch: int = 1) -> tuple[torch.Tensor, ...]:
-    """A field of displacements of about a voxel."""
+    """Return a field with displacements of about one voxel."""
     return (torch.randn(batch, 3, size, size, size, generator=_generator()),)
 
 
 def of_monai(name: str, options: Mapping[str, Any]) -> Callable[[Any], LossFunction]:
-    """How to build MONAI's loss of a name from its module of losses."""
+    """Return a function that makes MONAI's loss of a name from the module of its losses."""
 
     def build(losses: Any) -> LossFunction:
         made: LossFunction = getattr(losses, name)(**options)
@@ -56,17 +56,17 @@ def of_monai(name: str, options: Mapping[str, Any]) -> Callable[[Any], LossFunct
 def bench(
     operands: Callable[..., tuple[torch.Tensor, ...]], monai: str, options: Mapping[str, Any], **more: Any
 ) -> BenchmarkSpec:
-    """A line of the benchmark where MONAI's options are ours."""
+    """Make a benchmark of a loss for which MONAI has the same options."""
     return BenchmarkSpec(operands, options, of_monai(monai, options), **more)
 
 
 def usual(classes: int) -> Mapping[str, Any]:
-    """Labels, and logits of a softmax, or of a sigmoid if there is one class."""
+    """Return the options for logits and labels: with a softmax, or with a sigmoid for one class."""
     return {"softmax": True, "to_onehot_y": True} if classes > 1 else {"sigmoid": True}
 
 
 def no_others(classes: int) -> Mapping[str, Callable[[], LossFunction]]:
-    """No library but MONAI has the loss."""
+    """Return no losses, if only MONAI has the loss."""
     return {}
 
 
@@ -81,9 +81,9 @@ def labelled(
     classes: int = CLASSES,
     note: str = "",
 ) -> BenchmarkSpec:
-    """A line of a segmentation loss, its options and its peer's by the number of classes.
+    """Make a benchmark of a segmentation loss, with options that depend on the number of classes.
 
-    It takes two passes over the logits, or one if its gradient hangs on no sum over them.
+    It counts two passes over the logits, or one if the gradient needs no sum over them.
     """
     return BenchmarkSpec(
         partial(masked_segmentation if masked else segmentation, classes=classes),

@@ -1,4 +1,4 @@
-"""The catalogue of twins: one record per loss."""
+"""The catalogue of losses: one record per loss."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ TWINS = (
 
 
 class UnknownLossError(ValueError):
-    """A name that no twin has."""
+    """No loss has the given name."""
 
 
 def catalogue() -> dict[str, Twin]:
-    """All twins by name."""
+    """Return all losses by name."""
     return {twin.name: twin for twin in TWINS}
 
 
 def find(name: str) -> Twin:
-    """The twin of a name.
+    """Return the loss of a name.
 
     Raises:
-        UnknownLossError: if there is none; it names the nearest.
+        UnknownLossError: if there is no such loss; the message names the most similar one.
     """
     known = catalogue()
     if name in known:

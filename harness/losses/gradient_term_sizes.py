@@ -72,7 +72,7 @@ class _Moments(NamedTuple):
     terms_of_c: Array
     d: Array
     slope: Array
-    of_d: Array  # the relative change of D, in multiples of D, if both variances change by their own size
+    of_d: Array  # the relative change of D if both variances change by their own size
 
 
 def _moments(pred: Array, target: Array, o: Any) -> _Moments:
@@ -161,7 +161,7 @@ def multi_scale_lncc(truth: Truth, wrapped: Callable[..., Array], wrapped_gradie
 
 
 def dice_slope(truth: Truth) -> Array | None:
-    """dL/dp of the Dice term, if p is the softmax of the input."""
+    """Return dL/dp of the Dice term if p is the softmax of the input, else None."""
     case = truth.case
     x = case.input.lifted(truth.real)
     if not case.options.get("softmax") or x.shape[1] == 1:
@@ -171,7 +171,10 @@ def dice_slope(truth: Truth) -> Array | None:
 
 
 def wasserstein_slope(truth: Truth) -> Array:
-    """|dL/dp| of Wasserstein Dice, where terms do not cancel: M[y, c] |dL/dW|, for L = 1 - N / Z and sums N, Z of W."""
+    """Return |dL/dp| of Wasserstein Dice as if its terms did not cancel: M[y, c] |dL/dW|.
+
+    The loss is L = 1 - N / Z, where N and Z are sums over the distances W of all voxels.
+    """
     case, given = truth.case, truth.twin.defaults() | dict(truth.case.options)
     x = case.input.lifted(truth.real)
     p = softmax(x).reshape(*x.shape[:2], -1)

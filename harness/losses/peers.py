@@ -1,4 +1,4 @@
-"""Losses of other libraries that are called otherwise than ours, as functions that are not."""
+"""Losses of other libraries that need another call than ours, wrapped as functions that are called like ours."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ YARDSTICK = "cross_entropy"
 
 
 def kornia_dice(input: Tensor, target: Tensor) -> Tensor:
-    """Kornia's Dice of each class, on labels."""
+    """Kornia's Dice loss, averaged over classes, from labels."""
     import kornia.losses
 
     made: Tensor = kornia.losses.dice_loss(input, target[:, 0].long(), average="macro")
@@ -27,7 +27,7 @@ def kornia_dice(input: Tensor, target: Tensor) -> Tensor:
 
 
 def kornia_tversky(input: Tensor, target: Tensor, alpha: float = 0.5, beta: float = 0.5) -> Tensor:
-    """Kornia's Tversky index, on labels."""
+    """Kornia's Tversky loss, from labels."""
     import kornia.losses
 
     made: Tensor = kornia.losses.tversky_loss(input, target[:, 0].long(), alpha, beta)
@@ -35,7 +35,7 @@ def kornia_tversky(input: Tensor, target: Tensor, alpha: float = 0.5, beta: floa
 
 
 def kornia_focal(input: Tensor, target: Tensor, gamma: float = 2.0, reduction: str = "mean") -> Tensor:
-    """Kornia's focal loss, on labels."""
+    """Kornia's focal loss, from labels."""
     import kornia.losses
 
     made: Tensor = kornia.losses.focal_loss(input, target[:, 0].long(), None, gamma, reduction)
@@ -43,28 +43,28 @@ def kornia_focal(input: Tensor, target: Tensor, gamma: float = 2.0, reduction: s
 
 
 def smp_dice(input: Tensor, target: Tensor) -> Tensor:
-    """The Dice loss of segmentation_models_pytorch, on channels that do not exclude each other."""
+    """The Dice loss of segmentation_models_pytorch, on channels that may overlap."""
     made: Tensor = _smp().DiceLoss("multilabel")(input, target)
     return made
 
 
 def smp_tversky(input: Tensor, target: Tensor, alpha: float = 0.5, beta: float = 0.5) -> Tensor:
-    """The Tversky loss of segmentation_models_pytorch, on channels that do not exclude each other."""
+    """The Tversky loss of segmentation_models_pytorch, on channels that may overlap."""
     made: Tensor = _smp().TverskyLoss("multilabel", alpha=alpha, beta=beta)(input, target)
     return made
 
 
 def smp_focal(input: Tensor, target: Tensor, gamma: float = 2.0, alpha: Any = None) -> Tensor:
-    """The focal loss of segmentation_models_pytorch, on channels that do not exclude each other."""
+    """The focal loss of segmentation_models_pytorch, on channels that may overlap."""
     made: Tensor = _smp().FocalLoss("multilabel", alpha=alpha, gamma=gamma)(input, target)
     return made
 
 
-# --- for the benchmark: volumes, labels, classes that exclude each other ----------------------------------------------
+# --- for the benchmark: volumes, labels, exclusive classes ------------------------------------------------------------
 
 
 def _planes(loss: LossFunction) -> LossFunction:
-    """A loss of pictures on volumes (B, C, D, H, W), whose last two axes it gets as one."""
+    """Apply a loss for 2D images to volumes (B, C, D, H, W), by merging the last two axes."""
 
     def of_volumes(input: Tensor, target: Tensor) -> Tensor:
         return loss(input.flatten(3), target.flatten(3))
@@ -90,25 +90,25 @@ def _of_smp(name: str, classes: int) -> Callable[[], LossFunction]:
 
 
 def dice(classes: int) -> dict[str, Callable[[], LossFunction]]:
-    """The Dice losses of other libraries; the second one's is that of the whole batch."""
+    """Return the Dice losses of other libraries; that of segmentation_models_pytorch pools the batch."""
     kornia = {"kornia": _of_planes(kornia_dice)} if classes > 1 else {}
     return {**kornia, SMP: _of_smp("DiceLoss", classes)}
 
 
 def tversky(classes: int) -> dict[str, Callable[[], LossFunction]]:
-    """Their Tversky losses."""
+    """Return the Tversky losses of other libraries."""
     kornia = {"kornia": _of_planes(kornia_tversky)} if classes > 1 else {}
     return {**kornia, SMP: _of_smp("TverskyLoss", classes)}
 
 
 def focal(classes: int) -> dict[str, Callable[[], LossFunction]]:
-    """Their focal losses, and the yardstick."""
+    """Return the focal losses of other libraries, and the yardstick."""
     kornia = {"kornia": _of_planes(kornia_focal)} if classes > 1 else {}
     return {**kornia, SMP: _of_smp("FocalLoss", classes), **cross_entropy(classes)}
 
 
 def cross_entropy(classes: int) -> dict[str, Callable[[], LossFunction]]:
-    """The yardstick of losses with a cross entropy in them: it computes less than they do."""
+    """Return torch's cross entropy, a yardstick for losses that contain one: it computes less than they do."""
     return {YARDSTICK: lambda: _cross_entropy if classes > 1 else _binary_cross_entropy}
 
 
@@ -121,7 +121,7 @@ def _binary_cross_entropy(input: Tensor, target: Tensor) -> Tensor:
 
 
 def kornia_information() -> LossFunction:
-    """Kornia's mutual information, with as many bins as ours."""
+    """Return Kornia's mutual information, with the same number of bins as ours."""
     from kornia.losses import mutual_information_loss
 
     def of_images(pred: Tensor, target: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def kornia_information() -> LossFunction:
 
 
 def voxelmorph_ncc(size: int) -> LossFunction:
-    """The NCC of voxelmorph, which since 0.3 stands in its companion neurite."""
+    """Return the NCC of voxelmorph, which since version 0.3 is in its companion package neurite."""
     from neurite.nn.functional import ncc
 
     def of_images(pred: Tensor, target: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def voxelmorph_ncc(size: int) -> LossFunction:
 
 @cache
 def _smp() -> Any:
-    """The losses of segmentation_models_pytorch, without its models, which ask for a torchvision that fits torch."""
+    """Load the losses of segmentation_models_pytorch without its models, which need a torchvision that fits torch."""
     package = importlib.util.find_spec("segmentation_models_pytorch")
     if package is None or package.origin is None:
         raise ImportError("No module named 'segmentation_models_pytorch'")
@@ -152,7 +152,7 @@ def _smp() -> Any:
     name = "twinloss_segmentation_models_pytorch_losses"
     spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
     if spec is None or spec.loader is None:
-        raise ImportError(f"{folder} holds no package")
+        raise ImportError(f"{folder} is no package")
     sys.modules[name] = made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
     return made

@@ -1,4 +1,4 @@
-"""The twins of the registration losses, and of the multi-scale wrapper around two of them."""
+"""The records of the registration losses, and of the multi-scale wrapper around two losses."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ REDUCTION = {"reduction": ("mean", "sum", "none")}
 
 
 def _type_of_images(case: Case) -> tuple[str]:
-    """Return float64 if either image is float64, else the type of the first."""
+    """Return float64 if either image is float64, else the dtype of the first image."""
     return ("float64" if "float64" in (operand.dtype for operand in case.operands.values()) else case.dtype,)
 
 
-# What all losses of two images share: the type of the result, and a gradient in either image.
+# Attributes that all losses of two images share: the dtype of the result, and a gradient in both images.
 OF_IMAGES: dict[str, Any] = {"results": _type_of_images, "slopes": lambda twin, case: ("target",)}
 
 
@@ -61,7 +61,7 @@ T1_AND_GREY = RealCase("grey matter and brain", _warped("grey_matter", "fixed"))
 
 OF_FIELDS = {"stencil": ("compact", "wide"), "normalize": (False, True), "spacing": (None, ANISOTROPIC)}
 
-FIELD_WORK = LeastWork(6, 0, 0, "three components read, their gradient written")
+FIELD_WORK = LeastWork(6, 0, 0, "three components are read, and their gradient is written")
 
 BENDING_ENERGY = Twin(
     name="bending_energy",
@@ -104,7 +104,7 @@ DIFFUSION = Twin(
 
 
 def _contrast_or_smoothing(options: Mapping[str, Any]) -> bool:
-    """A window of one voxel is always flat, and without smoothing has 0 / 0."""
+    """Return whether the loss is defined: a window of one voxel is always flat, which is 0 / 0 without smoothing."""
     return bool(options["kernel_size"] > 1 or options["smooth_dr"] > 0)
 
 
@@ -133,8 +133,8 @@ LNCC = Twin(
         bench(
             benchmark_inputs.images, "LocalNormalizedCrossCorrelationLoss", {"kernel_size": k},
             name=f"k = {k}", memory=8.0, swept=k == 9, others={"voxelmorph": partial(peers.voxelmorph_ncc, k)},
-            work=LeastWork(3, 0, 0, "two images read, one gradient written; no intermediate image is counted"),
-            note="voxelmorph squares and averages likewise, with another smoothing",
+            work=LeastWork(3, 0, 0, "two images are read, one gradient is written; no intermediate image is counted"),
+            note="voxelmorph also squares and averages, but smooths in another way",
         )
         for k in (3, 9, 21)
     ),
@@ -167,15 +167,15 @@ GLOBAL_MUTUAL_INFORMATION = Twin(
         bench(
             benchmark_inputs.images, "GlobalMutualInformationLoss", {}, memory=2.0,
             others={"kornia": peers.kornia_information},
-            work=LeastWork(5, 0, 0, "two images read twice, one gradient written; the histogram stays in the cache"),
-            note="kornia's windows reach one bin to either side and are no Gaussians",
+            work=LeastWork(5, 0, 0, "two images are read twice, one gradient is written; the histogram stays in cache"),
+            note="kornia's kernel is not Gaussian, and reaches only one bin to either side",
         ),
     ),
 )  # fmt: skip
 
 
 class MultiScale(torch.nn.Module):
-    """The wrapper around our LNCC, or around a loss that knows nothing of this project; takes `pred` first."""
+    """The wrapper around our LNCC, or around torch's MSELoss; it takes `pred` first."""
 
     def __init__(self, ndim: int = 3, loss: str = "lncc", kernel_size: int = 3, **options: Any) -> None:
         super().__init__()
@@ -184,20 +184,20 @@ class MultiScale(torch.nn.Module):
         self.multi_scale = fast.MultiScaleLoss(wrapped, **options)
 
     def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """The wrapper takes its arguments the other way round."""
+        """Call the wrapper, which takes its arguments in the opposite order."""
         loss: torch.Tensor = self.multi_scale(target, pred)
         return loss
 
 
 def multi_scale(pred: Array, target: Array, *, ndim: int = 3, loss: str = "lncc", **options: Any) -> Array:
-    """What the reference says to that."""
+    """Return the reference's value for the wrapper around LNCC or squared differences."""
     return reference.multi_scale_loss(target, pred, _wrapped(loss, ndim)[0], **options)
 
 
 def multi_scale_gradient(
     pred: Array, target: Array, *, ndim: int = 3, loss: str = "lncc", cotangent: Array | float = 1.0, **options: Any
 ) -> Array:
-    """Its gradient in `pred`."""
+    """Return the gradient in `pred`."""
     return reference.multi_scale_loss_gradient(target, pred, *_wrapped(loss, ndim), cotangent=cotangent, **options)
 
 
@@ -247,7 +247,8 @@ MULTI_SCALE = Twin(
             "LNCC, k = 9, scales 0, 1, 2", memory=8.0,
             work=LeastWork(
                 3 * 3 + 2 * 3 * 2, 0, 0,
-                "LNCC three times; for two scales, two images and one gradient read and written to be smoothed",
+                "LNCC is computed three times; at two scales, two images and one gradient are smoothed: read and "
+                "written",
             ),
         ),
     ),

@@ -222,7 +222,7 @@ BENDING_ENERGY = (
     BOUNDED, MEAN, NONE_MEAN, NONE_SUM, needing(FLIPS, reduction="mean"),
     Law("an affine field has no energy", _affine_costs_nothing, {"normalize": False, "spacing": None},
         _holds(_affine)),
-    Law("the energy of a quadratic field is known", _quadratic_is_known, {"normalize": False, "reduction": "mean"},
+    Law("a quadratic field has the known energy", _quadratic_is_known, {"normalize": False, "reduction": "mean"},
         _holds(_quadratic)),
     Law("a checkerboard has a cost, except with wide stencils", _checkerboard,
         {"normalize": False, "reduction": "mean"}),
@@ -231,7 +231,7 @@ BENDING_ENERGY = (
 DIFFUSION = (
     BOUNDED, MEAN, NONE_MEAN, NONE_SUM, needing(FLIPS, reduction="mean"),
     Law("a translation changes nothing", _translation_adds_nothing, {}, _few_digits),
-    Law("the cost of a linear field is known", _slopes_are_known, {"normalize": False, "reduction": "none"},
+    Law("a linear field has the known cost", _slopes_are_known, {"normalize": False, "reduction": "none"},
         _holds(_affine)),
     Law("a checkerboard has a cost, except with wide stencils", _checkerboard_of_slopes,
         {"normalize": False, "reduction": "mean"}),
@@ -253,7 +253,7 @@ MUTUAL_INFORMATION = (
 )  # fmt: skip
 MULTI_SCALE = (
     BOUNDED, needing(FLIPS, reduction="mean"),
-    Law("scale 0 is the loss itself", _scale_zero_is_the_loss, {"scales": [0], "reduction": "mean"}),
+    Law("scale 0 gives the wrapped loss itself", _scale_zero_is_the_loss, {"scales": [0], "reduction": "mean"}),
     Law("a smoothed point is the kernel", _a_point_becomes_the_kernel,
         {"loss": "squares", "normalize_kernel": False, "reduction": "mean"}),
 )  # fmt: skip

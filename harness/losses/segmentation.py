@@ -56,7 +56,7 @@ MASKED_DICE = Twin(
     bounds=bounds.overlap,
     laws=laws.SEGMENTATION + laws.JACCARD + laws.WEIGHT + laws.MASKED + PROTOCOL,
     real=(LABELS_IN_MASK, SOFT_LABELS_IN_MASK),
-    benches=(labelled("MaskedDiceLoss", masked=True, note="MONAI masks the logits before their softmax"),),
+    benches=(labelled("MaskedDiceLoss", masked=True, note="MONAI masks the logits before the softmax"),),
 )
 
 TVERSKY = Twin(
@@ -107,7 +107,7 @@ FOUR_CLASSES = [[0.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.5, 0.5], [1.0, 0.5, 0.0, 0.25
 
 
 def distances(classes: int) -> list[list[float]]:
-    """Between classes of which the first is the background, whence all are as far."""
+    """Return distances between classes; the background is class 0, at distance 1 from all others."""
     if classes == 4:
         return FOUR_CLASSES
     return [[0.0 if i == j else 0.5 if i and j else 1.0 for j in range(classes)] for i in range(classes)]
@@ -163,7 +163,7 @@ FOCAL = Twin(
             lambda n: {"to_onehot_y": n > 1, "use_softmax": n > 1},
             others=peers.focal,
             passes=1,
-            note="segmentation_models_pytorch takes each class for itself, by a sigmoid",
+            note="segmentation_models_pytorch treats each class separately, with a sigmoid",
         ),
     ),
 )
@@ -222,7 +222,7 @@ DICE_FOCAL = Twin(
         labelled(
             "DiceFocalLoss",
             others=peers.cross_entropy,
-            note="MONAI's focal term is that of a sigmoid, twinloss's that of a softmax",
+            note="MONAI's focal term uses a sigmoid, ours a softmax",
         ),
     ),
 )

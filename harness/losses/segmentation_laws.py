@@ -86,7 +86,7 @@ def _softmax_sums_to_zero(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _cropped(twin: Twin, case: Case, left_out: Array, without: Case) -> Iterator[Claim]:
-    """Claim that the voxels `left_out`, (B, 1, *S), do not count, for each item, as items keep different numbers."""
+    """Claim, item by item, that the voxels `left_out`, (B, 1, *S), do not count."""
     for b in range(len(left_out)):
         keep = ~left_out[b, 0].ravel()
         if not keep.any():

@@ -1,4 +1,4 @@
-"""A line of the benchmark: what of a loss is timed, beside what, and the least that it has to do."""
+"""The description of a benchmark: what to time, the competitors, and the least work that the loss has to do."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 
 @dataclass(frozen=True)
 class LeastWork:
-    """The least that a loss has to do for each voxel of an item, forward and backward.
+    """The least work of a loss for each voxel of an item, forward and backward.
 
     Attributes:
-        reals: numbers of the input's type that are read from memory or written to it.
-        others: bytes of labels and masks that are read.
-        exponentials: how many are computed.
-        formula: that in words.
+        reals: the number of values in the input's dtype that are read from memory or written to it.
+        others: the number of bytes of labels and masks that are read.
+        exponentials: the number of exponentials.
+        formula: the same in words.
     """
 
     reals: float
@@ -31,21 +31,23 @@ LossFunction = Callable[..., torch.Tensor]
 
 @dataclass(frozen=True)
 class BenchmarkSpec:
-    """A line of the benchmark.
+    """A benchmark of a loss.
 
     Attributes:
-        operands: the float32 arguments for a cube of voxels of that edge and so many items, the same in every call.
-        options: of the fast loss.
-        peer: MONAI's loss of the same task, given the module `monai.losses`; or None.
-        name: what tells it from other lines of the same loss.
-        note: what the competitors do not compute alike, in words.
-        others: what makes the losses of other libraries, by the library's name; an ImportError leaves one out.
-        work: what the roofline counts.
-        batch: how many items the arguments have if no number is asked for.
-        classes: how many there are, or None where there is no such thing.
-        of_classes: the same line for another number of classes.
-        memory: the multiple of the gradient that a step may take at most.
-        swept: whether the sweep varies it, or it is timed at the base case alone.
+        operands: makes the float32 arguments from the edge length of a cube of voxels and the number of items; the same
+            arguments in every call.
+        options: the options of the fast loss.
+        peer: makes MONAI's loss of the same task, given the module `monai.losses`; or None.
+        name: distinguishes the benchmarks of one loss.
+        note: describes in which way the competitors compute something else.
+        others: makes the losses of other libraries, by the name of the library; one that raises ImportError is left
+            out.
+        work: the least work, for the roofline.
+        batch: the default number of items.
+        classes: the number of classes, or None without classes.
+        of_classes: makes the same benchmark for another number of classes.
+        memory: the most memory that a step may take, as a multiple of the gradient.
+        swept: whether the sweep varies this benchmark; otherwise only the base case is timed.
     """
 
     operands: Callable[..., tuple[torch.Tensor, ...]]

@@ -11,12 +11,12 @@ from twinloss.harness.model.operand import Array
 
 @dataclass(frozen=True)
 class RealCase:
-    """A case on real images: where its arguments come from, and its options."""
+    """A case on real images: a function that returns its arguments, and its options."""
 
     name: str
     operands: Callable[[], Mapping[str, Array]]
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def having(self, name: str | None = None, **options: Any) -> RealCase:
-        """The same arguments with just these options."""
+        """Return a case with the same arguments and only these options."""
         return RealCase(name or self.name, self.operands, options)

@@ -173,12 +173,12 @@ class Twin:
         ranks: the spatial ranks to draw, of those that the loss supports.
         ground: restricts the other sizes and the targets that are drawn.
         bounds: computes from all options and the shape of the input the smallest and largest value of the loss for an
-            input and target in its domain; see `bounds.py`.
+            input and target in its domain; see `losses.bounds`.
         differentiable: whether the gradient of the fast twin is judged; if not, the judge skips it.
         results: the dtypes that the value of a case may have; the gradient always has the dtype of the input.
         infinite: whether to draw infinite logits, whose meaning differs between libraries.
         slopes: the names of the further arguments of a case in which the fast twin has a gradient.
-        origin: what another process needs to make the twin again if it is not in the catalogue; see `shards.py`.
+        origin: what another process needs to make the twin again if it is not in the catalogue; see `hunting.parallel`.
         source: the statements that make the twin again and bind the name of `fast`, if it is not in the catalogue.
         laws: relations that must hold between answers of the fast twin.
         real: cases on real images.

@@ -1,7 +1,7 @@
-"""Indices beyond 32 bits, without the memory: volumes of zeros but for their end, of which the end alone is computed.
+"""Tests of indices beyond 32 bits that need little memory, because only the end of each volume is not zero.
 
-Memory is handed out in pages that exist once they are touched, and hold zeros till then. Of the chunks of work that a
-kernel is given only the first and the last ones are done: of zeros the others would make zeros, which are there.
+The operating system allocates a page of memory only when it is written to, and reads it as zeros before. Of the chunks
+of work of a kernel, only the first and the last ones run. The others would write zeros, which are already there.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ from torch import Tensor
 
 from twinloss import fast
 from twinloss.fast import global_mutual_information
-from twinloss.fast.engine import field
 from twinloss.fast.engine import histogram as joint_histogram
-from twinloss.fast.engine.segmentation import statistics
+from twinloss.fast.kernels.cpu import fields, histogram, voxel_call
 from twinloss.fast.runtime import threads
 from twinloss.harness.reliability.numerics import relative
 from twinloss.harness.reliability.registry import Row, line
 from twinloss.harness.system.memory import process_status
 
-# Bytes from which on an array is not given memory.
+# Arrays of at least this many bytes get no memory.
 MUCH = 2**28
-# What float32 results of a handful of voxels may differ by.
+# The tolerated relative difference of float32 results that depend on a handful of voxels.
 CLOSE = 1e-5
 
 
 def untouched(shape: Sequence[int], dtype: Any = np.float32) -> np.ndarray[Any, Any]:
-    """Zeros that take no memory before they are written to; more than there is memory for, if need be."""
+    """Return an array of zeros that takes no memory until it is written to.
+
+    It may be larger than the memory of the machine.
+    """
     count = math.prod(shape)
-    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # a constant of Linux that Python names since 3.13
+    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # a Linux constant that Python has since 3.13
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
     pages = mmap.mmap(-1, max(count * np.dtype(dtype).itemsize, 1), flags=flags)
     return np.frombuffer(pages, dtype, count).reshape(shape)
@@ -44,9 +46,10 @@ def untouched(shape: Sequence[int], dtype: Any = np.float32) -> np.ndarray[Any, 
 
 @contextmanager
 def ends_only(count: int) -> Iterator[None]:
-    """Large arrays take no memory, and of the chunks of a kernel only the first and so many last ones are done.
+    """Give large arrays no memory, and run only the first and the last `count` chunks of each kernel, within a context.
 
-    What is called within must have been compiled before: Numba does not know these arrays.
+    Everything that is called in this context must have been compiled before, because Numba does not recognise these
+    arrays.
     """
     numpy_empty, torch_empty, each = np.empty, torch.empty, threads.for_each_chunk
 
@@ -74,8 +77,8 @@ def ends_only(count: int) -> Iterator[None]:
     with ExitStack() as patched:
         patched.enter_context(mock.patch.object(np, "empty", empty_array))
         patched.enter_context(mock.patch.object(torch, "empty", empty_tensor))
-        patched.enter_context(mock.patch.object(statistics, "for_each_range", few_ranges))
-        for module in (threads, field, joint_histogram):
+        patched.enter_context(mock.patch.object(voxel_call, "for_each_range", few_ranges))
+        for module in (threads, fields, histogram):
             patched.enter_context(mock.patch.object(module, "for_each_chunk", few))
         yield
 
@@ -85,25 +88,29 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def ending(space: Sequence[int], end: Tensor) -> Tensor:
-    """A tensor (B, C, *space) of zeros that ends with another one along all axes."""
+    """Return a tensor (B, C, *space) of zeros whose last voxels along all axes are those of `end`."""
     made = torch.from_numpy(untouched((*end.shape[:2], *space), _name(end.dtype)))
     end_of(made, end).copy_(end)
     return made
 
 
 def end_of(x: Tensor, end: Tensor) -> Tensor:
-    """The part of x where `end` was put."""
+    """Return the part of `x` that holds `end`."""
     return x[tuple(slice(size - count, size) for size, count in zip(x.shape, end.shape, strict=True))]
 
 
 def value_and_slopes(loss: Callable[..., Tensor], x: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-    """Without a copy of x."""
+    """Compute value and gradient without copying `x`."""
     value = loss(x.requires_grad_(), *rest)
     return value.detach(), torch.autograd.grad(value, x)[0]
 
 
 def cases(quick: bool) -> Iterator[tuple[str, Callable[..., Tensor], Sequence[int], int, list[Tensor]]]:
-    """Name, loss, spatial shape, how many chunks at the end are not all zeros, and the ends of the arguments."""
+    """Yield the cases as tuples.
+
+    A tuple holds the name, the loss, the spatial shape, the number of chunks at the end that are not all zeros, and the
+    non-zero ends of the arguments.
+    """
     few, edge, deep = (2**12, 40, (20, 60, 60)) if quick else (2**29, 1291, (513, 2048, 2048))
     rng = torch.Generator().manual_seed(0)
     exact: dict[str, Any] = {"smooth_nr": 0.0, "smooth_dr": 0.0}
@@ -116,13 +123,13 @@ def cases(quick: bool) -> Iterator[tuple[str, Callable[..., Tensor], Sequence[in
     corner[..., -1, -8:, -8:] = torch.rand(2, 1, 1, 8, 8, generator=rng)
     yield "bending energy", fast.BendingEnergyLoss(reduction="sum"), (edge, edge, edge), 2, [corner[0]]
     lncc = fast.LocalNormalizedCrossCorrelationLoss(kernel_size=5, reduction="sum", smooth_nr=0)
-    # The windows that see the corner lie in the last five planes, 147 chunks each, and in 12 rows, 32 chunks each.
+    # The windows that overlap the corner lie in the last five planes of 147 chunks, and in 12 rows of 32 chunks.
     yield "LNCC, k = 5", lncc, deep, 800, list(corner)
 
 
 @line("Scale")
 def beyond_32_bits(quick: bool) -> Iterator[Row]:
-    """More than 2³¹ numbers, all but the last few of which are zeros, in pages that take no memory."""
+    """Tensors of more than 2³¹ elements, all zero except the last few, whose zeros take no memory."""
     for name, loss, space, count, ends in cases(quick):
         wanted = value_and_slopes(loss, *(end.clone() for end in ends))
         with ends_only(count):
@@ -134,22 +141,22 @@ def beyond_32_bits(quick: bool) -> Iterator[Row]:
     of_end = smooth(end[0], *taps)[None]
     with ends_only(count):
         made = smooth(ending(space, end)[0], *taps)[None]
-    yield _row("smoothing, which is its own gradient", made.numel(), (relative(end_of(made, end), of_end),))
+    yield _row("smoothing, a self-adjoint operator", made.numel(), (relative(end_of(made, end), of_end),))
     voxels = (2**18 if quick else 2**31) + 4096
     yield _row("mutual information, value and gradient", voxels, information(voxels))
     peak = process_status("VmHWM") / 2**30
-    yield Row("memory for all of these", f"{peak:.1f} GiB", quick or peak < 4)
+    yield Row("peak memory of all of these", f"{peak:.1f} GiB", quick or peak < 4)
 
 
 def _row(what: str, count: int, off: Sequence[float]) -> Row:
-    told = f"as of the end alone, off by {', '.join(f'{part:.0e}' for part in off)}"
-    return Row(f"{what}, {count} numbers", told, max(off) <= CLOSE)
+    told = f"relative difference from the end alone: {', '.join(f'{part:.0e}' for part in off)}"
+    return Row(f"{what}, {count} elements", told, max(off) <= CLOSE)
 
 
 def information(voxels: int) -> tuple[float, float]:
-    """How far mutual information and its gradient are off where all voxels are 0, but for a hundred at the end.
+    """Return the relative errors of mutual information and its gradient for images that are zero except in 100 voxels.
 
-    What is expected comes from the histogram of a voxel of each kind, weighted by how many there are.
+    The expected values come from a histogram of one voxel of each kind, weighted by the number of such voxels.
     """
     count = 100
     loss: Any = fast.GlobalMutualInformationLoss(num_bins=4)

@@ -1,4 +1,4 @@
-"""The lines of the reliability report, and the trials that are registered under them."""
+"""The sections of the reliability report, and the tests that are registered for each."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """What was tried, what came out, and whether it is as it should be."""
+    """A row of the report: what was tested, the result, and whether it passed."""
 
     tried: str
     outcome: str
     passed: bool
-    loss: str = ""  # if it is of one
+    loss: str = ""  # empty if the row is about no single loss
 
 
 Experiment = Callable[[bool], Iterator[Row]]
@@ -22,7 +22,7 @@ LINES: dict[str, list[Experiment]] = {}
 
 
 def line(name: str) -> Callable[[Experiment], Experiment]:
-    """Put a trial under a line of the report."""
+    """Register a test in a section of the report."""
 
     def put(trial: Experiment) -> Experiment:
         LINES.setdefault(name, []).append(trial)

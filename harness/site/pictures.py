@@ -1,4 +1,4 @@
-"""Pictures that are computed ahead: gradients on a slice of a real brain, and joint histograms of two images."""
+"""Precomputed images: gradients on a slice of a real brain, and joint histograms of two images."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from twinloss.harness.model.twin import Twin
 from twinloss.harness.site.record import Record
 from twinloss.reference.steps.parzen import ParzenOptions, weights_and_slopes
 
-SHIFTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)  # voxels, of 1 mm
+SHIFTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)  # in voxels of 1 mm
 GREY_MATTER = 2
-LIGHTEST = 0.995  # the quantile of |gradient| that gets the full colour
-PIXELS = 8  # of a bin
+LIGHTEST = 0.995  # the quantile of |gradient| at which colours saturate
+PIXELS = 8  # per bin
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file in `figures/`, and what it shows."""
+    """An image file in `figures/` and its caption."""
 
     file: str
     caption: str
@@ -32,7 +32,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Histogram:
-    """A joint histogram: of which two images, where its picture is, and their mutual information in nats."""
+    """A joint histogram: a label for the two images, the image file, and their mutual information in nats."""
 
     label: str
     file: str
@@ -41,7 +41,7 @@ class Histogram:
 
 @dataclass
 class Pictures:
-    """What was drawn, or in words why it was not."""
+    """The images that were drawn, or a note that explains why there are none."""
 
     note: str = ""
     gradients: dict[str, Picture] = field(default_factory=dict)
@@ -49,15 +49,15 @@ class Pictures:
 
 
 def pictures(records: Sequence[Record], out: Path, with_real: bool) -> Pictures:
-    """Draw all that needs real images."""
+    """Draw everything that needs real images."""
     made = Pictures()
     if not with_real:
-        made.note = "left out, as the site was made with --no-real; twinloss report draws it"
+        made.note = "not drawn, because the site was built with --no-real; run twinloss report without it"
         return made
     try:
         found = brain.load_brain()
     except ImportError as error:
-        made.note = f"left out: {error}"
+        made.note = f"not drawn: {error}"
         return made
     out.mkdir(parents=True, exist_ok=True)
     for record in records:
@@ -68,12 +68,12 @@ def pictures(records: Sequence[Record], out: Path, with_real: bool) -> Pictures:
 
 
 def _slice(images: Array) -> Array:
-    """The middle axial slice."""
+    """Return the middle axial slice."""
     return images[..., images.shape[-1] // 2]
 
 
 def _case(twin: Twin) -> tuple[list[Array], dict[str, Any]]:
-    """The first of a twin's real cases on one slice, and its options there."""
+    """Return the arguments and options of a twin's first real case, reduced to one slice."""
     case = twin.real[0]
     operands = [_slice(values) for values in case.operands().values()]
     operands[0] = operands[0].astype(np.float64)
@@ -94,8 +94,8 @@ def _gradient(record: Record, found: brain.Brain, out: Path) -> Picture:
     _draw(_slice(found.t1), operands[0][0, channel], gradient[channel], out / file)
     return Picture(
         file,
-        f"The MNI152 brain, {what}, and the gradient of the reference in it ({told or 'defaults'}). "
-        "Where it is blue, a step of training raises the value; where it is red, it lowers it.",
+        f"The MNI152 brain, {what}, and its gradient by the reference ({told or 'default options'}). "
+        "Gradient descent raises the input where the gradient is blue, and lowers it where it is red.",
     )
 
 
@@ -116,7 +116,7 @@ def _draw(anatomy: Array, given: Array, gradient: Array, path: Path) -> None:
 
 
 def _histograms(found: brain.Brain, out: Path) -> list[Histogram]:
-    """The T1 image with itself, shifted, and warped by the field of `warp.py`."""
+    """Draw the joint histograms of the T1 image with shifted copies and with its warped copy from `warp.py`."""
     from twinloss.harness.data.warp import load_warped
 
     fixed = _slice(found.t1).astype(np.float64)
@@ -138,7 +138,7 @@ def _joint(moving: Array, fixed: Array) -> Array:
 
 
 def _draw_joint(joint: Array, path: Path) -> None:
-    """Logarithmic, as most voxels are background; the fixed image's intensity runs upwards."""
+    """Draw a joint histogram in logarithmic colours, with the intensity of the fixed image upwards."""
     from matplotlib.image import imsave
 
     seen = np.log10(np.maximum(joint.T[::-1], 1e-7))

@@ -16,7 +16,7 @@ PACKAGES = ("numpy", "scipy", "torch", "numba", "hypothesis")
 
 
 def machine() -> dict[str, Any]:
-    """Where the numbers were made."""
+    """Return a description of this machine."""
     model = platform.processor()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -25,6 +25,6 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python's, the project's, and those of the packages that compute."""
+    """Return the versions of Python, of this project, and of the packages that compute."""
     found = {name: version(name) for name in PACKAGES}
     return {"python": platform.python_version(), "twinloss": __version__, **found}

@@ -1,7 +1,7 @@
-"""Losses that are wrong on purpose, each by a bug that was shipped somewhere or a slip that people make.
+"""Mutants: losses with a deliberate bug, which was released by a library or is a typical mistake.
 
-The harness must kill all of them, or it is not worth its time. To add one: a class with the decorator `bug`, whose
-docstring says in its first line what is wrong and where that comes from.
+The harness must detect all of them; a mutant that is detected is called killed. To add one, write a class with the
+decorator `bug`. The first line of its docstring says what is wrong, and where the bug comes from.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from twinloss.harness.zoo.mutants import ZOO, Mutant
 
 
 def zoo() -> tuple[Mutant, ...]:
-    """All of them."""
-    from twinloss.harness.zoo import conduct, registration, segmentation  # noqa: F401  they put themselves in
+    """Return all mutants."""
+    from twinloss.harness.zoo import conduct, registration, segmentation  # noqa: F401  importing registers the mutants
 
     return tuple(sorted(ZOO, key=lambda mutant: mutant.of))

@@ -8,21 +8,22 @@ from typing import Any
 
 import torch
 
+from twinloss.harness.losses.catalogue import find
 from twinloss.harness.model.twin import Twin
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A wrong loss.
+    """A loss with a deliberate bug.
 
     Attributes:
-        name: what it is called.
-        origin: what is wrong, and where that comes from, in a line.
-        of: the name of the twin that it stands in for.
-        fast: the wrong module.
-        shared: what of the twin is wrong in the same way: a misconception that both its authors had.
-        dtype: the type under test. In float64 what plain torch loses by rounding alone does not show.
-        full_size: whether drawn cases are too small for it, and it is put to the real images.
+        name: the name of the mutant.
+        origin: what is wrong, and where the bug comes from, in one line.
+        of: the name of the twin that it replaces.
+        fast: the module with the bug.
+        shared: fields of the twin with the same bug, as if the authors of both sides had the same misconception.
+        dtype: the type to test in. In float64, the rounding errors of plain torch do not hide the bug.
+        full_size: whether generated cases are too small to show the bug, so that real images are tried first.
     """
 
     name: str
@@ -34,9 +35,7 @@ class Mutant:
     full_size: bool = False
 
     def twin(self) -> Twin:
-        """Its record."""
-        from twinloss.harness.losses.catalogue import find
-
+        """Return the twin with the mutant in place of its fast loss."""
         return replace(find(self.of), fast=self.fast, **self.shared)
 
 
@@ -46,7 +45,7 @@ Module = type[torch.nn.Module]
 
 
 def bug(of: str, dtype: str = "float64", full_size: bool = False, **shared: Any) -> Callable[[Module], Module]:
-    """Put a class into the zoo, as a wrong form of a twin."""
+    """Add a class to the zoo, as a mutant of a twin."""
 
     def put(cls: Module) -> Module:
         words = "".join(f" {c.lower()}" if c.isupper() else c for c in cls.__name__).strip()
@@ -69,6 +68,6 @@ class _Scaled(torch.autograd.Function):
 
 
 def with_gradient_times(x: torch.Tensor, factor: float | torch.Tensor) -> torch.Tensor:
-    """The same numbers, whose gradient is multiplied by a factor on its way back."""
+    """Return the same numbers, but multiply their gradient by a factor in the backward pass."""
     made: torch.Tensor = _Scaled.apply(x, torch.as_tensor(factor, dtype=x.dtype))
     return made

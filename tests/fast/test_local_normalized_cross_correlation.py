@@ -13,8 +13,8 @@ from support import BACKENDS, assert_all_close, exact, logits, value_and_gradien
 from twinloss import fast, reference
 from twinloss.fast import LocalNormalizedCrossCorrelationLoss
 from twinloss.fast.engine import correlation as local_correlation
-from twinloss.fast.engine.segmentation.loss import ShapeError
 from twinloss.fast.runtime import dispatch
+from twinloss.fast.runtime.arguments import ShapeError
 from twinloss.harness.judging.trial import examine
 from twinloss.harness.losses.catalogue import find
 from twinloss.harness.model.operand import Operand

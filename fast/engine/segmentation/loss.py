@@ -1,12 +1,11 @@
-"""What every segmentation loss shares: options and their errors, shapes, the statistic, the reduction.
+"""What every segmentation loss shares: its options, the checks of its arguments, and the reduction.
 
-The reference has them in `reference/options.py`, `segmentation.py` and `reduction.py`, which nothing here imports.
+The reference has them in files of its own, which nothing here imports.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,38 +14,37 @@ from torch import Tensor
 
 from twinloss.fast.engine.loss import Loss
 from twinloss.fast.engine.segmentation.dense_target import is_looked_at, look_at
-from twinloss.fast.engine.segmentation.fraction import Distances, Terms, Weigh, fraction, reduced_fraction, volumes
-from twinloss.fast.engine.segmentation.statistics import (
-    Activation,
-    Foresee,
-    Overlap,
-    Plan,
-    Statistics,
-    flat,
-    ignored,
-    statistics,
+from twinloss.fast.engine.segmentation.fraction import distance_matrix, fraction, reduced_fraction, volumes
+from twinloss.fast.engine.segmentation.statistics import Activation, Overlap
+from twinloss.fast.engine.segmentation.voxels import Voxels
+from twinloss.fast.kernels.contract import (
+    FN,
+    FP,
+    TP,
+    VOXELS,
+    Distances,
+    FractionPlan,
+    Terms,
+    VoxelInputs,
+    Weigh,
 )
-from twinloss.fast.kernels.statistic_rows import FN, FP, TP
-from twinloss.fast.runtime import dispatch
-from twinloss.fast.runtime.arguments import check_tensors, checked_flag, numbers
-from twinloss.fast.runtime.options import checked_number, is_whole
-from twinloss.fast.runtime.ranks import ProcessGroup, checked_group, sum_over_ranks
+from twinloss.fast.runtime.arguments import ShapeError, check_tensors, checked_flag, numbers
+from twinloss.fast.runtime.dispatch import choose, result_type
+from twinloss.fast.runtime.options import Rule, checked_number, is_whole
+from twinloss.fast.runtime.ranks import ProcessGroup, checked_group
+from twinloss.fast.runtime.torch_operator import is_traced
 from twinloss.fast.runtime.warn import warn
 
 ClassWeight = float | Sequence[float] | np.ndarray | Tensor
 
 
-class ShapeError(AssertionError, ValueError):
-    """Two shapes that must agree do not; documented as AssertionError, caught by newer code as ValueError."""
-
-
 def mean_of(total: Tensor, count: Tensor) -> Tensor:
-    """The ratio total / count, and 0 where nothing was counted: a patch that is ignored as a whole teaches nothing."""
+    """Return total / count, and 0 where nothing was counted: a patch that is ignored as a whole has no loss."""
     return total / torch.where(count > 0, count, 1)
 
 
 def checked_weight(weight: ClassWeight | None, name: str = "weight") -> float | tuple[float, ...] | None:
-    """A class weight as Python numbers, which no `.half()` of a surrounding module rounds."""
+    """Return a class weight as Python numbers, which no `.half()` of a surrounding module rounds."""
     if weight is None:
         return None
     values = numbers(weight, name)
@@ -61,7 +59,8 @@ def checked_activation(value: Any, name: str) -> Callable[[Tensor], Tensor] | No
     """Check a function that makes probabilities of the input, or None."""
     if value is not None and not callable(value):
         raise TypeError(f"{name} must be None or callable, got {type(value).__name__}")
-    return value
+    activation: Callable[[Tensor], Tensor] | None = value
+    return activation
 
 
 def checked_label(value: Any, name: str) -> int | None:
@@ -85,106 +84,13 @@ def one_activation(sigmoid: bool, softmax: bool, other_act: Callable[[Tensor], T
 
 
 def weight_by_class(weight: float | tuple[float, ...], classes: int, like: Tensor, name: str = "weight") -> Tensor:
-    """A checked weight as a tensor that broadcasts over the classes of `like`."""
+    """Return a checked weight as a tensor that broadcasts over the classes of `like`."""
     if isinstance(weight, tuple) and len(weight) != classes:
         raise ValueError(
             f"{name} has {len(weight)} values but {classes} classes take part in the loss: give one value "
             "for each (without the background if include_background=False), or a single number"
         )
     return torch.as_tensor(weight, dtype=like.dtype, device=like.device)
-
-
-@dataclass(frozen=True)
-class Voxels:
-    """The arguments of one forward call, checked.
-
-    Attributes:
-        input: (B, C, *S). Of a half, each pass rounds its gradient: where there are several, see `widened`.
-        target: (B, C, *S), or labels (B, 1, *S).
-        mask: (B or 1, 1, *S).
-        labels: whether the target holds labels.
-        background: whether channel 0 takes part.
-        ignore_index: as given to the loss.
-        batch: whether items are pooled.
-        process_group: the ranks whose voxels count as well.
-    """
-
-    input: Tensor
-    target: Tensor
-    mask: Tensor | None
-    labels: bool
-    background: bool
-    ignore_index: int | None
-    batch: bool
-    process_group: ProcessGroup | None
-
-    def plan(self, activation: Activation, **asked: Any) -> Plan:
-        """What is asked for, of these voxels."""
-        return Plan(activation, labels=self.labels, ignore_index=self.ignore_index, **asked)
-
-    def sums(
-        self,
-        activation: Activation | Callable[[Tensor], Tensor],
-        matrix: Tensor | None = None,
-        foresee: Foresee | None = None,
-        **asked: Any,
-    ) -> Statistics:
-        """The statistics that are asked for, see `Plan`, in one pass, of the voxels of all ranks; see `statistics`."""
-        x = self.input
-        if callable(activation):
-            x, activation = self._activated(dispatch.widened(x), activation), "identity"
-        mask = None if self.mask is None else flat(self.mask)
-        found = statistics(flat(x), flat(self.target), mask, matrix, self.plan(activation, **asked), foresee)
-        if self.process_group is None:
-            return found
-        # Ranks may hold different numbers of items.
-        local = found.stack.sum(1, keepdim=True) if self.batch else found.stack
-        return replace(found, stack=sum_over_ranks(local, self.process_group))
-
-    def widened(self) -> Voxels:
-        """With a half as float32, so that only the whole of its gradient is rounded."""
-        return replace(self, input=dispatch.widened(self.input))
-
-    def cleaned(self) -> tuple[Tensor, Tensor]:
-        """Input, a half as float32, and target, with 0 in the voxels that are ignored."""
-        ignored, wide = self.ignored(), dispatch.widened(self.input)
-        if ignored is None:
-            return wide, self.target
-        return torch.where(ignored, 0, wide), torch.where(ignored, 0, self.target)
-
-    def ignored(self) -> Tensor | None:
-        """Where ignore_index tells to leave a voxel out, (B, 1, *S)."""
-        return None if self.ignore_index is None else ignored(self.target, self.labels, self.ignore_index)
-
-    def taking_part(self) -> Tensor | None:
-        """Return where a voxel is neither ignored nor masked, (B or 1, 1, *S), or None if none is."""
-        ignored = self.ignored()
-        if self.mask is None:
-            return None if ignored is None else ~ignored
-        return self.mask != 0 if ignored is None else (self.mask != 0) & ~ignored
-
-    def counts(self) -> Tensor:
-        """How many voxels of each item, on all ranks, are not ignored, (B,) float64; with `batch` and ranks (1,)."""
-        ignored = self.ignored()
-        if ignored is None:
-            voxels = self.input[0, 0].numel()
-            counts = torch.full((self.input.shape[0],), float(voxels), dtype=torch.float64, device=self.input.device)
-        else:
-            counts = (~ignored).flatten(1).sum(1).double()
-        if self.process_group is None:
-            return counts
-        return sum_over_ranks(counts.sum(0, keepdim=True) if self.batch else counts, self.process_group)
-
-    def _activated(self, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
-        # A NaN logit in a voxel that takes no part must not meet the activation: its backward would make 0 * NaN.
-        if self.mask is not None:
-            x = torch.where(self.mask != 0, x, 0)
-        if (ignored := self.ignored()) is not None:
-            x = torch.where(ignored, 0, x)
-        p = activation(x)
-        if p.shape != x.shape:
-            raise ShapeError(f"other_act must keep the shape {tuple(x.shape)}, it returned {tuple(p.shape)}")
-        return p
 
 
 class SegmentationLoss(Loss):
@@ -198,7 +104,7 @@ class SegmentationLoss(Loss):
         "ignore_index": checked_label,
         "process_group": checked_group,
     }
-    option_rules: ClassVar = ((("sigmoid", "softmax", "other_act"), one_activation),)
+    option_rules: ClassVar[tuple[Rule, ...]] = ((("sigmoid", "softmax", "other_act"), one_activation),)
 
     def __init__(
         self,
@@ -227,7 +133,7 @@ class SegmentationLoss(Loss):
         self.process_group = process_group
 
     def voxels(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Voxels:
-        """The checked arguments of forward."""
+        """Return the checked arguments of forward."""
         labels, background = self._check(input, target, mask)
         voxels = Voxels(input, target, mask, labels, background, self.ignore_index, self.batch, self.process_group)
         if not labels and is_looked_at(self, target):
@@ -239,7 +145,7 @@ class SegmentationLoss(Loss):
         return self.softmax, background
 
     def activation(self, input: Tensor) -> Activation | Callable[[Tensor], Tensor]:
-        """What turns the input into the prediction."""
+        """Return what turns the input into the prediction: the name of an activation, or a function."""
         if self.other_act is not None:
             return self.other_act
         if self.softmax and input.shape[1] > 1:
@@ -247,7 +153,7 @@ class SegmentationLoss(Loss):
         return "sigmoid" if self.sigmoid else "identity"
 
     def terms(self, voxels: Voxels, factors: tuple[float, float, float], squared: bool = False) -> Terms:
-        """Those of a fraction of overlap a TP and errors b FP + c FN, of the classes that take part."""
+        """Return the terms of a fraction of overlap a TP and errors b FP + c FN, of the classes that take part."""
         a, b, c = factors
         first = 0 if voxels.background else 1
         smoothing = self.smooth_nr, self.smooth_dr
@@ -265,19 +171,16 @@ class SegmentationLoss(Loss):
         """The loss that is no more than a fraction of the statistics, of the type `dispatch.result_type`."""
         activation, reduction = self.activation(input), self.reduction
         if isinstance(activation, str) and self.process_group is None and reduction != "none":
-            plan = voxels.plan(activation, overlap=overlap)
-            tensors = voxels.input, voxels.target, voxels.mask
-            kind = dispatch.result_type(input)
-            loss = reduced_fraction(*tensors, distances, plan, terms, weigh, reduction == "mean", kind)
-            if loss is not None:
-                return loss
-        matrix = None if distances is None else torch.tensor(distances, dtype=torch.float64, device=input.device)
-        sums = voxels.sums(activation, matrix, overlap=overlap)
+            inputs = VoxelInputs(voxels.input, voxels.target, voxels.mask)
+            if choose(VOXELS, *inputs) == "kernel" and not is_traced(inputs):
+                plan, kind = voxels.plan(activation, overlap=overlap), result_type(input)
+                return reduced_fraction(inputs, FractionPlan(plan, terms, weigh, distances, reduction == "mean", kind))
+        sums = voxels.sums(activation, distance_matrix(distances, input), overlap=overlap)
         return self.reduce(fraction(sums.stack, terms, *weigh(volumes(sums.volume, terms))), input)
 
     def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
-        """Reduce per-item values and give them the type of the loss, see `dispatch.result_type`."""
-        return self.reduced(loss, input.ndim).to(dispatch.result_type(input))
+        """Reduce per-item values and give them the type of the loss."""
+        return self.reduced(loss, input.ndim).to(result_type(input))
 
     def reduced(self, loss: Tensor, ndim: int) -> Tensor:
         """Reduce per-item values; with "none" they get a shape that broadcasts against an input of `ndim` axes."""
@@ -286,7 +189,7 @@ class SegmentationLoss(Loss):
         return loss.mean() if self.reduction == "mean" else loss.sum()
 
     def _check(self, input: Tensor, target: Tensor, mask: Tensor | None) -> tuple[bool, bool]:
-        """Whether the target holds labels, and whether the background takes part."""
+        """Return whether the target holds labels, and whether the background takes part."""
         check_tensors(input=input, target=target, **({} if mask is None else {"mask": mask}))
         shape = tuple(input.shape)
         if not input.is_floating_point():

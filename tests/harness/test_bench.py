@@ -11,16 +11,18 @@ from typer.testing import CliRunner
 from twinloss import fast
 from twinloss.fast.runtime import dispatch
 from twinloss.harness.bench import memory, records, report, roofline, session, timing
-from twinloss.harness.bench.cases import Case, base_cases, sweep
+from twinloss.harness.bench.cases import BenchmarkCase, base_cases, sweep
 from twinloss.harness.bench.competitors import COMPILED, EAGER, FAST, PLAIN, PLAIN_COMPILED, names, step_of
-from twinloss.harness.bench.records import Outcome, Records, Run, by_loss, geometric_mean, load
+from twinloss.harness.bench.records import BenchmarkRun, Outcome, Records, by_loss, geometric_mean, load
 from twinloss.harness.bench.roofline import Rates, floor
 from twinloss.harness.bench.timing import Times, times
 from twinloss.harness.cli.bench import app
 from twinloss.harness.losses.catalogue import TWINS, find
 from twinloss.harness.losses.peers import SMP, YARDSTICK
 
-RUN = Run("twinloss bench", {"cpu": "a processor", "cores": 2}, {"torch": "2"}, {"2": Rates(1e9, 2e9, 4e9, 1e9)})
+RUN = BenchmarkRun(
+    "twinloss bench", {"cpu": "a processor", "cores": 2}, {"torch": "2"}, {"2": Rates(1e9, 2e9, 4e9, 1e9)}
+)
 NAMES = ("dice", "focal", "bending_energy")
 MEASURED = roofline.measured
 
@@ -28,7 +30,7 @@ MEASURED = roofline.measured
 def made(loss="dice", kind="base", size=96, memory=None, left_out=None, name="", **median):
     """An outcome with made-up medians, in milliseconds, by competitor."""
     line = next(line for line in find(loss).benches if line.name == name)
-    case = Case(loss, name, size, line.batch, line.classes, 2, kind=kind)
+    case = BenchmarkCase(loss, name, size, line.batch, line.classes, 2, kind=kind)
     taken = {who: Times(ms, ms, ms, ms, 1) for who, ms in median.items()}
     return Outcome(case, RUN, taken, memory or {}, left_out or {})
 
@@ -188,7 +190,7 @@ def test_a_library_that_is_missing_or_fails_is_left_out_with_the_reason(monkeypa
         return lambda *operands: torch.zeros(2) @ torch.zeros(3)
 
     line = replace(case.line, others={"kornia": missing, SMP: failing})
-    monkeypatch.setattr(Case, "line", property(lambda self: line))
+    monkeypatch.setattr(BenchmarkCase, "line", property(lambda self: line))
     taken, left_out = times(case, [FAST, "kornia", SMP], 0.01)
     assert list(taken) == [FAST]
     assert left_out["kornia"] == "not installed: No module named 'kornia'"
@@ -267,7 +269,7 @@ def test_the_sweep_varies_one_thing_and_each_case_is_there_once(twin):
 def test_any_number_of_classes_can_be_timed(twin, classes):
     if classes < twin.channels:
         pytest.skip("the loss asks for more classes")
-    case = Case(twin.name, "", 8, 3, classes, 1)
+    case = BenchmarkCase(twin.name, "", 8, 3, classes, 1)
     assert case.operands()[0].shape == (3, classes, 8, 8, 8)
     taken, left_out = times(case, [FAST, EAGER, *({YARDSTICK} & set(case.line.others))], 0.001)
     assert FAST in taken

@@ -11,7 +11,7 @@ from twinloss.harness.cli.main import with_all_commands
 from twinloss.harness.commands import migration
 from twinloss.harness.commands.migration_examples import DIFFERENCES
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 REPORT, README = ROOT / "reports" / "migration.md", ROOT / "README.md"
 OLD = ["MONAI 0.5.3", "MONAI 1.5.0"]
 

@@ -84,7 +84,7 @@ def test_missing_brain_is_a_note_and_no_failure(monkeypatch, tmp_path):
     monkeypatch.setattr(brain, "load_brain", missing)
     done = run("verify", "dice", "--dtype", "bfloat16", "--examples", "5", "--seed", "0", "--report",
                str(tmp_path), "--jobs", "1")  # fmt: skip
-    assert "real images left out: nilearn is missing" in re.sub(r"\s+", " ", done.output)
+    assert "real images were skipped: nilearn is missing" in re.sub(r"\s+", " ", done.output)
 
 
 def test_interruption_keeps_the_results(tmp_path, monkeypatch):
@@ -113,9 +113,11 @@ def test_a_plain_run_leaves_its_report_beside_the_table(tmp_path, monkeypatch):
 
 INTERRUPTED = """
 import itertools, os, pathlib, signal, sys, threading, time
-from twinloss.harness import hunt, trial
-from twinloss.harness.registration import BENDING_ENERGY
-from twinloss.harness.shards import Job, Work, _in_processes
+from twinloss.harness.hunting import hunt
+from twinloss.harness.hunting.jobs import Job, Work
+from twinloss.harness.hunting.parallel import _in_processes
+from twinloss.harness.judging import trial
+from twinloss.harness.losses.registration import BENDING_ENERGY
 
 tried, at_work = itertools.count(), pathlib.Path(__file__).with_suffix(".begun")
 

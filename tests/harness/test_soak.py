@@ -149,7 +149,7 @@ def test_a_readme_without_marks_is_an_error():
 
 
 def test_a_comparison_goes_seed_by_seed_and_the_site_shows_the_first(folder):
-    from twinloss.harness.commands import compare
+    from twinloss.harness.commands.compare import compare
     from twinloss.harness.site.run import load
 
     report = json.loads((folder / "report.json").read_text())

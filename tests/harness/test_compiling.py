@@ -38,11 +38,11 @@ def test_kernels_are_named_once_and_without_what_they_are_made_of(monkeypatch):
 PROCESS = """
 import multiprocessing
 from numba import njit
-from twinloss.harness import compiling, shards
+from twinloss.harness.hunting import compiling, parallel
 
 compiling.KERNELS = "__"  # as if what stands in __main__ were a kernel
 names = multiprocessing.get_context("spawn").SimpleQueue()
-shards.prepare(1, names)
+parallel.prepare(1, names)
 njit(lambda x: x + x)(1.0)
 print(names.get(), names.empty())
 """

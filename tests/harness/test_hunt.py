@@ -154,13 +154,14 @@ def test_a_bad_twin_is_killed_for_the_right_reason(bad, kind):
 def run_script(text, tmp_path):
     path = tmp_path / "counterexample.py"
     path.write_text(text)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    path_of_modules = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path_of_modules}
     return subprocess.run([sys.executable, path], env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("bad", [HalvedGradient, ContiguousOnly, Remembering])
 def test_the_script_fails_as_long_as_the_bug_is_there(bad, tmp_path):
-    text = hunted(bad).counterexample.snippet.replace(f"from {bad.__module__} import", "from test_harness_zoo import")
+    text = hunted(bad).counterexample.snippet.replace(f"from {bad.__module__} import", "from test_hunt import")
     done = run_script(text, tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     done = run_script(text.replace(bad.__name__, "Good"), tmp_path)

@@ -1,4 +1,4 @@
-"""The zoo: known-bad losses that the harness must kill, each judgement being needed for some of them."""
+"""The zoo: losses with deliberate bugs, which the harness must detect. Each check is needed for some of them."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from twinloss.harness.zoo import kills, segmentation, zoo
 from twinloss.harness.zoo.mutants import Mutant
 from twinloss.harness.zoo.registration import PlainCorrelation
 
-REPORT = Path(__file__).parents[1] / "reports" / "zoo.md"
+REPORT = Path(__file__).parents[2] / "reports" / "zoo.md"
 
 # For each judgement, a mutant that nothing else kills.
 NEEDED = {

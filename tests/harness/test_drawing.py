@@ -8,7 +8,8 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from twinloss.harness.drawing import coverage, input_kinds
-from twinloss.harness.drawing.segmentation_cases import LARGE, SMALL, TARGET_TYPES
+from twinloss.harness.drawing.draft import TARGET_TYPES
+from twinloss.harness.drawing.segmentation_cases import LARGE, SMALL
 from twinloss.harness.drawing.segmentation_options import PER_CLASS
 from twinloss.harness.losses.catalogue import TWINS
 from twinloss.harness.losses.segmentation import DICE, MASKED_DICE

@@ -18,7 +18,7 @@ def refuse(event, args):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
         raise RuntimeError(f"network used: {event} {args}")
 sys.addaudithook(refuse)
-from twinloss.harness.brain import load_brain
+from twinloss.harness.data.brain import load_brain
 for array in vars(load_brain()).values():
     print(hashlib.sha256(array).hexdigest())
 """

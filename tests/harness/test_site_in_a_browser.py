@@ -1,4 +1,4 @@
-"""The reading room in a real browser: Debian's chromium, driven by playwright."""
+"""The site in a real browser: Debian's chromium, driven by playwright."""
 
 import json
 import os

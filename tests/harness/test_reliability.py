@@ -13,10 +13,10 @@ from twinloss.harness.losses.catalogue import TWINS
 from twinloss.harness.reliability import fuzz, int32_overflow, lines
 from twinloss.harness.reliability.everyday import everyday
 from twinloss.harness.reliability.registry import Row
-from twinloss.harness.reliability.report import MEANING, Section, as_markdown, load, update
+from twinloss.harness.reliability.report import MEANING, ReportSection, as_markdown, load, update
 from twinloss.harness.reliability.training import Curve
 
-REPORTS = Path(__file__).parents[1] / "reports"
+REPORTS = Path(__file__).parents[2] / "reports"
 TIMED = ("imports", "first_calls", "large_volumes")
 TRIALS = [trial for of_line in lines().values() for trial in of_line if trial.__name__ not in TIMED]
 HELD, BROKEN = Row("a thing", "held", True), Row("a thing", "broke", False)
@@ -41,8 +41,8 @@ def test_a_trial_that_raises_is_a_row_that_failed(monkeypatch):
     monkeypatch.setattr(reliability, "ProcessPoolExecutor", Pool)
     rows, _ = reliability.run(["State"], True, lambda what: None)
     assert [row.passed for row in rows["State"]] == [False]
-    assert "**FAILED**: the trial itself: RuntimeError: no luck" in as_markdown(
-        {"State": Section.now(rows["State"], True)}
+    assert "**FAILED**: the test raised RuntimeError: no luck" in as_markdown(
+        {"State": ReportSection.now(rows["State"], True)}
     )
 
 
@@ -70,13 +70,13 @@ def test_lines_that_are_tried_anew_are_replaced_whole_and_others_stay(tmp_path):
     text = (tmp_path / "reliability.md").read_text()
     assert "| [Fuzz](#fuzz) | 1 | 0 |" in text
     assert "| [State](#state) | 2 | **1** |" in text
-    assert "| Scale | not tried yet |  |" in text
+    assert "| Scale | not run yet |  |" in text
 
 
 def test_losses_of_which_the_same_came_out_share_a_row_and_others_have_columns():
     same = [Row("export", "the same value", True, loss) for loss in ("dice", "focal")]
     other = [Row("time", f"{n} s", n < 2, loss) for n, loss in enumerate(("dice", "focal", "lncc"), start=1)]
-    text = as_markdown({"State": Section.now([*same, *other], False)})
+    text = as_markdown({"State": ReportSection.now([*same, *other], False)})
     assert "| dice, focal: export | the same value |" in text
     assert "| focal | **FAILED**: 2 s |" in text
     assert "| lncc | **FAILED**: 3 s |" in text
@@ -84,7 +84,7 @@ def test_losses_of_which_the_same_came_out_share_a_row_and_others_have_columns()
 
 def test_a_failure_is_never_hidden_in_a_shared_row():
     rows = [Row("export", "another value", False, loss) for loss in ("dice", "focal")]
-    assert as_markdown({"State": Section.now(rows, False)}).count("**FAILED**: another value") == 2
+    assert as_markdown({"State": ReportSection.now(rows, False)}).count("**FAILED**: another value") == 2
 
 
 def test_the_command_runs_the_lines_that_are_named_and_refuses_others(tmp_path):
@@ -93,7 +93,7 @@ def test_the_command_runs_the_lines_that_are_named_and_refuses_others(tmp_path):
     assert made.exit_code == 0
     assert load(tmp_path)["Fuzz"].rows == [HELD]
     assert len(load(tmp_path)["State"].rows) == len(TWINS)
-    assert "at the small sizes of `--quick`" in (tmp_path / "reliability.md").read_text()
+    assert "with the small sizes of `--quick`" in (tmp_path / "reliability.md").read_text()
     assert not (tmp_path / "training.png").exists()
     refused = CliRunner().invoke(app, ["reliability", "statues"])
     assert refused.exit_code == 2
@@ -127,7 +127,7 @@ def test_fuzz_tells_a_wrong_answer_from_the_reference(monkeypatch):
     forward = dice.twin.fast.forward
     monkeypatch.setattr(dice.twin.fast, "forward", lambda self, *arguments: 2 * forward(self, *arguments))
     found = fuzz.outcomes(dice, 40)
-    assert any(what.startswith("another value than the reference") for what in found)
+    assert any(what.startswith("value differs from the reference") for what in found)
 
 
 def test_warm_up_compiles_for_the_losses_that_are_named():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from twinloss.harness.diagnosis.batch_files import BatchError, Found, load
+from twinloss.harness.diagnosis.batch_files import BatchError, LoadedBatch, load
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.standard_normal((5, 7, 4)).astype(np.float32)
@@ -67,7 +67,7 @@ def test_axes_of_an_image_come_in_the_order_of_a_loss(tmp_path, shape, expected)
     (torch.ones(2, dtype=torch.complex64), "complex numbers"), (torch.ones(2, device="meta"), "meta device"),
 ])  # fmt: skip
 def test_what_is_no_array_of_numbers_is_left_out_with_a_reason(value, reason):
-    found = Found.of({"input": IMAGE, "other": value})
+    found = LoadedBatch.of({"input": IMAGE, "other": value})
     assert list(found.arrays) == ["input"]
     assert reason in found.left_out["other"]
 
@@ -97,7 +97,7 @@ def test_tensors_are_found_however_they_were_saved(tmp_path, saved, names):
 READ = """
 import sys
 from pathlib import Path
-from twinloss.harness.batch_files import load
+from twinloss.harness.diagnosis.batch_files import load
 found = load(Path(sys.argv[1]))
 assert "monai" not in sys.modules
 print({name: values.tolist() for name, values in found.arrays.items()})
@@ -172,7 +172,7 @@ def test_two_files_of_one_name_are_called_by_their_folders(tmp_path):
     ("name", "content", "message"),
     [
         ("batch.npz", None, "there is no file"),
-        ("batch.txt", b"1 2 3", "of no kind that is known"),
+        ("batch.txt", b"1 2 3", "has an unknown file type"),
         ("batch.npz", b"broken", "cannot read"),
         ("batch.nii", b"broken", "cannot read"),
         ("batch.pt", b"broken", "cannot read"),

@@ -1,4 +1,4 @@
-"""The reading room: what stands on its pages, without a browser; see test_site_in_a_browser.py for the rest."""
+"""The site: the content of its pages, without a browser; see test_site_in_a_browser.py for the rest."""
 
 import importlib
 import inspect
@@ -18,7 +18,7 @@ from twinloss.harness.cli.main import with_all_commands
 from twinloss.harness.drawing import coverage
 from twinloss.harness.losses.catalogue import TWINS, find
 from twinloss.harness.site import books, code, docstrings, formulas, record, run
-from twinloss.harness.site.build import Plan, build
+from twinloss.harness.site.build import SitePlan, build
 
 NAMES = [twin.name for twin in TWINS]
 
@@ -131,7 +131,7 @@ def test_an_equation_beside_a_line_that_is_gone_is_an_error(monkeypatch, tmp_pat
         record, "table", lambda name: {**real(name), "beside": {"no such line": "x"}} if name == "dice" else real(name)
     )
     with pytest.raises(record.ContentError, match=r"no line of twinloss\.reference\.dice has no such line"):
-        build(Plan(tmp_path, tmp_path, None, real=False))
+        build(SitePlan(tmp_path, tmp_path, None, real=False))
 
 
 def test_a_loss_without_content_is_an_error_that_says_what_to_write(monkeypatch):
@@ -155,7 +155,7 @@ def test_the_run_is_shown_with_verdicts_histograms_counterexample_and_command(pa
     text = next(each["text"] for each in page.all("main"))
     assert "twinloss verify dice focal --seed 7 --examples 5 --dtype float32 --no-real" in text
     assert "print('a script')" in text
-    assert "2 of 0.5 to 1 bits" in text
+    assert "2 results: 0.5 to 1 bits" in text
     assert len(page.all("svg")) == 4
     for file in ("evidence.html", "index.html"):
         assert len(pages[file].all("span", **{"class": "verdict interrupted"})) == 1
@@ -184,7 +184,7 @@ def test_reports_are_pages_and_a_loss_has_its_rows(pages):
 
 
 def test_what_is_not_there_is_said_with_the_command_that_makes_it(tmp_path):
-    build(Plan(tmp_path / "site", tmp_path, None, real=False))
+    build(SitePlan(tmp_path / "site", tmp_path, None, real=False))
     text = {path.stem: path.read_text() for path in (tmp_path / "site").rglob("*.html")}
     assert "run <code>twinloss verify</code>" in text["evidence"]
     assert "run <code>twinloss zoo --seed 0 --out reports</code>" in text["zoo"]
