@@ -1,10 +1,10 @@
-# PYTHON makes the environment; ARGS go to the command: make verify ARGS="--help", make test ARGS="-k dice"
+# PYTHON is the interpreter of the environment. ARGS are passed to the command: make test ARGS="-k dice"
 PYTHON ?= python3
 ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Stamps of what is installed: what verify needs, and on top of it what all else needs.
+# Stamp files: VERIFY says that the packages for verify are installed, INSTALLED that all packages are.
 VERIFY := $(VENV)/verify
 INSTALLED := $(VENV)/installed
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt --editable
@@ -12,24 +12,25 @@ INSTALL := $(BIN)/python -m pip install --constraint constraints.txt --editable
 .DEFAULT_GOAL := help
 .PHONY: verify test lint bench report clean help
 
-verify: $(VERIFY)  ## look for an input on which a fast loss differs from its reference
+verify: $(VERIFY)  ## hunt for an input on which a fast loss differs from its reference
 	$(BIN)/twinloss verify $(ARGS)
 
 test: $(INSTALLED)  ## run the tests and the doctests
 	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
-lint: $(INSTALLED)  ## ruff, and mypy --strict on reference and harness
+lint: $(INSTALLED)  ## ruff, mypy --strict, and import-linter for the rules of which part may import which
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(INSTALLED)  ## time the fast losses
 	$(BIN)/twinloss bench $(ARGS)
 
-report: $(INSTALLED)  ## build the reading room, site/index.html, of the code and the latest run
+report: $(INSTALLED)  ## build the website, site/index.html, from the code and the latest run
 	$(BIN)/twinloss report $(ARGS)
 
-# A stamp is touched last: an install that was cut short is taken up again by the next make.
+# The stamp is written last, so that the next make repeats an interrupted installation.
 $(VERIFY): pyproject.toml constraints.txt
 	@rm -f $@
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("twinloss needs Python 3.11 or newer, and $(PYTHON) is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'
@@ -37,15 +38,15 @@ $(VERIFY): pyproject.toml constraints.txt
 	$(INSTALL) ".[harness,real]"
 	@touch $@
 
-# The kernels are compiled here, as the processes of the tests would all compile the same ones.
+# Compile the kernels once here. The test processes would otherwise all compile the same ones.
 $(INSTALLED): $(VERIFY)
 	@rm -f $@
 	$(INSTALL) ".[dev]"
 	$(BIN)/twinloss warmup
 	@touch $@
 
-clean:  ## remove the environment and all that tools left behind
-	rm -rf $(VENV) build dist site twinloss-report .hypothesis .mypy_cache .pytest_cache .ruff_cache
+clean:  ## remove the environment and all files that tools have generated
+	rm -rf $(VENV) build dist site twinloss-report .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find reference fast harness src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:

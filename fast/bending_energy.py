@@ -8,7 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from twinloss.fast.field import FieldLoss, Grid, field_kernels
+from twinloss.fast.engine.field import Energy, FieldLoss, Grid
+from twinloss.fast.kernels.contract import BENDING_ENERGY
+from twinloss.fast.runtime.arguments import total
 
 
 def _plain(u: Tensor, weights: Tensor, step: int, voxelwise: bool) -> Tensor:
@@ -31,7 +33,7 @@ def _plain(u: Tensor, weights: Tensor, step: int, voxelwise: bool) -> Tensor:
             for e in "xyz"[: "xyz".index(d)]
         ]
     by_field = weights.to(u.dtype).repeat(u.shape[0] // weights.shape[0], 1)
-    energy = sum(by_field[:, k, None, None, None] * difference**2 for k, difference in enumerate(differences))
+    energy = total(by_field[:, k, None, None, None] * difference**2 for k, difference in enumerate(differences))
     return energy if voxelwise else energy.sum(dtype=torch.float64)
 
 
@@ -87,7 +89,7 @@ class BendingEnergyLoss(FieldLoss):
         tensor(4.)
     """
 
-    kernels, weigh = field_kernels("bending_energy", _plain, _axes), staticmethod(_weigh)
+    energy, weigh = Energy(BENDING_ENERGY, _plain, _axes), staticmethod(_weigh)
     wanted = "second differences"
     margins: ClassVar = {"compact": 1, "wide": 2}
     leasts: ClassVar = {"compact": 3, "wide": 5}

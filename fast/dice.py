@@ -7,20 +7,15 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from twinloss.fast.arguments import check_tensors, checked_flag
-from twinloss.fast.distributed import ProcessGroup
-from twinloss.fast.fraction import Terms, fraction
-from twinloss.fast.loss import entry_point
-from twinloss.fast.segmentation import (
-    ClassWeight,
-    SegmentationLoss,
-    ShapeError,
-    Voxels,
-    checked_weight,
-    weight_by_class,
-)
-from twinloss.fast.statistics import Activation, Overlap, Statistics
-from twinloss.fast.warn import warn
+from twinloss.fast.engine.loss import entry_point
+from twinloss.fast.engine.segmentation.fraction import fraction
+from twinloss.fast.engine.segmentation.loss import ClassWeight, SegmentationLoss, checked_weight, weight_by_class
+from twinloss.fast.engine.segmentation.statistics import Activation, Overlap, Statistics
+from twinloss.fast.engine.segmentation.voxels import Voxels
+from twinloss.fast.kernels.contract import Terms
+from twinloss.fast.runtime.arguments import ShapeError, check_tensors, checked_flag
+from twinloss.fast.runtime.ranks import ProcessGroup
+from twinloss.fast.runtime.warn import warn
 
 
 class DiceLoss(SegmentationLoss):
@@ -112,7 +107,7 @@ class DiceLoss(SegmentationLoss):
         )  # fmt: skip
         self.squared_pred = squared_pred
         self.jaccard = jaccard
-        self.weight = weight
+        self.weight: Any = weight
         self.soft_label = soft_label
 
     @entry_point

@@ -8,17 +8,18 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from twinloss.fast import backend
 from twinloss.fast.dice import CompoundDiceLoss
-from twinloss.fast.distributed import ProcessGroup
-from twinloss.fast.loss import entry_point
-from twinloss.fast.options import checked_number, checked_reduction
-from twinloss.fast.segmentation import ClassWeight, Voxels, checked_weight, mean_of, weight_by_class
-from twinloss.fast.statistics import Activation, Statistics
+from twinloss.fast.engine.loss import entry_point
+from twinloss.fast.engine.segmentation.loss import ClassWeight, checked_weight, mean_of, weight_by_class
+from twinloss.fast.engine.segmentation.statistics import Activation, Statistics
+from twinloss.fast.engine.segmentation.voxels import Voxels
+from twinloss.fast.runtime import dispatch
+from twinloss.fast.runtime.options import Rule, checked_number, checked_reduction
+from twinloss.fast.runtime.ranks import ProcessGroup
 
 
 def _checked_reduction(value: Any, name: str) -> str:
-    reduction = checked_reduction(value, name)
+    reduction: str = checked_reduction(value, name)
     if reduction == "none":
         raise ValueError(f'{name} must be "mean" or "sum", got {value!r}: Dice has no value for a single voxel')
     return reduction
@@ -92,7 +93,7 @@ class DiceCELoss(CompoundDiceLoss):
         "ce_weight": checked_weight,
         "label_smoothing": _checked_smoothing,
     }
-    option_rules: ClassVar = (*CompoundDiceLoss.option_rules, (("weight", "ce_weight"), _one_weight))
+    option_rules: ClassVar[tuple[Rule, ...]] = (*CompoundDiceLoss.option_rules, (("weight", "ce_weight"), _one_weight))
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class DiceCELoss(CompoundDiceLoss):
             smooth_dr, batch, weight=weight, soft_label=soft_label, ignore_index=ignore_index,
             process_group=process_group,
         )  # fmt: skip
-        self.ce_weight = ce_weight
+        self.ce_weight: Any = ce_weight
         self.lambda_dice = lambda_dice
         self.lambda_ce = lambda_ce
         self.label_smoothing = label_smoothing
@@ -145,7 +146,7 @@ class DiceCELoss(CompoundDiceLoss):
             dice_sums, ce_sums = self.two_sums(voxels, activation, plan)
         dice = self.reduced(self.dice(dice_sums, voxels), input.ndim)
         loss = self.lambda_dice * dice + self.lambda_ce * self._cross_entropy(ce_sums, voxels)
-        return loss.to(backend.result_type(input))
+        return loss.to(dispatch.result_type(input))
 
     def _smoothed(self, voxels: Voxels) -> Voxels:
         """One channel with the target (1 - ε) g + ε/2, that of two classes."""

@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from twinloss.fast import backend
 from twinloss.fast.dice import CompoundDiceLoss
-from twinloss.fast.distributed import ProcessGroup
+from twinloss.fast.engine.loss import entry_point
+from twinloss.fast.engine.segmentation.loss import ClassWeight, checked_weight
 from twinloss.fast.focal import FOCAL_CHECKS, FOCAL_RULES, FocalTerm
-from twinloss.fast.loss import entry_point
-from twinloss.fast.options import checked_number
-from twinloss.fast.segmentation import ClassWeight, checked_weight
+from twinloss.fast.runtime import dispatch
+from twinloss.fast.runtime.options import checked_number
+from twinloss.fast.runtime.ranks import ProcessGroup
 
 
 def _mean_over_ranks(reduction: str, process_group: ProcessGroup | None) -> None:
@@ -121,9 +121,9 @@ class DiceFocalLoss(CompoundDiceLoss):
             process_group=process_group,
         )  # fmt: skip
         self.gamma = gamma
-        self.focal_weight = focal_weight
+        self.focal_weight: Any = focal_weight
         self.use_softmax = use_softmax
-        self.alpha = alpha
+        self.alpha: Any = alpha
         self.lambda_dice = lambda_dice
         self.lambda_focal = lambda_focal
 
@@ -136,7 +136,7 @@ class DiceFocalLoss(CompoundDiceLoss):
         """The loss; see the class for shapes and errors."""
         reduction, term = self.reduction, FocalTerm(self.gamma, self.alpha, self.use_softmax)
         voxels = self.compound_voxels(input, target)
-        kind = backend.result_type(input)
+        kind = dispatch.result_type(input)
         if reduction == "none":
             voxels = voxels.widened()
         term.warn(input)

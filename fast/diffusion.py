@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from twinloss.fast.field import FieldLoss, Grid, field_kernels
+from twinloss.fast.engine.field import Energy, FieldLoss, Grid
+from twinloss.fast.kernels.contract import DIFFUSION
 
 
 def _plain(u: Tensor, weights: Tensor, margin: int, voxelwise: bool) -> Tensor:
@@ -75,7 +76,7 @@ class DiffusionLoss(FieldLoss):
         tensor(9.)
     """
 
-    kernels, weigh = field_kernels("diffusion", _plain, lambda axes: axes), staticmethod(_weigh)
+    energy, weigh = Energy(DIFFUSION, _plain, lambda axes: axes), staticmethod(_weigh)
     wanted = "first differences"
     margins: ClassVar = {"compact": 0, "wide": 1}
     leasts: ClassVar = {"compact": 2, "wide": 3}

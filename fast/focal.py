@@ -10,20 +10,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from twinloss.fast import backend
-from twinloss.fast.arguments import checked_flag
-from twinloss.fast.loss import entry_point
-from twinloss.fast.options import Check, Rule, checked_number, fixed
-from twinloss.fast.segmentation import (
+from twinloss.fast.engine.loss import entry_point
+from twinloss.fast.engine.segmentation.loss import (
     ClassWeight,
     SegmentationLoss,
-    Voxels,
     checked_weight,
     mean_of,
     weight_by_class,
 )
-from twinloss.fast.statistics import Statistics, Surprisal, focal_terms
-from twinloss.fast.warn import warn
+from twinloss.fast.engine.segmentation.plain import focal_terms
+from twinloss.fast.engine.segmentation.statistics import Activation, Statistics, Surprisal
+from twinloss.fast.engine.segmentation.voxels import Voxels
+from twinloss.fast.runtime import dispatch
+from twinloss.fast.runtime.arguments import checked_flag
+from twinloss.fast.runtime.options import Check, Rule, checked_number, fixed
+from twinloss.fast.runtime.warn import warn
 
 Weight = float | tuple[float, ...] | None
 
@@ -64,7 +65,7 @@ class FocalTerm:
     alpha: Weight
     use_softmax: bool
 
-    def activation(self, channels: int) -> str:
+    def activation(self, channels: int) -> Activation:
         """A softmax of one channel is constant: it is taken as binary."""
         return "softmax" if self.use_softmax and channels > 1 else "sigmoid"
 
@@ -193,9 +194,9 @@ class FocalLoss(SegmentationLoss):
     ) -> None:
         super().__init__(include_background, to_onehot_y, False, False, None, reduction, 0, 0, False, ignore_index)
         self.gamma = gamma
-        self.weight = weight
+        self.weight: Any = weight
         self.use_softmax = use_softmax
-        self.alpha = alpha
+        self.alpha: Any = alpha
 
     def exclusive(self, background: bool) -> tuple[bool, bool]:
         """Return whether the prediction is a softmax, and whether the target of all its classes counts."""
@@ -208,8 +209,8 @@ class FocalLoss(SegmentationLoss):
         voxels = self.voxels(input, target)
         term.warn(input)
         if self.reduction == "none":
-            return term.unreduced(voxels, self.weight).to(backend.result_type(input))
+            return term.unreduced(voxels, self.weight).to(dispatch.result_type(input))
         arguments = voxels, self.reduction, self.weight
-        foresee = partial(term.slopes, *arguments)
-        sums = voxels.sums(term.activation(input.shape[1]), foresee=foresee, **term.plan())
-        return term.reduced(sums, *arguments).to(backend.result_type(input))
+        slopes = partial(term.slopes, *arguments)
+        sums = voxels.sums(term.activation(input.shape[1]), slopes=slopes, **term.plan())
+        return term.reduced(sums, *arguments).to(dispatch.result_type(input))

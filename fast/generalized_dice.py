@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twinloss.fast.arguments import checked_flag
-from twinloss.fast.distributed import ProcessGroup
-from twinloss.fast.loss import entry_point
-from twinloss.fast.options import one_of
-from twinloss.fast.segmentation import SegmentationLoss
-from twinloss.fast.statistics import Overlap
+from twinloss.fast.engine.loss import entry_point
+from twinloss.fast.engine.segmentation.loss import SegmentationLoss
+from twinloss.fast.engine.segmentation.statistics import Overlap
+from twinloss.fast.runtime.arguments import checked_flag
+from twinloss.fast.runtime.options import one_of
+from twinloss.fast.runtime.ranks import ProcessGroup
 
 
 class GeneralizedDiceLoss(SegmentationLoss):

@@ -8,14 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from twinloss.fast import backend
-from twinloss.fast.arguments import check_tensors, numbers
-from twinloss.fast.fraction import Distances, Terms
-from twinloss.fast.loss import entry_point, untraced
-from twinloss.fast.options import fixed, one_of
-from twinloss.fast.segmentation import SegmentationLoss, ShapeError
-from twinloss.fast.statistic_rows import DISTANCE, NEARNESS
-from twinloss.fast.warn import warn
+from twinloss.fast.engine.loss import entry_point, untraced
+from twinloss.fast.engine.segmentation.loss import SegmentationLoss
+from twinloss.fast.kernels.contract import DISTANCE, NEARNESS, Distances, Terms
+from twinloss.fast.runtime import dispatch
+from twinloss.fast.runtime.arguments import ShapeError, check_tensors, numbers
+from twinloss.fast.runtime.options import fixed, one_of
+from twinloss.fast.runtime.warn import warn
 
 
 def checked_distances(dist_matrix: Any, name: str = "dist_matrix") -> Distances:
@@ -171,7 +170,7 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
 
     def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
         """Reduce per-item values, (B, 1), to (B,) with "none"."""
-        return self.reduced(loss[:, 0], 2).to(backend.result_type(input))
+        return self.reduced(loss[:, 0], 2).to(dispatch.result_type(input))
 
     def wasserstein_distance_map(self, flat_proba: Tensor, flat_target: Tensor) -> Tensor:
         """Eq. 6 for probabilities (B, C, N) and labels (B, N), with this loss's distances; (B, N)."""

@@ -7,14 +7,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from twinloss.fast import backend
-from twinloss.fast.arguments import check_tensors
-from twinloss.fast.distributed import ProcessGroup, checked_group, sum_over_ranks
-from twinloss.fast.joint_histogram import joint_histogram
-from twinloss.fast.loss import Loss, entry_point
-from twinloss.fast.options import checked_number, is_whole, one_of
-from twinloss.fast.segmentation import ShapeError
-from twinloss.fast.warn import has_warned, numbers_are_hidden, warn_once
+from twinloss.fast.engine.histogram import joint_histogram
+from twinloss.fast.engine.loss import Loss, entry_point
+from twinloss.fast.runtime import dispatch
+from twinloss.fast.runtime.arguments import ShapeError, check_tensors
+from twinloss.fast.runtime.options import checked_number, is_whole, one_of
+from twinloss.fast.runtime.ranks import ProcessGroup, checked_group, sum_over_ranks
+from twinloss.fast.runtime.warn import has_warned, numbers_are_hidden, warn_once
 
 
 def _checked_bins(value: Any, name: str) -> int:
@@ -136,7 +135,7 @@ class GlobalMutualInformationLoss(Loss):
             raise ShapeError(f"pred has shape {tuple(pred.shape)} and target {tuple(target.shape)}: they must be alike")
         if pred.ndim < 1 or pred.numel() == 0:
             raise ValueError(f"images must hold at least one item and one voxel, got shape {tuple(pred.shape)}")
-        kind = backend.result_type(pred, target)
+        kind = dispatch.result_type(pred, target)
         wide = torch.float64 if kind == torch.float64 else torch.float32
         x, y = (
             image.to(wide).flatten(1) if image.ndim > 1 else image.to(wide).unsqueeze(1) for image in (pred, target)

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from twinloss.fast import backend
-from twinloss.fast.arguments import check_tensors
-from twinloss.fast.local_correlation import local_correlation, reduced_correlation
-from twinloss.fast.loss import Loss, entry_point
-from twinloss.fast.options import checked_number, is_whole, one_of
-from twinloss.fast.segmentation import ShapeError
+from twinloss.fast.engine.correlation import correlation_sum, correlations
+from twinloss.fast.engine.loss import Loss, entry_point
+from twinloss.fast.kernels.contract import CorrelationPlan
+from twinloss.fast.runtime import dispatch
+from twinloss.fast.runtime.arguments import ShapeError, check_tensors
+from twinloss.fast.runtime.options import checked_number, is_whole, one_of
 
 
 def _checked_axes(value: Any, name: str) -> int:
@@ -119,18 +119,17 @@ class LocalNormalizedCrossCorrelationLoss(Loss):
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         self._check(pred, target)
-        kind = backend.result_type(pred, target)
+        kind = dispatch.result_type(pred, target)
         wide = torch.float64 if kind == torch.float64 else torch.float32
         p, t = (image.to(wide).reshape(-1, *[1] * (3 - self.ndim), *image.shape[2:]) for image in (pred, target))
         if t.requires_grad and not p.requires_grad:
-            p, t = t, p  # which makes no difference to the loss
-        clamped, reduction = self.denominator == "clamp", self.reduction
-        plan = self.kernel_size, self.kernel_type, self.ndim, self.smooth_nr, self.smooth_dr, clamped
-        if reduction == "none":
-            return -local_correlation(p, t, *plan, True).reshape(pred.shape).to(kind)
-        factor = -1 / pred.numel() if reduction == "mean" else -1.0
-        loss = reduced_correlation(p, t, *plan, factor, kind)
-        return (factor * local_correlation(p, t, *plan, False).sum()).to(kind) if loss is None else loss
+            p, t = t, p  # the loss is symmetric
+        plan = CorrelationPlan(
+            self.kernel_size, self.kernel_type, self.ndim, self.smooth_nr, self.smooth_dr, self.denominator == "clamp"
+        )
+        if self.reduction == "none":
+            return -correlations(p, t, plan, True).reshape(pred.shape).to(kind)
+        return correlation_sum(p, t, plan, -1 / pred.numel() if self.reduction == "mean" else -1.0, kind)
 
     def _check(self, pred: Tensor, target: Tensor) -> None:
         check_tensors(pred=pred, target=target)

@@ -12,20 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twinloss.fast import backend
-from twinloss.fast.arguments import check_tensors, checked_flag
-from twinloss.fast.local_correlation import made_from
-from twinloss.fast.loss import Loss, entry_point
-from twinloss.fast.memory import empty
-from twinloss.fast.operators import looked_into, operator
-from twinloss.fast.options import checked_number, one_of
-from twinloss.fast.threads import for_each_tile
+from twinloss.fast.engine.correlation import made_from
+from twinloss.fast.engine.loss import Loss, entry_point
+from twinloss.fast.engine.smoothing import smoothed
+from twinloss.fast.kernels.contract import SMOOTHING
+from twinloss.fast.runtime import dispatch
+from twinloss.fast.runtime.arguments import check_tensors, checked_flag
+from twinloss.fast.runtime.options import checked_number, one_of
+from twinloss.fast.runtime.torch_operator import is_traced
 
 
 def _checked_loss(value: Any, name: str) -> Callable[[Tensor, Tensor], Tensor]:
     if not callable(value):
         raise TypeError(f"{name} must be a module or another callable of two images, got {type(value).__name__}")
-    return value
+    loss: Callable[[Tensor, Tensor], Tensor] = value
+    return loss
 
 
 def _checked_scales(value: Any, name: str) -> tuple[float, ...] | None:
@@ -99,7 +100,7 @@ class MultiScaleLoss(Loss):
     def forward(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """The loss; see the class for shapes and errors."""
         check_tensors(y_true=y_true, y_pred=y_pred)
-        kind = backend.result_type(y_pred, y_true)
+        kind = dispatch.result_type(y_pred, y_true)
         wide = torch.float64 if kind == torch.float64 else torch.float32
         for image in (y_pred, y_true):
             if not 3 <= image.ndim <= 5:
@@ -120,10 +121,10 @@ class MultiScaleLoss(Loss):
         return result.to(kind)
 
     def _at_scale(self, pred: Tensor, true: Tensor, taps: list[float]) -> Tensor:
-        smooth = _smoothed(pred, taps), _smoothed(true, taps)
+        smooth = smoothed(pred, taps), smoothed(true, taps)
         # What smoothed images came from is there for as long as the gradient may be asked for, and these need not be.
-        seen = looked_into((pred, true)) or backend.choose(pred) == "plain" or not torch.is_grad_enabled()
-        with nullcontext() if seen or taps == [1.0] else made_from((pred, true), smooth, partial(_smoothed, taps=taps)):
+        seen = is_traced((pred, true)) or dispatch.choose(SMOOTHING, pred) == "plain" or not torch.is_grad_enabled()
+        with nullcontext() if seen or taps == [1.0] else made_from((pred, true), smooth, partial(smoothed, taps=taps)):
             return self.loss(*smooth)
 
 
@@ -143,67 +144,3 @@ def _taps(sigma: float, kernel: str, normalize: bool) -> list[float]:
         taps = [1 / (x**2 + 1) for x in far]
     total = math.fsum(taps) if normalize or kernel == "cauchy" else 1.0
     return [tap / total for tap in taps]
-
-
-def _smoothed(image: Tensor, taps: list[float]) -> Tensor:
-    """The image (B, C, *S) weighted by the taps around each voxel, axis by axis."""
-    if taps == [1.0]:
-        return image
-    rank = image.ndim - 2
-    flat = image.reshape(-1, *[1] * (3 - rank), *image.shape[2:])
-    smooth = _smooth if backend.choose(flat) == "kernel" else _plain
-    return smooth(flat, taps, rank).reshape(image.shape)
-
-
-def _plain(images: Tensor, taps: list[float], rank: int) -> Tensor:
-    """As the operator below, in plain torch."""
-    reach = len(taps) // 2
-    for axis in range(4 - rank, 4):
-        around = torch.nn.functional.pad(images, [0, 0] * (3 - axis) + [reach, reach])
-        shifted = (around.narrow(axis, j, images.shape[axis]) for j in range(len(taps)))
-        images = sum(tap * image for tap, image in zip(taps, shifted, strict=True))
-    return images
-
-
-@operator("smooth")
-def _smooth(images: Tensor, taps: Sequence[float], rank: int) -> Tensor:
-    """Images (N, D, H, W) smoothed along their last `rank` axes."""
-    window, none = np.array(taps), np.ones(1)
-    window_z, window_y, window_x = [none] * (3 - rank) + [window] * rank
-    made = empty(images.shape, images.dtype)
-    source, out = images.contiguous().numpy(), made.numpy()
-    between = empty(images.shape, images.dtype).numpy() if rank == 3 else out
-    _smooth_planes(source, window_y, window_x, between)
-    if rank == 3:  # columns across planes are those of one plane (D, H * W)
-        planes = (len(images), 1, images.shape[1], -1)
-        _smooth_planes(between.reshape(planes), window_z, none, out.reshape(planes))
-    return made
-
-
-def _smooth_planes(images: Any, window_y: Any, window_x: Any, out: Any) -> None:
-    """Images (N, D, H, W) smoothed along their last two axes, into `out`."""
-    planes = backend.kernels("smoothing").planes
-    tile = backend.kernels("window").tile_of_plane(*images.shape[2:], window_x.size // 2)
-
-    def work(k: int, start: int, stop: int) -> None:
-        planes(images[k], start, stop, *tile, window_y, window_x, out[k])
-
-    for_each_tile(work, images.shape, *tile)
-
-
-@_smooth.fake
-def _(images: Tensor, taps: Sequence[float], rank: int) -> Tensor:
-    return torch.empty(images.shape, dtype=images.dtype, device=images.device)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, ctx.taps, ctx.rank = inputs
-
-
-def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-    # With symmetric taps, and nothing beyond the borders, smoothing is its own adjoint.
-    smooth = _plain if backend.by_torch(upstream) else _smooth
-    return smooth(upstream, ctx.taps, ctx.rank), None, None
-
-
-_smooth.differentiable(_setup_context, _backward)

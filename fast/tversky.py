@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from twinloss.fast.arguments import checked_flag
-from twinloss.fast.distributed import ProcessGroup
-from twinloss.fast.loss import entry_point
-from twinloss.fast.options import checked_number
-from twinloss.fast.segmentation import SegmentationLoss
-from twinloss.fast.statistics import Overlap
+from twinloss.fast.engine.loss import entry_point
+from twinloss.fast.engine.segmentation.loss import SegmentationLoss
+from twinloss.fast.engine.segmentation.statistics import Overlap
+from twinloss.fast.runtime.arguments import checked_flag
+from twinloss.fast.runtime.options import checked_number
+from twinloss.fast.runtime.ranks import ProcessGroup
 
 
 class TverskyLoss(SegmentationLoss):

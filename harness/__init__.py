@@ -1,20 +1,35 @@
-"""The adversary: it hunts for an input on which a fast twin differs from its reference.
+"""The harness: it hunts for an input on which a fast loss differs from its reference.
 
-`check` turns it on a loss of one's own.
+`check` hunts a loss of one's own, and `verify` those of the catalogue. `find` returns the record of a loss, a `Twin`.
+README.md in this folder says what each subpackage holds.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from twinloss.harness.checking import Check, check
+    from twinloss.harness.commands.check import Check, check
+    from twinloss.harness.commands.verify import Verification, verify
+    from twinloss.harness.losses.catalogue import catalogue, find
+    from twinloss.harness.model.twin import Case, Law, Twin
 
-__all__ = ["Check", "check"]
+__all__ = ["Case", "Check", "Law", "Twin", "Verification", "catalogue", "check", "find", "verify"]
+
+_MODULES = {
+    "Case": "model.twin",
+    "Check": "commands.check",
+    "Law": "model.twin",
+    "Twin": "model.twin",
+    "Verification": "commands.verify",
+    "catalogue": "losses.catalogue",
+    "check": "commands.check",
+    "find": "losses.catalogue",
+    "verify": "commands.verify",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: the command's help does not wait for torch."""
-    if name in __all__:
-        from importlib import import_module
-
-        return getattr(import_module("twinloss.harness.checking"), name)
+    """Import a name when it is first used, so that the help of the command does not wait for torch."""
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

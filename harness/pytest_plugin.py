@@ -1,6 +1,6 @@
 """The pytest plugin: `--twinloss-target mypkg.losses:FastDice --twinloss-as dice`, and the fixture `twin_check`.
 
-Nothing of torch or Hypothesis is imported before a check is asked for.
+Torch and Hypothesis are imported only when a check is run.
 """
 
 from __future__ import annotations
@@ -11,40 +11,40 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from twinloss.harness.checking import Check
+    from twinloss.harness.commands.check import Check
 
 
 class Differs(AssertionError):
-    """A loss that differs from its reference, in words, with the script that shows it."""
+    """A loss differs from its reference; the message says how, and holds a script that shows it."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The options of `twinloss check`, as far as they fit a line."""
-    group = parser.getgroup("twinloss", "hunt a loss of your own (see `twinloss check --help`)")
+    """Add the options of `twinloss check` that fit a command line."""
+    group = parser.getgroup("twinloss", "hunt for errors in your own loss (see `twinloss check --help`)")
     group.addoption("--twinloss-target", metavar="TARGET", action="append", default=[], help="package.module:attr")
     group.addoption("--twinloss-as", metavar="LOSS", action="append", default=[], help="one for each target")
-    group.addoption("--twinloss-option", metavar="NAME=VALUE", action="append", default=[], help="held at this value")
-    group.addoption("--twinloss-map", metavar="OURS=THEIRS", action="append", default=[], help="its name of an option")
+    group.addoption("--twinloss-option", metavar="NAME=VALUE", action="append", default=[], help="fixed option value")
+    group.addoption("--twinloss-map", metavar="OURS=THEIRS", action="append", default=[], help="your name of an option")
     group.addoption("--twinloss-rank", metavar="N", type=int, action="append", default=[], help="spatial rank")
-    group.addoption("--twinloss-channels", metavar="N", type=int, default=None, help="the number it takes")
-    group.addoption("--twinloss-hard-targets", action="store_true", help="it takes targets of 0 and 1 alone")
-    group.addoption("--twinloss-labels-without-channel", action="store_true", help="it takes labels of shape (B, *S)")
-    group.addoption("--twinloss-dtype", metavar="DTYPE", action="append", default=[], help="type under test")
-    group.addoption("--twinloss-examples", metavar="N", type=int, default=150, help="cases per type")
-    group.addoption("--twinloss-seed", metavar="N", type=int, default=0, help="of the draw")
+    group.addoption("--twinloss-channels", metavar="N", type=int, default=None, help="number of channels of the loss")
+    group.addoption("--twinloss-hard-targets", action="store_true", help="the loss takes only targets of 0 and 1")
+    group.addoption("--twinloss-labels-without-channel", action="store_true", help="the loss takes labels (B, *S)")
+    group.addoption("--twinloss-dtype", metavar="DTYPE", action="append", default=[], help="dtype under test")
+    group.addoption("--twinloss-examples", metavar="N", type=int, default=150, help="cases per dtype")
+    group.addoption("--twinloss-seed", metavar="N", type=int, default=0, help="seed of the draws")
     group.addoption("--twinloss-xfails", metavar="FILE", default=None, help="known deviations, in TOML")
 
 
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A test for each target and type."""
+    """Add a test for each target and dtype."""
     targets, losses = config.getoption("--twinloss-target"), config.getoption("--twinloss-as")
     if len(targets) != len(losses):
         raise pytest.UsageError(
-            f"{len(targets)} --twinloss-target and {len(losses)} --twinloss-as: say of each target which loss it is; "
-            "`twinloss list` has their names"
+            f"{len(targets)} --twinloss-target and {len(losses)} --twinloss-as: give each target the name of its loss, "
+            "as shown by `twinloss list`"
         )
     if losses:
-        from twinloss.harness.catalogue import UnknownLossError, find
+        from twinloss.harness.losses.catalogue import UnknownLossError, find
 
         try:
             losses = [find(name).name for name in losses]
@@ -59,15 +59,15 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 
 class TwinItem(pytest.Item):
-    """A target in one type, as a test."""
+    """A test of a target in one dtype."""
 
     def __init__(self, *, target: str, like: str, dtype: str, **more: Any) -> None:
         super().__init__(**more)
         self.target, self.like, self.dtype = target, like, dtype
 
     def runtest(self) -> None:
-        """Hunt."""
-        from twinloss.harness.cli_check import pairs, value
+        """Run the check."""
+        from twinloss.harness.commands.arguments import pairs, value
 
         option = self.config.getoption
         given = pairs(option("--twinloss-option"), "--twinloss-option")
@@ -82,26 +82,27 @@ class TwinItem(pytest.Item):
         )  # fmt: skip
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """What differs or cannot be called, and no traceback of ours."""
-        from twinloss.harness.loading import TargetError
+        """Return the message of a failed check without a traceback."""
+        from twinloss.harness.commands.arguments import ArgumentError
+        from twinloss.harness.hunting.loading import TargetError
 
-        plain = isinstance(excinfo.value, Differs | TargetError)
+        plain = isinstance(excinfo.value, ArgumentError | Differs | TargetError)
         return str(excinfo.value) if plain else super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[str, None, str]:
-        """Where it stands."""
+        """Return the place that pytest shows for the test."""
         return self.target.rpartition(":")[0], None, self.name
 
 
 def run_check(target: Any, like: str, **more: Any) -> Check:
-    """`twinloss.harness.check`, but that it raises if the loss differs.
+    """Run `twinloss.harness.check`, and raise if the loss differs.
 
     Raises:
-        Differs: with what differs, and the script that shows it.
+        Differs: if the loss differs; the message says how, and holds a script that shows it.
     """
     __tracebackhide__ = True
     from twinloss.harness import check
-    from twinloss.harness.cli_check import story
+    from twinloss.harness.commands.check import story
 
     made = check(target, like, **more)
     if made.failed:

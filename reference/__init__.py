@@ -1,6 +1,12 @@
 """The losses as the papers define them, in NumPy, each with its gradient in closed form.
 
-Arrays are computed in the precision of the input: float32, float64 or longdouble.
+Each file implements one paper: the formula, its gradient, and an example that is checked. Steps that several papers
+share are in ``steps``.
+
+Shapes are written as tuples. ``()`` is a single number, and ``(B, C, *S)`` an array with B items, C channels and any
+number of spatial axes. A gradient has the shape of the array that it belongs to. Its argument ``cotangent`` is the
+gradient of some later function with respect to the loss, as in backpropagation. All arithmetic has the precision of the
+input: float32, float64 or longdouble.
 """
 
 from twinloss.reference.bending_energy import bending_energy_loss, bending_energy_loss_gradient

@@ -1,7 +1,8 @@
 r"""Bending energy of a displacement field.
 
 Rueckert et al. (1999), "Nonrigid registration using free-form deformations: application to breast MR images", IEEE
-Trans. Med. Imaging 18(8), https://doi.org/10.1109/42.796284, eq. 3: the energy of a thin sheet of metal is the mean of
+Trans. Med. Imaging 18(8), https://doi.org/10.1109/42.796284, eq. 3: the bending energy of a thin metal sheet is the
+mean of
 
 .. math:: E = \sum_d \left(\frac{\partial^2 u}{\partial x_d^2}\right)^2
     + 2 \sum_{d<e} \left(\frac{\partial^2 u}{\partial x_d \partial x_e}\right)^2
@@ -14,10 +15,10 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 
-from twinloss.reference.activation import Array
-from twinloss.reference.reduction import reduce, reduce_adjoint
+from twinloss.reference.steps.activation import Array
+from twinloss.reference.steps.reduction import reduce, reduce_adjoint
 
-# A linear map on fields: what is added up, as (factor, offset in voxels along each spatial axis).
+# A difference of neighbouring voxels, as a sum of terms (factor, offset in voxels along each spatial axis).
 Stencil = list[tuple[float, tuple[int, ...]]]
 
 
@@ -29,30 +30,34 @@ def bending_energy_loss(
     spacing: Sequence[float] | None = None,
     reduction: str = "mean",
 ) -> Array:
-    r"""Bending energy: (), or that of each interior voxel, (B, C, *S'), with ``reduction="none"``.
+    r"""Return the bending energy of a displacement field.
 
     .. math:: E_{bci} = \sum_{d \le e} m_{de} \left(a_{cde} (K_{de} u_{bc})_i\right)^2,
         \qquad m_{dd} = 1, \quad m_{de} = 2
 
-    where :math:`K_{de}` is a second difference along the axes d and e. ``"compact"`` takes
-    :math:`u_{+} - 2u + u_{-}` and :math:`(u_{++} - u_{+-} - u_{-+} + u_{--})/4`, and leaves out a voxel at each border;
-    ``"wide"`` takes :math:`(u_{+} - u_{-})/2` twice, and leaves out two.
+    where :math:`K_{de}` is a second difference along the axes d and e. The stencil ``"compact"`` is
+    :math:`u_{+} - 2u + u_{-}` and :math:`(u_{++} - u_{+-} - u_{-+} + u_{--})/4`, and omits one voxel at each border.
+    ``"wide"`` applies :math:`(u_{+} - u_{-})/2` twice, and omits two voxels.
 
-    :math:`a_{cde}` is :math:`1/(h_d h_e)` for voxels of size h (1 without ``spacing``). With ``normalize`` positions
-    and displacements are in units of the extent :math:`s_d = n_d h_d` of the grid, :math:`u_c / s_c` and
-    :math:`x_d / s_d`, which makes it :math:`s_d s_e / (s_c h_d h_e)`: however finely a field is sampled, its energy is
-    the same.
+    The factor is :math:`a_{cde} = 1/(h_d h_e)` for voxels of size h (1 without ``spacing``). ``normalize`` measures
+    positions and displacements in units of the grid's extent :math:`s_d = n_d h_d`, as :math:`x_d / s_d` and
+    :math:`u_c / s_c`, so that :math:`a_{cde} = s_d s_e / (s_c h_d h_e)`. The energy of a field then does not depend on
+    how finely the field is sampled.
 
     Args:
-        pred: u, the displacement field, (B, C, *S), 1 to 3 spatial axes; C = their number for ``normalize``.
+        pred: u, the displacement field, (B, C, *S), with 1 to 3 spatial axes, and C = their number if ``normalize``.
         stencil: ``"compact"`` or ``"wide"``.
-        normalize: measure in extents of the grid.
+        normalize: measure in units of the extent of the grid.
         spacing: h, the size of a voxel along each axis, in mm.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
-    >>> x = np.arange(5.0)
-    >>> float(bending_energy_loss((x**2).reshape(1, 1, 5)))  # the second derivative is 2 everywhere
-    4.0
+    Returns:
+        The energy, (), or that of each interior voxel, (B, C, *S'), with ``reduction="none"``.
+
+    Example:
+        >>> x = np.arange(5.0)
+        >>> float(bending_energy_loss((x**2).reshape(1, 1, 5)))  # the second derivative is 2 everywhere
+        4.0
     """
     terms = [m * a**2 * d**2 for m, a, d, _ in _derivatives(pred, stencil, normalize, spacing)]
     return reduce(np.sum(terms, axis=0), pred.ndim, reduction)
@@ -67,12 +72,13 @@ def bending_energy_loss_gradient(
     reduction: str = "mean",
     cotangent: Array | float = 1.0,
 ) -> Array:
-    r"""Gradient in the field of the sum of ``cotangent * bending_energy_loss``, of the field's shape.
+    r"""Return the gradient of ``sum(cotangent * bending_energy_loss)`` with respect to the field.
 
     .. math:: \frac{\partial}{\partial u} \sum_i G_i E_i
         = \sum_{d \le e} K_{de}^T \left(2 m_{de} a_{cde}^2 G \, K_{de} u\right)
 
-    where :math:`K^T` puts back to each voxel, with the same factors, what it was taken for.
+    where G is the cotangent of E. The adjoint :math:`K^T` adds each value to the voxels of its difference, with
+    the same factors.
 
     >>> bending_energy_loss_gradient(np.array([[[0.0, 1.0, 0.0]]]))  # E = (0 - 2 + 0)^2
     array([[[-4.,  8., -4.]]])
@@ -90,7 +96,7 @@ def bending_energy_loss_gradient(
 def _derivatives(
     pred: Array, stencil: str, normalize: bool, spacing: Sequence[float] | None
 ) -> Iterator[tuple[int, Array, Array, Stencil]]:
-    """m, a (1, C, 1, …), the difference K u on the interior, and the stencil K, for each pair of axes."""
+    """For each pair of axes, yield m, a (1, C, 1, …), the difference K u on the interior, and the stencil K."""
     real, rank = pred.dtype.type, pred.ndim - 2
     h = [real(1)] * rank if spacing is None else [real(size) for size in spacing]
     extent = [n * size for n, size in zip(pred.shape[2:], h, strict=True)]
@@ -108,12 +114,12 @@ def _derivatives(
 
 
 def _stencil(d: int, e: int, rank: int, stencil: str) -> Stencil:
-    """The second difference along the axes d and e."""
+    """Return the second difference along the axes d and e."""
 
     def step(along: dict[int, int]) -> tuple[int, ...]:
         return tuple(along.get(axis, 0) for axis in range(rank))
 
-    if d != e:  # one central difference after the other
+    if d != e:  # a central difference of a central difference
         return [(s * t / 4, step({d: s, e: t})) for s in (1, -1) for t in (1, -1)]
     if stencil == "compact":
         return [(1.0, step({d: 1})), (-2.0, step({})), (1.0, step({d: -1}))]
@@ -121,7 +127,7 @@ def _stencil(d: int, e: int, rank: int, stencil: str) -> Stencil:
 
 
 def _window(whole: Array, interior: Array, offset: tuple[int, ...]) -> tuple[slice, ...]:
-    """Where the neighbours at an offset of all interior voxels lie in the whole field."""
+    """Return the slices of the whole field that hold, for each interior voxel, its neighbour at an offset."""
     sizes = zip(whole.shape[2:], interior.shape[2:], offset, strict=True)
     starts = [((n - inner) // 2 + shift, inner) for n, inner, shift in sizes]
     return (slice(None), slice(None), *(slice(start, start + inner) for start, inner in starts))

@@ -1,8 +1,8 @@
 r"""Dice loss, and Dice loss within a mask.
 
-Milletari, Navab, Ahmadi (2016), "V-Net: Fully Convolutional Neural Networks for Volumetric Medical
-Image Segmentation", 3DV 2016, https://arxiv.org/abs/1606.04797, section 3: the Dice coefficient of
-two volumes is :math:`2 \sum_i p_i g_i / (\sum_i p_i^2 + \sum_i g_i^2)`.
+Milletari, Navab, Ahmadi (2016), "V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image Segmentation",
+3DV 2016, https://arxiv.org/abs/1606.04797, section 3: the Dice coefficient of two volumes is
+:math:`2 \sum_i p_i g_i / (\sum_i p_i^2 + \sum_i g_i^2)`.
 """
 
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from twinloss.reference.activation import Array
-from twinloss.reference.options import takes
-from twinloss.reference.reduction import reduce, reduce_adjoint
-from twinloss.reference.segmentation import (
+from twinloss.reference.steps.activation import Array
+from twinloss.reference.steps.options import takes
+from twinloss.reference.steps.reduction import reduce, reduce_adjoint
+from twinloss.reference.steps.segmentation import (
     Elementwise,
     OverlapOptions,
     Weight,
@@ -27,34 +27,41 @@ from twinloss.reference.segmentation import (
 
 @dataclass(frozen=True, kw_only=True)
 class DiceOptions(OverlapOptions):
-    """The options of the Dice losses."""
+    """Options of the Dice losses."""
 
-    squared_pred: bool = False  # D of the squares, as in the paper
-    jaccard: bool = False  # the union in the place of the mean of the sizes
-    weight: Weight = None  # a factor on the loss of each class that takes part, or of all
+    squared_pred: bool = False  # D is the sum of the squares, as in the paper
+    jaccard: bool = False  # divide by the union instead of the mean size, which gives the Jaccard index
+    weight: Weight = None  # factor on the loss of each included class, or of all classes
 
 
 @takes(DiceOptions)
 def dice_loss(input: Array, target: Array, **options: Any) -> Array:
-    r"""Dice loss: (), or (B, C', 1, …) with ``reduction="none"``, where B is 1 with ``batch``.
+    r"""Return the Dice loss.
 
     .. math:: L_{bc} = 1 - \frac{2 I_{bc} + \nu}{D_{bc} + \delta}, \qquad
         I = \sum_i p_i g_i, \qquad D = \sum_i p_i + \sum_i g_i
 
-    for item b, class c and voxels i, with p = act(x). D is :math:`\sum p_i^2 + \sum g_i^2` with
-    ``squared_pred``, the denominator :math:`2 (D - I) + \delta` with ``jaccard``, I is
-    :math:`\frac12 (\sum p + \sum g - \sum |p - g|)` with ``soft_label``; ``batch`` sums over items.
+    Here b is the item, c the class and i the voxel, and p = act(x). The options change the terms:
+
+    * ``squared_pred``: :math:`D = \sum p_i^2 + \sum g_i^2`;
+    * ``jaccard``: the denominator is :math:`2 (D - I) + \delta`;
+    * ``soft_label``: :math:`I = \frac12 (\sum p + \sum g - \sum |p - g|)`;
+    * ``batch``: the sums also run over the items.
 
     Args:
-        input: x, logits or (without an activation) probabilities, (B, C, *S) or (B, C).
+        input: x, (B, C, *S) or (B, C): logits, or probabilities if there is no activation.
         target: g, (B, C, *S), or labels (B, 1, *S) with ``to_onehot_y``.
         **options: the fields of :class:`DiceOptions`.
 
-    Reference: Milletari et al. (2016), section 3, who maximise 1 - L of squares with ν = δ = 0.
+    Returns:
+        The loss, (), or with ``reduction="none"`` (B, C', 1, …), where B is 1 with ``batch``.
 
-    >>> p, g = np.array([[[0.5, 0.5, 0.0, 0.0]]]), np.array([[[1, 0, 0, 0]]])
-    >>> float(dice_loss(p, g, smooth_nr=0, smooth_dr=0))  # I = 1/2, D = 2
-    0.5
+    Reference: Milletari et al. (2016), section 3. They maximise 1 - L, with squares and ν = δ = 0.
+
+    Example:
+        >>> p, g = np.array([[[0.5, 0.5, 0.0, 0.0]]]), np.array([[[1, 0, 0, 0]]])
+        >>> float(dice_loss(p, g, smooth_nr=0, smooth_dr=0))  # I = 1/2, D = 2
+        0.5
     """
     o = DiceOptions(**options)
     with np.errstate(all="ignore"):
@@ -70,15 +77,15 @@ def dice_loss_gradient(
     cotangent: Array | float = 1.0,
     **options: Any,
 ) -> Array:
-    r"""Gradient in the input of the sum of ``cotangent * dice_loss``, of the input's shape.
+    r"""Return the gradient of ``sum(cotangent * dice_loss)`` with respect to the input.
 
-    With N = 2I + ν and M = D + δ, by the quotient rule for L = 1 - N/M,
+    With N = 2I + ν and M = D + δ, so that L = 1 - N/M, the quotient rule gives
 
     .. math:: \frac{\partial L}{\partial p_i} = \frac{1}{M} \left(
         \frac{N}{M} \frac{\partial M}{\partial p_i} - 2 \frac{\partial I}{\partial p_i} \right)
 
-    with :math:`\partial I/\partial p_i = g_i` and :math:`\partial M/\partial p_i = 1`, or
-    :math:`2 p_i` of squares; with ``jaccard`` :math:`\partial M = 2 (\partial D - \partial I)`.
+    where :math:`\partial I/\partial p_i = g_i`, and :math:`\partial M/\partial p_i` is 1, or :math:`2 p_i` with
+    ``squared_pred``. With ``jaccard``, :math:`\partial M = 2 (\partial D - \partial I)`.
 
     >>> p, g = np.array([[[0.5, 0.5, 0.0, 0.0]]]), np.array([[[1, 0, 0, 0]]])
     >>> dice_loss_gradient(p, g, smooth_nr=0, smooth_dr=0)
@@ -92,9 +99,9 @@ def dice_loss_gradient(
 
 @takes(DiceOptions)
 def masked_dice_loss(input: Array, target: Array, mask: Array, **options: Any) -> Array:
-    r"""Dice loss of :math:`p'_i = m_i p_i` and :math:`g'_i = m_i g_i` for a mask m in [0, 1].
+    r"""Return the Dice loss of :math:`p'_i = m_i p_i` and :math:`g'_i = m_i g_i` for a mask m in [0, 1].
 
-    The mask is (B, 1, *S) or (1, 1, *S). Voxels with m = 0 add nothing, though p be NaN there.
+    The mask is (B, 1, *S) or (1, 1, *S). Voxels with m = 0 add nothing, even if p is NaN there.
 
     >>> p, g, m = np.array([[[0.5, 0.5, np.nan]]]), np.array([[[1, 0, 0]]]), np.array([[[1, 1, 0]]])
     >>> float(masked_dice_loss(p, g, m, smooth_nr=0, smooth_dr=0))
@@ -115,7 +122,7 @@ def masked_dice_loss_gradient(
     cotangent: Array | float = 1.0,
     **options: Any,
 ) -> Array:
-    r"""Gradient of masked Dice: :math:`\partial L/\partial p_i = m_i \partial L/\partial p'_i`.
+    r"""Return the gradient of the masked Dice loss, :math:`\partial L/\partial p_i = m_i \partial L/\partial p'_i`.
 
     >>> p, g, m = np.array([[[0.5, 0.5, np.nan]]]), np.array([[[1, 0, 0]]]), np.array([[[1, 1, 0]]])
     >>> masked_dice_loss_gradient(p, g, m, smooth_nr=0, smooth_dr=0)
@@ -128,8 +135,8 @@ def masked_dice_loss_gradient(
 
 
 def _fraction(p: Array, g: Array, o: DiceOptions) -> tuple[Array, Array]:
-    """N = 2I + ν and M = D + δ, or 2(D − I) + δ with ``jaccard``: twice (B, C', 1, …)."""
-    t, _ = overlap(p, g, o.soft_label and not o.squared_pred)  # (p² + g² − (p − g)²)/2 is pg
+    """Return N = 2I + ν and M = D + δ, or M = 2(D − I) + δ with ``jaccard``, each (B, C', 1, …)."""
+    t, _ = overlap(p, g, o.soft_label and not o.squared_pred)  # of squares, (p² + g² − (p − g)²)/2 = pg
     i = sum_voxels(t, o.batch)  # (B, C', 1, …)
     a, b = (p**2, g**2) if o.squared_pred else (p, g)
     d = sum_voxels(a, o.batch) + sum_voxels(b, o.batch)
@@ -144,7 +151,7 @@ def _dice(p: Array, g: Array, o: DiceOptions, ndim: int) -> Array:
 def _dice_gradient(p: Array, g: Array, o: DiceOptions, ndim: int, u: Array | float) -> Array:
     n, m = _fraction(p, g, o)
     u = class_weights(o.weight, p) * reduce_adjoint(u, n, ndim, o.reduction)  # (B, C', 1, …)
-    _, di = overlap(p, g, o.soft_label and not o.squared_pred)  # ∂I/∂p and ∂D/∂p, (B, C', *S)
-    dd = 2 * p if o.squared_pred else np.ones_like(p)
+    _, di = overlap(p, g, o.soft_label and not o.squared_pred)  # ∂I/∂p, (B, C', *S)
+    dd = 2 * p if o.squared_pred else np.ones_like(p)  # ∂D/∂p, (B, C', *S)
     dm = 2 * (dd - di) if o.jaccard else dd
     return np.asarray(u / m * (n / m * dm - 2 * di))

@@ -1,8 +1,8 @@
 r"""Dice loss and cross entropy.
 
-Their sum trains, for example, nnU-Net: Isensee, Jaeger, Kohl, Petersen, Maier-Hein (2021),
-"nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation",
-Nature Methods 18, 203-211, https://arxiv.org/abs/1904.08128.
+nnU-Net, for example, is trained with their sum: Isensee, Jaeger, Kohl, Petersen, Maier-Hein (2021), "nnU-Net: a
+self-configuring method for deep learning-based biomedical image segmentation", Nature Methods 18, 203-211,
+https://arxiv.org/abs/1904.08128.
 """
 
 from dataclasses import dataclass
@@ -10,60 +10,64 @@ from typing import Any
 
 import numpy as np
 
-from twinloss.reference.activation import Array, log_probabilities, log_probabilities_adjoint
 from twinloss.reference.dice import DiceOptions, dice_loss, dice_loss_gradient
-from twinloss.reference.options import only, takes
-from twinloss.reference.segmentation import (
+from twinloss.reference.steps.activation import Array, log_probabilities, log_probabilities_adjoint
+from twinloss.reference.steps.options import only, takes
+from twinloss.reference.steps.segmentation import (
     Elementwise,
     Weight,
     as_volume,
     class_target,
     class_weights,
     kept_voxels,
-    product,
+    masked_product,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiceCEOptions(DiceOptions):
-    """The options of Dice and cross entropy; ``weight`` goes to both, with the background."""
+    """Options of Dice loss and cross entropy. ``weight`` goes to both terms, and has an entry for the background."""
 
-    ce_weight: Weight = None  # a factor for each class in the cross entropy alone
+    ce_weight: Weight = None  # factor on each class, for the cross entropy alone
     lambda_dice: float = 1.0
     lambda_ce: float = 1.0
-    label_smoothing: float = 0.0  # the share of the target that is spread over all classes
+    label_smoothing: float = 0.0  # ε, the part of the target that is spread over all classes
 
 
 @takes(DiceCEOptions)
 def dice_ce_loss(input: Array, target: Array, **options: Any) -> Array:
-    r"""Dice loss and cross entropy of the logits: ().
+    r"""Return the weighted sum of the Dice loss and the cross entropy of the logits.
 
     .. math:: L = \lambda_{dice} L_{dice} + \lambda_{ce} L_{ce}, \qquad
         L_{ce} = -\frac{\sum_i \sum_c w_c g'_{ic} \log p_{ic}}{\sum_i \sum_c w_c g_{ic}}, \qquad
         g' = (1 - \varepsilon) g + \varepsilon / C
 
-    for the voxels i of all items, all classes c and p = softmax(x), whatever activation Dice has;
-    ``reduction="sum"`` leaves the division out. One channel has two outcomes, C = 2 and
-    p = sigmoid(x): :math:`L_{ce} = -\frac1N \sum_i w g' \log p + (1 - g') \log (1 - p)`.
+    Here i runs over the voxels of all items and c over all classes, and p = softmax(x), whatever the activation of the
+    Dice term. ``reduction="sum"`` omits the division. A single channel is a binary problem, with C = 2, p = sigmoid(x)
+    and :math:`L_{ce} = -\frac1N \sum_i \left( w g' \log p + (1 - g') \log (1 - p) \right)`.
 
     Args:
         input: x, logits, (B, C, *S) or (B, C).
         target: g, (B, C, *S), or labels (B, 1, *S) with ``to_onehot_y``.
         **options: the fields of :class:`DiceCEOptions`.
 
-    Reference: the sum is that of Isensee et al. (2021), Methods; Dice see :func:`dice_loss`.
+    Returns:
+        The loss, ().
 
-    >>> x, y = np.log([[[0.75, 0.5], [0.25, 0.5]]]), np.array([[[0, 1]]])  # p = 3/4 and 1/2
-    >>> loss = dice_ce_loss(x, y, to_onehot_y=True, lambda_dice=0)
-    >>> np.allclose(loss, (np.log(4 / 3) + np.log(2)) / 2)
-    True
+    Reference: Isensee et al. (2021), Methods, for the sum; :func:`dice_loss` for the Dice term.
+
+    Example:
+        >>> x, y = np.log([[[0.75, 0.5], [0.25, 0.5]]]), np.array([[[0, 1]]])  # p = 3/4 and 1/2
+        >>> loss = dice_ce_loss(x, y, to_onehot_y=True, lambda_dice=0)
+        >>> np.allclose(loss, (np.log(4 / 3) + np.log(2)) / 2)
+        True
     """
     o = DiceCEOptions(**options)
     with np.errstate(all="ignore"):
         x = as_volume(input)
         factors, divisor = _factors(input, target, o)
         outcomes = log_probabilities(x, exclusive=x.shape[1] > 1)
-        terms = [product(f, log_p) for f, log_p in zip(factors, outcomes, strict=True)]
+        terms = [masked_product(f, log_p) for f, log_p in zip(factors, outcomes, strict=True)]
         ce = -sum(term.sum() for term in terms) / divisor  # ()
         dice = dice_loss(input, target, **only(DiceOptions, o))  # ()
         return np.asarray(o.lambda_dice * dice + o.lambda_ce * ce)
@@ -78,13 +82,15 @@ def dice_ce_loss_gradient(
     cotangent: Array | float = 1.0,
     **options: Any,
 ) -> Array:
-    r"""Gradient in the input of ``cotangent * dice_ce_loss``, of the input's shape.
+    r"""Return the gradient of ``cotangent * dice_ce_loss`` with respect to the input.
+
+    For the cross entropy,
 
     .. math:: \frac{\partial L_{ce}}{\partial \log p_{ic}} = -\frac{w_c g'_{ic}}{\sum w g}, \qquad
         \text{so that } \frac{\partial L_{ce}}{\partial x_{ic}}
         = \frac{p_{ic} \sum_k w_k g'_{ik} - w_c g'_{ic}}{\sum w g}
 
-    by the adjoint of log-softmax; the gradient of Dice is added.
+    by the adjoint of the log-softmax. The gradient of the Dice term is added.
 
     >>> x, y = np.log([[[0.75, 0.5], [0.25, 0.5]]]), np.array([[[0, 1]]])
     >>> dice_ce_loss_gradient(x, y, to_onehot_y=True, lambda_dice=0) * 2  # p − g
@@ -104,9 +110,9 @@ def dice_ce_loss_gradient(
 
 
 def _factors(input: Array, target: Array, o: DiceCEOptions) -> tuple[list[Array], Array]:
-    """The factors of each log-probability, 0 on ignored voxels, (B, C, *S); the divisor, ()."""
+    """Return the factors of each log-probability, 0 at ignored voxels, (B, C, *S), and the divisor, ()."""
     x, keep = as_volume(input), kept_voxels(input, target, o)
-    g = product(keep, class_target(input, target, o))  # (B, C, *S)
+    g = masked_product(keep, class_target(input, target, o))  # (B, C, *S)
     w = class_weights(o.weight if o.ce_weight is None else o.ce_weight, x)  # (1, C, 1, …)
     epsilon = np.asarray(o.label_smoothing, x.dtype)
     smooth = (1 - epsilon) * g + epsilon / max(x.shape[1], 2)  # g', (B, C, *S)
@@ -114,6 +120,6 @@ def _factors(input: Array, target: Array, o: DiceCEOptions) -> tuple[list[Array]
         factors, divisor = [w * smooth, 1 - smooth], keep.sum().astype(x.dtype)
     else:
         factors, divisor = [w * smooth], (w * g).sum()
-    if o.reduction == "sum" or divisor == 0:  # where nothing counts the loss is 0
+    if o.reduction == "sum" or divisor == 0:  # if no voxel counts, the loss is 0
         divisor = np.ones_like(divisor)
-    return [product(keep, factor) for factor in factors], divisor
+    return [masked_product(keep, factor) for factor in factors], divisor

@@ -1,8 +1,7 @@
 r"""Dice loss and focal loss.
 
-Their sum trains AnatomyNet: Zhu et al. (2018), "AnatomyNet: Deep learning for fast and fully
-automated whole-volume segmentation of head and neck anatomy", Medical Physics,
-https://arxiv.org/abs/1808.05238.
+AnatomyNet is trained with their sum: Zhu et al. (2018), "AnatomyNet: Deep learning for fast and fully automated
+whole-volume segmentation of head and neck anatomy", Medical Physics, https://arxiv.org/abs/1808.05238.
 """
 
 from dataclasses import dataclass
@@ -10,43 +9,47 @@ from typing import Any
 
 import numpy as np
 
-from twinloss.reference.activation import Array
 from twinloss.reference.dice import DiceOptions, dice_loss, dice_loss_gradient
 from twinloss.reference.focal import FocalOptions, focal_loss, focal_loss_gradient
-from twinloss.reference.options import only, takes
-from twinloss.reference.segmentation import Elementwise, Weight, first_class
+from twinloss.reference.steps.activation import Array
+from twinloss.reference.steps.options import only, takes
+from twinloss.reference.steps.segmentation import Elementwise, Weight, first_class
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiceFocalOptions(DiceOptions, FocalOptions):
-    """The options of Dice and focal loss; ``weight`` goes to both, with the background."""
+    """Options of Dice loss and focal loss. ``weight`` goes to both terms, and has an entry for the background."""
 
-    focal_weight: Weight = None  # a factor for each class in the focal loss alone
+    focal_weight: Weight = None  # factor on each class, for the focal loss alone
     lambda_dice: float = 1.0
     lambda_focal: float = 1.0
 
 
 @takes(DiceFocalOptions)
 def dice_focal_loss(input: Array, target: Array, **options: Any) -> Array:
-    r"""Dice loss and focal loss of the logits: (), or (B, C', *S) with ``reduction="none"``.
+    r"""Return the weighted sum of the Dice loss and the focal loss of the logits.
 
     .. math:: L = \lambda_{dice} L_{dice} + \lambda_{focal} L_{focal}
 
-    Focal loss makes probabilities of the logits itself, whatever activation Dice has. With "none"
-    the Dice loss of an item and class, with ``batch`` of a class, is added to each of its voxels.
+    The focal term takes logits, whatever the activation of the Dice term. With ``reduction="none"`` the Dice loss of an
+    item and class (of a class, with ``batch``) is added to the focal loss at each of its voxels.
 
     Args:
         input: x, logits, (B, C, *S) or (B, C).
         target: g, (B, C, *S), or labels (B, 1, *S) with ``to_onehot_y``.
         **options: the fields of :class:`DiceFocalOptions`.
 
-    Reference: Zhu et al. (2018); the two terms see :func:`dice_loss` and :func:`focal_loss`.
+    Returns:
+        The loss, (), or (B, C', *S) with ``reduction="none"``.
 
-    >>> x, y = np.log([[[0.75, 0.25], [0.25, 0.75]]]), np.array([[[0, 1]]])
-    >>> both = dice_focal_loss(x, y, to_onehot_y=True, softmax=True, lambda_focal=0.5)
-    >>> dice = dice_loss(x, y, to_onehot_y=True, softmax=True)
-    >>> np.allclose(both, dice + 0.5 * focal_loss(x, y, to_onehot_y=True))
-    True
+    Reference: Zhu et al. (2018) for the sum; :func:`dice_loss` and :func:`focal_loss` for the terms.
+
+    Example:
+        >>> x, y = np.log([[[0.75, 0.25], [0.25, 0.75]]]), np.array([[[0, 1]]])
+        >>> both = dice_focal_loss(x, y, to_onehot_y=True, softmax=True, lambda_focal=0.5)
+        >>> dice = dice_loss(x, y, to_onehot_y=True, softmax=True)
+        >>> np.allclose(both, dice + 0.5 * focal_loss(x, y, to_onehot_y=True))
+        True
     """
     o = DiceFocalOptions(**options)
     dice = dice_loss(input, target, **only(DiceOptions, o))
@@ -63,12 +66,12 @@ def dice_focal_loss_gradient(
     cotangent: Array | float = 1.0,
     **options: Any,
 ) -> Array:
-    r"""Gradient in the input of the sum of ``cotangent * dice_focal_loss``, of the input's shape.
+    r"""Return the gradient of ``sum(cotangent * dice_focal_loss)`` with respect to the input.
 
     .. math:: \frac{\partial L}{\partial x} = \lambda_{dice} \frac{\partial L_{dice}}{\partial x}
         + \lambda_{focal} \frac{\partial L_{focal}}{\partial x}
 
-    With "none" a Dice loss stands at many voxels: its cotangent is the sum of theirs.
+    With ``reduction="none"`` one Dice loss is added at many voxels, so that its cotangent is the sum of theirs.
 
     >>> x, y = np.log([[[0.75, 0.25], [0.25, 0.75]]]), np.array([[[0, 1]]])
     >>> dice_focal_loss_gradient(x, y, to_onehot_y=True, lambda_dice=0, gamma=0) * 4  # p − g
@@ -90,6 +93,6 @@ def dice_focal_loss_gradient(
 
 
 def _focal_options(o: DiceFocalOptions) -> dict[str, Any]:
-    """The options of the focal term: its own weight stands in for that of both."""
+    """Return the options of the focal term, where ``focal_weight`` replaces ``weight``."""
     own = {} if o.focal_weight is None else {"weight": o.focal_weight}
     return only(FocalOptions, o) | own

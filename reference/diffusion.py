@@ -1,20 +1,20 @@
 r"""Diffusion regulariser of a displacement field.
 
-Fischer and Modersitzki (2002), "Fast diffusion registration", Contemporary Mathematics 313; as the smoothness term of
-Balakrishnan et al. (2019), "VoxelMorph: a learning framework for deformable medical image registration", IEEE Trans.
+Fischer and Modersitzki (2002), "Fast diffusion registration", Contemporary Mathematics 313. It is the smoothness term
+of Balakrishnan et al. (2019), "VoxelMorph: a learning framework for deformable medical image registration", IEEE Trans.
 Med. Imaging 38(8), https://doi.org/10.1109/TMI.2019.2897538: the mean of
 
 .. math:: E = \|\nabla u\|^2 = \sum_d \left(\frac{\partial u}{\partial x_d}\right)^2
 
-over space, for each component u of the field, with differences of neighbouring voxels for derivatives.
+over space, for each component u of the field. Differences of neighbouring voxels approximate the derivatives.
 """
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from twinloss.reference.activation import Array
-from twinloss.reference.reduction import reduce, reduce_adjoint
+from twinloss.reference.steps.activation import Array
+from twinloss.reference.steps.reduction import reduce, reduce_adjoint
 
 Place = tuple[slice, ...]
 
@@ -27,34 +27,38 @@ def diffusion_loss(
     stencil: str = "compact",
     spacing: Sequence[float] | None = None,
 ) -> Array:
-    r"""Diffusion loss: (), or the squared slopes at each voxel, (B, C, *S) or (B, C, *S'), with ``reduction="none"``.
+    r"""Return the diffusion loss of a displacement field.
 
-    ``"compact"`` takes the differences to the neighbours of a voxel i along an axis d, of which
-    :math:`N_d(i)` holds two, or at the border one,
+    The stencil ``"compact"`` takes the differences between a voxel i and its neighbours along each axis d. The set
+    :math:`N_d(i)` has two neighbours, or one at the border:
 
     .. math:: E_{bci} = \sum_d \frac{a_{cd}^2}{|N_d(i)|} \sum_{j \in N_d(i)} (u_{bcj} - u_{bci})^2
 
-    These are VoxelMorph's differences :math:`u_{+} - u`. In the interior, the two voxels that a difference joins share
-    it; the outermost voxel has only one difference, which counts whole. So a field and its mirror image cost the same,
-    and every voxel has its part. ``"wide"`` leaves out a voxel at each border, and takes
+    These are VoxelMorph's differences :math:`u_{+} - u`. In the interior, each difference counts half for each of its
+    two voxels. The outermost voxel has only one difference, which counts in full. Hence a field and its mirror image
+    have the same loss, and every voxel contributes. The stencil ``"wide"`` omits one voxel at each border, and takes
 
     .. math:: E_{bci} = \sum_d a_{cd}^2 \left(\frac{u_{+} - u_{-}}{2}\right)^2
 
-    which MONAI does, and which does not see a field that alternates from voxel to voxel.
+    MONAI uses this stencil. It is blind to a field that alternates from voxel to voxel.
 
-    :math:`a_{cd}` is :math:`1/h_d` for voxels of size h (1 without ``spacing``). With ``normalize`` positions and
-    displacements are in units of the extent :math:`s_d = n_d h_d` of the grid, :math:`u_c / s_c` and
-    :math:`x_d / s_d`, which makes it :math:`s_d / (s_c h_d)`.
+    The factor is :math:`a_{cd} = 1/h_d` for voxels of size h (1 without ``spacing``). ``normalize`` measures positions
+    and displacements in units of the grid's extent :math:`s_d = n_d h_d`, as :math:`x_d / s_d` and :math:`u_c / s_c`.
+    Then :math:`a_{cd} = s_d / (s_c h_d)`.
 
     Args:
-        pred: u, the displacement field, (B, C, *S), 1 to 3 spatial axes; C = their number for ``normalize``.
-        normalize: measure in extents of the grid.
+        pred: u, the displacement field, (B, C, *S), with 1 to 3 spatial axes, and C = their number if ``normalize``.
+        normalize: measure in units of the extent of the grid.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         stencil: ``"compact"`` or ``"wide"``.
         spacing: h, the size of a voxel along each axis, in mm.
 
-    >>> float(diffusion_loss(3 * np.arange(5.0).reshape(1, 1, 5)))  # the slope is 3 everywhere
-    9.0
+    Returns:
+        The loss, (), or with ``reduction="none"`` that of each voxel, (B, C, *S) or, if ``"wide"``, (B, C, *S').
+
+    Example:
+        >>> float(diffusion_loss(3 * np.arange(5.0).reshape(1, 1, 5)))  # the slope is 3 everywhere
+        9.0
     """
     energy = np.zeros(_shape(pred, stencil), pred.dtype)
     for weight, at, after, before in _differences(pred, stencil, normalize, spacing):
@@ -71,9 +75,9 @@ def diffusion_loss_gradient(
     spacing: Sequence[float] | None = None,
     cotangent: Array | float = 1.0,
 ) -> Array:
-    r"""Gradient in the field of the sum of ``cotangent * diffusion_loss``, of the field's shape.
+    r"""Return the gradient of ``sum(cotangent * diffusion_loss)`` with respect to the field.
 
-    A term :math:`w (u_j - u_k)^2` of the energy of the voxel i gives
+    Let G be the cotangent of E. A term :math:`w (u_j - u_k)^2` of the energy at voxel i contributes
 
     .. math:: \frac{\partial}{\partial u_j} G_i w (u_j - u_k)^2 = 2 G_i w (u_j - u_k)
         = -\frac{\partial}{\partial u_k} G_i w (u_j - u_k)^2
@@ -91,7 +95,7 @@ def diffusion_loss_gradient(
 
 
 def _shape(pred: Array, stencil: str) -> tuple[int, ...]:
-    """Of the energies of voxels."""
+    """Return the shape of the map of energies."""
     margin = 0 if stencil == "compact" else 1
     return (*pred.shape[:2], *(n - 2 * margin for n in pred.shape[2:]))
 
@@ -99,7 +103,7 @@ def _shape(pred: Array, stencil: str) -> tuple[int, ...]:
 def _differences(
     pred: Array, stencil: str, normalize: bool, spacing: Sequence[float] | None
 ) -> Iterator[tuple[Array, Place, Place, Place]]:
-    """The weight w of a squared difference, (1, C, …), the voxels i to which it counts, and j and k between which."""
+    """Yield each set of differences: the weight w, (1, C, …), the voxels i they count for, and their ends j and k."""
     real, rank = pred.dtype.type, pred.ndim - 2
     h = [real(1)] * rank if spacing is None else [real(size) for size in spacing]
     extent = np.array([n * size for n, size in zip(pred.shape[2:], h, strict=True)], pred.dtype)
@@ -122,5 +126,5 @@ def _differences(
 
 
 def _place(rank: int, d: int, along: slice, others: slice = slice(None)) -> Place:
-    """A part of the grid along the axis d, and along the others."""
+    """Return one slice along the axis d and another along all other axes."""
     return (slice(None), slice(None), *(along if axis == d else others for axis in range(rank)))

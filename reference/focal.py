@@ -1,9 +1,8 @@
 r"""Focal loss.
 
 Lin, Goyal, Girshick, He, Dollár (2017), "Focal Loss for Dense Object Detection", ICCV 2017,
-https://arxiv.org/abs/1708.02002; and for several classes Zhu et al. (2018), "AnatomyNet: Deep
-learning for fast and fully automated whole-volume segmentation of head and neck anatomy",
-Medical Physics, https://arxiv.org/abs/1808.05238.
+https://arxiv.org/abs/1708.02002. For several classes: Zhu et al. (2018), "AnatomyNet: Deep learning for fast and fully
+automated whole-volume segmentation of head and neck anatomy", Medical Physics, https://arxiv.org/abs/1808.05238.
 """
 
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from twinloss.reference.activation import Array, log_probabilities, log_probabilities_adjoint
-from twinloss.reference.options import takes
-from twinloss.reference.reduction import reduce, reduce_adjoint
-from twinloss.reference.segmentation import (
+from twinloss.reference.steps.activation import Array, log_probabilities, log_probabilities_adjoint
+from twinloss.reference.steps.options import takes
+from twinloss.reference.steps.reduction import reduce, reduce_adjoint
+from twinloss.reference.steps.segmentation import (
     SegmentationOptions,
     Weight,
     as_volume,
@@ -22,43 +21,47 @@ from twinloss.reference.segmentation import (
     class_weights,
     first_class,
     kept_voxels,
-    product,
+    masked_product,
     sum_voxels,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FocalOptions(SegmentationOptions):
-    """The options of the focal loss."""
+    """Options of the focal loss."""
 
-    gamma: float = 2.0  # the exponent: the larger, the less an easy voxel counts
-    weight: Weight = None  # a factor for each class that takes part, or for all
-    alpha: Weight = None  # α of foreground or positives, with 1 − α for the others; or one per class
-    use_softmax: bool = True  # False: each channel has two outcomes, as a single one always has
+    gamma: float = 2.0  # the larger the exponent, the less an easy voxel counts
+    weight: Weight = None  # factor on each included class, or on all classes
+    alpha: Weight = None  # α of the foreground or the positives, the others get 1 − α; or one per class
+    use_softmax: bool = True  # False: each channel is a binary problem, as a single channel always is
 
 
 @takes(FocalOptions)
 def focal_loss(input: Array, target: Array, **options: Any) -> Array:
-    r"""Focal loss: (), or with ``reduction="none"`` a value for each voxel, (B, C', *S).
+    r"""Return the focal loss.
 
     .. math:: L_{ic} = -\alpha_c (1 - p_{ic})^\gamma g_{ic} \log p_{ic}, \qquad p = softmax(x)
 
-    for voxel i and class c. With ``use_softmax=False`` p = sigmoid(x), and the term of negatives
-    :math:`-(1 - \alpha_c) \, p_{ic}^\gamma (1 - g_{ic}) \log (1 - p_{ic})` is added. ``weight``
-    multiplies both. "mean" is over voxels, classes and items; "sum" is over classes and items, of
-    the mean over voxels. Ignored voxels do not count.
+    Here i is the voxel and c the class. With ``use_softmax=False``, p = sigmoid(x), and the loss also has a term for
+    the negatives, :math:`-(1 - \alpha_c) \, p_{ic}^\gamma (1 - g_{ic}) \log (1 - p_{ic})`. ``weight`` multiplies both
+    terms. The reduction "mean" averages over voxels, classes and items; "sum" averages over the voxels, and sums over
+    classes and items. Ignored voxels do not count.
 
     Args:
         input: x, logits, (B, C, *S) or (B, C).
         target: g, (B, C, *S), or labels (B, 1, *S) with ``to_onehot_y``.
         **options: the fields of :class:`FocalOptions`.
 
-    Reference: Lin et al. (2017), eq. 4, and with α eq. 5; Zhu et al. (2018).
+    Returns:
+        The loss, (), or a value for each voxel, (B, C', *S), with ``reduction="none"``.
 
-    >>> x, y = np.log([[[0.75, 0.5], [0.25, 0.5]]]), np.array([[[0, 1]]])  # p = 3/4 and 1/2
-    >>> loss = focal_loss(x, y, to_onehot_y=True, reduction="none")
-    >>> np.allclose(loss, [[[np.log(4 / 3) / 16, 0], [0, np.log(2) / 4]]])
-    True
+    Reference: Lin et al. (2017), eq. 4, and eq. 5 with α; Zhu et al. (2018).
+
+    Example:
+        >>> x, y = np.log([[[0.75, 0.5], [0.25, 0.5]]]), np.array([[[0, 1]]])  # p = 3/4 and 1/2
+        >>> loss = focal_loss(x, y, to_onehot_y=True, reduction="none")
+        >>> np.allclose(loss, [[[np.log(4 / 3) / 16, 0], [0, np.log(2) / 4]]])
+        True
     """
     o = FocalOptions(**options)
     with np.errstate(all="ignore"):
@@ -67,7 +70,7 @@ def focal_loss(input: Array, target: Array, **options: Any) -> Array:
         outcomes = log_probabilities(x, _exclusive(x, o))
         for factor, log_p in zip(_factors(input, target, o), outcomes, strict=False):
             q = -np.expm1(log_p)  # 1 − p, (B, C, *S)
-            loss += product(factor, -(q**o.gamma) * log_p)  # eq. 5
+            loss += masked_product(factor, -(q**o.gamma) * log_p)  # eq. 5
         if o.reduction == "none":
             return reduce(loss[:, first:], input.ndim, "none")
         return np.asarray((sum_voxels(loss, batch=False) / _count(input, target, o)).sum())
@@ -81,26 +84,26 @@ def focal_loss_gradient(
     cotangent: Array | float = 1.0,
     **options: Any,
 ) -> Array:
-    r"""Gradient in the input of the sum of ``cotangent * focal_loss``, of the input's shape.
+    r"""Return the gradient of ``sum(cotangent * focal_loss)`` with respect to the input.
 
     With :math:`\ell = \log p`, q = 1 - p and :math:`\partial q/\partial \ell = -p`,
 
     .. math:: \frac{\partial}{\partial \ell} \left( -q^\gamma \ell \right)
         = -q^\gamma + \gamma q^{\gamma - 1} p \ell
-        = -q^\gamma \left( 1 - \gamma p \frac{\ell}{q} \right),
+        = -q^\gamma \left( 1 - \gamma p \frac{\ell}{q} \right).
 
-    and :math:`\ell/q \to -1` as p goes to 1, so that the last form is finite for
-    :math:`\gamma < 1` too. The adjoint of :math:`\ell(x)` leads on to x.
+    As p goes to 1, :math:`\ell/q \to -1`, so that the last form is finite even for :math:`\gamma < 1`. The adjoint of
+    :math:`\ell(x)` then gives the gradient with respect to x.
 
     >>> x, y = np.log([[[0.75, 0.5], [0.25, 0.5]]]), np.array([[[0, 1]]])
-    >>> focal_loss_gradient(x, y, to_onehot_y=True, gamma=0) * 4  # of cross entropy: p − g
+    >>> focal_loss_gradient(x, y, to_onehot_y=True, gamma=0) * 4  # cross entropy: p − g
     array([[[-0.25,  0.5 ],
             [ 0.25, -0.5 ]]])
     """
     o = FocalOptions(**options)
     with np.errstate(all="ignore"):
         x, first = as_volume(input), first_class(input, o)
-        u = np.zeros_like(x)  # ∂/∂L of each voxel, (B, C, *S)
+        u = np.zeros_like(x)  # the gradient with respect to L at each voxel, (B, C, *S)
         if o.reduction == "none":
             u[:, first:] = reduce_adjoint(cotangent, u[:, first:], input.ndim, "none")
         else:
@@ -109,24 +112,25 @@ def focal_loss_gradient(
         outcomes = log_probabilities(x, _exclusive(x, o))
         for factor, log_p in zip(_factors(input, target, o), outcomes, strict=False):
             p, q = np.exp(log_p), -np.expm1(log_p)  # (B, C, *S)
-            ratio = np.divide(product(p, log_p), q, out=np.full_like(q, -1), where=q != 0)
-            dl.append(product(u * factor, -(q**o.gamma) * (1 - o.gamma * ratio)))
+            ratio = np.divide(masked_product(p, log_p), q, out=np.full_like(q, -1), where=q != 0)
+            dl.append(masked_product(u * factor, -(q**o.gamma) * (1 - o.gamma * ratio)))
         dx = log_probabilities_adjoint(dl, x, _exclusive(x, o))
         return np.where(kept_voxels(input, target, o), dx, 0).reshape(input.shape)
 
 
 def _exclusive(x: Array, o: FocalOptions) -> bool:
+    """Return whether the classes exclude each other, so that p is a softmax."""
     return o.use_softmax and x.shape[1] > 1
 
 
 def _factors(input: Array, target: Array, o: FocalOptions) -> tuple[Array, Array]:
-    """The factors of log p and of log (1 − p), 0 on ignored voxels: twice (B, C, *S)."""
+    """Return the factors of log p and of log (1 − p), 0 at ignored voxels, each (B, C, *S)."""
     x, first = as_volume(input), first_class(input, o)
     w = class_weights(o.weight, x, first)  # (1, C, 1, …)
     positive, negative = w, w
     if o.alpha is not None:
         given = np.asarray(o.alpha)
-        others = given.ndim == 0 or not _exclusive(x, o)  # 1 − α is the weight of some term
+        others = given.ndim == 0 or not _exclusive(x, o)  # 1 − α is a weight as well
         if (given < 0).any() or (others and (given > 1).any()):
             raise ValueError(f"alpha and 1 - alpha must not be negative, got alpha = {o.alpha}")
         a = class_weights(o.alpha, x, first)
@@ -134,14 +138,14 @@ def _factors(input: Array, target: Array, o: FocalOptions) -> tuple[Array, Array
             a[:, 0] = 1 - a[:, 0]  # the background
         positive, negative = w * a, w * (1 - a)
     keep, g = kept_voxels(input, target, o), class_target(input, target, o)
-    return product(positive * keep, g), product(negative * keep, 1 - g)
+    return masked_product(positive * keep, g), masked_product(negative * keep, 1 - g)
 
 
 def _count(input: Array, target: Array, o: FocalOptions) -> Array:
-    """What the sum over voxels is divided by: all values, (), or those of an item, (B, 1, 1, …)."""
+    """Return the divisor of the sum over voxels: the number of values, (), or of the item's voxels, (B, 1, 1, …)."""
     x, keep = as_volume(input), kept_voxels(input, target, o)
     if o.reduction == "sum":
         count = sum_voxels(keep, batch=False)
     else:
         count = keep.sum() * (x.shape[1] - first_class(input, o))
-    return np.maximum(count, 1).astype(x.dtype)  # where nothing is kept the loss is 0
+    return np.maximum(count, 1).astype(x.dtype)  # if no voxel is kept, the loss is 0

@@ -1,10 +1,10 @@
 r"""Generalised Wasserstein Dice loss.
 
-Fidon, Li, Garcia-Peraza-Herrera, Ekanayake, Kitchen, Ourselin, Vercauteren (2017), "Generalised
-Wasserstein Dice Score for Imbalanced Multi-class Segmentation using Holistic Convolutional
-Networks", BrainLes 2017, https://arxiv.org/abs/1707.00478; and the variant in the appendix of
-Tilborghs et al. (2020), "Comparative study of deep learning methods for the automatic segmentation
-of lung, lesion and lesion type in CT scans of COVID-19 patients", https://arxiv.org/abs/2007.15546.
+Fidon, Li, Garcia-Peraza-Herrera, Ekanayake, Kitchen, Ourselin, Vercauteren (2017), "Generalised Wasserstein Dice Score
+for Imbalanced Multi-class Segmentation using Holistic Convolutional Networks", BrainLes 2017,
+https://arxiv.org/abs/1707.00478. The variant ``"GDL"`` is in the appendix of Tilborghs et al. (2020), "Comparative
+study of deep learning methods for the automatic segmentation of lung, lesion and lesion type in CT scans of COVID-19
+patients", https://arxiv.org/abs/2007.15546.
 """
 
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from twinloss.reference.activation import Array, softmax, softmax_adjoint
-from twinloss.reference.options import takes
-from twinloss.reference.reduction import reduce, reduce_adjoint
+from twinloss.reference.steps.activation import Array, softmax, softmax_adjoint
+from twinloss.reference.steps.options import takes
+from twinloss.reference.steps.reduction import reduce, reduce_adjoint
 
 
 @dataclass(frozen=True, kw_only=True)
 class WassersteinDiceOptions:
-    """The options of the generalised Wasserstein Dice loss."""
+    """Options of the generalised Wasserstein Dice loss."""
 
     dist_matrix: ArrayLike  # distances between the classes, (C, C)
-    weighting_mode: str = "default"  # of Fidon et al., or "GDL": of Tilborghs et al.
+    weighting_mode: str = "default"  # Fidon et al.; "GDL": Tilborghs et al.
     reduction: str = "mean"  # or "sum", or "none"
     smooth_nr: float = 1e-5  # ν, added to the numerator
     smooth_dr: float = 1e-5  # δ, added to the denominator
-    ignore_index: int | None = None  # voxels of this label are cut out
+    ignore_index: int | None = None  # leave out the voxels with this label
 
 
 def wasserstein_distance_map(
@@ -35,7 +35,7 @@ def wasserstein_distance_map(
     flat_target: Array,
     dist_matrix: ArrayLike,
 ) -> Array:
-    r"""Wasserstein distance between p and the label y at each of N voxels: (B, N), in [0, 1].
+    r"""Return the Wasserstein distance between p and the label y at each of N voxels.
 
     .. math:: W_i = \sum_c M_{y_i c} \, p_{ic}, \qquad M = \mathrm{dist} / \max \mathrm{dist}
 
@@ -44,11 +44,15 @@ def wasserstein_distance_map(
         flat_target: y, labels, (B, N).
         dist_matrix: distances between the classes, in any unit, (C, C).
 
+    Returns:
+        W, (B, N), in [0, 1].
+
     Reference: Fidon et al. (2017), eq. 6.
 
-    >>> p, y = np.array([[[0.5], [0.25], [0.25]]]), np.array([[1]])
-    >>> wasserstein_distance_map(p, y, [[0, 2, 2], [2, 0, 1], [2, 1, 0]])
-    array([[0.625]])
+    Example:
+        >>> p, y = np.array([[[0.5], [0.25], [0.25]]]), np.array([[1]])
+        >>> wasserstein_distance_map(p, y, [[0, 2, 2], [2, 0, 1], [2, 1, 0]])
+        array([[0.625]])
     """
     m = _distances_to_label(flat_proba, flat_target, dist_matrix)
     return np.asarray((m * flat_proba).sum(axis=1))
@@ -56,27 +60,31 @@ def wasserstein_distance_map(
 
 @takes(WassersteinDiceOptions)
 def generalized_wasserstein_dice_loss(input: Array, target: Array, **options: Any) -> Array:
-    r"""Generalised Wasserstein Dice loss: (), or (B,) with ``reduction="none"``.
+    r"""Return the generalised Wasserstein Dice loss.
 
     .. math:: L_b = 1 - \frac{2 TP_b + \nu}{2 TP_b + \sum_i W_i + \delta}, \qquad
         TP_b = \sum_i \alpha_{y_i} (1 - W_i), \qquad \alpha_0 = 0, \quad \alpha_c = 1
 
-    for the voxels i of item b, p = softmax(x) and W of :func:`wasserstein_distance_map`. With
-    ``weighting_mode="GDL"`` the denominator is :math:`\sum_i \alpha_{y_i} (2 - W_i) + \delta` and
-    :math:`\alpha_c = 1/(V_c + 1)` for the :math:`V_c` voxels of class c, the background included.
+    Here b is the item and i the voxel. W is the :func:`wasserstein_distance_map` of p = softmax(x). With
+    ``weighting_mode="GDL"`` the denominator is :math:`\sum_i \alpha_{y_i} (2 - W_i) + \delta`, and
+    :math:`\alpha_c = 1/(V_c + 1)` for every class c including the background, which has :math:`V_c` voxels.
 
     Args:
         input: x, logits, (B, C, *S) or (B, C).
         target: y, labels, (B, *S) or (B, 1, *S).
         **options: the fields of :class:`WassersteinDiceOptions`.
 
+    Returns:
+        The loss, (), or (B,) with ``reduction="none"``.
+
     Reference: Fidon et al. (2017), eq. 9; Tilborghs et al. (2020), appendix.
 
-    >>> x, y = np.zeros((1, 2, 3)), np.array([[0, 1, 1]])  # W = 1/2, TP = 1
-    >>> options = {"dist_matrix": [[0, 1], [1, 0]], "smooth_nr": 0, "smooth_dr": 0}
-    >>> loss = generalized_wasserstein_dice_loss(x, y, **options)
-    >>> round(float(loss), 6), round(1 - 2 / 3.5, 6)
-    (0.428571, 0.428571)
+    Example:
+        >>> x, y = np.zeros((1, 2, 3)), np.array([[0, 1, 1]])  # W = 1/2, TP = 1
+        >>> options = {"dist_matrix": [[0, 1], [1, 0]], "smooth_nr": 0, "smooth_dr": 0}
+        >>> loss = generalized_wasserstein_dice_loss(x, y, **options)
+        >>> round(float(loss), 6), round(1 - 2 / 3.5, 6)
+        (0.428571, 0.428571)
     """
     o = WassersteinDiceOptions(**options)
     with np.errstate(all="ignore"):
@@ -88,15 +96,15 @@ def generalized_wasserstein_dice_loss(input: Array, target: Array, **options: An
 def generalized_wasserstein_dice_loss_gradient(
     input: Array, target: Array, *, cotangent: Array | float = 1.0, **options: Any
 ) -> Array:
-    r"""Gradient in the input of the sum of ``cotangent`` times the loss, of the input's shape.
+    r"""Return the gradient of ``sum(cotangent * generalized_wasserstein_dice_loss)`` with respect to the input.
 
-    With L = 1 - N/Z, :math:`\partial N/\partial W_i = -2 \alpha_{y_i}` and
-    :math:`\partial Z/\partial W_i = 1 - 2 \alpha_{y_i}`, or for "GDL" :math:`-\alpha_{y_i}`,
+    Let L = 1 - N/Z. Then :math:`\partial N/\partial W_i = -2 \alpha_{y_i}` and
+    :math:`\partial Z/\partial W_i = 1 - 2 \alpha_{y_i}`, or :math:`-\alpha_{y_i}` for "GDL", so that
 
     .. math:: \frac{\partial L}{\partial p_{ic}} = \frac{M_{y_i c}}{Z} \left(
-        \frac{N}{Z} \frac{\partial Z}{\partial W_i} - \frac{\partial N}{\partial W_i} \right),
+        \frac{N}{Z} \frac{\partial Z}{\partial W_i} - \frac{\partial N}{\partial W_i} \right).
 
-    and the adjoint of softmax leads on to x.
+    The adjoint of the softmax then gives the gradient with respect to x.
 
     >>> x, y = np.zeros((1, 2, 3)), np.array([[0, 1, 1]])
     >>> options = {"dist_matrix": [[0, 1], [1, 0]], "smooth_nr": 0, "smooth_dr": 0}
@@ -117,7 +125,7 @@ def generalized_wasserstein_dice_loss_gradient(
 
 
 def _voxels(input: Array, target: Array, o: WassersteinDiceOptions) -> tuple[Array, Array, Array]:
-    """p, (B, C, N); y, which is 0 on ignored voxels, (B, N); and which are kept, (B, N)."""
+    """Return p, (B, C, N); y, which is 0 at ignored voxels, (B, N); and which voxels are kept, (B, N)."""
     p = softmax(np.ascontiguousarray(input).reshape(*input.shape[:2], -1))
     y = target.reshape(p.shape[0], -1)
     inside = np.ones(y.shape, dtype=bool) if o.ignore_index is None else y != o.ignore_index
@@ -125,13 +133,13 @@ def _voxels(input: Array, target: Array, o: WassersteinDiceOptions) -> tuple[Arr
 
 
 def _distances_to_label(p: Array, y: Array, dist_matrix: ArrayLike) -> Array:
-    """M_yc, the distance of each class to the label of each voxel: (B, C, N)."""
+    """Return M_yc, the distance between each class and the label of each voxel, (B, C, N)."""
     m = np.asarray(dist_matrix, p.dtype)
     return np.stack([(m[:, c] / m.max())[y] for c in range(p.shape[1])], axis=1)
 
 
 def _voxel_weights(p: Array, y: Array, inside: Array, o: WassersteinDiceOptions) -> Array:
-    """The weight α of each voxel, by its label, and 0 on ignored ones: (B, N)."""
+    """Return the weight α of each voxel, given by its label and 0 at ignored voxels, (B, N)."""
     alpha = np.zeros_like(p[:, 0])
     for c in range(p.shape[1]):
         of_class = inside & (y == c)
@@ -142,9 +150,9 @@ def _voxel_weights(p: Array, y: Array, inside: Array, o: WassersteinDiceOptions)
 
 
 def _fraction(p: Array, y: Array, inside: Array, o: WassersteinDiceOptions) -> tuple[Array, Array]:
-    """N = 2 TP + ν and Z, the denominator: twice (B,)."""
+    """Return N = 2 TP + ν and the denominator Z, each (B,)."""
     w = np.where(inside, wasserstein_distance_map(p, y, o.dist_matrix), 0)
-    near = ((1 - _distances_to_label(p, y, o.dist_matrix)) * p).sum(axis=1)  # 1 - W, as sum p = 1
+    near = ((1 - _distances_to_label(p, y, o.dist_matrix)) * p).sum(axis=1)  # 1 − W, since Σ p = 1
     alpha = _voxel_weights(p, y, inside, o)
     tp = np.where(inside, alpha * near, 0).sum(axis=1)
     rest = (alpha * (2 - w)).sum(axis=1) if o.weighting_mode == "GDL" else 2 * tp + w.sum(axis=1)

@@ -1,16 +1,16 @@
-r"""A loss of two images, at several scales.
+r"""A loss of two images at several scales.
 
-Both images are smoothed alike before they are compared, so that coarse structure counts first: Lindeberg (1994),
-"Scale-space theory", J. Applied Statistics 21(1-2), https://doi.org/10.1080/757582976.
+Both images are smoothed with the same kernel before they are compared, so that coarse structure is aligned first:
+Lindeberg (1994), "Scale-space theory", J. Applied Statistics 21(1-2), https://doi.org/10.1080/757582976.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from twinloss.reference.activation import Array
-from twinloss.reference.reduction import reduce, reduce_adjoint
-from twinloss.reference.window import correlated
+from twinloss.reference.steps.activation import Array
+from twinloss.reference.steps.reduction import reduce, reduce_adjoint
+from twinloss.reference.steps.window import correlated
 
 Loss = Callable[..., Array]
 
@@ -25,28 +25,32 @@ def multi_scale_loss(
     reduction: str = "mean",
     normalize_kernel: bool = False,
 ) -> Array:
-    r"""The losses of the smoothed images, reduced: (), or one for each scale, (scales, …), with ``reduction="none"``.
+    r"""Return the loss of the smoothed images, averaged over the scales.
 
     .. math:: L = \frac1S \sum_s \ell(k_s * p, k_s * t), \qquad
         (k_s * p)_v = \sum_j p_{v+j} \prod_d k_s(j_d)
 
-    with p = 0 beyond the borders. For a scale σ the gaussian is
-    :math:`k(j) = e^{-j^2 / 2 \sigma^2} / (\sigma \sqrt{2 \pi})` for :math:`|j| \le 3 \sigma + ½`, and the Cauchy kernel
-    :math:`k(j) \propto 1 / (j^2 / \sigma^2 + 1)` for :math:`|j| \le 5 \sigma`, with the sum 1. A scale of 0 leaves the
-    images as they are; without ``scales`` the loss is called once.
+    with p = 0 beyond the borders. The Gaussian of scale σ is
+    :math:`k(j) = e^{-j^2 / 2 \sigma^2} / (\sigma \sqrt{2 \pi})` for :math:`|j| \le 3 \sigma + ½`. The Cauchy kernel is
+    :math:`k(j) \propto 1 / (j^2 / \sigma^2 + 1)` for :math:`|j| \le 5 \sigma`, and sums to 1. A scale of 0 does not
+    smooth. Without ``scales`` the loss is called once, on the images themselves.
 
     Args:
         y_true: t, (B, C, *S).
         y_pred: p, of the same shape.
-        loss: the loss, called as ``loss(p, t)``.
-        scales: σ in voxels.
+        loss: the wrapped loss, called as ``loss(p, t)``.
+        scales: σ of each scale, in voxels.
         kernel: ``"gaussian"`` or ``"cauchy"``.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``, over scales and all that the loss gives.
-        normalize_kernel: let the gaussian add up to 1, too: for small σ its samples do not.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``, over the scales and all values that the loss returns.
+        normalize_kernel: scale the Gaussian so that it sums to 1, which its samples do not for small σ.
 
-    >>> p, t = np.array([[[0.0, 1.0, 0.0]]]), np.zeros((1, 1, 3))
-    >>> float(multi_scale_loss(t, p, lambda p, t: (p - t).sum(), scales=[0, 1], reduction="sum").round(4))
-    1.8829
+    Returns:
+        The loss, (), or that of each scale, (scales, …), with ``reduction="none"``.
+
+    Example:
+        >>> p, t = np.array([[[0.0, 1.0, 0.0]]]), np.zeros((1, 1, 3))
+        >>> float(multi_scale_loss(t, p, lambda p, t: (p - t).sum(), scales=[0, 1], reduction="sum").round(4))
+        1.8829
     """
     losses = [np.asarray(loss(p, t)) for p, t, _ in _smoothed(y_true, y_pred, scales, kernel, normalize_kernel)]
     stack = losses[0] if scales is None else np.stack(losses)
@@ -65,14 +69,14 @@ def multi_scale_loss_gradient(
     normalize_kernel: bool = False,
     cotangent: Array | float = 1.0,
 ) -> Array:
-    r"""Gradient in ``y_pred`` of the sum of ``cotangent * multi_scale_loss``, of its shape.
+    r"""Return the gradient of ``sum(cotangent * multi_scale_loss)`` with respect to ``y_pred``.
 
     .. math:: \frac{\partial L}{\partial p} = \frac1S \sum_s k_s * \nabla_p \ell(k_s * p, k_s * t)
 
-    as the adjoint of a correlation with a symmetric kernel, on images that are 0 beyond their borders, is that
-    correlation itself.
+    because the correlation with a symmetric kernel is its own adjoint on images that are zero beyond their borders.
 
-    ``loss_gradient`` is that of ``loss`` in p, called as ``loss_gradient(p, t, cotangent=…)``.
+    ``loss_gradient`` returns the gradient of ``loss`` with respect to p. It is called as
+    ``loss_gradient(p, t, cotangent=…)``.
 
     >>> p, t = np.array([[[0.0, 1.0, 0.0]]]), np.zeros((1, 1, 3))
     >>> one = lambda p, t, cotangent: cotangent * np.ones_like(p)
@@ -93,7 +97,7 @@ def multi_scale_loss_gradient(
 def _smoothed(
     y_true: Array, y_pred: Array, scales: Sequence[float] | None, kernel: str, normalize: bool
 ) -> list[tuple[Array, Array, list[Array]]]:
-    """Both images at each scale, and the kernel along each axis that smoothed them."""
+    """Return, for each scale, both smoothed images and the smoothing kernel along each axis."""
     rank, made = y_pred.ndim - 2, []
     for sigma in [0] if scales is None else scales:
         kernels = [_kernel(sigma, kernel, normalize).astype(y_pred.dtype)] * rank
@@ -102,14 +106,14 @@ def _smoothed(
 
 
 def _kernel(sigma: float, kernel: str, normalize: bool) -> Array:
-    """k(j) for all j where it is not 0."""
+    """Return k(j) for all j at which it is not 0."""
     if sigma == 0:
         return np.ones(1, np.longdouble)
     s = np.longdouble(sigma)
     reach = int(3 * sigma + 0.5) if kernel == "gaussian" else int(5 * sigma)
     j = np.arange(-reach, reach + 1)
     if kernel == "gaussian":
-        pi = np.arccos(np.longdouble(-1))  # np.pi has the digits of float64
+        pi = np.arccos(np.longdouble(-1))  # np.pi has only the digits of float64
         k = np.exp(-(j**2) / (2 * s**2)) / (s * np.sqrt(2 * pi))
     else:
         k = 1 / ((j / s) ** 2 + 1)

@@ -15,7 +15,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
-    """The folder with the reading room, of a small run, a small brain and the reports of the repository.
+    """Return the folder of a site that is built from a small run, a small brain and the reports of the repository.
 
     The workers of pytest-xdist share it: the first builds it, and the others wait.
     """
@@ -33,13 +33,14 @@ def site(tmp_path_factory):
 def _build(home):
     from site_parts import small_brain, small_run
 
-    from twinloss.harness import real, report, warp
-    from twinloss.harness.site.build import Plan, build
+    from twinloss.harness.commands import report
+    from twinloss.harness.data import brain, warp
+    from twinloss.harness.site.build import SitePlan, build
 
     report.write(small_run(), home)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(real, "brain", small_brain)
+        patch.setattr(brain, "load_brain", small_brain)
         patch.setattr(warp, "load_brain", small_brain)
         warp.load_warped.cache_clear()
-        build(Plan(home / "site", home, Path(__file__).parent.parent / "reports"))
+        build(SitePlan(home / "site", home, Path(__file__).parent.parent / "reports"))
     warp.load_warped.cache_clear()

@@ -1,4 +1,4 @@
-"""Formulas in decimal arithmetic of 60 digits, to measure the reference against."""
+"""Decimal arithmetic of 60 digits, to measure the error of the reference."""
 
 from decimal import Decimal, localcontext
 
@@ -9,25 +9,25 @@ STEP = Decimal("1e-20")
 
 
 def exact(value):
-    """The number itself, not its shortest text."""
+    """Return the exact value of a float, not the value of its shortest text."""
     above, below = value.as_integer_ratio()
     return Decimal(above) / Decimal(below)
 
 
 def lifted(a):
-    """An array of the same numbers in decimals."""
+    """Return an array of the same numbers as decimals."""
     made = np.empty(a.shape, object)
     made.ravel()[:] = [exact(v) for v in a.ravel()]
     return made
 
 
 def log(a):
-    """The natural logarithm, of floats or of decimals, whose own is called `ln`; `numpy.exp` serves both."""
+    """Return the natural logarithm of floats or decimals. (`numpy.exp` accepts both.)"""
     return np.vectorize(Decimal.ln, otypes=[object])(a) if a.dtype == object else np.log(a)
 
 
 def slopes(value, x):
-    """The derivative in each element of x, to some 40 digits."""
+    """Return the derivative with respect to each element of x, to about 40 digits."""
     made = np.empty(x.shape, object)
     for i in np.ndindex(x.shape):
         above, below = x.copy(), x.copy()
@@ -38,9 +38,10 @@ def slopes(value, x):
 
 
 def errors(value, gradient, truth, x, *rest):
-    """How far value and gradient are from those of `truth`, a function of decimals, in units of x's dtype.
+    """Return the relative errors of a value and its gradient, in units of the machine epsilon of x.
 
-    Of the gradient it is the largest error of an element, relative to the largest element.
+    `truth` computes the value in decimals. The error of the gradient is the largest error of an element, relative to
+    the largest element.
     """
     got, slope = value(x, *rest), gradient(x, *rest)
     assert got.dtype == slope.dtype == x.dtype

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from twinloss.harness.brain import Brain
-from twinloss.harness.catalogue import find
-from twinloss.harness.hunt import Counterexample, Hunt
-from twinloss.harness.judgement import Finding
-from twinloss.harness.verify import Verification
+from twinloss.harness.commands.verify import Verification
+from twinloss.harness.data.brain import Brain
+from twinloss.harness.hunting.hunt import Counterexample, Hunt
+from twinloss.harness.judging.judgement import Finding
+from twinloss.harness.losses.catalogue import find
 
 SHAPE = (24, 20, 12)
 VOID = {"meta", "link", "img", "input", "br", "hr"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from twinloss.fast import backend
+from twinloss.fast.runtime import dispatch
 
 BACKENDS = pytest.mark.parametrize("form", ["kernel", "plain"])
 
@@ -32,7 +32,7 @@ def soft(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 2) -> torc
 def value_and_gradient(loss, x, *rest, form=None):
     """The loss and the gradient of its sum; computed with one of the BACKENDS if `form` names it."""
     x = x.clone().requires_grad_()
-    with nullcontext() if form is None else backend.forced(form):
+    with nullcontext() if form is None else dispatch.forced(form):
         value = loss(x, *rest)
         value.sum().backward()
     return value.detach(), x.grad

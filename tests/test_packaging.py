@@ -1,4 +1,4 @@
-"""Every way to install gives the import name `twinloss` and nothing else."""
+"""Every way to install provides the import name `twinloss` and nothing else."""
 
 import os
 import re
@@ -19,7 +19,7 @@ PARTS = ["reference", "fast", "harness"]
 
 
 def run(*command, cwd):
-    """The standard output of a command that sees neither the repository nor PYTHONPATH."""
+    """Run a command that sees neither the repository nor PYTHONPATH, and return its standard output."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -27,7 +27,7 @@ def run(*command, cwd):
 
 
 def build(source, what, into):
-    """Build with the backend that is installed, so that no network is needed."""
+    """Build with the installed backend, so that no network is needed."""
     run(sys.executable, "-m", "build", "--no-isolation", what, "-o", into, source, cwd=into)
 
 
@@ -37,7 +37,7 @@ def files(wheel):
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory):
-    """The folder with the wheel and the sdist of the working tree."""
+    """Build the wheel and the sdist of the working tree, and return their folder."""
     into = tmp_path_factory.mktemp("dist")
     build(ROOT, "--wheel", into)
     build(ROOT, "--sdist", into)
@@ -51,7 +51,7 @@ def wheel(dist):
 
 @pytest.fixture(scope="module")
 def environment(wheel, tmp_path_factory):
-    """An empty environment with the wheel alone in it."""
+    """Create an environment that has only the wheel."""
     home = tmp_path_factory.mktemp("environment")
     venv.create(home, symlinks=True)
     python = home / "bin" / "python"
@@ -62,10 +62,10 @@ def environment(wheel, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def with_dependencies(environment):
-    """The same, with the dependencies of the running interpreter behind the wheel.
+    """Add the dependencies of the running interpreter to that environment, after the wheel.
 
-    Python follows no .pth file in a folder that a .pth file names: an editable twinloss there
-    stays hidden.
+    Python does not follow .pth files in a folder that a .pth file names, so that an editable twinloss there stays
+    hidden.
     """
     purelib = sysconfig.get_path("purelib", "venv", {"base": str(environment)})
     Path(purelib, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -111,7 +111,7 @@ def test_readme_example_from_the_wheel(with_dependencies, tmp_path):
 
 
 def test_import_of_the_installed_package(tmp_path):
-    """In this environment, editable as a rule: all parts resolve, and no top-level name does."""
+    """In this environment (usually an editable install), all parts resolve, and no further top-level name does."""
     script = f"""
 import importlib, importlib.util, sys
 import twinloss
@@ -134,7 +134,7 @@ def test_module_is_the_command(tmp_path):
 
 
 def test_command_without_the_harness_extra(tmp_path):
-    """A module that is None in sys.modules is one that is not installed."""
+    """Python treats a module that is None in sys.modules as not installed."""
     script = """
 import sys
 sys.modules["typer"] = None

@@ -1,4 +1,4 @@
-"""What the README says can be done can be done, and its figures are those of the reports."""
+"""The commands and examples of the README work, and its figures are those of the reports."""
 
 import json
 import re
@@ -13,9 +13,9 @@ import torch
 import typer
 
 from twinloss import reference
-from twinloss.harness.catalogue import TWINS
-from twinloss.harness.cli import with_all_commands
-from twinloss.harness.migration_examples import DIFFERENCES
+from twinloss.harness.cli.main import with_all_commands
+from twinloss.harness.commands.migration_examples import DIFFERENCES
+from twinloss.harness.losses.catalogue import TWINS
 from twinloss.harness.zoo import zoo
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +29,7 @@ def blocks(page, language):
 
 
 def commands():
-    """All that the pages write as commands, in blocks and between words."""
+    """Yield all commands of the pages, in code blocks and in the text."""
     for page in PAGES.values():
         yield from (line.partition("#")[0].strip() for block in blocks(page, "sh") for line in block.splitlines())
         yield from re.findall(
@@ -42,7 +42,7 @@ def called(program):
 
 
 def table(after):
-    """The cells of the first table after a heading."""
+    """Return the cells of the first table after a heading."""
     rows = README.partition(f"## {after}\n")[2].partition("\n## ")[0]
     return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in rows.splitlines() if line[:2] == "| "][
         2:
@@ -57,7 +57,7 @@ def rows_of(report):
 # --- Python ----------------------------------------------------------------------------------------------------------
 
 
-def test_examples_run_and_print_what_they_say(tmp_path):
+def test_examples_run_and_print_the_documented_output(tmp_path):
     train, check, plugin, ranks = blocks(README, "python")
     said = []
     for script in (train, f"import torch\n{check}"):
@@ -114,7 +114,7 @@ def test_command_exists_with_these_arguments(line, tmp_path, monkeypatch):
         COMMANDS[name].make_context(name, arguments)
 
 
-def test_command_that_does_not_exist_or_an_option_would_show():
+def test_unknown_command_or_option_would_fail():
     assert "verfiy" not in COMMANDS
     with pytest.raises(Exception, match="No such option: --sede"):
         COMMANDS["zoo"].make_context("zoo", ["--sede", "0"])
@@ -157,8 +157,8 @@ def test_paths_exist():
     for page in PAGES.values():
         for path in re.findall(r"\]\(([^)#:]+)\)", page):
             assert (ROOT / path).exists(), path
-    for path in re.findall(r"`((?:reference|fast|harness|tests)/[\w/]+\.py)`", PAGES["CONTRIBUTING.md"]):
-        assert (ROOT / path).exists(), path
+        for path in re.findall(r"`((?:reference|fast|harness|tests)/[\w/]+\.py)`", page):
+            assert (ROOT / path).exists(), path
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def deviations(report):
 
 
 def soak():
-    """The marked cells of the soak: what came of it, and the command."""
+    """Return the marked cells of the soak: its outcome and its command."""
     outcome, command, _ = README.partition("<!-- twinloss soak -->")[2].partition("<!-- end -->")[0].split(" | ")
     return outcome.strip(), command.strip("`")
 
@@ -201,11 +201,34 @@ def test_figures_are_those_of_the_reports():
     assert rows == expected
 
 
-def test_table_of_losses_has_all_and_no_others():
+def test_table_of_losses_leads_to_reference_fast_loss_kernel_and_tests():
+    kernels = {path.name for path in (ROOT / "fast" / "kernels").rglob("*.py")}
+    for row in table("The losses"):
+        file = row[4].strip("`")
+        for path in (f"reference/{file}", f"fast/{file}", f"tests/reference/test_{file}", f"tests/fast/test_{file}"):
+            assert (ROOT / path).exists(), path
+        assert f"def {row[2].strip('`')}(" in (ROOT / "reference" / file).read_text()
+        assert f"class {row[1].strip('`')}(" in (ROOT / "fast" / file).read_text()
+        assert set(re.findall(r"`(.*?)`", row[5])) <= kernels
+
+
+def test_map_of_the_tree_shows_every_package():
+    drawn = re.search(r"## Find your way\n\n```\n(.*?)```", README, re.DOTALL)[1]
+    shown, parent = [], ""
+    for line in drawn.splitlines():
+        parent = parent if line.startswith(" ") else ""
+        shown += [parent + folder for folder in line[:26].split()]
+        parent = parent or shown[-1]
+    assert all((ROOT / folder).is_dir() for folder in shown)
+    for wing in ("reference", "fast", "harness"):
+        assert {f"{path.parent.relative_to(ROOT)}/" for path in ROOT.glob(f"{wing}/*/__init__.py")} <= set(shown)
+
+
+def test_table_of_losses_is_complete():
     rows = table("The losses")
     names = [(row[1].strip("`"), row[2].strip("`"), row[3].strip("`")) for row in rows]
     assert {name for *_, name in names} == {twin.name for twin in TWINS}
     for cls, function, name in names:
         assert hasattr(reference, function)
-        if name != "multi_scale":  # whose record wraps it
+        if name != "multi_scale":  # its record wraps the class
             assert next(twin for twin in TWINS if twin.name == name).fast.__name__ == cls

@@ -1,5 +1,6 @@
-"""`twinloss bench`: forward and backward of every loss beside those of other libraries, and beside what limits them.
+"""`twinloss bench`: time and memory of each loss, compared with other libraries and with the limits of the machine.
 
-cases.py says what is timed, competitors.py against what, timing.py and memory.py how, roofline.py what the machine
-could do; records.py keeps the figures, session.py makes them, and report.py and plots.py show them.
+cases.py defines the benchmark cases and competitors.py the implementations to compare. timing.py and memory.py measure
+them, and roofline.py measures the machine. records.py stores the results, session.py runs the cases, and report.py and
+plots.py present the results.
 """

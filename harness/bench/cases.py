@@ -1,6 +1,7 @@
-"""What is timed: a base case of each line, and those of the sweep, which differ from it in one thing or are corners.
+"""Benchmark cases: base cases, and a sweep of cases that vary one parameter of a base case.
 
-The full product of sizes, classes, items, threads and types would take days.
+The sweep also contains some corner cases. The full product of sizes, classes, batch sizes, thread counts and dtypes
+would take days.
 """
 
 from __future__ import annotations
@@ -11,20 +12,24 @@ from typing import Any
 
 import torch
 
-from twinloss.harness.catalogue import find
-from twinloss.harness.line import Bench
-from twinloss.harness.twin import Twin
+from twinloss.harness.losses.catalogue import find
+from twinloss.harness.model.benchmark_spec import BenchmarkSpec
+from twinloss.harness.model.twin import Twin
 
 BASE = 96
 SIZES = (32, 64, 128, 192, 256)
-# How many classes, on a cube of what size.
+# Pairs of (number of classes, edge length of the cube).
 CLASSES = ((1, BASE), (2, BASE), (32, 64), (128, 32))
+# Pairs of (number of items, edge length of the cube).
 ITEMS = ((1, BASE), (16, 48))
 
 
 @dataclass(frozen=True)
-class Case:
-    """A line of a loss on arguments of some size, type and number of threads; `kind` is what of it varies."""
+class BenchmarkCase:
+    """A benchmark of one loss with a given input size, dtype and number of threads.
+
+    `kind` names the parameter in which the case differs from its base case.
+    """
 
     loss: str
     name: str
@@ -38,72 +43,80 @@ class Case:
 
     @property
     def title(self) -> str:
-        """How the line is called."""
+        """The loss, and the name of the benchmark if the loss has several."""
         return f"{self.loss}, {self.name}" if self.name else self.loss
 
     @property
     def shape(self) -> str:
-        """Items × classes × voxels."""
+        """The shape of the input: items × classes × voxels."""
         classes = "" if self.classes is None else f"{self.classes}×"
         return f"{self.batch}×{classes}{self.size}³"
 
     def __str__(self) -> str:
-        """What tells it from all others."""
+        """Return a description that is unique to this case."""
         dtype = "" if self.dtype == "float32" else f", {self.dtype}"
         threads = "" if self.device != "cpu" else f", {self.threads} thread{'s' * (self.threads > 1)}"
         return f"{self.title}, {self.shape}{dtype}{threads}"
 
     @property
     def twin(self) -> Twin:
-        """The loss."""
+        """The record of the loss in the catalogue."""
         return find(self.loss)
 
     @property
-    def line(self) -> Bench:
-        """The line, for that many classes."""
+    def line(self) -> BenchmarkSpec:
+        """The benchmark specification, adapted to the number of classes."""
         line = next(line for line in self.twin.benches if line.name == self.name)
         return line if self.classes is None or line.of_classes is None else line.of_classes(self.classes)
 
     @property
     def dtype_of_torch(self) -> torch.dtype:
-        """The type of the real arguments."""
+        """The torch dtype of the floating-point arguments."""
         made: torch.dtype = getattr(torch, self.dtype)
         return made
 
     def operands(self) -> list[torch.Tensor]:
-        """The arguments."""
+        """Create the arguments of the loss on the device of this case."""
         made = self.line.operands(self.size, self.batch)
         kind = self.dtype_of_torch
         return [x.to(self.device, kind) if x.is_floating_point() else x.to(self.device) for x in made]
 
     @property
     def voxels(self) -> int:
-        """Of all items."""
+        """The number of voxels in all items together."""
         return int(self.batch * self.size**3)
 
 
 def base_cases(
     twins: Sequence[Twin], threads: int, size: int = BASE, device: str = "cpu", kind: str = "base"
-) -> list[Case]:
-    """Each line of each loss once; of the kind "custom" if size or threads are not those of the report."""
+) -> list[BenchmarkCase]:
+    """Return one base case for each benchmark of each loss.
+
+    Pass `kind="custom"` if the size or the number of threads is not that of the report.
+    """
     return [
-        Case(twin.name, line.name, size, line.batch, line.classes, threads, device=device, kind=kind)
+        BenchmarkCase(twin.name, line.name, size, line.batch, line.classes, threads, device=device, kind=kind)
         for twin in twins
         for line in twin.benches
     ]
 
 
-def sweep(twins: Sequence[Twin], threads: int, size: int = BASE, device: str = "cpu", kind: str = "base") -> list[Case]:
-    """The base cases, then those that differ from them; the largest last, as what came before foretells them."""
+def sweep(
+    twins: Sequence[Twin], threads: int, size: int = BASE, device: str = "cpu", kind: str = "base"
+) -> list[BenchmarkCase]:
+    """Return the base cases, followed by the cases that vary them.
+
+    The varied cases are sorted by size: results of smaller cases predict whether a larger one is worth running.
+    """
     cases = base_cases(twins, threads, size, device, kind)
     varied = [case for first in cases if first.line.swept for case in _varied(first)]
     return cases + sorted(varied, key=lambda case: case.voxels * (case.classes or 1))
 
 
-def _varied(first: Case) -> Iterator[Case]:
-    """Those of a base case, each once."""
+def _varied(first: BenchmarkCase) -> Iterator[BenchmarkCase]:
+    """Yield the variants of a base case, each once."""
 
-    def having(kind: str, **changes: Any) -> Case:
+    def having(kind: str, **changes: Any) -> BenchmarkCase:
         return replace(first, kind=kind, **changes)
 
     for size in SIZES:

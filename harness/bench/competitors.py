@@ -1,7 +1,8 @@
-"""Who takes part: twinloss, its plain-torch form, MONAI, and other libraries where they have the loss.
+"""The implementations that are compared: twinloss, its plain-torch form, MONAI, and other libraries that have the loss.
 
-`max-autotune-no-cudagraphs` is what torch.compile does at its most eager without graphs that forbid new addresses.
-voxelmorph 0.3 runs on torch 2.13; its NCC has moved to neurite, which it brings along.
+`max-autotune-no-cudagraphs` is the most aggressive mode of torch.compile without CUDA graphs, which require that
+inputs keep their memory addresses. voxelmorph 0.3 runs on torch 2.13; its NCC has moved to the package neurite, which
+is one of its dependencies.
 """
 
 from __future__ import annotations
@@ -12,26 +13,29 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from twinloss.fast import backend
-from twinloss.harness.bench.cases import Case
-from twinloss.harness.line import Loss
-from twinloss.harness.peers import YARDSTICK
+from twinloss.fast.runtime import dispatch
+from twinloss.harness.bench.cases import BenchmarkCase
+from twinloss.harness.losses.peers import YARDSTICK
+from twinloss.harness.model.benchmark_spec import LossFunction
 
 FAST, EAGER, COMPILED = "twinloss", "MONAI", "MONAI compiled"
 PLAIN, PLAIN_COMPILED = "plain torch", "plain torch compiled"
 COMPILES = (COMPILED, PLAIN_COMPILED)
-# Own forms and the yardstick are shown; the latter computes less, and is no competitor.
+# These are shown, but no speed-up is computed against them. The yardstick computes less than the losses do.
 NO_COMPETITORS = (FAST, YARDSTICK)
 MODE = "max-autotune-no-cudagraphs"
 
-# The packages that bring a loss.
+# The packages that provide losses for comparison.
 PACKAGES = ("monai", "kornia", "segmentation-models-pytorch", "neurite")
 
 Step = Callable[[], object]
 
 
-def names(case: Case, compiled: bool = True) -> list[str]:
-    """Who may take part in a case; on a GPU twinloss is its plain form, which is not timed twice."""
+def names(case: BenchmarkCase, compiled: bool = True) -> list[str]:
+    """Return the names of the implementations for a case.
+
+    On a GPU, twinloss runs its plain-torch form, which is therefore not listed a second time.
+    """
     plain = [PLAIN] if case.device == "cpu" else []
     others = list(case.line.others) if case.device == "cpu" else []
     peers = [EAGER, COMPILED] if case.line.peer else []
@@ -39,7 +43,7 @@ def names(case: Case, compiled: bool = True) -> list[str]:
 
 
 def versions_of_others() -> dict[str, str]:
-    """Of the packages that are there."""
+    """Return the versions of the installed packages that provide competitors."""
     found = {}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
@@ -47,11 +51,11 @@ def versions_of_others() -> dict[str, str]:
     return found
 
 
-def loss_of(case: Case, name: str) -> Loss:
-    """The loss that a competitor brings.
+def loss_of(case: BenchmarkCase, name: str) -> LossFunction:
+    """Create the loss of a competitor, compiled if its name says so.
 
     Raises:
-        ImportError: if the package is not there.
+        ImportError: if its package is not installed.
     """
     line = case.line
     if name in line.others:
@@ -68,14 +72,14 @@ def loss_of(case: Case, name: str) -> Loss:
     return torch.compile(made, mode=MODE, dynamic=False) if name in COMPILES else made
 
 
-def step_of(case: Case, name: str, operands: Sequence[torch.Tensor]) -> Step:
-    """One forward and one backward."""
+def step_of(case: BenchmarkCase, name: str, operands: Sequence[torch.Tensor]) -> Step:
+    """Return a function that runs one forward and one backward pass."""
     loss, (x, *rest) = loss_of(case, name), operands
     x = x.detach().requires_grad_()
     plain = name in (PLAIN, PLAIN_COMPILED)
 
     def step() -> object:
-        with backend.forced("plain") if plain else nullcontext():
+        with dispatch.forced("plain") if plain else nullcontext():
             return torch.autograd.grad(loss(x, *rest), x)
 
     return step

@@ -1,6 +1,7 @@
-"""Peak memory of a step, in a process of its own: the high-water mark above what the process held before forward.
+"""Peak memory of a forward and backward pass, measured in a separate process.
 
-In multiples of the gradient's size, of which one is the gradient itself.
+The result is the high-water mark minus the memory in use before the forward pass, divided by the size of the gradient.
+A result of 1 means that the gradient is the only memory that was allocated.
 """
 
 from __future__ import annotations
@@ -16,51 +17,55 @@ from unittest import mock
 
 import torch
 
-from twinloss.harness.bench.cases import Case
+from twinloss.harness.bench.cases import BenchmarkCase
 from twinloss.harness.bench.competitors import Step, step_of
 from twinloss.harness.bench.timing import quiet, threads
+from twinloss.harness.system.memory import process_status
 
 
-def memory_of(case: Case, name: str) -> float | None:
-    """Peak extra memory of a competitor in multiples of the gradient; None where that cannot be measured."""
+def memory_of(case: BenchmarkCase, name: str) -> float | None:
+    """Measure the peak extra memory of a competitor, in multiples of the gradient's size.
+
+    Returns None if it cannot be measured.
+    """
     if case.device == "cuda":
         return _on_gpu(case, name)
     if not Path("/proc/self/clear_refs").exists():
         return None
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "monai.losses"])  # what takes seconds to import
+    context.set_forkserver_preload(["torch", "monai.losses"])  # importing these takes seconds
     with _large_blocks_returned(), ProcessPoolExecutor(1, context) as pool:
         try:
             return pool.submit(weigh, case, name).result()
-        except Exception:  # such as no memory left: the process has died, and not this one
+        except Exception:  # such as running out of memory, which ends only the child process
             return None
 
 
 @contextmanager
 def _large_blocks_returned() -> Iterator[None]:
-    """Processes that start within give large blocks back to the system as soon as they are freed."""
+    """Make child processes return large blocks to the system as soon as they are freed."""
     with mock.patch.dict(os.environ, {"MALLOC_MMAP_THRESHOLD_": "65536"}):
         yield
 
 
-def weigh(case: Case, name: str) -> float:
-    """Peak extra memory of a step in this process; Linux only."""
+def weigh(case: BenchmarkCase, name: str) -> float:
+    """Measure the peak extra memory of one step in this process. Works on Linux only."""
     operands = case.operands()
     with threads(case.threads), quiet():
         step = step_of(case, name, operands)
         step()
         gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-        before = status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
+        before = process_status("VmRSS")
         step()
-    return (status("VmHWM") - before) / _gradient(operands)
+    return (process_status("VmHWM") - before) / _gradient(operands)
 
 
 def _gradient(operands: list[torch.Tensor]) -> int:
     return operands[0].numel() * operands[0].element_size()
 
 
-def _on_gpu(case: Case, name: str) -> float:
+def _on_gpu(case: BenchmarkCase, name: str) -> float:
     operands = case.operands()
     with quiet():
         step: Step = step_of(case, name, operands)
@@ -70,9 +75,3 @@ def _on_gpu(case: Case, name: str) -> float:
         before = torch.cuda.memory_allocated()
         step()
     return (torch.cuda.max_memory_allocated() - before) / _gradient(operands)
-
-
-def status(name: str) -> int:
-    """A line of /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))

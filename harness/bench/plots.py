@@ -1,4 +1,4 @@
-"""The figures as pictures: speed-up, time and memory against volume, and the roofline."""
+"""Figures of the benchmark: speed-up, time and memory against volume size, and a roofline plot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Draw = Callable[["Axes", Records], bool]
 
 
 def write(records: Records, folder: Path, stem: str) -> list[Path]:
-    """The pictures for which there are figures; none without matplotlib."""
+    """Write the figures for which there are results; write none if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         return []
     from matplotlib.figure import Figure
@@ -33,19 +33,19 @@ def write(records: Records, folder: Path, stem: str) -> list[Path]:
 
 
 def speed_up(axes: Axes, records: Records) -> bool:
-    """A bar for each loss at the base case."""
+    """Draw a bar for the speed-up of each loss in its base case."""
     losses = by_loss(records.base)
     axes.bar(range(len(losses)), list(losses.values()))
     axes.set_xticks(range(len(losses)), list(losses), rotation=45, ha="right", fontsize=8)
     axes.set_yscale("log")
     axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_ylabel("times as fast as the fastest competitor")
+    axes.set_ylabel("speed-up over the fastest competitor")
     axes.set_title("Speed-up at the base case")
     return bool(losses)
 
 
 def _volumes(records: Records, value: Callable[[Outcome, str], float | None]) -> dict[tuple[str, str], list[Any]]:
-    """By line and implementation, the points (voxels, value) of the cases that differ in size alone."""
+    """Return points (voxels, value) by case and implementation, for cases that differ only in size."""
     curves: dict[tuple[str, str], list[Any]] = {}
     for each in sorted(records.of_kind("base", "size"), key=lambda each: each.case.voxels):
         for name in (FAST, each.fastest):
@@ -74,23 +74,26 @@ def _curves(axes: Axes, curves: dict[tuple[str, str], list[Any]], label: str, ti
 
 
 def time_by_volume(axes: Axes, records: Records) -> bool:
-    """Nanoseconds for each voxel."""
+    """Draw the time per voxel, in nanoseconds, against the number of voxels."""
     curves = _volumes(records, lambda each, name: each.times[name].median_ms * 1e6 / each.case.voxels)
-    return _curves(axes, curves, "ns for each voxel", "Time: twinloss, and dotted the fastest competitor")
+    return _curves(axes, curves, "ns per voxel", "Time: twinloss (solid) and the fastest competitor (dotted)")
 
 
 def memory_by_volume(axes: Axes, records: Records) -> bool:
-    """Bytes of a step."""
+    """Draw the peak memory of a step, in MiB, against the number of voxels."""
 
     def taken(each: Outcome, name: str) -> float | None:
         multiple = each.memory.get(name)
         return None if multiple is None else multiple * each.gradient_bytes / 2**20
 
-    return _curves(axes, _volumes(records, taken), "MiB beyond the arguments", "Memory of a step of twinloss")
+    return _curves(axes, _volumes(records, taken), "MiB per step", "Peak memory of a step of twinloss")
 
 
 def roofline(axes: Axes, records: Records) -> bool:
-    """GB/s that each base case moves, over the exponentials that come with each byte, under what the machine allows."""
+    """Draw the throughput of each base case against its arithmetic intensity, under the roofline of the machine.
+
+    The throughput is in GB/s. The arithmetic intensity is the number of exponentials per byte.
+    """
     base = [each for each in records.base if FAST in each.times and rates_of(each) and each.case.line.work]
     if not base:
         return False
@@ -100,13 +103,13 @@ def roofline(axes: Axes, records: Records) -> bool:
     furthest = 1.3 * max(rates.exp / rates.bandwidth, *(x for x, _ in places))
     grid = [furthest * k / 200 for k in range(201)]
     roof = [min(rates.bandwidth, rates.exp / x) if x else rates.bandwidth for x in grid]
-    axes.plot(grid, [y / 1e9 for y in roof], color="black", label="bandwidth, then exponentials")
+    axes.plot(grid, [y / 1e9 for y in roof], color="black", label="limit: bandwidth, then exponentials")
     for each, (x, y) in zip(base, places, strict=True):
         axes.plot(x, y / 1e9, "o", label=f"{each.case.title}: {y / 1e9:.1f} GB/s")
     axes.set_yscale("log")
-    axes.set_xlabel("exponentials for each byte")
+    axes.set_xlabel("exponentials per byte")
     axes.set_ylabel("GB/s")
-    axes.set_title("Roofline: the bytes and exponentials that each loss cannot do without")
+    axes.set_title("Roofline: the minimal bytes and exponentials of each loss")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return True
 

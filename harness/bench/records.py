@@ -1,4 +1,4 @@
-"""The figures of cases, kept in a file that a later run adds to, and what they come to."""
+"""Benchmark results, stored in a JSON file that later runs update, and summary statistics."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from twinloss.harness.bench.cases import Case
+from twinloss.harness.bench.cases import BenchmarkCase
 from twinloss.harness.bench.competitors import FAST, NO_COMPETITORS
 from twinloss.harness.bench.roofline import Rates
 from twinloss.harness.bench.timing import Times
 
-# Bytes of a gradient below which pages and stacks weigh more than what a loss asks for.
-WEIGHTY = 8 * 2**20
+# Below this size of the gradient in bytes, page granularity and stacks distort the measurement of memory.
+MEASURABLE = 8 * 2**20
 
 
 @dataclass(frozen=True)
-class Run:
-    """Where figures come from."""
+class BenchmarkRun:
+    """The command, machine and package versions that produced a result, and the measured rates of the machine."""
 
     command: str
     machine: Mapping[str, Any]
@@ -30,58 +30,61 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a case: times and memory by competitor, and why others took no part."""
+    """The result of a case: times and memory by implementation, and why the others were left out."""
 
-    case: Case
-    run: Run
+    case: BenchmarkCase
+    run: BenchmarkRun
     times: Mapping[str, Times]
     memory: Mapping[str, float | None] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def fastest(self) -> str | None:
-        """The competitor with the least median."""
+        """The competitor with the smallest median time."""
         rivals = [name for name in self.times if name not in NO_COMPETITORS]
         return min(rivals, key=lambda name: self.times[name].median_ms, default=None)
 
     @property
     def speed_up(self) -> float | None:
-        """How many times twinloss's median the fastest competitor's is."""
+        """The median time of the fastest competitor divided by that of twinloss."""
         if self.fastest is None or FAST not in self.times:
             return None
         return self.times[self.fastest].median_ms / self.times[FAST].median_ms
 
     @property
     def gradient_bytes(self) -> int:
-        """Of the gradient of one step."""
+        """The size of the gradient in bytes."""
         channels = self.case.classes or (3 if self.case.loss == "bending_energy" else 1)
         return self.case.voxels * channels * self.case.dtype_of_torch.itemsize
 
     @property
     def beyond_memory(self) -> bool:
-        """Whether twinloss takes more memory than its line allows, where that can be told."""
+        """Whether twinloss uses more memory than its benchmark allows.
+
+        False if memory was not measured, or if the gradient is too small for a reliable measurement.
+        """
         taken = self.memory.get(FAST)
-        return taken is not None and self.gradient_bytes >= WEIGHTY and taken > self.case.line.memory
+        return taken is not None and self.gradient_bytes >= MEASURABLE and taken > self.case.line.memory
 
 
 def rates_of(each: Outcome) -> Rates | None:
-    """What the machine could do with the threads of a case, if that was measured."""
+    """Return the rates of the machine for the number of threads of a case, if they were measured."""
     return each.run.rates.get(str(each.case.threads))
 
 
-def key(case: Case) -> tuple[Any, ...]:
-    """What tells a case from others: all but its kind."""
+def key(case: BenchmarkCase) -> tuple[Any, ...]:
+    """Return what identifies a case: all its fields except its kind."""
     return tuple(value for name, value in asdict(case).items() if name != "kind")
 
 
 @dataclass
 class Records:
-    """Outcomes in order, one for each case."""
+    """An ordered list of outcomes, with one outcome per case."""
 
     outcomes: list[Outcome] = field(default_factory=list)
 
     def put(self, outcome: Outcome) -> None:
-        """Add an outcome, or replace that of the same case, which stays of its kind."""
+        """Add an outcome, or replace the outcome of the same case, whose kind is kept."""
         places = [i for i, known in enumerate(self.outcomes) if key(known.case) == key(outcome.case)]
         if places:
             kind = self.outcomes[places[0]].case.kind
@@ -89,26 +92,26 @@ class Records:
         else:
             self.outcomes.append(outcome)
 
-    def has(self, case: Case) -> bool:
-        """Whether there is an outcome of a case."""
+    def has(self, case: BenchmarkCase) -> bool:
+        """Return whether there is an outcome of a case."""
         return any(key(known.case) == key(case) for known in self.outcomes)
 
     def of_kind(self, *kinds: str) -> list[Outcome]:
-        """Those of some kinds."""
+        """Return the outcomes of the given kinds."""
         return [each for each in self.outcomes if each.case.kind in kinds]
 
     @property
     def base(self) -> list[Outcome]:
-        """The base cases; if there are none, those of a size that was asked for."""
+        """The outcomes of the base cases, or of custom cases if there are no base cases."""
         return self.of_kind("base") or self.of_kind("custom")
 
-    def base_of(self, case: Case) -> Outcome | None:
-        """The base case of the same line."""
+    def base_of(self, case: BenchmarkCase) -> Outcome | None:
+        """Return the outcome of the base case that belongs to a case."""
         return next((each for each in self.base if each.case.title == case.title), None)
 
     def save(self, path: Path) -> None:
-        """Write all; the file is never half written."""
-        runs: list[Run] = []
+        """Write all outcomes to a file. The file is replaced atomically."""
+        runs: list[BenchmarkRun] = []
         for each in self.outcomes:
             if each.run not in runs:
                 runs.append(each.run)
@@ -120,29 +123,31 @@ class Records:
 
 
 def load(path: Path) -> Records:
-    """What a file holds; nothing if it is not there, or of an older kind."""
+    """Load the outcomes from a file; return no outcomes if it does not exist or has an older format."""
     if not path.exists():
         return Records()
     made = json.loads(path.read_text(encoding="utf-8"))
     if "runs" not in made:
         return Records()
-    runs = [Run(**{**run, "rates": {n: Rates(**of) for n, of in run["rates"].items()}}) for run in made["runs"]]
+    runs = [
+        BenchmarkRun(**{**run, "rates": {n: Rates(**of) for n, of in run["rates"].items()}}) for run in made["runs"]
+    ]
     return Records([_outcome(row, runs) for row in made["outcomes"]])
 
 
-def _outcome(row: Mapping[str, Any], runs: Sequence[Run]) -> Outcome:
+def _outcome(row: Mapping[str, Any], runs: Sequence[BenchmarkRun]) -> Outcome:
     times = {name: Times(**of) for name, of in row["times"].items()}
-    return Outcome(Case(**row["case"]), runs[row["run"]], times, row["memory"], row["left_out"])
+    return Outcome(BenchmarkCase(**row["case"]), runs[row["run"]], times, row["memory"], row["left_out"])
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """Of one or more positive numbers."""
+    """Return the geometric mean of one or more positive numbers."""
     logarithms = [math.log(value) for value in values]
     return math.exp(sum(logarithms) / len(logarithms))
 
 
 def by_loss(outcomes: Iterable[Outcome]) -> dict[str, float]:
-    """The speed-up of each loss; that of a loss with several lines is their geometric mean."""
+    """Return the speed-up of each loss: the geometric mean over its benchmarks."""
     lines: dict[str, list[float]] = {}
     for each in outcomes:
         if each.speed_up is not None:

@@ -1,4 +1,4 @@
-"""The figures for people: benchmarks.md, and the table on the screen."""
+"""The benchmark report benchmarks.md, and the table that is printed to the terminal."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from twinloss.harness.bench.cases import sweep
 from twinloss.harness.bench.competitors import FAST
 from twinloss.harness.bench.records import Outcome, Records, by_loss, geometric_mean, rates_of
 from twinloss.harness.bench.roofline import Floor, floor
-from twinloss.harness.catalogue import TWINS
+from twinloss.harness.losses.catalogue import TWINS
 
-WANTED_MEAN, WANTED_LEAST = 4.0, 1.5
-# Losses that the documentation of MONAI 0.5 lacks: the mean is wanted of those that it has.
+TARGET_MEAN, TARGET_LEAST = 4.0, 1.5
+# Losses that the documentation of MONAI 0.5 does not have. The target mean is defined over the losses that it has.
 LATER = ("diffusion",)
-COLUMNS = ("case", "implementation", "best ms", "median ms", "quartiles ms", "median / twinloss's", "memory / gradient")
-SWEPT = ("case", "twinloss ms", "fastest competitor", "ms", "speed-up", "memory / gradient", "least ms", "of it")
+COLUMNS = (
+    "case", "implementation", "best ms", "median ms", "quartiles ms", "median / twinloss median", "memory / gradient",
+)  # fmt: skip
+SWEPT = (
+    "case", "twinloss ms", "fastest competitor", "competitor ms", "speed-up", "memory / gradient", "minimal ms",
+    "minimal / twinloss",
+)  # fmt: skip
 
 
 def _row(cells: Iterable[str]) -> str:
@@ -32,7 +37,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], text: int) -> 
 
 
 def _rows(each: Outcome) -> list[list[str]]:
-    """A line for each competitor."""
+    """Return one table row for each implementation."""
     ours = each.times.get(FAST)
     rows = []
     for name, of in each.times.items():
@@ -44,7 +49,7 @@ def _rows(each: Outcome) -> list[list[str]]:
 
 
 def floor_of(each: Outcome) -> Floor | None:
-    """The least time of a case on the machine that it was timed on, if the rates of that were measured."""
+    """Return the minimal time of a case on the machine of its run, if the rates of that machine were measured."""
     rates = rates_of(each)
     return floor(each.case, rates) if rates else None
 
@@ -65,7 +70,7 @@ def _swept(each: Outcome) -> list[str]:
 
 
 def screen(outcomes: Sequence[Outcome]) -> Table:
-    """All competitors of all cases."""
+    """Create the table of all implementations in all cases."""
     made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for i, column in enumerate(COLUMNS):
         made.add_column(column, justify="left" if i < 2 else "right", no_wrap=i == 0)
@@ -76,70 +81,73 @@ def screen(outcomes: Sequence[Outcome]) -> Table:
 
 
 def summary(records: Records) -> list[str]:
-    """What it comes to, beside what is wanted."""
+    """Summarise the results and compare them with the targets."""
     base = [each for each in records.base if each.speed_up is not None]
     if not base:
-        return ["No base case has been timed beside a competitor."]
+        return ["No base case has been timed together with a competitor."]
     least = min(base, key=lambda each: each.speed_up or 0)
     slower = [each for each in records.outcomes if each.speed_up is not None and each.speed_up < 1]
     failed = [each for each in records.outcomes if FAST not in each.times]
     heavy = [each for each in records.outcomes if each.beyond_memory]
     return [
         *_means(by_loss(base)),
-        f"* The least: **{least.speed_up:.2f}**, {least.case} against {least.fastest} ({WANTED_LEAST:g} wanted).",
+        f"* Smallest speed-up: **{least.speed_up:.2f}**, {least.case} over {least.fastest} (target: {TARGET_LEAST:g}).",
         *_listed(
-            f"Slower than a competitor, of all {len(records.outcomes)} cases",
+            f"Cases slower than a competitor, out of {len(records.outcomes)}",
             slower,
             lambda each: _against(each, records),
         ),
-        *_listed("Beyond the memory that is allowed", heavy, _allowed),
-        *(_listed("Not timed", failed, lambda each: each.left_out.get(FAST, "")) if failed else []),
+        *_listed("Cases that exceed the memory limit", heavy, _allowed),
+        *(_listed("Cases that could not be timed", failed, lambda each: each.left_out.get(FAST, "")) if failed else []),
         *_unreached(records),
         *_limits(base),
-        "* Why figures that are wanted are missed: [performance-log.md](performance-log.md#what-is-missed-and-why).",
+        "* Reasons for missed targets: [performance-log.md](performance-log.md#missed-targets-and-reasons).",
     ]
 
 
 def _unreached(records: Records) -> list[str]:
-    """What of a sweep that was begun is still to come."""
+    """List how many cases of an unfinished sweep have not run yet."""
     if records.outcomes == records.base:
         return []
     cases = sweep(TWINS, records.base[0].case.threads)
     left = [case for case in cases if not records.has(case)]
-    return [f"* Not reached yet, of the {len(cases)} cases of the sweep: {len(left) or 'none'}."]
+    return [f"* Cases of the sweep that have not run yet, out of {len(cases)}: {len(left) or 'none'}."]
 
 
 def _means(losses: Mapping[str, float]) -> list[str]:
-    """Those of the losses for which one is wanted, and of all."""
+    """Give the mean speed-up of the losses that have a target, and of all losses."""
     documented = [speed_up for loss, speed_up in losses.items() if loss not in LATER]
     others = [loss for loss in losses if loss in LATER]
     of = len(TWINS) - len(LATER)
     many, lines = str(of) if len(documented) == of else f"{len(documented)} of {of}", []
     if documented:
         lines = [
-            "* Speed-up against the fastest competitor at the base case, geometric mean of the "
-            f"{many} losses of MONAI 0.5's documentation: "
-            f"**{geometric_mean(documented):.2f}** ({WANTED_MEAN:g} wanted)."
+            "* Speed-up over the fastest competitor in the base case, geometric mean over "
+            f"{many} losses in the documentation of MONAI 0.5: "
+            f"**{geometric_mean(documented):.2f}** (target: {TARGET_MEAN:g})."
         ]
     if others:
-        lines.append(f"* The same with {', '.join(others)}: {geometric_mean(losses.values()):.2f}.")
+        lines.append(f"* The same mean including {', '.join(others)}: {geometric_mean(losses.values()):.2f}.")
     return lines
 
 
 def _against(each: Outcome, records: Records) -> str:
-    """The speed-up of a slower case; and what of its time is no time of voxels, if much is: calls, and cold caches."""
-    told, base, ours = f"{each.speed_up:.2f} against {each.fastest}", records.base_of(each.case), each.times[FAST]
+    """Describe a case that is slower than a competitor.
+
+    If calls and cold caches take a large part of its time, the description says how large a part.
+    """
+    told, base, ours = f"speed-up {each.speed_up:.2f} over {each.fastest}", records.base_of(each.case), each.times[FAST]
     if base is None or FAST not in base.times:
         return told
     numbers = [one.case.voxels * (one.case.classes or 1) / one.case.threads for one in (each, base)]
     calls = ours.median_ms - base.times[FAST].median_ms * numbers[0] / numbers[1]
     if calls < ours.median_ms / 4:
         return told
-    return f"{told}; {calls:.2f} of {ours.median_ms:.2f} ms are not the time of its voxels, as the base case has it"
+    return f"{told}; {calls:.2f} of {ours.median_ms:.2f} ms are overhead beyond the time per voxel of the base case"
 
 
 def _allowed(each: Outcome) -> str:
-    return f"{each.memory[FAST]:.2f} gradients, {each.case.line.memory:g} allowed"
+    return f"{each.memory[FAST]:.2f} × gradient, limit {each.case.line.memory:g}"
 
 
 def _listed(title: str, outcomes: Sequence[Outcome], said: Callable[[Outcome], str]) -> list[str]:
@@ -147,7 +155,7 @@ def _listed(title: str, outcomes: Sequence[Outcome], said: Callable[[Outcome], s
 
 
 def _limits(base: Sequence[Outcome]) -> list[str]:
-    """How near each loss comes to what limits it: bandwidth for those that compute no exponentials."""
+    """Compare each loss with the limit of the machine: bandwidth for losses without exponentials."""
     lines = []
     for each in base:
         least, ours = floor_of(each), each.times.get(FAST)
@@ -157,12 +165,12 @@ def _limits(base: Sequence[Outcome]) -> list[str]:
             lines.append(f"  * {each.case.title}: {least.ms / ours.median_ms:.0%} of the bandwidth")
         else:
             times = ours.median_ms / least.exponentials_ms
-            lines.append(f"  * {each.case.title}: {times:.2f} times the time of its exponentials")
-    return ["* Nearness to the limits of the machine:", *lines] if lines else []
+            lines.append(f"  * {each.case.title}: {times:.2f} × the time of its exponentials")
+    return ["* Comparison with the limits of the machine:", *lines] if lines else []
 
 
 def _machines(records: Records) -> list[str]:
-    """Where the figures come from, each run once."""
+    """Describe each run once: command, machine, versions and rates."""
     lines = []
     for run in dict.fromkeys(_run(each) for each in records.outcomes):
         lines += [run, ""]
@@ -181,7 +189,7 @@ def _run(each: Outcome) -> str:
 
 
 def _left_out(records: Records) -> list[str]:
-    """Who took no part and why, for each reason once."""
+    """List the implementations that were left out, grouped by reason."""
     reasons: dict[str, list[str]] = {}
     for each in records.outcomes:
         for name, why in each.left_out.items():
@@ -200,16 +208,17 @@ def _notes(records: Records) -> list[str]:
 
 
 INTRODUCTION = """
-Forward and backward, float32 if nothing else is said, the implementations taking turns in one run, medians. Memory is
-what a step takes beyond what the process held before it, in multiples of the gradient's size, of which one is the
-gradient; it is judged where a gradient has 8 MiB or more. cross_entropy computes less than the losses that it stands
-beside, and is no competitor; plain torch is twinloss's own form for other devices, and is one. *Least* is what the
-machine needs to move the bytes, or to compute the exponentials, that the loss cannot do without.
+A step is one forward and one backward pass, in float32 unless the case names another type. The implementations take
+turns within one run, and speed-ups compare medians. Memory is the peak of a step minus the memory in use before it,
+divided by the size of the gradient; 1 means that only the gradient was allocated. The memory limit is checked where
+the gradient has at least 8 MiB. cross_entropy computes less than the losses that it is listed with, so it does not
+count as a competitor. "Plain torch" is the form of twinloss for other devices, and does count. *Minimal* time is what
+the machine needs to move the bytes, or to compute the exponentials, that no implementation of the loss can avoid.
 """
 
 
 def as_markdown(records: Records, figures: Sequence[str] = ()) -> str:
-    """The report."""
+    """Render the report as Markdown."""
     base = records.base
     swept = [each for each in records.outcomes if each not in base]
     lines = ["# Benchmarks", INTRODUCTION, *_machines(records), "## Summary", "", *summary(records), ""]
@@ -219,16 +228,16 @@ def as_markdown(records: Records, figures: Sequence[str] = ()) -> str:
     if swept:
         lines += ["## Sweep", "", *_table(SWEPT, map(_swept, swept), 1)]
     for title, items in (
-        ("What is not alike", _notes(records)),
-        ("Who took no part", _left_out(records)),
-        ("What the least time counts, for each voxel", _work(records)),
+        ("Differences between the implementations", _notes(records)),
+        ("Implementations that were left out", _left_out(records)),
+        ("Work counted for the minimal time, per voxel", _work(records)),
     ):
         lines += [f"## {title}", "", *items, ""] if items else []
     return "\n".join(lines).rstrip() + "\n"
 
 
 def write(records: Records, folder: Path, stem: str = "benchmarks") -> list[Path]:
-    """Write the report and its figures, from the records that stand beside it."""
+    """Write the Markdown report and its figures."""
     figures = plots.write(records, folder, stem)
     path = folder / f"{stem}.md"
     path.write_text(as_markdown(records, [figure.name for figure in figures]), encoding="utf-8")

@@ -1,6 +1,7 @@
-"""What the machine could do: bytes and exponentials in a second, and so the least time that a case can take.
+"""Peak rates of the machine in bytes and exponentials per second, and the resulting minimal time of a case.
 
-A loss takes no less than the larger of two times: that of moving its bytes, and that of computing its exponentials.
+The minimal time of a loss is the larger of two times: the time to move its bytes and the time to compute its
+exponentials.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import numpy as np
 import torch
 from numba import njit
 
-from twinloss.fast.kernels.elementary import exp_nonpositive
-from twinloss.fast.threads import for_each_chunk
-from twinloss.harness.bench.cases import Case
+from twinloss.fast.kernels.cpu.compiled.elementary import exp_nonpositive
+from twinloss.fast.runtime.threads import for_each_chunk
+from twinloss.harness.bench.cases import BenchmarkCase
 from twinloss.harness.bench.timing import threads
 
-# Far beyond any cache; a tile that stays in the nearest one, and how often it is gone over.
+# The number of floats in an array that exceeds every cache; the size of a tile that stays in the L1 cache, and the
+# number of passes over it.
 _FAR = 2**27
 _TILE, _OFTEN = 2048, 20000
 _TRIES = 5
@@ -26,7 +28,14 @@ _TRIES = 5
 
 @dataclass(frozen=True)
 class Rates:
-    """Of some threads, in a second: bytes that are copied (read and written) or read; exponentials, and torch's."""
+    """Rates per second, for a number of threads.
+
+    Attributes:
+        copy: bytes copied, where each byte counts twice: it is read and written.
+        read: bytes read.
+        exp: exponentials, by our own kernel.
+        torch_exp: exponentials, by torch.
+    """
 
     copy: float
     read: float
@@ -35,20 +44,20 @@ class Rates:
 
     @property
     def bandwidth(self) -> float:
-        """The best that was seen."""
+        """The higher of the copy and read rates."""
         return max(self.copy, self.read)
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator, unused-ignore]
 def _exponentials(x, often):  # type: ignore[no-untyped-def]
-    """Each round needs the last one's results, so that no compiler leaves one out."""
+    """Compute exponentials repeatedly; each round needs the last results, so no compiler can skip one."""
     for _ in range(often):
         for i in range(x.size):
             x[i] = -exp_nonpositive(x[i])  # type: ignore[no-untyped-call]
 
 
 def measured(count: int, far: int = _FAR, often: int = _OFTEN) -> Rates:
-    """The rates of so many threads."""
+    """Measure the rates of the machine with `count` threads."""
     with threads(count):
         source = torch.ones(far)
         made = torch.zeros(far)
@@ -75,32 +84,32 @@ def _best(work: Callable[[], object]) -> float:
 
 @dataclass(frozen=True)
 class Floor:
-    """The least a case can take, in milliseconds, and the part of it that either limit asks for."""
+    """The minimal time of a case, in milliseconds, by each of the two limits."""
 
     bytes_ms: float
     exponentials_ms: float
 
     @property
     def ms(self) -> float:
-        """The larger of the two."""
+        """The larger of the two times."""
         return max(self.bytes_ms, self.exponentials_ms)
 
     @property
     def limit(self) -> str:
-        """Which of the two that is."""
+        """The limit that determines the minimal time: "memory" or "exp"."""
         return "memory" if self.bytes_ms >= self.exponentials_ms else "exp"
 
 
-def needed(case: Case) -> tuple[float, float]:
-    """The bytes that a case has to move, and the exponentials that it has to compute; its line must say so."""
+def needed(case: BenchmarkCase) -> tuple[float, float]:
+    """Return the bytes a case must move and the exponentials it must compute; its benchmark must define `work`."""
     work = case.line.work
     assert work is not None
     moved = case.voxels * (work.reals * case.dtype_of_torch.itemsize + work.others)
     return moved, case.voxels * work.exponentials
 
 
-def floor(case: Case, rates: Rates) -> Floor | None:
-    """The least that a case can take, if its line says what it has to do."""
+def floor(case: BenchmarkCase, rates: Rates) -> Floor | None:
+    """Return the minimal time of a case, or None if its benchmark does not define `work`."""
     if case.line.work is None:
         return None
     moved, exponentials = needed(case)

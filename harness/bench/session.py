@@ -1,4 +1,4 @@
-"""Run cases one after the other; each is written down when it is done."""
+"""Run benchmark cases one after the other, and save each result as soon as it is there."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from pathlib import Path
 
 import torch
 
-from twinloss.harness.bench.cases import Case
+from twinloss.harness.bench.cases import BenchmarkCase
 from twinloss.harness.bench.competitors import FAST, PLAIN, PLAIN_COMPILED, names
 from twinloss.harness.bench.memory import memory_of
-from twinloss.harness.bench.records import Outcome, Records, Run
+from twinloss.harness.bench.records import BenchmarkRun, Outcome, Records
 from twinloss.harness.bench.timing import TOO_SLOW, times
 
-# Bytes that a step may take, by what it took at the base case, which may come to several times as much: a fifth of the
-# machine's memory, as a process that the system ends for want of it takes the run with it.
+# The limit in bytes for the memory of a step, as predicted from the base case: a fifth of the machine's memory. A step
+# may need several times the prediction, and if the system kills the process for lack of memory, the run is lost.
 _MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 25 * 10**9
 MOST_MEMORY = _MEMORY // 5
-# How many times slower than the fastest competitor a plain form may be at the base case to be timed elsewhere too.
+# The plain forms are timed only in the base case if they are slower there than the fastest competitor by this factor.
 FAR_BEHIND = 2.0
 
 
 @dataclass
 class Session:
-    """How cases are run.
+    """The settings and the results of a benchmark run.
 
     Attributes:
-        run: where the figures come from.
-        records: what is known, to which outcomes are added.
+        run: the command, machine and versions to store with each result.
+        records: the results so far, to which new outcomes are added.
         budget: seconds of timing for each case.
-        compiled: whether torch.compile takes part.
-        weighed: whether memory is measured.
-        tick: is told what is done, and how many cases more.
-        path: the file that is written after each case.
+        compiled: whether to include torch.compile.
+        weighed: whether to measure memory.
+        tick: a progress callback, which receives a message and the number of newly finished cases.
+        path: the file to save after each case.
     """
 
-    run: Run
+    run: BenchmarkRun
     records: Records
     budget: float
     compiled: bool = True
@@ -46,8 +46,8 @@ class Session:
     tick: Callable[[str, int], None] = lambda what, cases: None
     path: Path | None = None
 
-    def go(self, cases: Sequence[Case]) -> bool:
-        """Run them all, and say whether no interruption came; what is done when one comes is kept."""
+    def go(self, cases: Sequence[BenchmarkCase]) -> bool:
+        """Run all cases and return whether they finished; results so far are kept after a KeyboardInterrupt."""
         try:
             for case in cases:
                 self.records.put(self.outcome(case))
@@ -58,8 +58,11 @@ class Session:
             return False
         return True
 
-    def outcome(self, case: Case) -> Outcome:
-        """Time one case, and measure memory: of all at the base case, else of twinloss."""
+    def outcome(self, case: BenchmarkCase) -> Outcome:
+        """Time one case and measure its memory.
+
+        The memory of competitors is measured only in base and custom cases.
+        """
         everyone = names(case, self.compiled)
         excuses = {name: why for name in everyone if (why := self.excuse(case, name))}
         taking_part = [name for name in everyone if name not in excuses]
@@ -75,12 +78,12 @@ class Session:
             return []
         return [name for name in timed.times if timed.case.kind in ("base", "custom") or name == FAST]
 
-    def _memory(self, case: Case, name: str) -> float | None:
+    def _memory(self, case: BenchmarkCase, name: str) -> float | None:
         self.tick(f"{case}: memory of {name}", 0)
         return memory_of(case, name)
 
-    def excuse(self, case: Case, name: str) -> str | None:
-        """Why a competitor need not be tried, by what came of it at the base case."""
+    def excuse(self, case: BenchmarkCase, name: str) -> str | None:
+        """Return a reason to skip an implementation, predicted from its base case, or None."""
         base = self.records.base_of(case)
         if case.kind in ("base", "custom") or base is None or name not in base.times:
             return None

@@ -1,4 +1,4 @@
-"""Times of a case: the competitors take turns, so that what else the machine does hits all alike."""
+"""Timing of a case. The implementations take turns, so that other load on the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import numpy as np
 import torch
 from torch.utils.benchmark import Timer
 
-from twinloss.harness.bench.cases import Case
+from twinloss.harness.bench.cases import BenchmarkCase
 from twinloss.harness.bench.competitors import Step, step_of
 
-# Steps before anything is timed: the allocator gets used to the sizes, which helps who allocates much.
+# The number of untimed steps. They let the allocator adapt, which helps implementations that allocate a lot.
 WARM_UP = 3
-# Rounds of which the budget is shared out; there are fewer where one step takes more than its share.
+# The budget is divided into ROUNDS rounds. Fewer are run if one step takes longer than its share.
 ROUNDS, LEAST_ROUNDS = 12, 3
-# A competitor of which one step takes longer is left out.
+# An implementation is left out if one of its steps takes more than this many seconds.
 TOO_SLOW = 5.0
 
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of a step of one competitor."""
+    """The time of one step of an implementation, in milliseconds."""
 
     best_ms: float
     low_ms: float
@@ -36,12 +36,12 @@ class Times:
 
 
 class LeftOutError(Exception):
-    """Why a competitor takes no part."""
+    """The reason why an implementation is left out."""
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """So many threads of torch, and so of twinloss."""
+    """Set the number of threads of torch, and thus of twinloss, within a context."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -52,16 +52,19 @@ def threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No word of what other libraries warn of, nor of what torch.compile tries."""
+    """Suppress warnings of other libraries and the messages of torch.compile within a context."""
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
 
 
 def times(
-    case: Case, names: Sequence[str], budget: float, tick: Callable[[str], None] = lambda what: None
+    case: BenchmarkCase, names: Sequence[str], budget: float, tick: Callable[[str], None] = lambda what: None
 ) -> tuple[dict[str, Times], dict[str, str]]:
-    """Of each competitor within a budget of seconds, beside what it takes to compile; and who was left out, and why."""
+    """Time each implementation within a budget of seconds, to which compilation does not count.
+
+    Returns the times by implementation, and the reason for each implementation that was left out.
+    """
     torch.compiler.reset()
     ready, left_out = {}, {}
     operands = case.operands()
@@ -74,7 +77,7 @@ def times(
                 ready[name] = Timer("step()", globals={"step": step}, num_threads=case.threads)
             except ImportError as error:
                 left_out[name] = f"not installed: {error}"
-            except Exception as error:  # what another library does with a case is its own affair
+            except Exception as error:  # another library may fail in any way
                 left_out[name] = str(error) if isinstance(error, LeftOutError) else _short(error)
         tick(str(case))
         taken = _rounds(ready, budget)
@@ -87,7 +90,11 @@ def _short(error: Exception) -> str:
 
 
 def _warm_up(step: Step, device: str) -> None:
-    """Some steps, the first of which may compile; the quickest of the others tells whether they are too slow."""
+    """Run a few steps before timing; the first of them may compile.
+
+    Raises:
+        LeftOutError: if even the fastest of the other steps is too slow.
+    """
     step()
     quickest = float("inf")
     for _ in range(WARM_UP - 1):

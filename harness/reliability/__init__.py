@@ -1,52 +1,29 @@
-"""What breaks real trainings, tried on our losses: `twinloss reliability`. Each line of the report is a function here.
+"""`twinloss reliability`: tests of the losses against what breaks real trainings.
 
-A trial yields rows: what was tried, what came out, and whether that is as it should be. `quick` asks for sizes that fit
-a test; the report is made without.
+Each section of the report has one or more tests. A test is a function that yields rows:
+what was tested, the result, and whether it passed. `quick=True` asks for sizes that are small enough for a test suite;
+the report uses the full sizes.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Row:
-    """What was tried, what came out, and whether it is as it should be."""
-
-    tried: str
-    outcome: str
-    passed: bool
-    loss: str = ""  # if it is of one
+from twinloss.harness.reliability.registry import LINES, Experiment, Row
 
 
-Trial = Callable[[bool], Iterator[Row]]
-
-LINES: dict[str, list[Trial]] = {}
-
-
-def line(name: str) -> Callable[[Trial], Trial]:
-    """Put a trial under a line of the report."""
-
-    def put(trial: Trial) -> Trial:
-        LINES.setdefault(name, []).append(trial)
-        return trial
-
-    return put
-
-
-def lines() -> dict[str, list[Trial]]:
-    """All lines of the report with their trials."""
-    from twinloss.harness.reliability import (  # noqa: F401, I001  they put themselves in, in this order
+def lines() -> dict[str, list[Experiment]]:
+    """Return all sections of the report with their tests."""
+    from twinloss.harness.reliability import (  # noqa: F401, I001  importing registers the tests, in this order
         fuzz,
         numerics,
         labels,
         ranks,
         scale,
-        beyond,
+        int32_overflow,
         start,
         state,
         threads,
@@ -58,10 +35,10 @@ def lines() -> dict[str, list[Trial]]:
 
 
 def run(names: Collection[str], quick: bool, tick: Callable[[str], None]) -> tuple[dict[str, list[Row]], list[Any]]:
-    """The rows of the lines of these names, and the curves of trainings.
+    """Run the tests of the named sections; return the rows of each section, and the curves of the trainings.
 
-    Each trial has a process of its own, whose end ends no other, and whose memory none inherits. One that raises, or
-    whose process dies, is a row that failed.
+    Each test runs in a process of its own, so that a crash ends no other test and no memory is inherited. A test that
+    raises, or whose process dies, yields a row that failed.
     """
     made: dict[str, list[Row]] = {}
     curves: list[Any] = []
@@ -76,7 +53,7 @@ def run(names: Collection[str], quick: bool, tick: Callable[[str], None]) -> tup
                 rows += found
                 curves += drawn
             except Exception as error:
-                rows.append(Row(what, f"the trial itself: {type(error).__name__}: {str(error)[:200]}", False))
+                rows.append(Row(what, f"the test raised {type(error).__name__}: {str(error)[:200]}", False))
     return made, curves
 
 

@@ -1,4 +1,4 @@
-"""The losses as trainings use them: every loss once, with its usual options, on images of a size."""
+"""The losses as trainings use them: each loss once, with usual options, on images of a given size."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twinloss.harness.answers import expected_warnings_silent
-from twinloss.harness.catalogue import catalogue
-from twinloss.harness.twin import Twin
+from twinloss.harness.judging.answers import expected_warnings_silent
+from twinloss.harness.losses.catalogue import catalogue
+from twinloss.harness.model.twin import Twin
 
 
 @dataclass(frozen=True)
 class Everyday:
-    """A loss with its usual options."""
+    """A loss with usual options."""
 
     twin: Twin
 
     @property
     def name(self) -> str:
-        """What the catalogue calls it."""
+        """The name of the loss in the catalogue."""
         return self.twin.name
 
     @property
     def options(self) -> dict[str, Any]:
-        """Its options."""
+        """The options of the loss."""
         return {name: v for name, v in self.twin.benches[0].options.items() if name in self.twin.options}
 
     def module(self) -> torch.nn.Module:
-        """The fast twin."""
+        """Create the fast loss."""
         made: torch.nn.Module = self.twin.fast(**self.options)
         return made
 
     def arguments(self, size: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-        """Its arguments on a cube; the floating-point ones in a type."""
+        """Create the arguments on a cube; `dtype` applies to the floating-point ones."""
         return [x.to(dtype) if x.is_floating_point() else x for x in self.twin.benches[0].operands(size)]
 
 
 def everyday() -> Iterator[Everyday]:
-    """All losses."""
+    """Yield all losses."""
     return map(Everyday, catalogue().values())
 
 
 def step(loss: torch.nn.Module, arguments: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Value, and gradient in the first argument."""
+    """Return the value, and the gradient with respect to the first argument."""
     x = arguments[0].detach().clone().requires_grad_()
     with expected_warnings_silent():
         value = loss(x, *arguments[1:])
@@ -56,7 +56,7 @@ def step(loss: torch.nn.Module, arguments: list[Tensor]) -> tuple[Tensor, Tensor
 
 
 def fingerprint(*tensors: Tensor) -> str:
-    """A hash of the bits of tensors."""
+    """Return a hash of the bits of tensors."""
     bits = hashlib.sha256()
     for tensor in tensors:
         bits.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -64,5 +64,5 @@ def fingerprint(*tensors: Tensor) -> str:
 
 
 def all_fingerprints(size: int = 40) -> dict[str, str]:
-    """Of every loss, the bits of value and gradient."""
+    """Return the fingerprint of value and gradient of every loss."""
     return {each.name: fingerprint(*step(each.module(), each.arguments(size))) for each in everyday()}

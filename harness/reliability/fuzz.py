@@ -1,4 +1,4 @@
-"""Arguments that make no sense: an error that says so, or a right answer."""
+"""Nonsensical arguments, which must raise a helpful error or give the correct result."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from twinloss.harness.answers import widened
-from twinloss.harness.reliability import Row, line
+from twinloss.harness.judging.answers import widened
 from twinloss.harness.reliability.everyday import Everyday, everyday
 from twinloss.harness.reliability.numerics import REGISTRATION
+from twinloss.harness.reliability.registry import Row, line
 
 JUNK: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 3, 2**70, -(2**63), 0.5, -0.5, 1e30, float("nan"), float("inf"), "", "mean", "junk",
@@ -23,13 +23,13 @@ JUNK: tuple[Any, ...] = (
     torch.tensor(0.5), torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor(0.5, device="meta"), torch.device("meta"),
     slice(3),
 )  # fmt: skip
-# What a caller can mend by its message.
+# Exceptions with a message that helps the caller.
 TYPED = (TypeError, ValueError, AssertionError, NotImplementedError)
 
 
 def options_of(each: Everyday, rng: random.Random) -> dict[str, Any]:
-    """Usual options, a few of them exchanged for junk."""
-    # The multi-scale loss of the harness wraps one of ours, whose options are not the wrapper's.
+    """Return the usual options with some of them replaced by junk."""
+    # The multi-scale loss of the harness is a wrapper, which does not have the options of the loss that it wraps.
     of_twin = [name for name in each.twin.options if name not in ("loss", "ndim")]
     named = [name for name in inspect.signature(each.twin.fast).parameters if name != "process_group"]
     names = of_twin if each.name == "multi_scale" else named
@@ -40,7 +40,7 @@ def options_of(each: Everyday, rng: random.Random) -> dict[str, Any]:
 
 
 def mangled(x: torch.Tensor, rng: random.Random) -> Any:
-    """A tensor, or what someone passes in its place."""
+    """Return the tensor, a variant of it, or something that a caller might pass by mistake."""
     change = rng.randrange(16)
     types = (torch.int8, torch.int64, torch.bool, torch.complex64, torch.float16, torch.uint16, torch.float64)
     if change == 0:
@@ -71,7 +71,7 @@ def mangled(x: torch.Tensor, rng: random.Random) -> Any:
 
 
 def attempt(each: Everyday, seed: int) -> str:
-    """What comes of a call: "error", "answer", or what is wrong with it."""
+    """Call a loss with random arguments; return "error", "answer", or a description of what went wrong."""
     rng = random.Random(seed)
     options = options_of(each, rng)
     given = [mangled(x, rng) if rng.random() < 0.5 else x for x in each.arguments(6)]
@@ -84,7 +84,7 @@ def attempt(each: Everyday, seed: int) -> str:
         if value.requires_grad and value.device.type == "cpu":
             torch.autograd.grad(value.sum(), given[0])
     except TYPED as error:
-        return "error" if len(str(error)) > 10 else f"{type(error).__name__} without a word: {error!r}"
+        return "error" if len(str(error)) > 10 else f"{type(error).__name__} without a message: {error!r}"
     except Exception as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0][:90]}"
     if value.device.type == "meta":
@@ -97,15 +97,15 @@ def _compared(each: Everyday, options: dict[str, Any], given: list[Any], answer:
     try:
         with np.errstate(all="ignore"):
             arrays = [_array(x, each.name not in REGISTRATION) for x in given]
-            if "spatial_dims" in options:  # another name of ndim, which the reference does without
+            if "spatial_dims" in options:  # an alias of ndim, which the reference does not have
                 options = {"ndim": options["spatial_dims"], **options} if options["spatial_dims"] else {**options}
                 del options["spatial_dims"]
             wanted = widened(torch.as_tensor(each.twin.value(*arrays, **options)).to(answer.dtype))
     except Exception as error:
-        return f"an answer where the reference raises {type(error).__name__}: {str(error).splitlines()[0][:90]}"
+        return f"a result where the reference raises {type(error).__name__}: {str(error).splitlines()[0][:90]}"
     rough = 2e-2 if given[0].dtype in (torch.float16, torch.bfloat16) else 2e-3
     alike = value.shape == wanted.shape and np.allclose(value, wanted, rough, rough, equal_nan=True)
-    return "answer" if alike else f"another value than the reference: {value.ravel()[:1]}, {wanted.ravel()[:1]}"
+    return "answer" if alike else f"value differs from the reference: {value.ravel()[:1]}, {wanted.ravel()[:1]}"
 
 
 def _array(x: Any, may_be_labels: bool) -> Any:
@@ -115,7 +115,7 @@ def _array(x: Any, may_be_labels: bool) -> Any:
 
 
 def outcomes(each: Everyday, tries: int) -> Counter[str]:
-    """How often each came out."""
+    """Count the results of many attempts."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return Counter(attempt(each, seed) for seed in range(tries))
@@ -123,11 +123,11 @@ def outcomes(each: Everyday, tries: int) -> Counter[str]:
 
 @line("Fuzz")
 def nonsense(quick: bool) -> Iterator[Row]:
-    """Options and tensors exchanged for what makes no sense."""
+    """Options and tensors that are replaced by something that makes no sense."""
     tries = 60 if quick else 1000
     for each in everyday():
         found = outcomes(each, tries)
         errors, answers = found.pop("error", 0), found.pop("answer", 0)
-        told = f"{errors} typed errors, {answers} answers as the reference's"
+        told = f"{errors} typed errors, {answers} results that match the reference"
         bad = "; ".join(f"{count} times {what}" for what, count in found.most_common(3))
         yield Row(f"{tries} calls", f"{told}; {bad}" if bad else told, not found, each.name)

@@ -1,4 +1,4 @@
-"""Labels that name no class: caught in the kernel's own pass, and what that costs."""
+"""Labels outside the range of classes: the kernels detect them, and the tests measure what that costs."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from unittest import mock
 
 import torch
 
-from twinloss.fast import backend, kernels
-from twinloss.harness.reliability import Row, line
+from twinloss.fast.kernels.cpu import compiled, voxel_call
 from twinloss.harness.reliability.everyday import everyday, step
 from twinloss.harness.reliability.numerics import REGISTRATION
+from twinloss.harness.reliability.registry import Row, line
 
 CHECK, UNCHECKED = "bad += not (known | ignored)", "bad += 0"
-# What a forward call with the check may take beside one without: builds of the same code differ by some hundredths.
+# The tolerated ratio of CPU times with and without the check. Builds of the same code differ by a few percent.
 COST = 1.05
 
 
 @line("NaN and infinity")
 def labels_out_of_range(quick: bool) -> Iterator[Row]:
-    """A label that names no class is an error, found in the kernel's own pass."""
+    """A label outside the range of classes raises an error; the kernel detects it in its only pass."""
     caught, tried = 0, 0
     for each in everyday():
         if each.name in REGISTRATION:
@@ -42,53 +42,52 @@ def labels_out_of_range(quick: bool) -> Iterator[Row]:
                 step(each.module(), arguments)
             except ValueError as error:
                 caught += "labels must be whole numbers" in str(error)
-    yield Row(f"{tried} of one last voxel -1, 4 of 4 classes, 2³¹ + 1", f"{caught} errors that say so", caught == tried)
+    yield Row(f"{tried} calls, last label -1, 4 (of 4 classes), 2³¹ + 1", f"{caught} errors about it", caught == tried)
 
 
 @contextmanager
 def unchecked() -> Iterator[ModuleType]:
-    """The kernels of the segmentation losses without the check of labels, from sources that lack it."""
+    """Compile copies of the segmentation kernels without the check of labels."""
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(sys, "path", [folder, *sys.path]):
         package = Path(folder, "unchecked_kernels")
-        shutil.copytree(Path(kernels.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(Path(compiled.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
         for path in package.glob("*.py"):
-            text = path.read_text(encoding="utf-8").replace(kernels.__name__, package.name)
+            text = path.read_text(encoding="utf-8").replace(compiled.__name__, package.name)
             if path.name == "tile.py" and CHECK not in text:
-                raise RuntimeError(f"the check of labels is not where it was: {CHECK!r} in {path.name}")
+                raise RuntimeError(f"{path.name} no longer contains the check of labels: {CHECK!r}")
             path.write_text(text.replace(CHECK, UNCHECKED), encoding="utf-8")
         yield importlib.import_module(f"{package.name}.voxel")
 
 
 def using(voxel: ModuleType) -> Any:
-    """A context in which the segmentation losses take these kernels."""
-    kernels_of = backend.kernels
-    return mock.patch.object(backend, "kernels", lambda name: voxel if name == "voxel" else kernels_of(name))
+    """Return a context in which the segmentation losses use these kernels."""
+    return mock.patch.object(voxel_call, "voxel", voxel)
 
 
 @line("NaN and infinity")
 def cost_of_the_check(quick: bool) -> Iterator[Row]:
-    """The CPU time of a forward call beside that of kernels that do not look whether a label names a class."""
+    """CPU time of a forward call, relative to kernels that do not check the labels."""
     each = next(each for each in everyday() if each.name == "dice")
     size, calls = (32, 5) if quick else (96, 200)
     loss, arguments, threads = each.module(), each.arguments(size), torch.get_num_threads()
-    from twinloss.fast.kernels import voxel
+    from twinloss.fast.kernels.cpu.compiled import voxel
 
     torch.set_num_threads(1)
     with unchecked() as without:
         least = {voxel: math.inf, without: math.inf}
         for _ in range(calls):
-            for module in least:  # in turn, so that both meet the same machine
+            for module in least:  # alternating, so that other load affects both
                 with using(module):
                     start = time.thread_time()
                     loss(*arguments)
                     least[module] = min(least[module], time.thread_time() - start)
         arguments[1][-1, 0, -1, -1, -1] = -1
         with using(without):
-            loss(*arguments)  # no error: they do not look
+            loss(*arguments)  # no error, as these kernels do not check
     torch.set_num_threads(threads)
     ratio = least[voxel] / least[without]
     yield Row(
-        f"the cost of the check: Dice, 4 classes, {size}³, least of {calls} forward calls with it and without, in turn",
-        f"{ratio:.3f} of the CPU time without it",
+        f"cost of checking labels: Dice, 4 classes, {size}³, minimum of {calls} alternating forward calls each",
+        f"{ratio:.3f} × the CPU time without the check",
         quick or ratio <= COST,
     )

@@ -1,4 +1,4 @@
-"""Halves, autocast, NaN, infinity, labels that are none."""
+"""Tests of half precision, autocast, NaN and infinity."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twinloss.fast import backend
-from twinloss.harness.reliability import Row, line
+from twinloss.fast.runtime import dispatch
+from twinloss.harness.judging.trial import examine
+from twinloss.harness.judging.truth import Truth
+from twinloss.harness.model.operand import Array, Operand
+from twinloss.harness.model.twin import Case
 from twinloss.harness.reliability.everyday import Everyday, everyday, step
-from twinloss.harness.trial import examine
-from twinloss.harness.truth import Truth
-from twinloss.harness.twin import Array, Case, Operand
+from twinloss.harness.reliability.registry import Row, line
 
 HALVES = ("float16", "bfloat16")
 FIELDS, IMAGES = ("bending_energy", "diffusion"), ("lncc", "mutual_information", "multi_scale")
@@ -22,7 +23,10 @@ REGISTRATION = FIELDS + IMAGES
 
 
 def hard_case(each: Everyday, size: int, dtype: str) -> Case:
-    """A volume with a class of one voxel, one that is absent, and logits of ±1e4; images mostly of background."""
+    """Return a case that is difficult in low precision.
+
+    Segmentations have a class of one voxel, an absent class and logits of ±1e4. Images are mostly background.
+    """
     values: list[Array] = [x[:1].numpy().copy() for x in each.arguments(size)]
     if each.name not in REGISTRATION:
         logits, labels = values[:2]
@@ -43,7 +47,7 @@ def hard_case(each: Everyday, size: int, dtype: str) -> Case:
 
 @line("Mixed precision")
 def halves(quick: bool) -> Iterator[Row]:
-    """Large volumes in half precision, held to the bounds of the design by the reference."""
+    """Large volumes in half precision, compared with the reference within the error bounds of the hunt."""
     for each in everyday():
         for dtype in HALVES:
             size = 24 if quick else 256
@@ -54,7 +58,7 @@ def halves(quick: bool) -> Iterator[Row]:
             worst = max(found.ratio for found in trial.findings)
             yield Row(
                 f"{dtype}, {size}³",
-                trial.message or f"finite, error {worst:.2f} of its bound",
+                trial.message or f"finite, error {worst:.2f} × bound",
                 trial.kind is None and bool(finite),
                 each.name,
             )
@@ -62,7 +66,7 @@ def halves(quick: bool) -> Iterator[Row]:
 
 @line("Mixed precision")
 def autocast(quick: bool) -> Iterator[Row]:
-    """Under autocast a loss is float32, has the value that it has outside, in both forms, and gives a gradient."""
+    """Under autocast a loss returns float32, with the value that it has outside, and has a finite gradient."""
     size = 8 if quick else 48
     for dtype in (torch.bfloat16, torch.float16):
         worst = 0.0
@@ -70,7 +74,7 @@ def autocast(quick: bool) -> Iterator[Row]:
             x, *rest = (operand.tensor() for operand in hard_case(each, size, "float32").operands.values())
             layer, forms = torch.nn.Conv3d(x.shape[1], x.shape[1], 1), []
             for form in ("kernel", "plain"):
-                with backend.forced(form):
+                with dispatch.forced(form):
                     loss = each.module()
                     with torch.autocast("cpu", dtype):
                         made = layer(x)
@@ -83,16 +87,15 @@ def autocast(quick: bool) -> Iterator[Row]:
                     forms += [value.dtype == torch.float32, near, bool(torch.isfinite(slope).all())]
             worst += not all(forms)
         yield Row(
-            f"all losses of the same kind of volume, {size}³, behind a convolution, torch.autocast {dtype}, kernel and "
-            "plain form",
-            f"{worst:.0f} losses differ" if worst else "float32, the value outside of autocast, finite gradients",
+            f"all losses, {size}³, after a convolution, torch.autocast {dtype}, kernel and plain form",
+            f"{worst:.0f} losses fail" if worst else "float32, the value without autocast, finite gradients",
             not worst,
         )
 
 
 @line("NaN and infinity")
 def not_numbers(quick: bool) -> Iterator[Row]:
-    """A NaN or an infinity among the inputs is one in the output; or not, where the formula says so."""
+    """A NaN or an infinity in the input reaches the output, unless the formula excludes it."""
     size = 8 if quick else 40
     for each in everyday():
         outcomes = []
@@ -112,14 +115,14 @@ def not_numbers(quick: bool) -> Iterator[Row]:
                 outcomes.append(trial.kind is None)
             else:
                 outcomes.append(math.isnan(got) if math.isnan(bad) else not math.isfinite(got))
-        told = "the value is NaN or infinite if it is in the reference, and else as there, with its gradient"
+        told = "non-finite where the reference is; otherwise value and gradient match it"
         good = all(outcomes)
-        yield Row(f"one voxel NaN, inf, -inf, {size}³", told if good else "lost", good, each.name)
+        yield Row(f"one voxel NaN, inf or -inf, {size}³", told if good else "unlike the reference", good, each.name)
 
 
 @line("NaN and infinity")
 def silenced(quick: bool) -> Iterator[Row]:
-    """What is masked or ignored may hold anything."""
+    """Masked or ignored voxels may hold any value."""
     size = 8 if quick else 40
     for each in everyday():
         if "ignore_index" not in each.twin.options and each.name != "masked_dice":
@@ -140,12 +143,12 @@ def silenced(quick: bool) -> Iterator[Row]:
         how = "masked" if each.name == "masked_dice" else "ignored"
         yield Row(
             f"a fifth of the voxels {how}, all NaN, inf or -inf",
-            "bitwise the loss without them, no gradient there" if good else "they count",
+            "bitwise independent of them; their gradient is 0" if good else "they change the result",
             good,
             each.name,
         )
 
 
 def relative(got: Tensor, wanted: Tensor) -> float:
-    """The largest difference relative to the largest number."""
+    """Return the largest difference relative to the largest number."""
     return float((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-300))

@@ -1,4 +1,4 @@
-"""Losses of data that lie on several ranks: real processes with gloo, against one process with all of it."""
+"""Losses of data that are distributed over ranks: real processes with gloo, compared with a single process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from twinloss import fast
-from twinloss.harness.reliability import Row, line
+from twinloss.harness.reliability.registry import Row, line
 
-# Of float64 sums in another order.
+# The tolerated relative difference of float64 sums in a different order.
 TOLERANCE = 1e-12
 SOFTMAX = {"softmax": True, "to_onehot_y": True}
 LABELS: tuple[tuple[Callable[..., torch.nn.Module], dict[str, Any]], ...] = (
@@ -34,14 +34,14 @@ LABELS: tuple[tuple[Callable[..., torch.nn.Module], dict[str, Any]], ...] = (
 
 @dataclass(frozen=True)
 class Task:
-    """A loss of a network's output on data that are cut along an axis."""
+    """A loss of a network's output, on data that are split along an axis."""
 
     loss: Callable[..., torch.nn.Module]
     options: dict[str, Any]
     axis: int
 
     def arguments(self) -> tuple[Tensor, ...]:
-        """All data: the network's input, and what else the loss takes."""
+        """Create all data: the input of the network, and the other arguments of the loss."""
         generator = torch.Generator().manual_seed(0)
         x = torch.rand(6, 3, 7, 4, generator=generator, dtype=torch.float64)
         if self.loss is fast.GlobalMutualInformationLoss:
@@ -55,7 +55,7 @@ class Task:
 
 
 def tasks() -> Iterator[Task]:
-    """Every loss with a process group, its data cut in every way that it allows."""
+    """Yield every loss that takes a process group, with its data split in every way that it allows."""
     for loss, options in LABELS:
         yield Task(loss, {**options, "batch": True}, 0)
         yield Task(loss, {**options, "batch": True}, 2)
@@ -64,7 +64,7 @@ def tasks() -> Iterator[Task]:
 
 
 class Network(torch.nn.Module):
-    """A layer whose weights' gradient hangs on all voxels."""
+    """A layer whose weights have a gradient that depends on all voxels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,13 +74,13 @@ class Network(torch.nn.Module):
                 parameter.copy_(torch.linspace(-1, 2, parameter.numel()).reshape(parameter.shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits; small enough for an intensity."""
+        """Return logits that are small enough to serve as intensities, too."""
         made: Tensor = self.layer(x)
         return made / 10 + 0.3
 
 
 def shards(size: int, ranks: int, equal: bool) -> list[int]:
-    """How much of an axis each rank holds."""
+    """Return how many elements of an axis each rank holds."""
     if equal:
         return [size // ranks + (rank < size % ranks) for rank in range(ranks)]
     return [size - ranks + 1] + [1] * (ranks - 1)
@@ -110,7 +110,10 @@ def _rank(rank: int, ranks: int, equal: bool, store: str, folder: str) -> None:
 
 
 def differences(ranks: int, equal: bool) -> dict[str, float]:
-    """By task, how far value and gradients of the worst rank are from those of one process, relative to the largest."""
+    """Return the largest relative difference between the ranks and a single process, by task.
+
+    It covers the value and the gradients, and is relative to the largest element.
+    """
     with tempfile.TemporaryDirectory() as folder:
         spawn(_rank, (ranks, equal, os.path.join(folder, "store"), folder), nprocs=ranks)  # type: ignore[no-untyped-call]
         made = [torch.load(os.path.join(folder, f"{rank}.pt"), weights_only=True) for rank in range(ranks)]
@@ -126,12 +129,12 @@ def differences(ranks: int, equal: bool) -> dict[str, float]:
 
 @line("Distributed")
 def distributed_data(quick: bool) -> Iterator[Row]:
-    """process_group: the value and, under DDP, the gradients of one process with all data."""
+    """With process_group, ranks get the value and, under DDP, the gradients of one process with all data."""
     for ranks, equal in ((2, True), (2, False), (3, True), (3, False)):
         worst = differences(ranks, equal)
         how = "equal" if equal else "unequal"
         yield Row(
-            f"{len(list(tasks()))} losses and cuts, {ranks} processes (gloo, DDP), {how} shards",
-            f"off from one process by {max(worst.values()):.1e} at most",
+            f"{len(list(tasks()))} losses and splits, {ranks} processes (gloo, DDP), {how} shards",
+            f"relative difference from one process at most {max(worst.values()):.1e}",
             max(worst.values()) <= TOLERANCE,
         )

@@ -1,4 +1,4 @@
-"""Volumes as large as they come: time per voxel, memory."""
+"""Large volumes: time per voxel, and memory."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from twinloss import fast
-from twinloss.harness.bench.memory import status
-from twinloss.harness.reliability import Row, line
 from twinloss.harness.reliability.everyday import step
+from twinloss.harness.reliability.registry import Row, line
+from twinloss.harness.system.memory import process_status
 
 GIB = 2**30
-# One loss of each kind of kernel, with how many channels the first argument has.
+# One loss for each kind of kernel: name, loss, number of channels, edge length of the volume.
 LARGE: tuple[tuple[str, torch.nn.Module, int, int], ...] = (
     ("Dice + CE, 4 channels", fast.DiceCELoss(softmax=True, to_onehot_y=True), 4, 256),
     ("LNCC, k = 9", fast.LocalNormalizedCrossCorrelationLoss(kernel_size=9), 1, 512),
@@ -23,14 +23,14 @@ LARGE: tuple[tuple[str, torch.nn.Module, int, int], ...] = (
 )
 
 
-# Of glibc's malloc.h.
+# Constants from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 
 def keep_memory() -> None:
-    """Have glibc reuse the memory of arrays of hundreds of megabytes; to be called before threads have arenas.
+    """Make glibc keep and reuse the memory of large arrays. Call this before any thread has an arena.
 
-    Fresh pages for each take longer than the arithmetic.
+    Otherwise, fresh pages for arrays of hundreds of megabytes take longer than the arithmetic.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -39,7 +39,7 @@ def keep_memory() -> None:
 
 
 def volumes(channels: int, size: int) -> list[torch.Tensor]:
-    """Logits and labels, or two images."""
+    """Create logits and labels, or two images if there is one channel."""
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(1, channels, size, size, size, generator=generator)
     if channels > 1:
@@ -48,7 +48,7 @@ def volumes(channels: int, size: int) -> list[torch.Tensor]:
 
 
 def seconds_of(loss: torch.nn.Module, channels: int, size: int, least: float) -> float:
-    """Time of forward and backward, the median of as many as fill some time."""
+    """Return the median time of a forward and backward pass, repeated for at least `least` seconds."""
     arguments = volumes(channels, size)
     taken: list[float] = []
     step(loss, arguments)
@@ -61,15 +61,15 @@ def seconds_of(loss: torch.nn.Module, channels: int, size: int, least: float) ->
 
 @line("Scale")
 def large_volumes(quick: bool) -> Iterator[Row]:
-    """Time for each voxel of a large volume beside that at 96³."""
+    """Time per voxel of a large volume, relative to that at 96³."""
     keep_memory()
     for name, loss, channels, large in LARGE:
         size = 112 if quick else large
         small = seconds_of(loss, channels, 96, 0.5 if quick else 2.0) / 96**3
         big = seconds_of(loss, channels, size, 0.1) / size**3
-        peak = status("VmHWM") / GIB
+        peak = process_status("VmHWM") / GIB
         yield Row(
             f"{name}, {size}³, forward and backward",
-            f"{big * 1e9:.1f} ns for each voxel, {big / small:.2f} of that at 96³; {peak:.1f} GiB of memory in all",
+            f"{big * 1e9:.1f} ns per voxel, {big / small:.2f} × that at 96³; {peak:.1f} GiB peak memory",
             quick or (big / small <= 1.3 and peak < 24),
         )

@@ -1,4 +1,4 @@
-"""How long a process takes until it trains: imports, first calls, the cache on disk."""
+"""Start-up time of a process: imports, first calls and the cache on disk."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import twinloss
-from twinloss.harness.reliability import Row, line
 from twinloss.harness.reliability.everyday import everyday
+from twinloss.harness.reliability.registry import Row, line
 
 IMPORT = """
 import time, torch
@@ -36,7 +36,7 @@ QUICK = ("bending_energy",)
 
 
 def run(code: str, **environment: str) -> list[float]:
-    """The numbers that a fresh process prints."""
+    """Run code in a fresh process and return the numbers that it prints."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], env={**os.environ, **environment}, capture_output=True, text=True,
         check=False,
@@ -48,26 +48,26 @@ def run(code: str, **environment: str) -> list[float]:
 
 @line("Cold start")
 def imports(quick: bool) -> Iterator[Row]:
-    """What our import adds to torch's."""
+    """Import time of twinloss.fast in addition to that of torch."""
     seconds = min(run(IMPORT)[0] for _ in range(3))
     yield Row("import twinloss.fast after import torch", f"{seconds:.2f} s", seconds < 0.3)
 
 
 @line("Cold start")
 def first_calls(quick: bool) -> Iterator[Row]:
-    """The first call of each loss with an empty cache, and in a later process."""
+    """First call of each loss with an empty cache, and in a later process."""
     for each in everyday():
         if quick and each.name not in QUICK:
             continue
         code = FIRST_CALL.format(name=each.name)
-        # The least of some, as what else a machine does can only add; compiling takes long, so of two.
+        # The minimum of several runs, as other load only adds time. Compiling takes long, so it runs only twice.
         with tempfile.TemporaryDirectory() as once, tempfile.TemporaryDirectory() as cache:
             first = [run(code, NUMBA_CACHE_DIR=folder) for folder in (once, cache)]
             later = [run(code, NUMBA_CACHE_DIR=cache) for _ in range(3)]
         forward, both, value = min(first)
         warm = min(seconds for seconds, _, _ in later)
         yield Row(
-            "first call with an empty cache, the least of two, and from the cache, the least of three",
+            "first call with an empty cache (minimum of two), and from the cache (minimum of three)",
             f"{forward:.1f} s, with backward {both:.1f} s; from the cache {warm:.2f} s",
             forward < 10 and warm < 0.5 and all(again == value for _, _, again in (*first, *later)),
             each.name,
@@ -76,7 +76,7 @@ def first_calls(quick: bool) -> Iterator[Row]:
 
 @line("Cold start")
 def two_at_once(quick: bool) -> Iterator[Row]:
-    """Two processes that compile at the same time into the same cache."""
+    """Two processes that compile into the same cache at the same time."""
     code = FIRST_CALL.format(name=QUICK[0])
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
@@ -87,24 +87,24 @@ def two_at_once(quick: bool) -> Iterator[Row]:
         said = [process.communicate()[0].split() for process in both]
         good = all(process.returncode == 0 for process in both) and said[0][2] == said[1][2]
         good &= run(code, NUMBA_CACHE_DIR=cache)[2] == float(said[0][2])
-    yield Row("two processes compile at once into one cache", "both right, a third reads it" if good else "no", good)
+    yield Row("two processes compile into one cache", "both are correct; a third reads it" if good else "fails", good)
 
 
 @line("Cold start")
 def read_only(quick: bool) -> Iterator[Row]:
-    """An installation that cannot be written to, with a home that can be and one that cannot."""
+    """A read-only installation, with and without a writable home directory."""
     code = FIRST_CALL.format(name=QUICK[0])
     with tempfile.TemporaryDirectory() as folder:
         copied = Path(folder, "site", "twinloss")
         shutil.copytree(Path(twinloss.__file__).parent, copied, ignore=shutil.ignore_patterns("__pycache__"))
-        # No folder can be made where a file is: that holds for root as well, who may write anywhere.
-        (copied / "fast" / "kernels" / "__pycache__").touch()
+        # A file in the place of the cache folder prevents its creation, even for root, who ignores file permissions.
+        (copied / "fast" / "kernels" / "cpu" / "compiled" / "__pycache__").touch()
         home = Path(folder, "home")
         home.mkdir()
-        for title, where, kept in (("a home to write to", home, True), ("none", Path("/proc/none"), False)):
+        for title, where, kept in (("with", home, True), ("without", Path("/proc/none"), False)):
             clean: Mapping[str, str] = {"HOME": str(where), "XDG_CACHE_HOME": str(where / ".cache")}
             clean = {**clean, "PYTHONPATH": str(copied.parent), "PYTHONDONTWRITEBYTECODE": "1"}
             first, again = (run(code, **clean) for _ in range(2))
             good = first[2] == again[2] and (again[0] < first[0] / 2 or not kept)
             told = "the second process reads the cache there" if kept else "each process compiles, with a warning"
-            yield Row(f"an installation that cannot be written to, {title}", told if good else "no", good)
+            yield Row(f"read-only installation, {title} a writable home directory", told if good else "fails", good)

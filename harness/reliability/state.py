@@ -1,4 +1,4 @@
-"""What a module is made of stays as it is."""
+"""Tests that a module keeps its state."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
-from twinloss.harness.reliability import Row, line
 from twinloss.harness.reliability.everyday import everyday, fingerprint, step
+from twinloss.harness.reliability.registry import Row, line
 
 
 def _contents(module: torch.nn.Module) -> str:
@@ -19,7 +19,7 @@ def _contents(module: torch.nn.Module) -> str:
 
 @line("State")
 def unchanged(quick: bool) -> Iterator[Row]:
-    """Forward changes nothing; copies, pickles and moved modules are the same loss."""
+    """Forward does not change a module; copies, pickles and moved modules compute the same."""
     for each in everyday():
         loss, arguments = each.module(), each.arguments(8)
         before = _contents(loss)
@@ -47,5 +47,5 @@ def unchanged(quick: bool) -> Iterator[Row]:
         value, gradient = step(copy.deepcopy(loss).half(), each.arguments(8, torch.float64))
         if {value.dtype, gradient.dtype} != {torch.float64}:
             wrong.append("float64 does not stay float64")
-        told = f"the same bits after {', '.join(others)}; no buffers; float64 stays float64"
-        yield Row("all that is done to modules", told if not wrong else "; ".join(wrong), not wrong, each.name)
+        told = f"bitwise the same after {', '.join(others)}; no buffers; float64 stays float64"
+        yield Row("common operations on modules", told if not wrong else "; ".join(wrong), not wrong, each.name)

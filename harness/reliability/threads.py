@@ -1,4 +1,4 @@
-"""Determinism, and losses in many threads and processes at once."""
+"""Determinism, and losses in many threads and processes at the same time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from twinloss.harness.reliability import Row, line
 from twinloss.harness.reliability.everyday import all_fingerprints, everyday, fingerprint, step
+from twinloss.harness.reliability.registry import Row, line
 
 MODULE = "from twinloss.harness.reliability.everyday import all_fingerprints"
 
 
 def of_another_process(size: int, threads: int) -> dict[str, str]:
-    """The fingerprints that a fresh process comes to, on so many threads."""
+    """Compute the fingerprints in a fresh process with this number of threads."""
     code = (
         f"import json, torch; torch.set_num_threads({threads}); {MODULE}; print(json.dumps(all_fingerprints({size})))"
     )
@@ -32,7 +32,7 @@ def of_another_process(size: int, threads: int) -> dict[str, str]:
 
 @line("Determinism")
 def bitwise(quick: bool) -> Iterator[Row]:
-    """The same bits on any number of threads, in any process."""
+    """Results are bitwise identical on any number of threads, in any process."""
     size = 20 if quick else 70
     expected, before = all_fingerprints(size), torch.get_num_threads()
     try:
@@ -48,7 +48,7 @@ def bitwise(quick: bool) -> Iterator[Row]:
 
 
 def _told(same: bool) -> str:
-    return "bitwise the same values and gradients" if same else "other bits"
+    return "bitwise identical values and gradients" if same else "values or gradients differ"
 
 
 def _in_child(size: int, queue: Any) -> None:
@@ -56,7 +56,7 @@ def _in_child(size: int, queue: Any) -> None:
 
 
 class _Losses(torch.utils.data.Dataset[str]):
-    """A data set that holds losses, which its workers compute."""
+    """A data set of losses, which its workers compute."""
 
     def __init__(self, size: int) -> None:
         self.losses = [(each.module(), each.arguments(size)) for each in everyday()]
@@ -69,14 +69,14 @@ class _Losses(torch.utils.data.Dataset[str]):
 
 
 def all_fingerprints_of(name: str, size: int) -> str:
-    """The bits of one loss."""
+    """Return the fingerprint of one loss."""
     each = next(each for each in everyday() if each.name == name)
     return fingerprint(*step(each.module(), each.arguments(size)))
 
 
 @line("Concurrency")
 def at_once(quick: bool) -> Iterator[Row]:
-    """Threads, forked and spawned processes, data loaders: no crash, no hang, the same bits."""
+    """Threads, forked and spawned processes and data loaders do not crash or hang, and get the same bits."""
     size, names = (12 if quick else 48), [each.name for each in everyday()]
     expected = all_fingerprints(size)
     rounds = 2 if quick else 8
@@ -84,8 +84,8 @@ def at_once(quick: bool) -> Iterator[Row]:
         work = names * rounds
         made = list(pool.map(all_fingerprints_of, work, [size] * len(work)))
     same = all(bits == expected[name] for name, bits in zip(work, made, strict=True))
-    yield Row(f"8 Python threads, {len(work)} calls of all losses at once, {size}³", _told(same), same)
-    torch.randn(512, 512) @ torch.randn(512, 512)  # a parallel region of torch's own
+    yield Row(f"8 Python threads, {len(work)} concurrent calls of all losses, {size}³", _told(same), same)
+    torch.randn(512, 512) @ torch.randn(512, 512)  # starts a parallel region of torch
     for method in ("fork", "spawn"):
         context: Any = multiprocessing.get_context(method)
         queue = context.Queue()
@@ -96,13 +96,13 @@ def at_once(quick: bool) -> Iterator[Row]:
         for child in children:
             child.join()
         same = all(made == expected for made in made_there)
-        yield Row(f"{method} of 2 processes after parallel regions of ours and torch's", _told(same), same)
+        yield Row(f"2 processes by {method}, after parallel regions of twinloss and torch", _told(same), same)
     for method in ("fork",) if quick else ("fork", "spawn"):
         loader = torch.utils.data.DataLoader(
             _Losses(size), batch_size=None, num_workers=2, multiprocessing_context=method
         )
         same = list(loader) == [expected[name] for name in names]
-        yield Row(f"DataLoader, 2 workers by {method}, computing losses", _told(same), same)
+        yield Row(f"DataLoader, 2 workers by {method} that compute losses", _told(same), same)
     with ThreadPoolExecutor(4) as pool:
         context = multiprocessing.get_context("fork")
         busy = [pool.submit(all_fingerprints_of, name, size) for name in names]
@@ -112,4 +112,4 @@ def at_once(quick: bool) -> Iterator[Row]:
         same = queue.get(timeout=300) == expected
         child.join()
         same &= all(future.result() == expected[name] for future, name in zip(busy, names, strict=True))
-    yield Row("fork while 4 threads are inside of losses", _told(same), same)
+    yield Row("fork while 4 threads compute losses", _told(same), same)

@@ -1,4 +1,4 @@
-"""Real trainings, small: a U-Net on patches of a brain, a displacement field between two images of it."""
+"""Small real trainings: a U-Net on patches of a brain, and a displacement field between two images of it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from twinloss import fast
-from twinloss.harness.answers import expected_warnings_silent
-from twinloss.harness.brain import load_brain
-from twinloss.harness.reliability import Row, line
+from twinloss.harness.data.brain import load_brain
+from twinloss.harness.judging.answers import expected_warnings_silent
 from twinloss.harness.reliability.everyday import Everyday, everyday
 from twinloss.harness.reliability.numerics import FIELDS, REGISTRATION
+from twinloss.harness.reliability.registry import Row, line
 
 EDGE, PATCHES, CLASSES = 32, 2, 4
-# Rounding grows as a network trains. So where MONAI computes the same, its curve may leave ours by so many times what
-# its curves from so many starts, other in their last bits, leave each other by; beside that, by so many roundoffs of
-# the first loss, as the curves are float32. That holds for the first steps, while little has grown, and for the whole
-# training. Three starts would not do: how far curves get is decided by a step at which a loss jumps, and few of them
-# have one. Of seven of Dice + CE, five stayed within 0.3 % of each other, and one was 2 % from all others.
+# Rounding errors grow as a network trains. So where MONAI computes the same loss, its curve may differ from ours by
+# FACTOR times the distance among its own curves from STARTS starts, which differ only in their last bits. As the curves
+# are float32, ROUNDOFFS roundoffs of the first loss are added. This must hold for the FIRST steps, before errors have
+# grown, and for the whole training. Three starts would be too few: the distance is determined by steps at which the
+# loss jumps, and few curves have one. Of seven curves of Dice + CE, five stayed within 0.3 % of each other, and one was
+# 2 % away from all others.
 FACTOR, STARTS, ROUNDOFFS, FIRST = 3, 5, 8, 10
 ROUNDOFF = 2.0**-24
-# Losses of MONAI that mean another thing: the focal term of Dice + focal is that of a sigmoid there; of Wasserstein
-# Dice, and of generalised Dice with an absent class, see reports/errata.md.
+# Losses that MONAI defines differently. For example, the focal term of its Dice + focal uses a sigmoid. For Wasserstein
+# Dice, and for generalised Dice with an absent class, see reports/errata.md.
 UNLIKE = (
     "dice_focal",
     "diffusion",
@@ -41,7 +42,17 @@ UNLIKE = (
 
 @dataclass
 class Curve:
-    """A training: losses by step, ours, MONAI's and its from other roundings; score and loss before and after."""
+    """The result of a training.
+
+    Attributes:
+        name: the name of the loss.
+        losses: the loss of each step, with our loss.
+        before: the score before the training.
+        after: the score after the training.
+        peer: the loss of each step, with MONAI's loss.
+        others: the same from perturbed starts.
+        fall: our loss before and after the training.
+    """
 
     name: str
     losses: list[float]
@@ -52,7 +63,10 @@ class Curve:
     fall: tuple[float, float] = (0.0, 0.0)
 
     def apart(self, steps: int) -> tuple[float, float]:
-        """How far MONAI's curve gets, as a part of the first loss, from ours and its from each other, at first."""
+        """Return the largest distances of curves over the first `steps` steps, relative to the first loss.
+
+        The first distance is that of MONAI's curve from ours, the second that among MONAI's own curves.
+        """
 
         def distance(one: Sequence[float], other: Sequence[float]) -> float:
             return max(abs(a - b) for a, b in zip(one[:steps], other[:steps], strict=True)) / abs(self.losses[0])
@@ -62,20 +76,20 @@ class Curve:
 
     @property
     def alike(self) -> bool:
-        """Whether nothing but rounding explains how far the curves are apart."""
+        """Whether rounding explains the distance between MONAI's curve and ours."""
         pairs = [self.apart(steps) for steps in (FIRST, len(self.losses))]
         return all(ours <= FACTOR * own + ROUNDOFFS * ROUNDOFF for ours, own in pairs)
 
     def __str__(self) -> str:
         (early, own_early), (ours, own) = (self.apart(steps) for steps in (FIRST, len(self.losses)))
         return (
-            f"MONAI's curve at most {ours:.1e} from ours, {own:.1e} between its own of other roundings; in the first "
-            f"{FIRST} steps {early:.1e} and {own_early:.1e}"
+            f"distance of MONAI's curve from ours {ours:.1e}, among its own from perturbed starts {own:.1e}; in the "
+            f"first {FIRST} steps {early:.1e} and {own_early:.1e}"
         )
 
 
 class UNet(nn.Module):
-    """Two levels, eight channels."""
+    """A U-Net with two levels and eight channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +97,7 @@ class UNet(nn.Module):
         self.pool, self.last = nn.MaxPool3d(2), nn.Conv3d(8, CLASSES, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Return logits."""
         high = self.down(x)
         low = nn.functional.interpolate(self.low(self.pool(high)), scale_factor=2.0)
         made: Tensor = self.last(self.up(torch.cat([high, low], 1)))
@@ -101,9 +115,9 @@ def _descend(optimizer: torch.optim.Optimizer, value: Tensor) -> None:
 
 
 def patches() -> Iterator[tuple[Tensor, Tensor]]:
-    """T1 and labels of random places in the brain, without end.
+    """Yield T1 patches and their labels at random places of the brain, without end.
 
-    All classes are there, as of an absent one MONAI's generalised Dice means something else.
+    Each patch contains all classes, because MONAI's generalised Dice treats an absent class differently.
     """
     brain, generator = load_brain(), torch.Generator().manual_seed(0)
     t1, labels = torch.from_numpy(brain.t1), torch.from_numpy(brain.labels[0, 0]).long()
@@ -118,13 +132,13 @@ def patches() -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _place(shape: Sequence[int], generator: torch.Generator) -> tuple[slice, ...]:
-    """Of a patch in the middle half of the image."""
+    """Return the position of a patch in the middle half of the image."""
     corner = (int(torch.randint(n // 4, 3 * n // 4 - EDGE, (1,), generator=generator).item()) for n in shape)
     return tuple(slice(start, start + EDGE) for start in corner)
 
 
 def dice_score(logits: Tensor, labels: Tensor) -> float:
-    """The mean Dice score of the classes that are there."""
+    """Return the mean Dice score of the classes that occur in the labels."""
     found, scores = logits.argmax(1, keepdim=True), []
     for c in range(CLASSES):
         p, g = found == c, labels == c
@@ -134,7 +148,7 @@ def dice_score(logits: Tensor, labels: Tensor) -> float:
 
 
 def nudged(start: Sequence[Tensor], seed: int) -> None:
-    """Change weights by up to two roundoffs; with seed 0 not at all."""
+    """Perturb the weights by up to two roundoffs; seed 0 leaves them unchanged."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in start if seed else ():
@@ -142,17 +156,17 @@ def nudged(start: Sequence[Tensor], seed: int) -> None:
 
 
 def segment(loss: Callable[..., Tensor], name: str, steps: int, seed: int = 0) -> Curve:
-    """Train the network with a loss, from the start that a seed gives."""
+    """Train the network with a loss; a non-zero seed perturbs its initial weights."""
     torch.manual_seed(0)
     network, source = UNet(), patches()
     nudged(list(network.parameters()), seed)
-    # Unlike Adam, whose steps do not depend on it, this shows a gradient that is a multiple of what it should be.
+    # SGD reveals a gradient with a wrong scale. The steps of Adam do not depend on the scale.
     optimizer = torch.optim.SGD(network.parameters(), 0.3, momentum=0.9, nesterov=True)
     held_out, truth = next(source)
     more = (torch.ones_like(held_out),) if name == "masked_dice" else ()
 
     def state() -> tuple[float, float]:
-        """Loss and score of patches that are not trained on; those of a step depend on its patches, too."""
+        """Return loss and score of held-out patches; the loss of a step also depends on its patches."""
         with torch.no_grad():
             logits = network(held_out)
             return float(loss(logits, truth, *more)), dice_score(logits, truth)
@@ -168,7 +182,7 @@ def segment(loss: Callable[..., Tensor], name: str, steps: int, seed: int = 0) -
 
 
 def pair() -> tuple[Tensor, Tensor]:
-    """A part of the T1 image, and the same bent."""
+    """Return a part of the T1 image, and a deformed copy of it."""
     size = 48
     t1 = torch.from_numpy(load_brain().t1)[60 : 60 + 2 * size : 2, 80 : 80 + 2 * size : 2, 50 : 50 + 2 * size : 2]
     fixed = t1[None, None].contiguous()
@@ -178,14 +192,17 @@ def pair() -> tuple[Tensor, Tensor]:
 
 
 def warp(image: Tensor, field: Tensor) -> Tensor:
-    """The image at the places that a field (B, 3, *S) leads to, in halves of the image's extent."""
+    """Sample the image at the positions displaced by a field (B, 3, *S), in units of half the image's extent."""
     identity = nn.functional.affine_grid(torch.eye(3, 4)[None], list(image.shape), align_corners=True)
     moved: Tensor = nn.functional.grid_sample(image, identity + field.movedim(1, -1), align_corners=True)
     return moved
 
 
 def register(loss: Callable[..., Tensor], name: str, steps: int, seed: int = 0) -> Curve:
-    """Optimise a displacement field until the bent image is like the fixed one; for a loss of fields, smooth one."""
+    """Optimise a displacement field so that the warped moving image matches the fixed one.
+
+    For a loss of fields, start from a random field and smooth it.
+    """
     fixed, moving = pair()
     generator = torch.Generator().manual_seed(1)
     start = torch.zeros(1, 3, 12, 12, 12)
@@ -193,7 +210,7 @@ def register(loss: Callable[..., Tensor], name: str, steps: int, seed: int = 0) 
         start = 0.05 * torch.randn(start.shape, generator=generator)
     nudged([start], seed)
     coarse = start.requires_grad_()
-    smoothing = name == "bending_energy"  # has a peer, whose gradient is compared: see `segment`
+    smoothing = name == "bending_energy"  # has a peer: SGD reveals a wrong scale, see `segment`
     optimizer = torch.optim.SGD([coarse], 1e-2, momentum=0.9) if smoothing else torch.optim.Adam([coarse], 5e-3)
 
     def score() -> float:
@@ -216,7 +233,7 @@ def _fine(coarse: Tensor, image: Tensor) -> Tensor:
 
 
 def train(each: Everyday, steps: int, with_peer: bool) -> Curve:
-    """A training with our loss and, where MONAI computes the same, with its."""
+    """Train with our loss and, if MONAI computes the same loss, with MONAI's."""
     run = register if each.name in REGISTRATION else segment
     with expected_warnings_silent():
         curve = run(each.module(), each.name, steps)
@@ -225,18 +242,18 @@ def train(each: Everyday, steps: int, with_peer: bool) -> Curve:
             import monai.losses  # type: ignore[import-untyped, unused-ignore]
 
             peer = bench.peer(monai.losses)
-            warnings.simplefilter("ignore")  # what MONAI warns of is its own affair
+            warnings.simplefilter("ignore")  # warnings of MONAI do not matter here
             curve.peer, *curve.others = (run(peer, each.name, steps, seed).losses for seed in range(STARTS))
     return curve
 
 
-# Of the last trainings of this process.
+# The curves of the latest trainings in this process.
 CURVES: list[Curve] = []
 
 
 @line("Real training")
 def trainings(quick: bool) -> Iterator[Row]:
-    """The loss goes down, the score gets better, and the curve is MONAI's where that computes the same."""
+    """The loss falls, the score improves, and the curve is that of MONAI where MONAI computes the same."""
     CURVES.clear()
     for each in everyday():
         steps = 12 if quick else 200 if each.name not in REGISTRATION else 150
@@ -254,7 +271,7 @@ def trainings(quick: bool) -> Iterator[Row]:
 
 
 def plot(curves: Sequence[Curve], path: Path) -> None:
-    """The curves of trainings."""
+    """Plot the curves of trainings."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 8), layout="constrained")

@@ -1,4 +1,4 @@
-"""torch.compile, opcheck, export, functional transforms, double backward."""
+"""Tests of torch.compile, opcheck, export, functional transforms and double backward."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twinloss.harness.answers import expected_warnings_silent
-from twinloss.harness.reliability import Row, line
+from twinloss.harness.judging.answers import expected_warnings_silent
 from twinloss.harness.reliability.everyday import Everyday, everyday, step
 from twinloss.harness.reliability.numerics import IMAGES, relative
+from twinloss.harness.reliability.registry import Row, line
 
-# What a compiler may change by rounding otherwise.
+# The tolerated relative difference of compiled code, which rounds differently.
 CLOSE = 1e-5
 
 
 class Training(torch.nn.Module):
-    """A small network and a loss behind it, as one module."""
+    """A small network followed by a loss, as one module."""
 
     def __init__(self, each: Everyday) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Training(torch.nn.Module):
         self.image = each.name in IMAGES
 
     def forward(self, x: Tensor, *rest: Tensor) -> Tensor:
-        """The loss of what the network makes of x."""
+        """Return the loss of the network's output."""
         made = self.layer(x)
         value: Tensor = self.loss(made.sigmoid() if self.image else made, *rest)
         return value
@@ -47,7 +47,7 @@ def _trained(training: Any, arguments: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 @line("torch.compile")
 def compiled(quick: bool) -> Iterator[Row]:
-    """A training step compiles as one graph, for sizes that change too."""
+    """A training step compiles as one graph, also for changing sizes."""
     importlib.import_module("torch._dynamo")
     backend = "aot_eager" if quick else "inductor"
     for each in everyday():
@@ -57,7 +57,7 @@ def compiled(quick: bool) -> Iterator[Row]:
         for dynamic in (False, True):
             torch.compiler.reset()
             with expected_warnings_silent():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of torch's own, as it traces
+                warnings.simplefilter("ignore", DeprecationWarning)  # torch raises these while it traces
                 fast: Any = torch.compile(training, fullgraph=True, dynamic=dynamic, backend=backend)
                 try:
                     for size in (12, 14) if dynamic else (12,):
@@ -68,14 +68,14 @@ def compiled(quick: bool) -> Iterator[Row]:
                     told = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
         yield Row(
             f"network + loss, fullgraph, {backend}, fixed and changing sizes",
-            told or f"value and gradient as in eager mode, off by {off:.0e}",
+            told or f"value and gradient match eager mode, difference {off:.0e}",
             not told and off <= CLOSE,
             each.name,
         )
 
 
 def operator_samples() -> Iterator[tuple[str, tuple[object, ...]]]:
-    """Arguments of every operator."""
+    """Yield sample arguments of every operator."""
     plan = ("softmax", "product", "target", 2.0, True, None)
     x = torch.randn(2, 3, 50, dtype=torch.float64, requires_grad=True)
     y = torch.randint(3, (2, 1, 50))
@@ -120,12 +120,12 @@ def operators(quick: bool) -> Iterator[Row]:
                 torch.library.opcheck(getattr(torch.ops.twinloss, name).default, arguments)
             except Exception as error:
                 told.append(f"{type(error).__name__}: {str(error)[:160]}")
-        yield Row(f"twinloss::{name}, {len(calls)} kinds of calls", "; ".join(told) or "all tests pass", not told)
+        yield Row(f"twinloss::{name}, {len(calls)} sample calls", "; ".join(told) or "all tests pass", not told)
 
 
 @line("torch.export")
 def exported(quick: bool) -> Iterator[Row]:
-    """A loss exports, and the program gives its value."""
+    """A loss can be exported, and the program returns the same value."""
     for each in everyday():
         arguments = each.arguments(8)
         with expected_warnings_silent():
@@ -140,7 +140,7 @@ def exported(quick: bool) -> Iterator[Row]:
 
 @line("torch.func")
 def functional(quick: bool) -> Iterator[Row]:
-    """grad, and vmap over items: by the plain form."""
+    """`grad`, and `vmap` over items, which use the plain form."""
     for each in everyday():
         arguments, outcomes = each.arguments(6, torch.float64), []
         loss = each.module()
@@ -148,21 +148,21 @@ def functional(quick: bool) -> Iterator[Row]:
             try:
                 gradient = torch.func.grad(partial(_with_rest, loss, arguments[1:]))(arguments[0])
                 off = relative(gradient, step(loss, arguments)[1])
-                outcomes.append((f"grad off by {off:.0e}", off <= 1e-10))
+                outcomes.append((f"grad {off:.0e}", off <= 1e-10))
                 several = [torch.stack([a, a.flip(-1)]) for a in arguments]
                 values = torch.func.vmap(loss)(*several)
                 wanted = torch.stack([loss(*(a[k] for a in several)) for k in range(2)])
                 off = relative(values, wanted)
-                outcomes.append((f"vmap off by {off:.0e}", off <= 1e-10))
+                outcomes.append((f"vmap {off:.0e}", off <= 1e-10))
             except Exception as error:
                 outcomes.append((f"{type(error).__name__}: {str(error).splitlines()[0][:140]}", False))
         told = ", ".join(told for told, _ in outcomes)
-        yield Row("grad and vmap", told, all(passed for _, passed in outcomes), each.name)
+        yield Row("relative difference of grad and vmap", told, all(passed for _, passed in outcomes), each.name)
 
 
 @line("Double backward")
 def second_derivatives(quick: bool) -> Iterator[Row]:
-    """Gradgradcheck in float64."""
+    """Second derivatives by gradgradcheck in float64."""
     for each in everyday():
         x, *rest = each.arguments(8 if each.name == "multi_scale" else 4, torch.float64)
         if each.name != "multi_scale":

@@ -1,5 +1,5 @@
-"""The reading room: a static site of pages about each loss, made of the code and of the latest run.
+"""`twinloss report`: a static website about the losses, generated from the code and from the latest reports.
 
-Formulas come from the docstrings, options from the signatures and the catalogue, evidence from the files that commands
-have written. Only what none of these knows is written by hand, in `content/`: one file for each loss.
+Formulas come from the docstrings, options from the signatures and the catalogue, and evidence from the files that the
+commands have written. Only what none of these contains is written by hand, in `content/`, with one file per loss.
 """

@@ -1,4 +1,4 @@
-"""The API reference: every public name of the three wings, from signatures and docstrings."""
+"""The API reference: every public name of the three packages, from signatures and docstrings."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from twinloss.harness.site.docstrings import html, plain, summary
 
 WINGS = {
     "reference": "The losses as the papers define them, in NumPy, each with its gradient in closed form.",
-    "fast": "The losses that one trains with, in torch, on kernels of Numba.",
-    "harness": "The adversary, which hunts for an input on which the two differ.",
+    "fast": "The losses for training, in torch, with Numba kernels.",
+    "harness": "The tests, which search for inputs on which the two differ.",
 }
-# Kernels are called by `fast` alone, and the zoo is wrong on purpose; this site is of no use to programs.
+# Only `fast` calls the kernels, the losses of the zoo are wrong on purpose, and no program needs the code of the site.
 LEFT_OUT = ("twinloss.fast.kernels", "twinloss.harness.zoo.", "twinloss.harness.site")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A public name."""
+    """A public name in the API reference."""
 
     name: str
     anchor: str
@@ -38,7 +38,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Module:
-    """A module and what it defines; `label` says where to import from."""
+    """A module and the names that it defines; `label` is the path to import them from."""
 
     label: str
     html: str
@@ -46,7 +46,7 @@ class Module:
 
 
 def wing(name: str, link: Callable[[str], str | None]) -> list[Module]:
-    """What the package exports, then what else its modules define."""
+    """Return the exported names of a package, followed by those that only its modules define."""
     package = importlib.import_module(f"twinloss.{name}")
     exported = [(each, getattr(package, each)) for each in package.__all__]
     known = {id(thing) for _, thing in exported}
@@ -61,7 +61,7 @@ def wing(name: str, link: Callable[[str], str | None]) -> list[Module]:
 
 
 def names() -> dict[str, str]:
-    """The page and the anchor of every public name, for links from docstrings; the first wing that has it wins."""
+    """Return the page and anchor of every public name; if several packages have a name, the first one wins."""
     made: dict[str, str] = {}
     for each in WINGS:
         package = importlib.import_module(f"twinloss.{each}")
@@ -74,7 +74,7 @@ def names() -> dict[str, str]:
 
 
 def _anchor(module: ModuleType, name: str) -> str:
-    """Names that are not exported may stand in several modules."""
+    """Return the anchor of a name that is not exported, which several modules may define."""
     return f"{module.__name__.split('.', 2)[2]}.{name}"
 
 
@@ -85,7 +85,7 @@ def _modules(package: ModuleType) -> Iterator[ModuleType]:
 
 
 def _defined(module: ModuleType) -> list[tuple[str, Any]]:
-    """The public classes and functions that a module defines, in their order."""
+    """Return the public classes and functions that a module defines, in the order of its code."""
     return [
         (name, thing)
         for name, thing in vars(module).items()
@@ -99,15 +99,15 @@ def _defined(module: ModuleType) -> list[tuple[str, Any]]:
 def _entry(name: str, anchor: str, thing: Any, link: Callable[[str], str | None]) -> Entry:
     kind = "class" if inspect.isclass(thing) else "property" if isinstance(thing, property) else "function"
     if inspect.isclass(thing) and thing.__name__ != name:
-        alias = f'<p>Another name of <a href="#{thing.__name__}"><code>{thing.__name__}</code></a>.</p>'
-        return Entry(name, anchor, "alias", escape(name), f"another name of {thing.__name__}", alias)
+        alias = f'<p>Alias of <a href="#{thing.__name__}"><code>{thing.__name__}</code></a>.</p>'
+        return Entry(name, anchor, "alias", escape(name), f"alias of {thing.__name__}", alias)
     methods = _methods(thing) if inspect.isclass(thing) else []
     members = [_entry(each, f"{anchor}.{each}", part, link) for each, part in methods]
     return Entry(name, anchor, kind, _signature(name, thing), plain(summary(thing)), html(thing, link), members)
 
 
 def _methods(cls: type[Any]) -> list[tuple[str, Any]]:
-    """The public methods and properties that a class itself defines and tells of."""
+    """Return the public methods and properties that a class itself defines and documents."""
     return [
         (name, getattr(cls, name))
         for name, part in vars(cls).items()
@@ -118,7 +118,7 @@ def _methods(cls: type[Any]) -> list[tuple[str, Any]]:
 
 
 def _signature(name: str, thing: Any) -> str:
-    """A signature as HTML, which breaks after commas."""
+    """Return a signature as HTML that can wrap after commas."""
     if isinstance(thing, property):
         return f"<b>{escape(name)}</b>"
     try:
@@ -141,6 +141,6 @@ def _signature(name: str, thing: Any) -> str:
 
 
 def _unquoted(text: str) -> str:
-    """Annotations are strings in most modules, and read better without their quotes."""
-    text = re.sub(r"<\S+ (\S+) at 0x[0-9a-f]+>", r"\1", text)  # where an object lies changes from run to run
+    """Return an annotation as HTML, without the quotes that annotations have in most modules."""
+    text = re.sub(r"<\S+ (\S+) at 0x[0-9a-f]+>", r"\1", text)  # addresses change from run to run
     return escape(re.sub(r"(?<=: )'([^']*)'|^'([^']*)'$", r"\1\2", text))

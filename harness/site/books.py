@@ -1,4 +1,4 @@
-"""The files of evidence that commands have written into `reports/`, as pages."""
+"""The reports that commands have written into `reports/`, as pages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from twinloss.harness.site.code import block
 
-# The files that the navigation knows by name, and how to make each; any other .md has a page, too.
+# Reports that always have a page, and the commands that create them. Any other .md file gets a page, too.
 KNOWN = {
     "zoo": "twinloss zoo --seed 0 --out reports",
     "benchmarks": "twinloss bench --out reports",
@@ -22,32 +22,38 @@ KNOWN = {
     "errata-segmentation_models_pytorch": "twinloss audit segmentation_models_pytorch --seed 0 --out reports",
 }
 TITLES = {
-    "zoo": "The zoo: which judgement kills which wrong loss",
+    "zoo": "The zoo: which check detects which wrong loss",
     "benchmarks": "Speed and memory",
     "reliability": "Reliability",
-    "errata": "MONAI beside the papers",
+    "errata": "MONAI compared with the papers",
 }
-# Words that stand in a cell by themselves, and get a colour by their first.
+# Cells that hold exactly one of these verdicts are coloured. The first word of the verdict is the CSS class.
 VERDICTS = ("passed", "failed", "agrees", "agrees as the defaults do", "differs", "raises", "imprecise", "not there")
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a report: its head, how each column is aligned, and its rows, each cell HTML."""
+    """A table of a report: its head, the alignment of each column, and its rows. Each cell is HTML."""
 
     head: list[str]
     aligned: list[str]
     rows: list[list[str]]
 
     def about(self, name: str) -> Table:
-        """The rows whose first or second cell names a loss, alone or before a comma."""
+        """Return the rows about a loss.
+
+        The first or second cell of such a row begins with its name, followed by nothing or by a comma.
+        """
         named = re.compile(rf"(?:<[^>]+>)*{re.escape(name)}(?:<|,|$)")
         return Table(self.head, self.aligned, [row for row in self.rows if any(named.match(cell) for cell in row[:2])])
 
 
 @dataclass(frozen=True)
 class Book:
-    """A report, or that there is none: HTML of all of it, its tables, and what stands under each heading."""
+    """A report, or a placeholder for one that does not exist.
+
+    It holds the HTML of the whole report, its tables, and the HTML below each heading.
+    """
 
     name: str
     title: str
@@ -58,33 +64,36 @@ class Book:
 
     @property
     def file(self) -> str:
-        """The page."""
+        """The path of the page."""
         return f"reports/{self.name}.html"
 
     def about(self, name: str) -> list[Table]:
-        """What its tables say of a loss."""
+        """Return the table rows about a loss."""
         return [found for table in self.tables if (found := table.about(name)).rows]
 
     def part(self, *names: str) -> str:
-        """What stands under a heading that is one of these names."""
+        """Return the HTML below the headings with one of these names."""
         return "".join(self.parts.get(name, "") for name in names)
 
 
 def load(folder: Path | None) -> list[Book]:
-    """All reports of a folder, those that are known first."""
+    """Load all reports of a folder, the known ones first."""
     found = sorted(folder.glob("*.md")) if folder else []
     names = list(dict.fromkeys([*KNOWN, *(path.stem for path in found)]))
     return [_book(name, folder / f"{name}.md" if folder else None) for name in names]
 
 
 def copy_others(folder: Path | None, out: Path) -> None:
-    """Put what the reports show and link to beside their pages."""
+    """Copy the images and other files that the reports refer to."""
     if folder:
         shutil.copytree(folder, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.md"))
 
 
 def where() -> Path | None:
-    """The folder `reports`: of the working directory, or of the repository that the code lies in; none from a wheel."""
+    """Return the folder `reports` of the working directory or else of the repository.
+
+    Returns None if neither exists. A package that was installed from a wheel has no such folder.
+    """
     beside = Path(__file__).resolve().parents[2]
     places = (Path("reports"), beside / "reports") if (beside / "pyproject.toml").exists() else (Path("reports"),)
     return next((place for place in places if place.is_dir()), None)
@@ -92,7 +101,9 @@ def where() -> Path | None:
 
 def _book(name: str, path: Path | None) -> Book:
     if path is None or not path.exists():
-        title = f"{name.removeprefix('errata-')} beside the papers" if name.startswith("errata-") else TITLES[name]
+        title = (
+            f"{name.removeprefix('errata-')} compared with the papers" if name.startswith("errata-") else TITLES[name]
+        )
         return Book(name, title, KNOWN[name])
     text = path.read_text(encoding="utf-8")
     heading = re.match(r"# (.*)\n", text)
@@ -115,7 +126,7 @@ def _reader() -> Any:
 
 
 def _within(tokens: list[Any], folder: Path) -> list[Any]:
-    """The same tokens; links to reports lead to their pages, and those to what the site does not have are none."""
+    """Point links between reports to their pages, and remove links to files that the site does not have."""
     for token in (child for each in tokens for child in each.children or ()):
         href = token.attrGet("href")
         if token.type == "link_open" and isinstance(href, str) and not re.match(r"https?://|#", href):
@@ -125,33 +136,33 @@ def _within(tokens: list[Any], folder: Path) -> list[Any]:
 
 
 def _parts(tokens: list[Any]) -> Iterator[tuple[str, list[Any]]]:
-    """The headings, and what follows each until the next."""
+    """Yield each heading with the tokens up to the next heading."""
     starts = [n for n, token in enumerate(tokens) if token.type == "heading_open"]
     for start, end in pairwise([*starts, len(tokens)]):
         yield tokens[start + 1].content, tokens[start + 3 : end]
 
 
 def _html(reader: Any, tokens: list[Any]) -> str:
-    """Tokens as HTML; wide tables scroll, and verdicts have their colours."""
+    """Render tokens as HTML. Wide tables can scroll, and verdicts are coloured."""
     for opening, inline in pairwise(tokens):
-        if opening.type == "heading_open":  # as GitHub calls it, which links within a report go by
+        if opening.type == "heading_open":  # the anchor that GitHub generates, which links within a report use
             opening.attrSet("id", re.sub(r"[^\w -]", "", inline.content.lower()).replace(" ", "-"))
     html = str(reader.renderer.render(tokens, reader.options, {}))
     html = html.replace("<table>", '<div class="scroll" tabindex="0" role="group" aria-label="table"><table>')
     html = html.replace("</table>", "</table></div>")
     html = re.sub(r' style="text-align:\s*(left|right|center)"', r' class="\1"', html)
-    html = re.sub(r"<th[^>]*></th>", "<td></td>", html)  # a head that says nothing is no head
+    html = re.sub(r"<th[^>]*></th>", "<td></td>", html)  # an empty header cell is not a header for screen readers
     words = "|".join(VERDICTS)
     return re.sub(rf"<td>({words})</td>", lambda found: f'<td class="{coloured(found[1])}">{found[1]}</td>', html)
 
 
 def coloured(cell: str) -> str:
-    """The classes of a cell that holds a verdict, else nothing."""
+    """Return the CSS classes of a cell that holds a verdict, or an empty string."""
     return f"verdict {cell.split()[0]}" if cell in VERDICTS else ""
 
 
 def _tables(tokens: list[Any]) -> Iterator[Table]:
-    """The tables among tokens."""
+    """Yield the tables among the tokens."""
     reader = _reader()
     rows: list[list[str]] = []
     aligned: list[str] = []

@@ -1,4 +1,4 @@
-"""The site: pages from templates, with what they show."""
+"""Builds the site: renders each page from its template and data."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from twinloss import __version__, reference
-from twinloss.harness import report as reports
-from twinloss.harness.catalogue import TWINS
+from twinloss.harness.hunting.report_file import LEGEND
+from twinloss.harness.losses.catalogue import TWINS
 from twinloss.harness.site import api, books, code, run
 from twinloss.harness.site.losses import loss_page
 from twinloss.harness.site.pictures import Pictures, pictures
@@ -26,8 +26,15 @@ _TAG = re.compile(r"<annotation.*?</annotation>|<script.*?</script>|<[^>]+>", re
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a site is made of: a folder with a run, one with reports or none, and whether real images are drawn."""
+class SitePlan:
+    """The settings of a site.
+
+    Attributes:
+        out: the folder to write.
+        run: the folder with the report of a run.
+        reports: the folder with the other reports, or None.
+        real: whether to draw figures of a real brain.
+    """
 
     out: Path
     run: Path
@@ -36,9 +43,9 @@ class Plan:
 
 
 class Site:
-    """A site that is being written, page by page."""
+    """A site while it is being written, page by page."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: SitePlan) -> None:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
         self.plan = plan
@@ -56,7 +63,7 @@ class Site:
         )  # fmt: skip
 
     def page(self, file: str, template: str, title: str, kind: str, summary: str = "", **shown: Any) -> None:
-        """Write a page, and put it into the index of the search."""
+        """Write a page and add it to the search index."""
         path = self.plan.out / file
         path.parent.mkdir(parents=True, exist_ok=True)
         root = "../" * file.count("/")
@@ -65,18 +72,18 @@ class Site:
         self.index.append({"title": title, "url": file, "kind": kind, "text": summary or _text(made)[:400]})
 
     def write_index(self) -> None:
-        """The index as JSON, and as a script: a page that is opened as a file may load no JSON."""
+        """Write the search index as JSON, and as a script, because a page opened from disk cannot load JSON."""
         made = json.dumps(self.index, ensure_ascii=False, separators=(",", ":"))
         (self.plan.out / "search-index.json").write_text(made, encoding="utf-8")
         (self.plan.out / "search-index.js").write_text(f"window.twinlossIndex={made};\n", encoding="utf-8")
 
 
-def build(plan: Plan, tick: Callable[[str, int], None] = lambda what, done: None) -> Path:
-    """Write the site; returns its first page.
+def build(plan: SitePlan, tick: Callable[[str, int], None] = lambda what, done: None) -> Path:
+    """Write the site and return the path of its first page.
 
     Raises:
-        ContentError: if what is written by hand does not fit the code.
-        LedgerError: if the run cannot be read.
+        ContentError: if content written by hand does not fit the code.
+        ReportError: if the run cannot be read.
     """
     site = Site(plan)
     _assets(site)
@@ -89,7 +96,7 @@ def build(plan: Plan, tick: Callable[[str, int], None] = lambda what, done: None
     _evidence(site)
     tick("API reference", 1)
     _api(site)
-    site.page("index.html", "index.html", "The reading room", "page")
+    site.page("index.html", "index.html", "Overview", "page")
     site.write_index()
     return plan.out / "index.html"
 
@@ -112,8 +119,10 @@ def _loss(site: Site, name: str, drawn: Pictures) -> None:
 
 def _evidence(site: Site) -> None:
     report = site.run.report
-    shown = {"report": report, "legend": reports.LEGEND, "kinds": ("drawn", "real")}
-    site.page("evidence.html", "evidence.html", "The evidence", "evidence", "verdicts, errors in bits, pairs", **shown)
+    shown = {"report": report, "legend": LEGEND, "kinds": ("drawn", "real")}
+    site.page(
+        "evidence.html", "evidence.html", "Evidence", "evidence", "verdicts, errors in bits, option pairs", **shown
+    )
     books.copy_others(site.plan.reports, site.plan.out / "reports")
     for book in site.books:
         site.page(book.file, "book.html", book.title, "evidence", book=book)
@@ -133,15 +142,17 @@ def _api(site: Site) -> None:
 
 
 def _code(site: Site) -> None:
-    for found in pkgutil.iter_modules(reference.__path__):
-        name = found.name
-        module = importlib.import_module(f"twinloss.reference.{name}")
+    for found in pkgutil.walk_packages(reference.__path__, "twinloss.reference."):
+        if found.ispkg:
+            continue
+        module, name = importlib.import_module(found.name), found.name.rpartition(".")[2]
         beside = next((each.beside for each in site.records if each.module is module), table("steps").get(name, {}))
         lines = code.lines(inspect.getsource(module), beside)
-        site.page(f"code/{name}.html", "code.html", f"reference/{name}.py", "code", lines=lines, name=name)
+        title = f"{found.name.removeprefix('twinloss.').replace('.', '/')}.py"
+        site.page(f"code/{name}.html", "code.html", title, "code", lines=lines, name=name)
 
 
 def _text(html: str) -> str:
-    """What a page says, without its marks."""
+    """Return the text of a page without markup."""
     inside = html.partition("<main")[2] or f">{html}"
     return " ".join(_TAG.sub(" ", inside.partition(">")[2]).split())

@@ -1,4 +1,4 @@
-"""Charts as SVG that takes its colours from the page."""
+"""Charts as SVG, which use the colours of the page."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from html import escape
 
 WIDTH, HEIGHT, FOOT, STEP = 260, 90, 18, 0.5
-BOUND = 3.0  # bits at the bound: see judgement.py
+BOUND = 3.0  # the bound in bits, see judgement.py
 
 
 def bars(counts: Mapping[float, int], title: str) -> str:
-    """A histogram of errors in bits, half a bit to a bar; the line is the bound."""
+    """Draw a histogram of errors in bits, with bars of half a bit and a line at the bound."""
     most = max(BOUND + 1, *(bits + STEP for bits in counts))
     x, largest = (WIDTH - 8) / most, max(counts.values())
     drawn = []
@@ -18,7 +18,7 @@ def bars(counts: Mapping[float, int], title: str) -> str:
         height = max(1.0, (HEIGHT - 6) * count / largest)
         drawn.append(
             f'<rect class="bar" x="{4 + bits * x:.1f}" y="{HEIGHT - height:.1f}" width="{STEP * x - 1:.1f}" '
-            f'height="{height:.1f}"><title>{count} of {bits:g} to {bits + STEP:g} bits</title></rect>'
+            f'height="{height:.1f}"><title>{count} results: {bits:g} to {bits + STEP:g} bits</title></rect>'
         )
     ticks = "".join(
         f'<text class="tick" x="{4 + n * x:.1f}" y="{HEIGHT + 14}" text-anchor="middle">{n}</text>'

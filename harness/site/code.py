@@ -1,4 +1,4 @@
-"""Source code as HTML: highlighted, each equation beside its line."""
+"""Source code as highlighted HTML, with equations beside the lines that implement them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from twinloss.harness.site.formulas import mathml
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line of a table: the number, the code, what stands beside it; whether it can be left out at first."""
+class CodeLine:
+    """A line of code: its number, HTML, what is shown beside it, and whether it is hidden at first."""
 
     number: int
     code: str
@@ -33,7 +33,7 @@ def _tools() -> tuple[Any, Any, Any]:
 
 
 def highlighted(source: str) -> str:
-    """Python as HTML, without a frame."""
+    """Return Python code as HTML, without a frame."""
     from pygments import highlight
 
     formatter, python, _ = _tools()
@@ -41,7 +41,7 @@ def highlighted(source: str) -> str:
 
 
 def session(text: str) -> str:
-    """A doctest as HTML."""
+    """Return a doctest as HTML."""
     from pygments import highlight
 
     formatter, _, console = _tools()
@@ -49,16 +49,16 @@ def session(text: str) -> str:
 
 
 def block(source: str) -> str:
-    """Python as HTML."""
+    """Return Python code as HTML."""
     return f'<pre class="code" tabindex="0">{highlighted(source)}</pre>'
 
 
-def lines(source: str, beside: Mapping[str, str]) -> list[Line]:
-    """All lines of a module.
+def lines(source: str, beside: Mapping[str, str]) -> list[CodeLine]:
+    """Return all lines of a module.
 
     Args:
-        source: its text.
-        beside: LaTeX by a piece of the code: the formula that the lines with this piece implement.
+        source: the text of the module.
+        beside: maps a piece of code to the LaTeX formula that the lines with this piece implement.
     """
     text, comments = _without_comments(source)
     shown = highlighted(text).rstrip("\n").split("\n")
@@ -68,19 +68,19 @@ def lines(source: str, beside: Mapping[str, str]) -> list[Line]:
     for number, (code, bare) in enumerate(zip(shown, text.splitlines(), strict=True), 1):
         math = [mathml(latex) for piece, latex in beside.items() if piece in bare and number not in quiet]
         said = [f"<span>{escape(comments[number])}</span>"] if number in comments else []
-        made.append(Line(number, code, " ".join(math + said), number in hidden))
+        made.append(CodeLine(number, code, " ".join(math + said), number in hidden))
     return made
 
 
 def unused(source: str, beside: Mapping[str, str]) -> list[str]:
-    """The pieces of code that no line holds, so that what is beside them is not shown."""
+    """Return the pieces of code that no line contains, so that their equations would not be shown."""
     quiet = _docstring_lines(source)
     bare = [line for n, line in enumerate(_without_comments(source)[0].splitlines(), 1) if n not in quiet]
     return [piece for piece in beside if not any(piece in line for line in bare)]
 
 
 def _without_comments(source: str) -> tuple[str, dict[int, str]]:
-    """The code without what comments say at the ends of its lines, and that, by line."""
+    """Return the code without trailing comments, and these comments by line number."""
     rows, comments = source.splitlines(), {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         row, column = token.start
@@ -94,7 +94,7 @@ def _without_comments(source: str) -> tuple[str, dict[int, str]]:
 
 
 def _docstring_lines(source: str) -> set[int]:
-    """The lines of docstrings after their first."""
+    """Return the lines of all docstrings, except the first line of each."""
     found: set[int] = set()
     for node in ast.walk(ast.parse(source)):
         for string in _docstring(node):
@@ -103,7 +103,7 @@ def _docstring_lines(source: str) -> set[int]:
 
 
 def _import_lines(source: str) -> set[int]:
-    """The lines of imports, with the empty ones between and after them."""
+    """Return the lines of imports, and the empty lines between and after them."""
     nodes = ast.parse(source).body
     found = [n for n, node in enumerate(nodes) if isinstance(node, ast.Import | ast.ImportFrom)]
     if not found:
@@ -124,12 +124,12 @@ def _docstring(node: ast.AST) -> Iterator[ast.expr]:
 
 
 def styles() -> str:
-    """Pygments' colours, for light and for dark pages."""
+    """Return the colours of Pygments as CSS, for light and dark pages."""
     from pygments.formatters import HtmlFormatter
 
     dark = HtmlFormatter(style="github-dark")
     light = HtmlFormatter(style="default").get_style_defs(":root .code")
     by_system = "@media (prefers-color-scheme: dark) {\n" + dark.get_style_defs(":root:not(.light) .code") + "\n}"
-    # These are too pale for the grey that they stand on.
+    # The default colours of these have too little contrast on the grey background.
     darker = ":root .code .c1, :root .code .go { color: var(--soft) } :root .code .nd { color: var(--c2) }"
     return f"{light}\n{darker}\n{by_system}\n{dark.get_style_defs(':root.dark .code')}\n"

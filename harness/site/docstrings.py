@@ -1,4 +1,4 @@
-"""Docstrings in Google's style, with the math of Sphinx, as HTML."""
+"""Docstrings in Google style, with the math syntax of Sphinx, as HTML."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from twinloss.harness.site.formulas import display, mathml
 TITLES = (
     "Args", "Attributes", "Example", "Examples", "Raises", "Reference", "Returns", "Shape", "Warns", "Yields",
 )  # fmt: skip
-LISTS = ("Args", "Attributes", "Raises", "Warns")  # name: what it is
+LISTS = ("Args", "Attributes", "Raises", "Warns")  # sections with entries of the form `name: text`
 _TITLE = re.compile(rf"({'|'.join(TITLES)}):$")
 _ENTRY = re.compile(r"(\*{0,2}[\w.]+):\s+(.*)")
 _RULE = re.compile(r"=+(\s+=+)+$")
@@ -28,14 +28,14 @@ _INLINE = re.compile(
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a docstring; the body has no title."""
+    """A section of a docstring. The text before the first section has an empty title."""
 
     title: str
     lines: tuple[str, ...]
 
     @property
     def entries(self) -> list[tuple[str, str]]:
-        """The names that are listed, and the text of each."""
+        """The names that the section lists, each with its text."""
         found: list[tuple[str, str]] = []
         for line in self.lines:
             entry = _ENTRY.match(line)
@@ -47,7 +47,7 @@ class Section:
 
 
 def sections(thing: Any) -> list[Section]:
-    """The parts of the docstring of a thing, or of a text."""
+    """Return the sections of an object's docstring, or of a text."""
     doc = inspect.cleandoc(thing) if isinstance(thing, str) else inspect.getdoc(thing) or ""
     made: list[tuple[str, list[str]]] = [("", [])]
     for line in doc.splitlines():
@@ -62,40 +62,40 @@ def sections(thing: Any) -> list[Section]:
 
 
 def section(thing: Any, title: str) -> Section | None:
-    """The part with a title."""
+    """Return the section with a title."""
     return next((each for each in sections(thing) if each.title == title), None)
 
 
 def summary(thing: Any) -> str:
-    """The first paragraph, on one line."""
+    """Return the first paragraph as one line."""
     lines = sections(thing)[0].lines
     return " ".join(" ".join(lines).split("  ")[0].split()) if not lines else " ".join(_until_blank(lines))
 
 
 def equations(thing: Any) -> list[str]:
-    """The LaTeX of the formulas that stand by themselves."""
+    """Return the LaTeX of the displayed formulas."""
     return [text for kind, text in blocks([line for each in sections(thing) for line in each.lines]) if kind == "math"]
 
 
 def html(thing: Any, link: Callable[[str], str | None] = lambda name: None, without: Sequence[str] = ()) -> str:
-    """All of a docstring, without the parts of some titles."""
+    """Return a docstring as HTML, except the sections with the titles in `without`."""
     return "".join(_section_html(each, link) for each in sections(thing) if each.title not in without)
 
 
 def body(thing: Any) -> str:
-    """What stands before the first title, without the doctest and the reference to a paper."""
+    """Return the text before the first section, without doctests and the reference to a paper."""
     made = [(kind, text) for kind, text in blocks(sections(thing)[0].lines) if kind != "session"]
     return "".join(_block_html(kind, text) for kind, text in made if not text.startswith("Reference:"))
 
 
 def example(thing: Any) -> str:
-    """The doctests."""
+    """Return the doctests."""
     lines = [line for each in sections(thing) for line in each.lines]
     return "".join(session(text) for kind, text in blocks(lines) if kind == "session")
 
 
 def paper(thing: Any) -> str:
-    """What a docstring says of its paper, as HTML: the paragraph that begins with `Reference:`."""
+    """Return the paragraph that begins with `Reference:` as HTML."""
     found = [text for kind, text in blocks(_all_lines(thing)) if kind == "text" and text.startswith("Reference:")]
     return " ".join(inline(text.removeprefix("Reference:").strip()) for text in found)
 
@@ -105,7 +105,11 @@ def _all_lines(thing: Any) -> list[str]:
 
 
 def blocks(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Paragraphs ("text"), formulas ("math"), doctests ("session"), lists ("item") and what is indented ("code")."""
+    """Split lines into blocks and yield the kind and text of each.
+
+    The kinds are paragraphs ("text"), formulas ("math"), doctests ("session"), list items ("item"), and tables or
+    indented lines ("code").
+    """
     left = list(lines)
     while left:
         line = left[0]
@@ -118,7 +122,7 @@ def blocks(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield "math", " ".join(" ".join(block).split())
         elif line.startswith(">>>"):
             yield "session", "\n".join(_take(left, lambda each: bool(each.strip())))
-        elif _RULE.match(line):  # a table, which is aligned already
+        elif _RULE.match(line):  # a table, whose columns are already aligned
             yield "code", "\n".join(_take(left, lambda each: bool(each.strip())))
         elif line.startswith(" "):
             yield "code", inspect.cleandoc("\n" + "\n".join(_take(left, lambda each: each.startswith(" "))))
@@ -143,7 +147,7 @@ def _until_blank(lines: Sequence[str]) -> list[str]:
 
 
 def inline(text: str, link: Callable[[str], str | None] = lambda name: None) -> str:
-    """A paragraph's text as HTML."""
+    """Return the text of a paragraph as HTML."""
     made, end = [], 0
     for found in _INLINE.finditer(text):
         made.append(escape(text[end : found.start()].replace("\\*", "*")))
@@ -153,7 +157,7 @@ def inline(text: str, link: Callable[[str], str | None] = lambda name: None) -> 
 
 
 def plain(text: str) -> str:
-    """A paragraph's text without its marks."""
+    """Return the text of a paragraph without markup."""
     return _INLINE.sub(lambda found: _bare(found[found.lastgroup or 0], found.lastgroup), text).replace("\\*", "*")
 
 

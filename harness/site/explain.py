@@ -1,4 +1,4 @@
-"""A loss in short, for the terminal."""
+"""A short description of a loss for the terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from twinloss.harness.site.record import Record, table
 
 
 def explain(record: Record) -> Iterator[RenderableType]:
-    """What there is to say, part by part."""
+    """Yield the parts of the description."""
     yield Text.assemble((record.title, "bold"), f"  twinloss.fast.{record.loss.__name__}", f"\n{record.line}")
     yield _formulas("Formula", [record.value, *(getattr(reference, name) for name in record.formula_of)])
     yield _pairs([(formulas.plain(symbol), told) for symbol, told in record.symbols])
@@ -25,11 +25,11 @@ def explain(record: Record) -> Iterator[RenderableType]:
     yield Text.assemble(("Paper", "bold"), f"\n{_paper(record)}")
     yield _options(record)
     yield _use(record)
-    yield Text(f"twinloss report makes a page of it; twinloss verify {record.name} puts it to the test.", style="dim")
+    yield Text(f"`twinloss report` builds a page about it; `twinloss verify {record.name}` tests it.", style="dim")
 
 
 def _formulas(title: str, functions: list[object]) -> RenderableType:
-    """The formulas, each on a line; of a function that has none by itself, its first sentence."""
+    """Show the formulas, one per line, or the first sentence of a function without a formula."""
     lines = []
     for function in functions:
         parts = [part for latex in docstrings.equations(function) for part in formulas.parts_of(latex)]
@@ -52,7 +52,7 @@ def _paper(record: Record) -> str:
 
 
 def _options(record: Record) -> RenderableType:
-    made = Table("option", "default", "what it does", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    made = Table("option", "default", "effect", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for option in options(record):
         made.add_row(option.name, Text(option.default), Text(docstrings.plain(meaning(record.loss, option.name))))
     return made
@@ -62,7 +62,7 @@ def _use(record: Record) -> RenderableType:
     sources = table("sources")
     made = Table.grid(padding=(0, 1))
     for use in record.use:
-        cited = sources[use.source]["text"].partition(")")[0] + ")" if use.source else "by the formula"
+        cited = sources[use.source]["text"].partition(")")[0] + ")" if use.source else "follows from the formula"
         mark = Text("✓", style="green") if use.good else Text("✗", style="red")
         made.add_row(mark, Text.assemble(use.text, (f"  {cited}", "dim")))
     return made

@@ -7,14 +7,14 @@ from functools import cache
 from html import escape
 from xml.etree import ElementTree
 
-# Names of several letters, which LaTeX would set as a product of letters.
+# Names of several letters, which LaTeX would otherwise set as a product of letters.
 NAMES = ("softmax", "sigmoid", "dice", "focal", "ce", "TP", "FP", "FN", "GDL", "min", "max")
 _NAME = re.compile(rf"(?<![\\A-Za-z{{])({'|'.join(NAMES)})(?![A-Za-z])")
 _SUBSCRIPT = re.compile(rf"(?<=_{{)({'|'.join(NAMES)})(?=}})")
 _WORDS = re.compile(r"(\\text\{[^}]*\})")
 _LETTERS = re.compile(r'<mrow>((?:<mi mathvariant="normal">[^<]*</mi>)+)</mrow>')
 _FUNCTION = re.compile(r"<mi>(log|exp|max|min)</mi>(?!<mo)")
-# `\qquad` and `\quad` stand between formulas of their own, `\\` and `&` between aligned rows.
+# `\qquad` and `\quad` separate formulas; `\\` and `&` separate and align rows.
 _APART = re.compile(r",?\s*(?:\\qquad|\\quad|\\\\)\s*")
 
 PRIME = "\N{PRIME}"
@@ -26,7 +26,7 @@ SUPERSCRIPTS = {PRIME: PRIME} | dict(
 
 @cache
 def mathml(latex: str, block: bool = False) -> str:
-    """A formula as MathML, with its LaTeX beside it for who copies it."""
+    """Convert a formula to MathML that includes the LaTeX source for copying."""
     made = _converted(latex, block)
     made = _LETTERS.sub(lambda found: f"<mi>{re.sub('<[^>]*>', '', found[1])}</mi>", made)
     made = _FUNCTION.sub(r'<mi>\1</mi><mspace width="0.17em"/>', made)
@@ -37,19 +37,19 @@ def mathml(latex: str, block: bool = False) -> str:
 
 
 def display(latex: str) -> str:
-    """A formula that stands by itself; its parts wrap where the page is narrow."""
+    """Render a displayed formula, whose parts wrap on narrow pages."""
     parts = "".join(f"<div>{mathml(part, block=True)}</div>" for part in parts_of(latex))
     return f'<div class="eq" tabindex="0" role="group" aria-label="formula">{parts}</div>'
 
 
 def parts_of(latex: str) -> list[str]:
-    """The formulas that LaTeX sets side by side or in rows."""
+    """Split LaTeX into formulas that are set side by side or in rows."""
     flat = " ".join(latex.split()).replace("&", "")
     return [part.strip().rstrip(",") for part in _APART.split(flat) if part.strip()]
 
 
 def plain(latex: str) -> str:
-    """A formula as a line of text: a fraction is (a) / (b)."""
+    """Convert a formula to a line of text; a fraction becomes (a)/(b)."""
     return ",  ".join(_text(ElementTree.fromstring(_converted(part, False))) for part in parts_of(latex))
 
 
@@ -90,12 +90,12 @@ def _text(node: ElementTree.Element) -> str:
             return "".join(inside)
         case "math":
             text = re.sub(r" (?=[)\]])", "", re.sub(r" +", " ", "".join(inside))).strip()
-            return re.sub(r"(^|[=≤<,(] ?)− ", r"\1−", text)  # a sign, and no difference
+            return re.sub(r"(^|[=≤<,(] ?)− ", r"\1−", text)  # a sign, not a subtraction
     return node.text or "".join(inside)
 
 
 def _gap(node: ElementTree.Element) -> str:
-    """A sum is followed by a space."""
+    """Return a space after a sum, and an empty string otherwise."""
     return " " if node[0].text == "∑" else ""
 
 

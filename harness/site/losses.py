@@ -1,4 +1,4 @@
-"""What a loss's page and the terminal show of it."""
+"""The content of a loss's page."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from twinloss.harness.site import books, code, docstrings
 from twinloss.harness.site.books import Book
 from twinloss.harness.site.options import Option, options
 from twinloss.harness.site.record import ContentError, Record, Use, table
-from twinloss.harness.site.run import Run
+from twinloss.harness.site.run import VerifyRun
 
 
 @dataclass(frozen=True)
 class LossPage:
-    """All that the template of a loss asks for; texts are HTML."""
+    """The data for the template of a loss's page. Texts are HTML."""
 
     record: Record
     summary: str
@@ -25,7 +25,7 @@ class LossPage:
     symbols: list[tuple[str, str]]
     paper: str
     cited: str
-    lines: list[code.Line]
+    lines: list[code.CodeLine]
     helpers: list[str]
     gradient: str
     example: str
@@ -37,15 +37,15 @@ class LossPage:
 
     @property
     def file(self) -> str:
-        """The page."""
+        """The path of the page."""
         return f"losses/{self.record.name}.html"
 
 
-def loss_page(record: Record, run: Run, reports: Sequence[Book]) -> LossPage:
-    """The page of a loss.
+def loss_page(record: Record, run: VerifyRun, reports: Sequence[Book]) -> LossPage:
+    """Return the page of a loss.
 
     Raises:
-        ContentError: if an equation is to stand beside a line that there is not.
+        ContentError: if an equation belongs to a line that does not exist.
     """
     source = source_of(record)
     lost = code.unused(source, record.beside)
@@ -73,12 +73,12 @@ def loss_page(record: Record, run: Run, reports: Sequence[Book]) -> LossPage:
 
 
 def source_of(record: Record) -> str:
-    """The text of the module that the reference stands in."""
+    """Return the source code of the module that contains the reference."""
     return inspect.getsource(record.module)
 
 
 def _helpers(source: str) -> list[str]:
-    """The modules of the reference whose steps are used."""
+    """Return the modules of the reference that this module imports steps from."""
     found = {
         node.module.rpartition(".")[2]
         for node in ast.walk(ast.parse(source))

@@ -1,4 +1,4 @@
-"""The options of a loss, each with what it does to the formula."""
+"""The options of a loss, each with its effect on the formula."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from twinloss import fast
+from twinloss.harness.model.operand import label
 from twinloss.harness.site.docstrings import inline, section
 from twinloss.harness.site.record import Record, table
-from twinloss.harness.twin import label
 
-SHORTEST = 4  # letters: one that only names a symbol says nothing beside the formula
+SHORTEST = 4  # in characters: a shorter meaning only names a symbol, which the formula shows anyway
 _SEE = re.compile(r"see (\w+)\.?$")
 
 
 @dataclass(frozen=True)
 class Option:
-    """A row: the name, the default, the other values that `twinloss verify` tries, and HTML of what it does."""
+    """An option: its name, its default, the other values that `twinloss verify` tries, and its effect as HTML."""
 
     name: str
     default: str
@@ -28,7 +28,7 @@ class Option:
 
 
 def options(record: Record) -> list[Option]:
-    """Those of the fast loss in their order, then those that only the harness has."""
+    """Return the options of the fast loss in their order, followed by those that only the harness has."""
     signature = inspect.signature(record.loss)
     tried = record.twin.options
     names = list(dict.fromkeys([*signature.parameters, *tried]))
@@ -45,7 +45,7 @@ def options(record: Record) -> list[Option]:
 
 
 def _capital(text: str) -> str:
-    """With a capital letter, unless it begins with a symbol."""
+    """Capitalise the text, unless it begins with a symbol."""
     return text[:1].upper() + text[1:] if text[1:2].isalpha() else text
 
 
@@ -56,7 +56,7 @@ def _default(parameter: inspect.Parameter | None, values: list[str]) -> str:
 
 
 def meaning(loss: type[Any], name: str) -> str:
-    """What the docstring says of an option; that of another loss where it says so, or that of a base class."""
+    """Return the documentation of an option, which may come from a base class or from a loss it refers to."""
     for cls in loss.__mro__:
         args = section(cls.__doc__ or "", "Args")
         text = dict(args.entries).get(name, "") if args else ""

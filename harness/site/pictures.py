@@ -1,4 +1,4 @@
-"""Pictures that are computed ahead: gradients on a slice of a real brain, and joint histograms of two images."""
+"""Precomputed images: gradients on a slice of a real brain, and joint histograms of two images."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 
 from twinloss import reference
-from twinloss.harness import brain, real
+from twinloss.harness.data import brain
+from twinloss.harness.model.operand import Array
+from twinloss.harness.model.twin import Twin
 from twinloss.harness.site.record import Record
-from twinloss.harness.twin import Array, Twin
-from twinloss.reference.parzen import ParzenOptions, samples
+from twinloss.reference.steps.parzen import ParzenOptions, weights_and_slopes
 
-SHIFTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)  # voxels, of 1 mm
+SHIFTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)  # in voxels of 1 mm
 GREY_MATTER = 2
-LIGHTEST = 0.995  # the quantile of |gradient| that gets the full colour
-PIXELS = 8  # of a bin
+LIGHTEST = 0.995  # the quantile of |gradient| at which colours saturate
+PIXELS = 8  # per bin
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file in `figures/`, and what it shows."""
+    """An image file in `figures/` and its caption."""
 
     file: str
     caption: str
@@ -31,7 +32,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Histogram:
-    """A joint histogram: of which two images, where its picture is, and their mutual information in nats."""
+    """A joint histogram: a label for the two images, the image file, and their mutual information in nats."""
 
     label: str
     file: str
@@ -40,7 +41,7 @@ class Histogram:
 
 @dataclass
 class Pictures:
-    """What was drawn, or in words why it was not."""
+    """The images that were drawn, or a note that explains why there are none."""
 
     note: str = ""
     gradients: dict[str, Picture] = field(default_factory=dict)
@@ -48,15 +49,15 @@ class Pictures:
 
 
 def pictures(records: Sequence[Record], out: Path, with_real: bool) -> Pictures:
-    """Draw all that needs real images."""
+    """Draw everything that needs real images."""
     made = Pictures()
     if not with_real:
-        made.note = "left out, as the site was made with --no-real; twinloss report draws it"
+        made.note = "not drawn, because the site was built with --no-real; run twinloss report without it"
         return made
     try:
-        found = real.brain()
+        found = brain.load_brain()
     except ImportError as error:
-        made.note = f"left out: {error}"
+        made.note = f"not drawn: {error}"
         return made
     out.mkdir(parents=True, exist_ok=True)
     for record in records:
@@ -67,21 +68,21 @@ def pictures(records: Sequence[Record], out: Path, with_real: bool) -> Pictures:
 
 
 def _slice(images: Array) -> Array:
-    """The middle axial slice."""
+    """Return the middle axial slice."""
     return images[..., images.shape[-1] // 2]
 
 
-def _case(twin: Twin, found: brain.Brain) -> tuple[list[Array], dict[str, Any]]:
-    """The first of a twin's real cases on one slice, and its options there."""
+def _case(twin: Twin) -> tuple[list[Array], dict[str, Any]]:
+    """Return the arguments and options of a twin's first real case, reduced to one slice."""
     case = twin.real[0]
-    operands = [_slice(values) for values in case.operands(found).values()]
+    operands = [_slice(values) for values in case.operands().values()]
     operands[0] = operands[0].astype(np.float64)
     flat = {"ndim": 2} if "ndim" in twin.options else {}
     return operands, {**case.options, **flat}
 
 
 def _gradient(record: Record, found: brain.Brain, out: Path) -> Picture:
-    operands, options = _case(record.twin, found)
+    operands, options = _case(record.twin)
     gradient = record.twin.gradient(*operands, **options)[0]
     of_class = len(gradient) == len(brain.CLASSES)
     channel = GREY_MATTER if of_class else 0
@@ -93,8 +94,8 @@ def _gradient(record: Record, found: brain.Brain, out: Path) -> Picture:
     _draw(_slice(found.t1), operands[0][0, channel], gradient[channel], out / file)
     return Picture(
         file,
-        f"The MNI152 brain, {what}, and the gradient of the reference in it ({told or 'defaults'}). "
-        "Where it is blue, a step of training raises the value; where it is red, it lowers it.",
+        f"The MNI152 brain, {what}, and its gradient by the reference ({told or 'default options'}). "
+        "Gradient descent raises the input where the gradient is blue, and lowers it where it is red.",
     )
 
 
@@ -115,8 +116,8 @@ def _draw(anatomy: Array, given: Array, gradient: Array, path: Path) -> None:
 
 
 def _histograms(found: brain.Brain, out: Path) -> list[Histogram]:
-    """The T1 image with itself, shifted, and warped by the field of `warp.py`."""
-    from twinloss.harness.warp import load_warped
+    """Draw the joint histograms of the T1 image with shifted copies and with its warped copy from `warp.py`."""
+    from twinloss.harness.data.warp import load_warped
 
     fixed = _slice(found.t1).astype(np.float64)
     pairs = [(f"itself, shifted by {shift} mm" if shift else "itself", np.roll(fixed, shift, 0)) for shift in SHIFTS]
@@ -131,13 +132,13 @@ def _histograms(found: brain.Brain, out: Path) -> list[Histogram]:
 
 
 def _joint(moving: Array, fixed: Array) -> Array:
-    weights = samples(moving.ravel(), fixed.ravel(), ParzenOptions())
+    weights = weights_and_slopes(moving.ravel(), fixed.ravel(), ParzenOptions())
     joint: Array = np.sum([of_moving[0].T @ of_fixed[0] for of_moving, of_fixed in weights], axis=0)
     return joint / moving.size
 
 
 def _draw_joint(joint: Array, path: Path) -> None:
-    """Logarithmic, as most voxels are background; the fixed image's intensity runs upwards."""
+    """Draw a joint histogram in logarithmic colours, with the intensity of the fixed image upwards."""
     from matplotlib.image import imsave
 
     seen = np.log10(np.maximum(joint.T[::-1], 1e-7))

@@ -1,16 +1,16 @@
-"""What is written by hand about a loss: `content/<name>.toml`; all else on its page is drawn from the code.
+"""The hand-written content about a loss, in `content/<name>.toml`. The rest of its page is generated from the code.
 
-A file has:
+A file contains:
 
-* `title`, and `line`: what the loss is, in a sentence;
-* `symbols`: pairs of LaTeX and what it stands for;
-* `use`: five lines, `{ good, text, source }`, where `source` is a key of `sources.toml`, and one that has none follows
-  from the formula;
-* `[beside]`: a piece of the reference's code, and the LaTeX of the equation that this line implements;
-* `[effects]`: what an option does to the formula; those of `options.toml` need not be repeated;
-* `figures`, and `curves` that the figure "overlap" shows first: see `static/`;
-* `formula_of`: further functions of the reference whose formula this one builds on;
-* `reference` and `fast`, where the twin of the catalogue wraps the functions that people call.
+* `title`, and `line`, which describes the loss in a sentence;
+* `symbols`: pairs of a LaTeX symbol and its meaning;
+* `use`: five items `{ good, text, source }`. `source` is a key of `sources.toml`; an item without one follows from the
+  formula;
+* `[beside]`: maps a piece of the reference's code to the LaTeX of the equation that its line implements;
+* `[effects]`: the effect of an option on the formula, unless `options.toml` describes it already;
+* `figures`, and the `curves` that the figure "overlap" shows at first, see `static/`;
+* `formula_of`: further functions of the reference whose formula this loss builds on;
+* `reference` and `fast`, if the twin of the catalogue wraps the public functions.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from types import ModuleType
 from typing import Any
 
 from twinloss import fast, reference
-from twinloss.harness.twin import Twin
+from twinloss.harness.model.twin import Twin
 
 CONTENT = Path(__file__).parent / "content"
 
 
 class ContentError(ValueError):
-    """Something that is written by hand is missing, or does not fit the code."""
+    """Hand-written content is missing or does not fit the code."""
 
 
 @dataclass(frozen=True)
 class Use:
-    """When a loss is the right one, or not, and who says so."""
+    """A reason to use a loss, or not to use it, and the source of this advice."""
 
     good: bool
     text: str
@@ -45,7 +45,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a loss: its twin, and what is written by hand."""
+    """A loss: its twin, and its hand-written content."""
 
     twin: Twin
     title: str
@@ -62,57 +62,57 @@ class Record:
 
     @property
     def name(self) -> str:
-        """How commands call it."""
+        """The name of the loss on the command line."""
         return self.twin.name
 
     @property
     def value(self) -> Callable[..., Any]:
-        """The reference."""
+        """The public function of the reference."""
         return getattr(reference, self.reference) if self.reference else self.twin.value
 
     @property
     def gradient(self) -> Callable[..., Any]:
-        """Its gradient in closed form."""
+        """The function of its gradient in closed form."""
         return getattr(reference, f"{self.reference}_gradient") if self.reference else self.twin.gradient
 
     @property
     def module(self) -> ModuleType:
-        """Where the reference stands."""
+        """The module that contains the reference."""
         found = inspect.getmodule(self.value)
         assert found is not None
         return found
 
     @property
     def loss(self) -> type[Any]:
-        """The fast loss, as people call it."""
+        """The public class of the fast loss."""
         made: type[Any] = getattr(fast, self.fast) if self.fast else self.twin.fast
         return made
 
 
 @cache
 def table(name: str) -> dict[str, Any]:
-    """A file of `content/`.
+    """Load a file of `content/`.
 
     Raises:
-        ContentError: if it is not there, or is no TOML.
+        ContentError: if it does not exist or is not valid TOML.
     """
     path = CONTENT / f"{name}.toml"
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ContentError(
-            f"no page can be made of '{name}': {path} is missing; write it after the model of its neighbours, as "
-            "twinloss/harness/site/record.py says"
+            f"cannot build the page of '{name}': {path} is missing; write it like its neighbours, as described in "
+            "twinloss/harness/site/record.py"
         ) from None
     except tomllib.TOMLDecodeError as error:
-        raise ContentError(f"{path} is no TOML: {error}") from error
+        raise ContentError(f"{path} is not valid TOML: {error}") from error
 
 
 def record(twin: Twin) -> Record:
-    """What is known of a twin.
+    """Return the record of a twin.
 
     Raises:
-        ContentError: if its file is missing, or lacks or has too much of something.
+        ContentError: if its file is missing, incomplete, or has unknown keys.
     """
     found = dict(table(twin.name))
     try:
@@ -123,5 +123,5 @@ def record(twin: Twin) -> Record:
         raise ContentError(f"content/{twin.name}.toml does not fit harness/site/record.py: {error}") from error
     unknown = {each.source for each in made.use} - {"", *table("sources")}
     if unknown:
-        raise ContentError(f"content/{twin.name}.toml cites what sources.toml does not have: {', '.join(unknown)}")
+        raise ContentError(f"content/{twin.name}.toml cites sources missing in sources.toml: {', '.join(unknown)}")
     return made

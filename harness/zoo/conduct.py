@@ -1,4 +1,4 @@
-"""Losses that compute the right thing, and do what a loss must not do."""
+"""Mutants that compute the right result, but behave in a way that a loss must not."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from twinloss import fast
-from twinloss.harness.zoo import bug
+from twinloss.harness.zoo.mutants import bug
 
 
 @bug("dice")
 class InputInPlace(fast.DiceLoss):
-    """The target is overwritten: an in-place operation spares memory, and the next loss sees zeros."""
+    """The target is overwritten by an in-place operation that saves memory: the next loss gets zeros."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         loss = super().forward(input, target.clone())
         target.zero_()
         return loss
@@ -38,44 +38,44 @@ class _IntoBuffer(torch.autograd.Function):
 
 @bug("dice")
 class StaleBuffer(fast.DiceLoss):
-    """The result lies in a buffer that is used again: who keeps the loss of a batch reads that of the next."""
+    """The result is a view of a reused buffer: a stored loss changes when the next batch is computed."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         made: Tensor = _IntoBuffer.apply(super().forward(input, target))
         return made
 
 
 @bug("tversky")
 class CountsItsCalls(fast.TverskyLoss):
-    """A forward leaves a count behind, for a warm-up: copies and checkpoints differ from then on."""
+    """Forward increments a counter, as for a warm-up: afterwards, copies and checkpoints differ."""
 
     calls = 0
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         self.calls += 1
         return super().forward(input, target)
 
 
 @bug("focal")
 class WeightReshapedInForward(fast.FocalLoss):
-    """The weight is reshaped to the input's rank, and kept so: another rank fails. Released by MONAI."""
+    """Forward reshapes the weight to the input's rank and keeps it: other ranks then fail. Released by MONAI."""
 
     shape: Any = None
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         self.shape = self.shape or (1, -1, *[1] * (input.ndim - 2))
         return super().forward(input, target)
 
 
 @bug("bending_energy")
 class SumsInAnyOrder(fast.BendingEnergyLoss):
-    """Sums in the order in which threads happen to come: the last bits differ from call to call."""
+    """Sums depend on the order in which threads finish: the last bits differ from call to call."""
 
     def forward(self, pred: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         loss = super().forward(pred)
         noise = 1 + torch.finfo(loss.dtype).eps * torch.randint(-1, 2, (), dtype=loss.dtype)
         return loss * noise
@@ -83,20 +83,20 @@ class SumsInAnyOrder(fast.BendingEnergyLoss):
 
 @bug("mutual_information")
 class GraphUnderNoGrad(fast.GlobalMutualInformationLoss):
-    """The gradient is worked out in the forward, under enable_grad: validation under no_grad keeps a graph."""
+    """Forward computes the gradient under enable_grad: validation under no_grad still keeps a graph."""
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         with torch.enable_grad():
             return super().forward(pred, target)
 
 
 @bug("lncc")
 class ResultIsTheInput(fast.LocalNormalizedCrossCorrelationLoss):
-    """The map of values is written over the target, which is a scratch for it."""
+    """The map of values is written into the target, which is used as scratch memory."""
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         loss = super().forward(pred, target)
         if self.reduction == "none" and target.dtype == loss.dtype and target.is_contiguous():
             with torch.no_grad():
@@ -106,16 +106,16 @@ class ResultIsTheInput(fast.LocalNormalizedCrossCorrelationLoss):
 
 @bug("multi_scale")
 class LambdaWithin(torch.nn.Module):
-    """A lambda among the attributes: the module cannot be pickled, and so neither be saved nor sent to a worker."""
+    """An attribute is a lambda: the module cannot be pickled, and thus neither saved nor sent to a worker."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
-        from twinloss.harness.registration import MultiScale
+        from twinloss.harness.losses.registration import MultiScale
 
         self.inner = MultiScale(**options)
         self.call = lambda pred, target: self.inner(pred, target)
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         made: Tensor = self.call(pred, target)
         return made

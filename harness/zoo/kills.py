@@ -1,4 +1,4 @@
-"""Which judgement kills which mutant, and after how many cases: each judgement by itself, whatever the others say."""
+"""Which check kills which mutant, and after how many cases. Each check is evaluated independently of the others."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from rich import box
 from rich.table import Table
 
-from twinloss.harness import differences, real
-from twinloss.harness.answers import ask_fast
-from twinloss.harness.draws import of_the_seed_alone
-from twinloss.harness.hunt import LARGE_TRIALS, LAW_TRIALS
-from twinloss.harness.laws import Law, breach
-from twinloss.harness.protocol import PROTOCOL
-from twinloss.harness.shards import PROCESSES, prepare
-from twinloss.harness.truth import Truth
-from twinloss.harness.twin import Case, Twin
-from twinloss.harness.verdict import judge_gradient, judge_value
-from twinloss.harness.verify import EXAMPLES
-from twinloss.harness.zoo import Mutant, zoo
+from twinloss.harness.drawing.hypothesis_seed import of_the_seed_alone
+from twinloss.harness.hunting import real_images
+from twinloss.harness.hunting.hunt import EXAMPLES, LARGE_TRIALS, LAW_TRIALS
+from twinloss.harness.hunting.parallel import PROCESSES, prepare
+from twinloss.harness.judging import finite_differences
+from twinloss.harness.judging.answers import ask_fast
+from twinloss.harness.judging.law_check import breach
+from twinloss.harness.judging.truth import Truth
+from twinloss.harness.judging.verdict import judge_gradient, judge_value
+from twinloss.harness.losses.module_laws import PROTOCOL
+from twinloss.harness.model.twin import Case, Law, Twin
+from twinloss.harness.zoo import zoo
+from twinloss.harness.zoo.mutants import Mutant
 
 JUDGEMENTS = ("value", "gradient", "differences", "laws", "protocol")
 
 
 @dataclass
 class Kills:
-    """Of a mutant, the number of the case at which each judgement objected first; and of all cases."""
+    """For a mutant, the number of the case at which each check first objected, and the number of all cases."""
 
     name: str
     of: str
@@ -42,12 +43,12 @@ class Kills:
 
 @np.errstate(all="ignore")
 def objections(twin: Twin, case: Case, left: Collection[str] = JUDGEMENTS, truth: Truth | None = None) -> Iterator[str]:
-    """Those judgements among the ones `left` that object to a case."""
+    """Yield the checks among `left` that object to a case."""
     truth = truth or Truth(twin, case)
     try:
         answer = ask_fast(twin, case)
     except Exception:
-        yield "value"  # there is none
+        yield "value"  # the loss raised an error
         return
     if "value" in left and judge_value(truth, answer.value).verdict == "fail":
         yield "value"
@@ -56,14 +57,17 @@ def objections(twin: Twin, case: Case, left: Collection[str] = JUDGEMENTS, truth
     of_law = "protocol" if case.law in PROTOCOL else "laws"
     if of_law in left and case.law is not None and case.law.applies(case) and breach(case.law, twin, case):
         yield of_law
-    if "differences" in left and differences.applies(truth) and differences.complaint(truth, answer):
+    if "differences" in left and finite_differences.applies(truth) and finite_differences.complaint(truth, answer):
         yield "differences"
 
 
 def kills(mutant: Mutant, start: int = 0, examples: int = EXAMPLES) -> Kills:
-    """Put to a mutant what a hunt does by default: so many cases or, for one of `full_size`, real images alone."""
+    """Test a mutant as a hunt with default settings does.
+
+    A mutant with `full_size` is tested on real images first, and on generated cases only if these do not kill it.
+    """
     twin, made = mutant.twin(), Kills(mutant.name, mutant.of, mutant.origin)
-    for question in real.questions(twin, [mutant.dtype]) if mutant.full_size else ():
+    for question in real_images.questions(twin, [mutant.dtype]) if mutant.full_size else ():
         made.cases += 1
         asked, case, truth = question
         made.at = dict.fromkeys(objections(asked, case, truth=truth), made.cases)
@@ -101,7 +105,7 @@ def _kills(name: str, start: int) -> Kills:
 def matrix(
     mutants: Sequence[Mutant], start: int = 0, tick: Callable[[str, int], None] = lambda what, cases: None
 ) -> list[Kills]:
-    """The kills of all mutants, in several processes."""
+    """Test all mutants in several processes."""
     rows = []
     with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn"), initializer=prepare) as pool:
         for row in pool.map(_kills, [mutant.name for mutant in mutants], [start] * len(mutants)):
@@ -111,38 +115,44 @@ def matrix(
 
 
 def alive(rows: Sequence[Kills]) -> list[str]:
-    """The mutants that nothing killed."""
+    """Return the mutants that no check killed."""
     return [row.name for row in rows if not row.at]
 
 
 def only_killers(rows: Sequence[Kills]) -> dict[str, list[str]]:
-    """For each judgement, the mutants that it alone killed."""
+    """Return the mutants that a single check killed, by check."""
     return {j: [row.name for row in rows if list(row.at) == [j]] for j in JUDGEMENTS}
 
 
 def table(rows: Sequence[Kills]) -> Table:
-    """One line for each mutant: at which case each judgement objected first."""
-    made = Table("mutant", "of", *JUDGEMENTS, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    """Create a table with the case at which each check first objected, one line per mutant."""
+    made = Table("mutant", "loss", *JUDGEMENTS, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for row in rows:
         made.add_row(row.name, row.of, *(str(row.at.get(judgement, "")) for judgement in JUDGEMENTS))
     return made
 
 
 def as_markdown(rows: Sequence[Kills], start: int) -> str:
-    """The matrix, and what each mutant is."""
+    """Render the report: the table, and a description of each mutant."""
     lines = [
         "# The zoo",
         "",
-        f"Made by `twinloss zoo --seed {start} --out reports`: losses that are wrong on purpose, and the number of the",
-        "case at which each judgement objected first; empty where none of some hundred cases made it object.",
-        "A mutant that only shows at full size is put to the real brain.",
+        f"Made by `twinloss zoo --seed {start} --out reports`. Each mutant is a loss with a deliberate bug.",
+        "The table shows which checks detect it: the number of the first test case at which the check failed, or",
+        "nothing if it passed in all of a few hundred cases. If a bug only shows at full size, the mutant is tested on",
+        "real images.",
         "",
-        "| mutant | of | " + " | ".join(JUDGEMENTS) + " | what is wrong |",
+        "- value, gradient: they are compared with those of the reference.",
+        "- differences: the gradient is compared with finite differences of the reference's value.",
+        "- laws: mathematical properties such as symmetries and known values must hold.",
+        "- protocol: the module must behave well, for example leave its arguments unchanged.",
+        "",
+        "| mutant | loss | " + " | ".join(JUDGEMENTS) + " | bug |",
         "|---|---|" + "---:|" * len(JUDGEMENTS) + "---|",
     ]
     for row in rows:
         cells = [row.name, row.of, *(str(row.at.get(judgement, "")) for judgement in JUDGEMENTS), row.origin]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "Killed by one judgement alone:", ""]
+    lines += ["", "Mutants that only one check detects:", ""]
     lines += [f"- {judgement}: {', '.join(names) or 'none'}" for judgement, names in only_killers(rows).items()]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Wrong registration losses."""
+"""Mutants of the registration losses."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from twinloss import fast
-from twinloss.harness.registration import MultiScale
-from twinloss.harness.zoo import bug, with_gradient_times
+from twinloss.harness.losses.registration import MultiScale
+from twinloss.harness.zoo.mutants import bug, with_gradient_times
 
 
 @bug("bending_energy")
 class NestedDifferences(fast.BendingEnergyLoss):
-    """Central differences of central differences, which are blind to a checkerboard: released by MONAI."""
+    """Central differences of central differences, which do not see a checkerboard: released by MONAI."""
 
     def forward(self, pred: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         if self.stencil == "wide" or min(pred.shape[2:]) < 5:
             return super().forward(pred)
         options = {name: getattr(self, name) for name in ("normalize", "reduction", "spacing")}
@@ -28,10 +28,10 @@ class NestedDifferences(fast.BendingEnergyLoss):
 
 @bug("bending_energy")
 class MixedTermsOnce(fast.BendingEnergyLoss):
-    """The mixed derivatives count once: the sum over d < e has lost its factor 2."""
+    """Mixed derivatives are counted once: the sum over d < e lacks the factor 2."""
 
     def forward(self, pred: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         if pred.ndim != 4 or self.normalize or self.stencil == "wide" or self.reduction == "none":
             return super().forward(pred)
         u = pred.double()
@@ -44,7 +44,7 @@ class MixedTermsOnce(fast.BendingEnergyLoss):
 
 @bug("bending_energy")
 class SpacingForgotten(fast.BendingEnergyLoss):
-    """spacing is taken, and the derivatives are those of a grid of unit voxels."""
+    """The option spacing is ignored: derivatives are those of a grid with unit voxels."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "spacing": None})
@@ -52,19 +52,19 @@ class SpacingForgotten(fast.BendingEnergyLoss):
 
 @bug("bending_energy")
 class SquareForgotten(fast.BendingEnergyLoss):
-    """The root of the energy, as one that is taken for a norm."""
+    """The square root of the energy is returned, as if it were a norm."""
 
     def forward(self, pred: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         return super().forward(pred).sqrt()
 
 
 @bug("diffusion")
 class BlindToACheckerboard(fast.DiffusionLoss):
-    """Central differences off the border, which see neither a checkerboard nor corners: released by MONAI."""
+    """Central differences in the interior, which see neither a checkerboard nor corners: released by MONAI."""
 
     def forward(self, pred: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         if self.reduction == "none" or min(pred.shape[2:]) < 3:
             return super().forward(pred)
         options = {name: getattr(self, name) for name in ("normalize", "reduction", "spacing")}
@@ -74,7 +74,7 @@ class BlindToACheckerboard(fast.DiffusionLoss):
 
 @bug("diffusion")
 class SpacingOnce(fast.DiffusionLoss):
-    """A squared slope is divided by the size of a voxel, not by its square."""
+    """Squared derivatives are divided by the voxel size, not by its square."""
 
     def __init__(self, **options: Any) -> None:
         spacing = options.get("spacing")
@@ -83,10 +83,10 @@ class SpacingOnce(fast.DiffusionLoss):
 
 @bug("diffusion")
 class LastVoxelFallsOff(fast.DiffusionLoss):
-    """Forward differences, with none at the far border of each axis: a field and its mirror image cost different."""
+    """Forward differences omit the far border of each axis: a field and its mirror image have different losses."""
 
     def forward(self, pred: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         if self.stencil == "wide" or self.normalize or self.spacing or self.reduction == "none":
             return super().forward(pred)
         u, near = pred.double(), (slice(None),) * 2 + (slice(None, -1),) * (pred.ndim - 2)
@@ -96,14 +96,14 @@ class LastVoxelFallsOff(fast.DiffusionLoss):
 
 
 class PlainCorrelation(torch.nn.Module):
-    """LNCC in plain torch and float64, right but for rounding: what is wrong is in the classes made of it."""
+    """Correct LNCC in plain torch and float64, from which mutants are derived."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.lncc: Any = fast.LocalNormalizedCrossCorrelationLoss(**options)
 
     def window(self) -> Tensor:
-        """The weights along an axis."""
+        """Return the weights along an axis."""
         k, kind = self.lncc.kernel_size, self.lncc.kernel_type
         at = torch.arange(k, dtype=torch.float64) - k // 2
         if kind == "rectangular":
@@ -114,7 +114,7 @@ class PlainCorrelation(torch.nn.Module):
         return torch.exp(-(at**2) / (2 * (k / 3) ** 2))
 
     def sums(self, image: Tensor) -> Tensor:
-        """Weighted sums over the windows, (B, C, *S)."""
+        """Return the weighted sums over the windows, (B, C, *S)."""
         window = self.window()
         reach, rank = len(window) // 2, image.ndim - 2
         for axis in range(rank):
@@ -124,18 +124,18 @@ class PlainCorrelation(torch.nn.Module):
         return image
 
     def volume(self, image: Tensor) -> float:
-        """The sum of the weights."""
+        """Return the sum of the weights."""
         return float(self.window().sum() ** (image.ndim - 2))
 
     def moments(self, p: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Cross term and both variances."""
+        """Return the cross term and both variances."""
         n = self.volume(p)
         sp, st = self.sums(p), self.sums(t)
         cross = self.sums(p * t) - sp * st / n
         return cross, self.sums(t * t) - st**2 / n, self.sums(p * p) - sp**2 / n
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """LNCC."""
+        """Return the loss."""
         if self.lncc.denominator == "clamp":
             made: Tensor = self.lncc(pred, target)
             return made
@@ -148,10 +148,10 @@ class PlainCorrelation(torch.nn.Module):
 
 @bug("lncc")
 class OffCentreGaussian(PlainCorrelation):
-    """The gaussian's middle lies between two voxels: from -k/2 to k/2 - 1: released by MONAI."""
+    """The Gaussian is sampled from -k/2 to k/2 - 1, so its centre lies between two voxels: released by MONAI."""
 
     def window(self) -> Tensor:
-        """Wrong."""
+        """Return the wrong window."""
         k = self.lncc.kernel_size
         if self.lncc.kernel_type != "gaussian" or k == 1:
             return super().window()
@@ -160,20 +160,20 @@ class OffCentreGaussian(PlainCorrelation):
 
 @bug("lncc")
 class TriangleOfOne(PlainCorrelation):
-    """The triangle of three voxels is 0, 1, 0, so that every window is one voxel, and flat: released by MONAI."""
+    """The triangle of three voxels is 0, 1, 0, so every window is a single voxel: released by MONAI."""
 
     def window(self) -> Tensor:
-        """Wrong."""
+        """Return the wrong window."""
         w = super().window()
         return torch.where(w == w.max(), w, 0) if self.lncc.kernel_type == "triangular" and len(w) == 3 else w
 
 
 @bug("lncc", dtype="float32")
 class VarianceInOnePass(fast.LocalNormalizedCrossCorrelationLoss):
-    """Mean of squares less square of the mean, in float32: nothing is left of a small contrast on a large offset."""
+    """Variance is E[x²] - E[x]² in float32: a small contrast on a large offset is lost to cancellation."""
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         if self.kernel_type != "rectangular" or self.denominator == "clamp":
             return super().forward(pred, target)
 
@@ -191,10 +191,10 @@ class VarianceInOnePass(fast.LocalNormalizedCrossCorrelationLoss):
 
 @bug("lncc")
 class MeansAreConstants(PlainCorrelation):
-    """The means of the windows are detached, as if they did not move with the image."""
+    """The means of the windows are detached, as if they did not depend on the image."""
 
     def moments(self, p: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Wrong."""
+        """Return the wrong moments."""
         n = self.volume(p)
         sp, st = self.sums(p).detach(), self.sums(t).detach()
         return self.sums(p * t) - sp * st / n, self.sums(t * t) - st**2 / n, self.sums(p * p) - sp**2 / n
@@ -202,10 +202,10 @@ class MeansAreConstants(PlainCorrelation):
 
 @bug("lncc")
 class WindowOfTheInside(PlainCorrelation):
-    """Near the border a window is as large as what is left of it, where the image is 0 beyond by definition."""
+    """Windows are cropped at the border, although the image is defined as 0 outside."""
 
     def moments(self, p: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Wrong."""
+        """Return the wrong moments."""
         n = self.sums(torch.ones_like(p))
         sp, st = self.sums(p), self.sums(t)
         return self.sums(p * t) - sp * st / n, self.sums(t * t) - st**2 / n, self.sums(p * p) - sp**2 / n
@@ -213,17 +213,17 @@ class WindowOfTheInside(PlainCorrelation):
 
 @bug("lncc")
 class WithoutTheSquare(PlainCorrelation):
-    """The cross term is not squared: correlation in place of its square, as in half of all implementations."""
+    """The cross term is not squared: correlation in place of its square, as in many implementations."""
 
     def moments(self, p: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Wrong."""
+        """Return the wrong moments."""
         cross, of_t, of_p = super().moments(p, t)
         return cross.abs().clamp_min(1e-30).sqrt(), of_t, of_p
 
 
 @bug("mutual_information")
 class SigmaOfTheDefault(fast.GlobalMutualInformationLoss):
-    """sigma_ratio is taken, and 0.5 is used."""
+    """The option sigma_ratio is ignored: 0.5 is always used."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "sigma_ratio": 0.5})
@@ -231,10 +231,10 @@ class SigmaOfTheDefault(fast.GlobalMutualInformationLoss):
 
 @bug("mutual_information")
 class OneHistogramForTheBatch(fast.GlobalMutualInformationLoss):
-    """All items share a histogram, as after a flatten() too many."""
+    """All items share one histogram, as after one flatten() too many."""
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         loss = super().forward(pred.reshape(1, 1, -1), target.reshape(1, 1, -1))
         shape = [len(pred), *[1] * (pred.ndim - 1)]
         return loss.reshape(-1)[0].expand(shape).clone() if self.reduction == "none" else loss
@@ -242,28 +242,28 @@ class OneHistogramForTheBatch(fast.GlobalMutualInformationLoss):
 
 @bug("mutual_information")
 class BitsForNats(fast.GlobalMutualInformationLoss):
-    """The logarithm is that to base 2."""
+    """The logarithm has base 2: the result is in bits, not in nats."""
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         return super().forward(pred, target) / 0.6931471805599453
 
 
 @bug("mutual_information")
 class MarginalsAreConstants(fast.GlobalMutualInformationLoss):
-    """The gradient is too small by a half: the marginal of the moving image was taken for a constant."""
+    """The marginal of the moving image is treated as constant: the gradient is half of the correct one."""
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         return super().forward((pred + pred.detach()) / 2, target)
 
 
 @bug("multi_scale")
 class OneImageSmoothed(MultiScale):
-    """Only the prediction is smoothed, and then compared with the sharp image."""
+    """Only the prediction is smoothed, and it is compared with the unsmoothed target."""
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         scales = self.multi_scale.scales
         if scales is None or max(scales) == 0:
             return super().forward(pred, target)
@@ -283,17 +283,17 @@ class OneImageSmoothed(MultiScale):
 
 @bug("multi_scale")
 class SumOfTheScales(MultiScale):
-    """The losses of the scales are added up where their mean is asked for."""
+    """The losses of the scales are summed where their mean is asked for."""
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         scales = self.multi_scale.scales or (0,)
         return super().forward(pred, target) * (len(scales) if self.multi_scale.reduction == "mean" else 1)
 
 
 @bug("multi_scale")
 class KernelOfTheOtherName(MultiScale):
-    """kernel="cauchy" gives a gaussian."""
+    """The option kernel is ignored: kernel="cauchy" gives a Gaussian."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "kernel": "gaussian"})
@@ -301,10 +301,10 @@ class KernelOfTheOtherName(MultiScale):
 
 @bug("multi_scale")
 class GradientOfTheFirstScale(MultiScale):
-    """Only the first scale has a gradient: the others were computed under no_grad, to be shown."""
+    """Only the first scale has a gradient: the others are computed under no_grad, as for logging."""
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         scales = self.multi_scale.scales
         share = 1.0 if scales is None else 1.0 / len(scales)
         return super().forward(with_gradient_times(pred, share), target)

@@ -1,4 +1,4 @@
-"""Wrong segmentation losses."""
+"""Mutants of the segmentation losses."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from twinloss import fast, reference
-from twinloss.fast.segmentation import checked_weight
-from twinloss.harness.catalogue import DICE, FOCAL
-from twinloss.harness.twin import Array
-from twinloss.harness.zoo import bug, with_gradient_times
+from twinloss.fast.engine.segmentation.loss import checked_weight
+from twinloss.harness.losses.segmentation import DICE, FOCAL
+from twinloss.harness.model.operand import Array
+from twinloss.harness.zoo.mutants import bug, with_gradient_times
 
 
 def _one_hot(target: Tensor, classes: int) -> Tensor:
     return torch.zeros(target.shape[0], classes, *target.shape[2:], dtype=torch.float64).scatter(1, target.long(), 1)
 
 
-# The options of Dice that the next class has, and the laws that need no others.
+# The options of Dice that `Plain` supports, and the laws that need no other options.
 _NAMES = ("include_background", "to_onehot_y", "sigmoid", "softmax", "other_act", "reduction", "smooth_nr",
           "smooth_dr", "batch")  # fmt: skip
 PLAIN: dict[str, Any] = {
@@ -30,18 +30,18 @@ PLAIN: dict[str, Any] = {
 
 
 class Plain(torch.nn.Module):
-    """Dice in plain torch and float64, right: what is wrong is in the classes made of it."""
+    """Correct Dice in plain torch and float64, from which mutants are derived."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.dice: Any = fast.DiceLoss(**options)
 
     def option(self, name: str) -> Any:
-        """An option as given, or by default."""
+        """Return the value of an option."""
         return getattr(self.dice, name)
 
     def prediction(self, x: Tensor) -> Tensor:
-        """The input, activated."""
+        """Return the input after the activation."""
         if self.option("other_act"):
             return torch.as_tensor(self.option("other_act")(x))
         if self.option("softmax") and x.shape[1] > 1:
@@ -49,26 +49,26 @@ class Plain(torch.nn.Module):
         return x.sigmoid() if self.option("sigmoid") else x
 
     def one_hot(self, target: Tensor, classes: int) -> Tensor:
-        """The target by class."""
+        """Return the target with one channel per class."""
         labels = self.option("to_onehot_y") and classes > 1
         return _one_hot(target, classes) if labels else target.double()
 
     def axes(self, p: Tensor) -> list[int]:
-        """What is summed over."""
+        """Return the axes to sum over."""
         return ([0] if self.option("batch") else []) + list(range(2, p.ndim))
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum over voxels."""
+        """Return the sum over voxels."""
         axes = self.axes(values)
         return values.sum(axes) if axes else values
 
     def formula(self, p: Tensor, g: Tensor) -> Tensor:
-        """The loss of each item and class."""
+        """Return the loss of each item and class."""
         overlap, total = self.total(p * g), self.total(p) + self.total(g)
         return 1 - (2 * overlap + self.option("smooth_nr")) / (total + self.option("smooth_dr"))
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Dice."""
+        """Return the loss."""
         p = self.prediction(input.double())
         g = self.one_hot(target, p.shape[1])
         if not self.option("include_background") and p.shape[1] > 1:
@@ -86,34 +86,34 @@ class Plain(torch.nn.Module):
 
 @bug("dice")
 class HalvedGradient(fast.DiceLoss):
-    """The value is right and the gradient half of it: a factor 2 that was put into the forward alone."""
+    """The value is right, but the gradient is half of the correct one: a factor 2 is missing in backward."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         return super().forward(with_gradient_times(input, 0.5), target)
 
 
 @bug("dice")
 class FlippedSign(fast.DiceLoss):
-    """The gradient points uphill: a backward written for the score, and used for the loss."""
+    """The gradient has the wrong sign: backward was written for the score, not for the loss."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         return super().forward(with_gradient_times(input, -1.0), target)
 
 
 @bug("dice", dtype="float32")
 class ScaleOfMixedPrecision(fast.DiceLoss):
-    """The float32 gradient is 1.002 times too large: a loss scale rounded to bfloat16 on one of its two ways."""
+    """The float32 gradient is 1.002 times too large: only one of scaling and unscaling rounds to bfloat16."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         return super().forward(with_gradient_times(input, 1 + 2**-9) if input.dtype == torch.float32 else input, target)
 
 
 @bug("dice")
 class WithoutSmoothing(fast.DiceLoss):
-    """No smooth_dr: 0 / 0 for an absent class, as where the epsilon is left to the caller."""
+    """There is no smooth_dr: an absent class gives 0 / 0, as where the epsilon is left to the caller."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "smooth_dr": 0.0})
@@ -121,7 +121,7 @@ class WithoutSmoothing(fast.DiceLoss):
 
 @bug("dice")
 class OneSmoothingForBoth(fast.DiceLoss):
-    """smooth_nr serves for both, as in losses that have a single epsilon."""
+    """smooth_nr is used in the denominator, too, as in losses with a single epsilon."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "smooth_dr": options.get("smooth_nr", 1e-5)})
@@ -129,7 +129,7 @@ class OneSmoothingForBoth(fast.DiceLoss):
 
 @bug("dice")
 class DeadBatchFlag(fast.DiceLoss):
-    """batch=True is taken and forgotten."""
+    """The option batch=True is accepted and ignored."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "batch": False})
@@ -147,7 +147,7 @@ def _pooled(name: str) -> Any:
 
 @bug("tversky", value=_pooled("tversky_loss"), gradient=_pooled("tversky_loss_gradient"))
 class PooledByBothAuthors(fast.TverskyLoss):
-    """Sums run over the batch, whatever is asked for, and the reference's author read the paper so, too."""
+    """Sums always run over the batch, and the author of the reference misread the paper in the same way."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "batch": True})
@@ -155,10 +155,10 @@ class PooledByBothAuthors(fast.TverskyLoss):
 
 @bug("dice_focal")
 class LoggedWithDebias(fast.DiceFocalLoss):
-    """The value is 0.999 of itself, by a running mean that is shown in its place; the gradient is right."""
+    """The value is multiplied by 0.999, as by a running mean for logging; the gradient is right."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         real = target.is_floating_point()
         target = with_gradient_times(target, 1 / 0.999) if real else target
         return super().forward(with_gradient_times(input, 1 / 0.999), target) * 0.999
@@ -166,7 +166,7 @@ class LoggedWithDebias(fast.DiceFocalLoss):
 
 @bug("dice")
 class JaccardThatIsDice(fast.DiceLoss):
-    """jaccard=True gives Dice: the flag is looked at before the formula is chosen, and not after."""
+    """jaccard=True gives Dice: the flag has no effect on the choice of the formula."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "jaccard": False})
@@ -174,7 +174,7 @@ class JaccardThatIsDice(fast.DiceLoss):
 
 @bug("dice")
 class BackgroundKept(fast.DiceLoss):
-    """include_background=False drops nothing."""
+    """include_background=False does not drop the background."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "include_background": True})
@@ -182,57 +182,57 @@ class BackgroundKept(fast.DiceLoss):
 
 @bug("dice", **PLAIN)
 class SumsInHalf(Plain):
-    """Sums in float16, as under autocast without care: beyond 2048 voxels counting stops."""
+    """Sums are in float16, as under careless autocast: adding 1 has no effect beyond 2048."""
 
     def total(self, values: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         return super().total(values.half()).double()
 
 
 @bug("dice", **PLAIN)
 class DetachedDenominator(Plain):
-    """The denominator carries no gradient: taken for a constant in a derivation by hand."""
+    """The denominator has no gradient, as if it were constant in a derivation by hand."""
 
     def formula(self, p: Tensor, g: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         overlap, total = self.total(p * g), (self.total(p) + self.total(g)).detach()
         return 1 - (2 * overlap + self.option("smooth_nr")) / (total + self.option("smooth_dr"))
 
 
 @bug("dice", **PLAIN)
 class LabelsFromOne(Plain):
-    """Labels are taken to begin at 1, as in Matlab and in some data sets; the last one wraps around."""
+    """Labels are assumed to start at 1, as in Matlab and some data sets; label 0 becomes the last class."""
 
     def one_hot(self, target: Tensor, classes: int) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         labels = self.option("to_onehot_y") and classes > 1
         return _one_hot((target.long() - 1) % classes, classes) if labels else super().one_hot(target, classes)
 
 
 @bug("dice", **PLAIN)
 class SoftTargetsMadeHard(Plain):
-    """A soft target is rounded to 0 and 1 on its way through an integer type."""
+    """A soft target is rounded to 0 or 1, as by a conversion to an integer type."""
 
     def one_hot(self, target: Tensor, classes: int) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         return super().one_hot(target, classes).round()
 
 
 @bug("dice", **PLAIN)
 class SoftmaxOverVoxels(Plain):
-    """softmax(-1): right for (voxels, classes), wrong for (batch, classes, voxels)."""
+    """softmax(-1) is used: right for (voxels, classes), wrong for (batch, classes, voxels)."""
 
     def prediction(self, x: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         return x.softmax(-1) if self.option("softmax") and x.shape[1] > 1 and x.ndim > 2 else super().prediction(x)
 
 
 @bug("dice", **PLAIN)
 class SqueezedAxes(Plain):
-    """squeeze() before the sum: right until an axis has size 1, and then summed over what is left."""
+    """squeeze() before the sum: if an axis has size 1, the sum runs over the wrong axes."""
 
     def total(self, values: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         if 1 in values.shape[2:] and values.ndim > 3:
             return values.select(-1, 0).sum(list(range(2, values.ndim - 1)))
         return super().total(values)
@@ -240,10 +240,10 @@ class SqueezedAxes(Plain):
 
 @bug("dice", **PLAIN)
 class SkippedTail(Plain):
-    """The voxels after the last full vector of eight are left out, as in a kernel without a remainder loop."""
+    """The voxels after the last full vector of eight are skipped, as in a kernel without a remainder loop."""
 
     def total(self, values: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         flat = values.flatten(2) if values.ndim > 2 else values.unsqueeze(-1)
         count = flat.shape[-1] // 8 * 8 or flat.shape[-1]
         return flat[..., :count].sum([0, 2] if self.option("batch") else [2])
@@ -251,20 +251,20 @@ class SkippedTail(Plain):
 
 @bug("dice", **PLAIN)
 class IndexOfSixteenBits(Plain):
-    """Voxels beyond the 32767th are not seen: the index of the kernel is an int16."""
+    """The index of the kernel is an int16: voxels beyond index 32767 are skipped."""
 
     def total(self, values: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         flat = values.flatten(2) if values.ndim > 2 else values.unsqueeze(-1)
         return flat[..., : 2**15].sum([0, 2] if self.option("batch") else [2])
 
 
 @bug("dice", dtype="float32", full_size=True)
 class NumberedByFloats(fast.DiceLoss):
-    """Numbers are counted in float32, as on old GPUs: beyond 2^24 of them every other one is mistaken for the next."""
+    """Indices are float32, as on old GPUs: beyond 2^24, every other voxel is replaced by its neighbour."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         if input.numel() > 2**24:
             taken = torch.arange(input.numel()).float().long().clamp(max=input.numel() - 1)
             input = input.reshape(-1)[taken].reshape(input.shape)
@@ -273,29 +273,29 @@ class NumberedByFloats(fast.DiceLoss):
 
 @bug("dice", **PLAIN)
 class OneOverTheItems(Plain):
-    """A batch is one item with many voxels: reshape(C, -1) of (B, C, voxels) mixes items and classes."""
+    """reshape(C, -1) of an array (B, C, voxels) mixes the items and classes of a batch."""
 
     def formula(self, p: Tensor, g: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         shape = p.shape
         return super().formula(p.reshape(shape[1], shape[0], -1).transpose(0, 1), g.reshape(shape[0], shape[1], -1))
 
 
 @bug("dice")
 class GradientOfContiguous(fast.DiceLoss):
-    """The gradient is right for contiguous input, and 0 for what a kernel's strides do not fit."""
+    """The gradient is right for contiguous input, and 0 for other strides, as in a kernel that ignores strides."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         return super().forward(input if input.is_contiguous() else with_gradient_times(input, 0.0), target)
 
 
 @bug("masked_dice")
 class MaskBeforeActivation(fast.MaskedDiceLoss):
-    """Logits are masked, so that a masked voxel becomes sigmoid(0) = 1/2: released by MONAI."""
+    """The logits are masked, so that a masked voxel becomes sigmoid(0) = 1/2: released by MONAI."""
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         if mask is None or self.to_onehot_y:
             return super().forward(input, target, mask)
         finite = input.nan_to_num(nan=0.0)
@@ -304,10 +304,10 @@ class MaskBeforeActivation(fast.MaskedDiceLoss):
 
 @bug("masked_dice")
 class MaskedTargetOnly(fast.MaskedDiceLoss):
-    """The mask falls on the target alone: what is predicted outside counts as false positive."""
+    """Only the target is masked: predictions outside the mask count as false positives."""
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         if mask is None or self.to_onehot_y:
             return super().forward(input, target, mask)
         return self._loss(input.nan_to_num(nan=0.0), target * mask, None)
@@ -315,7 +315,7 @@ class MaskedTargetOnly(fast.MaskedDiceLoss):
 
 @bug("tversky")
 class SwappedAlphaAndBeta(fast.TverskyLoss):
-    """alpha weighs false negatives: papers and libraries differ in which of the two is which."""
+    """alpha weights false negatives: papers and libraries differ in the meaning of alpha and beta."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "alpha": options.get("beta", 0.5), "beta": options.get("alpha", 0.5)})
@@ -323,10 +323,10 @@ class SwappedAlphaAndBeta(fast.TverskyLoss):
 
 @bug("generalized_dice")
 class WeightsThatCancel(fast.GeneralizedDiceLoss):
-    """The sum over classes is of ratios and not of their parts, so that each weight cancels: seen in many notebooks."""
+    """The loss sums ratios of classes, not numerators and denominators, so weights cancel: seen in many notebooks."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         taken = ("sigmoid", "softmax", "other_act", "to_onehot_y", "include_background", "batch", "soft_label")
         options = {name: getattr(self, name) for name in (*taken, "smooth_nr", "smooth_dr", "ignore_index")}
         per_class = fast.DiceLoss(**options, reduction="none")(input, target)
@@ -335,7 +335,7 @@ class WeightsThatCancel(fast.GeneralizedDiceLoss):
 
 @bug("generalized_dice")
 class AbsentClassesWithoutWeight(fast.GeneralizedDiceLoss):
-    """A class that is absent from the target weighs nothing, so what is predicted of it costs nothing."""
+    """A class that is absent from the target has weight 0: its false positives cost nothing."""
 
     def _weigh(self, volume: Any) -> tuple[Any]:
         return (super()._weigh(volume)[0] * (volume > 0),)
@@ -343,7 +343,7 @@ class AbsentClassesWithoutWeight(fast.GeneralizedDiceLoss):
 
 @bug("generalized_dice")
 class VolumesOfTheBatch(fast.GeneralizedDiceLoss):
-    """Weights come from the volumes of the whole batch, also where items are to be apart."""
+    """Weights use the volumes of the whole batch, even if items should be independent."""
 
     def _weigh(self, volume: Any) -> tuple[Any]:
         return super()._weigh(volume.sum(axis=0, keepdims=True))
@@ -351,10 +351,10 @@ class VolumesOfTheBatch(fast.GeneralizedDiceLoss):
 
 @bug("generalized_wasserstein_dice")
 class BroadcastOverTheBatch(fast.GeneralizedWassersteinDiceLoss):
-    """(B, 1, voxels) meets (B, voxels), and every item's labels meet every item's logits: released by MONAI."""
+    """(B, 1, voxels) broadcasts with (B, voxels): labels meet the logits of all items. Released by MONAI."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         made = [
             fast.GeneralizedWassersteinDiceLoss(
                 self.dist_matrix, self.weighting_mode, "none", self.smooth_nr, self.smooth_dr,
@@ -368,7 +368,7 @@ class BroadcastOverTheBatch(fast.GeneralizedWassersteinDiceLoss):
 
 @bug("generalized_wasserstein_dice")
 class MatrixNotNormalized(fast.GeneralizedWassersteinDiceLoss):
-    """The distances are squared once they are divided by the largest."""
+    """The distances are squared after they have been divided by the largest."""
 
     def __init__(self, **options: Any) -> None:
         matrix = np.asarray(options["dist_matrix"], float)
@@ -377,7 +377,7 @@ class MatrixNotNormalized(fast.GeneralizedWassersteinDiceLoss):
 
 @bug("generalized_wasserstein_dice")
 class BackgroundCounted(fast.GeneralizedWassersteinDiceLoss):
-    """The weights of GDL serve for the default mode: alpha of the background is not 0."""
+    """The default mode uses the weights of GDL: alpha of the background is not 0."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "weighting_mode": "GDL"})
@@ -385,10 +385,10 @@ class BackgroundCounted(fast.GeneralizedWassersteinDiceLoss):
 
 @bug("focal")
 class BackgroundDroppedFirst(fast.FocalLoss):
-    """The background is dropped before the softmax, which then knows nothing of it: released by MONAI."""
+    """The background is dropped before the softmax, which then ignores it: released by MONAI."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         if self.include_background or input.shape[1] < 3 or target.shape[1] == 1 or self.ignore_index is not None:
             return super().forward(input, target)
         whole = fast.FocalLoss(gamma=self.gamma, weight=self.weight, reduction=self.reduction,
@@ -398,16 +398,16 @@ class BackgroundDroppedFirst(fast.FocalLoss):
 
 @bug("focal")
 class FocusOnTheEasy(fast.FocalLoss):
-    """p^gamma in place of (1 - p)^gamma, in the form without softmax: the easy voxels count most."""
+    """Without softmax, p^gamma is used in place of (1 - p)^gamma: easy voxels get the largest weight."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         return super().forward(input, target) if self.use_softmax else super().forward(-input, target)
 
 
 @bug("focal")
 class AlphaTheOtherWayRound(fast.FocalLoss):
-    """alpha weighs the background, and 1 - alpha the foreground."""
+    """alpha weights the background, and 1 - alpha the foreground."""
 
     def __init__(self, **options: Any) -> None:
         alpha = options.get("alpha")
@@ -415,7 +415,7 @@ class AlphaTheOtherWayRound(fast.FocalLoss):
 
 
 def _alpha_of_2(twin: Callable[..., Array]) -> Callable[..., Array]:
-    """The reference without its check: the loss is linear in alpha."""
+    """Return the reference without its check of alpha, using that the loss is linear in alpha."""
 
     def made(*operands: Array, alpha: Any = None, **options: Any) -> Array:
         if alpha != 2.0:
@@ -430,27 +430,27 @@ def _alpha_of_2(twin: Callable[..., Array]) -> Callable[..., Array]:
     value=_alpha_of_2(reference.focal_loss), gradient=_alpha_of_2(reference.focal_loss_gradient),
 )  # fmt: skip
 class AlphaBeyondOne(fast.FocalLoss):
-    """alpha = 2 is taken, by both twins: negatives weigh 1 - alpha = -1, and the loss has no lower bound."""
+    """Both sides accept alpha = 2: negatives have weight 1 - alpha = -1, and the loss has no lower bound."""
 
     option_checks: ClassVar = {**fast.FocalLoss.option_checks, "alpha": checked_weight}
 
 
 @bug("focal")
 class NoSlopeInATargetOfZero(fast.FocalLoss):
-    """A target of 0 silences not only its term, but also the slope in the target itself: released here."""
+    """Where the target is 0, the gradient with respect to the target is 0, too: released here."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         dense = not self.to_onehot_y and target.is_floating_point() and self.ignore_index is None
         return super().forward(input, torch.where(target == 0, 0, target) if dense else target)
 
 
 @bug("focal", dtype="float32")
 class LogOfSoftmax(fast.FocalLoss):
-    """log(softmax(x)): minus infinity as soon as a probability underflows."""
+    """log(softmax(x)) is used: it is minus infinity as soon as a probability underflows."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         plain = self.reduction == "mean" and self.weight is None and self.alpha is None
         known = plain and self.include_background and self.ignore_index is None and self.use_softmax
         if not known or input.shape[1] == 1:
@@ -467,29 +467,29 @@ def _copied(*operands: Array, **options: Any) -> Array:
 
 @bug("dice_ce", gradient=_copied)
 class DerivedAlike(fast.DiceCELoss):
-    """Gradient and closed form share a factor 1.001 too many: derived once, and copied from one twin to the other."""
+    """Gradient and closed form have the same wrong factor 1.001: one was copied from the other."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         return super().forward(with_gradient_times(input, 1.001), target)
 
 
 @bug("dice_ce")
 class NanChangesTheMean(fast.DiceCELoss):
-    """Voxels are counted by rounding p + (1 - p), so a NaN logit changes what the mean divides by: released here."""
+    """Voxels are counted by rounding p + (1 - p): a NaN logit changes the divisor of the mean. Released here."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         counted = (~input.isnan().any(1)).double().mean().clamp(min=0.01)
         return super().forward(with_gradient_times(input, float(1 / counted)), target)
 
 
 @bug("dice_ce", dtype="bfloat16")
 class RoundedTermByTerm(fast.DiceCELoss):
-    """Each term widens a half by itself, and rounds its gradient before the two are added: released here."""
+    """In half precision, each term rounds its gradient before the two are added: released here."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         if not self.sigmoid:
             return super().forward(input, target)
         options: dict[str, Any] = {"include_background": self.include_background, "to_onehot_y": self.to_onehot_y}
@@ -500,13 +500,13 @@ class RoundedTermByTerm(fast.DiceCELoss):
 
 @bug("dice_ce")
 class MeanOverIgnored(fast.DiceCELoss):
-    """The mean of the cross entropy divides by all voxels, ignored ones too: it shrinks as padding grows."""
+    """The mean of the cross entropy divides by all voxels, including ignored ones: padding reduces the loss."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         if self.ignore_index is None or input.shape[1] == 1:
             return super().forward(input, target)
-        from twinloss.fast.statistics import ignored
+        from twinloss.fast.engine.segmentation.labels import ignored
 
         left_out = ignored(target, target.shape[1] == 1, self.ignore_index)
         share = (~left_out).double().mean().to(input.dtype)
@@ -515,7 +515,7 @@ class MeanOverIgnored(fast.DiceCELoss):
 
 @bug("dice_ce")
 class LambdaOnTheOtherTerm(fast.DiceCELoss):
-    """lambda_dice weighs the cross entropy, and lambda_ce the Dice term."""
+    """lambda_dice weights the cross entropy, and lambda_ce the Dice term."""
 
     def __init__(self, **options: Any) -> None:
         swapped = {"lambda_dice": options.get("lambda_ce", 1.0), "lambda_ce": options.get("lambda_dice", 1.0)}
@@ -524,7 +524,7 @@ class LambdaOnTheOtherTerm(fast.DiceCELoss):
 
 @bug("dice_ce")
 class SmoothingForgotten(fast.DiceCELoss):
-    """label_smoothing is taken, and not passed on."""
+    """The option label_smoothing is accepted and ignored."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "label_smoothing": 0.0})
@@ -532,7 +532,7 @@ class SmoothingForgotten(fast.DiceCELoss):
 
 @bug("dice_focal")
 class GammaOfTheDefault(fast.DiceFocalLoss):
-    """gamma is not passed on to the focal term: 2, always."""
+    """The option gamma is not passed on to the focal term, which always uses 2."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "gamma": 2.0})
@@ -540,10 +540,10 @@ class GammaOfTheDefault(fast.DiceFocalLoss):
 
 @bug("dice_focal")
 class FocalOfTheActivated(fast.DiceFocalLoss):
-    """The focal term is given probabilities for logits, as the flag of the Dice term activates its input, too."""
+    """The focal term gets probabilities in place of logits, because the activation of Dice is applied first."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Wrong."""
+        """Compute the wrong loss."""
         if not self.sigmoid:
             return super().forward(input, target)
         return super().forward(input.sigmoid(), target)

@@ -1,7 +1,7 @@
-"""Segmentation and registration losses, each written twice: `reference` and `fast`.
+"""Loss functions for the segmentation and registration of medical images, each written twice.
 
-`twinloss.reference` is the slow twin, in NumPy and SciPy; `twinloss.fast` the one to train with, in
-Torch and Numba; `twinloss.harness` looks for an input on which the two differ.
+`twinloss.reference` has the slow twins in NumPy and SciPy, which read like the papers. `twinloss.fast` has the twins to
+train with, in PyTorch and Numba. `twinloss.harness` hunts for an input on which the two differ.
 
 Importing `twinloss` itself loads none of the three.
 """

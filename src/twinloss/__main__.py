@@ -1,20 +1,20 @@
-"""The command `twinloss`, also `python -m twinloss`."""
+"""The command `twinloss`, which is also `python -m twinloss`."""
 
 import sys
 
 from twinloss import __version__
 
-# What the extra `harness` brings: `twinloss.reference` and `twinloss.fast` work without it.
+# The packages of the extra `harness`. `twinloss.reference` and `twinloss.fast` work without them.
 HARNESS_ONLY = {"hypothesis", "pytest", "rich", "typer"}
 
 
 def main() -> None:
-    """Run the harness's command line, or say how to install what it needs."""
+    """Run the command line of the harness, or explain how to install what it needs."""
     if sys.argv[1:] == ["--version"]:
         print(f"twinloss {__version__}")
         return
     try:
-        from twinloss.harness.cli import main as command
+        from twinloss.harness.cli.main import main as command
 
         command()
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-// Joint histograms that were computed ahead: one at a time, and the mutual information of all.
+// Shows one precomputed joint histogram at a time, and plots the mutual information of all shifts.
 (function () {
   "use strict";
   const figure = document.getElementById("histograms");

@@ -1,11 +1,12 @@
-// Segmentation losses against overlap: the formulas of twinloss.reference for an object of `size` voxels out of N, all
-// with the probability p, among voxels that all have the probability q.
+// Plots segmentation losses against the overlap, by the formulas of twinloss.reference. An object has `size` of N voxels.
+// Its voxels have the probability p, and all other voxels have the probability q.
 (function () {
   "use strict";
   const N = 4096;
   const POINTS = Array.from({ length: 199 }, (_, k) => (k + 1) / 200);
 
-  // Each gives [loss, its slope in the logit of an object voxel, times the number of these]; ν = δ = smooth.
+  // Each function returns the loss, and its derivative with respect to the logit of an object voxel times the number of
+  // these voxels; ν = δ = smooth.
   const slope = (p, byP, size) => size * byP * p * (1 - p);
 
   function sums({ q, size }, p) {

@@ -1,4 +1,4 @@
-// Line plots in plain SVG, and sliders; the figures of a page stand on these.
+// Line plots in plain SVG, and sliders, for the interactive figures.
 window.twinloss = (function () {
   "use strict";
   const SPACE = "http://www.w3.org/2000/svg";
@@ -11,7 +11,7 @@ window.twinloss = (function () {
     return made;
   }
 
-  // Round steps that divide a range in some four parts.
+  // Returns ticks at round numbers, which divide a range into about four parts.
   function ticks(low, high) {
     const rough = (high - low) / 4 || 1;
     const power = 10 ** Math.floor(Math.log10(rough));
@@ -28,7 +28,7 @@ window.twinloss = (function () {
     return size !== 0 && (size < 1e-3 || size >= 1e5) ? value.toExponential(0) : String(+value.toPrecision(3));
   }
 
-  // Draws curves {name, x, y, style} and a dashed line at `mark`; keeps the numbers on the paths, for who reads them.
+  // Draws curves {name, x, y, style} and a dashed line at `mark`. Stores the numbers on the paths, where tests read them.
   function plot(svg, { curves, mark, label, title, zero = true }) {
     const xs = curves.flatMap((curve) => curve.x);
     const ys = curves.flatMap((curve) => curve.y).filter(Number.isFinite);
@@ -69,7 +69,7 @@ window.twinloss = (function () {
     return path;
   }
 
-  // Calls `draw` with the values of all sliders of a figure, now and whenever one moves.
+  // Calls `draw` with the values of all sliders of a figure, immediately and whenever a slider moves.
   function sliders(figure, draw, shown = (value) => String(+value.toPrecision(4))) {
     const inputs = [...figure.querySelectorAll("input[type=range]")];
     const scales = { power2: (v) => Math.round(2 ** v), power10: (v) => 10 ** v };
@@ -88,7 +88,7 @@ window.twinloss = (function () {
     return update;
   }
 
-  // Rows of a table whose cells keep their numbers in full.
+  // Fills the rows of a table. The cells store their numbers with full precision in `data-value`.
   function readout(figure, rows) {
     figure.querySelector("table.readout tbody").replaceChildren(...rows.map(function ([name, ...cells]) {
       const row = document.createElement("tr");
@@ -106,7 +106,7 @@ window.twinloss = (function () {
     }));
   }
 
-  // Buttons that show and hide curves; `styles` maps a name to the class of its line.
+  // Creates buttons that show and hide curves; `styles` maps a name to the class of its line.
   function legend(figure, names, shown, update) {
     const box = figure.querySelector(".legend");
     box.replaceChildren(...names.map(function ({ name, title, style }) {

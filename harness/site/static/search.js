@@ -1,4 +1,4 @@
-// The search of all pages: every word must stand in the title, the kind or the text; titles count most.
+// Searches all pages. Every word must occur in the title, the kind or the text; matches in titles rank first.
 (function () {
   "use strict";
   const box = document.getElementById("search");

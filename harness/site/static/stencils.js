@@ -1,4 +1,4 @@
-// What a wave costs under both stencils of the bending energy, as twinloss.reference has them.
+// Plots the bending energy of a wave for both stencils of twinloss.reference.
 (function () {
   "use strict";
   const SIZE = 33;
@@ -9,10 +9,10 @@
     { name: "wide", title: "wide", style: "c3", margin: 2,
       along: (u, at, step) => (u(at + 2 * step) - 2 * u(at) + u(at - 2 * step)) / 4 },
   ];
-  // Of mean square 1 at every frequency, the checkerboard of half a cycle included.
+  // Has mean square 1 at every frequency, including the checkerboard at half a cycle per voxel.
   const wave = (f, i, j) => Math.SQRT2 * Math.cos(2 * Math.PI * f * (i + j) + Math.PI / 4);
 
-  // The mean over the interior of u_xx² + u_yy² + 2 u_xy².
+  // Returns the mean of u_xx² + u_yy² + 2 u_xy² over the interior.
   function energy({ margin, along }, f, amplitude) {
     const field = new Float64Array(SIZE * SIZE);
     for (let n = 0; n < field.length; n++) field[n] = amplitude * wave(f, Math.floor(n / SIZE), n % SIZE);
@@ -47,7 +47,7 @@
     grid(figure.querySelector("[data-plot=grid]"), frequency, amplitude);
   }
 
-  // Lines of a grid of voxels, displaced by the field in both components.
+  // Draws the lines of the voxel grid, displaced by the field in both components.
   function grid(svg, f, amplitude) {
     const cell = 24, border = 30;
     svg.setAttribute("viewBox", `0 0 ${(SHOWN_LINES - 1) * cell + 2 * border} ${(SHOWN_LINES - 1) * cell + 2 * border}`);

@@ -1,4 +1,4 @@
-// Light or dark: what the system says, until the reader says otherwise. Runs before the page is painted.
+// Uses the light or dark theme of the system until the reader chooses one. Runs before the page is painted.
 (function () {
   "use strict";
   const root = document.documentElement;
@@ -19,7 +19,7 @@
     document.getElementById("theme").addEventListener("click", function () {
       const theme = root.classList.contains("dark") ? "light" : "dark";
       show(theme);
-      try { localStorage.setItem("twinloss-theme", theme); } catch (_) { /* a page that may keep nothing */ }
+      try { localStorage.setItem("twinloss-theme", theme); } catch (_) { /* storage is not allowed */ }
     });
     for (const box of document.querySelectorAll(".show-quiet")) {
       box.addEventListener("change", () => document.body.classList.toggle("whole", box.checked));

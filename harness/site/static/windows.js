@@ -1,4 +1,4 @@
-// The windows of the local cross-correlation along an axis, as twinloss.reference has them.
+// Plots the windows of the local cross-correlation along one axis, as in twinloss.reference.
 (function () {
   "use strict";
   const KINDS = [

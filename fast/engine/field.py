@@ -1,0 +1,227 @@
+"""What losses of a displacement field share: options, errors, shapes, reduction, and the energy that they compute."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twinloss.fast.engine.loss import Loss, entry_point
+from twinloss.fast.kernels.contract import Differences, EnergyKernels
+from twinloss.fast.runtime.arguments import check_tensors, checked_flag, numbers
+from twinloss.fast.runtime.dispatch import Statistic, choose, result_type, widened
+from twinloss.fast.runtime.options import one_of
+from twinloss.fast.runtime.torch_operator import (
+    Computation,
+    InputsAndValue,
+    Once,
+    Operator,
+    gradients,
+    is_traced,
+    one_node,
+    operator,
+    scaled,
+)
+
+# The energy of fields (N, D, H, W), float64, or those of voxels: given u, weights (C, differences), the voxels at each
+# border that have none, and whether voxel by voxel.
+PlainEnergy = Callable[[Tensor, Tensor, int, bool], Tensor]
+
+
+class Grid(NamedTuple):
+    """What the weight of a difference of a field (C, *S) depends on beside the stencil."""
+
+    shape: tuple[int, ...]
+    normalize: bool
+    spacing: tuple[float, ...] | None
+
+    def scale(self, c: int, axes: Sequence[int]) -> float:
+        """Return the factor that makes a difference of component c along some axes a derivative.
+
+        With `normalize` it is a derivative in extents of the grid.
+        """
+        sizes = self.shape[1:]
+        h = self.spacing or (1.0,) * len(sizes)
+        scale = 1 / math.prod([h[d] for d in axes])
+        if self.normalize:
+            extent = [n * size for n, size in zip(sizes, h, strict=True)]
+            scale *= math.prod([extent[d] for d in axes]) / extent[c]
+        return scale
+
+
+def _checked_spacing(value: Any, name: str) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    sizes = numbers(value, name)
+    if sizes.ndim != 1:
+        raise TypeError(f"{name} must be None or a list with the size of a voxel along each axis, got {value!r}")
+    spacing = tuple(sizes.tolist())
+    if not all(0 < size < math.inf for size in spacing):
+        raise ValueError(f"{name} must be positive and finite along each axis, got {spacing}")
+    return spacing
+
+
+class FieldLoss(Loss):
+    """The mean over voxels and components of an energy, which is a sum of squared differences of the field.
+
+    A subclass has `energy`; `weigh`, which returns the weight of each unscaled squared difference of each component, by
+    stencil and grid; `wanted`, the name of its differences; and by stencil `margins`, the voxels at each border that
+    have no energy, and `leasts`, those that an axis must have.
+    """
+
+    energy: Energy
+    weigh: Callable[[str, Grid], list[list[float]]]
+    wanted: str
+    margins: ClassVar[dict[str, int]]
+    leasts: ClassVar[dict[str, int]]
+
+    option_checks: ClassVar = {
+        **Loss.option_checks,
+        "stencil": one_of("compact", "wide"),
+        "normalize": checked_flag,
+        "spacing": _checked_spacing,
+    }
+
+    def __init__(self, reduction: str, stencil: str, normalize: bool, spacing: Sequence[float] | None) -> None:
+        super().__init__(reduction=reduction)
+        self.stencil = stencil
+        self.normalize = normalize
+        self.spacing: tuple[float, ...] | None = spacing  # type: ignore[assignment]  # its check makes a tuple
+
+    @entry_point
+    def forward(self, pred: Tensor) -> Tensor:
+        """The loss; see the class for shapes and errors."""
+        check_tensors(pred=pred)
+        if not pred.is_floating_point():
+            pred = pred.to(torch.get_default_dtype())
+        self._check(pred)
+        wide, kind = widened(pred), result_type(pred)
+        reduction, margin, rank = self.reduction, self.margins[self.stencil], pred.ndim - 2
+        by_kernel = choose(self.energy.statistic, wide) == "kernel"
+        grid = Grid(tuple(pred.shape[1:]), self.normalize, self.spacing)
+        inside = [n - 2 * margin for n in pred.shape[2:]]
+        count = pred.shape[0] * pred.shape[1] * math.prod(inside) if reduction == "mean" else 1
+        if by_kernel and reduction != "none" and not is_traced((pred,)):
+            differences = Differences(_weights(self.weigh, self.stencil, grid), margin, rank)
+            return self.energy.reduced(wide, differences, count, kind)
+        weights = torch.tensor(self.weigh(self.stencil, grid), dtype=torch.float64, device=pred.device)
+        energies = self.energy.operator if by_kernel else self.energy.plain
+        energy = energies(_fields(wide), weights, margin, reduction == "none")
+        if reduction == "none":
+            energy = energy.reshape(*pred.shape[:2], *inside)
+        return (energy / count).to(kind)
+
+    def _check(self, pred: Tensor) -> None:
+        shape, least = tuple(pred.shape), self.leasts[self.stencil]
+        if not 3 <= pred.ndim <= 5 or pred.shape[0] * pred.shape[1] == 0:
+            raise ValueError(f"pred must be (batch, components, *spatial) with 1 to 3 spatial axes, got shape {shape}")
+        if min(shape[2:]) < least:
+            raise ValueError(
+                f"pred needs at least {least} voxels along each spatial axis for {self.wanted} with the "
+                f"{self.stencil} stencil, got shape {shape}"
+            )
+        if self.normalize and shape[1] != len(shape) - 2:
+            raise ValueError(
+                f"normalize=True takes a component for each of the {len(shape) - 2} spatial axes, got shape {shape}"
+            )
+        if self.spacing is not None and len(self.spacing) != len(shape) - 2:
+            raise ValueError(
+                f"spacing has {len(self.spacing)} sizes for {len(shape) - 2} spatial axes (shape {shape}): give one "
+                "for each"
+            )
+
+
+def _fields(pred: Tensor) -> Tensor:
+    """Return the components of a field (B, C, *S) as fields of their own, (B * C, D, H, W)."""
+    return pred.reshape(-1, *[1] * (5 - pred.ndim), *pred.shape[2:])
+
+
+@lru_cache
+def _weights(weigh: Callable[[str, Grid], list[list[float]]], stencil: str, grid: Grid) -> np.ndarray[Any, Any]:
+    return np.array(weigh(stencil, grid), dtype=np.float64)
+
+
+class Energy:
+    """An energy of fields, in each of its forms, and `torch.ops.twinloss.<name of the statistic>`.
+
+    Attributes:
+        statistic: whose kernels compute it.
+        plain: in operators of torch, with derivatives of any order.
+        operator: by kernels, with a gradient, for calls that are traced.
+    """
+
+    def __init__(self, statistic: Statistic[EnergyKernels], plain: PlainEnergy, rank: Callable[[int], int]) -> None:
+        """Make operators of an energy, of a plain form, and of how many axes a field has by the number of weights."""
+        self.statistic, self.plain, self.rank = statistic, plain, rank
+        self.operator: Operator = operator(statistic.name)(self._energies)
+        self.gradient_operator: Operator = operator(f"{statistic.name}_backward")(self._gradient)
+        self.operator.fake(self._fake_energies)
+        self.gradient_operator.fake(_fake_gradient)
+        self.operator.differentiable(_save, self._backward)
+
+    def reduced(self, pred: Tensor, differences: Differences, count: float, dtype: torch.dtype) -> Tensor:
+        """Return the energy of a field (B, C, *S) over a count, as one node.
+
+        The gradient depends on no sum over the field: where one will be asked for, it is made in the same pass as the
+        value, while the caches hold the field, and kept until the backward.
+        """
+        kernels = self.statistic.kernels(pred)
+
+        def value(pred: Tensor, ahead: bool) -> tuple[Tensor, Once[Tensor] | None]:
+            if not ahead:
+                return kernels.value(_fields(pred), differences, count, dtype), None
+            energy, gradient = kernels.value_and_gradient(_fields(pred), differences, count, dtype)
+            return energy, Once(gradient)
+
+        def gradient(upstream: Tensor, kept: Once[Tensor] | None, pred: Tensor) -> Tensor:
+            made = None if kept is None else kept.take()
+            if made is None:
+                made = kernels.gradient(upstream, _fields(pred), differences, count)
+            else:
+                made = scaled(made, upstream)
+            return made.view(pred.shape)
+
+        def plain(pred: Tensor) -> InputsAndValue:
+            weights = torch.as_tensor(differences.weights, device=pred.device)
+            return (pred,), self.plain(_fields(pred), weights, differences.margin, False) / count
+
+        return one_node(Computation(value, gradient, plain), pred)
+
+    def _differences(self, weights: Tensor, margin: int) -> Differences:
+        return Differences(weights.cpu().numpy(), margin, self.rank(weights.shape[1]))
+
+    def _energies(self, u: Tensor, weights: Tensor, margin: int, voxelwise: bool) -> Tensor:
+        kernels, differences = self.statistic.kernels(u), self._differences(weights, margin)
+        return kernels.energies(u, differences) if voxelwise else kernels.value(u, differences, 1, torch.float64)
+
+    def _gradient(self, upstream: Tensor, u: Tensor, weights: Tensor, margin: int) -> Tensor:
+        return self.statistic.kernels(u).gradient(upstream, u, self._differences(weights, margin), 1)
+
+    def _fake_energies(self, u: Tensor, weights: Tensor, margin: int, voxelwise: bool) -> Tensor:
+        if not voxelwise:
+            return u.new_empty((), dtype=torch.float64)
+        no_weights = np.empty((0, 0))
+        return u.new_empty(Differences(no_weights, margin, self.rank(weights.shape[1])).interior(u.shape))
+
+    def _backward(self, ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        u, weights = ctx.saved_tensors
+        made = gradients(
+            upstream,
+            lambda: ((u,), self.plain(u, weights, ctx.margin, ctx.voxelwise)),
+            lambda: (self.gradient_operator(upstream, u, weights, ctx.margin),),
+        )
+        return *made, None, None, None
+
+
+def _fake_gradient(upstream: Tensor, u: Tensor, weights: Tensor, margin: int) -> Tensor:
+    return torch.empty(u.shape, dtype=u.dtype, device=u.device)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    u, weights, ctx.margin, ctx.voxelwise = inputs
+    ctx.save_for_backward(u, weights)

@@ -1,0 +1,122 @@
+"""The joint histogram of two images under Parzen windows: its plain form, and the way to its kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from twinloss.fast.kernels.contract import HISTOGRAM, HistogramPlan
+from twinloss.fast.runtime import dispatch
+from twinloss.fast.runtime.torch_operator import InputsAndValue, gradients, operator
+
+# Weights that plain torch holds at a time.
+_BLOCK = 2**19
+
+
+def joint_histogram(x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
+    """Return the joint histogram of the images (B, N) of each item, (B, K, K) float64, which adds up to 1."""
+    sigma = min(max(sigma, 1e-150), 1e150)  # beyond, the weights stay as they are, but sigma^2 is no number
+    if dispatch.choose(HISTOGRAM, x) == "kernel":
+        histogram: Tensor = _joint_histogram(x, y, bins, sigma, kernel)
+        return histogram
+    return _plain(x, y, HistogramPlan(bins, sigma, kernel))
+
+
+# --- plain torch: other devices, double backward ----------------------------------------------------------------------
+
+
+def _plain(x: Tensor, y: Tensor, plan: HistogramPlan) -> Tensor:
+    """Add up blocks of voxels, whose weights are computed again for the gradient."""
+    bins, sigma, kernel = plan
+    z, of_y = (_places(image.double(), bins, kernel) for image in (x, y))
+    joint = z.new_zeros(len(x), bins, bins)
+    step = max(_BLOCK // (len(x) * bins), 1)
+    for start in range(0, x.shape[1], step):
+        block = slice(start, start + step)
+        arguments = z[:, block], of_y[:, block], bins, sigma, kernel
+        if dispatch.transformed():  # torch.func keeps all that it computes
+            joint = joint + _block(*arguments)
+        else:
+            joint = joint + checkpoint(_block, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return joint / x.shape[1]
+
+
+def _places(x: Tensor, bins: int, kernel: str) -> Tensor:
+    """Return where intensities lie among the bins."""
+    if kernel == "gaussian":
+        return torch.where(x.isnan(), x, x.clamp(0, 1)) * (bins - 1)  # of NaN, the clamp has a slope of 0
+    low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
+    flat = high == low
+    return 2 + torch.where(flat, 0, (x - low) * (bins - 4) / torch.where(flat, 1, high - low))
+
+
+def _block(z: Tensor, of_y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
+    k = torch.arange(bins, dtype=z.dtype, device=z.device)
+    distance, of_y = z.unsqueeze(2) - k, of_y.unsqueeze(2)
+    if kernel == "gaussian":
+        first, second = ((-(d**2) / (2 * sigma**2)).softmax(2) for d in (distance, of_y - k))
+    else:
+        d = distance.abs()
+        inner, outer = (4 - 6 * d**2 + 3 * d**3) / 6, (2 - d).clamp(min=0) ** 3 / 6
+        first = torch.where(d < 1, inner, outer)
+        # NaN is in no bin: it has to reach the sum by itself.
+        second = (k == of_y.floor().clamp(max=bins - 3)) + 0 * of_y.detach()
+    return first.mT @ second
+
+
+# --- operators of torch -----------------------------------------------------------------------------------------------
+
+
+@operator("joint_histogram")
+def _joint_histogram(x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
+    return HISTOGRAM.kernels(x).histogram(x, y, HistogramPlan(bins, sigma, kernel))
+
+
+@operator("joint_histogram_backward")
+def _joint_histogram_backward(upstream: Tensor, x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
+    """Return the gradient in x."""
+    return HISTOGRAM.kernels(x).gradient(upstream, x, y, HistogramPlan(bins, sigma, kernel))
+
+
+@_joint_histogram.fake
+def _(x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
+    return x.new_empty((x.shape[0], bins, bins), dtype=torch.float64)
+
+
+@_joint_histogram_backward.fake
+def _(upstream: Tensor, x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, y, *plan = inputs
+    ctx.plan = HistogramPlan(*plan)
+    ctx.save_for_backward(x, y)
+
+
+def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    x, y = ctx.saved_tensors
+    plan, needed = ctx.plan, ctx.needs_input_grad[:2]
+
+    def by_kernels() -> tuple[Tensor, ...]:
+        made = []
+        if needed[0]:
+            made.append(_joint_histogram_backward(upstream, x, y, *plan))
+        if needed[1]:  # the box of a b-spline has no slope
+            gaussian = plan.kernel == "gaussian"
+            made.append(
+                _joint_histogram_backward(upstream.mT.contiguous(), y, x, *plan) if gaussian else torch.zeros_like(y)
+            )
+        return tuple(made)
+
+    def plain() -> InputsAndValue:
+        return [image for image, asked in zip((x, y), needed, strict=True) if asked], _plain(x, y, plan)
+
+    made = iter(gradients(upstream, plain, by_kernels))
+    return *(next(made) if asked else None for asked in needed), None, None, None
+
+
+_joint_histogram.differentiable(_setup_context, _backward)

@@ -1,0 +1,221 @@
+"""What every segmentation loss shares: its options, the checks of its arguments, and the reduction.
+
+The reference has them in files of its own, which nothing here imports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twinloss.fast.engine.loss import Loss
+from twinloss.fast.engine.segmentation.dense_target import is_looked_at, look_at
+from twinloss.fast.engine.segmentation.fraction import distance_matrix, fraction, reduced_fraction, volumes
+from twinloss.fast.engine.segmentation.statistics import Activation, Overlap
+from twinloss.fast.engine.segmentation.voxels import Voxels
+from twinloss.fast.kernels.contract import (
+    FN,
+    FP,
+    TP,
+    VOXELS,
+    Distances,
+    FractionPlan,
+    Terms,
+    VoxelInputs,
+    Weigh,
+)
+from twinloss.fast.runtime.arguments import ShapeError, check_tensors, checked_flag, numbers
+from twinloss.fast.runtime.dispatch import choose, result_type
+from twinloss.fast.runtime.options import Rule, checked_number, is_whole
+from twinloss.fast.runtime.ranks import ProcessGroup, checked_group
+from twinloss.fast.runtime.torch_operator import is_traced
+from twinloss.fast.runtime.warn import warn
+
+ClassWeight = float | Sequence[float] | np.ndarray | Tensor
+
+
+def mean_of(total: Tensor, count: Tensor) -> Tensor:
+    """Return total / count, and 0 where nothing was counted: a patch that is ignored as a whole has no loss."""
+    return total / torch.where(count > 0, count, 1)
+
+
+def checked_weight(weight: ClassWeight | None, name: str = "weight") -> float | tuple[float, ...] | None:
+    """Return a class weight as Python numbers, which no `.half()` of a surrounding module rounds."""
+    if weight is None:
+        return None
+    values = numbers(weight, name)
+    if values.ndim > 1:
+        raise ValueError(f"{name} must be a number or one number per class, got shape {tuple(values.shape)}")
+    if not bool((values >= 0).all()) or bool(values.isinf().any()):
+        raise ValueError(f"{name} must be finite and not negative, got {values.tolist()}")
+    return values.item() if values.ndim == 0 else tuple(values.tolist())
+
+
+def checked_activation(value: Any, name: str) -> Callable[[Tensor], Tensor] | None:
+    """Check a function that makes probabilities of the input, or None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be None or callable, got {type(value).__name__}")
+    activation: Callable[[Tensor], Tensor] | None = value
+    return activation
+
+
+def checked_label(value: Any, name: str) -> int | None:
+    """Check a label, or None."""
+    if value is None:
+        return None
+    if not is_whole(value):
+        raise ValueError(f"{name} must be None or a whole number, got {value!r}")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} must be a label, a number of 64 bits, got {value}")
+    return int(value)
+
+
+def one_activation(sigmoid: bool, softmax: bool, other_act: Callable[[Tensor], Tensor] | None) -> None:
+    """Raise if several activations are asked for."""
+    if sigmoid + softmax + (other_act is not None) > 1:
+        raise ValueError(
+            "sigmoid, softmax and other_act exclude each other: give at most one, got "
+            f"sigmoid={sigmoid}, softmax={softmax}, other_act={other_act}"
+        )
+
+
+def weight_by_class(weight: float | tuple[float, ...], classes: int, like: Tensor, name: str = "weight") -> Tensor:
+    """Return a checked weight as a tensor that broadcasts over the classes of `like`."""
+    if isinstance(weight, tuple) and len(weight) != classes:
+        raise ValueError(
+            f"{name} has {len(weight)} values but {classes} classes take part in the loss: give one value "
+            "for each (without the background if include_background=False), or a single number"
+        )
+    return torch.as_tensor(weight, dtype=like.dtype, device=like.device)
+
+
+class SegmentationLoss(Loss):
+    """Input (B, C, *S) against a target of the same shape, or labels (B, 1, *S); spatial rank 0 to 3 and beyond."""
+
+    option_checks: ClassVar = {
+        **Loss.option_checks,
+        **dict.fromkeys(("include_background", "to_onehot_y", "sigmoid", "softmax", "batch"), checked_flag),
+        **dict.fromkeys(("smooth_nr", "smooth_dr"), checked_number),
+        "other_act": checked_activation,
+        "ignore_index": checked_label,
+        "process_group": checked_group,
+    }
+    option_rules: ClassVar[tuple[Rule, ...]] = ((("sigmoid", "softmax", "other_act"), one_activation),)
+
+    def __init__(
+        self,
+        include_background: bool,
+        to_onehot_y: bool,
+        sigmoid: bool,
+        softmax: bool,
+        other_act: Callable[[Tensor], Tensor] | None,
+        reduction: str,
+        smooth_nr: float,
+        smooth_dr: float,
+        batch: bool,
+        ignore_index: int | None,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
+        super().__init__(reduction=reduction)
+        self.other_act = other_act
+        self.sigmoid = sigmoid
+        self.softmax = softmax
+        self.ignore_index = ignore_index
+        self.include_background = include_background
+        self.to_onehot_y = to_onehot_y
+        self.smooth_nr = smooth_nr
+        self.smooth_dr = smooth_dr
+        self.batch = batch
+        self.process_group = process_group
+
+    def voxels(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Voxels:
+        """Return the checked arguments of forward."""
+        labels, background = self._check(input, target, mask)
+        voxels = Voxels(input, target, mask, labels, background, self.ignore_index, self.batch, self.process_group)
+        if not labels and is_looked_at(self, target):
+            look_at(self, target, voxels.taking_part(), *self.exclusive(background))
+        return voxels
+
+    def exclusive(self, background: bool) -> tuple[bool, bool]:
+        """Return whether the prediction is a softmax, and whether the target of all its classes counts."""
+        return self.softmax, background
+
+    def activation(self, input: Tensor) -> Activation | Callable[[Tensor], Tensor]:
+        """Return what turns the input into the prediction: the name of an activation, or a function."""
+        if self.other_act is not None:
+            return self.other_act
+        if self.softmax and input.shape[1] > 1:
+            return "softmax"
+        return "sigmoid" if self.sigmoid else "identity"
+
+    def terms(self, voxels: Voxels, factors: tuple[float, float, float], squared: bool = False) -> Terms:
+        """Return the terms of a fraction of overlap a TP and errors b FP + c FN, of the classes that take part."""
+        a, b, c = factors
+        first = 0 if voxels.background else 1
+        smoothing = self.smooth_nr, self.smooth_dr
+        return Terms(((TP, a),), ((FP, b), (FN, c)), *smoothing, first, self.batch, complementary=not squared)
+
+    def reduced_fraction(
+        self,
+        input: Tensor,
+        voxels: Voxels,
+        overlap: Overlap,
+        terms: Terms,
+        weigh: Weigh = lambda volume: (),
+        distances: Distances | None = None,
+    ) -> Tensor:
+        """The loss that is no more than a fraction of the statistics, of the type `dispatch.result_type`."""
+        activation, reduction = self.activation(input), self.reduction
+        if isinstance(activation, str) and self.process_group is None and reduction != "none":
+            inputs = VoxelInputs(voxels.input, voxels.target, voxels.mask)
+            if choose(VOXELS, *inputs) == "kernel" and not is_traced(inputs):
+                plan, kind = voxels.plan(activation, overlap=overlap), result_type(input)
+                return reduced_fraction(inputs, FractionPlan(plan, terms, weigh, distances, reduction == "mean", kind))
+        sums = voxels.sums(activation, distance_matrix(distances, input), overlap=overlap)
+        return self.reduce(fraction(sums.stack, terms, *weigh(volumes(sums.volume, terms))), input)
+
+    def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
+        """Reduce per-item values and give them the type of the loss."""
+        return self.reduced(loss, input.ndim).to(result_type(input))
+
+    def reduced(self, loss: Tensor, ndim: int) -> Tensor:
+        """Reduce per-item values; with "none" they get a shape that broadcasts against an input of `ndim` axes."""
+        if self.reduction == "none":
+            return loss.reshape(*loss.shape, *[1] * (ndim - 2))
+        return loss.mean() if self.reduction == "mean" else loss.sum()
+
+    def _check(self, input: Tensor, target: Tensor, mask: Tensor | None) -> tuple[bool, bool]:
+        """Return whether the target holds labels, and whether the background takes part."""
+        check_tensors(input=input, target=target, **({} if mask is None else {"mask": mask}))
+        shape = tuple(input.shape)
+        if not input.is_floating_point():
+            raise TypeError(f"input must be a floating-point tensor of logits or probabilities, got {input.dtype}")
+        if input.ndim < 2 or input.numel() == 0:
+            raise ValueError(f"input must be (batch, classes, *spatial) with at least one voxel, got shape {shape}")
+        single = shape[1] == 1
+        if single:
+            for option, ignored in (
+                ("softmax=True", self.softmax),
+                ("to_onehot_y=True", self.to_onehot_y),
+                ("include_background=False", not self.include_background),
+            ):
+                if ignored:
+                    warn(f"single channel prediction, `{option}` ignored")
+        labels = self.to_onehot_y and not single
+        expected = (shape[0], 1, *shape[2:]) if labels else shape
+        if tuple(target.shape) != expected:
+            hint = "labels" if labels else "the shape of the input; for labels (B, 1, *S) pass to_onehot_y=True"
+            raise ShapeError(f"target has shape {tuple(target.shape)} and input {shape}: expected {expected}, {hint}")
+        if mask is not None and (tuple(mask.shape[1:]) != (1, *shape[2:]) or mask.shape[0] not in (1, shape[0])):
+            raise ShapeError(
+                f"mask has shape {tuple(mask.shape)} and input {shape}: expected ({shape[0]} or 1, 1, *{shape[2:]})"
+            )
+        if self.ignore_index is not None and not labels and not single and not 0 <= self.ignore_index < shape[1]:
+            raise ValueError(
+                f"ignore_index={self.ignore_index} names no channel of a one-hot target with {shape[1]} channels"
+            )
+        return labels, self.include_background or single

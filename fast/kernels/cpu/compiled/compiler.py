@@ -1,0 +1,57 @@
+"""How kernels are compiled, and kept on disk until a source changes."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from functools import update_wrapper
+from pathlib import Path
+from types import CellType, FunctionType
+from typing import Any
+
+from numba import njit
+
+from twinloss.fast.kernels import statistic_rows
+
+# The hash of all files that a kernel may depend on: those of this folder, and the row numbers of the statistics.
+SOURCES = hashlib.sha256(
+    b"".join(
+        path.read_bytes() for path in [*sorted(Path(__file__).parent.rglob("*.py")), Path(statistic_rows.__file__)]
+    )
+).hexdigest()
+
+
+def _can_cache() -> bool:
+    """Return whether there is a place for compiled code: beside the kernels, the user's cache or NUMBA_CACHE_DIR."""
+    try:
+        njit(cache=True)(_can_cache)
+    except RuntimeError:
+        warnings.warn(
+            "compiled kernels cannot be kept on disk: each process compiles them again, which takes some seconds for "
+            "each loss. Point NUMBA_CACHE_DIR to a folder that can be written to, and run `twinloss warmup` once",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+_compile = njit(cache=_can_cache(), nogil=True)
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function at its first call, without the GIL, and keep the result on disk.
+
+    Numba notices a change of the file that a kernel stands in, but not of the stages that it calls from other files.
+    Its cache also tells functions apart by the variables that they close over. So each kernel closes over the hash of
+    all sources, which it never reads.
+    """
+    closing = FunctionType(
+        function.__code__.replace(co_freevars=("sources",)),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        (CellType(SOURCES),),
+    )
+    return _compile(update_wrapper(closing, function))

@@ -1,0 +1,417 @@
+"""Squared first differences of a field, and their adjoint: a pass each, or one for both; nothing else is stored.
+
+A field is (D, H * W), axes that it does not have being of size 1; `weights` holds a factor for each axis that it has,
+in the order x, y, z: whatever makes a squared difference what it counts. With a `margin` of 0 differences are those of
+a voxel and its neighbours, two squares along each axis; the missing neighbour of a voxel at the border is the mirror
+image of the one that is there, which counts twice. With 1 they are those between the two neighbours of a voxel off the
+border.
+
+Where one voxel's energy has the square of a difference, so has the other's, or that of the voxel between them: the
+gradient is a sum over these pairs, of each voxel's pull towards its partner.
+
+Rows lie one after the other, and loops run over several of them in one go: rows alone are too short for wide vectors.
+What that makes of the voxels at the ends of rows, which have other neighbours, is put right afterwards.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from twinloss.fast.kernels.cpu.compiled.compiler import kernel
+from twinloss.fast.kernels.cpu.compiled.rows import BLOCK, alike, clear_between, total_of
+from twinloss.fast.kernels.cpu.compiled.tile import NEXT, START, copy_cast, stage
+
+# Rows at the border of a plane that are done one by one, as their pulls are others than those further in; also where
+# only energies are asked for, so that these are added up in one order.
+_ALIKE = 2
+
+
+@stage
+def _put_squares(before, here, after, weight, energy):
+    for i in range(energy.size):
+        one, other = before[i] - here[i], after[i] - here[i]
+        energy[i] = weight * (one * one + other * other)
+
+
+@stage
+def _add_squares(before, here, after, weight, energy):
+    for i in range(energy.size):
+        one, other = before[i] - here[i], after[i] - here[i]
+        energy[i] += weight * (one * one + other * other)
+
+
+@stage
+def _add_squares_of_two_axes(before, here, after, weight, below, above, other_weight, energy):
+    """`_add_squares` of both in one go."""
+    for i in range(energy.size):
+        u = here[i]
+        one, other, lower, upper = before[i] - u, after[i] - u, below[i] - u, above[i] - u
+        energy[i] += weight * (one * one + other * other) + other_weight * (lower * lower + upper * upper)
+
+
+@stage
+def _put_squares_at_ends(here, width, weight, energy):
+    """The squares along rows of their first and last voxels, to whose neighbour the difference counts twice."""
+    for first in range(0, here.size, width):
+        last = first + width - 1
+        one, other = here[first + 1] - here[first], here[last - 1] - here[last]
+        energy[first] = weight * (one * one + one * one)
+        energy[last] = weight * (other * other + other * other)
+
+
+@stage
+def _put_square(before, after, weight, energy):
+    for i in range(energy.size):
+        difference = after[i] - before[i]
+        energy[i] = weight * (difference * difference)
+
+
+@stage
+def _add_square(before, after, weight, energy):
+    for i in range(energy.size):
+        difference = after[i] - before[i]
+        energy[i] += weight * (difference * difference)
+
+
+@stage
+def _put_square_of_three_axes(left, right, before, after, below, above, weights, energy):
+    for i in range(energy.size):
+        x, y, z = right[i] - left[i], after[i] - before[i], above[i] - below[i]
+        energy[i] = weights[0] * (x * x) + weights[1] * (y * y) + weights[2] * (z * z)
+
+
+@njit(inline="always")
+def _rows(u, width, z, y, count):
+    return u[z, y * width : (y + count) * width]
+
+
+@njit(inline="always")
+def _row(u, width, z, y):
+    return _rows(u, width, z, y, 1)
+
+
+@njit(inline="always")
+def _beside(k, n):
+    """The neighbours before and after place k of n, mirrored at the border."""
+    return (k - 1 if k > 0 else 1), (k + 1 if k < n - 1 else n - 2)
+
+
+@stage
+def _energies(u, width, z, y, count, weights, energy):
+    """Put the energies of rows into `energy`; returns their sum, float64 beyond a block."""
+    here, height, depth = _rows(u, width, z, y, count), u.shape[1] // width, u.shape[0]
+    n = here.size
+    _put_squares(here[: n - 2], here[1 : n - 1], here[2:], weights[0], energy[1 : n - 1])
+    _put_squares_at_ends(here, width, weights[0], energy)
+    if weights.size == 1:
+        return total_of(energy)
+    before, after = _beside(y, height)
+    before, after = _rows(u, width, z, before, count), _rows(u, width, z, after, count)
+    if weights.size == 2:
+        _add_squares(before, here, after, weights[1], energy)
+        return total_of(energy)
+    below, above = _beside(z, depth)
+    below, above = _rows(u, width, below, y, count), _rows(u, width, above, y, count)
+    _add_squares_of_two_axes(before, here, after, weights[1], below, above, weights[2], energy)
+    return total_of(energy)
+
+
+@stage
+def _wide_energies(u, width, z, y, count, weights, energy):
+    """Put the energies of rows off the border into `energy`, from the second voxel to the last but one.
+
+    Returns their sum, float64 beyond a block.
+    """
+    here = _rows(u, width, z, y, count)
+    n = here.size
+    inside = slice(1, n - 1)
+    if weights.size > 2:
+        _put_square_of_three_axes(
+            here[: n - 2], here[2:], _rows(u, width, z, y - 1, count)[inside], _rows(u, width, z, y + 1, count)[inside],
+            _rows(u, width, z - 1, y, count)[inside], _rows(u, width, z + 1, y, count)[inside], weights, energy,
+        )  # fmt: skip
+    else:
+        _put_square(here[: n - 2], here[2:], weights[0], energy)
+        if weights.size > 1:
+            before, after = _rows(u, width, z, y - 1, count), _rows(u, width, z, y + 1, count)
+            _add_square(before[inside], after[inside], weights[1], energy)
+    clear_between(energy, width, NEXT)
+    return total_of(energy)
+
+
+@stage
+def _pull(here, other, own, others, by_own, by_others, out):
+    """Add to `out` the slopes in `here` of squared differences, that count in energies with the slopes given."""
+    for i in range(out.size):
+        out[i] += (by_own * own[i] + by_others * others[i]) * (here[i] - other[i])
+
+
+@stage
+def _pull_along(here, slopes, start, stop, by_first, by_second, out):
+    """For the pairs of neighbours in a row whose first is from `start` to `stop`."""
+    first, second = here[start:stop], here[start + 1 : stop + 1]
+    of_first, of_second = slopes[start:stop], slopes[start + 1 : stop + 1]
+    _pull(first, second, of_first, of_second, by_first, by_second, out[start:stop])
+    _pull(second, first, of_second, of_first, by_second, by_first, out[start + 1 : stop + 1])
+
+
+@njit(inline="always")
+def _counted(weight, k, n):
+    """What the difference to a neighbour counts at place k of n; a sum keeps the type, a product with 2 does not."""
+    return weight + weight if (k == 0 or k == n - 1) else weight
+
+
+@njit(inline="always")
+def _slopes(upstream, z, y, ones):
+    """dL/dE of a row of energies."""
+    return upstream[z, y] if upstream.size > 0 else ones
+
+
+@stage
+def _gradient_by_voxel(u, width, z, y, weights, upstream, out):
+    """Put dL/du of a row into `out`, for differences of neighbours and a dL/dE for each voxel."""
+    out[:] = 0
+    here, height, depth = _row(u, width, z, y), u.shape[1] // width, u.shape[0]
+    own, last, w = upstream[z, y], width - 1, weights[0]
+    if last == 1:
+        _pull_along(here, own, START, NEXT, w + w, w + w, out)
+    else:
+        _pull_along(here, own, START, NEXT, w + w, w, out)
+        _pull_along(here, own, NEXT, last - 1, w, w, out)
+        _pull_along(here, own, last - 1, last, w, w + w, out)
+    for step in (-1, 1):
+        to = y + step
+        if 0 <= to < height:
+            mine, theirs = _counted(weights[1], y, height), _counted(weights[1], to, height)
+            _pull(here, _row(u, width, z, to), own, upstream[z, to], mine, theirs, out)
+        to = z + step
+        if 0 <= to < depth:
+            mine, theirs = _counted(weights[2], z, depth), _counted(weights[2], to, depth)
+            _pull(here, _row(u, width, to, y), own, upstream[to, y], mine, theirs, out)
+
+
+@njit(inline="always")
+def _pulls(weights, axis, k, n):
+    """What both neighbours of place k of n pull with, where dL/dE is 1: a pair counts for each of its voxels."""
+    weight, real = weights[axis], weights.dtype.type
+    two, three = real(2) * weight, real(3) * weight
+    if n == 2:
+        return two, two
+    if k == 0 or k == n - 1:  # the one neighbour and its mirror image
+        return real(0.5) * three, real(0.5) * three
+    return (three if k == 1 else two), (three if k == n - 2 else two)
+
+
+@stage
+def _put_pulls(before, here, after, by_before, by_after, out):
+    for i in range(out.size):
+        out[i] = by_before * (here[i] - before[i]) + by_after * (here[i] - after[i])
+
+
+@stage
+def _add_pulls(before, here, after, by_before, by_after, out):
+    for i in range(out.size):
+        out[i] += by_before * (here[i] - before[i]) + by_after * (here[i] - after[i])
+
+
+@stage
+def _add_pulls_of_two_axes(before, here, after, by_before, by_after, below, above, by_below, by_above, out):
+    for i in range(out.size):
+        u = here[i]
+        along_y = by_before * (u - before[i]) + by_after * (u - after[i])
+        out[i] += along_y + (by_below * (u - below[i]) + by_above * (u - above[i]))
+
+
+@stage
+def _put_pulls_at_ends(here, width, weights, out):
+    """The pulls along rows of their two first and two last voxels."""
+    for start in range(0, here.size, width):
+        for j in range(min(width, 4)):
+            k = j if j < 2 else width + 1 - j
+            (before, after), (by_before, by_after) = _beside(k, width), _pulls(weights, 0, k, width)
+            u = here[start + k]
+            out[start + k] = by_before * (u - here[start + before]) + by_after * (u - here[start + after])
+
+
+@stage
+def _gradient_of_rows(u, width, z, y, count, weights, out):
+    """Put dL/du of rows into `out`, for differences of neighbours and a dL/dE of 1."""
+    here, height, depth = _rows(u, width, z, y, count), u.shape[1] // width, u.shape[0]
+    n, two = here.size, weights[0] + weights[0]
+    _put_pulls(here[: n - 2], here[1 : n - 1], here[2:], two, two, out[1 : n - 1])
+    _put_pulls_at_ends(here, width, weights, out)
+    if weights.size == 1:
+        return
+    (before, after), (by_before, by_after) = _beside(y, height), _pulls(weights, 1, y, height)
+    before, after = _rows(u, width, z, before, count), _rows(u, width, z, after, count)
+    if weights.size == 2:
+        _add_pulls(before, here, after, by_before, by_after, out)
+        return
+    (below, above), (by_below, by_above) = _beside(z, depth), _pulls(weights, 2, z, depth)
+    below, above = _rows(u, width, below, y, count), _rows(u, width, above, y, count)
+    _add_pulls_of_two_axes(before, here, after, by_before, by_after, below, above, by_below, by_above, out)
+
+
+# --- energies and gradient in one go, for neighbours along three axes -------------------------------------------------
+
+
+@stage
+def _put_both(before, here, after, weight, pull, energy, out):
+    for i in range(out.size):
+        one, other = here[i] - before[i], here[i] - after[i]
+        energy[i] = weight * (one * one + other * other)
+        out[i] = pull * one + pull * other
+
+
+@stage
+def _add_both_of_two_axes(
+    before, here, after, weight, by_before, by_after, below, above, other_weight, by_below, by_above, energy, out
+):  # fmt: skip
+    for i in range(out.size):
+        u = here[i]
+        one, other, lower, upper = u - before[i], u - after[i], u - below[i], u - above[i]
+        energy[i] += weight * (one * one + other * other) + other_weight * (lower * lower + upper * upper)
+        out[i] += (by_before * one + by_after * other) + (by_below * lower + by_above * upper)
+
+
+@stage
+def _both_of_rows(u, width, z, y, count, weights, pulls, energy, out):
+    """`_energies` and `_gradient_of_rows` of the same rows: the differences are the same."""
+    here, height, depth = _rows(u, width, z, y, count), u.shape[1] // width, u.shape[0]
+    inside, two = slice(1, here.size - 1), pulls[0] + pulls[0]
+    _put_both(here[: here.size - 2], here[inside], here[2:], weights[0], two, energy[inside], out[inside])
+    _put_squares_at_ends(here, width, weights[0], energy)
+    _put_pulls_at_ends(here, width, pulls, out)
+    (before, after), (by_before, by_after) = _beside(y, height), _pulls(pulls, 1, y, height)
+    before, after = _rows(u, width, z, before, count), _rows(u, width, z, after, count)
+    (below, above), (by_below, by_above) = _beside(z, depth), _pulls(pulls, 2, z, depth)
+    below, above = _rows(u, width, below, y, count), _rows(u, width, above, y, count)
+    _add_both_of_two_axes(
+        before, here, after, weights[1], by_before, by_after, below, above, weights[2], by_below, by_above, energy, out
+    )  # fmt: skip
+    return total_of(energy)
+
+
+@stage
+def _pull_wide(here, other, slopes, weight, out):
+    for i in range(out.size):
+        out[i] += weight * slopes[i] * (here[i] - other[i])
+
+
+@stage
+def _put_wide_pulls_at_ends(here, width, place, weight, out):
+    """The pulls along rows of the voxels at some place from their ends, 0 or 1."""
+    for start in range(0, here.size, width):
+        for k in (place, width - 1 - place):
+            u, total = here[start + k], here.dtype.type(0)
+            if k >= 2:
+                total += weight * (u - here[start + k - 2])
+            if k + 2 < width:
+                total += weight * (u - here[start + k + 2])
+            out[start + k] = total
+
+
+@stage
+def _wide_gradient_of_rows(u, width, z, y, count, weights, out):
+    """Put dL/du of rows into `out`, off the border by 2 in z and y, for wide differences and a dL/dE of 1."""
+    here, w = _rows(u, width, z, y, count), weights[0]
+    n = here.size
+    _put_pulls(here[: n - 4], here[2 : n - 2], here[4:], w, w, out[2 : n - 2])
+    _put_wide_pulls_at_ends(here, width, NEXT, w, out)
+    before, after = _rows(u, width, z, y - 2, count), _rows(u, width, z, y + 2, count)
+    if weights.size == 2:
+        _add_pulls(before, here, after, weights[1], weights[1], out)
+    else:
+        below, above = _rows(u, width, z - 2, y, count), _rows(u, width, z + 2, y, count)
+        _add_pulls_of_two_axes(
+            before, here, after, weights[1], weights[1], below, above, weights[2], weights[2], out
+        )  # fmt: skip
+    # The voxels at the ends have no energy of their own, and so no part in those along y and z.
+    _put_wide_pulls_at_ends(here, width, START, w, out)
+
+
+@stage
+def _wide_gradient_of_row(u, width, z, y, weights, upstream, ones, out):
+    """Put dL/du of a row into `out`, for differences of the two neighbours of voxels off the border."""
+    out[:] = 0
+    here, n, height, depth = _row(u, width, z, y), width, u.shape[1] // width, u.shape[0]
+    # The planes and rows at each border that have no energy.
+    above, before = (1 if weights.size > 2 else 0), (1 if weights.size > 1 else 0)
+    inside_z, inside_y = above <= z < depth - above, before <= y < height - before
+    if inside_z and inside_y:
+        slopes = _slopes(upstream, z - above, y - before, ones)[: n - 2]
+        _pull_wide(here[: n - 2], here[2:], slopes, weights[0], out[: n - 2])
+        _pull_wide(here[2:], here[: n - 2], slopes, weights[0], out[2:])
+    for step in (-1, 1):
+        if inside_z and before > 0 and 1 <= y + step < height - 1:
+            slopes = _slopes(upstream, z - above, y + step - 1, ones)[: n - 2]
+            other = _row(u, width, z, y + 2 * step)
+            _pull_wide(here[1 : n - 1], other[1 : n - 1], slopes, weights[1], out[1 : n - 1])
+        if inside_y and above > 0 and 1 <= z + step < depth - 1:
+            slopes = _slopes(upstream, z + step - 1, y - before, ones)[: n - 2]
+            other = _row(u, width, z + 2 * step, y)
+            _pull_wide(here[1 : n - 1], other[1 : n - 1], slopes, weights[2], out[1 : n - 1])
+
+
+@kernel
+def forward(u, width, weights, margin, z_start, z_stop, energy):
+    """The sum of the energies of some planes; or each voxel's into `energy`, (D, H, W) without the border."""
+    above, before = (margin if weights.size > 2 else 0), (margin if weights.size > 1 else 0)
+    height, lines = u.shape[1] // width, max(BLOCK // width, 1)
+    total, room = 0.0, np.empty(lines * width, u.dtype)
+    for z in range(z_start, z_stop):
+        y = START + before
+        while y < height - before:
+            count = alike(y, height, _ALIKE, lines)
+            rows = room[: count * width - 2 * margin]
+            if margin:
+                total += _wide_energies(u, width, z, y, count, weights, rows)
+            else:
+                total += _energies(u, width, z, y, count, weights, rows)
+            if energy.size > 0:
+                for k in range(count):
+                    copy_cast(rows[k * width : (k + 1) * width - 2 * margin], energy[z - above, y - before + k])
+            y += count
+    return total
+
+
+@kernel
+def backward(u, width, weights, margin, upstream, z_start, z_stop, out):
+    """Write dL/du of some planes of a field.
+
+    `weights` are twice those of `forward`, and hold dL/dE if that is one for all voxels; else it is `upstream`,
+    (D, H, W) without the border.
+    """
+    ones, height, depth = np.ones(width, u.dtype), u.shape[1] // width, u.shape[0]
+    lines, voxelwise = max(BLOCK // width, 1), upstream.size > 0
+    for z in range(z_start, z_stop):
+        deep = weights.size > 1 and (weights.size == 2 or 2 <= z < depth - 2)
+        y = START
+        while y < height:
+            count = 1 if voxelwise or (margin and not deep) else alike(y, height, _ALIKE, lines)
+            rows = _rows(out, width, z, y, count)
+            if margin and deep and not voxelwise and 2 <= y < height - 2:
+                _wide_gradient_of_rows(u, width, z, y, count, weights, rows)
+            elif margin:
+                _wide_gradient_of_row(u, width, z, y, weights, upstream, ones, rows)
+            elif voxelwise:
+                _gradient_by_voxel(u, width, z, y, weights, upstream, rows)
+            else:
+                _gradient_of_rows(u, width, z, y, count, weights, rows)
+            y += count
+
+
+@kernel
+def both(u, width, weights, pulls, z_start, z_stop, out):
+    """Of neighbours along three axes what `forward` returns and `backward` writes, with the weights of each."""
+    height, lines = u.shape[1] // width, max(BLOCK // width, 1)
+    total, room = 0.0, np.empty(lines * width, u.dtype)
+    for z in range(z_start, z_stop):
+        y = START
+        while y < height:
+            count = alike(y, height, _ALIKE, lines)
+            rows = _rows(out, width, z, y, count)
+            total += _both_of_rows(u, width, z, y, count, weights, pulls, room[: count * width], rows)
+            y += count
+    return total

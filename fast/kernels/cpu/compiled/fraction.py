@@ -1,0 +1,125 @@
+"""The fraction of `fast/fraction.py` and its slopes: NumPy takes as long for so few numbers as kernels for voxels."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from twinloss.fast.kernels.cpu.compiled.compiler import kernel
+from twinloss.fast.kernels.cpu.compiled.tile import stage
+from twinloss.fast.kernels.statistic_rows import DISTANCE, FN, NEARNESS, TP, TP_LESS_FN, VOLUME
+
+
+@njit(inline="always")
+def _weight(weights, b, c):
+    """Of weights (1 or B, C'); 1 if there are none."""
+    return weights[min(b, weights.shape[0] - 1), c] if weights.size > 0 else 1.0
+
+
+@stage
+def _part(sums, factors, items, c):
+    """Overlap or errors of a class, of some items together."""
+    total = 0.0
+    for row in range(factors.size):
+        if not np.isnan(factors[row]):
+            of_row = 0.0
+            for b in range(items[0], items[1]):
+                of_row += sums[row, b, c]
+            total += factors[row] * of_row
+    return total
+
+
+@stage
+def _put_slopes(overlap, errors, smooth, part, complementary, share, w_overlap, w_errors, items, c, slopes):
+    """The slopes of one class, `overlap` and `errors` being their factors and `part` what they came to."""
+    denominator = part[0] + part[1] + smooth[1]
+    by_denominator = share / denominator
+    in_overlap = -by_denominator * ((part[1] + (smooth[1] - smooth[0])) / denominator)
+    in_errors = by_denominator * ((part[0] + smooth[0]) / denominator)
+    a, b = overlap[TP], errors[FN] if complementary else 2 * errors[FN]
+    both = -by_denominator * ((a * (part[1] + smooth[1]) + b * part[0] + (b - a) * smooth[0]) / denominator)
+    for item in range(items[0], items[1]):
+        for row in range(overlap.size):
+            if not np.isnan(overlap[row]):
+                slopes[row, item, c] = w_overlap * (overlap[row] * in_overlap)
+            elif not np.isnan(errors[row]):
+                slopes[row, item, c] = w_errors * (errors[row] * in_errors)
+        if complementary:
+            slopes[TP, item, c], slopes[FN, item, c] = w_overlap * both, 0.0
+            slopes[VOLUME, item, c] = w_errors * (b * in_errors)
+        elif not np.isnan(a):
+            slopes[TP_LESS_FN, item, c] = w_overlap * both - (slopes[TP, item, c] - 2 * slopes[FN, item, c])
+
+
+@stage
+def _fraction(sums, overlap, errors, smooth, first, batch, complementary, w_overlap, w_errors, mean, slopes):
+    groups = 1 if batch else sums.shape[1]
+    classes, pooled = sums.shape[2] - first, w_overlap.size > 0
+    count = groups * (1 if pooled else classes) if mean else 1
+    share = 1 / count
+    total = 0.0
+    for group in range(groups):
+        items = (0, sums.shape[1]) if batch else (group, group + 1)
+        whole_overlap, whole_errors = 0.0, 0.0
+        for c in range(classes):
+            part = _part(sums, overlap, items, first + c), _part(sums, errors, items, first + c)
+            if pooled:
+                whole_overlap += _weight(w_overlap, group, c) * part[0]
+                whole_errors += _weight(w_errors, group, c) * part[1]
+            else:
+                total += (part[1] + (smooth[1] - smooth[0])) / (part[0] + part[1] + smooth[1])
+                _put_slopes(overlap, errors, smooth, part, complementary, share, 1.0, 1.0, items, first + c, slopes)
+        if pooled:
+            whole = whole_overlap, whole_errors
+            total += (whole[1] + (smooth[1] - smooth[0])) / (whole[0] + whole[1] + smooth[1])
+            for c in range(classes):
+                weights = _weight(w_overlap, group, c), _weight(w_errors, group, c)
+                _put_slopes(overlap, errors, smooth, whole, complementary, share, *weights, items, first + c, slopes)
+    return total / count
+
+
+@njit(inline="always")
+def _rounded(value, out, at):
+    """Put a number into `out`; whether it stays finite if it is, with room for a sum of four."""
+    out[at] = value
+    return np.isfinite(out.dtype.type(4) * out[at]) or not np.isfinite(value)
+
+
+@njit(inline="always")
+def _times(factor, slope):
+    """What is no part of the loss has no slope, not even where that of the loss is infinite."""
+    return 0.0 if slope == 0 else factor * slope
+
+
+@kernel
+def fraction(sums, overlap, errors, smooth, first, batch, complementary, w_overlap, w_errors, mean, slopes):
+    """The mean, or sum, of the fraction; and its slopes in the statistics, (ROWS, B, C), into `slopes`.
+
+    `overlap` and `errors` are a factor for each row of the statistics, NaN for those that are no part of them;
+    `smooth` is (ν, δ), and weights are (1 or B, C'), or (0, 0) for none.
+    """
+    return _fraction(sums, overlap, errors, smooth, first, batch, complementary, w_overlap, w_errors, mean, slopes)
+
+
+@kernel
+def scaled(slopes, factor, squared, matrix, out, of_matrix):
+    """Put slopes in the statistics, (ROWS, B, C), times a factor into `out`, with the whole slope of TP - FN.
+
+    For squared overlaps it is that of TP - 2 FN. Given a matrix, (C, C), also put the slopes in p by item, true
+    class and class into `of_matrix`: probabilities add up to 1, so nearness falls as distance grows. Returns
+    whether all that is finite stays so.
+    """
+    count, fits = 2.0 if squared else 1.0, True
+    for b in range(slopes.shape[1]):
+        for c in range(slopes.shape[2]):
+            for row in range(slopes.shape[0]):
+                fits &= _rounded(_times(factor, slopes[row, b, c]), out, (row, b, c))
+            hit, lost = slopes[TP, b, c] - count * slopes[FN, b, c], slopes[TP_LESS_FN, b, c]
+            if np.isfinite(lost):  # it is not where a slope is infinite
+                hit += lost
+            fits &= _rounded(_times(factor, hit), out, (TP_LESS_FN, b, c))
+            if matrix is not None:
+                far = _times(factor, slopes[DISTANCE, b, c]) - _times(factor, slopes[NEARNESS, b, c])
+                for k in range(matrix.shape[1]):
+                    of_matrix[b, c, k] = far * matrix[c, k]
+    return fits

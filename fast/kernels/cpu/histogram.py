@@ -1,0 +1,128 @@
+"""Joint histograms on the CPU: chunks of voxels, each with a histogram of its own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twinloss.fast.kernels.contract import HistogramPlan
+from twinloss.fast.kernels.cpu.compiled import mutual_information as compiled
+from twinloss.fast.kernels.cpu.compiled.lanes import LANES
+from twinloss.fast.runtime.memory import empty
+from twinloss.fast.runtime.threads import for_each_chunk
+
+# Voxels of a chunk, at least, and for each bin of its histogram, which then takes less room than they do; and chunks of
+# an item, at most.
+_CHUNK, _PER_CELL, _MOST = 2**15, 4, 32
+
+# How many numbers of a softmax take as long as a voxel's windows.
+_NUMBERS = 32
+
+
+def _reach(bins: int, sigma: float, dtype: torch.dtype) -> int:
+    """Return how many bins to either side of the nearest one a voxel's weights are kept.
+
+    With f = z - k its distance from the nearest bin, |f| <= 1/2, the weight j bins further off is exp(-(j^2 - 2 j f) /
+    2 sigma^2) times the largest, which is at most exp(-(j^2 - j) / 2 sigma^2); call that t at j = r + 1. From there on
+    each is at most exp(-(r + 1) / sigma^2) times the one before, so that those dropped on a side sum to no more than
+    t (1 + sigma^2 / (r + 1)). With t below an eighth of the dtype's roundoff u, r > 6 sigma: that is t (1 + sigma / 6),
+    where the weights that are kept sum to 1 and to sigma at least. So the fraction dropped is less than u / 2: by way
+    of the division by the sum, too, it changes no weight by as much as its rounding.
+    """
+    needed = -2 * sigma**2 * math.log(torch.finfo(dtype).eps / 16)
+    return min(math.ceil((math.sqrt(1 + 4 * needed) - 1) / 2), bins - 1)
+
+
+class _Histogram:
+    """The arguments of the kernels for a pair of images (B, N)."""
+
+    def __init__(self, x: Tensor, y: Tensor, plan: HistogramPlan) -> None:
+        bins, sigma, kernel = plan
+        self.bins = bins
+        self.images = x.contiguous().numpy(), y.contiguous().numpy()
+        gaussian = kernel == "gaussian"
+        self.windows = (compiled.GAUSSIAN, compiled.GAUSSIAN) if gaussian else (compiled.CUBIC, compiled.BOX)
+        self.reach = _reach(bins, sigma, x.dtype) if gaussian else 0
+        self.exponent = 1 / (2 * sigma**2)
+        self.ranges = np.zeros((len(x), 2, 2)) if gaussian else _ranges(self.images)
+        voxels = x.shape[1]
+        self.chunk = max(_CHUNK, _PER_CELL * bins**2, -(-voxels // _MOST))
+        self.parts = -(-voxels // self.chunk)
+
+    def each_chunk(self, work: Any) -> None:
+        """Call work(item, part, images of the chunk) for all chunks."""
+
+        def chunk(index: int) -> None:
+            item, part = divmod(index, self.parts)
+            voxels = slice(part * self.chunk, (part + 1) * self.chunk)
+            work(item, part, voxels, *(image[item, voxels] for image in self.images))
+
+        for_each_chunk(chunk, len(self.images[0]) * self.parts, _NUMBERS * self.images[0].size)
+
+    def options(self, item: int) -> tuple[Any, ...]:
+        """Return the arguments of the kernels after the images."""
+        return self.windows, self.bins, self.reach, self.exponent, self.ranges[item]
+
+
+def _ranges(images: tuple[Any, Any]) -> Any:
+    """Return the smallest intensity of each item and the width of its range, (B, 2 images, 2)."""
+    low, high = (np.stack([end(image, 1) for image in images], 1).astype(np.float64) for end in (np.min, np.max))
+    with np.errstate(all="ignore"):  # infinity less infinity
+        return np.stack([low, high - low], 2)
+
+
+def histogram(x: Tensor, y: Tensor, plan: HistogramPlan) -> Tensor:
+    """Return the histogram of each item, (B, K, K) float64, which adds up to 1."""
+    call, bins = _Histogram(x, y, plan), plan.bins
+    parts = np.zeros((len(x), call.parts, bins, bins))
+    missing = np.zeros((len(x), call.parts), np.int64)
+
+    def work(item: int, part: int, voxels: slice, first: Any, second: Any) -> None:
+        missing[item, part] = compiled.forward(first, second, *call.options(item), parts[item, part])
+
+    call.each_chunk(work)
+    joint = parts.sum(1) / x.shape[1]
+    joint[missing.any(1)] = np.nan
+    return torch.from_numpy(joint)
+
+
+def gradient(upstream: Tensor, x: Tensor, y: Tensor, plan: HistogramPlan) -> Tensor:
+    """Return the gradient in x, given the slopes in the histogram."""
+    call = _Histogram(x, y, plan)
+    before = [compiled.before(window, call.reach) for window in call.windows]
+    # Beyond the last bin, what the windows reach and a wide register more.
+    after = [compiled.reached(window, call.reach) + LANES for window in call.windows]
+    padded = np.pad(upstream.numpy() / x.shape[1], ((0, 0), (before[0], after[0]), (before[1], after[1])))
+    made = empty(x.shape, x.dtype)
+    out = made.numpy()
+    sums = np.zeros((len(x), call.parts, 2))
+
+    def work(item: int, part: int, voxels: slice, first: Any, second: Any) -> None:
+        slopes = padded[item]
+        sums[item, part] = compiled.backward(first, second, *call.options(item), slopes, out[item, voxels])
+
+    call.each_chunk(work)
+    if plan.kernel == "b-spline":
+        _through_the_range(out, call, sums.sum(1))
+    return made
+
+
+def _through_the_range(out: Any, call: _Histogram, sums: Any) -> None:
+    """Turn dL/dz into dL/dx: z also depends on the extremes of x, which all voxels that attain one share."""
+    for item, image in enumerate(call.images[0]):
+        width = call.ranges[item, 0, 1]
+        total, moment = sums[item, 0], sums[item, 1] / (call.bins - 4)
+        if width == 0:
+            out[item] = 0
+            continue
+        bins = call.bins - 4
+        # Divided first: of a range as small as numbers get, the inverse is infinite, and what it meets may be 0.
+        with np.errstate(over="ignore", invalid="ignore"):
+            out[item] = out[item] / width * bins
+            for extreme, part in ((image.min(), total - moment), (image.max(), moment)):
+                attained = image == extreme
+                out[item][attained] -= part / width * bins / np.count_nonzero(attained)

@@ -1,0 +1,1 @@
+"""What the engine and the kernels run on; nothing here knows a loss."""

@@ -1,0 +1,45 @@
+"""The command `twinloss audit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from twinloss.harness.cli.app import Cluster, Jobs, app, console, progress, with_dask, writable
+
+
+@app.command()
+def audit(
+    library: Annotated[str, typer.Argument(help="monai, kornia or segmentation_models_pytorch.")],
+    losses: Annotated[
+        list[str] | None, typer.Argument(help="Our losses whose counterparts to audit; all by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for errata.md.")] = None,
+    jobs: Jobs = None,
+    dask: Cluster = None,
+) -> None:
+    """Compare the losses of another library with the papers, option by option."""
+    folder = writable(out) if out else None
+    from twinloss.harness.commands import audit as audits
+    from twinloss.harness.hunting.parallel import PROCESSES
+
+    with progress() as tick:
+        try:
+            rows = audits.audit(library, losses or (), seed, tick, jobs or PROCESSES, with_dask(dask))
+        except audits.LibraryError as error:
+            raise typer.BadParameter(str(error)) from error
+    made = Table("loss", "option", "verdict", "what", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    styles = {"differs": "red", "raises": "red", "not there": "dim"}
+    for row in rows:
+        made.add_row(row.loss, row.option, f"[{styles.get(row.verdict, 'green')}]{row.verdict}[/]", escape(row.what))
+    console.print(made)
+    if folder:
+        path = folder / ("errata.md" if library == "monai" else f"errata-{library}.md")
+        path.write_text(audits.as_markdown(library, rows, seed), encoding="utf-8")
+        console.print(f"wrote {path}")

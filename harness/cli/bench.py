@@ -1,0 +1,112 @@
+"""The command `twinloss bench`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from twinloss.harness.cli.app import Losses, app, console, named_twins, progress, writable
+
+if TYPE_CHECKING:
+    from twinloss.harness.bench.cases import BenchmarkCase
+    from twinloss.harness.bench.records import BenchmarkRun
+
+
+EPILOG = """
+[bold]Examples[/]
+
+twinloss bench dice                                  the base case: 96³ voxels, 2 items, 4 classes, all threads
+
+twinloss bench --sweep --out reports                 all cases of all losses, and the report with its figures
+
+twinloss bench --sweep --out reports --resume        only the cases that an interrupted run did not reach
+
+twinloss bench dice --size 32 --threads 1 --no-compiled --no-memory --budget 1      a quick look
+
+twinloss bench --device cuda --out reports           benchmarks-cuda.md: the losses in plain torch on a GPU
+
+[bold]Files[/]: benchmarks.json keeps all results; new results replace those of the same case. It is written after each
+case, so Ctrl-C loses only the current case. benchmarks.md is made from it.
+"""
+
+
+class Device(StrEnum):
+    """The device on which the losses run."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def _usable(device: Device) -> str:
+    """Return the name of the device, after a check that torch can use it."""
+    import torch
+
+    if device is Device.cuda and not torch.cuda.is_available():
+        why = "torch sees no GPU" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
+        raise typer.BadParameter(f"--device cuda needs a GPU and a torch that supports it, but {why}")
+    return device.value
+
+
+@app.command(epilog=EPILOG)
+def bench(
+    losses: Losses = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Also vary size, classes, items, dtype and number of threads.")
+    ] = False,
+    budget: Annotated[float, typer.Option(min=0.01, help="Time, in seconds, to spend on each case.")] = 4.0,
+    size: Annotated[int, typer.Option(min=8, help="Edge length, in voxels, of the cube in the base case.")] = 96,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads in the base case. Default: torch's.")] = None,
+    device: Annotated[Device, typer.Option(help="The device on which the losses run.")] = Device.cpu,
+    compiled: Annotated[bool, typer.Option(help="Also time torch.compile of the losses, which takes minutes.")] = True,
+    memory: Annotated[bool, typer.Option(help="Also measure peak memory, each in its own process.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip cases whose results are in the --out folder.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the report and benchmarks.json.")] = None,
+) -> None:
+    """Time forward and backward of the losses and those of other libraries, and measure their memory."""
+    twins, folder, where = named_twins(losses), writable(out) if out else None, _usable(device)
+    import torch
+
+    from twinloss.harness.bench import cases as made
+    from twinloss.harness.bench import report
+    from twinloss.harness.bench.records import Records, load
+    from twinloss.harness.bench.session import Session
+
+    count = threads or torch.get_num_threads()
+    kind = "base" if size == made.BASE and count == torch.get_num_threads() else "custom"
+    wanted = (made.sweep if sweep else made.base_cases)(twins, count, size, where, kind)
+    stem = "benchmarks" if where == "cpu" else f"benchmarks-{where}"
+    path = folder / f"{stem}.json" if folder else None
+    records = load(path) if path else Records()
+    if resume:
+        wanted = [case for case in wanted if not records.has(case)]
+    with progress() as tick:
+        tick("measuring the machine", 0)
+        session = Session(_run(wanted), records, budget, compiled, memory, tick, path)
+        finished = session.go(wanted)
+    console.print(report.screen([each for each in records.outcomes if each.run is session.run]))
+    for line in report.summary(records):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for written in [path, *report.write(records, folder, stem)] if folder else ():
+        console.print(f"wrote {written}")
+    if not finished:
+        console.print("interrupted: the results so far are kept", style="magenta")
+        raise typer.Exit(130)
+
+
+def _run(cases: list[BenchmarkCase]) -> BenchmarkRun:
+    """Return the description of this run: command, machine, versions, and the machine's speed by number of threads."""
+    from twinloss.harness.bench.competitors import versions_of_others
+    from twinloss.harness.bench.records import BenchmarkRun
+    from twinloss.harness.bench.roofline import measured
+    from twinloss.harness.system.machine import machine, versions
+
+    counts = sorted({case.threads for case in cases if case.device == "cpu"})
+    command = shlex.join(["twinloss", *sys.argv[1:]])
+    return BenchmarkRun(
+        command, machine(), {**versions(), **versions_of_others()}, {str(count): measured(count) for count in counts}
+    )

@@ -1,0 +1,1 @@
+"""What commands do, without a command line: also for Python and for the pytest plugin."""

@@ -1,0 +1,70 @@
+"""Compare two reports of the same hunts, and list what got worse: for the CI of a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from twinloss.harness.hunting.report_file import VERDICTS
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Something that got worse: where, what, and the old and new text."""
+
+    loss: str
+    dtype: str
+    data: str
+    what: str
+    old: str
+    new: str
+
+
+def compare(old: Mapping[str, Any], new: Mapping[str, Any], bits: float) -> list[Regression]:
+    """Return what got worse: results that lost more than `bits` bits, verdicts, laws or coverage."""
+    known = {(_key(row), _nth(row, new)): row for row in new["rows"]}
+    return [
+        Regression(*_key(row), *found)
+        for row in old["rows"]
+        for found in _losses(row, known.get((_key(row), _nth(row, old))), bits)
+    ]
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["loss"], row["dtype"], row["data"]
+
+
+def _nth(row: Mapping[str, Any], report: Mapping[str, Any]) -> int:
+    """Return the position of a row's seed in a soak, from 0; two reports may have different seeds."""
+    return int(row["seed"] - report["seed"]) if "seed" in row else 0
+
+
+def _losses(old: Mapping[str, Any], new: Mapping[str, Any] | None, bits: float) -> Iterator[tuple[str, str, str]]:
+    if new is None or new["interrupted"]:
+        yield "row", "there", "missing" if new is None else "interrupted"
+        return
+    if VERDICTS.index(new["verdict"]) > VERDICTS.index(old["verdict"]):
+        yield "verdict", old["verdict"], new["verdict"]
+    for part in old["worst"]:
+        yield from _bits(f"bits of the {part}", old["worst"][part]["bits"], _found(new, part), bits)
+    for option, before in old.get("bits_by_option", {}).items():
+        after = new.get("bits_by_option", {}).get(option)
+        if after is not None:
+            yield from _bits(f"bits with {option}", before, after, bits)
+    for law in sorted(set(old["laws"]) - set(new["laws"])):
+        yield f"law '{law}'", "kept", "not tried" if new["verdict"] != "fail" else "broken or not tried"
+    if new["pairs"]["tried"] < old["pairs"]["tried"]:
+        yield "pairs of options", str(old["pairs"]["tried"]), str(new["pairs"]["tried"])
+
+
+def _found(row: Mapping[str, Any], part: str) -> float | None:
+    found = row["worst"].get(part)
+    return None if found is None else found["bits"]
+
+
+def _bits(what: str, before: float | None, after: float | None, most: float) -> Iterator[tuple[str, str, str]]:
+    """Report a loss of more than `most` bits; None stands for infinitely many wrong bits, as for a NaN."""
+    old, new = (float("inf") if each is None else each for each in (before, after))
+    if new > old + most:
+        yield what, f"{old:.1f}", f"{new:.1f}"

@@ -1,0 +1,1 @@
+"""Real data: a brain, and the same brain warped."""

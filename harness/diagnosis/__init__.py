@@ -1,0 +1,1 @@
+"""`twinloss diagnose`: what is wrong with a batch of one's own."""

@@ -1,0 +1,36 @@
+"""The file report.json that `twinloss verify` writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+VERDICTS = ("pass", "degraded", "convention", "imprecise", "fail")
+
+
+class ReportError(ValueError):
+    """A file is no report."""
+
+
+LEGEND = (
+    "x: worst error as a multiple of its bound. bits: number of wrong trailing bits of the result,\n"
+    "3 at the bound. pairs: share of all pairs of option values that were tried together. degraded:\n"
+    "beyond the bound, but at most twice the error of the plain formula in the same type. real: the\n"
+    "reference judges a block of the brain, and the fast twin also runs on the whole volume."
+)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a report that `twinloss verify` wrote, by `--save` or `--report`.
+
+    Raises:
+        ReportError: if the file cannot be read or is no report.
+    """
+    try:
+        made = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ReportError(f"cannot read {path}: {error}") from error
+    if not isinstance(made, dict) or not isinstance(made.get("rows"), list):
+        raise ReportError(f"{path} is no report: it has no rows; make one with twinloss verify --save {path}")
+    return made

@@ -1,0 +1,80 @@
+"""Run the fast twin on a case: value and gradient, as arrays."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from twinloss.harness.model.answer import Answer
+from twinloss.harness.model.operand import Array, Elementwise, function
+from twinloss.harness.model.twin import Case, Twin
+
+# Beginnings of warnings that losses give by design for some of the drawn inputs.
+EXPECTED = (
+    "single channel prediction",
+    "no mask given",
+    "some class is nearer to the background",
+    "intensities beyond",
+    "only the target asks",
+    "target holds values",
+    "target sums to",
+)
+
+
+@contextmanager
+def expected_warnings_silent() -> Iterator[None]:
+    """Suppress the warnings that are expected for drawn inputs."""
+    with warnings.catch_warnings():
+        for start in EXPECTED:
+            warnings.filterwarnings("ignore", message=start, category=UserWarning)
+        yield
+
+
+def fast_options(case: Case) -> dict[str, Any]:
+    """Return the options in the form that the torch module takes."""
+    return {
+        name: function(value.torch) if isinstance(value, Elementwise) else value for name, value in case.options.items()
+    }
+
+
+def widened(tensor: torch.Tensor) -> Array:
+    """Convert a tensor to an array; half types become float32, as NumPy has no bfloat16."""
+    half = tensor.dtype in (torch.float16, torch.bfloat16)
+    made: Array = (tensor.float() if half else tensor).detach().numpy()
+    return made
+
+
+def ask_slope(twin: Twin, case: Case, name: str) -> Array | None:
+    """Return the fast twin's gradient in an argument other than the input, or None if it has none."""
+    with expected_warnings_silent():
+        tensors = {each: operand.tensor() for each, operand in case.operands.items()}
+        value = twin.fast(**fast_options(case))(*(t.requires_grad_(n == name) for n, t in tensors.items()))
+        if not value.requires_grad:
+            return None
+        weights = torch.tensor(case.weights(tuple(value.shape)), dtype=value.dtype)
+        (gradient,) = torch.autograd.grad(value, tensors[name], weights, allow_unused=True)
+    return None if gradient is None else widened(gradient)
+
+
+def ask_fast(twin: Twin, case: Case) -> Answer:
+    """Return value and gradient of the fast twin, from one forward and one backward pass.
+
+    Raises:
+        TypeError: if the value is no tensor, has no gradient, or value or gradient has a wrong dtype.
+    """
+    with expected_warnings_silent():
+        x, *rest = (operand.tensor() for operand in case.operands.values())
+        value = twin.fast(**fast_options(case))(x.requires_grad_(), *rest)
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"a tensor was expected as the value, got {type(value).__name__}")
+        if not value.requires_grad:
+            raise TypeError("the value has no gradient: it was detached, or computed on a copy of the input's numbers")
+        weights = torch.tensor(case.weights(tuple(value.shape)), dtype=value.dtype)
+        (gradient,) = torch.autograd.grad(value, x, weights)
+    if value.dtype not in [getattr(torch, dtype) for dtype in twin.results(case)] or gradient.dtype != x.dtype:
+        raise TypeError(f"for an input of {x.dtype}, the value is {value.dtype} and the gradient {gradient.dtype}")
+    return Answer(widened(value), widened(gradient))

@@ -1,0 +1,127 @@
+"""One trial: a case is judged against the reference, then checked by a law and by finite differences."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from twinloss.harness.judging import finite_differences, law_check
+from twinloss.harness.judging.answers import ask_fast
+from twinloss.harness.judging.judgement import C, Finding, Precision
+from twinloss.harness.judging.truth import Truth
+from twinloss.harness.judging.verdict import judge
+from twinloss.harness.model.answer import Answer
+from twinloss.harness.model.twin import Case, Twin, UnsupportedError
+
+# The rounding error, in float64, that may remain when terms of size 1 cancel.
+CANCELLED = 2.0**-46
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The outcome of a case.
+
+    Attributes:
+        case: the case.
+        kind: the kind of failure ("error", "value", "gradient", "law", "differences", "reference"), or None.
+        message: describes the failure.
+        findings: the judgement of value and gradient, if both twins gave an answer.
+        truth: the reference's results.
+        answer: the fast twin's results.
+        beyond: whether the law needs something that the fast twin does not support.
+    """
+
+    case: Case
+    kind: str | None = None
+    message: str = ""
+    findings: tuple[Finding, ...] = ()
+    truth: Truth | None = field(default=None, repr=False)
+    answer: Answer | None = field(default=None, repr=False)
+    beyond: bool = False
+
+
+@np.errstate(all="ignore")  # the judge itself looks for NaN and infinity
+def examine(twin: Twin, case: Case, truth: Truth | None = None) -> Trial:
+    """Run both twins on a case and judge the result; `truth` saves the reference's work if it is known."""
+    truth = truth or Truth(twin, case)
+    try:
+        answer = ask_fast(twin, case)
+    except Exception as error:
+        return Trial(case, "error", f"the fast twin raised {type(error).__name__}: {error}")
+    try:
+        findings = judge(truth, answer)
+    except Exception as error:
+        return Trial(case, "reference", f"the reference raised {type(error).__name__}: {error}")
+    for finding in findings:
+        if finding.verdict == "fail":
+            return _with_bounds(twin, Trial(case, finding.part, describe(finding), findings, truth, answer))
+    try:
+        kind, message = _second_opinions(twin, case, truth, answer)
+    except UnsupportedError:
+        return Trial(case, None, "", findings, truth, answer, beyond=True)
+    return Trial(case, kind, message, findings, truth, answer)
+
+
+def _with_bounds(twin: Twin, trial: Trial) -> Trial:
+    """Return the failed trial; if its value is outside the bounds of the loss, the message says so."""
+    beyond = outside_its_bounds(twin, trial) if trial.kind == "value" else None
+    return replace(trial, message=f"{trial.message}; {beyond}") if beyond else trial
+
+
+def only_rounding(twin: Twin, failed: Trial) -> bool:
+    """Return whether a failure is only a loss of precision.
+
+    It is one if the case passes in float64, judged with the tolerance of its dtype but at least that of float32. A
+    gradient close to 0 that remains when terms of size 1 cancel is accepted, too. NaN, infinity and values outside
+    the bounds of the loss are never a matter of precision.
+    """
+    if failed.kind not in ("value", "gradient", "law") or any(np.isinf(found.ratio) for found in failed.findings):
+        return False
+    if outside_its_bounds(twin, failed):
+        return False
+    again = examine(twin, failed.case.in_double())
+    if again.kind in ("value", "gradient") and again.truth is not None:
+        size = max(twin.unit, float(np.max(np.abs(again.truth.value), initial=0)))
+        size *= max(map(abs, again.case.cotangent or (1.0,)))
+        return all(found.verdict != "fail" or found.error <= CANCELLED * size for found in again.findings)
+    return again.kind is None
+
+
+def outside_its_bounds(twin: Twin, trial: Trial) -> str | None:
+    """Describe a value that lies outside the bounds of the loss by more than rounding explains, or return None."""
+    case, answer = trial.case, trial.answer
+    # The bounds hold for every input, so an ill-conditioned input is no excuse.
+    if answer is None or not answer.value.size or not twin.domain(case):
+        return None
+    low, high = twin.bounds(twin.defaults() | dict(case.options), case.input.values.shape)
+    precision = Precision.of(case.tolerance)
+    size = max([1.0, *(abs(bound) for bound in (low, high) if math.isfinite(bound))])
+    slack = size * (C * precision.u * case.input.values.size + precision.u_out)
+    for value in answer.value.ravel():
+        if value < low - slack or value > high + slack:
+            return f"{value:.6g} is outside [{low:.6g}, {high:.6g}], the bounds of the loss for any input"
+    return None
+
+
+def describe(finding: Finding) -> str:
+    """Describe a finding in a sentence."""
+    if np.isinf(finding.ratio):
+        return f"{finding.part}: the shape, or the places of NaN and infinity, differ from the reference"
+    return (
+        f"{finding.part}: off by {finding.error:.3g} at {finding.where}, {finding.ratio:.3g} times the bound of "
+        f"{finding.bound:.3g} ({finding.bits:.1f} bits)"
+    )
+
+
+def _second_opinions(twin: Twin, case: Case, truth: Truth, answer: Answer) -> tuple[str | None, str]:
+    if case.law is not None and case.law.applies(case):
+        broken = law_check.breach(case.law, twin, case)
+        if broken:
+            return "law", broken
+    if finite_differences.applies(truth):
+        contradicted = finite_differences.complaint(truth, answer)
+        if contradicted:
+            return "differences", contradicted
+    return None, ""

@@ -1,0 +1,1 @@
+"""The losses of the catalogue: a record for each, their laws, bounds, real cases and peers."""

@@ -1,0 +1,197 @@
+"""Magnitudes of the terms that the gradients of some losses add and subtract, to bound their rounding errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from twinloss import reference
+from twinloss.harness.judging.truth import Truth, reference_options, softmax_terms
+from twinloss.harness.model.operand import Array
+from twinloss.reference import generalized_dice, global_mutual_information, local_normalized_cross_correlation
+from twinloss.reference.steps import parzen, segmentation
+from twinloss.reference.steps.activation import softmax
+from twinloss.reference.steps.reduction import reduce, reduce_adjoint
+from twinloss.reference.steps.window import cropped, padded, places
+
+
+def _arguments(truth: Truth) -> tuple[list[Array], Array, Mapping[str, Any]]:
+    case = truth.case
+    images = [operand.lifted(truth.real) for operand in case.operands.values()]
+    return images, case.weights(truth.value.shape).astype(truth.real), case.options
+
+
+def generalized_dice_loss(truth: Truth) -> Array:
+    r"""Return the magnitudes of the terms of w/M (t' (N/M - 2) + (1 - t') N/M), the gradient of generalised Dice.
+
+    Both slopes, N/M - 2 and N/M, come from sums that are rounded. For a hard target one of the two terms is 0. For a
+    soft target they may cancel, although no perturbation of the input moves their sum by as much: a perturbation of g
+    also moves the weight 1/V², in the opposite direction.
+    """
+    (x, target), cotangent, _ = _arguments(truth)
+    given = reference_options(truth.case, gradient=True)
+    derivative = given.pop("other_act_derivative", None)
+    o = generalized_dice.GeneralizedDiceOptions(**given)
+    p, g = segmentation.probabilities(x, target, o)
+    n, m = generalized_dice.fraction(p, g, o)
+    u = np.abs(reduce_adjoint(cotangent, n, x.ndim, o.reduction))
+    _, dt = segmentation.overlap(p, g, o.soft_label)
+    h = u * np.abs(generalized_dice.volume_weights(g, o) / m) * (dt * np.abs(n / m - 2) + (1 - dt) * np.abs(n / m))
+    if o.softmax and x.shape[1] > 1:
+        h = segmentation.probabilities_adjoint(h, x, target, replace(o, softmax=False), None)
+        return softmax_terms(h, softmax(x))
+    return np.abs(segmentation.probabilities_adjoint(h, x, target, o, derivative))
+
+
+def lncc(truth: Truth) -> Array:
+    """Return w_j (|A| |t - mean t| + 2 |B| |p - mean p|), the terms of LNCC's gradient, with the rounding of A and B.
+
+    A = 2 c / D and B = -N / D² ∂D/∂s^p are computed from the moments of their window, which are rounded. Each window
+    rounds its own moments: where the slopes of two windows cancel, no perturbation of the input moves only one of them.
+    So the magnitude includes the changes of A and B that result if each term of c and each variance changes by its own
+    size. The means are float64 numbers, whatever the dtype of the images. If the images are float64, too, the rounding
+    of the means matters for a contrast of a few roundoffs.
+    """
+    (pred, target), cotangent, options = _arguments(truth)
+    return _lncc(pred, target, cotangent, MEAN / truth.precision.u, **options)
+
+
+# The unit roundoff of the means of windows.
+MEAN = 2.0**-53
+
+
+class _Moments(NamedTuple):
+    """The moments of each window, and the magnitudes of the sums behind them; each is (B, C, *S)."""
+
+    mean_t: Array
+    mean_p: Array
+    c: Array
+    terms_of_c: Array
+    d: Array
+    slope: Array
+    of_d: Array  # the relative change of D if both variances change by their own size
+
+
+def _moments(pred: Array, target: Array, o: Any) -> _Moments:
+    paper = local_normalized_cross_correlation
+    (mean_t, _), (mean_p, _), c, s_t, s_p = paper.window_moments(pred, target, o)
+    d, slope = paper.denominator(s_t, s_p, o)
+    radii, windows = paper.window_weights(pred, o)
+    t, p = padded(target.astype(pred.dtype), radii), padded(pred, radii)
+    terms_of_c = np.zeros_like(pred)
+    for w, place in places(pred.shape, windows):
+        terms_of_c += w * np.abs((t[place] - mean_t) * (p[place] - mean_p))
+    return _Moments(mean_t, mean_p, c, terms_of_c, d, slope, 2 * np.abs(d - o.smooth_dr) / d)
+
+
+def lncc_value(truth: Truth) -> Array:
+    """Return the size of (c² + ν) / D plus its change if each term of c and each variance changes by its own size."""
+    (pred, target), _, options = _arguments(truth)
+    o = local_normalized_cross_correlation.LNCCOptions(**options)
+    m = _moments(pred, target, o)
+    sizes = ((m.c**2 + o.smooth_nr) * (1 + m.of_d) + 2 * np.abs(m.c) * m.terms_of_c) / m.d
+    return reduce(np.abs(sizes), pred.ndim, o.reduction)
+
+
+def _lncc(pred: Array, target: Array, cotangent: Array, rounding: float, **options: Any) -> Array:
+    paper = local_normalized_cross_correlation
+    o = paper.LNCCOptions(**options)
+    m = _moments(pred, target, o)
+    g = np.abs(reduce_adjoint(cotangent, m.c, pred.ndim, o.reduction))
+    by_c = g * 2 / m.d * (np.abs(m.c) * (1 + m.of_d) + m.terms_of_c)
+    n = m.c**2 + o.smooth_nr
+    by_s = g * np.abs(m.slope) / m.d**2 * (n * (2 + 2 * m.of_d) + 2 * np.abs(m.c) * m.terms_of_c)
+    radii, windows = paper.window_weights(pred, o)
+    t, p = padded(target.astype(pred.dtype), radii), padded(pred, radii)
+    sizes, off_t, off_p = np.zeros_like(p), rounding * np.abs(m.mean_t), rounding * np.abs(m.mean_p)
+    for w, place in places(pred.shape, windows):
+        dt, dp = np.abs(t[place] - m.mean_t), np.abs(p[place] - m.mean_p)
+        sizes[place] += w * (by_c * (dt + off_t) + 2 * by_s * (dp + off_p))
+    return cropped(sizes, radii)
+
+
+def mutual_information(truth: Truth) -> Array:
+    """Return the sum over bins of |slope of the weight| w |terms of Gamma|, where Gamma is dL/dhistogram."""
+    (pred, target), cotangent, options = _arguments(truth)
+    o = global_mutual_information.MutualInformationOptions(**options)
+    u = np.abs(reduce_adjoint(cotangent, pred.reshape(len(pred), -1)[:, 0], 1, o.reduction))
+    return np.stack([_of_item(*item, o) for item in zip(pred, target.astype(pred.dtype), u, strict=True)])
+
+
+def _of_item(p: Array, t: Array, u: Array, o: Any) -> Array:
+    joint = global_mutual_information.joint_histogram(p.ravel(), t.ravel(), o)
+    of_k, of_l = joint.sum(1, keepdims=True), joint.sum(0, keepdims=True)
+    m = of_k * of_l + o.smooth_dr
+    q = (joint + o.smooth_nr) / m
+    r = q + o.smooth_dr
+    by_m = joint * q / (r * m)
+    gamma = np.abs(np.log(r)) + joint / (r * m) + (of_l * by_m).sum(1, keepdims=True) + (of_k * by_m).sum(0)
+    terms = [
+        (np.abs(of_p[1]) * (of_t[0] @ gamma.T)).sum(1)
+        for of_p, of_t in parzen.weights_and_slopes(p.ravel(), t.ravel(), o)
+    ]
+    low, high = p.min(), p.max()
+    width = 1 if o.kernel_type == "gaussian" or high == low else high - low
+    by_x = u * np.concatenate(terms) / p.size * o.num_bins / width
+    # All voxels contribute to the gradient in the two extremes of the range, so the sum of their terms is added.
+    return np.asarray(by_x if o.kernel_type == "gaussian" else by_x + by_x.sum()).reshape(p.shape)
+
+
+def multi_scale_lncc(truth: Truth, wrapped: Callable[..., Array], wrapped_gradient: Callable[..., Array]) -> Array:
+    """Return the terms of the loss of the smoothed images, smoothed again, plus the effect of rounding these images."""
+    (pred, target), cotangent, options = _arguments(truth)
+    ours = {name: value for name, value in options.items() if name not in ("ndim", "loss")}
+    rng, u = np.random.default_rng(0), truth.real(truth.precision.u)
+
+    def rounded(image: Array) -> Array:
+        return np.asarray(image * (1 + u * rng.choice([-1, 1], image.shape).astype(image.dtype)))
+
+    def terms(p: Array, t: Array, cotangent: Array) -> Array:
+        here = wrapped_gradient(p, t, cotangent)
+        moves = [np.abs(wrapped_gradient(rounded(p), rounded(t), cotangent) - here) for _ in range(2)]
+        own = _lncc(p, t, cotangent, MEAN / truth.precision.u, ndim=options["ndim"])
+        return np.asarray(own + np.maximum(*moves) / u)
+
+    if options.get("loss", "lncc") != "lncc":
+        return truth.gradient
+    return reference.multi_scale_loss_gradient(target, pred, wrapped, terms, cotangent=np.abs(cotangent), **ours)
+
+
+def dice_slope(truth: Truth) -> Array | None:
+    """Return dL/dp of the Dice term if p is the softmax of the input, else None."""
+    case = truth.case
+    x = case.input.lifted(truth.real)
+    if not case.options.get("softmax") or x.shape[1] == 1:
+        return None
+    other_terms = {name: 0.0 for name in ("lambda_ce", "lambda_focal") if name in truth.twin.options}
+    return truth.gradient_of(case.having(softmax=None, **other_terms).with_values(input=softmax(x)))
+
+
+def wasserstein_slope(truth: Truth) -> Array:
+    """Return |dL/dp| of Wasserstein Dice as if its terms did not cancel: M[y, c] |dL/dW|.
+
+    The loss is L = 1 - N / Z, where N and Z are sums over the distances W of all voxels.
+    """
+    case, given = truth.case, truth.twin.defaults() | dict(truth.case.options)
+    x = case.input.lifted(truth.real)
+    p = softmax(x).reshape(*x.shape[:2], -1)
+    labels = case.operands["target"].values.reshape(len(x), -1)
+    kept = labels != given["ignore_index"]
+    y = np.where(kept, labels, 0).astype(np.intp)
+    distances = np.asarray(given["dist_matrix"], truth.real)
+    to_label = np.stack([(distances[:, c] / distances.max())[y] for c in range(x.shape[1])], 1)
+    w, alpha = np.where(kept, (to_label * p).sum(1), 0), kept * (y > 0).astype(truth.real)
+    by_gdl = given["weighting_mode"] == "GDL"
+    if by_gdl:
+        volumes = np.stack([(kept & (y == c)).sum(1) for c in range(x.shape[1])], 1)
+        alpha = kept * np.take_along_axis(1 / (volumes + truth.real(1)), y, 1)
+    overlap = 2 * (alpha * (1 - w)).sum(1, keepdims=True)
+    n = overlap + given["smooth_nr"]
+    z = given["smooth_dr"] + ((alpha * (2 - w)) if by_gdl else 2 * alpha * (1 - w) + w).sum(1, keepdims=True)
+    slope_z = alpha if by_gdl else np.abs(1 - 2 * alpha)
+    by_w = kept * (np.abs(n / z) * slope_z + 2 * alpha) / np.abs(z)
+    upstream = np.abs(case.weights(truth.value.shape)).reshape(-1, 1) / (len(x) if given["reduction"] == "mean" else 1)
+    return np.asarray((upstream * by_w)[:, np.newaxis] * to_label).reshape(x.shape)

@@ -1,0 +1,228 @@
+"""The records of the segmentation losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from twinloss import fast, reference
+from twinloss.harness.drawing import segmentation_options as seg
+from twinloss.harness.drawing.segmentation_cases import segmentation
+from twinloss.harness.losses import bounds, gradient_term_sizes, peers
+from twinloss.harness.losses import segmentation_laws as laws
+from twinloss.harness.losses.benchmark_inputs import labelled
+from twinloss.harness.losses.module_laws import PROTOCOL
+from twinloss.harness.losses.real_cases import LABELS, LABELS_IN_MASK, SOFT_LABELS, SOFT_LABELS_IN_MASK
+from twinloss.harness.model.twin import Twin
+
+DICE = Twin(
+    name="dice",
+    fast=fast.DiceLoss,
+    value=reference.dice_loss,
+    gradient=reference.dice_loss_gradient,
+    operands=("input", "target"),
+    options=seg.TARGET | seg.ACTIVATION | {"squared_pred": (False, True), "jaccard": (False, True)}
+    | seg.REDUCTION | seg.SMOOTHING | seg.BATCH | seg.WEIGHT | seg.SOFT_LABEL | seg.IGNORE,
+    cases=segmentation,
+    slopes=seg.slopes_of_arguments,
+    allowed=seg.one_activation,
+    domain=seg.probabilities_if_not_activated,
+    constants=("smooth_nr", "smooth_dr"),
+    logits=seg.logits_in,
+    slope=gradient_term_sizes.dice_slope,
+    kinks=seg.ties_matter,
+    bounds=bounds.overlap,
+    laws=laws.SEGMENTATION + laws.JACCARD + laws.WEIGHT + PROTOCOL,
+    real=(LABELS, SOFT_LABELS),
+    benches=(labelled("DiceLoss", others=peers.dice),),
+)  # fmt: skip
+
+MASKED_DICE = Twin(
+    name="masked_dice",
+    fast=fast.MaskedDiceLoss,
+    value=reference.masked_dice_loss,
+    gradient=reference.masked_dice_loss_gradient,
+    operands=("input", "target", "mask"),
+    options=DICE.options,
+    cases=segmentation,
+    slopes=seg.slopes_of_arguments,
+    allowed=seg.one_activation,
+    domain=seg.probabilities_if_not_activated,
+    constants=DICE.constants,
+    logits=seg.logits_in,
+    slope=gradient_term_sizes.dice_slope,
+    kinks=seg.ties_matter,
+    bounds=bounds.overlap,
+    laws=laws.SEGMENTATION + laws.JACCARD + laws.WEIGHT + laws.MASKED + PROTOCOL,
+    real=(LABELS_IN_MASK, SOFT_LABELS_IN_MASK),
+    benches=(labelled("MaskedDiceLoss", masked=True, note="MONAI masks the logits before the softmax"),),
+)
+
+TVERSKY = Twin(
+    name="tversky",
+    fast=fast.TverskyLoss,
+    value=reference.tversky_loss,
+    gradient=reference.tversky_loss_gradient,
+    operands=("input", "target"),
+    options=seg.TARGET | seg.ACTIVATION | {"alpha": (0.5, 0.25, 0.0), "beta": (0.5, 0.75, 2.0)}
+    | seg.REDUCTION | seg.SMOOTHING | seg.BATCH | seg.SOFT_LABEL | seg.IGNORE,
+    cases=segmentation,
+    slopes=seg.slopes_of_arguments,
+    allowed=seg.one_activation,
+    domain=DICE.domain,
+    constants=(*DICE.constants, "alpha", "beta"),
+    logits=seg.logits_in,
+    slope=gradient_term_sizes.dice_slope,
+    kinks=seg.ties_matter,
+    bounds=bounds.overlap,
+    laws=laws.SEGMENTATION + laws.TVERSKY + PROTOCOL,
+    real=(LABELS, SOFT_LABELS),
+    benches=(labelled("TverskyLoss", others=peers.tversky),),
+)  # fmt: skip
+
+GENERALIZED_DICE = Twin(
+    name="generalized_dice",
+    fast=fast.GeneralizedDiceLoss,
+    value=reference.generalized_dice_loss,
+    gradient=reference.generalized_dice_loss_gradient,
+    operands=("input", "target"),
+    options=seg.TARGET | seg.ACTIVATION | {"w_type": ("square", "simple", "uniform")}
+    | seg.REDUCTION | seg.SMOOTHING | seg.BATCH | seg.SOFT_LABEL | seg.IGNORE | {"normalize_weights": (False, True)},
+    cases=segmentation,
+    slopes=seg.slopes_of_arguments,
+    allowed=seg.one_activation,
+    domain=DICE.domain,
+    constants=DICE.constants,
+    logits=seg.logits_in,
+    terms=gradient_term_sizes.generalized_dice_loss,
+    kinks=seg.ties_matter,
+    bounds=bounds.overlap,
+    laws=laws.SEGMENTATION + laws.GENERALIZED + PROTOCOL,
+    real=(LABELS, SOFT_LABELS),
+    benches=(labelled("GeneralizedDiceLoss"),),
+)  # fmt: skip
+
+FOUR_CLASSES = [[0.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.5, 0.5], [1.0, 0.5, 0.0, 0.25], [1.0, 0.5, 0.25, 0.0]]
+
+
+def distances(classes: int) -> list[list[float]]:
+    """Return distances between classes; the background is class 0, at distance 1 from all others."""
+    if classes == 4:
+        return FOUR_CLASSES
+    return [[0.0 if i == j else 0.5 if i and j else 1.0 for j in range(classes)] for i in range(classes)]
+
+
+GENERALIZED_WASSERSTEIN_DICE = Twin(
+    name="generalized_wasserstein_dice",
+    fast=fast.GeneralizedWassersteinDiceLoss,
+    value=reference.generalized_wasserstein_dice_loss,
+    gradient=reference.generalized_wasserstein_dice_loss_gradient,
+    operands=("input", "target"),
+    options={"dist_matrix": (seg.TREE, seg.EQUAL_DISTANCES, seg.ORDERED), "weighting_mode": ("default", "GDL")}
+    | seg.REDUCTION | seg.SMOOTHING | seg.IGNORE,
+    cases=segmentation,
+    slopes=seg.slopes_of_arguments,
+    channels=2,
+    required=("dist_matrix",),
+    constants=DICE.constants,
+    logits=lambda options: True,
+    slope=gradient_term_sizes.wasserstein_slope,
+    bounds=bounds.overlap,
+    laws=laws.WASSERSTEIN + PROTOCOL,
+    real=(
+        LABELS.having(dist_matrix=FOUR_CLASSES),
+        LABELS.having("labels, GDL", dist_matrix=FOUR_CLASSES, weighting_mode="GDL"),
+    ),
+    benches=(
+        labelled(
+            "GeneralizedWassersteinDiceLoss",
+            lambda n: {"dist_matrix": distances(n)},
+            lambda n: {"dist_matrix": np.array(distances(n), np.float32)},
+        ),
+    ),
+)  # fmt: skip
+
+FOCAL = Twin(
+    name="focal",
+    fast=fast.FocalLoss,
+    value=reference.focal_loss,
+    gradient=reference.focal_loss_gradient,
+    operands=("input", "target"),
+    options=seg.TARGET | seg.FOCAL | seg.WEIGHT | seg.REDUCTION | seg.IGNORE,
+    cases=segmentation,
+    slopes=seg.slopes_of_arguments,
+    logits=lambda options: True,
+    bounds=bounds.not_negative,
+    laws=laws.FOCAL + PROTOCOL,
+    real=(LABELS.having(to_onehot_y=True), SOFT_LABELS.having(include_background=False)),
+    benches=(
+        labelled(
+            "FocalLoss",
+            lambda n: {"to_onehot_y": n > 1},
+            lambda n: {"to_onehot_y": n > 1, "use_softmax": n > 1},
+            others=peers.focal,
+            passes=1,
+            note="segmentation_models_pytorch treats each class separately, with a sigmoid",
+        ),
+    ),
+)
+
+COMPOUND: dict[str, tuple[Any, ...]] = {
+    **DICE.options,
+    "weight": (None, 2.0, seg.PER_CHANNEL),
+    "lambda_dice": seg.LAMBDAS,
+}
+
+DICE_CE = Twin(
+    name="dice_ce",
+    fast=fast.DiceCELoss,
+    value=reference.dice_ce_loss,
+    gradient=reference.dice_ce_loss_gradient,
+    operands=("input", "target"),
+    options=COMPOUND | {
+        "reduction": ("mean", "sum"),
+        "ce_weight": (None, 2.0, seg.PER_CHANNEL),
+        "lambda_ce": seg.LAMBDAS,
+        "label_smoothing": (0.0, 0.25),
+    },
+    cases=segmentation,
+    slopes=seg.slopes_of_arguments,
+    allowed=seg.one_activation_and_one_weight,
+    domain=DICE.domain,
+    constants=DICE.constants,
+    logits=lambda options: True,
+    slope=gradient_term_sizes.dice_slope,
+    kinks=seg.ties_matter,
+    bounds=bounds.overlap_and_entropy,
+    laws=laws.DICE_CE + PROTOCOL,
+    real=(LABELS, SOFT_LABELS),
+    benches=(labelled("DiceCELoss", others=peers.cross_entropy),),
+)  # fmt: skip
+
+DICE_FOCAL = Twin(
+    name="dice_focal",
+    fast=fast.DiceFocalLoss,
+    value=reference.dice_focal_loss,
+    gradient=reference.dice_focal_loss_gradient,
+    operands=("input", "target"),
+    options=COMPOUND | seg.FOCAL | {"focal_weight": (None, 2.0, seg.PER_CLASS), "lambda_focal": seg.LAMBDAS},
+    cases=segmentation,
+    slopes=seg.slopes_of_arguments,
+    allowed=seg.one_activation_and_one_weight,
+    domain=DICE.domain,
+    constants=DICE.constants,
+    logits=lambda options: True,
+    slope=gradient_term_sizes.dice_slope,
+    kinks=seg.ties_matter,
+    bounds=bounds.overlap_and_entropy,
+    laws=laws.DICE_FOCAL + PROTOCOL,
+    real=(LABELS, SOFT_LABELS),
+    benches=(
+        labelled(
+            "DiceFocalLoss",
+            others=peers.cross_entropy,
+            note="MONAI's focal term uses a sigmoid, ours a softmax",
+        ),
+    ),
+)

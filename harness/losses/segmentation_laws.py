@@ -1,0 +1,279 @@
+"""Laws of segmentation losses, whose arguments are (B, C or 1, *S)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from twinloss import fast
+from twinloss.harness.drawing.segmentation_options import (
+    EQUAL_DISTANCES,
+    LAST_CLASS,
+    PER_CHANNEL,
+    PER_CLASS,
+    has_labels,
+)
+from twinloss.harness.judging.answers import ask_fast
+from twinloss.harness.judging.law_check import both
+from twinloss.harness.losses.general_laws import (
+    BOUNDED,
+    FLIPS,
+    MEAN,
+    NO_ORDER,
+    NONE_MEAN,
+    NONE_SUM,
+    item,
+    needing,
+    spatial,
+)
+from twinloss.harness.model.operand import Array
+from twinloss.harness.model.twin import Case, Claim, Law, Twin
+from twinloss.reference.steps.segmentation import SegmentationOptions, class_target, kept_voxels
+
+
+def _permuting_classes(twin: Twin, case: Case) -> Iterator[Claim]:
+    classes = case.input.values.shape[1]
+    order = np.random.default_rng(0).permutation(classes)
+    labels = has_labels(twin, case.options)
+    x, target = case.operands["input"].values, case.operands["target"].values
+    moved = case.contiguous().with_values(
+        input=x[:, order], target=np.argsort(order)[target] if labels else target[:, order]
+    )
+    if labels:
+        moved = moved.with_operand("target", replace(moved.operands["target"], dtype="int64"))
+    for name in ("weight", "ce_weight", "focal_weight", "alpha"):
+        if isinstance(case.options.get(name), list):
+            moved = moved.having(**{name: [case.options[name][k] for k in order]})
+    if "dist_matrix" in case.options:
+        moved = moved.having(dist_matrix=np.array(case.options["dist_matrix"])[np.ix_(order, order)].tolist())
+    yield from both(twin, case, moved, lambda g: g[:, np.argsort(order)])
+
+
+def _adding_a_constant(twin: Twin, case: Case) -> Iterator[Claim]:
+    yield from both(twin, case, case.with_values(input=case.input.values + 1))
+
+
+def _constant_is_exact(case: Case) -> bool:
+    x = case.input.values
+    quarters = 4 * x[np.isfinite(x)]
+    return x.shape[1] > 1 and bool((np.abs(quarters) <= 64).all() and (quarters == np.round(quarters)).all())
+
+
+def _one_hot_is_labels(twin: Twin, case: Case) -> Iterator[Claim]:
+    labels, classes = case.operands["target"], case.input.values.shape[1]
+    channels = np.arange(classes).reshape(-1, *[1] * len(spatial(case)))
+    one_hot = replace(labels, values=(labels.values == channels).astype(np.int64), layout="contiguous")
+    yield from both(twin, case, case.with_operand("target", one_hot).having(to_onehot_y=None))
+
+
+def _jaccard_of_dice(twin: Twin, case: Case) -> Iterator[Claim]:
+    jaccard = case.having(jaccard=True)
+    dice = ask_fast(twin, case).value
+    sensible = (dice >= 0) & (dice <= 1)
+    got = ask_fast(twin, jaccard).value
+    yield Claim("value", np.where(sensible, got, 0), np.where(sensible, 2 * dice / (1 + dice), 0), jaccard)
+
+
+def _softmax_sums_to_zero(twin: Twin, case: Case) -> Iterator[Claim]:
+    gradient = ask_fast(twin, case).gradient
+    if np.isfinite(gradient).all():
+        total = gradient.astype(np.float64).sum(1)
+        scale = float(np.abs(gradient).max() * gradient.shape[1])
+        yield Claim("gradient", total, np.zeros_like(total), case, scale)
+
+
+def _cropped(twin: Twin, case: Case, left_out: Array, without: Case) -> Iterator[Claim]:
+    """Claim, item by item, that the voxels `left_out`, (B, 1, *S), do not count."""
+    for b in range(len(left_out)):
+        keep = ~left_out[b, 0].ravel()
+        if not keep.any():
+            continue
+        whole = ask_fast(twin, item(case, b))
+        cut = item(without, b).each(lambda v, keep=keep: v.reshape(*v.shape[:2], -1)[:, :, keep])  # type: ignore[misc]
+        part = ask_fast(twin, cut)
+        gradient = whole.gradient.reshape(*whole.gradient.shape[:2], -1)
+        yield Claim("value", whole.value.ravel(), part.value.ravel(), cut)
+        yield Claim("gradient", gradient[:, :, keep], part.gradient, cut)
+        outside = gradient[:, :, ~keep]
+        yield Claim("gradient", outside, np.zeros_like(outside), cut, exact=True)
+
+
+def _ignoring_is_cropping(twin: Twin, case: Case) -> Iterator[Claim]:
+    index, target = case.options["ignore_index"], case.operands["target"].values
+    ignored = target == index if target.shape[1] == 1 else target[:, index : index + 1] == 1
+    yield from _cropped(twin, case, ignored, case.having(ignore_index=None))
+
+
+def _unmasked(case: Case) -> Case:
+    return replace(case, operands={k: o for k, o in case.operands.items() if k != "mask"})
+
+
+def _masking_is_cropping(twin: Twin, case: Case) -> Iterator[Claim]:
+    shape = (len(case.input.values), 1, *spatial(case))
+    masked = np.broadcast_to(case.operands["mask"].values == 0, shape)
+    yield from _cropped(twin, case, masked, _unmasked(case))
+
+
+def _ones_are_no_mask(twin: Twin, case: Case) -> Iterator[Claim]:
+    ones = np.ones_like(case.operands["mask"].values)
+    masked, plain = ask_fast(twin, case.with_values(mask=ones)), ask_fast(twin, _unmasked(case))
+    yield Claim("value", masked.value, plain.value, case.with_values(mask=ones))
+    yield Claim("gradient", masked.gradient, plain.gradient, case.with_values(mask=ones))
+
+
+def _several_classes(case: Case) -> bool:
+    return bool(case.input.values.shape[1] > 1)
+
+
+def _classes_are_counted(case: Case) -> bool:
+    """Return whether a weighted mean has a nonzero sum of weights; a soft target may hold no class at all."""
+    options = SegmentationOptions(**{k: v for k, v in case.options.items() if k in ("to_onehot_y", "ignore_index")})
+    x, target = case.input.values, case.operands["target"].values
+    counted = np.where(kept_voxels(x, target, options), class_target(x, target, options), 0)
+    return _several_classes(case) and bool(counted.any())
+
+
+def _hard_mask(case: Case) -> bool:
+    mask = case.operands["mask"].values
+    return bool(((mask == 0) | (mask == 1)).all())
+
+
+def _tversky_is_dice(twin: Twin, case: Case) -> Iterator[Claim]:
+    doubled = {name: 2 * case.options.get(name, twin.options[name][0]) for name in ("smooth_nr", "smooth_dr")}
+    dice = replace(case, options={k: v for k, v in case.options.items() if k not in ("alpha", "beta")} | doubled)
+    yield from _same(twin, case, replace(twin, fast=fast.DiceLoss), dice)
+
+
+def _uniform_is_pooled_dice(twin: Twin, case: Case) -> Iterator[Claim]:
+    pooled = case.each(lambda v: v.reshape(len(v), 1, -1)).having(w_type=None)
+    yield from _same(twin, case, replace(twin, fast=fast.DiceLoss), pooled)
+
+
+def _same(twin: Twin, case: Case, other: Twin, question: Case) -> Iterator[Claim]:
+    """Claim that another loss gives the same answer, up to the shape of its arguments."""
+    here, there = ask_fast(twin, case), ask_fast(other, question)
+    yield Claim("value", here.value.ravel(), there.value.ravel(), case)
+    yield Claim("gradient", here.gradient.ravel(), there.gradient.ravel(), case)
+
+
+def _focal_is_cross_entropy(twin: Twin, case: Case) -> Iterator[Claim]:
+    x, labels = (operand.tensor() for operand in case.operands.values())
+    x = x.double().requires_grad_()
+    want = torch.nn.functional.cross_entropy(x, labels[:, 0].long()) / x.shape[1]
+    weights = torch.tensor(case.weights(()), dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(want, x, weights)
+    got = ask_fast(twin, case)
+    # torch subtracts terms of size 1: x - log(sum of exp), and p - g divided by the number of voxels.
+    yield Claim("value", got.value, want.detach().numpy(), case, scale=1.0 + want.item())
+    yield Claim("gradient", got.gradient, gradient.numpy(), case, scale=float(weights.abs().max()) / labels.numel())
+
+
+def _wasserstein_of_equal_distances(twin: Twin, case: Case) -> Iterator[Claim]:
+    """With equal distances, W = 1 - p of the true class, so that the loss is a simple fraction of sums over voxels."""
+    x, labels = case.operands["input"].values.astype(np.longdouble), case.operands["target"].values
+    p = np.exp(x - x.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    true = labels == np.arange(x.shape[1]).reshape(-1, *[1] * (x.ndim - 2))
+    overlap = 2 * (p * true)[:, 1:].reshape(len(x), -1).sum(1)
+    errors = (p * ~true).reshape(len(x), -1).sum(1)
+    given = twin.defaults() | dict(case.options)
+    with np.errstate(all="ignore"):
+        want = (errors + given["smooth_dr"] - given["smooth_nr"]) / (overlap + errors + given["smooth_dr"])
+    yield Claim("value", ask_fast(twin, case).value, want, case)
+
+
+def _scales_with(option: str) -> Callable[[Twin, Case], Iterator[Claim]]:
+    def claims(twin: Twin, case: Case) -> Iterator[Claim]:
+        here, there = ask_fast(twin, case), ask_fast(twin, _doubled(case, option))
+        yield Claim("value", there.value, 2 * here.value.astype(np.float64), case)
+        yield Claim("gradient", there.gradient, 2 * here.gradient.astype(np.float64), case)
+
+    return claims
+
+
+def _is_blind_to_the_scale_of(option: str) -> Callable[[Twin, Case], Iterator[Claim]]:
+    def claims(twin: Twin, case: Case) -> Iterator[Claim]:
+        yield from both(twin, case, _doubled(case, option))
+
+    return claims
+
+
+def _doubled(case: Case, option: str) -> Case:
+    return case.having(**{option: [2 * w for w in case.options[option]]})
+
+
+def _sum_of_means_over_voxels(twin: Twin, case: Case) -> Iterator[Claim]:
+    each = ask_fast(twin, case).value.astype(np.longdouble)  # NumPy sums along an outer axis naively
+    summed = case.having(reduction="sum")
+    means = each.reshape(*each.shape[:2], -1).mean(2)
+    yield Claim("value", ask_fast(twin, summed).value, np.asarray(means.sum()), summed, float(np.abs(means).sum()))
+
+
+def _integer_labels(case: Case) -> bool:
+    return _several_classes(case) and case.operands["target"].values.dtype.kind in "iu"
+
+
+ONE_HOT = Law(
+    "labels equal their one-hot form", _one_hot_is_labels, {"to_onehot_y": True, "ignore_index": None}, _several_classes
+)
+CROPPING = Law("ignored voxels can be cropped", _ignoring_is_cropping, {"ignore_index": LAST_CLASS})
+CLASSES = Law(
+    "the order of classes does not matter", _permuting_classes,
+    {"include_background": True, "ignore_index": None, "reduction": "mean", "weighting_mode": "GDL"},
+    _several_classes,
+)  # fmt: skip
+SOFTMAX = (
+    Law("a constant added to all logits changes nothing", _adding_a_constant, {"softmax": True, "use_softmax": True},
+        _constant_is_exact),
+    Law("gradients under a softmax sum to zero", _softmax_sums_to_zero, {"softmax": True, "use_softmax": True},
+        _several_classes),
+)  # fmt: skip
+SEGMENTATION = (BOUNDED, MEAN, NO_ORDER, FLIPS, NONE_MEAN, NONE_SUM, ONE_HOT, CROPPING, CLASSES, *SOFTMAX)
+WEIGHT = (Law("a doubled weight doubles the loss", _scales_with("weight"), {"weight": PER_CLASS}),)
+JACCARD = (
+    Law("Jaccard is 2D / (1 + D)", _jaccard_of_dice,
+        {"jaccard": False, "smooth_nr": 0.0, "smooth_dr": 0.0, "weight": None, "reduction": "none"}),
+)  # fmt: skip
+MASKED = (
+    Law("a mask of ones has no effect", _ones_are_no_mask),
+    Law("masked voxels can be cropped", _masking_is_cropping, {}, _hard_mask),
+)
+TVERSKY = (Law("alpha = beta = 1/2 is Dice", _tversky_is_dice, {"alpha": 0.5, "beta": 0.5}),)
+GENERALIZED = (
+    Law("uniform weights give the Dice loss pooled over classes", _uniform_is_pooled_dice,
+        {"w_type": "uniform", "normalize_weights": False, "softmax": False, "to_onehot_y": False,
+         "include_background": True, "ignore_index": None}),
+)  # fmt: skip
+WASSERSTEIN = (
+    BOUNDED, MEAN, NO_ORDER, FLIPS, NONE_MEAN, NONE_SUM, CROPPING, CLASSES, *SOFTMAX,
+    Law("with equal distances the loss has a closed form", _wasserstein_of_equal_distances,
+        {"dist_matrix": EQUAL_DISTANCES, "weighting_mode": "default", "ignore_index": None, "reduction": "none"}),
+)  # fmt: skip
+# The focal loss has one value per voxel. Its "sum" adds up the means of the items. If voxels are ignored or weighted,
+# its mean is one weighted mean over the batch.
+FOCAL = (
+    BOUNDED, needing(MEAN, ignore_index=None), *(needing(law, reduction="mean") for law in (NO_ORDER, FLIPS)),
+    needing(NONE_MEAN, ignore_index=None), ONE_HOT,
+    needing(CROPPING, reduction="mean"), needing(CLASSES, alpha=None), *SOFTMAX, *WEIGHT,
+    Law("gamma = 0 is cross entropy", _focal_is_cross_entropy,
+        {"gamma": 0.0, "use_softmax": True, "alpha": None, "weight": None, "reduction": "mean", "to_onehot_y": True,
+         "include_background": True, "ignore_index": None}, _integer_labels),
+    Law("sum adds up the means over voxels", _sum_of_means_over_voxels, {"reduction": "none", "ignore_index": None}),
+)  # fmt: skip
+DICE_FOCAL = (
+    BOUNDED, needing(MEAN, ignore_index=None), *(needing(law, reduction="mean") for law in (NO_ORDER, FLIPS)),
+    needing(NONE_MEAN, ignore_index=None), ONE_HOT, needing(CROPPING, reduction="mean"),
+    needing(CLASSES, alpha=None), *SOFTMAX,
+    Law("a doubled weight doubles the loss", _scales_with("weight"), {"weight": PER_CHANNEL}),
+    Law("sum adds up the means over voxels", _sum_of_means_over_voxels,
+        {"reduction": "none", "ignore_index": None, "batch": False}),
+)  # fmt: skip
+DICE_CE = (
+    BOUNDED, needing(MEAN, ignore_index=None, weight=None, ce_weight=None, to_onehot_y=True), NO_ORDER, FLIPS, ONE_HOT,
+    CROPPING, CLASSES, *SOFTMAX,
+    Law("the scale of ce_weight does not change the mean", _is_blind_to_the_scale_of("ce_weight"),
+        {"ce_weight": PER_CHANNEL, "weight": None, "reduction": "mean"}, _classes_are_counted),
+)  # fmt: skip

@@ -1,0 +1,1 @@
+"""Plain records, which import nothing else of the harness."""

@@ -1,0 +1,176 @@
+"""Tests of indices beyond 32 bits that need little memory, because only the end of each volume is not zero.
+
+The operating system allocates a page of memory only when it is written to, and reads it as zeros before. Of the chunks
+of work of a kernel, only the first and the last ones run. The others would write zeros, which are already there.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twinloss import fast
+from twinloss.fast import global_mutual_information
+from twinloss.fast.engine import histogram as joint_histogram
+from twinloss.fast.kernels.cpu import fields, histogram, voxel_call
+from twinloss.fast.runtime import threads
+from twinloss.harness.reliability.numerics import relative
+from twinloss.harness.reliability.registry import Row, line
+from twinloss.harness.system.memory import process_status
+
+# Arrays of at least this many bytes get no memory.
+MUCH = 2**28
+# The tolerated relative difference of float32 results that depend on a handful of voxels.
+CLOSE = 1e-5
+
+
+def untouched(shape: Sequence[int], dtype: Any = np.float32) -> np.ndarray[Any, Any]:
+    """Return an array of zeros that takes no memory until it is written to.
+
+    It may be larger than the memory of the machine.
+    """
+    count = math.prod(shape)
+    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # a Linux constant that Python has since 3.13
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
+    pages = mmap.mmap(-1, max(count * np.dtype(dtype).itemsize, 1), flags=flags)
+    return np.frombuffer(pages, dtype, count).reshape(shape)
+
+
+@contextmanager
+def ends_only(count: int) -> Iterator[None]:
+    """Give large arrays no memory, and run only the first and the last `count` chunks of each kernel, within a context.
+
+    Everything that is called in this context must have been compiled before, because Numba does not recognise these
+    arrays.
+    """
+    numpy_empty, torch_empty, each = np.empty, torch.empty, threads.for_each_chunk
+
+    def empty_array(shape: Any, dtype: Any = float, *rest: Any, **options: Any) -> Any:
+        much = isinstance(shape, tuple) and math.prod(shape) * np.dtype(dtype).itemsize >= MUCH
+        return untouched(shape, dtype) if much else numpy_empty(shape, dtype, *rest, **options)
+
+    def empty_tensor(shape: Any, *rest: Any, dtype: torch.dtype = torch.float32, **options: Any) -> Tensor:
+        much = isinstance(shape, tuple) and math.prod(shape) * dtype.itemsize >= MUCH
+        return (
+            torch.from_numpy(untouched(shape, _name(dtype)))
+            if much
+            else torch_empty(shape, *rest, dtype=dtype, **options)
+        )
+
+    def few(work: Callable[[int], None], chunks: int, numbers: int) -> None:
+        done = [0, *range(max(chunks - count, 1), chunks)]
+        each(lambda k: work(done[k]), len(done), numbers)
+
+    def few_ranges(work: Callable[[int, int], None], chunks: int, numbers: int) -> None:
+        work(0, 1)
+        if chunks > 1:
+            work(max(chunks - count, 1), chunks)
+
+    with ExitStack() as patched:
+        patched.enter_context(mock.patch.object(np, "empty", empty_array))
+        patched.enter_context(mock.patch.object(torch, "empty", empty_tensor))
+        patched.enter_context(mock.patch.object(voxel_call, "for_each_range", few_ranges))
+        for module in (threads, fields, histogram):
+            patched.enter_context(mock.patch.object(module, "for_each_chunk", few))
+        yield
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def ending(space: Sequence[int], end: Tensor) -> Tensor:
+    """Return a tensor (B, C, *space) of zeros whose last voxels along all axes are those of `end`."""
+    made = torch.from_numpy(untouched((*end.shape[:2], *space), _name(end.dtype)))
+    end_of(made, end).copy_(end)
+    return made
+
+
+def end_of(x: Tensor, end: Tensor) -> Tensor:
+    """Return the part of `x` that holds `end`."""
+    return x[tuple(slice(size - count, size) for size, count in zip(x.shape, end.shape, strict=True))]
+
+
+def value_and_slopes(loss: Callable[..., Tensor], x: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute value and gradient without copying `x`."""
+    value = loss(x.requires_grad_(), *rest)
+    return value.detach(), torch.autograd.grad(value, x)[0]
+
+
+def cases(quick: bool) -> Iterator[tuple[str, Callable[..., Tensor], Sequence[int], int, list[Tensor]]]:
+    """Yield the cases as tuples.
+
+    A tuple holds the name, the loss, the spatial shape, the number of chunks at the end that are not all zeros, and the
+    non-zero ends of the arguments.
+    """
+    few, edge, deep = (2**12, 40, (20, 60, 60)) if quick else (2**29, 1291, (513, 2048, 2048))
+    rng = torch.Generator().manual_seed(0)
+    exact: dict[str, Any] = {"smooth_nr": 0.0, "smooth_dr": 0.0}
+    x, y = (torch.rand(1, 4, 100, generator=rng) for _ in range(2))
+    labels = torch.randint(1, 4, (1, 1, 100), generator=rng, dtype=torch.uint8)
+    yield "Dice", fast.DiceLoss(**exact), (4 * few + 4096,), 2, [x[:, :1], y[:, :1].round()]
+    of_labels = fast.DiceLoss(to_onehot_y=True, include_background=False, **exact)
+    yield "Dice, 4 channels", of_labels, (few + 4096,), 2, [x, labels]
+    corner = torch.zeros(2, 1, 1, 12, 40, 40)
+    corner[..., -1, -8:, -8:] = torch.rand(2, 1, 1, 8, 8, generator=rng)
+    yield "bending energy", fast.BendingEnergyLoss(reduction="sum"), (edge, edge, edge), 2, [corner[0]]
+    lncc = fast.LocalNormalizedCrossCorrelationLoss(kernel_size=5, reduction="sum", smooth_nr=0)
+    # The windows that overlap the corner lie in the last five planes of 147 chunks, and in 12 rows of 32 chunks.
+    yield "LNCC, k = 5", lncc, deep, 800, list(corner)
+
+
+@line("Scale")
+def beyond_32_bits(quick: bool) -> Iterator[Row]:
+    """Tensors of more than 2³¹ elements, all zero except the last few, whose zeros take no memory."""
+    for name, loss, space, count, ends in cases(quick):
+        wanted = value_and_slopes(loss, *(end.clone() for end in ends))
+        with ends_only(count):
+            value, slopes = value_and_slopes(loss, *(ending(space, end) for end in ends))
+        off = relative(value, wanted[0]), relative(end_of(slopes, ends[0]), wanted[1])
+        yield _row(f"{name}, value and gradient", slopes.numel(), off)
+    *_, (_, _, space, count, (end, _)) = cases(quick)
+    smooth, taps = torch.ops.twinloss.smooth, ([0.25, 0.5, 0.25], 3)
+    of_end = smooth(end[0], *taps)[None]
+    with ends_only(count):
+        made = smooth(ending(space, end)[0], *taps)[None]
+    yield _row("smoothing, a self-adjoint operator", made.numel(), (relative(end_of(made, end), of_end),))
+    voxels = (2**18 if quick else 2**31) + 4096
+    yield _row("mutual information, value and gradient", voxels, information(voxels))
+    peak = process_status("VmHWM") / 2**30
+    yield Row("peak memory of all of these", f"{peak:.1f} GiB", quick or peak < 4)
+
+
+def _row(what: str, count: int, off: Sequence[float]) -> Row:
+    told = f"relative difference from the end alone: {', '.join(f'{part:.0e}' for part in off)}"
+    return Row(f"{what}, {count} elements", told, max(off) <= CLOSE)
+
+
+def information(voxels: int) -> tuple[float, float]:
+    """Return the relative errors of mutual information and its gradient for images that are zero except in 100 voxels.
+
+    The expected values come from a histogram of one voxel of each kind, weighted by the number of such voxels.
+    """
+    count = 100
+    loss: Any = fast.GlobalMutualInformationLoss(num_bins=4)
+    x, y = (torch.full((1, 1, count), level) for level in (0.75, 0.6))
+    value_and_slopes(loss, x.clone(), y)
+    x, y = ending((voxels,), x).requires_grad_(), ending((voxels,), y)
+    value = loss(x, y)
+    with ends_only(1):
+        (slopes,) = torch.autograd.grad(value, x)
+    kinds = torch.tensor([[0.0], [0.75]], dtype=torch.float64, requires_grad=True)
+    others = torch.tensor([[0.0], [0.6]], dtype=torch.float64)
+    by_kind = joint_histogram.joint_histogram(kinds, others, 4, loss.sigma_ratio, "gaussian")
+    share = torch.tensor([voxels - count, count], dtype=torch.float64) / voxels
+    joint = (share[:, None, None] * by_kind).sum(0, keepdim=True)
+    wanted = -global_mutual_information._information(joint, loss.smooth_nr, loss.smooth_dr).sum()
+    (by_level,) = torch.autograd.grad(wanted, kinds)
+    return relative(value.detach(), wanted.detach()), relative(slopes[0, 0, -count:], by_level[1] / count)

@@ -1,0 +1,272 @@
+"""Options of all losses: an assigned option counts as one that was given to the constructor, with the same errors."""
+
+import copy
+import inspect
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from support import labels, logits, soft
+
+from twinloss import fast
+from twinloss.fast.engine.segmentation.loss import SegmentationLoss
+
+NO_GROUP = ("a group", TypeError)
+DISTANCES = [[0.0, 1.0, 1.0], [1.0, 0.0, 0.25], [1.0, 0.25, 0.0]]
+
+
+FLAG = ("yes", TypeError)
+# Of each option a value other than the default, and values that raise, each with its error.
+TARGET = {"include_background": (False, FLAG), "to_onehot_y": (True, FLAG)}
+ACTIVATION = {
+    "sigmoid": (True, FLAG),
+    "softmax": (True, FLAG),
+    "other_act": (torch.sigmoid, ("sigmoid", TypeError)),
+}
+SMOOTHING = {name: (0.5, ("a", TypeError), (-1.0, ValueError), (float("nan"), ValueError), (float("inf"), ValueError))
+             for name in ("smooth_nr", "smooth_dr")}  # fmt: skip
+REDUCTION = {"reduction": ("sum", ("average", ValueError), (None, ValueError))}
+WEIGHTS = (("a", TypeError), (-1.0, ValueError), ([1.0, float("nan"), 1.0], ValueError), ([[1.0]], ValueError))
+OVERLAP = TARGET | ACTIVATION | REDUCTION | SMOOTHING | {"batch": (True, FLAG), "soft_label": (True, FLAG)}
+IGNORE = {"ignore_index": (1, (0.5, ValueError), (True, ValueError), (2**63, ValueError))}
+GROUP = {"process_group": (None, NO_GROUP)}
+NUMBER = (("a", TypeError), (-1.0, ValueError), (float("nan"), ValueError))
+DICE = OVERLAP | IGNORE | GROUP | {"squared_pred": (True, FLAG), "jaccard": (True, FLAG)}
+ONE_WEIGHT = {"weight": ([1.0, 2.0, 3.0], *WEIGHTS)}
+FOCAL = {
+    "gamma": (0.5, *NUMBER, (float("inf"), ValueError)),
+    "use_softmax": (False, FLAG),
+    "alpha": (0.25, *WEIGHTS, (2.0, ValueError)),
+}
+LAMBDA = (0.5, *NUMBER)
+FIELD = {
+    "reduction": REDUCTION["reduction"],
+    "stencil": ("wide", ("wider", ValueError)),
+    "normalize": (True, FLAG),
+    "spacing": ([2.0, 0.5], (2.0, TypeError), ("12", TypeError), ([0.0, 1.0], ValueError), ([-1.0, 1.0], ValueError)),
+}
+OPTIONS = {
+    fast.DiceLoss: DICE | ONE_WEIGHT,
+    fast.MaskedDiceLoss: DICE | ONE_WEIGHT,
+    fast.TverskyLoss: OVERLAP | IGNORE | GROUP | {"alpha": (0.25, *NUMBER), "beta": (2.0, *NUMBER)},
+    fast.GeneralizedDiceLoss: OVERLAP | IGNORE | GROUP
+    | {"w_type": ("simple", ("cube", ValueError)), "normalize_weights": (True, FLAG)},
+    fast.GeneralizedWassersteinDiceLoss: REDUCTION | SMOOTHING | IGNORE | {
+        "dist_matrix": (1 - np.eye(3), ([[0, 1]], ValueError), ([[1.0]], ValueError), ([[0, -1], [1, 0]], ValueError)),
+        "weighting_mode": ("GDL", ("gdl", ValueError)),
+    },
+    fast.FocalLoss: TARGET | REDUCTION | IGNORE | FOCAL | ONE_WEIGHT,
+    fast.DiceCELoss: DICE | ONE_WEIGHT | {
+        "reduction": ("sum", ("none", ValueError), ("average", ValueError)),
+        "ce_weight": ([1.0, 2.0, 3.0], *WEIGHTS),
+        "lambda_dice": LAMBDA,
+        "lambda_ce": LAMBDA,
+        "label_smoothing": (0.25, *NUMBER, (1.5, ValueError)),
+    },
+    fast.DiceFocalLoss: DICE | FOCAL | ONE_WEIGHT
+    | {"focal_weight": ([1.0, 2.0, 3.0], *WEIGHTS), "lambda_dice": LAMBDA, "lambda_focal": LAMBDA},
+    fast.BendingEnergyLoss: FIELD,
+    fast.DiffusionLoss: FIELD,
+    fast.LocalNormalizedCrossCorrelationLoss: REDUCTION | SMOOTHING | {
+        "ndim": (2, (4, ValueError), (2.0, ValueError)),
+        "spatial_dims": (2, (0, ValueError), ("2", ValueError)),
+        "kernel_size": (5, (4, ValueError), (-1, ValueError), (3.0, ValueError)),
+        "kernel_type": ("gaussian", ("cauchy", ValueError)),
+        "denominator": ("clamp", ("sum", ValueError)),
+    },
+    fast.GlobalMutualInformationLoss: REDUCTION | SMOOTHING | GROUP | {
+        "num_bins": (8, (1, ValueError), (8.0, ValueError), (2**14, ValueError)),
+        "sigma_ratio": (1.0, *NUMBER, (0, ValueError)),
+        "kernel_type": ("b-spline", ("spline", ValueError)),
+    },
+    fast.MultiScaleLoss: REDUCTION | {
+        "loss": (torch.nn.L1Loss(), ("mse", TypeError)),
+        "scales": ([0, 1.0], (1.0, TypeError), ([], ValueError), ([-1.0], ValueError), (["a"], TypeError)),
+        "kernel": ("cauchy", ("box", ValueError)),
+        "normalize_kernel": (True, FLAG),
+    },
+}  # fmt: skip
+# Options without which a loss cannot be made, or another option makes no difference.
+BASE = {
+    fast.GeneralizedWassersteinDiceLoss: {"dist_matrix": DISTANCES},
+    fast.MultiScaleLoss: {"loss": torch.nn.MSELoss(), "scales": [0.3, 1.0]},
+}
+EVERY_LOSS = pytest.mark.parametrize("loss_class", list(OPTIONS), ids=lambda c: c.__name__)
+EVERY_OPTION = pytest.mark.parametrize(
+    ("loss_class", "name"), [(loss, name) for loss, options in OPTIONS.items() for name in options],
+    ids=lambda value: getattr(value, "__name__", value),
+)  # fmt: skip
+
+
+def base(loss_class, name):
+    """Options beside the one called `name`."""
+    options = dict(BASE.get(loss_class, {}))
+    if "softmax" in OPTIONS[loss_class] and name not in ("sigmoid", "softmax", "other_act"):
+        options["softmax"] = True
+    if name == "ignore_index" and "to_onehot_y" in OPTIONS[loss_class]:
+        options["to_onehot_y"] = True
+    return options
+
+
+def value(loss, name):
+    """The loss of input on which each option makes a difference."""
+    rank = 2 if name in ("ndim", "spatial_dims") else 3
+    if isinstance(loss, (fast.BendingEnergyLoss, fast.DiffusionLoss)):
+        return loss(torch.rand(1, 2, 6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    if not isinstance(loss, SegmentationLoss):
+        return loss(*(torch.rand(2, 1, *(6, 7, 5)[:rank], generator=torch.Generator().manual_seed(k)) for k in (0, 1)))
+    x = logits(2, 3, 6, dtype=torch.float64)
+    if not any(option in vars(loss) and vars(loss)[option] for option in ("sigmoid", "softmax", "other_act")):
+        x = x.softmax(1) * 0.9
+    target = labels(2, 1, 6) if loss.to_onehot_y else soft(2, 3, 6, dtype=torch.float64)
+    return loss(x, target, torch.ones(2, 1, 6)) if isinstance(loss, fast.MaskedDiceLoss) else loss(x, target)
+
+
+@EVERY_LOSS
+def test_all_options_are_tried_and_can_be_read_under_their_names(loss_class):
+    names = list(inspect.signature(loss_class).parameters)
+    assert set(names) == set(OPTIONS[loss_class])
+    loss = loss_class(**BASE.get(loss_class, {}))
+    assert all(hasattr(loss, name) for name in names)
+
+
+@EVERY_OPTION
+def test_assigned_option_counts_as_one_given_at_once(loss_class, name):
+    given, others = OPTIONS[loss_class][name][0], base(loss_class, name)
+    at_once, later = loss_class(**others | {name: given}), loss_class(**others)
+    before = later.reduction
+    setattr(later, name, given)
+    expected = value(at_once, name)
+    assert getattr(later, name) == getattr(at_once, name)
+    assert later.reduction == before or name == "reduction"
+    for made in (later, copy.deepcopy(later), pickle.loads(pickle.dumps(later))):
+        assert torch.equal(value(made, name), expected)
+    if name not in ("to_onehot_y", "ndim", "spatial_dims", "process_group"):  # these decide on the input, or are None
+        assert not torch.equal(value(loss_class(**others), name), expected)
+
+
+@EVERY_OPTION
+def test_bad_value_is_the_same_error_when_it_is_assigned_and_the_old_one_stays(loss_class, name):
+    others = base(loss_class, name)
+    loss = loss_class(**others)
+    before = getattr(loss, name)
+    for bad, error in OPTIONS[loss_class][name][1:]:
+        with pytest.raises(error, match=name) as at_once:
+            loss_class(**others | {name: bad})
+        with pytest.raises(error) as later:
+            setattr(loss, name, bad)
+        assert str(later.value) == str(at_once.value)
+        assert getattr(loss, name) == before
+
+
+@pytest.mark.parametrize(
+    ("loss_class", "options", "name", "value"),
+    [
+        (fast.DiceLoss, {"softmax": True}, "sigmoid", True),
+        (fast.TverskyLoss, {"sigmoid": True}, "other_act", torch.sigmoid),
+        (fast.GeneralizedDiceLoss, {"other_act": torch.sigmoid}, "softmax", True),
+        (fast.DiceCELoss, {"weight": 2.0}, "ce_weight", [1.0, 2.0]),
+        (fast.DiceCELoss, {"ce_weight": 2.0}, "weight", 0.5),
+        (fast.DiceFocalLoss, {"weight": 2.0}, "focal_weight", 1.0),
+        (fast.DiceFocalLoss, {"alpha": [0.5, 1.5]}, "use_softmax", False),
+        (fast.FocalLoss, {"use_softmax": False}, "alpha", [0.5, 1.5]),
+        (fast.GlobalMutualInformationLoss, {"num_bins": 4}, "kernel_type", "b-spline"),
+        (fast.GlobalMutualInformationLoss, {"kernel_type": "b-spline"}, "num_bins", 4),
+    ],
+)
+def test_options_that_do_not_go_together_are_the_same_error_in_whatever_order(loss_class, options, name, value):
+    loss = loss_class(**options)
+    before = getattr(loss, name)
+    with pytest.raises(ValueError, match=name) as at_once:
+        loss_class(**options, **{name: value})
+    with pytest.raises(ValueError, match=name) as later:
+        setattr(loss, name, value)
+    assert str(later.value) == str(at_once.value)
+    assert getattr(loss, name) == before
+
+
+@pytest.mark.parametrize(
+    ("loss", "name", "value"),
+    [
+        (fast.FocalLoss(), "softmax", True),
+        (fast.FocalLoss(), "smooth_nr", 1.0),
+        (fast.GeneralizedWassersteinDiceLoss(DISTANCES), "include_background", False),
+        (fast.GeneralizedWassersteinDiceLoss(DISTANCES), "batch", True),
+    ],
+)
+def test_option_that_the_constructor_does_not_take_cannot_be_assigned(loss, name, value):
+    with pytest.raises(TypeError, match=f"no option {name}"):
+        setattr(loss, name, value)
+
+
+@pytest.fixture
+def world():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield torch.distributed.group.WORLD
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("loss_class", [loss for loss, options in OPTIONS.items() if "process_group" in options])
+def test_assigned_process_group_counts_as_one_given_at_once(loss_class, world):
+    at_once, later = loss_class(process_group=world), loss_class()
+    later.process_group = world
+    assert later.process_group is world
+    assert torch.equal(value(later, "process_group"), value(at_once, "process_group"))
+
+
+@pytest.mark.parametrize(
+    ("loss_class", "name", "bad"),
+    [(fast.DiceFocalLoss, "reduction", "sum"), (fast.GlobalMutualInformationLoss, "kernel_type", "b-spline")],
+)
+def test_option_that_several_ranks_cannot_share_is_an_error_whichever_comes_last(loss_class, name, bad, world):
+    first, last = loss_class(process_group=world), loss_class(**{name: bad})
+    with pytest.raises(ValueError, match="with a process_group"):
+        setattr(first, name, bad)
+    with pytest.raises(ValueError, match="with a process_group"):
+        last.process_group = world
+    assert last.process_group is None
+
+
+def test_warning_about_distances_comes_with_the_option_that_causes_it_and_names_the_line():
+    loss = fast.GeneralizedWassersteinDiceLoss(DISTANCES)
+    near = [[0.0, 0.5, 1.0], [0.5, 0.0, 1.0], [1.0, 1.0, 0.0]]
+    for make in (lambda: fast.GeneralizedWassersteinDiceLoss(near), lambda: setattr(loss, "dist_matrix", near)):
+        with pytest.warns(UserWarning, match="nearer to the background") as caught:
+            make()
+        assert [warning.filename for warning in caught] == [__file__]
+    loss.smooth_nr = 0.0  # says nothing, as it has nothing to do with distances
+
+
+def test_module_and_function_may_take_each_others_place():
+    x, y = logits(2, 3, 6), labels(2, 1, 6)
+    expected = fast.DiceLoss(sigmoid=True, to_onehot_y=True)(x, y)
+    loss = fast.DiceLoss(to_onehot_y=True)
+    for act in (torch.nn.Sigmoid(), torch.sigmoid, torch.nn.Sigmoid(), None):
+        loss.other_act = act
+        assert [*loss.children()] == ([act] if isinstance(act, torch.nn.Module) else [])
+        loss.sigmoid = act is None
+        assert torch.equal(loss(x, y), expected)
+
+
+def test_subclass_with_a_signature_of_its_own_has_options_that_can_be_assigned():
+    class Annealed(fast.FocalLoss):
+        def __init__(self, start):
+            super().__init__(to_onehot_y=True, gamma=start)
+            self.start, self.options = start, {"anything": "of its own"}
+
+        def step(self):
+            self.gamma /= 2
+
+    loss, x, y = Annealed(2.0), logits(2, 3, 6), labels(2, 1, 6)
+    loss.step()
+    assert (loss.start, loss.gamma) == (2.0, 1.0)
+    assert torch.equal(copy.deepcopy(loss)(x, y), fast.FocalLoss(to_onehot_y=True, gamma=1.0)(x, y))
+
+
+def test_assigned_option_counts_for_a_compiled_loss():
+    loss, x, y = fast.FocalLoss(to_onehot_y=True), logits(2, 3, 6), labels(2, 1, 6)
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    compiled(x, y)
+    loss.gamma = 0.0
+    torch.testing.assert_close(compiled(x, y), fast.FocalLoss(to_onehot_y=True, gamma=0.0)(x, y))

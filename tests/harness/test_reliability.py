@@ -1,0 +1,148 @@
+"""The trials of `twinloss reliability`, at small sizes; what takes a time is measured by the command alone."""
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from twinloss.harness import reliability
+from twinloss.harness.cli.reliability import app
+from twinloss.harness.losses.catalogue import TWINS
+from twinloss.harness.reliability import fuzz, int32_overflow, lines
+from twinloss.harness.reliability.everyday import everyday
+from twinloss.harness.reliability.registry import Row
+from twinloss.harness.reliability.report import MEANING, ReportSection, as_markdown, load, update
+from twinloss.harness.reliability.training import Curve
+
+REPORTS = Path(__file__).parents[2] / "reports"
+TIMED = ("imports", "first_calls", "large_volumes")
+TRIALS = [trial for of_line in lines().values() for trial in of_line if trial.__name__ not in TIMED]
+HELD, BROKEN = Row("a thing", "held", True), Row("a thing", "broke", False)
+
+
+@pytest.mark.parametrize("trial", TRIALS, ids=lambda trial: trial.__name__)
+def test_trial_passes(trial):
+    rows = list(trial(True))
+    assert rows
+    assert [row for row in rows if not row.passed] == []
+
+
+def test_a_trial_that_raises_is_a_row_that_failed(monkeypatch):
+    def broken(name, index, quick):
+        raise RuntimeError("no luck")
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers, context):
+            super().__init__(workers)
+
+    monkeypatch.setattr(reliability, "_done", broken)
+    monkeypatch.setattr(reliability, "ProcessPoolExecutor", Pool)
+    rows, _ = reliability.run(["State"], True, lambda what: None)
+    assert [row.passed for row in rows["State"]] == [False]
+    assert "**FAILED**: the test raised RuntimeError: no luck" in as_markdown(
+        {"State": ReportSection.now(rows["State"], True)}
+    )
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def test_every_line_has_a_meaning():
+    assert set(MEANING) == set(lines())
+
+
+def test_the_report_says_what_its_figures_say_at_full_size():
+    sections = load(REPORTS)
+    assert sections.keys() <= lines().keys()
+    assert all(section.rows and not section.quick for section in sections.values())
+    assert (REPORTS / "reliability.md").read_text() == as_markdown(sections)
+
+
+def test_lines_that_are_tried_anew_are_replaced_whole_and_others_stay(tmp_path):
+    update(tmp_path, {"State": [BROKEN, HELD], "Fuzz": [BROKEN]}, False)
+    update(tmp_path, {"Fuzz": [HELD]}, True)
+    sections = load(tmp_path)
+    assert list(sections) == ["Fuzz", "State"]  # as the report has them
+    assert (sections["State"].rows, sections["State"].quick) == ([BROKEN, HELD], False)
+    assert (sections["Fuzz"].rows, sections["Fuzz"].quick) == ([HELD], True)
+    text = (tmp_path / "reliability.md").read_text()
+    assert "| [Fuzz](#fuzz) | 1 | 0 |" in text
+    assert "| [State](#state) | 2 | **1** |" in text
+    assert "| Scale | not run yet |  |" in text
+
+
+def test_losses_of_which_the_same_came_out_share_a_row_and_others_have_columns():
+    same = [Row("export", "the same value", True, loss) for loss in ("dice", "focal")]
+    other = [Row("time", f"{n} s", n < 2, loss) for n, loss in enumerate(("dice", "focal", "lncc"), start=1)]
+    text = as_markdown({"State": ReportSection.now([*same, *other], False)})
+    assert "| dice, focal: export | the same value |" in text
+    assert "| focal | **FAILED**: 2 s |" in text
+    assert "| lncc | **FAILED**: 3 s |" in text
+
+
+def test_a_failure_is_never_hidden_in_a_shared_row():
+    rows = [Row("export", "another value", False, loss) for loss in ("dice", "focal")]
+    assert as_markdown({"State": ReportSection.now(rows, False)}).count("**FAILED**: another value") == 2
+
+
+def test_the_command_runs_the_lines_that_are_named_and_refuses_others(tmp_path):
+    update(tmp_path, {"Fuzz": [HELD]}, False)
+    made = CliRunner().invoke(app, ["reliability", "state", "--quick", "--out", str(tmp_path)])
+    assert made.exit_code == 0
+    assert load(tmp_path)["Fuzz"].rows == [HELD]
+    assert len(load(tmp_path)["State"].rows) == len(TWINS)
+    assert "with the small sizes of `--quick`" in (tmp_path / "reliability.md").read_text()
+    assert not (tmp_path / "training.png").exists()
+    refused = CliRunner().invoke(app, ["reliability", "statues"])
+    assert refused.exit_code == 2
+
+
+# --- that trials can fail --------------------------------------------------------------------------------------------
+
+
+def test_curves_that_rounding_explains_are_alike_and_others_are_not():
+    peer = [1.0, 0.5, 0.25]
+    others = [[1.0, 0.5 + 1e-4, 0.25 - 1e-5]]
+    assert Curve("dice", [1.0, 0.5 - 2e-4, 0.25], 0, 1, peer, others).alike
+    assert not Curve("dice", [1.0, 0.5 - 4e-4, 0.25], 0, 1, peer, others).alike
+
+
+def test_a_curve_that_leaves_at_once_is_not_alike_however_far_rounding_gets_later():
+    peer = [1.0] * 20
+    others = [[1.0] * 15 + [0.5] * 5]
+    assert Curve("dice", [1.0] * 20, 0, 1, peer, others).alike
+    assert not Curve("dice", [1.0, 1.0 + 1e-5, *[1.0] * 18], 0, 1, peer, others).alike
+
+
+def test_a_loss_that_is_wrong_at_the_end_of_a_volume_is_seen_there(monkeypatch):
+    ending = int32_overflow.ending
+    monkeypatch.setattr(int32_overflow, "ending", lambda space, end: ending(space, end.flip(-1)))
+    assert not any(row.passed for row in islice(int32_overflow.beyond_32_bits(True), 4))
+
+
+def test_fuzz_tells_a_wrong_answer_from_the_reference(monkeypatch):
+    dice = next(each for each in everyday() if each.name == "dice")
+    forward = dice.twin.fast.forward
+    monkeypatch.setattr(dice.twin.fast, "forward", lambda self, *arguments: 2 * forward(self, *arguments))
+    found = fuzz.outcomes(dice, 40)
+    assert any(what.startswith("value differs from the reference") for what in found)
+
+
+def test_warm_up_compiles_for_the_losses_that_are_named():
+    made = CliRunner().invoke(app, ["warmup", "dice", "bending_energy"])
+    assert made.exit_code == 0
+    assert "compiled" in made.output
+
+
+def test_an_interruption_loses_no_line_that_was_tried(tmp_path, monkeypatch):
+    def run(names, quick, tick):
+        if names == ["State"]:  # which comes later
+            raise KeyboardInterrupt
+        return {"Fuzz": [HELD]}, []
+
+    monkeypatch.setattr(reliability, "run", run)
+    done = CliRunner().invoke(app, ["reliability", "State", "Fuzz", "--out", str(tmp_path)])
+    assert done.exit_code != 0
+    assert load(tmp_path)["Fuzz"].rows == [HELD]
