@@ -31,7 +31,9 @@ app = typer.Typer(
 )
 Dtype = Enum("Dtype", {name: name for name in DTYPES}, type=str)  # type: ignore[misc]
 Losses = Annotated[list[str] | None, typer.Argument(help="The losses; all by default.", show_default=False)]
-Jobs = Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of parallel processes. Default: 2; of check: 1.")]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Number of parallel processes. Default: 2; of check: 1.")
+]
 Cluster = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler, tcp://…, whose workers do the work.")
 ]
