@@ -109,8 +109,11 @@ def describe(finding: Finding) -> str:
     """Describe a finding in a sentence."""
     if np.isinf(finding.ratio):
         return f"{finding.part}: the shape, or the places of NaN and infinity, differ from the reference"
+    place = f" at {finding.where}" if finding.where else ""
+    if finding.part == "gradient":
+        place = " in item {}, channel {}".format(*finding.where)
     return (
-        f"{finding.part}: off by {finding.error:.3g} at {finding.where}, {finding.ratio:.3g} times the bound of "
+        f"{finding.part}: off by {finding.error:.3g}{place}, {finding.ratio:.3g} times the bound of "
         f"{finding.bound:.3g} ({finding.bits:.1f} bits)"
     )
 

@@ -236,8 +236,8 @@ def test_the_entries_that_are_shown_let_their_failures_pass(losses, tmp_path):
     ("text", "message"),
     [
         ("[[xfail]\n", "cannot read"),
-        ('[[xfail]]\nkind = "value"\n', "a reason is needed"),
-        ('[[xfail]]\nreason = "x"\ncolour = "red"\n', "nothing but"),
+        ('[[xfail]]\nkind = "value"\n', "a reason is required"),
+        ('[[xfail]]\nreason = "x"\ncolour = "red"\n', "fields are dtype"),
         ('[[xfail]]\nreason = "x"\nwhen = {batch = true}\n', "every value a string"),
     ],
 )
@@ -272,7 +272,7 @@ def test_a_target_that_is_not_there_is_named_with_what_is(losses, tmp_path, targ
     [
         ({"options": {"softmaxx": True}}, "did you mean softmax"),
         ({"names": {"inputs": "x"}}, "did you mean input"),
-        ({"options": {"softmax": True, "sigmoid": True}}, "together"),
+        ({"options": {"softmax": True, "sigmoid": True}}, "this combination of options"),
     ],
 )
 def test_what_does_not_fit_the_target_is_refused(losses, more, message):
