@@ -36,7 +36,7 @@ def memory_of(case: BenchmarkCase, name: str) -> float | None:
     context.set_forkserver_preload(["torch", "monai.losses"])  # importing these takes seconds
     with _large_blocks_returned(), ProcessPoolExecutor(1, context) as pool:
         try:
-            return pool.submit(weigh, case, name).result()
+            return pool.submit(measure, case, name).result()
         except Exception:  # such as running out of memory, which ends only the child process
             return None
 
@@ -48,7 +48,7 @@ def _large_blocks_returned() -> Iterator[None]:
         yield
 
 
-def weigh(case: BenchmarkCase, name: str) -> float:
+def measure(case: BenchmarkCase, name: str) -> float:
     """Measure the peak extra memory of one step in this process. Works on Linux only."""
     operands = case.operands()
     with threads(case.threads), quiet():

@@ -58,7 +58,7 @@ class Outcome:
         return self.case.voxels * channels * self.case.dtype_of_torch.itemsize
 
     @property
-    def beyond_memory(self) -> bool:
+    def exceeds_memory_limit(self) -> bool:
         """Whether twinloss uses more memory than its benchmark allows.
 
         False if memory was not measured, or if the gradient is too small for a reliable measurement.

@@ -88,7 +88,7 @@ def summary(records: Records) -> list[str]:
     least = min(base, key=lambda each: each.speed_up or 0)
     slower = [each for each in records.outcomes if each.speed_up is not None and each.speed_up < 1]
     failed = [each for each in records.outcomes if FAST not in each.times]
-    heavy = [each for each in records.outcomes if each.beyond_memory]
+    heavy = [each for each in records.outcomes if each.exceeds_memory_limit]
     return [
         *_means(by_loss(base)),
         f"* Smallest speed-up: **{least.speed_up:.2f}**, {least.case} over {least.fastest} (target: {TARGET_LEAST:g}).",
@@ -180,7 +180,7 @@ def _machines(records: Records) -> list[str]:
 def _run(each: Outcome) -> str:
     run = each.run
     rates = [
-        f"{count} threads: copy {of.copy / 1e9:.1f} GB/s, read {of.read / 1e9:.1f} GB/s, "
+        f"{count} thread{'s' * (count != '1')}: copy {of.copy / 1e9:.1f} GB/s, read {of.read / 1e9:.1f} GB/s, "
         f"exp {of.exp / 1e9:.2f} G/s (torch's {of.torch_exp / 1e9:.2f})"
         for count, of in run.rates.items()
     ]

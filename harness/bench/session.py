@@ -64,12 +64,12 @@ class Session:
         The memory of competitors is measured only in base and custom cases.
         """
         everyone = names(case, self.compiled)
-        excuses = {name: why for name in everyone if (why := self.excuse(case, name))}
-        taking_part = [name for name in everyone if name not in excuses]
+        skipped = {name: why for name in everyone if (why := self.reason_to_skip(case, name))}
+        taking_part = [name for name in everyone if name not in skipped]
         taken, left_out = times(case, taking_part, self.budget, lambda what: self.tick(what, 0))
         torch.compiler.reset()
         gc.collect()
-        timed = Outcome(case, self.run, taken, {}, {**excuses, **left_out})
+        timed = Outcome(case, self.run, taken, {}, {**skipped, **left_out})
         memory = {name: self._memory(case, name) for name in self._weighed(timed)}
         return Outcome(case, self.run, taken, memory, timed.left_out)
 
@@ -82,7 +82,7 @@ class Session:
         self.tick(f"{case}: memory of {name}", 0)
         return memory_of(case, name)
 
-    def excuse(self, case: BenchmarkCase, name: str) -> str | None:
+    def reason_to_skip(self, case: BenchmarkCase, name: str) -> str | None:
         """Return a reason to skip an implementation, predicted from its base case, or None."""
         base = self.records.base_of(case)
         if case.kind in ("base", "custom") or base is None or name not in base.times:

@@ -27,7 +27,7 @@ from twinloss.harness.reliability.registry import Row, line
 from twinloss.harness.system.memory import process_status
 
 # Arrays of at least this many bytes get no memory.
-MUCH = 2**28
+LARGE_BYTES = 2**28
 # The tolerated relative difference of float32 results that depend on a handful of voxels.
 CLOSE = 1e-5
 
@@ -54,22 +54,22 @@ def ends_only(count: int) -> Iterator[None]:
     numpy_empty, torch_empty, each = np.empty, torch.empty, threads.for_each_chunk
 
     def empty_array(shape: Any, dtype: Any = float, *rest: Any, **options: Any) -> Any:
-        much = isinstance(shape, tuple) and math.prod(shape) * np.dtype(dtype).itemsize >= MUCH
-        return untouched(shape, dtype) if much else numpy_empty(shape, dtype, *rest, **options)
+        large = isinstance(shape, tuple) and math.prod(shape) * np.dtype(dtype).itemsize >= LARGE_BYTES
+        return untouched(shape, dtype) if large else numpy_empty(shape, dtype, *rest, **options)
 
     def empty_tensor(shape: Any, *rest: Any, dtype: torch.dtype = torch.float32, **options: Any) -> Tensor:
-        much = isinstance(shape, tuple) and math.prod(shape) * dtype.itemsize >= MUCH
+        large = isinstance(shape, tuple) and math.prod(shape) * dtype.itemsize >= LARGE_BYTES
         return (
             torch.from_numpy(untouched(shape, _name(dtype)))
-            if much
+            if large
             else torch_empty(shape, *rest, dtype=dtype, **options)
         )
 
-    def few(work: Callable[[int], None], chunks: int, numbers: int) -> None:
+    def chunks_at_the_ends(work: Callable[[int], None], chunks: int, numbers: int) -> None:
         done = [0, *range(max(chunks - count, 1), chunks)]
         each(lambda k: work(done[k]), len(done), numbers)
 
-    def few_ranges(work: Callable[[int, int], None], chunks: int, numbers: int) -> None:
+    def ranges_at_the_ends(work: Callable[[int, int], None], chunks: int, numbers: int) -> None:
         work(0, 1)
         if chunks > 1:
             work(max(chunks - count, 1), chunks)
@@ -77,9 +77,9 @@ def ends_only(count: int) -> Iterator[None]:
     with ExitStack() as patched:
         patched.enter_context(mock.patch.object(np, "empty", empty_array))
         patched.enter_context(mock.patch.object(torch, "empty", empty_tensor))
-        patched.enter_context(mock.patch.object(voxel_call, "for_each_range", few_ranges))
+        patched.enter_context(mock.patch.object(voxel_call, "for_each_range", ranges_at_the_ends))
         for module in (threads, fields, histogram):
-            patched.enter_context(mock.patch.object(module, "for_each_chunk", few))
+            patched.enter_context(mock.patch.object(module, "for_each_chunk", chunks_at_the_ends))
         yield
 
 
@@ -111,14 +111,14 @@ def cases(quick: bool) -> Iterator[tuple[str, Callable[..., Tensor], Sequence[in
     A tuple holds the name, the loss, the spatial shape, the number of chunks at the end that are not all zeros, and the
     non-zero ends of the arguments.
     """
-    few, edge, deep = (2**12, 40, (20, 60, 60)) if quick else (2**29, 1291, (513, 2048, 2048))
+    length, edge, deep = (2**12, 40, (20, 60, 60)) if quick else (2**29, 1291, (513, 2048, 2048))
     rng = torch.Generator().manual_seed(0)
     exact: dict[str, Any] = {"smooth_nr": 0.0, "smooth_dr": 0.0}
     x, y = (torch.rand(1, 4, 100, generator=rng) for _ in range(2))
     labels = torch.randint(1, 4, (1, 1, 100), generator=rng, dtype=torch.uint8)
-    yield "Dice", fast.DiceLoss(**exact), (4 * few + 4096,), 2, [x[:, :1], y[:, :1].round()]
+    yield "Dice", fast.DiceLoss(**exact), (4 * length + 4096,), 2, [x[:, :1], y[:, :1].round()]
     of_labels = fast.DiceLoss(to_onehot_y=True, include_background=False, **exact)
-    yield "Dice, 4 channels", of_labels, (few + 4096,), 2, [x, labels]
+    yield "Dice, 4 channels", of_labels, (length + 4096,), 2, [x, labels]
     corner = torch.zeros(2, 1, 1, 12, 40, 40)
     corner[..., -1, -8:, -8:] = torch.rand(2, 1, 1, 8, 8, generator=rng)
     yield "bending energy", fast.BendingEnergyLoss(reduction="sum"), (edge, edge, edge), 2, [corner[0]]

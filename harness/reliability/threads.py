@@ -39,12 +39,12 @@ def bitwise(quick: bool) -> Iterator[Row]:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
             same = all(all_fingerprints(size) == expected for _ in range(3))
-            yield Row(f"all losses, {size}³, 3 runs on {threads} threads", _told(same), same)
+            yield Row(f"all losses, {size}³, 3 runs on {threads} thread{'s' * (threads > 1)}", _told(same), same)
     finally:
         torch.set_num_threads(before)
     for threads in (1,) if quick else (1, 2, 4):
         same = of_another_process(size, threads) == expected
-        yield Row(f"all losses, {size}³, another process, {threads} threads", _told(same), same)
+        yield Row(f"all losses, {size}³, another process, {threads} thread{'s' * (threads > 1)}", _told(same), same)
 
 
 def _told(same: bool) -> str:

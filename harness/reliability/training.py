@@ -147,7 +147,7 @@ def dice_score(logits: Tensor, labels: Tensor) -> float:
     return sum(scores) / len(scores)
 
 
-def nudged(start: Sequence[Tensor], seed: int) -> None:
+def perturb(start: Sequence[Tensor], seed: int) -> None:
     """Perturb the weights by up to two roundoffs; seed 0 leaves them unchanged."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -159,7 +159,7 @@ def segment(loss: Callable[..., Tensor], name: str, steps: int, seed: int = 0) -
     """Train the network with a loss; a non-zero seed perturbs its initial weights."""
     torch.manual_seed(0)
     network, source = UNet(), patches()
-    nudged(list(network.parameters()), seed)
+    perturb(list(network.parameters()), seed)
     # SGD reveals a gradient with a wrong scale. The steps of Adam do not depend on the scale.
     optimizer = torch.optim.SGD(network.parameters(), 0.3, momentum=0.9, nesterov=True)
     held_out, truth = next(source)
@@ -208,7 +208,7 @@ def register(loss: Callable[..., Tensor], name: str, steps: int, seed: int = 0) 
     start = torch.zeros(1, 3, 12, 12, 12)
     if name in FIELDS:
         start = 0.05 * torch.randn(start.shape, generator=generator)
-    nudged([start], seed)
+    perturb([start], seed)
     coarse = start.requires_grad_()
     smoothing = name == "bending_energy"  # has a peer: SGD reveals a wrong scale, see `segment`
     optimizer = torch.optim.SGD([coarse], 1e-2, momentum=0.9) if smoothing else torch.optim.Adam([coarse], 5e-3)

@@ -120,7 +120,11 @@ def operators(quick: bool) -> Iterator[Row]:
                 torch.library.opcheck(getattr(torch.ops.twinloss, name).default, arguments)
             except Exception as error:
                 told.append(f"{type(error).__name__}: {str(error)[:160]}")
-        yield Row(f"twinloss::{name}, {len(calls)} sample calls", "; ".join(told) or "all tests pass", not told)
+        yield Row(
+            f"twinloss::{name}, {len(calls)} sample call{'s' * (len(calls) > 1)}",
+            "; ".join(told) or "all tests pass",
+            not told,
+        )
 
 
 @line("torch.export")

@@ -17,7 +17,7 @@ from twinloss.harness.site.docstrings import html, plain, summary
 WINGS = {
     "reference": "The losses as the papers define them, in NumPy, each with its gradient in closed form.",
     "fast": "The losses for training, in torch, with Numba kernels.",
-    "harness": "The tests, which search for inputs on which the two differ.",
+    "harness": "The test harness, which searches for inputs on which the two differ.",
 }
 # Only `fast` calls the kernels, the losses of the zoo are wrong on purpose, and no program needs the code of the site.
 LEFT_OUT = ("twinloss.fast.kernels", "twinloss.harness.zoo.", "twinloss.harness.site")

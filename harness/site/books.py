@@ -32,20 +32,22 @@ VERDICTS = ("passed", "failed", "agrees", "agrees as the defaults do", "differs"
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """A table of a report: its head, the alignment of each column, and its rows. Each cell is HTML."""
 
     head: list[str]
     aligned: list[str]
     rows: list[list[str]]
 
-    def about(self, name: str) -> Table:
+    def about(self, name: str) -> ReportTable:
         """Return the rows about a loss.
 
         The first or second cell of such a row begins with its name, followed by nothing or by a comma.
         """
         named = re.compile(rf"(?:<[^>]+>)*{re.escape(name)}(?:<|,|$)")
-        return Table(self.head, self.aligned, [row for row in self.rows if any(named.match(cell) for cell in row[:2])])
+        return ReportTable(
+            self.head, self.aligned, [row for row in self.rows if any(named.match(cell) for cell in row[:2])]
+        )
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Book:
     title: str
     command: str
     html: str = ""
-    tables: tuple[Table, ...] = ()
+    tables: tuple[ReportTable, ...] = ()
     parts: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -67,7 +69,7 @@ class Book:
         """The path of the page."""
         return f"reports/{self.name}.html"
 
-    def about(self, name: str) -> list[Table]:
+    def about(self, name: str) -> list[ReportTable]:
         """Return the table rows about a loss."""
         return [found for table in self.tables if (found := table.about(name)).rows]
 
@@ -161,7 +163,7 @@ def coloured(cell: str) -> str:
     return f"verdict {cell.split()[0]}" if cell in VERDICTS else ""
 
 
-def _tables(tokens: list[Any]) -> Iterator[Table]:
+def _tables(tokens: list[Any]) -> Iterator[ReportTable]:
     """Yield the tables among the tokens."""
     reader = _reader()
     rows: list[list[str]] = []
@@ -176,5 +178,5 @@ def _tables(tokens: list[Any]) -> Iterator[Table]:
         elif token.type == "inline" and rows:
             rows[-1].append(reader.renderer.renderInline(token.children, reader.options, {}))
         elif token.type == "table_close":
-            yield Table(rows[0], aligned, rows[1:])
+            yield ReportTable(rows[0], aligned, rows[1:])
             rows = []

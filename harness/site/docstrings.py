@@ -27,7 +27,7 @@ _INLINE = re.compile(
 
 
 @dataclass(frozen=True)
-class Section:
+class DocstringSection:
     """A section of a docstring. The text before the first section has an empty title."""
 
     title: str
@@ -46,7 +46,7 @@ class Section:
         return found
 
 
-def sections(thing: Any) -> list[Section]:
+def sections(thing: Any) -> list[DocstringSection]:
     """Return the sections of an object's docstring, or of a text."""
     doc = inspect.cleandoc(thing) if isinstance(thing, str) else inspect.getdoc(thing) or ""
     made: list[tuple[str, list[str]]] = [("", [])]
@@ -58,10 +58,12 @@ def sections(thing: Any) -> list[Section]:
             made.append(("", [line]))
         else:
             made[-1][1].append(line)
-    return [Section(title, tuple(inspect.cleandoc("\n" + "\n".join(lines)).splitlines())) for title, lines in made]
+    return [
+        DocstringSection(title, tuple(inspect.cleandoc("\n" + "\n".join(lines)).splitlines())) for title, lines in made
+    ]
 
 
-def section(thing: Any, title: str) -> Section | None:
+def section(thing: Any, title: str) -> DocstringSection | None:
     """Return the section with a title."""
     return next((each for each in sections(thing) if each.title == title), None)
 
@@ -180,7 +182,7 @@ def _marked(found: re.Match[str], link: Callable[[str], str | None]) -> str:
     return f'<a href="{target}">{code}</a>' if target else code
 
 
-def _section_html(part: Section, link: Callable[[str], str | None]) -> str:
+def _section_html(part: DocstringSection, link: Callable[[str], str | None]) -> str:
     title = f'<p class="part">{part.title}</p>' if part.title else ""
     if part.title in LISTS and part.entries:
         rows = "".join(f"<dt><code>{escape(n)}</code></dt><dd>{inline(t, link)}</dd>" for n, t in part.entries)

@@ -32,7 +32,7 @@ class LossPage:
     options: list[Option]
     use: list[tuple[Use, str, str]]
     verdict: str
-    tables: dict[str, list[books.Table]]
+    tables: dict[str, list[books.ReportTable]]
     parts: dict[str, str]
 
     @property

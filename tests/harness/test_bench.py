@@ -244,13 +244,13 @@ def test_what_would_take_too_long_or_too_much_is_not_tried():
     base = made("mutual_information", twinloss=20, MONAI=1000, memory={EAGER: 162.0})
     known = session.Session(RUN, Records([base]), 1.0)
     large, small = (replace(base.case, size=size, kind="size") for size in (256, 32))
-    assert known.excuse(large, EAGER) == "a step would take about 19 s"
-    assert known.excuse(small, EAGER) is None
+    assert known.reason_to_skip(large, EAGER) == "a step would take about 19 s"
+    assert known.reason_to_skip(small, EAGER) is None
     quicker = replace(base, times={EAGER: Times(1, 1, 1, 1, 1)})
     known.records.put(quicker)
-    assert known.excuse(large, EAGER) == "a step would take about 11 GB"
+    assert known.reason_to_skip(large, EAGER) == "a step would take about 11 GB"
     known.records.put(replace(base, times={**base.times, PLAIN: Times(1, 1, 3000, 1, 1)}))
-    assert known.excuse(small, PLAIN) == "3.0 times as slow as MONAI at the base case"
+    assert known.reason_to_skip(small, PLAIN) == "3.0 times as slow as MONAI at the base case"
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.name)

@@ -238,7 +238,7 @@ def test_a_report_that_nobody_knew_of_is_a_page_and_a_part_of_a_loss(tmp_path):
 
 
 def test_a_row_is_about_the_loss_that_it_names_and_no_other():
-    table = books.Table(["loss"], [""], [["dice"], ["dice_ce"], ["<code>dice</code>"], ["dice, float16, 256³"]])
+    table = books.ReportTable(["loss"], [""], [["dice"], ["dice_ce"], ["<code>dice</code>"], ["dice, float16, 256³"]])
     assert [row[0] for row in table.about("dice").rows] == ["dice", "<code>dice</code>", "dice, float16, 256³"]
 
 
