@@ -23,7 +23,7 @@ twinloss report --out public --run ci-run --no-real
 NEEDED = ("jinja2", "latex2mathml", "markdown_it", "matplotlib", "pygments")
 
 
-def _with_extra(*modules: str) -> None:
+def _require(*modules: str) -> None:
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         console.print(
@@ -42,7 +42,7 @@ def report(
     real: Annotated[bool, typer.Option(help="Also show figures of a real brain.")] = True,
 ) -> None:
     """Build a static site with a page for each loss, the evidence, and the API."""
-    _with_extra(*NEEDED)
+    _require(*NEEDED)
     if evidence is not None and not evidence.is_dir():
         raise typer.BadParameter(f"--reports {evidence}: there is no such folder")
     folder = writable(out)
@@ -64,7 +64,7 @@ def explain(
     loss: Annotated[str, typer.Argument(help="The loss; see twinloss list.")],
 ) -> None:
     """Show a summary of a loss: formula, symbols, paper, gradient, options, when to use it."""
-    _with_extra("latex2mathml", "pygments")
+    _require("latex2mathml", "pygments")
     (twin,) = named_twins([loss])
     from twinloss.harness.site.explain import explain as told
     from twinloss.harness.site.record import record

@@ -68,7 +68,7 @@ def test_a_process_that_dies_costs_its_part_another_try(alone):
 
 
 def test_a_part_whose_process_always_dies_fails_and_says_so(monkeypatch):
-    monkeypatch.setattr(shards, "_share", lambda work, jobs, *rest: list(jobs))
+    monkeypatch.setattr(shards, "_run_with", lambda work, jobs, *rest: list(jobs))
     work = Work()
     jobs = [Job(find(name), ("float32",), "generated", 20, 5) for name in LOSSES]
     shards.do(work, jobs, lambda what, cases: None, processes=2)
