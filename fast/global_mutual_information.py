@@ -18,7 +18,7 @@ from twinloss.fast.runtime.warn import has_warned, numbers_are_hidden, warn_once
 
 def _checked_bins(value: Any, name: str) -> int:
     if not is_whole(value) or value < 2:
-        raise ValueError(f"{name} must be a whole number of at least 2, got {value!r}")
+        raise ValueError(f"{name} must be a whole number, 2 or more, got {value!r}")
     if value > 2**13:
         raise ValueError(f"{name} must be at most {2**13}, got {value}: the size of a histogram is its square")
     return int(value)
@@ -33,7 +33,7 @@ def _checked_ratio(value: Any, name: str) -> float:
 
 def _enough_bins(num_bins: int, kernel_type: str) -> None:
     if kernel_type == "b-spline" and num_bins < 5:
-        raise ValueError(f'num_bins must be at least 5 with kernel_type="b-spline", got {num_bins}')
+        raise ValueError(f'num_bins must be 5 or more with kernel_type="b-spline", got {num_bins}')
 
 
 def _ranks_share_bins(kernel_type: str, process_group: ProcessGroup | None) -> None:
@@ -149,8 +149,8 @@ class GlobalMutualInformationLoss(Loss):
             warn_once(
                 self,
                 "swapped",
-                'only target requires a gradient, but with kernel_type="b-spline" its gradient is 0: pass the moving '
-                'image as pred, the first argument, or use kernel_type="gaussian"',
+                'only the target requires a gradient, but with kernel_type="b-spline" its gradient is 0: pass the '
+                'moving image as pred, the first argument, or use kernel_type="gaussian"',
             )
         joint = joint_histogram(x, y, self.num_bins, self.sigma_ratio, self.kernel_type)
         if self.process_group is not None:
@@ -169,7 +169,7 @@ class GlobalMutualInformationLoss(Loss):
             warn_once(
                 self,
                 "clamping",
-                f"intensities outside [0, 1] are clamped and get no gradient; these images have intensities in "
+                f"intensities beyond [0, 1] are clamped and get no gradient; these images have intensities in "
                 f"[{low.min().item():g}, {high.max().item():g}]. Scale the images to [0, 1], or use "
                 'kernel_type="b-spline"',
             )
