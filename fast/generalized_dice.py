@@ -26,8 +26,8 @@ class GeneralizedDiceLoss(SegmentationLoss):
 
     Here p is the prediction, g the target, i the voxel and c the class (Sudre et al. 2017, section 2, with smoothing
     terms added). A class that is absent from the target gets the largest finite weight of its item, or with ``batch``
-    of the batch. If all classes are absent, the weights ``"square"`` and ``"simple"`` are 0: the loss is the constant 1
-    - ν/δ, so that a patch without foreground has no gradient. The ``"uniform"`` weights are always 1. The weights
+    of the batch. If all classes are absent, the weights ``"square"`` and ``"simple"`` are 0: the loss is the constant
+    1 - ν/δ, so that a patch without foreground has no gradient. The ``"uniform"`` weights are always 1. The weights
     depend only on the target.
 
     Args:

@@ -174,9 +174,9 @@ def _fold(part, total, lost):
 def forward(x, y, windows, bins, reach, exponent, ranges, histogram):
     """Add the joint histogram of voxels of one item to `histogram`, (bins, bins); return how many values are NaN.
 
-    `windows` are the windows of x and of y. For a Gaussian, `reach` is its reach in bins, and `exponent` is
-    1 / (2 sigma^2). For the other windows, `ranges` has the smallest intensity and the width of the range of x and of
-    y.
+    `windows` are the windows of x and y. For a Gaussian, `reach` is its reach in bins, and `exponent` is
+    1 / (2 sigma^2). For the other windows, `ranges` has the smallest intensity and the width of the range of each
+    image.
     """
     # Each addition rounds, and for equal numbers it always rounds in the same direction. For float64 images, whose own
     # rounding errors are no larger, only few numbers are added in this way before they are folded into the total, which

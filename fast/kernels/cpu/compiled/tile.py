@@ -19,7 +19,8 @@ from twinloss.fast.kernels.cpu.compiled.status import INVALID, NOT_BINARY, VALID
 TILE = 4032
 # Tiles of a chunk. Threads work on whole chunks, and the float64 sums of the chunks are added in a fixed order.
 TILES = 16
-# Voxels whose sum is float32, spread over vector lanes with few additions each. Beyond a block, sums are float64.
+# Number of voxels whose sum is computed in float32, over vector lanes with few additions each. Sums of blocks are
+# float64.
 BLOCK = 512
 IDENTITY, SIGMOID, SOFTMAX = 0, 1, 2
 EXCLUDED = np.int32(-1)
