@@ -156,8 +156,8 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
             raise ValueError(f"input must be (batch, classes, *spatial), got shape {tuple(input.shape)}")
         if input.shape[1] != len(self.dist_matrix):
             raise ValueError(
-                f"input must have a channel for each of the {len(self.dist_matrix)} classes of dist_matrix, got "
-                f"{input.shape[1]} channels (shape {tuple(input.shape)})"
+                f"input has {input.shape[1]} channels (shape {tuple(input.shape)}) and dist_matrix "
+                f"{len(self.dist_matrix)} classes: the numbers must be equal"
             )
         flat = (input.shape[0], *input.shape[2:])
         if tuple(target.shape) == flat:

@@ -37,7 +37,7 @@ def _checked_scales(value: Any, name: str) -> tuple[float, ...] | None:
     if not isinstance(value, (Sequence, np.ndarray, Tensor)):
         raise TypeError(f"{name} must be None or a list of numbers, got {type(value).__name__}")
     if len(value) == 0:
-        raise ValueError(f"{name} must have at least one number, or be None to leave the images unsmoothed")
+        raise ValueError(f"{name} must hold at least one number, or be None to leave the images unsmoothed")
     return tuple(checked_number(_number(scale), name) for scale in value)
 
 
