@@ -14,7 +14,7 @@ from twinloss.fast.runtime.arguments import total
 
 
 def _plain(u: Tensor, weights: Tensor, step: int, voxelwise: bool) -> Tensor:
-    """Return the energy or the energies of the voxels; see `PlainEnergy`."""
+    """Return the total energy, or with `voxelwise` that of each voxel; see `fast/engine/field.py`."""
     axes = _axes(weights.shape[1])
     margin = [step if 3 - d <= axes else 0 for d in range(3)]
 
@@ -46,6 +46,7 @@ def _axes(differences: int) -> int:
 
 
 def _weigh(stencil: str, grid: Grid) -> list[list[float]]:
+    """Return the weight of each squared difference in the energy of each component."""
     pure, axes = 1.0 if stencil == "compact" else 0.25, range(len(grid.shape) - 1)
     # The last axis is x.
     pairs = [(d, e) for d in reversed(axes) for e in (d, *reversed(axes[d + 1 :]))]

@@ -13,7 +13,7 @@ from twinloss.fast.kernels.contract import DIFFUSION
 
 
 def _plain(u: Tensor, weights: Tensor, margin: int, voxelwise: bool) -> Tensor:
-    """Return the energy or the energies of the voxels; see `PlainEnergy`."""
+    """Return the total energy, or with `voxelwise` that of each voxel; see `fast/engine/field.py`."""
     by_field = weights.to(u.dtype).repeat(u.shape[0] // weights.shape[0], 1)
     terms = [by_field[:, k, None, None, None] * _squares(u, 3 - k, margin, weights) for k in range(weights.shape[1])]
     energy = sum(terms[1:], terms[0])
@@ -39,6 +39,7 @@ def _squares(u: Tensor, axis: int, margin: int, weights: Tensor) -> Tensor:
 
 
 def _weigh(stencil: str, grid: Grid) -> list[list[float]]:
+    """Return the weight of the squared differences along each axis in the energy of each component."""
     share, axes = 0.5 if stencil == "compact" else 0.25, range(len(grid.shape) - 1)
     # The last axis is x.
     return [[share * grid.scale(c, (d,)) ** 2 for d in reversed(axes)] for c in range(grid.shape[0])]
