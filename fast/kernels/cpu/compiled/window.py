@@ -31,6 +31,10 @@ SLAB = 104
 
 @stage
 def _merge(t, p, tt, pp, tp, u, q, uu, qq, uq, share, factor, out_t, out_p, out_tt, out_pp, out_tp):
+    """Merge the moments t, p, tt, pp, tp of windows with the moments u, q, uu, qq, uq of others.
+
+    `share` is the share of the others in the total weight, and `factor` is the product of both weights over their sum.
+    """
     for i in range(t.size):
         dt, dp = u[i] - t[i], q[i] - p[i]
         out_t[i], out_p[i] = t[i] + share * dt, p[i] + share * dp
@@ -41,6 +45,7 @@ def _merge(t, p, tt, pp, tp, u, q, uu, qq, uq, share, factor, out_t, out_p, out_
 
 @stage
 def _absorb(t, p, tt, pp, tp, u, q, uu, qq, uq, share, factor):
+    """Do what `_merge` does, in place."""
     for i in range(t.size):
         dt, dp = u[i] - t[i], q[i] - p[i]
         t[i] += share * dt
