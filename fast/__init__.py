@@ -1,4 +1,4 @@
-"""The fast wing: torch losses that people train with, drop-in for MONAI's."""
+"""Fast losses for training: PyTorch modules that are drop-in replacements for the losses of MONAI."""
 
 from twinloss.fast.bending_energy import BendingEnergyLoss
 from twinloss.fast.dice import Dice, DiceLoss, MaskedDiceLoss, dice
@@ -13,8 +13,8 @@ from twinloss.fast.local_normalized_cross_correlation import LocalNormalizedCros
 from twinloss.fast.multi_scale import MultiScaleLoss
 from twinloss.fast.tversky import TverskyLoss
 
-# `dice_ce` and the like are the aliases that the documentation names; they hide the modules of the same names, which
-# `from twinloss.fast.dice_ce import …` still finds.
+# MONAI's documentation has these aliases. As attributes they hide the modules of the same names, but
+# `from twinloss.fast.dice_ce import …` still imports from the module.
 dice_ce = DiceCELoss
 dice_focal = DiceFocalLoss
 generalized_dice = GeneralizedDiceLoss

@@ -14,12 +14,12 @@ from twinloss.fast.runtime.arguments import total
 
 
 def _plain(u: Tensor, weights: Tensor, step: int, voxelwise: bool) -> Tensor:
-    """Return the energies, see `PlainEnergy`."""
+    """Return the total energy, or with `voxelwise` that of each voxel; see `PlainEnergy`."""
     axes = _axes(weights.shape[1])
     margin = [step if 3 - d <= axes else 0 for d in range(3)]
 
     def moved(**offset: int) -> Tensor:
-        """The interior's neighbours at an offset."""
+        """Return the values at an offset from each interior voxel."""
         at = u
         for axis, (m, name) in enumerate(zip(margin, "zyx", strict=True), start=1):
             at = at.narrow(axis, m + offset.get(name, 0), u.shape[axis] - 2 * m)
@@ -38,11 +38,15 @@ def _plain(u: Tensor, weights: Tensor, step: int, voxelwise: bool) -> Tensor:
 
 
 def _axes(differences: int) -> int:
-    """How many axes a field has; the number may be symbolic, so that no table can hold it."""
+    """Return the number of axes of a field, given the number of its second differences.
+
+    This is not a table, because under torch.compile the number may be symbolic.
+    """
     return 1 if differences == 1 else 2 if differences == 3 else 3
 
 
 def _weigh(stencil: str, grid: Grid) -> list[list[float]]:
+    """Return the weight of each squared difference in the energy of each component."""
     pure, axes = 1.0 if stencil == "compact" else 0.25, range(len(grid.shape) - 1)
     # The last axis is x.
     pairs = [(d, e) for d in reversed(axes) for e in (d, *reversed(axes[d + 1 :]))]
@@ -53,31 +57,35 @@ def _weigh(stencil: str, grid: Grid) -> list[list[float]]:
 
 
 class BendingEnergyLoss(FieldLoss):
-    r"""Mean bending energy of a field: the squares of its second derivatives.
+    r"""Bending energy of a displacement field: the mean of the sum of its squared second derivatives.
 
     .. math::
         E = \sum_d \left(\frac{\partial^2 u}{\partial x_d^2}\right)^2
             + 2 \sum_{d<e} \left(\frac{\partial^2 u}{\partial x_d \partial x_e}\right)^2
 
-    for each component u and each voxel off the border. An affine field costs nothing.
+    at each voxel that is not at the border, for each component u of the field. The energy of an affine field is 0.
 
     Args:
-        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for the energy of each interior voxel.
-        stencil: ``"compact"`` takes u₊ - 2u + u₋, and a quarter of the difference of corners; it needs 3 voxels along
-            each axis. ``"wide"`` takes central first differences twice, as older releases of MONAI do, and needs 5; it
-            does not see a field that alternates from voxel to voxel, so that a folded field may cost nothing.
-        normalize: measure positions and displacements in extents of the grid, n_d h_d along axis d, so that the energy
-            does not hang on how finely a field is sampled; the field needs a component for each axis.
-        spacing: size of a voxel along each axis in mm, for derivatives in physical units.
+        reduction: ``"mean"`` over voxels and components, ``"sum"``, or ``"none"`` for the energy of each interior
+            voxel.
+        stencil: how derivatives are computed. ``"compact"``: u₊ - 2u + u₋, and for mixed derivatives
+            (u₊₊ - u₊₋ - u₋₊ + u₋₋)/4; omits one voxel at each border and needs 3 along each axis. ``"wide"``: central
+            first differences, applied twice, as in older releases of MONAI; omits two voxels and needs 5. It is blind
+            to a field that alternates from voxel to voxel, so that the energy of a folded field may be 0.
+        normalize: measure positions and displacements in units of the extent of the grid, n h along an axis of n voxels
+            of size h. The energy then does not depend on how finely the field is sampled. The field must have one
+            component for each axis.
+        spacing: h, the size of a voxel along each axis in mm, for derivatives in physical units. The default is 1.
 
     Shape:
-        pred (B, C, *S) with 1 to 3 spatial axes; integers are cast to torch's default float type.
-        With ``"none"`` the result is (B, C, *S'), S' without the border.
+        pred (B, C, *S) with 1 to 3 spatial axes. Integers are converted to torch's default floating-point type. With
+        ``"none"`` the result is (B, C, *S'), where S' is the size without the omitted border.
 
     Raises:
-        TypeError: if the field is no tensor of real numbers, or ``spacing`` no list of numbers.
-        ValueError: for an unknown reduction or stencil, a spacing that is not positive or does not fit the axes, a
-            field of another rank, with too few voxels, or (``normalize``) components.
+        TypeError: if the field is not a tensor of real numbers, or if ``spacing`` is not a list of numbers.
+        ValueError: if the reduction or the stencil is unknown; if ``spacing`` is not positive, or not one number for
+            each axis; if the field does not have 1 to 3 spatial axes, or has too few voxels along an axis; if, with
+            ``normalize``, the number of components is not the number of axes.
 
     Reference:
         Rueckert, D. et al. (1999) Nonrigid registration using free-form deformations: application to breast MR images,

@@ -19,51 +19,57 @@ from twinloss.fast.runtime.warn import warn
 
 
 class DiceLoss(SegmentationLoss):
-    r"""One minus the Dice overlap (or the Jaccard index) of prediction and target, for each item and class.
+    r"""Dice loss: one minus the Dice overlap of prediction and target, for each item and class.
 
     .. math::
         L = 1 - \frac{2 \sum_i p_i g_i + \nu}{\sum_i p_i + \sum_i g_i + \delta}
 
-    with the squares of p and g in the denominator for ``squared_pred`` (the form of Milletari et al. 2016, section 3)
-    and :math:`L = 1 - (2I + \nu) / (2(D - I) + \delta)` for ``jaccard``, where I is the sum of products and D the
-    denominator above without δ.
+    Here p is the prediction, g the target and i the voxel. With ``squared_pred``, the denominator has the squares of p
+    and g (Milletari et al. 2016, section 3). With ``jaccard``, the loss is one minus the Jaccard index,
+    :math:`L = 1 - (2I + \nu) / (2(D - I) + \delta)`, where I is the sum of the products and D is the denominator above
+    without δ.
 
     Args:
-        include_background: if False, channel 0 takes no part in the loss (it still does in the softmax).
-        to_onehot_y: the target holds labels, (B, 1, *S), of any integer or float type.
+        include_background: if False, channel 0 is excluded from the loss. The softmax still includes it.
+        to_onehot_y: the target holds class labels, (B, 1, *S), of any integer or floating-point type.
         sigmoid: p is the sigmoid of the input.
         softmax: p is the softmax of the input over all its channels.
         other_act: p is ``other_act(input)``.
-        squared_pred: squares in the denominator.
-        jaccard: Jaccard index in place of Dice.
-        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for (B, C', 1, …), C' the classes that take part.
-        smooth_nr: ν.
-        smooth_dr: δ; 0 gives NaN for a class absent from both prediction and target.
-        batch: sum over the batch before dividing; ``"none"`` then gives (1, C', 1, …).
-        weight: a number, or one for each class that takes part.
-        soft_label: overlap min(p, g) in place of the product, so that p = g is the minimum for soft targets too
-            (Wang et al. 2023, Dice semimetric losses).
-        ignore_index: voxels with this label take no part, whatever they hold; for a target in one-hot form those
-            with a 1 in this channel.
-        process_group: add up the statistics of its ranks, so that all get the loss of all data. A rank holds voxels of
-            the same items as the others or, with ``batch=True``, any items of its own; all call forward together. The
-            gradient of a rank is that of its own data times the number of ranks: DistributedDataParallel, which takes
-            the mean over ranks, makes of it the gradient that one process would have with all data. A copy of the loss
-            shares the group. A pickle, as of ``torch.save``, keeps the default group of all ranks by name, and loads
-            with that of the process that reads it, or with None and a warning; with any other group it is a TypeError.
+        squared_pred: sum the squares of p and g in the denominator.
+        jaccard: use the Jaccard index instead of the Dice overlap.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for a value for each item and class, (B, C', 1, …), where C' is
+            the number of classes that are not excluded.
+        smooth_nr: ν, the smoothing term of the numerator.
+        smooth_dr: δ, the smoothing term of the denominator. If it is 0, the loss of a class that is absent from both
+            prediction and target is not finite.
+        batch: sum over all items of the batch before the division. ``"none"`` then gives (1, C', 1, …).
+        weight: factor on the loss: a number, or a list with one for each class that is not excluded.
+        soft_label: use min(p, g) as the overlap instead of the product p g. The minimum of the loss is then at p = g
+            for soft targets, too (Wang et al. 2023, Dice semimetric losses).
+        ignore_index: voxels with this label are excluded, whatever values they hold. In a one-hot target, these are
+            the voxels with a 1 in this channel.
+        process_group: sum the statistics over the ranks of this group, so that every rank returns the loss of all data.
+            All ranks must call ``forward`` together. With ``batch=True`` each rank may hold different items; otherwise
+            the ranks hold different voxels of the same items. The gradient of a rank is the gradient of its own data
+            times the number of ranks. DistributedDataParallel averages over the ranks, which gives the gradient that a
+            single process with all data would compute. A copy of the loss shares the group. ``torch.save`` and pickle
+            store the default group by its name; loading takes the default group of the loading process, or warns and
+            takes None if there is none. Other groups cannot be pickled, and raise a TypeError.
 
     Shape:
-        input (B, C, *S); target (B, C, *S), or (B, 1, *S) with ``to_onehot_y``; any spatial rank, 0 included.
+        input (B, C, *S); target (B, C, *S), or (B, 1, *S) with ``to_onehot_y``. Any number of spatial axes is allowed,
+        including none.
 
     Raises:
-        TypeError: if ``other_act`` is neither None nor callable, or the input holds no floating-point numbers.
-        ValueError: if more than one of ``sigmoid``, ``softmax``, ``other_act`` is given; for an unknown reduction,
-            negative or NaN weights or as many as there are no classes, labels that name no class, an empty input.
-        AssertionError: if the shapes of input and target differ (the error is a ValueError, too).
+        TypeError: if ``other_act`` is neither None nor callable, or if the input is not a floating-point tensor.
+        ValueError: if more than one of ``sigmoid``, ``softmax`` and ``other_act`` is given; if the reduction is
+            unknown; if weights are negative, NaN or not one for each class; if a label is not a class; if the input is
+            empty.
+        AssertionError: if the shapes of input and target do not match. The error is also a ValueError.
 
     Warns:
-        UserWarning: once for each loss, in one of its first calls, if a target that is not labels lies outside [0, 1],
-            or does not sum to 1 over the classes under a softmax.
+        UserWarning: if a dense target (without ``to_onehot_y``) has values outside [0, 1] or, with a softmax, does not
+            sum to 1 over the classes. Only the first calls check this, and each loss object warns once.
 
     Reference:
         Milletari, F. et al. (2016) V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image
@@ -112,7 +118,7 @@ class DiceLoss(SegmentationLoss):
 
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss; see the class for shapes and errors."""
+        """Return the loss; the class documents shapes and errors."""
         return self._loss(input, target, None)
 
     def _loss(self, input: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
@@ -123,38 +129,38 @@ class DiceLoss(SegmentationLoss):
         return self.reduce(self.dice(sums, voxels), input)
 
     def overlap(self) -> Overlap:
-        """Return the kind of overlap, see `Plan`; with squares min(p, g) gives the same sums as the product."""
+        """Return the kind of overlap; `squared_pred` comes first, as it sums the same with min(p, g) as with p g."""
         return "squared" if self.squared_pred else "minimum" if self.soft_label else "product"
 
     def dice(self, sums: Statistics, voxels: Voxels) -> Tensor:
-        """Return the loss of each item and class that takes part, (B, C') or (1, C'), not yet reduced."""
+        """Return the unreduced loss of each item and included class, (B, C'), or (1, C') with `batch`."""
         loss = fraction(sums.stack, self._terms(voxels))
         return loss if self.weight is None else loss * self.class_weight(loss, voxels)
 
     def _terms(self, voxels: Voxels) -> Terms:
-        # D = 2 TP + FP + FN; Jaccard: 2 (D - I) = 2 TP + 2 (FP + FN).
+        # With I = TP, the denominator is D = 2 TP + FP + FN, or with `jaccard` 2 (D - I) = 2 TP + 2 (FP + FN).
         errors = 2.0 if self.jaccard else 1.0
         return self.terms(voxels, (2.0, errors, errors), squared=self.squared_pred)
 
     def class_weight(self, loss: Tensor, voxels: Voxels) -> Tensor:
-        """Return the weight of each class that takes part."""
+        """Return the weight of each included class."""
         return weight_by_class(self.weight, loss.shape[1], loss)
 
 
 class MaskedDiceLoss(DiceLoss):
-    """Dice loss of the voxels under a mask.
+    """Dice loss of the voxels within a mask.
 
-    The activation comes first, then the mask on prediction and target: voxels where the mask is 0 contribute nothing
-    to value or gradient, whatever they hold; a soft mask multiplies both. Arguments, shapes and errors are those of
-    :class:`DiceLoss`.
+    The mask multiplies the prediction, after the activation, and the target. It may be soft, with values in [0, 1].
+    Voxels where it is 0 contribute nothing to the value or the gradient, whatever values they hold. Arguments, shapes
+    and errors are the same as in :class:`DiceLoss`.
     """
 
     @entry_point
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The loss under `mask`, (B, 1, *S) or (1, 1, *S); without one a warning and plain Dice.
+        """Return the loss within `mask`, (B, 1, *S) or (1, 1, *S). Without a mask, warn and return the Dice loss.
 
         Raises:
-            ValueError: if the mask's shape does not fit the input's, or its values lie outside [0, 1].
+            ValueError: if the shape of the mask does not match the input, or if its values lie outside [0, 1].
         """
         if mask is None:
             warn("no mask given: the loss is that of DiceLoss")
@@ -162,10 +168,13 @@ class MaskedDiceLoss(DiceLoss):
 
 
 class CompoundDiceLoss(DiceLoss):
-    """Dice loss beside a cross entropy of the logits; both from one pass where they share an activation."""
+    """Base class of the losses that add a cross entropy or focal term to the Dice loss.
+
+    If both terms use the same activation, one pass over the voxels computes their statistics.
+    """
 
     def compound_voxels(self, input: Tensor, target: Tensor) -> Voxels:
-        """Return the checked arguments; errors are those that the documentation of the compound losses promises."""
+        """Check the arguments of `forward`, with the errors that the compound losses document."""
         check_tensors(input=input, target=target)
         if input.ndim != target.ndim:
             raise ShapeError(
@@ -180,7 +189,11 @@ class CompoundDiceLoss(DiceLoss):
         return self.voxels(input, target)
 
     def two_sums(self, voxels: Voxels, activation: Activation, plan: dict[str, Any]) -> tuple[Statistics, Statistics]:
-        """Return the statistics of the Dice term, and those that the other term's `plan` asks for on its activation."""
+        """Return the statistics of the Dice term, and those of the other term.
+
+        The other term needs the statistics that `plan` lists, of the prediction by `activation`. If `plan` is empty,
+        both are the statistics of the Dice term.
+        """
         own = self.activation(voxels.input)
         if own == activation or not plan:
             sums = voxels.sums(own, overlap=self.overlap(), **plan)
@@ -189,7 +202,7 @@ class CompoundDiceLoss(DiceLoss):
         return voxels.sums(own, overlap=self.overlap()), voxels.sums(activation, **plan)
 
     def seen(self, weight: float | tuple[float, ...], voxels: Voxels) -> float | tuple[float, ...]:
-        """Return the part of a weight for all classes that belongs to those that take part."""
+        """Return the weight of the included classes, given one for all classes or a single number."""
         classes = voxels.input.shape[1]
         if not isinstance(weight, tuple):
             return weight
@@ -201,7 +214,7 @@ class CompoundDiceLoss(DiceLoss):
         return weight if voxels.background else weight[1:]
 
     def class_weight(self, loss: Tensor, voxels: Voxels) -> Tensor:
-        """Return the weight of each class that takes part."""
+        """Return the weight of each included class."""
         return weight_by_class(self.seen(self.weight, voxels), loss.shape[1], loss)
 
 

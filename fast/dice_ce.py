@@ -21,7 +21,9 @@ from twinloss.fast.runtime.ranks import ProcessGroup
 def _checked_reduction(value: Any, name: str) -> str:
     reduction: str = checked_reduction(value, name)
     if reduction == "none":
-        raise ValueError(f'{name} must be "mean" or "sum", got {value!r}: Dice has no value for a single voxel')
+        raise ValueError(
+            f'{name} must be "mean" or "sum", got {value!r}: the Dice loss has no value for a single voxel'
+        )
     return reduction
 
 
@@ -34,7 +36,7 @@ def _checked_smoothing(value: Any, name: str) -> float:
 
 def _one_weight(weight: ClassWeight | None, ce_weight: ClassWeight | None) -> None:
     if weight is not None and ce_weight is not None:
-        raise ValueError("weight goes to both terms and ce_weight to cross entropy alone: give one of them")
+        raise ValueError("weight goes to both terms and ce_weight to the cross entropy only: give one of them")
 
 
 class DiceCELoss(CompoundDiceLoss):
@@ -44,9 +46,9 @@ class DiceCELoss(CompoundDiceLoss):
         L = \lambda_\mathrm{dice}\, L_\mathrm{Dice}(\mathrm{act}(x)) + \lambda_\mathrm{ce}\, \mathrm{CE}(x), \quad
         \mathrm{CE}(x) = \frac{-\sum_i \sum_c w_c\, g_{ic} \log \mathrm{softmax}(x_i)_c}{\sum_i \sum_c w_c\, g_{ic}}
 
-    Cross entropy always sees the logits of all classes; the activation and ``include_background`` concern Dice alone.
-    With one channel it is the binary cross entropy with logits, its mean over the voxels. Options not named here are
-    those of :class:`~twinloss.fast.DiceLoss`.
+    The cross entropy is always computed from the logits of all classes. The activation and ``include_background`` apply
+    to the Dice term only. An input of one channel takes the binary cross entropy with logits, averaged over the voxels.
+    The Dice term is :class:`~twinloss.fast.DiceLoss`.
 
     Args:
         include_background: see DiceLoss.
@@ -56,28 +58,29 @@ class DiceCELoss(CompoundDiceLoss):
         other_act: see DiceLoss.
         squared_pred: see DiceLoss.
         jaccard: see DiceLoss.
-        reduction: ``"mean"`` or ``"sum"``, of both terms.
+        reduction: ``"mean"`` or ``"sum"``, for both terms.
         smooth_nr: see DiceLoss.
         smooth_dr: see DiceLoss.
         batch: see DiceLoss.
-        ce_weight: class weight w of the cross entropy; with one channel the weight of positives.
-        lambda_dice: weight of the Dice term, not negative.
-        lambda_ce: weight of the cross entropy, not negative.
-        weight: class weight of both terms, a number or one for each class, background included.
+        ce_weight: w, the class weights of the cross entropy: a number, or a list with one for each class. With one
+            channel, it is the weight of the positives.
+        lambda_dice: weight of the Dice term, at least 0.
+        lambda_ce: weight of the cross entropy, at least 0.
+        weight: class weights of both terms: a number, or a list with one for each class, including the background.
         soft_label: see DiceLoss.
         ignore_index: see DiceLoss.
-        label_smoothing: ε in [0, 1]; the cross entropy's target becomes (1 - ε) g + ε/C, as in torch, and
-            (1 - ε) g + ε/2 with one channel.
+        label_smoothing: ε in [0, 1]. The target of the cross entropy becomes (1 - ε) g + ε/C, as in
+            ``torch.nn.CrossEntropyLoss``; with one channel it becomes (1 - ε) g + ε/2.
         process_group: see DiceLoss.
 
     Raises:
-        TypeError: as DiceLoss.
-        ValueError: as DiceLoss; for the reduction ``"none"`` (Dice has no value for a voxel), a negative λ, an ε
-            outside [0, 1], ``weight`` together with ``ce_weight``, if input and target differ in rank, or the target
-            has neither 1 channel nor those of the input.
+        TypeError: as in DiceLoss.
+        ValueError: as in DiceLoss; if the reduction is ``"none"``, since the Dice loss has no value for a single voxel;
+            if λ is negative; if ε lies outside [0, 1]; if both ``weight`` and ``ce_weight`` are given; if input and
+            target have different numbers of axes; if the target has neither 1 channel nor as many as the input.
 
     Warns:
-        UserWarning: about the target, as DiceLoss; the cross entropy is always that of a softmax.
+        UserWarning: about the values of the target, as in DiceLoss with a softmax.
 
     Example:
         >>> import torch
@@ -129,12 +132,12 @@ class DiceCELoss(CompoundDiceLoss):
         self.label_smoothing = label_smoothing
 
     def exclusive(self, background: bool) -> tuple[bool, bool]:
-        """Return whether a prediction is a softmax, and whether the target of all its classes counts."""
-        return True, True  # for the cross entropy
+        """Return whether a softmax makes the classes exclude each other, and whether the background counts."""
+        return True, True  # the cross entropy is that of a softmax over all classes
 
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss; see the class for shapes and errors."""
+        """Return the loss; the class documents shapes and errors."""
         voxels = self.compound_voxels(input, target)
         activation: Activation = "softmax" if input.shape[1] > 1 else "sigmoid"
         plan: dict[str, Any] = {"surprisal": "all" if self.label_smoothing else "target"}
@@ -149,7 +152,7 @@ class DiceCELoss(CompoundDiceLoss):
         return loss.to(dispatch.result_type(input))
 
     def _smoothed(self, voxels: Voxels) -> Voxels:
-        """One channel with the target (1 - ε) g + ε/2, that of two classes."""
+        """Return the voxels with the smoothed target (1 - ε) g + ε/2 of a binary problem."""
         x, target = voxels.cleaned()
         ignored = voxels.ignored()
         kept = None if ignored is None else ~ignored

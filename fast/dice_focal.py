@@ -19,14 +19,14 @@ from twinloss.fast.runtime.ranks import ProcessGroup
 def _mean_over_ranks(reduction: str, process_group: ProcessGroup | None) -> None:
     if process_group is not None and reduction != "mean":
         raise ValueError(
-            f'with a process_group reduction must be "mean", got {reduction!r}: the others are of the focal '
-            "term of each item, which is on its rank alone"
+            f'with a process_group, reduction must be "mean", got {reduction!r}: the other reductions need the focal '
+            "term of each item, and each rank has only its own"
         )
 
 
 def _one_weight(weight: Any, focal_weight: Any) -> None:
     if weight is not None and focal_weight is not None:
-        raise ValueError("weight goes to both terms and focal_weight to focal alone: give one of them")
+        raise ValueError("weight goes to both terms and focal_weight to the focal term only: give one of them")
 
 
 class DiceFocalLoss(CompoundDiceLoss):
@@ -35,9 +35,9 @@ class DiceFocalLoss(CompoundDiceLoss):
     .. math::
         L = \lambda_\mathrm{dice}\, L_\mathrm{Dice}(\mathrm{act}(x)) + \lambda_\mathrm{focal}\, L_\mathrm{focal}(x)
 
-    Focal always sees the logits; the activation concerns Dice alone. Options not named here are those of
-    :class:`~twinloss.fast.DiceLoss`; ``include_background``, ``to_onehot_y``, ``reduction`` and ``ignore_index`` serve
-    both terms.
+    The terms are :class:`~twinloss.fast.DiceLoss` and :class:`~twinloss.fast.FocalLoss`. The focal loss is always
+    computed from the logits: the activation applies to the Dice term only. ``include_background``, ``to_onehot_y``,
+    ``reduction`` and ``ignore_index`` apply to both terms.
 
     Args:
         include_background: see DiceLoss.
@@ -47,15 +47,16 @@ class DiceFocalLoss(CompoundDiceLoss):
         other_act: see DiceLoss.
         squared_pred: see DiceLoss.
         jaccard: see DiceLoss.
-        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for (B, C', *S), the Dice term added to each voxel's.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for a value for each voxel and class, (B, C', *S), each of which
+            includes the Dice term of its item and class.
         smooth_nr: see DiceLoss.
         smooth_dr: see DiceLoss.
         batch: see DiceLoss.
-        gamma: γ of the focal term.
-        focal_weight: class weight of the focal term, as ``weight`` of FocalLoss.
-        lambda_dice: weight of the Dice term, not negative.
-        lambda_focal: weight of the focal term, not negative.
-        weight: class weight of both terms, a number or one for each class, background included.
+        gamma: γ, the exponent of the focal term.
+        focal_weight: class weights of the focal term only, like ``weight`` in FocalLoss.
+        lambda_dice: weight of the Dice term, at least 0.
+        lambda_focal: weight of the focal term, at least 0.
+        weight: class weights of both terms: a number, or a list with one for each class, including the background.
         soft_label: see DiceLoss.
         ignore_index: see DiceLoss.
         use_softmax: see FocalLoss.
@@ -63,12 +64,13 @@ class DiceFocalLoss(CompoundDiceLoss):
         process_group: see DiceLoss.
 
     Raises:
-        TypeError: as DiceLoss.
-        ValueError: as DiceLoss and FocalLoss; if a λ is negative, if ``weight`` and ``focal_weight`` are both given, if
-            input and target differ in rank, or the target has neither 1 channel nor those of the input.
+        TypeError: as in DiceLoss.
+        ValueError: as in DiceLoss and FocalLoss; if λ is negative; if both ``weight`` and ``focal_weight`` are given;
+            if input and target have different numbers of axes; if the target has neither 1 channel nor as many as the
+            input; if a ``process_group`` is given and the reduction is not ``"mean"``.
 
     Warns:
-        UserWarning: about the target, as DiceLoss.
+        UserWarning: about the values of the target, as in DiceLoss.
 
     Example:
         >>> import torch
@@ -128,12 +130,12 @@ class DiceFocalLoss(CompoundDiceLoss):
         self.lambda_focal = lambda_focal
 
     def exclusive(self, background: bool) -> tuple[bool, bool]:
-        """Return whether a prediction is a softmax, and whether the target of all its classes counts."""
+        """Return whether a softmax makes the classes exclude each other, and whether the background counts."""
         return self.softmax or self.use_softmax, background
 
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss; see the class for shapes and errors."""
+        """Return the loss; the class documents shapes and errors."""
         reduction, term = self.reduction, FocalTerm(self.gamma, self.alpha, self.use_softmax)
         voxels = self.compound_voxels(input, target)
         kind = dispatch.result_type(input)

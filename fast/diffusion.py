@@ -13,7 +13,7 @@ from twinloss.fast.kernels.contract import DIFFUSION
 
 
 def _plain(u: Tensor, weights: Tensor, margin: int, voxelwise: bool) -> Tensor:
-    """Return the energies, see `PlainEnergy`."""
+    """Return the total energy, or with `voxelwise` that of each voxel; see `PlainEnergy`."""
     by_field = weights.to(u.dtype).repeat(u.shape[0] // weights.shape[0], 1)
     terms = [by_field[:, k, None, None, None] * _squares(u, 3 - k, margin, weights) for k in range(weights.shape[1])]
     energy = sum(terms[1:], terms[0])
@@ -21,54 +21,63 @@ def _plain(u: Tensor, weights: Tensor, margin: int, voxelwise: bool) -> Tensor:
 
 
 def _squares(u: Tensor, axis: int, margin: int, weights: Tensor) -> Tensor:
-    """The squared differences along an axis, unscaled: one for each voxel off the border, or the sum of two for all."""
-    if margin:  # of the wide stencil
+    """Return the unscaled squared differences along an axis.
+
+    The wide stencil, of margin 1, has one for each voxel inside the border. The compact stencil has the sum of two for
+    each voxel; at the border, the difference to the only neighbour counts twice.
+    """
+    if margin:  # the wide stencil
         for other in {3 - k for k in range(weights.shape[1])} - {axis}:
             u = u.narrow(other, 1, u.shape[other] - 2)
         n = u.shape[axis] - 2
         return (u.narrow(axis, 2, n) - u.narrow(axis, 0, n)).square()
     squares = u.diff(dim=axis).square()
     n = squares.shape[axis]
-    before = torch.cat([squares.narrow(axis, 0, 1), squares], axis)  # a missing neighbour is the mirror image of ...
-    return before + torch.cat([squares, squares.narrow(axis, n - 1, 1)], axis)  # ... that on the other side
+    # A missing neighbour at the border is the mirror image of the neighbour on the other side.
+    before = torch.cat([squares.narrow(axis, 0, 1), squares], axis)
+    return before + torch.cat([squares, squares.narrow(axis, n - 1, 1)], axis)
 
 
 def _weigh(stencil: str, grid: Grid) -> list[list[float]]:
+    """Return the weight of the squared differences along each axis in the energy of each component."""
     share, axes = 0.5 if stencil == "compact" else 0.25, range(len(grid.shape) - 1)
     # The last axis is x.
     return [[share * grid.scale(c, (d,)) ** 2 for d in reversed(axes)] for c in range(grid.shape[0])]
 
 
 class DiffusionLoss(FieldLoss):
-    r"""Mean squared slope of a field: the squares of its first derivatives.
+    r"""Diffusion loss of a displacement field: the mean of the sum of its squared first derivatives.
 
     .. math:: E = \sum_d \left(\frac{\partial u}{\partial x_d}\right)^2
 
-    for each component u and each voxel. A translation costs nothing.
+    at each voxel, for each component u of the field. The loss of a translation is 0.
 
     Args:
-        normalize: measure positions and displacements in extents of the grid, n_d h_d along axis d, so that the loss
-            does not hang on how finely a field is sampled; the field needs a component for each axis.
-        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for the squared slope at each voxel.
-        stencil: ``"compact"`` takes the mean of the squared differences to the two neighbours of a voxel, at the border
-            to the one; it needs 2 voxels along each axis. ``"wide"`` takes central differences off the border, as MONAI
-            does, and needs 3; it sees neither a field that alternates from voxel to voxel, so that a folded field may
-            cost nothing, nor corners. On a smooth field both are close to each other.
-        spacing: size of a voxel along each axis in mm, for derivatives in physical units.
+        normalize: measure positions and displacements in units of the extent of the grid, n h along an axis of n voxels
+            of size h. The loss then does not depend on how finely the field is sampled. The field must have one
+            component for each axis.
+        reduction: ``"mean"`` over voxels and components, ``"sum"``, or ``"none"`` for the value of each voxel.
+        stencil: how derivatives are computed. ``"compact"``: the mean of the squared differences to the two neighbours
+            of a voxel along each axis, or the squared difference to its only neighbour at the border; needs 2 voxels
+            along each axis. ``"wide"``: central differences, as in MONAI; omits one voxel at each border and needs 3.
+            It is blind to the corners of the grid and to a field that alternates from voxel to voxel, so that the loss
+            of a folded field may be 0. For a smooth field, the two stencils give similar values.
+        spacing: h, the size of a voxel along each axis in mm, for derivatives in physical units. The default is 1.
 
     Shape:
-        pred (B, C, *S) with 1 to 3 spatial axes; integers are cast to torch's default float type.
-        With ``"none"`` the result is (B, C, *S), or without the border where the stencil is ``"wide"``.
+        pred (B, C, *S) with 1 to 3 spatial axes. Integers are converted to torch's default floating-point type. With
+        ``"none"`` the result is (B, C, *S); with the wide stencil, it is without the omitted border.
 
     Raises:
-        TypeError: if the field is no tensor of real numbers, or ``spacing`` no list of numbers.
-        ValueError: for an unknown reduction or stencil, a spacing that is not positive or does not fit the axes, a
-            field of another rank, with too few voxels, or (``normalize``) components.
+        TypeError: if the field is not a tensor of real numbers, or if ``spacing`` is not a list of numbers.
+        ValueError: if the reduction or the stencil is unknown; if ``spacing`` is not positive, or not one number for
+            each axis; if the field does not have 1 to 3 spatial axes, or has too few voxels along an axis; if, with
+            ``normalize``, the number of components is not the number of axes.
 
     Reference:
+        Fischer, B. and Modersitzki, J. (2002) Fast diffusion registration, Contemporary Mathematics 313.
         Balakrishnan, G. et al. (2019) VoxelMorph: a learning framework for deformable medical image registration, IEEE
-        Trans. Med. Imaging 38(8); Fischer, B. and Modersitzki, J. (2002) Fast diffusion registration, Contemporary
-        Mathematics 313.
+        Trans. Med. Imaging 38(8), which uses it as the smoothness term.
 
     Example:
         >>> import torch

@@ -34,18 +34,18 @@ def _checked_alpha(value: Any, name: str) -> Weight:
     if isinstance(alpha, float) and alpha > 1:
         raise ValueError(
             f"{name} must lie in [0, 1], got {alpha}: 1 - {name} is the weight of the other class, and a negative "
-            "one makes the loss unbounded below. To weigh classes freely pass a weight for each class"
+            "weight makes the loss unbounded below. For arbitrary weights, pass a list with one for each class"
         )
     return alpha
 
 
 def shares_in_binary_form(alpha: Weight, use_softmax: bool) -> None:
-    """Raise if the binary form would give negatives a negative weight 1 - α of some class."""
+    """Raise if the binary form would give the negatives of some class a negative weight 1 - α."""
     if not use_softmax and isinstance(alpha, tuple) and max(alpha, default=0) > 1:
         raise ValueError(
             "alpha must lie in [0, 1] in the binary form (use_softmax=False, or one channel), got "
-            f"{list(alpha)}: 1 - alpha is the weight of negatives, and a negative one makes the loss unbounded below. "
-            "To weigh classes freely pass a weight for each class"
+            f"{list(alpha)}: 1 - alpha is the weight of negatives, and a negative weight makes the loss unbounded "
+            "below. For arbitrary class weights, use weight"
         )
 
 
@@ -59,29 +59,36 @@ FOCAL_RULES: tuple[Rule, ...] = ((("alpha", "use_softmax"), shares_in_binary_for
 
 @dataclass
 class FocalTerm:
-    """Focal cross entropy as a formula on the statistics; FocalLoss and DiceFocalLoss share it."""
+    """The focal loss as a function of the statistics of the voxels, for FocalLoss and DiceFocalLoss."""
 
     gamma: float
     alpha: Weight
     use_softmax: bool
 
     def activation(self, channels: int) -> Activation:
-        """A softmax of one channel is constant: it is taken as binary."""
+        """Return the activation. One channel takes a sigmoid, because a softmax of one channel is constant."""
         return "softmax" if self.use_softmax and channels > 1 else "sigmoid"
 
     def warn(self, input: Tensor) -> None:
-        """Say that one channel is taken as binary whatever `use_softmax` says, which limits α."""
+        """Warn that `use_softmax` is ignored if the input has one channel.
+
+        Raises:
+            ValueError: if α is not valid in the binary form, which one channel takes.
+        """
         if self.use_softmax and input.shape[1] == 1:
             shares_in_binary_form(self.alpha, use_softmax=False)
             warn("single channel prediction, `use_softmax=True` ignored")
 
     def plan(self) -> dict[str, Any]:
-        """What the statistics are asked for."""
+        """Return the options of `Voxels.sums` for the statistics that the term needs."""
         surprisal: Surprisal = "target"
         return {"surprisal": surprisal, "gamma": self.gamma}
 
     def weighted(self, hits: Tensor, misses: Tensor, voxels: Voxels, weight: Weight) -> Tensor:
-        """a_c hits + b_c misses of the classes that take part, where hits and misses are (B, C, …)."""
+        """Return the weighted sum of the terms of each included class.
+
+        `hits` and `misses` are (B, C, …): the terms of positives and of negatives. A softmax has no term of negatives.
+        """
         binary = self.activation(hits.shape[1]) == "sigmoid"
         if not voxels.background:
             hits, misses = hits[:, 1:], misses[:, 1:]
@@ -100,7 +107,7 @@ class FocalTerm:
         return loss
 
     def unreduced(self, voxels: Voxels, weight: Any) -> Tensor:
-        """The voxel map (B, C', *S)."""
+        """Return the loss of each voxel and included class, (B, C', *S)."""
         x, target = voxels.cleaned()
         hits, misses = focal_terms(x, target, self.activation(x.shape[1]), self.gamma, voxels.labels)
         ignored = voxels.ignored()
@@ -108,7 +115,7 @@ class FocalTerm:
         return loss if ignored is None else torch.where(ignored, 0, loss)
 
     def reduced(self, sums: Statistics, voxels: Voxels, reduction: str, weight: Any) -> Tensor:
-        """Mean over all voxels and classes, or the sum over items and classes of the mean over voxels."""
+        """Return the mean over all voxels and classes, or the sum over items and classes of the mean over voxels."""
         totals = self.weighted(sums.hits, sums.misses, voxels, weight)
         counts = voxels.counts()
         if reduction == "mean":
@@ -116,7 +123,7 @@ class FocalTerm:
         return mean_of(totals.sum(1), counts).sum()
 
     def slopes(self, voxels: Voxels, reduction: str, weight: Any) -> Tensor:
-        """What a hit of each item and class adds to `reduced`, (B, C)."""
+        """Return the derivative of `reduced` with respect to the hits of each item and class, (B, C)."""
         each = torch.ones(voxels.input.shape[:2], dtype=torch.float64, device=voxels.input.device)
         added = self.weighted(each, 0 * each, voxels, weight)
         counts = voxels.counts()
@@ -125,38 +132,43 @@ class FocalTerm:
 
 
 class FocalLoss(SegmentationLoss):
-    r"""Cross entropy of each class, weighted down where the prediction is right already.
+    r"""Focal loss: the cross entropy of each class, with less weight on voxels that are already predicted well.
 
     .. math::
-        FL_{ic} = -a_c (1 - p_{ic})^\gamma\, g_{ic} \log p_{ic}, \quad p = \mathrm{softmax}(x)
+        FL_{ic} = -\alpha_c (1 - p_{ic})^\gamma\, g_{ic} \log p_{ic}, \quad p = \mathrm{softmax}(x)
 
-    (Lin et al. 2017, eq. 5, on a softmax as in Zhu et al. 2018). With ``use_softmax=False`` the binary form on each
-    channel, :math:`p = \sigma(x)`: the term above and :math:`-(1 - a_c)\, p^\gamma (1 - g) \log(1 - p)`.
+    Here i is the voxel and c the class (Lin et al. 2017, eq. 5, with a softmax as in Zhu et al. 2018). With
+    ``use_softmax=False``, each channel is a binary problem with :math:`p = \sigma(x)`, and the loss also has the term
+    of the negatives, :math:`-(1 - \alpha_c)\, p^\gamma (1 - g) \log(1 - p)`.
 
     Args:
-        include_background: if False, channel 0 takes no part in the loss (it still does in the softmax).
-        to_onehot_y: the target holds labels, (B, 1, *S), of any integer or float type.
-        gamma: γ; 0 is cross entropy.
-        weight: a number, or one for each class that takes part; multiplies its terms.
-        reduction: ``"mean"`` over voxels and classes; ``"sum"`` over items and classes of the *mean* over voxels, as
-            every release of MONAI has it, which keeps the scale of a Dice term beside it; ``"none"`` for (B, C', *S).
-        use_softmax: False for the binary form. One channel is always binary, with a warning.
-        alpha: a number in [0, 1], α for the foreground (binary: positives) and 1 - α for the background (negatives), or
-            one for each class that takes part. In the binary form that is α_c in [0, 1] for positives and 1 - α_c for
-            negatives; under a softmax, where α_c weighs one term alone, it need only not be negative.
-        ignore_index: voxels with this label take no part, whatever they hold; the mean is over the others.
+        include_background: if False, channel 0 is excluded from the loss. The softmax still includes it.
+        to_onehot_y: the target holds class labels, (B, 1, *S), of any integer or floating-point type.
+        gamma: γ, the focusing exponent. With 0, the loss is the cross entropy.
+        weight: factor on all terms of a class: a number, or a list with one for each class that is not excluded.
+        reduction: ``"mean"`` over voxels and classes; ``"sum"`` over items and classes of the mean over voxels, as in
+            every release of MONAI, which keeps the loss on the scale of a Dice term; or ``"none"`` for a value for each
+            voxel and class, (B, C', *S), where C' is the number of classes that are not excluded.
+        use_softmax: if False, treat each channel as a binary problem. One channel is always binary, and if this is True
+            the loss warns.
+        alpha: class balance. A number α in [0, 1] weights the foreground by α and the background by 1 - α, or in the
+            binary form positives by α and negatives by 1 - α. A list has a value :math:`\alpha_c` for each class that
+            is not excluded. In the binary form the values must lie in [0, 1]; with a softmax, where only
+            :math:`\alpha_c` occurs, they must be at least 0.
+        ignore_index: voxels with this label are excluded, whatever values they hold. Means are over the other voxels.
 
     Shape:
-        input (B, C, *S), logits; target (B, C, *S), or (B, 1, *S) with ``to_onehot_y``; any spatial rank, 0 included.
+        input (B, C, *S), logits; target (B, C, *S), or (B, 1, *S) with ``to_onehot_y``. Any number of spatial axes is
+        allowed, including none.
 
     Raises:
-        TypeError: if the input holds no floating-point numbers.
-        ValueError: for an unknown reduction, a negative γ, an α that would make a term negative, negative or NaN
-            weights or as many as there are no classes, labels that name no class, an empty input.
-        AssertionError: if the shapes of input and target differ (the error is a ValueError, too).
+        TypeError: if the input is not a floating-point tensor.
+        ValueError: if the reduction is unknown; if γ is negative; if α would give a term a negative weight; if weights
+            are negative, NaN or not one for each class; if a label is not a class; if the input is empty.
+        AssertionError: if the shapes of input and target do not match. The error is also a ValueError.
 
     Warns:
-        UserWarning: about the target, as DiceLoss.
+        UserWarning: about the values of the target, as in DiceLoss.
 
     Reference:
         Lin, T. et al. (2017) Focal Loss for Dense Object Detection, ICCV.
@@ -199,12 +211,12 @@ class FocalLoss(SegmentationLoss):
         self.alpha: Any = alpha
 
     def exclusive(self, background: bool) -> tuple[bool, bool]:
-        """Return whether the prediction is a softmax, and whether the target of all its classes counts."""
+        """Return whether a softmax makes the classes exclude each other, and whether the background counts."""
         return self.use_softmax, background
 
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss; see the class for shapes and errors."""
+        """Return the loss; the class documents shapes and errors."""
         term = FocalTerm(self.gamma, self.alpha, self.use_softmax)
         voxels = self.voxels(input, target)
         term.warn(input)

@@ -18,47 +18,49 @@ from twinloss.fast.runtime.ranks import ProcessGroup
 
 
 class GeneralizedDiceLoss(SegmentationLoss):
-    r"""One minus the Dice overlap of all classes together, each weighted by its volume in the target.
+    r"""Generalised Dice loss: one minus the Dice overlap of all classes together, weighted by their target volumes.
 
     .. math::
         L = 1 - \frac{2 \sum_c w_c \sum_i p_{ic} g_{ic} + \nu}{\sum_c w_c \sum_i (p_{ic} + g_{ic}) + \delta},
         \quad w_c = 1 / V_c^2,\; V_c = \sum_i g_{ic}
 
-    (Sudre et al. 2017, section 2, with smoothing terms). A class absent from the target takes the largest finite weight
-    of the same item (with ``batch``, of the batch). If no class is present, the weights of ``"square"`` and
-    ``"simple"`` are 0 and the loss is the constant 1 - ν/δ: a patch with no foreground teaches nothing. The weights of
-    ``"uniform"`` stay 1. The weights carry no gradient to p.
+    Here p is the prediction, g the target, i the voxel and c the class (Sudre et al. 2017, section 2, with smoothing
+    terms added). A class that is absent from the target gets the largest finite weight of its item, or with ``batch``
+    of the batch. If all classes are absent, the weights ``"square"`` and ``"simple"`` are 0: the loss is the constant
+    1 - ν/δ, so that a patch without foreground has no gradient. The ``"uniform"`` weights are always 1. The weights
+    depend only on the target.
 
     Args:
-        include_background: if False, channel 0 takes no part in the loss (it still does in the softmax).
-        to_onehot_y: the target holds labels, (B, 1, *S), of any integer or float type.
+        include_background: if False, channel 0 is excluded from the loss. The softmax still includes it.
+        to_onehot_y: the target holds class labels, (B, 1, *S), of any integer or floating-point type.
         sigmoid: p is the sigmoid of the input.
         softmax: p is the softmax of the input over all its channels.
         other_act: p is ``other_act(input)``.
-        w_type: ``"square"`` for 1/V², ``"simple"`` for 1/V, ``"uniform"`` for 1.
-        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for (B, 1, 1, …).
-        smooth_nr: ν.
-        smooth_dr: δ.
-        batch: sum over the batch before dividing: one value in all.
-        soft_label: overlap min(p, g) in place of the product, so that p = g is the minimum for soft targets too
-            (Wang et al. 2023, Dice semimetric losses).
-        ignore_index: voxels with this label take no part, whatever they hold; for a target in one-hot form those
-            with a 1 in this channel.
-        normalize_weights: divide the weights of an item by their sum, so that ν and δ mean the same at any volume:
-            at 96³ voxels w is about 1e-10, and ν = 1e-5 outweighs all data.
+        w_type: the class weight: ``"square"`` for 1/V², ``"simple"`` for 1/V, or ``"uniform"`` for 1.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for a value for each item, (B, 1, 1, …).
+        smooth_nr: ν, the smoothing term of the numerator.
+        smooth_dr: δ, the smoothing term of the denominator.
+        batch: sum over all items of the batch before the division, which gives a single value.
+        soft_label: use min(p, g) as the overlap instead of the product p g. The minimum of the loss is then at p = g
+            for soft targets, too (Wang et al. 2023, Dice semimetric losses).
+        ignore_index: voxels with this label are excluded, whatever values they hold. In a one-hot target, these are
+            the voxels with a 1 in this channel.
+        normalize_weights: divide the weights of an item by their sum, so that the effect of ν and δ does not depend on
+            the volume. Otherwise w is about 1e-10 for 96³ voxels, and ν = 1e-5 outweighs the data.
         process_group: see DiceLoss.
 
     Shape:
-        input (B, C, *S); target (B, C, *S), or (B, 1, *S) with ``to_onehot_y``; any spatial rank, 0 included.
+        input (B, C, *S); target (B, C, *S), or (B, 1, *S) with ``to_onehot_y``. Any number of spatial axes is allowed,
+        including none.
 
     Raises:
-        TypeError: if ``other_act`` is neither None nor callable, or the input holds no floating-point numbers.
-        ValueError: if more than one of ``sigmoid``, ``softmax``, ``other_act`` is given; for an unknown reduction or
-            ``w_type``, labels that name no class, an empty input.
-        AssertionError: if the shapes of input and target differ (the error is a ValueError, too).
+        TypeError: if ``other_act`` is neither None nor callable, or if the input is not a floating-point tensor.
+        ValueError: if more than one of ``sigmoid``, ``softmax`` and ``other_act`` is given; if the reduction or
+            ``w_type`` is unknown; if a label is not a class; if the input is empty.
+        AssertionError: if the shapes of input and target do not match. The error is also a ValueError.
 
     Warns:
-        UserWarning: about the target, as DiceLoss.
+        UserWarning: about the values of the target, as in DiceLoss.
 
     Reference:
         Sudre, C. et al. (2017) Generalised Dice overlap as a deep learning loss function for highly unbalanced
@@ -105,17 +107,19 @@ class GeneralizedDiceLoss(SegmentationLoss):
 
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss; see the class for shapes and errors."""
+        """Return the loss; the class documents shapes and errors."""
         voxels = self.voxels(input, target)
         overlap: Overlap = "minimum" if self.soft_label else "product"
         return self.reduced_fraction(input, voxels, overlap, self.terms(voxels, (2.0, 1.0, 1.0)), self._weigh)
 
     def _weigh(self, volume: Any) -> tuple[Any]:
-        """The weight of each class, of volumes (B or 1, C') in an array or a tensor."""
+        """Return the weight of each class, given the volumes, (B or 1, C'), as an array or a tensor."""
         xp: Any = np if isinstance(volume, np.ndarray) else torch
         weight = 1 / volume ** {"square": 2, "simple": 1, "uniform": 0}[self.w_type]
         present = xp.isfinite(weight)
-        if xp is torch or not present.all():  # the rule; of a few numbers it takes longer than to see that it is idle
+        # NumPy skips the rule for absent classes where it has no effect: the check is cheaper. A tensor may be traced,
+        # where no branch may depend on its values.
+        if xp is torch or not present.all():
             weight = xp.where(present, weight, xp.amax(xp.where(present, weight, 0), axis=1, keepdims=True))
         if self.normalize_weights:
             total = weight.sum(axis=1, keepdims=True)

@@ -18,7 +18,10 @@ from twinloss.fast.runtime.warn import warn
 
 
 def checked_distances(dist_matrix: Any, name: str = "dist_matrix") -> Distances:
-    """A distance matrix divided by its maximum, as a copy that no later change of the caller's reaches."""
+    """Check a distance matrix and return it divided by its maximum.
+
+    The result is a copy, so that later changes of the given matrix have no effect.
+    """
     m = numbers(dist_matrix, name)
     if m.ndim != 2 or m.shape[0] != m.shape[1]:
         raise ValueError(f"dist_matrix must be a square matrix (C, C), got shape {tuple(m.shape)}")
@@ -32,7 +35,7 @@ def checked_distances(dist_matrix: Any, name: str = "dist_matrix") -> Distances:
 
 
 def wasserstein_distance_map(flat_proba: Tensor, flat_target: Tensor, dist_matrix: Any) -> Tensor:
-    r"""Wasserstein distance of each voxel's prediction from its label (Fidon et al. 2017, eq. 6).
+    r"""Return the Wasserstein distance between the prediction and the label of each voxel (Fidon et al. 2017, eq. 6).
 
     .. math::
         W_i = \sum_l M_{y_i l}\, p_{il}
@@ -40,12 +43,16 @@ def wasserstein_distance_map(flat_proba: Tensor, flat_target: Tensor, dist_matri
     Args:
         flat_proba: probabilities p, (B, C, N).
         flat_target: labels y, (B, N).
-        dist_matrix: distances between classes, (C, C); M is this divided by its maximum.
+        dist_matrix: distances between classes, (C, C). M is this matrix divided by its maximum.
 
     Returns:
-        (B, N).
+        W, (B, N), in [0, 1].
+
+    Raises:
+        TypeError: if ``dist_matrix`` does not hold numbers.
+        ValueError: if ``dist_matrix`` is not square, not finite, negative, all zero, or not zero on its diagonal.
     """
-    with untraced():  # it checks numbers
+    with untraced():  # the checks branch on numbers, which a tracer cannot record
         distances = checked_distances(dist_matrix)
     return _distance_map(flat_proba, flat_target, distances)
 
@@ -60,16 +67,18 @@ def _warn_of_near_background(dist_matrix: Distances, weighting_mode: str) -> Non
     far = [*dist_matrix[0][1:], *(row[0] for row in dist_matrix[1:])]
     if weighting_mode == "default" and any(distance != 1 for distance in far):
         warn(
-            "some class is nearer to the background than the largest distance; the default weighting (eq. 9 of "
-            "Fidon et al. 2017) assumes that none is: raise these distances, or use weighting_mode='GDL'"
+            "some class is nearer to the background than the largest distance. The default weighting (eq. 9 of "
+            "Fidon et al. 2017) assumes that the background has the largest distance to every class: increase these "
+            "distances, or use weighting_mode='GDL'"
         )
 
 
 class GeneralizedWassersteinDiceLoss(SegmentationLoss):
-    r"""Dice loss whose errors count by the distance between the classes that are confused.
+    r"""Generalised Wasserstein Dice loss: errors are weighted by the distance between the confused classes.
 
-    With p the softmax of the input, M the distances divided by their maximum and
-    :math:`W_i = \sum_l M_{y_i l}\, p_{il}` (Fidon et al. 2017, eq. 6),
+    Let p be the softmax of the input, y the labels, V the number of voxels of each class, and M the distances between
+    the classes divided by their maximum. With the Wasserstein distance :math:`W_i = \sum_l M_{y_i l}\, p_{il}` of voxel
+    i (Fidon et al. 2017, eq. 6), the loss of each item is
 
     .. math::
         \text{default:}\quad L &= 1 - \frac{2 TP + \nu}{2 TP + \sum_i W_i + \delta},
@@ -77,27 +86,29 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
         \text{GDL:}\quad L &= 1 - \frac{2 TP + \nu}{\sum_i \alpha_{y_i} (2 - W_i) + \delta},
         \quad \alpha_l = 1 / (V_l + 1)
 
-    one value for each item (Fidon et al. 2017, eq. 9; Tilborghs et al. 2020, appendix).
+    (default: Fidon et al. 2017, eq. 9; GDL: Tilborghs et al. 2020, appendix).
 
     Args:
-        dist_matrix: distances between classes, (C, C): array, tensor or nested lists. It is copied.
-        weighting_mode: ``"default"`` or ``"GDL"``.
-        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for (B,).
-        smooth_nr: ν.
-        smooth_dr: δ.
-        ignore_index: voxels with this label take no part, whatever they hold.
+        dist_matrix: distances between the classes, (C, C), as an array, a tensor or nested lists. It is copied.
+        weighting_mode: the weights α of the classes: ``"default"``, which ignores true positives of the background, or
+            ``"GDL"``, which divides by the volume of each class.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for a value for each item, (B,).
+        smooth_nr: ν, the smoothing term of the numerator.
+        smooth_dr: δ, the smoothing term of the denominator.
+        ignore_index: voxels with this label are excluded, whatever values they hold.
 
     Shape:
-        input (B, C, *S), logits; target, labels, (B, *S) or (B, 1, *S), of any integer or float type.
+        input (B, C, *S), logits; target (B, *S) or (B, 1, *S), labels of any integer or floating-point type.
 
     Raises:
-        ValueError: if ``dist_matrix`` is not square, or negative, NaN, all zero or not zero on its diagonal; for an
-            unknown ``weighting_mode`` or reduction; for as many channels as there are no classes, labels that name no
-            class, a target whose voxels are not those of the input, an empty input.
+        TypeError: if ``dist_matrix`` does not hold numbers, or if the input is not a floating-point tensor.
+        ValueError: if ``dist_matrix`` is not square, not finite, negative, all zero, or not zero on its diagonal; if
+            ``weighting_mode`` or the reduction is unknown; if the input does not have one channel for each class; if a
+            label is not a class; if the shapes of input and target do not match; if the input is empty.
 
     Warns:
-        UserWarning: in the default mode, if the distance between some class and the background is not the largest:
-            the paper's eq. 9 assumes that it is.
+        UserWarning: in the default mode, if some class does not have the largest distance to the background, as eq. 9
+            of the paper assumes.
 
     Reference:
         Fidon, L. et al. (2017) Generalised Wasserstein Dice Score for Imbalanced Multi-class Segmentation using
@@ -139,14 +150,14 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
 
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss; see the class for shapes and errors."""
+        """Return the loss; the class documents shapes and errors."""
         check_tensors(input=input, target=target)
         if input.ndim < 2:
             raise ValueError(f"input must be (batch, classes, *spatial), got shape {tuple(input.shape)}")
         if input.shape[1] != len(self.dist_matrix):
             raise ValueError(
                 f"input has {input.shape[1]} channels (shape {tuple(input.shape)}) and dist_matrix "
-                f"{len(self.dist_matrix)} classes: they must be as many"
+                f"{len(self.dist_matrix)} classes: the numbers must be equal"
             )
         flat = (input.shape[0], *input.shape[2:])
         if tuple(target.shape) == flat:
@@ -160,18 +171,21 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
         return self.reduced_fraction(input, self.voxels(input, target), "none", terms, self._weigh, self.dist_matrix)
 
     def _weigh(self, volume: Any) -> Sequence[Any]:
-        """Of volumes (B, C), in an array or a tensor, the weights of nearness and of distance, or those of both."""
+        """Return the class weights of the terms, given the volumes, (B, C), as an array or a tensor.
+
+        The default mode has weights of the nearness 1 - W and of the distance W. "GDL" has the same for both.
+        """
         if self.weighting_mode == "GDL":
             return (1 / (volume + 1),)
-        everywhere = volume[:1] ** 0  # 1, whatever the volume
+        everywhere = volume[:1] ** 0  # ones, also for a volume of 0
         foreground = everywhere + 0
         foreground[:, 0] = 0
         return foreground, everywhere
 
     def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
-        """Reduce per-item values, (B, 1), to (B,) with "none"."""
+        """Reduce values for each item, (B, 1); "none" returns them as (B,)."""
         return self.reduced(loss[:, 0], 2).to(dispatch.result_type(input))
 
     def wasserstein_distance_map(self, flat_proba: Tensor, flat_target: Tensor) -> Tensor:
-        """Eq. 6 for probabilities (B, C, N) and labels (B, N), with this loss's distances; (B, N)."""
+        """Return W, (B, N), of probabilities (B, C, N) and labels (B, N), with the distances of this loss."""
         return wasserstein_distance_map(flat_proba, flat_target, self.dist_matrix)

@@ -20,7 +20,7 @@ def _checked_bins(value: Any, name: str) -> int:
     if not is_whole(value) or value < 2:
         raise ValueError(f"{name} must be a whole number, 2 or more, got {value!r}")
     if value > 2**13:
-        raise ValueError(f"{name} must be {2**13} at most, got {value}: a histogram holds its square")
+        raise ValueError(f"{name} must be at most {2**13}, got {value}: the size of a histogram is its square")
     return int(value)
 
 
@@ -39,47 +39,50 @@ def _enough_bins(num_bins: int, kernel_type: str) -> None:
 def _ranks_share_bins(kernel_type: str, process_group: ProcessGroup | None) -> None:
     if process_group is not None and kernel_type != "gaussian":
         raise ValueError(
-            f'with a process_group kernel_type must be "gaussian", got {kernel_type!r}: its bins hang on the '
-            "extremes of the images, and each rank sees its own"
+            f'with a process_group, kernel_type must be "gaussian", got {kernel_type!r}: the bins depend on the '
+            "intensity range of the images, and each rank sees only that of its own part"
         )
 
 
 class GlobalMutualInformationLoss(Loss):
-    r"""Minus the mutual information of the intensities of two images.
+    r"""Negative mutual information of the intensities of two images.
 
     .. math::
         L = -\sum_{kl} P_{kl} \log\left(\frac{P_{kl} + \nu}{P_k P_l + \delta} + \delta\right), \quad
         P_{kl} = \frac1N \sum_i w^p_{ik} w^t_{il}
 
-    with the marginals P_k, P_l and the weight w of voxel i in bin k, which add up to 1 over the bins. An image that is
-    constant tells nothing: the loss is 0 but for the smoothing.
+    Here :math:`w^p_{ik}` is the weight of voxel i of ``pred`` in bin k, :math:`w^t_{il}` is that of ``target`` in bin
+    l, and both sum to 1 over the bins. :math:`P_k` and :math:`P_l` are the marginals of the joint histogram. The mutual
+    information with a constant image is 0, up to the smoothing terms.
 
     Args:
-        num_bins: K, how many bins.
-        sigma_ratio: σ of the gaussian in bins.
-        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value for each item, (B,).
-        smooth_nr: ν.
-        smooth_dr: δ.
-        kernel_type: ``"gaussian"``: intensities lie in [0, 1], those beyond are clamped, and bin k is at k / (K - 1).
-            ``"b-spline"`` (Mattes et al.): a cubic B-spline on ``pred`` and a box on ``target``, which gets a gradient
-            of exactly 0, so that the image that moves must be ``pred``, the first argument; the bins span the range of
-            each image of an item, so that brightness and contrast do not count, nor do units. Voxels that share an
-            extreme share what the gradient owes to the range.
-        process_group: its ranks hold parts of the same images, and their voxels go into one histogram for each item;
-            value and gradient are as for DiceLoss.
+        num_bins: K, the number of bins of each image, from 2 to 8192.
+        sigma_ratio: σ of the Gaussian window, in bins.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for a value for each item, (B,).
+        smooth_nr: ν, the smoothing term of the numerator.
+        smooth_dr: δ, the smoothing term of the denominator.
+        kernel_type: the window that spreads a voxel over the bins. ``"gaussian"``: bin k is at the intensity
+            k / (K - 1), and intensities outside [0, 1] are clamped. ``"b-spline"`` (Mattes et al. 2003): a cubic
+            B-spline for ``pred`` and a box for ``target``. The bins span the intensity range of each image of an item,
+            so that units, brightness and contrast do not matter. The gradient with respect to ``target`` is exactly 0:
+            pass the moving image as ``pred``. Voxels that attain the same extreme of the range share the gradient
+            through it equally.
+        process_group: the ranks of this group hold parts of the same images, and their voxels are counted in one
+            histogram for each item. The value and the gradient of a rank are as in DiceLoss.
 
     Shape:
-        pred and target alike, (B, …): all that an item holds are samples. The result is float64 if either image is, and
-        otherwise has the type of ``pred``.
+        pred and target (B, …), of equal shape. All elements of an item are samples. The result is float64 if either
+        image is float64, and otherwise has the type of ``pred``.
 
     Raises:
-        TypeError: if ``pred`` holds no floating-point numbers, or an option is no number.
-        ValueError: for fewer than 2 bins, 5 for ``"b-spline"``; an unknown reduction or kernel; σ that is not positive;
-            negative ν or δ; images of different shapes, or without a voxel.
+        TypeError: if ``pred`` is not a floating-point tensor, or if an option is not a number.
+        ValueError: if ``num_bins`` is less than 2, or less than 5 with ``"b-spline"``; if the reduction or the window
+            is unknown; if σ is not positive; if ν or δ is negative; if a ``process_group`` is given with
+            ``"b-spline"``; if the shapes of the images differ; if the images are empty.
 
     Warns:
-        UserWarning: once for each loss, if intensities lie beyond [0, 1] and are clamped; and once if, with
-            ``"b-spline"``, only ``target`` asks for a gradient.
+        UserWarning: if intensities outside [0, 1] are clamped; or if, with ``"b-spline"``, only ``target`` requires a
+            gradient. Each loss object gives each warning once.
 
     Reference:
         Guo, C. K. (2019) Multi-modal image registration with unsupervised deep learning, MIT, section 3.1, eq. 3.1 to
@@ -127,14 +130,14 @@ class GlobalMutualInformationLoss(Loss):
 
     @entry_point
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """The loss; see the class for shapes and errors."""
+        """Return the loss; the class documents shapes and errors."""
         check_tensors(pred=pred, target=target)
         if not pred.is_floating_point():
             raise TypeError(f"pred must be a floating-point image, got {pred.dtype}")
         if pred.shape != target.shape:
-            raise ShapeError(f"pred has shape {tuple(pred.shape)} and target {tuple(target.shape)}: they must be alike")
+            raise ShapeError(f"pred has shape {tuple(pred.shape)} and target {tuple(target.shape)}: they must be equal")
         if pred.ndim < 1 or pred.numel() == 0:
-            raise ValueError(f"images must hold at least one item and one voxel, got shape {tuple(pred.shape)}")
+            raise ValueError(f"images must have at least one item and one voxel, got shape {tuple(pred.shape)}")
         kind = dispatch.result_type(pred, target)
         wide = torch.float64 if kind == torch.float64 else torch.float32
         x, y = (
@@ -146,8 +149,8 @@ class GlobalMutualInformationLoss(Loss):
             warn_once(
                 self,
                 "swapped",
-                "only the target asks for a gradient, and with b-splines it gets none: the gradient is 0. Pass the "
-                'image that moves as pred, the first argument, or use kernel_type="gaussian"',
+                'only the target requires a gradient, but with kernel_type="b-spline" its gradient is 0: pass the '
+                'moving image as pred, the first argument, or use kernel_type="gaussian"',
             )
         joint = joint_histogram(x, y, self.num_bins, self.sigma_ratio, self.kernel_type)
         if self.process_group is not None:
@@ -166,20 +169,22 @@ class GlobalMutualInformationLoss(Loss):
             warn_once(
                 self,
                 "clamping",
-                f"intensities beyond [0, 1] are clamped, and have no gradient: they lie in [{low.min().item():g}, "
-                f'{high.max().item():g}]. Scale the images, or use kernel_type="b-spline"',
+                f"intensities beyond [0, 1] are clamped and get no gradient; these images have intensities in "
+                f"[{low.min().item():g}, {high.max().item():g}]. Scale the images to [0, 1], or use "
+                'kernel_type="b-spline"',
             )
 
 
 def _information(joint: Tensor, smooth_nr: float, smooth_dr: float) -> Tensor:
-    """The mutual information of each item from joint histograms (B, K, K) that add up to 1."""
+    """Return the mutual information of each item, given joint histograms (B, K, K) that sum to 1."""
     product = joint.sum(2, keepdim=True) * joint.sum(1, keepdim=True)
-    # An empty bin adds nothing, without smoothing either: its ratio, which may be 0 / 0, is put to 1.
+    # An empty bin adds nothing. Its ratio may be 0 / 0 without smoothing, and is replaced by 1.
     empty = joint == 0
     lower = torch.where(empty, 1, product + smooth_dr)
     ratio = torch.where(empty, 1, (joint + smooth_nr) / lower + smooth_dr)
-    # Of images that tell little of each other, the terms of first order cancel: to take away the excess, which adds up
-    # to 0, cancels them in each bin, and log1p has the digits of what is left.
+    # For nearly independent images, the first-order terms of the sum cancel, and only rounding errors would remain. The
+    # excess over the product sums to 0. Subtracting it cancels these terms within each bin, and log1p keeps the digits
+    # of the remainder.
     excess = joint - product
     change = torch.where(empty, 0, (excess + (smooth_nr - smooth_dr)) / lower + smooth_dr)
     near = change.abs() < 0.5

@@ -25,42 +25,45 @@ def _checked_size(value: Any, name: str) -> int:
     if not is_whole(value) or value < 1:
         raise ValueError(f"{name} must be a positive odd whole number, got {value!r}")
     if value % 2 == 0:
-        raise ValueError(f"{name} must be odd, so that a window has a middle, got {value}")
+        raise ValueError(f"{name} must be odd, so that the window has a centre, got {value}")
     return int(value)
 
 
 class LocalNormalizedCrossCorrelationLoss(Loss):
-    r"""Minus the squared correlation coefficient of two images in a window around each voxel.
+    r"""Negative squared correlation coefficient of two images in a window around each voxel.
 
     .. math::
         L_v = -\frac{c_v^2 + \nu}{s^t_v s^p_v + \delta}, \quad
         c_v = \sum_j w_j (t_{v+j} - \bar t_v)(p_{v+j} - \bar p_v), \quad
         s^p_v = \sum_j w_j (p_{v+j} - \bar p_v)^2
 
-    with the means of the window, weighted by w as well; the images are 0 beyond their borders. A flat window has
-    :math:`L = -\nu / \delta`: -1 by default. For ``denominator="clamp"`` the denominator is
-    :math:`\max(s^t, \delta) \max(s^p, \delta)`, and a window that is flat in one image has
-    :math:`-\nu / (\delta \max(s, \delta))`, s of the other.
+    Here v is the centre of the window and j runs over the window, whose weights are w. :math:`\bar p_v` and
+    :math:`\bar t_v` are means over the window, also with the weights w. The images are 0 beyond their borders. In a
+    window where an image is constant, :math:`L = -\nu / \delta`, which is -1 by default. With
+    ``denominator="clamp"``, the denominator is :math:`\max(s^t, \delta) \max(s^p, \delta)`, and a window where one
+    image is constant has :math:`L = -\nu / (\delta \max(s, \delta))`, where s is that of the other image.
 
     Args:
-        ndim: the number of spatial axes, 1 to 3.
-        kernel_size: k, how many voxels a window has along each axis; odd.
-        kernel_type: ``"rectangular"``: w = 1. ``"triangular"``: along each axis 1, 2, …, f, …, 2, 1 over f², f = (k +
-            1)/2. ``"gaussian"``: along each axis exp(-j²/2σ²), σ = k/3.
+        ndim: the number of spatial axes, from 1 to 3.
+        kernel_size: k, the number of voxels of the window along each axis; odd.
+        kernel_type: the weights of the window. ``"rectangular"``: w = 1. The others are products of weights along each
+            axis: ``"triangular"``: (1, 2, …, f, …, 2, 1) / f² with f = (k + 1)/2; ``"gaussian"``: exp(-j²/2σ²) with
+            σ = k/3.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for a value for each window, (B, C, *S).
-        smooth_nr: ν.
-        smooth_dr: δ.
+        smooth_nr: ν, the smoothing term of the numerator.
+        smooth_dr: δ, the smoothing term of the denominator.
         spatial_dims: another name of ``ndim``.
-        denominator: ``"product"`` or ``"clamp"``.
+        denominator: ``"product"`` for :math:`s^t s^p + \delta`, or ``"clamp"``.
 
     Shape:
-        pred and target alike, (B, C, *S); channels are compared one by one. The result is float64 if either image is,
-        and otherwise has the type of ``pred``; integers count as float32.
+        pred and target (B, C, *S), of equal shape; each channel is compared separately. The result is float64 if either
+        image is float64, and otherwise has the type of ``pred``. Integer images are converted to float32.
 
     Raises:
-        TypeError: if an option is no number.
-        ValueError: for an even or negative window, an unknown window, denominator or reduction, another number of axes
-            than 1 to 3, or in the images than was said; images of different shapes, or without a voxel.
+        TypeError: if an option is not a number.
+        ValueError: if the window size is even or not positive; if the window, the denominator or the reduction is
+            unknown; if ``ndim`` is not 1, 2 or 3, or not the number of spatial axes of the images; if the shapes of the
+            images differ; if the images are empty.
 
     Reference:
         Avants, B. B. et al. (2008) Symmetric diffeomorphic image registration with cross-correlation, Medical Image
@@ -108,7 +111,7 @@ class LocalNormalizedCrossCorrelationLoss(Loss):
 
     @property
     def spatial_dims(self) -> int:
-        """Another name of `ndim`, also when it is assigned."""
+        """Another name of `ndim`; assigning either changes both."""
         return self.ndim
 
     @spatial_dims.setter
@@ -117,13 +120,13 @@ class LocalNormalizedCrossCorrelationLoss(Loss):
 
     @entry_point
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """The loss; see the class for shapes and errors."""
+        """Return the loss; the class documents shapes and errors."""
         self._check(pred, target)
         kind = dispatch.result_type(pred, target)
         wide = torch.float64 if kind == torch.float64 else torch.float32
         p, t = (image.to(wide).reshape(-1, *[1] * (3 - self.ndim), *image.shape[2:]) for image in (pred, target))
         if t.requires_grad and not p.requires_grad:
-            p, t = t, p  # the loss is symmetric
+            p, t = t, p  # the loss is symmetric, and the kernels compute the gradient in the first image
         plan = CorrelationPlan(
             self.kernel_size, self.kernel_type, self.ndim, self.smooth_nr, self.smooth_dr, self.denominator == "clamp"
         )
@@ -135,11 +138,11 @@ class LocalNormalizedCrossCorrelationLoss(Loss):
         check_tensors(pred=pred, target=target)
         shape = tuple(pred.shape)
         if shape != tuple(target.shape):
-            raise ShapeError(f"pred has shape {shape} and target {tuple(target.shape)}: they must be alike")
+            raise ShapeError(f"pred has shape {shape} and target {tuple(target.shape)}: they must be equal")
         if len(shape) != self.ndim + 2:
             raise ValueError(
-                f"images must be (batch, channels, *spatial) with {self.ndim} spatial axes, got shape {shape}; for "
-                "another number of axes pass ndim"
+                f"images must be (batch, channels, *spatial) with {self.ndim} spatial axes, got shape {shape}; pass "
+                "ndim for another number of spatial axes"
             )
         if pred.numel() == 0:
             raise ValueError(f"images must have at least one voxel, got shape {shape}")

@@ -1,4 +1,4 @@
-"""A loss of two images at several scales; the twin of `reference/multi_scale.py`."""
+"""Wrapper that computes a loss of two images at several scales; the twin of `reference/multi_scale.py`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from twinloss.fast.runtime.torch_operator import is_traced
 
 def _checked_loss(value: Any, name: str) -> Callable[[Tensor, Tensor], Tensor]:
     if not callable(value):
-        raise TypeError(f"{name} must be a module or another callable of two images, got {type(value).__name__}")
+        raise TypeError(
+            f"{name} must be a module or another callable that takes two images, got {type(value).__name__}"
+        )
     loss: Callable[[Tensor, Tensor], Tensor] = value
     return loss
 
@@ -35,36 +37,39 @@ def _checked_scales(value: Any, name: str) -> tuple[float, ...] | None:
     if not isinstance(value, (Sequence, np.ndarray, Tensor)):
         raise TypeError(f"{name} must be None or a list of numbers, got {type(value).__name__}")
     if len(value) == 0:
-        raise ValueError(f"{name} must hold at least one number; None leaves the images as they are")
+        raise ValueError(f"{name} must hold at least one number, or be None to leave the images unsmoothed")
     return tuple(checked_number(_number(scale), name) for scale in value)
 
 
 class MultiScaleLoss(Loss):
-    r"""A loss of two images that are smoothed alike, at each of some scales.
+    r"""Average of a loss of two images over several scales, at each of which both images are smoothed.
 
     .. math::
         L = \frac1S \sum_s \ell(k_s * p, k_s * t)
 
-    for the kernel k of each scale along each spatial axis; the images are 0 beyond their borders.
+    Here :math:`\ell` is the wrapped loss, p is ``y_pred``, t is ``y_true``, and :math:`k_s` is the smoothing kernel of
+    scale s, which is applied along each spatial axis. The images are 0 beyond their borders.
 
     Args:
-        loss: what is wrapped, called as ``loss(y_pred, y_true)``: a module of this package or any callable.
-        scales: σ of each scale in voxels; 0 leaves the images as they are. None: the loss is called once, on them.
+        loss: the wrapped loss, called as ``loss(y_pred, y_true)``: a module of this package or any callable.
+        scales: σ of each scale, in voxels. A scale of 0 does not smooth. With None, the loss is called once, on the
+            unsmoothed images.
         kernel: ``"gaussian"``: exp(-j²/2σ²)/(σ√2π) for |j| ≤ int(3σ + ½). ``"cauchy"``: 1/((j/σ)² + 1) for
             |j| ≤ int(5σ), divided by its sum.
-        reduction: ``"mean"`` or ``"sum"`` over the scales and all that the loss gives, or ``"none"`` for the stacked
-            results, (S, …).
-        normalize_kernel: divide the gaussian by its sum, too. Below σ = ½ its samples add up to more than 1: along each
-            axis 1.34 at σ = 0.3.
+        reduction: ``"mean"`` or ``"sum"`` over the scales and all values that the loss returns, or ``"none"`` for the
+            stacked results, (S, …), where S is the number of scales.
+        normalize_kernel: divide the Gaussian kernel by its sum, too. Otherwise its samples sum to more than 1 for
+            σ < ½, for example to 1.34 along each axis at σ = 0.3.
 
     Shape:
-        y_true and y_pred (B, C, *S) with 1 to 3 spatial axes. Integer images are cast to float32; halves are smoothed
-        and compared in float32. The result is float64 if either image is, and otherwise has the type of ``y_pred``.
+        y_true and y_pred (B, C, *S) with 1 to 3 spatial axes. Integer and half-precision images are converted to
+        float32 before they are smoothed and compared. The result is float64 if either image is float64, and otherwise
+        has the type of ``y_pred``.
 
     Raises:
-        TypeError: if the loss cannot be called, or ``scales`` is no list of numbers.
-        ValueError: for an empty list, a negative or infinite scale, an unknown kernel or reduction, images of another
-            rank, or without a voxel.
+        TypeError: if the loss is not callable, or if ``scales`` is not a list of numbers.
+        ValueError: if ``scales`` is empty; if a scale is negative or infinite; if the kernel or the reduction is
+            unknown; if the images do not have 1 to 3 spatial axes; if the images are empty.
 
     Example:
         >>> import torch
@@ -98,7 +103,7 @@ class MultiScaleLoss(Loss):
 
     @entry_point
     def forward(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """The loss; see the class for shapes and errors."""
+        """Return the loss; the class documents shapes and errors."""
         check_tensors(y_true=y_true, y_pred=y_pred)
         kind = dispatch.result_type(y_pred, y_true)
         wide = torch.float64 if kind == torch.float64 else torch.float32
@@ -122,7 +127,8 @@ class MultiScaleLoss(Loss):
 
     def _at_scale(self, pred: Tensor, true: Tensor, taps: list[float]) -> Tensor:
         smooth = smoothed(pred, taps), smoothed(true, taps)
-        # What smoothed images came from is there for as long as the gradient may be asked for, and these need not be.
+        # The unsmoothed images live until the backward pass in any case. If a correlation loss keeps those, and smooths
+        # them again where it needs to, the memory of the smoothed images can be freed.
         seen = is_traced((pred, true)) or dispatch.choose(SMOOTHING, pred) == "plain" or not torch.is_grad_enabled()
         with nullcontext() if seen or taps == [1.0] else made_from((pred, true), smooth, partial(smoothed, taps=taps)):
             return self.loss(*smooth)
@@ -133,7 +139,10 @@ def _number(scale: Any) -> Any:
 
 
 def _taps(sigma: float, kernel: str, normalize: bool) -> list[float]:
-    """The kernel along an axis, wherever it is not 0; without NumPy, whose numbers torch.compile takes for tensors."""
+    """Return the nonzero samples of the kernel along an axis.
+
+    Python numbers are used, because torch.compile treats NumPy numbers as tensors.
+    """
     if sigma == 0:
         return [1.0]
     reach = int(3 * sigma + 0.5) if kernel == "gaussian" else int(5 * sigma)

@@ -16,43 +16,47 @@ from twinloss.fast.runtime.ranks import ProcessGroup
 
 
 class TverskyLoss(SegmentationLoss):
-    r"""One minus the Tversky index of prediction and target, for each item and class.
+    r"""Tversky loss: one minus the Tversky index of prediction and target, for each item and class.
 
     .. math::
         L = 1 - \frac{TP + \nu}{TP + \alpha FP + \beta FN + \delta}, \quad
         TP = \sum_i p_i g_i,\; FP = \sum_i p_i (1 - g_i),\; FN = \sum_i (1 - p_i) g_i
 
-    (Salehi et al. 2017, eq. 3, with smoothing terms). α = β = ½ is the Dice loss with ν and δ halved.
+    Here p is the prediction, g the target and i the voxel (Salehi et al. 2017, eq. 3, with smoothing terms added).
+    With α = β = ½ it equals the Dice loss with 2ν and 2δ.
 
     Args:
-        include_background: if False, channel 0 takes no part in the loss (it still does in the softmax).
-        to_onehot_y: the target holds labels, (B, 1, *S), of any integer or float type.
+        include_background: if False, channel 0 is excluded from the loss. The softmax still includes it.
+        to_onehot_y: the target holds class labels, (B, 1, *S), of any integer or floating-point type.
         sigmoid: p is the sigmoid of the input.
         softmax: p is the softmax of the input over all its channels.
         other_act: p is ``other_act(input)``.
         alpha: α, the weight of false positives.
         beta: β, the weight of false negatives.
-        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for (B, C', 1, …), C' the classes that take part.
-        smooth_nr: ν.
-        smooth_dr: δ; 0 gives NaN for a class absent from both prediction and target.
-        batch: sum over the batch before dividing; ``"none"`` then gives (1, C', 1, …).
-        soft_label: TP is the sum of min(p, g), so that p = g is the minimum for soft targets too
-            (Wang et al. 2023, Dice semimetric losses).
-        ignore_index: voxels with this label take no part, whatever they hold; for a target in one-hot form those
-            with a 1 in this channel.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for a value for each item and class, (B, C', 1, …), where C' is
+            the number of classes that are not excluded.
+        smooth_nr: ν, the smoothing term of the numerator.
+        smooth_dr: δ, the smoothing term of the denominator. If it is 0, the loss of a class that is absent from both
+            prediction and target is not finite.
+        batch: sum over all items of the batch before the division. ``"none"`` then gives (1, C', 1, …).
+        soft_label: use the sum of min(p, g) as TP. The minimum of the loss is then at p = g for soft targets, too (Wang
+            et al. 2023, Dice semimetric losses).
+        ignore_index: voxels with this label are excluded, whatever values they hold. In a one-hot target, these are
+            the voxels with a 1 in this channel.
         process_group: see DiceLoss.
 
     Shape:
-        input (B, C, *S); target (B, C, *S), or (B, 1, *S) with ``to_onehot_y``; any spatial rank, 0 included.
+        input (B, C, *S); target (B, C, *S), or (B, 1, *S) with ``to_onehot_y``. Any number of spatial axes is allowed,
+        including none.
 
     Raises:
-        TypeError: if ``other_act`` is neither None nor callable, or the input holds no floating-point numbers.
-        ValueError: if more than one of ``sigmoid``, ``softmax``, ``other_act`` is given; for an unknown reduction,
-            negative α or β, labels that name no class, an empty input.
-        AssertionError: if the shapes of input and target differ (the error is a ValueError, too).
+        TypeError: if ``other_act`` is neither None nor callable, or if the input is not a floating-point tensor.
+        ValueError: if more than one of ``sigmoid``, ``softmax`` and ``other_act`` is given; if the reduction is
+            unknown; if α or β is negative; if a label is not a class; if the input is empty.
+        AssertionError: if the shapes of input and target do not match. The error is also a ValueError.
 
     Warns:
-        UserWarning: about the target, as DiceLoss.
+        UserWarning: about the values of the target, as in DiceLoss.
 
     Reference:
         Salehi, S. S. M. et al. (2017) Tversky loss function for image segmentation using 3D fully convolutional deep
@@ -99,7 +103,7 @@ class TverskyLoss(SegmentationLoss):
 
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss; see the class for shapes and errors."""
+        """Return the loss; the class documents shapes and errors."""
         voxels = self.voxels(input, target)
         overlap: Overlap = "minimum" if self.soft_label else "product"
         return self.reduced_fraction(input, voxels, overlap, self.terms(voxels, (1.0, self.alpha, self.beta)))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# A first call compiles a kernel, so no example has a deadline.
+# No example has a deadline, because the first call of a kernel compiles it.
 settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
@@ -17,7 +17,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 def site(tmp_path_factory):
     """Return the folder of a site that is built from a small run, a small brain and the reports of the repository.
 
-    The workers of pytest-xdist share it: the first builds it, and the others wait.
+    The workers of pytest-xdist share it: the first worker builds it, and the others wait.
     """
     base = tmp_path_factory.getbasetemp()
     home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "site"

@@ -1,4 +1,7 @@
-"""Every loss with options that take it different ways, and arguments for each: for what all losses do alike."""
+"""All losses, with options that lead to different code paths, and arguments for each.
+
+The contract tests use them to check what all losses have in common.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -15,7 +18,10 @@ DISTANCES = [[0.0, 1.0, 1.0], [1.0, 0.0, 0.5], [1.0, 0.5, 0.0]]
 
 @dataclass(frozen=True)
 class Each:
-    """A loss with its options, and what makes its arguments of a type: the first is the one with a gradient."""
+    """A loss with its options, and a function that makes its arguments, given a dtype.
+
+    The first argument is the one that gets a gradient.
+    """
 
     make: Callable[[], torch.nn.Module]
     arguments: Callable[[torch.dtype], tuple[torch.Tensor, ...]]

@@ -1,4 +1,4 @@
-"""What the tests of the site share: a small brain, a run, and a reader of HTML."""
+"""Helpers of the tests of the site: a small brain, a small run, and a parser of HTML pages."""
 
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +17,7 @@ VOID = {"meta", "link", "img", "input", "br", "hr"}
 
 
 def small_brain():
-    """A brain of a few voxels, as `load_brain` gives the whole one."""
+    """Return a brain of a few voxels, in the form in which `load_brain` returns the whole brain."""
     t1 = gaussian_filter(np.random.default_rng(0).random(SHAPE), 2)
     t1 = ((t1 - t1.min()) / np.ptp(t1)).astype(np.float32)
     labels = np.digitize(t1, [0.25, 0.5, 0.75]).astype(np.uint8)
@@ -25,12 +25,12 @@ def small_brain():
     logits = np.stack([-20 * (t1 - c / 4) ** 2 for c in range(4)])
     mask = labels > 0
     brain = Brain(t1, labels[None, None], soft[None], mask[None, None])
-    vars(brain)["logits"] = logits[None]  # in place of the mixture's
+    vars(brain)["logits"] = logits[None]  # replaces the logits of the Gaussian mixture
     return brain
 
 
 def small_run():
-    """A verification of three losses, of which one fails, and one was interrupted before its first case."""
+    """Return a verification of three losses: one passes, one fails, one was interrupted before its first case."""
     seen = Verification(7, {"losses": ["dice", "focal"], "dtypes": ["float32"], "examples": 5, "real": False})
     for name, ratio, verdict in (("dice", 0.2, "pass"), ("focal", 40.0, "fail")):
         row = Hunt(find(name), "float32", cases=3, seed=7)
@@ -47,7 +47,7 @@ def small_run():
 
 
 class Page(HTMLParser):
-    """The elements of a page: tag, attributes, and the text within."""
+    """A parsed page; each element has its tag, its attributes and the text within."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Page(HTMLParser):
             element["text"] += text
 
     def all(self, tag, **attributes):
-        """The elements of a tag that have some attributes."""
+        """Return the elements with a tag and some attributes."""
         return [
             each for each in self.elements
             if each["tag"] == tag and all(each.get(name) == value for name, value in attributes.items())
@@ -80,5 +80,5 @@ class Page(HTMLParser):
 
     @property
     def ids(self):
-        """The anchors."""
+        """The ids of the elements, which links can point to."""
         return [each["id"] for each in self.elements if "id" in each]

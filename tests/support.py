@@ -1,4 +1,4 @@
-"""What the tests of the fast losses share."""
+"""Inputs and comparisons that the tests of the fast losses share."""
 
 from contextlib import nullcontext
 
@@ -20,17 +20,17 @@ def labels(*shape: int, classes: int = 3, seed: int = 1) -> torch.Tensor:
 
 
 def one_hot(y: torch.Tensor, classes: int = 3) -> torch.Tensor:
-    """Labels (B, 1, *S) as (B, C, *S)."""
+    """Return labels (B, 1, *S) as a one-hot target (B, C, *S)."""
     return torch.nn.functional.one_hot(y[:, 0], classes).movedim(-1, 1)
 
 
 def soft(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 2) -> torch.Tensor:
-    """A target in probabilities."""
+    """Return a soft target, whose values sum to 1 over the classes."""
     return logits(*shape, dtype=dtype, seed=seed).softmax(1)
 
 
 def value_and_gradient(loss, x, *rest, form=None):
-    """The loss and the gradient of its sum; computed with one of the BACKENDS if `form` names it."""
+    """Return the loss and the gradient of its sum; `form`, one of the BACKENDS, forces kernels or plain torch."""
     x = x.clone().requires_grad_()
     with nullcontext() if form is None else dispatch.forced(form):
         value = loss(x, *rest)
@@ -39,12 +39,12 @@ def value_and_gradient(loss, x, *rest, form=None):
 
 
 def exact(twin, slope, x, target, **options):
-    """The value and gradient of a reference loss and its gradient, in long double, rounded to float64."""
+    """Return the value and the gradient of a reference loss, computed in long double and rounded to float64."""
     arguments = x.numpy().astype(np.longdouble), target.numpy()
     return tuple(torch.from_numpy(np.asarray(f(*arguments, **options), np.float64)) for f in (twin, slope))
 
 
 def assert_all_close(found, expected, rtol, atol=0.0):
-    """Each of the tensors found is that expected, but for its dtype."""
+    """Assert that each of the tensors found is close to the expected one; dtypes may differ."""
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=rtol, atol=atol, check_dtype=False)

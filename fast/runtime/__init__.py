@@ -1,1 +1,1 @@
-"""What the engine and the kernels run on; nothing here knows a loss."""
+"""Shared services of the engine and the kernels, which do not depend on any loss."""

@@ -1,4 +1,4 @@
-"""What every loss asks of its arguments before it looks at their shapes."""
+"""Checks of the arguments that all losses have in common, before the shapes are checked."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Types of tensors that hold their own numbers and override nothing.
+# Types of tensors that hold their own data and override no operations.
 PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 
 
 class ShapeError(AssertionError, ValueError):
-    """Two shapes that must agree differ; documented as an AssertionError, caught by newer code as a ValueError."""
+    """Raised if shapes do not match.
+
+    MONAI documents an AssertionError for this case. It is also a ValueError, as for other invalid arguments.
+    """
 
 
 def dispatches(tensor: Tensor) -> bool:
@@ -22,10 +25,10 @@ def dispatches(tensor: Tensor) -> bool:
 
 
 def unwrapped(value: Any) -> Any:
-    """A subclass of tensors as a plain tensor with the same numbers and graph.
+    """Convert a tensor subclass to a plain tensor with the same data and autograd graph.
 
-    A subclass that has a `__torch_dispatch__` of its own may hold no numbers, as that of fake tensors, or a part of
-    them, as that of distributed tensors. It stays as it is, and the operators of torch deal with it.
+    A subclass with a `__torch_dispatch__` of its own is returned as it is, because it may have no data, like fake
+    tensors, or only a part, like distributed tensors. The operators of torch handle these.
     """
     if not isinstance(value, Tensor) or type(value) in PLAIN_TENSORS:
         return value
@@ -36,12 +39,12 @@ def unwrapped(value: Any) -> Any:
 
 
 def check_tensors(**given: Any) -> None:
-    """Raise unless all are dense tensors on one device."""
+    """Raise unless all arguments are dense real tensors on one device."""
     devices = set()
     for name, tensor in given.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(
-                f"{name} must be a tensor, got {type(tensor).__name__}: torch.as_tensor makes one of an array"
+                f"{name} must be a tensor, got {type(tensor).__name__}: convert arrays with torch.as_tensor"
             )
         if tensor.layout != torch.strided:
             raise TypeError(f"{name} must be a dense tensor, got {tensor.layout}: use .to_dense()")
@@ -54,23 +57,26 @@ def check_tensors(**given: Any) -> None:
 
 
 def total(terms: Iterable[Tensor]) -> Tensor:
-    """Return the sum of tensors, of which there is at least one."""
+    """Return the sum of one or more tensors."""
     made: Tensor = sum(terms)  # type: ignore[assignment]
     return made
 
 
 def checked_flag(value: Any, name: str) -> bool:
-    """A switch as a bool; a string is none, but an argument that has come to the wrong place."""
+    """Return a flag as a bool.
+
+    A string is an error, because it is likely an argument in the wrong position.
+    """
     if isinstance(value, str):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     try:
         return bool(value)
-    except (RuntimeError, ValueError) as error:  # of several numbers
+    except (RuntimeError, ValueError) as error:  # an array with several elements
         raise TypeError(f"{name} must be True or False, got {type(value).__name__}: {error}") from error
 
 
 def numbers(value: Any, name: str) -> Tensor:
-    """Numbers, an array or nested lists of them in float64 on the CPU, without a gradient."""
+    """Convert a number, an array or nested lists to a float64 tensor on the CPU, without a gradient."""
     try:
         return torch.as_tensor(unwrapped(value), dtype=torch.float64, device="cpu").detach()
     except (RuntimeError, TypeError, ValueError, OverflowError, NotImplementedError) as error:
@@ -78,5 +84,8 @@ def numbers(value: Any, name: str) -> Tensor:
 
 
 def is_one_of(value: Any, choices: Collection[str]) -> bool:
-    """Whether a value is one of some names; what is no string is none, and need not compare with one."""
+    """Return whether a value is one of some names.
+
+    Other types are not compared, because their comparison with a string may fail, as that of an array.
+    """
     return isinstance(value, str) and value in choices

@@ -1,6 +1,7 @@
-"""Room for results: large ones lie on pages as large as the system has.
+"""Memory for results, on large pages if a result is large.
 
-A gradient of 256³ voxels lies on 49 152 small pages, and to be given one by one takes longer than to write it does.
+The float32 gradient of a displacement field of 256³ voxels occupies 49 152 small pages. Getting these from the system
+one by one takes longer than writing the gradient.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Bytes of a large page; where they are of another size, advice for whole ones of this size holds no less.
+# Size of a large page in bytes. The advice is also valid on systems with large pages of another size.
 _PAGE = 2**21
 
-# The largest number of float32.
+# The largest float32.
 _LARGEST = torch.finfo(torch.float32).max
 
 
 @cache
 def _madvise() -> Callable[..., Any] | None:
-    """The C library's, where it knows of huge pages: on Linux."""
+    """Return `madvise` of the C library, or None if it has no advice for huge pages, as outside of Linux."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return None
     function = ctypes.CDLL(None).madvise
@@ -33,9 +34,9 @@ def _madvise() -> Callable[..., Any] | None:
 
 
 def scalar(number: float, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Make a tensor without axes; a number beyond the range of the type is an infinity there.
+    """Return a tensor without axes; a number beyond the range of its type becomes infinite.
 
-    torch converts such a number to a half, but refuses to convert it to float32.
+    For half precision torch does so by itself, but for float32 it raises an error.
     """
     if abs(number) > _LARGEST and dtype != torch.float64:
         number = math.copysign(math.inf, number)
@@ -43,7 +44,10 @@ def scalar(number: float, dtype: torch.dtype, device: torch.device | str) -> Ten
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """`torch.empty` on the CPU, which asks for large pages for what covers any; the system may decline."""
+    """Allocate an uninitialised tensor on the CPU, as `torch.empty` does.
+
+    It asks the system for large pages for the part that covers whole ones. The system may refuse.
+    """
     made = torch.empty(tuple(shape), dtype=dtype, device="cpu")
     start = -(-made.data_ptr() // _PAGE) * _PAGE
     size = (made.data_ptr() + made.nbytes) // _PAGE * _PAGE - start

@@ -1,4 +1,7 @@
-"""Options of a loss: attributes that are checked whenever they are assigned, by the constructor or by a user later."""
+"""Options of a loss: attributes that are checked on every assignment.
+
+Both the constructor and the user can assign them.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,16 @@ from torch.nn.modules.loss import _Loss
 
 from twinloss.fast.runtime.arguments import is_one_of
 
-# Returns the value of an option in the form that is kept, given the value and the option's name, or raises.
+# Takes the value and the name of an option, and returns the value to store, or raises.
 Check = Callable[[Any, str], Any]
-# The names of some options, and a function that takes them by name and raises if they do not go together.
+# The names of some options, and a function that takes them as keyword arguments and raises if they are inconsistent.
 Rule = tuple[tuple[str, ...], Callable[..., None]]
 
 _MISSING = object()
 
 
 def one_of(*choices: str) -> Check:
-    """Make the check of an option that is one of some names, given as a string or as an enum of strings."""
+    """Return the check of an option that is one of some names, given as a string or as an enum of strings."""
     quoted = [f'"{choice}"' for choice in choices]
     wanted = f"{', '.join(quoted[:-1])} or {quoted[-1]}"
 
@@ -39,7 +42,7 @@ checked_reduction = one_of("none", "mean", "sum")
 
 
 def checked_number(value: Any, name: str) -> float:
-    """Check a finite number that is not negative, such as a smoothing term."""
+    """Check a finite nonnegative number, such as a smoothing term, and return it as a float."""
     if not isinstance(value, (int, float, np.number)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not math.isfinite(value) or value < 0:
@@ -48,12 +51,12 @@ def checked_number(value: Any, name: str) -> float:
 
 
 def is_whole(value: Any) -> bool:
-    """Return whether a value is a whole number of an integer type."""
+    """Return whether a value is of an integer type; a bool is not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def fixed(constant: Any) -> Check:
-    """Make the check of an attribute that a base class has as an option, and that this loss does not offer."""
+    """Return the check of an attribute that is an option of a base class, but a constant of this loss."""
 
     def check(value: Any, name: str) -> Any:
         if type(value) is not type(constant) or value != constant:
@@ -66,16 +69,16 @@ def fixed(constant: Any) -> Check:
 class Configured(_Loss):
     """A loss whose options are checked whenever they are assigned.
 
-    `option_checks` holds the check of each option. `option_rules` holds what several options must fulfil together; a
-    rule applies as soon as all its options have been assigned. If a check or a rule raises, the option keeps its old
-    value. Reading an option costs no more than reading any attribute.
+    `option_checks` has the check of each option. `option_rules` has conditions on several options; a rule applies as
+    soon as all its options have been assigned. If a check or a rule raises, the option keeps its old value. Reading an
+    option costs as much as reading any other attribute.
     """
 
     option_checks: ClassVar[Mapping[str, Check]] = {"reduction": checked_reduction}
     option_rules: ClassVar[tuple[Rule, ...]] = ()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Assign an option if it passes its check and the rules, and any other attribute as torch does."""
+        """Assign an option if it passes its check and the rules; assign other attributes as torch does."""
         check = self.option_checks.get(name)
         if check is None:
             super().__setattr__(name, value)
@@ -86,6 +89,6 @@ class Configured(_Loss):
                 given = {other: getattr(self, other, _MISSING) for other in names} | {name: value}
                 if not any(option is _MISSING for option in given.values()):
                     rule(**given)
-        # torch refuses to put anything but a module in the place of a module.
+        # torch only allows a module to be replaced by another module.
         self.__dict__.get("_modules", {}).pop(name, None)
         super().__setattr__(name, value)

@@ -1,4 +1,7 @@
-"""Sums over the ranks of a process group, so that a loss of sums is that of all data, wherever they lie."""
+"""Sums over the ranks of a process group.
+
+A loss that is a function of sums over voxels then returns the loss of the data of all ranks.
+"""
 
 from __future__ import annotations
 
@@ -11,36 +14,36 @@ from torch import distributed as dist
 
 from twinloss.fast.runtime.warn import warn
 
-ProcessGroup = Any  # torch.distributed.ProcessGroup, which a build of torch without it lacks
+ProcessGroup = Any  # torch.distributed.ProcessGroup, which is missing in some builds of torch
 
 
 def is_group(value: Any) -> bool:
-    """Whether a value is a process group."""
+    """Return whether a value is a process group."""
     return dist.is_available() and isinstance(value, dist.ProcessGroup)
 
 
 def checked_group(group: ProcessGroup | None, name: str = "process_group") -> ProcessGroup | None:
-    """A process group, or None."""
+    """Check that an option is a process group or None, and return it."""
     if group is None or is_group(group):
         return group
     raise TypeError(
-        f"{name} must be None or a torch.distributed.ProcessGroup, got {type(group).__name__}: after "
-        "torch.distributed.init_process_group() the one of all ranks is torch.distributed.group.WORLD"
+        f"{name} must be None or a torch.distributed.ProcessGroup, got {type(group).__name__}: the group of all ranks "
+        "is torch.distributed.group.WORLD, after torch.distributed.init_process_group()"
     )
 
 
-# A process group belongs to the processes that made it. Copies of a loss share the group. A pickle of it cannot hold
-# the group, and stands for it by its name, which only the default group of all ranks has.
+# A process group belongs to the processes that made it. Copies of a loss share the group. A pickle cannot contain a
+# group, and stores its name instead, which only the default group of all ranks has.
 
 
 class _Named(Enum):
-    """What stands for a process group in a pickle."""
+    """The name that a pickle contains in place of a process group."""
 
     DEFAULT = "default"
 
 
 def to_be_pickled(value: Any) -> Any:
-    """Return what stands for a value in a pickle: for the default process group its name, for all else the value.
+    """Return the form of a value that is pickled: the name of the default process group, or else the value itself.
 
     Raises:
         TypeError: for another process group.
@@ -50,30 +53,33 @@ def to_be_pickled(value: Any) -> Any:
     if value is dist.group.WORLD:
         return _Named.DEFAULT
     raise TypeError(
-        "a loss with a process group other than torch.distributed.group.WORLD cannot be pickled or saved, as the group "
-        "belongs to its processes: save the loss without process_group, and assign the group after loading"
+        "a loss with a process group other than torch.distributed.group.WORLD cannot be pickled or saved, because the "
+        "group belongs to its processes: save the loss without process_group, and assign the group after loading"
     )
 
 
 def restored(value: Any) -> Any:
-    """Return what a value in a pickle stands for: of the name of the default process group that of this process."""
+    """Return the value that a pickled form stands for.
+
+    The name of the default group becomes the default group of this process, or None with a warning if there is none.
+    """
     if value is not _Named.DEFAULT:
         return value
     if dist.is_available() and dist.is_initialized():
         return dist.group.WORLD
     warn(
-        "the loss was saved with the default process group, and this process has none: it now sees the data of this "
-        "process alone. Call torch.distributed.init_process_group before loading, or assign process_group"
+        "the loss was saved with the default process group, but this process has none: the loss now uses only the data "
+        "of this process. Call torch.distributed.init_process_group before loading, or assign process_group"
     )
     return None
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """The sum over ranks; backward times their number, without a word between them.
+    """The sum over ranks. Its backward multiplies by the number of ranks, and needs no communication.
 
-    Each rank computes the same loss from the same sums, so dL/d(sum) is the same on all, and the gradient of a rank's
-    part is its own. DistributedDataParallel divides what the ranks add up by their number: times it, that is the
-    gradient of the loss of all data.
+    Each rank computes the same loss from the same sums. So dL/d(sum) is the same on all ranks, and each rank computes
+    the gradient of its own part. DistributedDataParallel divides the sum of the gradients by the number of ranks. The
+    factor cancels this division, so that training gets the gradient of the loss of all data.
     """
 
     @staticmethod
@@ -89,7 +95,7 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def sum_over_ranks(local: Tensor, group: ProcessGroup | None) -> Tensor:
-    """The sum of a tensor over the ranks of a group; of none, the tensor itself."""
+    """Return the sum of a tensor over the ranks of a group, or the tensor itself without a group."""
     if group is None:
         return local
     total: Tensor = _SumOverRanks.apply(local, group)  # type: ignore[no-untyped-call]

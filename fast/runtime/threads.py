@@ -1,11 +1,10 @@
-"""Chunks of work spread over `torch.get_num_threads()` threads; the kernels release the GIL.
+"""Distribution of the chunks of a kernel over `torch.get_num_threads()` threads; the kernels release the GIL.
 
-It serves kernels alone, knows of no loss, and has no twin: the reference computes on one thread. The threads are
-torch's own where its OpenMP runtime can be reached. After an operator of torch they spin for some
-milliseconds in wait of the next, and threads of another pool would share the cores with them for so long. Elsewhere,
-and after a `fork`, which threads of OpenMP do not survive, a pool of Python threads does the work. Numba's own parallel
-loops have both faults, and their threading layers may abort when two Python threads enter them at once. Which thread
-takes a chunk never matters to the result: each chunk writes its own place.
+If the OpenMP runtime of torch can be called, its threads do the work. After an operator of torch, these threads spin
+for some milliseconds to wait for the next one, and the threads of another pool would compete with them for the cores.
+Otherwise, and after a `fork`, which OpenMP threads do not survive, a pool of Python threads does the work. Numba's own
+parallel loops would have both problems, and their threading layers may abort if two Python threads enter them at the
+same time. The result does not depend on which thread takes a chunk, because each chunk writes to its own memory.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ _forked, _in_openmp = False, False
 
 
 def _after_fork() -> None:
-    """Threads do not survive a fork: the child starts a pool of its own.
+    """Reset the pool in a child process, because threads do not survive a fork.
 
-    But torch in the child would wait forever for those that OpenMP once had: so there it takes to one thread, as in the
-    workers of a DataLoader, if it is we who had them started.
+    If this module has started OpenMP threads, torch in the child would wait for them forever. It is then set to one
+    thread, as in the workers of a DataLoader.
     """
     global _pool, _pool_lock, _forked
     _pool, _pool_lock, _forked = None, threading.Lock(), True
@@ -50,13 +49,13 @@ def _shared_pool() -> ThreadPoolExecutor:
         return _pool
 
 
-# What OpenMP has each of its threads call, with the pointer that it was given.
+# The type of the function that each OpenMP thread calls, with the `data` pointer as argument.
 _Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 @cache
 def _parallel_region() -> Callable[..., Any] | None:
-    """`GOMP_parallel(body, data, threads, flags)` of the OpenMP runtime that torch is linked with, if it has one."""
+    """Return `GOMP_parallel(body, data, threads, flags)` of the OpenMP runtime of torch, or None if it has none."""
     try:
         region = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel
     except (OSError, AttributeError):
@@ -65,27 +64,27 @@ def _parallel_region() -> Callable[..., Any] | None:
     return region
 
 
-# Numbers below which one thread is as fast: what it does in the time that others take to wake up.
+# Up to this many numbers, one thread is as fast as several: it is done when the others have woken up.
 _FEW = 2**18
 
 
 def for_each_chunk(work: Callable[[int], None], chunks: int, numbers: int) -> None:
-    """Call work(0) … work(chunks - 1), the calling thread taking part.
+    """Call work(0) … work(chunks - 1) in several threads, including the calling thread.
 
     Args:
-        work: what to do.
-        chunks: how often.
-        numbers: how much that is in all, in numbers of which each takes as long as one of a softmax.
+        work: processes a chunk, given its index.
+        chunks: the number of chunks.
+        numbers: the total amount of work, as the number of elements of a softmax that takes as long.
     """
     _share(lambda first, _: work(first), [(chunk, chunk + 1) for chunk in range(chunks)], _threads(chunks, numbers))
 
 
 def for_each_range(work: Callable[[int, int], None], chunks: int, numbers: int) -> None:
-    """Call work(first, end) for ranges of chunks that make up 0 … chunks - 1; see `for_each_chunk`.
+    """Call work(first, end) for ranges that together cover the chunks 0 … chunks - 1; see `for_each_chunk`.
 
-    Between two calls a thread takes longer than the kernel that it calls takes for a chunk of a few classes, and waits
-    for the interpreter if others are there. So it is given half of its share of what is left: the fewer are left, the
-    fewer, so that all threads end at once.
+    The Python code between two calls takes longer than a kernel needs for a chunk of a few classes, and threads contend
+    for the GIL. Therefore a range has half of a thread's share of the remaining chunks. The ranges get shorter towards
+    the end, so that all threads finish at about the same time.
     """
     threads, ranges, first = _threads(chunks, numbers), [], 0
     while first < chunks:
@@ -100,7 +99,7 @@ def _threads(chunks: int, numbers: int) -> int:
 
 
 def _share(work: Callable[[int, int], None], ranges: list[tuple[int, int]], threads: int) -> None:
-    remaining = iter(ranges)  # next() on it is atomic
+    remaining = iter(ranges)  # threads can share it, because next() is atomic
 
     def drain() -> None:
         for first, end in remaining:
@@ -124,7 +123,7 @@ def _drain_in_region(region: Callable[..., Any], drain: Callable[[], None], thre
     def body(_: int | None) -> None:
         try:
             drain()
-        except BaseException as error:  # C code cannot pass it on
+        except BaseException as error:  # an exception cannot pass through C code
             errors.append(error)
 
     region(_Body(body), None, threads, 0)
@@ -137,25 +136,29 @@ def _drain_in_pool(drain: Callable[[], None], threads: int) -> None:
     futures = [pool.submit(drain) for _ in range(threads - 1)]
     drain()
     for future in futures:
-        # One that has not begun has nothing left to do; waiting for it would wait for other callers' work.
+        # A future that has not begun has nothing left to do. Waiting for it would mean waiting for other callers.
         if not future.cancel():
             future.result()
 
 
-# Voxels that are done at a time of an image whose tiles, or columns across the planes, are shared out; and how many
-# numbers of a softmax take as long as a voxel's window.
-_VOXELS, _WINDOW = 2**15, 4
+# Voxels of an image in one part, of tiles or of columns across the planes, that a thread processes at a time.
+_VOXELS = 2**15
+# The work for the window of a voxel takes as long as this many elements of a softmax.
+_WINDOW = 4
 
 
 def for_each_tile(work: Callable[[int, int, int], None], shape: Sequence[int], rows: int, columns: int) -> None:
-    """Call work(image, first tile, end) for some tiles at a time of the planes of images (N, D, H, W)."""
+    """Call work(image, first tile, end) for ranges of tiles of the planes of images (N, D, H, W)."""
     images, depth, height, width = shape
     tiles = depth * -(-height // rows) * -(-width // columns)
     _for_each_part(work, images, depth * height * width, tiles, max(_VOXELS // (rows * columns), 1))
 
 
 def for_each_bundle(work: Callable[[int, int, int], None], shape: Sequence[int]) -> None:
-    """Call work(image, first column, end) for some columns at a time of images (N, D, H, W), (N, D, H * W) likewise."""
+    """Call work(image, first column, end) for ranges of columns of images (N, D, H, W).
+
+    A column runs along the depth: an image has H * W of them.
+    """
     images, depth, height, width = shape
     _for_each_part(work, images, depth * height * width, height * width, max(_VOXELS // depth, 1))
 

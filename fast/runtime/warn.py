@@ -1,4 +1,7 @@
-"""Warnings: where they point to, once for each loss, and where there are no numbers to warn of."""
+"""Warnings to the user of a loss.
+
+They point to the line of the user that called the loss. Some are given only once for each loss.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,18 @@ from torch.nn import Module
 from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import dispatches
 
-# Files whose lines are none of the user's.
+# Folders whose code is not the user's.
 _OURS = tuple(str(folder) + os.sep for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
 
-# What each loss has warned of. It is kept apart from the losses, as a forward changes no state of a module.
+# The topics that each loss has warned about. They are not stored in the loss, because `forward` must not change it.
 _warned: WeakKeyDictionary[Module, set[str]] = WeakKeyDictionary()
 
 
 def warn(message: str) -> None:
-    """Warn at the line that called this package, however many calls lie between; under torch.compile say nothing."""
+    """Warn, with the location of the nearest caller outside this package and torch.
+
+    Under torch.compile there is no warning.
+    """
     if torch.compiler.is_compiling():
         return
     level, frame = 2, sys._getframe(1)
@@ -33,7 +39,7 @@ def warn(message: str) -> None:
 
 
 def warn_once(loss: Module, topic: str, message: str) -> None:
-    """Warn unless this loss has warned of the topic before."""
+    """Warn unless this loss has already warned about the topic."""
     if torch.compiler.is_compiling() or has_warned(loss, topic):
         return
     _warned.setdefault(loss, set()).add(topic)
@@ -41,17 +47,20 @@ def warn_once(loss: Module, topic: str, message: str) -> None:
 
 
 def has_warned(loss: Module, topic: str) -> bool:
-    """Return whether this loss has warned of the topic before."""
+    """Return whether this loss has already warned about the topic."""
     return topic in _warned.get(loss, ())
 
 
 def numbers_are_hidden(tensor: Tensor) -> bool:
-    """Return whether a tensor has no numbers to look at: on the meta device, fake, in a trace, graph or transform."""
+    """Return whether the values of a tensor cannot be read.
+
+    This is so on the meta device, for fake tensors, and within a trace, a CUDA graph or a transform of torch.func.
+    """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return True
     if dispatch.transformed() or tensor.is_meta:
         return True
-    # Fake and distributed tensors, say, have a dispatch of their own, which may refuse to show numbers.
+    # Fake and distributed tensors, for example, have a dispatch of their own, which may not give access to values.
     if dispatches(tensor) or torch._C._len_torch_dispatch_stack() > 0:
         return True
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

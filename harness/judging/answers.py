@@ -19,7 +19,7 @@ EXPECTED = (
     "no mask given",
     "some class is nearer to the background",
     "intensities beyond",
-    "only the target asks",
+    "only the target requires",
     "target holds values",
     "target sums to",
 )

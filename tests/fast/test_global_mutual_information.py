@@ -335,7 +335,7 @@ def test_warning_points_at_the_line_that_calls_the_module():
 def test_swapped_arguments_of_a_b_spline_draw_one_warning_as_their_gradient_is_0():
     fixed, moving = torch.rand(1, 1, 50), torch.rand(1, 1, 50).requires_grad_()
     loss = GlobalMutualInformationLoss(kernel_type="b-spline")
-    with pytest.warns(UserWarning, match="only the target asks for a gradient") as caught:
+    with pytest.warns(UserWarning, match="only the target requires a gradient") as caught:
         loss(fixed, moving).backward()
     assert caught[0].filename == __file__
     assert (moving.grad == 0).all()

@@ -446,7 +446,7 @@ def test_images_without_a_voxel_are_a_value_error_that_names_their_shape(form, s
 
 
 def test_error_of_the_wrapped_loss_comes_through():
-    with pytest.raises(ValueError, match="they must be alike"):
+    with pytest.raises(ValueError, match="they must be equal"):
         MultiScaleLoss(LocalNormalizedCrossCorrelationLoss(1), [1])(torch.zeros(1, 1, 5), torch.zeros(1, 1, 6))
 
 

@@ -1,1 +1,1 @@
-"""Functions that Numba compiles."""
+"""Kernels that Numba compiles, and the functions that they call."""

@@ -1,16 +1,16 @@
-"""Squared second differences of a field, and their adjoint: one pass each, nothing of the field's size is stored.
+"""Squared second differences of a field, and their adjoint. Each takes one pass and stores nothing of the field's size.
 
-A field is (D, H * W), axes that it does not have being of size 1. Its differences are, in this order and as far as it
-has the axes, along xx, yy, yx, zz, zx, zy; `step` is 1 for compact stencils and 2 for wide ones. They come without
-their factors, which are the business of the weights.
+A field is (D, H * W), with size 1 along axes that it does not have. Its differences are along xx, yy, yx, zz, zx, zy,
+in this order and as far as it has the axes. `step` is 1 for compact stencils and 2 for wide ones. Differences are
+computed without their factors, which the weights include.
 
-Rows lie one after the other, and loops run over several of them in one go: rows alone are too short for wide vectors.
-What is computed in between, across the ends of two rows, is put to 0.
+Rows lie one after the other in memory, and a loop runs over several of them at once, because single rows are too short
+for wide vectors. The values that this computes across the ends of two rows are set to 0.
 
-The gradient is the sum, over the differences D, of their adjoints, Dᵀ M w D u, where M keeps the interior. Off the
-border in z and y, M commutes with all that goes along those axes, and there DᵀD is again a difference: with
-δ_n u = u(+n) - 2 u + u(-n), that of a cross along one axis is -δ₂, and that of δ_s is δ_2s - 4 δ_s. So no row needs the
-slopes of another, and none are stored.
+The gradient is the sum of the adjoints, Dᵀ M w D u, over the differences D, where M restricts to the interior. Away
+from the border in z and y, M commutes with all operations along these axes, and DᵀD is again a difference. With δ_n u =
+u(+n) - 2 u + u(-n), DᵀD of a mixed difference is -δ₂ along each of its axes, and DᵀD of δ_s is δ_2s - 4 δ_s. So a row
+needs no slopes of other rows, and none are stored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from twinloss.fast.kernels.cpu.compiled.compiler import kernel
 from twinloss.fast.kernels.cpu.compiled.rows import BLOCK, alike, at, clear_between, total_of
 from twinloss.fast.kernels.cpu.compiled.tile import START, copy_cast, stage
 
-# Room before and after slopes along a row, for the neighbours of the first and the last voxel.
+# Numbers before and after the slopes of a row, for the neighbours of the first and the last voxel.
 PAD = 2
 # The axes (z, y, x) of each difference.
 AXES = ((2, 2), (1, 1), (1, 2), (0, 0), (0, 2), (0, 1))
@@ -67,7 +67,7 @@ def _add_energy_of_depth(before, here, after, one, two, three, four, five, six, 
 
 @stage
 def _energies(u, width, step, z, start, weights, energy):
-    """Put the energies of consecutive voxels of plane z into `energy`, border columns among them."""
+    """Put the energies of consecutive voxels of plane z into `energy`, including columns of the border."""
     here, n, w = u[z], energy, width
     left, mid, right = at(here, start, -step, n), at(here, start, 0, n), at(here, start, step, n)
     if weights.size == 1:
@@ -91,7 +91,7 @@ def _energies(u, width, step, z, start, weights, energy):
 
 @stage
 def _clear_ends(rows, width, step):
-    """Put the first and the last `step` numbers of each row to 0."""
+    """Set the first and the last `step` numbers of each row to 0."""
     zero = rows.dtype.type(0)
     for start in range(0, rows.size, width):
         for i in range(step):
@@ -128,9 +128,9 @@ def _put_gradient(flat, left, mid, right, before, after, out):
 
 @stage
 def _gradient_of_deep_rows(u, width, step, z, start, weights, room, out):
-    """Put dL/du of consecutive rows, off the border by 2 step in z and y, into `out`."""
+    """Put dL/du of consecutive rows into `out`; they are at least 2 step away from the border in z and y."""
     here, far, n, w = u[z], 2 * width, out, width
-    # The adjoint of δ_s is δ_2s - 4 δ_s; one of these is the δ₂ that the crosses need too.
+    # DᵀD of δ_s is δ_2s - 4 δ_s. One of these terms is a δ₂, which the mixed differences need as well.
     two, other, reach = (1, -4, 1) if step == 1 else (-4, 1, 4)
     flat, cross = at(room[0], PAD, 0, n), at(room[1], PAD, 0, n)
     second, central = at(room[2], PAD, 0, n), at(room[3], PAD, 0, n)
@@ -167,7 +167,10 @@ def _add_cross(one, two, three, four, factor, upstream, row):
 
 @stage
 def _add_adjoint(u, width, step, z, y, axes, shift, factor, upstream, out):
-    """Add `factor` times the interior's differences of row y of plane z, seen `shift` columns on, to a row of dL/du."""
+    """Add `factor` times the interior differences of row y of plane z to a row of dL/du.
+
+    `shift` is the number of columns from a voxel of the row to the difference that it is part of.
+    """
     (d_z, d_y, d_x), (e_z, e_y, e_x) = _unit(axes[0]), _unit(axes[1])
     start, d, e = y * width + step, d_y * width + d_x, e_y * width + e_x
     n = out[: width - 2 * step]
@@ -185,13 +188,13 @@ def _add_adjoint(u, width, step, z, y, axes, shift, factor, upstream, out):
 
 @njit(inline="always")
 def _unit(axis):
-    """(z, y, x)."""
+    """Return the unit vector (z, y, x) of an axis."""
     return (1 if axis == 0 else 0, 1 if axis == 1 else 0, 1 if axis == 2 else 0)
 
 
 @stage
 def _gradient_of_row(u, width, step, z, y, margins, weights, upstream, ones, out):
-    """Put dL/du of any row into `out`: the sum over the interior's differences that a voxel of it is part of."""
+    """Put dL/du of any row into `out`, as the sum over the interior differences that include a voxel of the row."""
     out[:] = 0
     height = u.shape[1] // width
     for term in range(weights.size):
@@ -201,7 +204,7 @@ def _gradient_of_row(u, width, step, z, y, margins, weights, upstream, ones, out
             for k in (-1, 0, 1):
                 if (k != 0) if pure else (j * k == 0):
                     continue
-                # Where the difference sits, and what the voxel counts in it.
+                # The offset of the difference, and the coefficient of the voxel in it.
                 at = (step if pure else 1) * j
                 (d_z, d_y, d_x), (e_z, e_y, e_x) = _unit(axes[0]), _unit(axes[1])
                 to_z, to_y, to_x = at * d_z, at * d_y, at * d_x
@@ -216,7 +219,10 @@ def _gradient_of_row(u, width, step, z, y, margins, weights, upstream, ones, out
 
 @kernel
 def forward(u, width, weights, step, z_start, z_stop, energy):
-    """The sum of the energies of the interior of some planes; or each voxel's into `energy`, (D, H, W - 2 step)."""
+    """Return the sum of the energies of the interior of some planes.
+
+    If `energy`, (D, H, W - 2 step), is not empty, put the energy of each voxel there instead.
+    """
     above = step if weights.size > 1 else 0
     height, lines = u.shape[1] // width, max(BLOCK // width, 1)
     total, room = 0.0, np.empty(lines * width, u.dtype)
@@ -239,8 +245,8 @@ def forward(u, width, weights, step, z_start, z_stop, energy):
 def backward(u, width, weights, step, upstream, z_start, z_stop, out):
     """Write dL/du of some planes of a field.
 
-    `weights` are twice those of `forward`, and hold dL/dE if that is one for all voxels; else it is `upstream`,
-    (D, H, W) without the border.
+    `weights` are twice those of `forward`, and include dL/dE if it is the same for all voxels. Otherwise dL/dE is
+    `upstream`, (D, H, W) without the border.
     """
     depth, height = u.shape[0], u.shape[1] // width
     margins = (step if weights.size > 3 else 0, step if weights.size > 1 else 0)
@@ -259,5 +265,5 @@ def backward(u, width, weights, step, upstream, z_start, z_stop, out):
             y += count
 
 
-# Nothing that the two compute is the same.
+# There is no combined kernel, because the two passes have no computation in common.
 both = None

@@ -1,4 +1,4 @@
-"""How kernels are compiled, and kept on disk until a source changes."""
+"""Compilation of the kernels, and their cache on disk, which is valid until a source changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SOURCES = hashlib.sha256(
 
 
 def _can_cache() -> bool:
-    """Return whether there is a place for compiled code: beside the kernels, the user's cache or NUMBA_CACHE_DIR."""
+    """Return whether Numba can store compiled code: beside the kernels, in the user's cache or in NUMBA_CACHE_DIR."""
     try:
         njit(cache=True)(_can_cache)
     except RuntimeError:
@@ -41,11 +41,11 @@ _compile = njit(cache=_can_cache(), nogil=True)
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function at its first call, without the GIL, and keep the result on disk.
+    """Compile a function at its first call, so that it runs without the GIL, and cache the result on disk.
 
-    Numba notices a change of the file that a kernel stands in, but not of the stages that it calls from other files.
-    Its cache also tells functions apart by the variables that they close over. So each kernel closes over the hash of
-    all sources, which it never reads.
+    Numba's cache detects a change in the file of a kernel, but not in the stages that it calls from other files. The
+    cache also distinguishes functions by their closure variables. Therefore each kernel closes over the hash of all
+    sources, which it never reads.
     """
     closing = FunctionType(
         function.__code__.replace(co_freevars=("sources",)),

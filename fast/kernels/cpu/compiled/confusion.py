@@ -21,14 +21,14 @@ NONE, PRODUCT, MINIMUM, SQUARED = 0, 1, 2, 3
 
 @njit(inline="always")
 def _p_and_complement(e, scale, rest):
-    """The softmax p = e * scale, and 1 - p: that of the largest logit, e = 1, by what the others add up to."""
+    """Return the softmax p = e * scale, and 1 - p, which is rest * scale for the largest logit, e = 1."""
     p = e * scale
     return p, (rest * scale if e == 1 else type(e)(1) - p)
 
 
 @njit(inline="always")
 def _difference(p, q, g, half, one):
-    """The difference p - g, taken from 1 - p where that is the smaller number."""
+    """Return p - g, computed from q = 1 - p where that is the smaller number and so more accurate."""
     return (one - g) - q if p > half else p - g
 
 
@@ -37,7 +37,7 @@ def _difference(p, q, g, half, one):
 
 @sums_stage
 def confusion_labels(e, scale, rest, y, c):
-    """The sums of class c for the target y == c and the softmax e * scale: where trainings spend their time."""
+    """Return the sums of class c for the softmax e * scale and the target y == c, the case of most trainings."""
     zero = e.dtype.type(0)
     tp, fp, fn = zero, zero, zero
     for i in range(e.size):
@@ -51,7 +51,7 @@ def confusion_labels(e, scale, rest, y, c):
 
 @njit(inline="always")
 def _added(sums, values, taken):
-    """Four sums, each with the value of its class where that is taken."""
+    """Return four sums, to each of which the value of its class is added if it is taken."""
     zero = type(sums[0])(0)
     return (
         sums[0] + (values[0] if taken[0] else zero), sums[1] + (values[1] if taken[1] else zero),
@@ -61,7 +61,7 @@ def _added(sums, values, taken):
 
 @njit(inline="always")
 def _own(e, hit, scale, rest):
-    """The p and 1 - p of a voxel's own class of four."""
+    """Return p and 1 - p of a voxel's true class, which is one of four."""
     own = e[2] if hit[2] else e[3]
     own = e[1] if hit[1] else own
     own = e[0] if hit[0] else own
@@ -70,16 +70,16 @@ def _own(e, hit, scale, rest):
 
 @sums_stage
 def few_confusions(a, b, c, d, numbers, scale, rest, y, values, start, stop):
-    """`confusion_labels` of at most four classes, in one go; and the sums of the values of each, if there are any.
+    """Do `confusion_labels` for at most four classes in one loop, and sum `values` by true class unless it is None.
 
-    Of the voxels start:stop, as a slice of an array takes a tenth of a second to compile. Four sums each: true
-    positives, false positives, false negatives, values.
+    Returns four sums each of true positives, false positives, false negatives and values, over the voxels start:stop.
+    The arguments are not slices, because a slice of an array takes a tenth of a second to compile.
     """
     zero = scale.dtype.type(0)
     none = zero, zero, zero, zero
     tp, fp, fn, total = none, none, none, none
     first, second, third, fourth = numbers
-    for i in range(np.uintp(start), np.uintp(stop)):  # of an index without a sign Numba asks not whether it is negative
+    for i in range(np.uintp(start), np.uintp(stop)):  # unsigned: no check for a negative index
         e, t = (a[i], b[i], c[i], d[i]), y[i]
         hit = t == first, t == second, t == third, t == fourth
         miss = t != first, t != second, t != third, t != fourth
@@ -94,7 +94,7 @@ def few_confusions(a, b, c, d, numbers, scale, rest, y, values, start, stop):
 
 @sums_stage
 def confusion_soft(p, q, g, w, overlap):
-    """The sums of a class for any target, p and g weighed by w."""
+    """Return the sums of a class for any target, where p and g are multiplied by w."""
     real = p.dtype.type
     zero, half, one = real(0), real(0.5), real(1)
     tp, fp, fn = zero, zero, zero
@@ -122,10 +122,11 @@ def confusion_soft(p, q, g, w, overlap):
 
 @njit(inline="always")
 def _adjoint(e, scale, rest, h, largest, others):
-    """p_c (h_c - sum_k p_k h_k) for the softmax p = e * scale, given the sums of e_k h_k where e = 1, and elsewhere.
+    """Return p_c (h_c - sum_k p_k h_k) for the softmax p = e * scale.
 
-    Of the largest logit, e = 1, that is p_c (q_c h_c - sum of the others' p_k h_k) with q = 1 - p = rest * scale: its
-    own h is not subtracted from a sum that holds it, so nothing cancels.
+    `largest` is the sum of e_k h_k over the classes with e = 1, and `others` that over the other classes. For the
+    largest logit, e = 1, the result is p_c (q_c h_c - sum of the other p_k h_k) with q = 1 - p = rest * scale: its own
+    h is not subtracted from a sum that contains it, so that nothing cancels.
     """
     if e == 1:
         return e * scale * (scale * (rest * h - (others + (largest - h))))
@@ -134,14 +135,14 @@ def _adjoint(e, scale, rest, h, largest, others):
 
 @njit(inline="always")
 def own_term(e, scale, rest, own, here):
-    """The own term's part: p dL/dp of the true class, times 1 - p there and -p elsewhere."""
+    """Return the part of dL/dx from the true class: own = p dL/dp of it, times 1 - p there and -p elsewhere."""
     p, q = _p_and_complement(e, scale, rest)
     return own * (q if here else -p)
 
 
 @njit(inline="always")
 def own_terms(e, scale, rest, own, t):
-    """`own_term` of four classes, of which t is the own one."""
+    """Return `own_term` for four classes, of which t is the true one."""
     hit = t == 0, t == 1, t == 2, t == 3
     _, q = _own(e, hit, scale, rest)
     here, elsewhere = own * q, -own * scale
@@ -153,7 +154,7 @@ def own_terms(e, scale, rest, own, t):
 
 @njit(inline="always")
 def _chosen(hits, misses, t):
-    """The slopes of four classes: that of a hit for t, else that of a miss."""
+    """Return the slopes of four classes: hits for the true class t, misses for the others."""
     return (
         hits[0] if t == 0 else misses[0], hits[1] if t == 1 else misses[1],
         hits[2] if t == 2 else misses[2], hits[3] if t == 3 else misses[3],
@@ -162,9 +163,9 @@ def _chosen(hits, misses, t):
 
 @njit(inline="always")
 def _four_adjoints(e, h, scale):
-    """p_c (h_c - sum_k p_k h_k) for the softmax p = e * scale of four classes, given h.
+    """Return p_c (h_c - sum_k p_k h_k) for the softmax p = e * scale of four classes.
 
-    All h are counted from that of the largest logit, e = 1: so nothing cancels.
+    The h of the largest logit, e = 1, is subtracted from all h, so that nothing cancels.
     """
     top = h[2] if e[2] == 1 else h[3]
     top = h[1] if e[1] == 1 else top
@@ -177,7 +178,7 @@ def _four_adjoints(e, h, scale):
 
 @fused_stage
 def _few_gradients(a, b, c, d, scale, rest, y, hits, misses, own, e, f, g, h):
-    """`gradient_labels` of at most four classes, in one go."""
+    """Do `gradient_labels` for at most four classes in one loop."""
     if own.size == 0:
         for i in range(y.size):
             slopes = _chosen(hits, misses, y[i])
@@ -193,9 +194,10 @@ def _few_gradients(a, b, c, d, scale, rest, y, hits, misses, own, e, f, g, h):
 
 @stage
 def gradient_labels(e, scale, rest, y, hits, misses, largest, others, own, out, b, lo):
-    """dL/dx for dL/dp_c = hits[c] where y == c, else misses[c]; and, where `own` is given, for that p dL/dp of y.
+    """Write dL/dx, given dL/dp_c = hits[c] where y == c, and misses[c] elsewhere.
 
-    `largest` and `others` are room for two rows.
+    If `own` is not empty, it is a further p dL/dp of the true class. `largest` and `others` are rows for intermediate
+    values.
     """
     last, at = e.shape[0] - 1, slice(lo, lo + y.size)
     if last > 3:
@@ -236,7 +238,7 @@ def _few_gradients_of_slopes(a, b, c, d, of_a, of_b, of_c, of_d, scale, e, f, g,
 
 @stage
 def gradient_slopes(e, scale, rest, h, largest, others, out, b, lo):
-    """dL/dx for dL/dp = h; `largest` and `others` are room for two rows."""
+    """Write dL/dx, given dL/dp = h; `largest` and `others` are rows for intermediate values."""
     width, last = scale.size, e.shape[0] - 1
     if last <= 3:
         everywhere = slice(0, width)
@@ -274,7 +276,7 @@ def _add(row, h, largest, others):
 
 @stage
 def _add_slopes(row, y, c, hit, miss, largest, others):
-    """The same, where h is `hit` or `miss`."""
+    """Do what `_add` does for h = hit where y == c, and h = miss elsewhere."""
     zero, one = row.dtype.type(0), row.dtype.type(1)
     for i in range(y.size):
         slope = hit if y[i] == c else miss
@@ -284,7 +286,10 @@ def _add_slopes(row, y, c, hit, miss, largest, others):
 
 @stage
 def add_confusion_slope(p, q, g, w, tp, fp, fn, hit, overlap, h):
-    """Add dL/dp to h, given dL/d(TP, FP, FN) of the class and the first less the last, or twice the last if squared."""
+    """Add dL/dp to h, given dL/dTP, dL/dFP and dL/dFN of the class.
+
+    `hit` is dL/dTP - dL/dFN, or for squared overlaps dL/dTP - 2 dL/dFN.
+    """
     real = p.dtype.type
     zero, half, one, two = real(0), real(0.5), real(1), real(2)
     tie = half * (hit + fp)
@@ -297,15 +302,18 @@ def add_confusion_slope(p, q, g, w, tp, fp, fn, hit, overlap, h):
             slope = hit if d < zero else (fp if d > zero else tie)
         elif abs(tp) <= abs(hit):
             slope = target * tp + two * d * fp
-        else:  # the same, where nu outweighs all the rest and these two terms would cancel
+        else:  # the same value, for a large nu, with which the two terms above would cancel
             slope = target * hit + two * (w[i] * p[i]) * fp
-        # Not 0 * slope where the weight is 0: the slope of an empty denominator is infinite.
+        # A weight of 0 gives 0. It is not multiplied, because the slope of an empty denominator is infinite.
         h[i] += zero if w[i] == zero else slope * w[i]
 
 
 @stage
 def _softmax_adjoint(p, h, top, top_slope, mean):
-    """dL/dx_c = p_c (h_c - sum_k p_k h_k), in h; h is counted from that of the largest logit, so nothing cancels."""
+    """Replace h by dL/dx_c = p_c (h_c - sum_k p_k h_k).
+
+    The h of the largest logit is subtracted from all h, so that nothing cancels.
+    """
     for c in range(p.shape[0]):
         probability, slope = p[c], h[c]
         for i in range(top.size):
@@ -324,7 +332,7 @@ def _softmax_adjoint(p, h, top, top_slope, mean):
 
 @stage
 def adjoint(activation, p, q, h, top, top_slope, mean):
-    """Turn dL/dp in h into dL/dx; `top` is the softmax of the largest logit."""
+    """Replace dL/dp in h by dL/dx; `top` is the softmax of the largest logit."""
     if activation == SOFTMAX:
         _softmax_adjoint(p, h, top, top_slope, mean)
     elif activation == SIGMOID:

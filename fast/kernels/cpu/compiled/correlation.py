@@ -1,8 +1,9 @@
-"""Local normalised cross-correlation: moments in windows, and the adjoint; each a pass over planes and one over depth.
+"""Local normalised cross-correlation: moments in windows, and the adjoint.
 
-Images are (D, H, W), axes that they do not have being of size 1. All is computed in float64. Between the passes means
-stay so: rounded, they would lose a faint contrast on a large offset, or, if they were relative to the voxel in the
-middle, what little a lone bright voxel leaves of it. All else is kept in the images' own type.
+Each takes one pass within planes and one along the depth. Images are (D, H, W), with size 1 along axes that they do not
+have. Everything is computed in float64. Between the passes, the means are stored in float64: rounded means would lose a
+faint contrast on a large offset, and means relative to the centre voxel would lose one beside a single bright voxel.
+All other results are stored in the type of the images.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from twinloss.fast.kernels.cpu.compiled.window import (
     total_weight,
 )
 
-# Between the passes lie the means of t and p, (2, D, H, W), and the sums of t t, p p and t p, (3, D, H, W). Then, maybe
-# in the place of the sums, what the gradient in the first image p needs: A and B, the slopes of the correlation in t p
-# and p p, and A (mean t - t) + 2 B (mean p - p). For that in t it is A, and in fields of their own, (2, D, H, W), B and
-# the latter with the images exchanged.
+# Between the passes, the means of t and p are stored, (2, D, H, W), and the sums tt, pp and tp, (3, D, H, W). The
+# gradient in the first image p needs A and B, the slopes of the correlation in tp and pp, and A (mean t - t) + 2 B
+# (mean p - p). These may overwrite the sums. The gradient in t needs A, and in an array of their own, (2, D, H, W), B
+# and the last term with the images exchanged.
 #
-# All of these may have room for fewer planes than the images: then plane z takes the place of one that nobody needs any
-# more, z modulo as many as there is room for.
+# All these arrays may have fewer planes than the images. Plane z is then stored at z modulo their number of planes,
+# where it overwrites a plane that is no longer needed.
 
 
 @sums_stage
@@ -45,9 +46,9 @@ def _sum(row):
 
 @stage
 def _score(t, p, mean_t, mean_p, tt, pp, tp, nu, delta, clamped, score, a, by_p, of_p, by_t, of_t):
-    """The correlation of each window, and what its gradient needs."""
+    """Compute the correlation of each window, and the arrays that its gradient needs."""
     for i in range(score.size):
-        # A window of one voxel has no deviations, but may hold a NaN.
+        # A window of one voxel has no deviations, but may be NaN.
         c = tp[i] + 0.0 * (mean_t[i] + mean_p[i])
         s, r = tt[i], pp[i]
         if clamped:
@@ -56,7 +57,7 @@ def _score(t, p, mean_t, mean_p, tt, pp, tp, nu, delta, clamped, score, a, by_p,
             slope_p, slope_t = (s_up if r > delta else 0.0), (r_up if s > delta else 0.0)
         else:
             denominator, slope_p, slope_t = s * r + delta, s, r
-        # One division, as it takes as long as all the rest.
+        # There is only one division, because it takes as long as all the rest.
         inverse = 1.0 / denominator
         value = (c * c + nu) * inverse
         score[i] = value
@@ -68,13 +69,16 @@ def _score(t, p, mean_t, mean_p, tt, pp, tp, nu, delta, clamped, score, a, by_p,
         of_t[i] = a[i] * dp + 2.0 * by_t[i] * dt
 
 
-# By places, as a slice of an array takes a tenth of a second to compile.
+# These take indices and not slices, because a slice of an array takes a tenth of a second to compile.
 
 
 @stage
 def _load(fields, z, start, n, room, first, at):
-    """Numbers of plane z of some fields, from `start` on, into those of a room from `first` on."""
-    start, at = np.uintp(start), np.uintp(at)  # of an index without a sign Numba asks not whether it is negative
+    """Copy n numbers of plane z of all fields, from `start` on, into a room.
+
+    There the first field is `first`, and the first number is at `at`.
+    """
+    start, at = np.uintp(start), np.uintp(at)  # unsigned: no check for a negative index
     plane = z % fields.shape[1]
     for f in range(fields.shape[0]):
         for i in range(np.uintp(n)):
@@ -83,7 +87,7 @@ def _load(fields, z, start, n, room, first, at):
 
 @stage
 def _store(room, first, at, n, fields, z, start):
-    """And back."""
+    """Copy in the opposite direction of `_load`."""
     start, at = np.uintp(start), np.uintp(at)
     plane = z % fields.shape[1]
     for f in range(fields.shape[0]):
@@ -93,7 +97,7 @@ def _store(room, first, at, n, fields, z, start):
 
 @stage
 def _weigh(field, upstream, out):
-    """A field times dL/d(score) of the voxels, one for each or one for all."""
+    """Multiply a field by dL/d(score), which has a value for each voxel or one for all."""
     if upstream.size == 1:
         for i in range(out.size):
             out[i] = field[i] * upstream[0]
@@ -104,16 +108,17 @@ def _weigh(field, upstream, out):
 
 @stage
 def _moment(a, b, t, p, of):
-    """A t + 2 B p + …, in the place of the latter."""
+    """Add A t + 2 B p to `of`."""
     for i in range(of.size):
         of[i] += a[i] * t[i] + 2.0 * b[i] * p[i]
 
 
 @stage
 def _keep_moment(a, b, of, t, p, out_a, out_b, out):
-    """Sums of A and B, and that of A t + 2 B p relative to the voxel in the middle: before A and B are rounded.
+    """Store the sums of A and B, and the sum of A t + 2 B p + … relative to the centre voxel.
 
-    So they are rounded alike in all terms of the slope, A (t - …) + 2 B (p - …), and not against a large offset.
+    The latter is computed before A and B are rounded. Their rounding is then the same in all terms of the slope
+    A (t - …) + 2 B (p - …), and a large offset does not amplify it.
     """
     for i in range(out.size):
         out_a[i], out_b[i] = a[i], b[i]
@@ -135,7 +140,7 @@ def _moments_in_tile(p, t, z, y, x, rows, columns, window_y, window_x, ones, wei
     load_tile(t[z], y, x, rows, columns, radius_y, radius_x, rooms[0, 0])
     load_tile(p[z], y, x, rows, columns, radius_y, radius_x, rooms[0, 1])
     at = moments_along(rooms, START, size, NEXT, window_x, ones, weighted, 1.0)
-    # The last numbers of the last row begin no window that fits.
+    # Windows that begin at the last numbers of the last row do not fit.
     size -= window_x.size - 1
     at = moments_along(rooms, at, size, pitch, window_y, ones, weighted, total_weight(window_x))
     there, plane = slice(x, x + columns), z % means.shape[1]
@@ -147,12 +152,13 @@ def _moments_in_tile(p, t, z, y, x, rows, columns, window_y, window_x, ones, wei
             copy_cast(rooms[at, 2 + f, here], fields[f, plane, row, there])
 
 
-# What a slab has read may be written over: LLVM is told that the arrays of a stage are apart, so that none has both.
+# The results of a slab may overwrite its input. Stages are compiled for arrays that do not overlap, so no stage may
+# take both.
 
 
 @stage
 def _load_slab(means, fields, depth, low, z_start, planes, start, n, radius, rooms, carried):
-    """Moments of the planes that the windows of a slab reach, from `start` on in each."""
+    """Load the moments of the planes that the windows of a slab reach, from `start` on in each plane."""
     bottom, top = begin_slab(rooms[0], carried, low, z_start, n, radius), min(z_start + planes + radius, depth)
     for z in range(bottom, top):
         line = (z - z_start + radius) * n
@@ -177,7 +183,7 @@ def _score_slab(
         if score.size > 0:
             copy_cast(scores, score[z, here])
         else:
-            # Row by row, and what a sum loses is added to the next one (Kahan 1965).
+            # Compensated summation of the rows (Kahan 1965): the rounding error is carried over to the next row.
             term = _sum(scores) - lost
             raised = total + term
             lost = (raised - total) - term if np.isfinite(raised) else 0.0
@@ -191,7 +197,7 @@ def _score_slab(
 
 @stage
 def _load_slopes(p, t, a, b, of, upstream, z, y, x, rows, columns, radius_y, radius_x, room):
-    """A, B and A t + 2 B p + … of the windows in reach, times `upstream`."""
+    """Load A, B and A t + 2 B p + … of the windows within reach, times `upstream`."""
     pitch = columns + 2 * radius_x
     clear(room, START, (rows + 2 * radius_y) * pitch)
     top, bottom = reach(y, rows, radius_y, p.shape[1])
@@ -250,9 +256,9 @@ def _slopes_of_slab(p, t, z_start, planes, start, n, rooms, at, out):
 
 @kernel
 def planes(p, t, start, stop, rows, columns, window_y, window_x, ones, weighted, means, fields):
-    """Moments within their plane of the windows around the voxels of tiles start:stop.
+    """Compute the moments of the windows around the voxels of tiles start:stop, within their plane.
 
-    Tiles are of rows by columns voxels, those of a plane after those of the one before.
+    Tiles have `rows` by `columns` voxels, and are numbered plane by plane.
     """
     _, height, width = p.shape
     room = (rows + 2 * (window_y.size // 2)) * (columns + 2 * (window_x.size // 2))
@@ -267,11 +273,11 @@ def depth(
     p, t, low, high, start, stop, slab, window_z, ones, weighted, count, nu, delta, clamped, score, means, fields,
     made, more, gradients,
 ):  # fmt: skip
-    """The sum of the correlations of the voxels start:stop of the planes low:high; or each into `score`.
+    """Return the sum of the correlations of the voxels start:stop of the planes low:high, or put each into `score`.
 
-    Images and `score` are (D, H * W), and fields like them. `made`, which may be `fields`, and `more` get what that
-    many gradients need. `count` is the weight of a window within a plane, and `slab` how many planes are done at a
-    time.
+    Images, `score` and fields have planes of H * W voxels. `gradients` is the number of images that need a gradient:
+    `made`, which may be `fields`, receives the arrays for the first, and `more` those for the second. `count` is the
+    total weight of a window within a plane, and `slab` is the number of planes that are processed at once.
     """
     radius = window_z.size // 2
     step = columns_at_once(stop - start, slab, radius)
@@ -292,9 +298,10 @@ def depth(
 def planes_backward(
     p, t, a, b, of, upstream, start, stop, rows, columns, window_y, window_x, ones, weighted, of_a, fields
 ):
-    """Sums within their plane of A, B and the rest that `depth` kept for p, times `upstream`, into three fields.
+    """Sum A, B and the third array that `depth` stored for p, times `upstream`, over windows within their plane.
 
-    That of A may go where the gradient will be. `upstream` is (D, H, W) or (1, 1, 1); tiles are those of `planes`.
+    `of_a`, which may be the array of the gradient, receives the sum of A, and `fields` the other two. `upstream` is
+    (D, H, W) or (1, 1, 1). Tiles are those of `planes`.
     """
     _, height, width = p.shape
     room = (rows + 2 * (window_y.size // 2)) * (columns + 2 * (window_x.size // 2))
@@ -306,7 +313,7 @@ def planes_backward(
 
 @kernel
 def depth_backward(p, t, low, high, start, stop, slab, window_z, ones, weighted, of_a, fields, out):
-    """Write the gradient in p of the voxels start:stop of the planes low:high, maybe over A's sums."""
+    """Write the gradient in p of the voxels start:stop of the planes low:high; `out` may be `of_a`."""
     radius = window_z.size // 2
     step = columns_at_once(stop - start, slab, radius)
     rooms, carried = np.empty((3, 3, (slab + 2 * radius) * step)), np.empty((3, radius * step))

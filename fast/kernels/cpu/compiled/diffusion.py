@@ -1,16 +1,16 @@
-"""Squared first differences of a field, and their adjoint: a pass each, or one for both; nothing else is stored.
+"""Squared first differences of a field, and their adjoint: a pass each, or one pass for both. Nothing else is stored.
 
-A field is (D, H * W), axes that it does not have being of size 1; `weights` holds a factor for each axis that it has,
-in the order x, y, z: whatever makes a squared difference what it counts. With a `margin` of 0 differences are those of
-a voxel and its neighbours, two squares along each axis; the missing neighbour of a voxel at the border is the mirror
-image of the one that is there, which counts twice. With 1 they are those between the two neighbours of a voxel off the
-border.
+A field is (D, H * W), with size 1 along axes that it does not have. `weights` has a factor for the squared differences
+along each axis that the field has, in the order x, y, z. With a `margin` of 0, the compact stencil, the differences are
+those between a voxel and its two neighbours along each axis. The missing neighbour of a voxel at the border is the
+mirror image of the other neighbour, which therefore counts twice. With a `margin` of 1, the wide stencil, the
+difference is that between the two neighbours of a voxel, which must not be at the border.
 
-Where one voxel's energy has the square of a difference, so has the other's, or that of the voxel between them: the
-gradient is a sum over these pairs, of each voxel's pull towards its partner.
+The gradient is a sum over pairs of voxels. The squared difference of a pair is part of the energies of both voxels, or
+with the wide stencil of the energy of the voxel between them. Its slope pulls each voxel of the pair towards the other.
 
-Rows lie one after the other, and loops run over several of them in one go: rows alone are too short for wide vectors.
-What that makes of the voxels at the ends of rows, which have other neighbours, is put right afterwards.
+Rows lie one after the other in memory, and a loop runs over several of them at once, because single rows are too short
+for wide vectors. The results at the ends of rows, where voxels have other neighbours, are corrected afterwards.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from twinloss.fast.kernels.cpu.compiled.compiler import kernel
 from twinloss.fast.kernels.cpu.compiled.rows import BLOCK, alike, clear_between, total_of
 from twinloss.fast.kernels.cpu.compiled.tile import NEXT, START, copy_cast, stage
 
-# Rows at the border of a plane that are done one by one, as their pulls are others than those further in; also where
-# only energies are asked for, so that these are added up in one order.
+# Rows at the border of a plane that are processed one by one, because their pulls differ from those in the interior.
+# This is so as well if only energies are computed, so that their order of addition is always the same.
 _ALIKE = 2
 
 
@@ -43,7 +43,7 @@ def _add_squares(before, here, after, weight, energy):
 
 @stage
 def _add_squares_of_two_axes(before, here, after, weight, below, above, other_weight, energy):
-    """`_add_squares` of both in one go."""
+    """Do `_add_squares` for two axes in one loop."""
     for i in range(energy.size):
         u = here[i]
         one, other, lower, upper = before[i] - u, after[i] - u, below[i] - u, above[i] - u
@@ -52,7 +52,7 @@ def _add_squares_of_two_axes(before, here, after, weight, below, above, other_we
 
 @stage
 def _put_squares_at_ends(here, width, weight, energy):
-    """The squares along rows of their first and last voxels, to whose neighbour the difference counts twice."""
+    """Put the squares along rows of the first and last voxels, whose only difference counts twice."""
     for first in range(0, here.size, width):
         last = first + width - 1
         one, other = here[first + 1] - here[first], here[last - 1] - here[last]
@@ -93,13 +93,13 @@ def _row(u, width, z, y):
 
 @njit(inline="always")
 def _beside(k, n):
-    """The neighbours before and after place k of n, mirrored at the border."""
+    """Return the neighbours before and after place k of n, mirrored at the border."""
     return (k - 1 if k > 0 else 1), (k + 1 if k < n - 1 else n - 2)
 
 
 @stage
 def _energies(u, width, z, y, count, weights, energy):
-    """Put the energies of rows into `energy`; returns their sum, float64 beyond a block."""
+    """Put the energies of rows into `energy`, and return their sum, which is float64 beyond a block."""
     here, height, depth = _rows(u, width, z, y, count), u.shape[1] // width, u.shape[0]
     n = here.size
     _put_squares(here[: n - 2], here[1 : n - 1], here[2:], weights[0], energy[1 : n - 1])
@@ -119,9 +119,9 @@ def _energies(u, width, z, y, count, weights, energy):
 
 @stage
 def _wide_energies(u, width, z, y, count, weights, energy):
-    """Put the energies of rows off the border into `energy`, from the second voxel to the last but one.
+    """Put the energies of interior rows into `energy`, from the second voxel to the last but one.
 
-    Returns their sum, float64 beyond a block.
+    Returns their sum, which is float64 beyond a block.
     """
     here = _rows(u, width, z, y, count)
     n = here.size
@@ -142,14 +142,17 @@ def _wide_energies(u, width, z, y, count, weights, energy):
 
 @stage
 def _pull(here, other, own, others, by_own, by_others, out):
-    """Add to `out` the slopes in `here` of squared differences, that count in energies with the slopes given."""
+    """Add the slopes in `here` of squared differences between `here` and `other`, which both energies include.
+
+    `own` and `others` are dL/dE of the two energies, and `by_own` and `by_others` the weights of the square in them.
+    """
     for i in range(out.size):
         out[i] += (by_own * own[i] + by_others * others[i]) * (here[i] - other[i])
 
 
 @stage
 def _pull_along(here, slopes, start, stop, by_first, by_second, out):
-    """For the pairs of neighbours in a row whose first is from `start` to `stop`."""
+    """Do `_pull` for the pairs of neighbours in a row whose first voxel is in start:stop."""
     first, second = here[start:stop], here[start + 1 : stop + 1]
     of_first, of_second = slopes[start:stop], slopes[start + 1 : stop + 1]
     _pull(first, second, of_first, of_second, by_first, by_second, out[start:stop])
@@ -158,19 +161,22 @@ def _pull_along(here, slopes, start, stop, by_first, by_second, out):
 
 @njit(inline="always")
 def _counted(weight, k, n):
-    """What the difference to a neighbour counts at place k of n; a sum keeps the type, a product with 2 does not."""
+    """Return the weight of the difference to a neighbour at place k of n, which is double at the border.
+
+    It is a sum, because a product with 2 would not keep the type.
+    """
     return weight + weight if (k == 0 or k == n - 1) else weight
 
 
 @njit(inline="always")
 def _slopes(upstream, z, y, ones):
-    """dL/dE of a row of energies."""
+    """Return dL/dE of a row of energies."""
     return upstream[z, y] if upstream.size > 0 else ones
 
 
 @stage
 def _gradient_by_voxel(u, width, z, y, weights, upstream, out):
-    """Put dL/du of a row into `out`, for differences of neighbours and a dL/dE for each voxel."""
+    """Put dL/du of a row into `out`, for the compact stencil and a dL/dE for each voxel."""
     out[:] = 0
     here, height, depth = _row(u, width, z, y), u.shape[1] // width, u.shape[0]
     own, last, w = upstream[z, y], width - 1, weights[0]
@@ -193,12 +199,15 @@ def _gradient_by_voxel(u, width, z, y, weights, upstream, out):
 
 @njit(inline="always")
 def _pulls(weights, axis, k, n):
-    """What both neighbours of place k of n pull with, where dL/dE is 1: a pair counts for each of its voxels."""
+    """Return the factors of the pulls by the neighbours before and after place k of n, for a dL/dE of 1.
+
+    A squared difference counts in the energies of both of its voxels.
+    """
     weight, real = weights[axis], weights.dtype.type
     two, three = real(2) * weight, real(3) * weight
     if n == 2:
         return two, two
-    if k == 0 or k == n - 1:  # the one neighbour and its mirror image
+    if k == 0 or k == n - 1:  # the only neighbour and its mirror image
         return real(0.5) * three, real(0.5) * three
     return (three if k == 1 else two), (three if k == n - 2 else two)
 
@@ -225,7 +234,7 @@ def _add_pulls_of_two_axes(before, here, after, by_before, by_after, below, abov
 
 @stage
 def _put_pulls_at_ends(here, width, weights, out):
-    """The pulls along rows of their two first and two last voxels."""
+    """Put the pulls along rows of the first two and the last two voxels."""
     for start in range(0, here.size, width):
         for j in range(min(width, 4)):
             k = j if j < 2 else width + 1 - j
@@ -236,7 +245,7 @@ def _put_pulls_at_ends(here, width, weights, out):
 
 @stage
 def _gradient_of_rows(u, width, z, y, count, weights, out):
-    """Put dL/du of rows into `out`, for differences of neighbours and a dL/dE of 1."""
+    """Put dL/du of rows into `out`, for the compact stencil and a dL/dE of 1."""
     here, height, depth = _rows(u, width, z, y, count), u.shape[1] // width, u.shape[0]
     n, two = here.size, weights[0] + weights[0]
     _put_pulls(here[: n - 2], here[1 : n - 1], here[2:], two, two, out[1 : n - 1])
@@ -253,7 +262,7 @@ def _gradient_of_rows(u, width, z, y, count, weights, out):
     _add_pulls_of_two_axes(before, here, after, by_before, by_after, below, above, by_below, by_above, out)
 
 
-# --- energies and gradient in one go, for neighbours along three axes -------------------------------------------------
+# --- energies and gradient in one pass, for the compact stencil and three axes ----------------------------------------
 
 
 @stage
@@ -277,7 +286,7 @@ def _add_both_of_two_axes(
 
 @stage
 def _both_of_rows(u, width, z, y, count, weights, pulls, energy, out):
-    """`_energies` and `_gradient_of_rows` of the same rows: the differences are the same."""
+    """Do `_energies` and `_gradient_of_rows` for the same rows; they share the differences."""
     here, height, depth = _rows(u, width, z, y, count), u.shape[1] // width, u.shape[0]
     inside, two = slice(1, here.size - 1), pulls[0] + pulls[0]
     _put_both(here[: here.size - 2], here[inside], here[2:], weights[0], two, energy[inside], out[inside])
@@ -301,7 +310,7 @@ def _pull_wide(here, other, slopes, weight, out):
 
 @stage
 def _put_wide_pulls_at_ends(here, width, place, weight, out):
-    """The pulls along rows of the voxels at some place from their ends, 0 or 1."""
+    """Put the pulls along rows of the voxels that are `place` voxels, 0 or 1, from the ends."""
     for start in range(0, here.size, width):
         for k in (place, width - 1 - place):
             u, total = here[start + k], here.dtype.type(0)
@@ -314,7 +323,10 @@ def _put_wide_pulls_at_ends(here, width, place, weight, out):
 
 @stage
 def _wide_gradient_of_rows(u, width, z, y, count, weights, out):
-    """Put dL/du of rows into `out`, off the border by 2 in z and y, for wide differences and a dL/dE of 1."""
+    """Put dL/du of rows into `out`, for the wide stencil and a dL/dE of 1.
+
+    The rows must be at least 2 away from the border in z and y.
+    """
     here, w = _rows(u, width, z, y, count), weights[0]
     n = here.size
     _put_pulls(here[: n - 4], here[2 : n - 2], here[4:], w, w, out[2 : n - 2])
@@ -327,13 +339,13 @@ def _wide_gradient_of_rows(u, width, z, y, count, weights, out):
         _add_pulls_of_two_axes(
             before, here, after, weights[1], weights[1], below, above, weights[2], weights[2], out
         )  # fmt: skip
-    # The voxels at the ends have no energy of their own, and so no part in those along y and z.
+    # The voxels at the ends have no energy, and so no differences along y and z: overwrite their pulls.
     _put_wide_pulls_at_ends(here, width, START, w, out)
 
 
 @stage
 def _wide_gradient_of_row(u, width, z, y, weights, upstream, ones, out):
-    """Put dL/du of a row into `out`, for differences of the two neighbours of voxels off the border."""
+    """Put dL/du of a row into `out`, for the wide stencil."""
     out[:] = 0
     here, n, height, depth = _row(u, width, z, y), width, u.shape[1] // width, u.shape[0]
     # The planes and rows at each border that have no energy.
@@ -356,7 +368,10 @@ def _wide_gradient_of_row(u, width, z, y, weights, upstream, ones, out):
 
 @kernel
 def forward(u, width, weights, margin, z_start, z_stop, energy):
-    """The sum of the energies of some planes; or each voxel's into `energy`, (D, H, W) without the border."""
+    """Return the sum of the energies of some planes.
+
+    If `energy`, (D, H, W) without the border, is not empty, also put the energy of each voxel there.
+    """
     above, before = (margin if weights.size > 2 else 0), (margin if weights.size > 1 else 0)
     height, lines = u.shape[1] // width, max(BLOCK // width, 1)
     total, room = 0.0, np.empty(lines * width, u.dtype)
@@ -380,8 +395,8 @@ def forward(u, width, weights, margin, z_start, z_stop, energy):
 def backward(u, width, weights, margin, upstream, z_start, z_stop, out):
     """Write dL/du of some planes of a field.
 
-    `weights` are twice those of `forward`, and hold dL/dE if that is one for all voxels; else it is `upstream`,
-    (D, H, W) without the border.
+    `weights` are twice those of `forward`, and include dL/dE if it is the same for all voxels. Otherwise dL/dE is
+    `upstream`, (D, H, W) without the border.
     """
     ones, height, depth = np.ones(width, u.dtype), u.shape[1] // width, u.shape[0]
     lines, voxelwise = max(BLOCK // width, 1), upstream.size > 0
@@ -404,7 +419,10 @@ def backward(u, width, weights, margin, upstream, z_start, z_stop, out):
 
 @kernel
 def both(u, width, weights, pulls, z_start, z_stop, out):
-    """Of neighbours along three axes what `forward` returns and `backward` writes, with the weights of each."""
+    """Do `forward` and `backward` in one pass, for the compact stencil and three axes.
+
+    `weights` are those of `forward`, and `pulls` those of `backward`.
+    """
     height, lines = u.shape[1] // width, max(BLOCK // width, 1)
     total, room = 0.0, np.empty(lines * width, u.dtype)
     for z in range(z_start, z_stop):

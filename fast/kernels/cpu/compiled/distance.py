@@ -1,4 +1,7 @@
-"""Wasserstein distance of a prediction from its label, W = sum_l M[y, l] p_l (Fidon 2017, eq. 6), and its adjoint."""
+"""Wasserstein distance between prediction and label, and its adjoint.
+
+It is W = sum_l M[y, l] p_l (Fidon et al. 2017, eq. 6).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ def _column(matrix, numbers, c):
 
 @njit(inline="always")
 def _entry(column, y, numbers):
-    """The one of the voxel's row: chosen, as reading it from a table takes far longer."""
+    """Return the entry for the label y; choosing it is far faster than reading it from a table."""
     here = column[2] if y == numbers[2] else column[3]
     here = column[1] if y == numbers[1] else here
     return column[0] if y <= numbers[0] else here
@@ -42,7 +45,10 @@ def _few_distances(p, y, w, matrix, far, near):
 
 @stage
 def distances(p, y, w, matrix, far, near):
-    """W of each voxel, and 1 - W, which would cancel where all is wrong, as sum_l (1 - M[y, l]) p_l; times w."""
+    """Compute w W and w (1 - W) of each voxel.
+
+    1 - W is computed as sum_l (1 - M[y, l]) p_l, because the difference would cancel for W close to 1.
+    """
     if p.shape[0] <= 4:
         _few_distances(p, y, w, matrix, far, near)
         return
@@ -68,7 +74,7 @@ def _add_distance(row, y, matrix, c, far, near):
 
 @sums_stage
 def distance_sums(far, near, y, c):
-    """Sums of both, and count, of the voxels of class c."""
+    """Return the sums of `far` and `near`, and the number, of the voxels of class c."""
     zero, one = far.dtype.type(0), far.dtype.type(1)
     total_far, total_near, count = zero, zero, zero
     for i in range(y.size):
@@ -81,7 +87,7 @@ def distance_sums(far, near, y, c):
 
 @stage
 def distance_slopes(y, w, slopes, h):
-    """dL/dp_c = w slopes[y, c]."""
+    """Add dL/dp_c = w slopes[y, c] to h."""
     zero = w.dtype.type(0)
     for c in range(h.shape[0]):
         row = h[c]
@@ -98,7 +104,7 @@ def _choose_entries(column, y, numbers, row):
 
 @stage
 def table_slopes(y, slopes, h):
-    """dL/dp_c = slopes[y, c]."""
+    """Put dL/dp_c = slopes[y, c] into h."""
     for c in range(h.shape[0]):
         if h.shape[0] <= 4:
             numbers = four_classes(y, h.shape[0] - 1)

@@ -1,4 +1,4 @@
-"""exp and log1p as polynomials that LLVM vectorises; NumPy's in Numba are one scalar libm call a value."""
+"""exp and log1p as polynomials, which LLVM vectorises; NumPy's functions in Numba call libm for each value."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, overload
 
-# x = k ln2 + r, |r| <= ln2/2 (Cody & Waite 1980): adding 1.5 * 2^(mantissa bits) rounds x/ln2 to the
-# integer k and leaves k in the low bits of the sum. ln2 is split so that k * LN2_HI is exact.
-# exp(r) = 1 + r + r^2 P(r), P interpolates at Chebyshev nodes: its own error is below 0.2 (float32) and
-# 0.01 (float64) units of roundoff.
+# x = k ln2 + r with |r| <= ln2/2 (Cody & Waite 1980). Adding 1.5 * 2^(mantissa bits) rounds x/ln2 to the integer k, and
+# leaves k in the low bits of the sum. ln2 is split into two parts so that k * LN2_HI is exact. exp(r) = 1 + r +
+# r^2 P(r), where P interpolates at Chebyshev nodes; its error is below 0.2 (float32) and 0.01 (float64) units of
+# roundoff.
 _ROUND_32 = np.float32(12582912.0)
 _LOG2E_32 = np.float32(1.4426950408889634)
 _LN2_HI_32 = np.float32(0.693359375)
@@ -34,7 +34,7 @@ _Q0, _Q1, _Q2, _Q3, _Q4, _Q5, _Q6, _Q7, _Q8, _Q9, _Q10 = (
 
 @intrinsic
 def _power_of_two(typingctx, shifted):
-    """2^k from a float that holds the integer k in its low mantissa bits."""
+    """Return 2^k, given a float that holds the integer k in its low mantissa bits."""
     bits, mantissa, bias = (32, 23, 127) if shifted == types.float32 else (64, 52, 1023)
 
     def codegen(context, builder, signature, arguments):
@@ -46,13 +46,13 @@ def _power_of_two(typingctx, shifted):
     return shifted(shifted), codegen
 
 
-# Bytes of a cache line.
+# Size of a cache line in bytes.
 LINE = 64
 
 
 @intrinsic
 def _touch(typingctx, array, index):
-    """Ask for the cache line of array[index] without waiting for it; beyond the array it does nothing."""
+    """Prefetch the cache line of array[index]; an index beyond the array has no effect."""
 
     def codegen(context, builder, signature, arguments):
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
@@ -62,7 +62,7 @@ def _touch(typingctx, array, index):
         prefetch = builder.module.globals.get("llvm.prefetch.p0")
         if prefetch is None:
             prefetch = ir.Function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(prefetch, [address, i32(0), i32(3), i32(1)])  # to read, into the nearest cache, as data
+        builder.call(prefetch, [address, i32(0), i32(3), i32(1)])  # for reading, into the nearest cache, as data
         return context.get_dummy_value()
 
     return types.none(array, types.intp), codegen
@@ -70,12 +70,12 @@ def _touch(typingctx, array, index):
 
 @njit
 def prefetch(values, start, count):
-    """Bring values[start : start + count] nearer, while the caller goes on; what lies beyond the end does no harm."""
+    """Prefetch values[start : start + count] while the caller continues; indices beyond the end have no effect."""
     for i in range(start, start + count, LINE // values.itemsize):
         _touch(values, i)
 
 
-# `contract` lets LLVM fuse a product and a sum; it assumes nothing about NaN or infinity.
+# `contract` lets LLVM fuse a product and a sum. It does not assume the absence of NaN or infinity.
 @njit(fastmath={"contract"})
 def _exp_32(x):
     k = x * _LOG2E_32 + _ROUND_32
@@ -98,7 +98,7 @@ def _exp_64(x):
 
 
 def exp_nonpositive(x):
-    """exp(x) for x <= 0 within 2 ulp; 0 where it would be subnormal; NaN stays NaN."""
+    """Return exp(x) for x <= 0 within 2 ulp, 0 where it would be subnormal, and NaN for NaN."""
     raise NotImplementedError("only called from compiled code")
 
 
@@ -109,15 +109,15 @@ def _overload_exp_nonpositive(x):
     return lambda x: _exp_64(x)
 
 
-# log1p(s), s >= 0: 1 + s = 2^k m with m in [sqrt(1/2), sqrt(2)), and log(m) = 2 artanh(f / (2 + f)), f = m - 1, as
-# its power series. For small s, k = 0 and f = s, which is exact; else what rounding 1 + s has lost is added, divided
-# by 1 + s.
+# log1p(s) for s >= 0: 1 + s = 2^k m with m in [sqrt(1/2), sqrt(2)). With f = m - 1, log(m) = 2 artanh(f / (2 + f)) is
+# computed by its power series. For small s, k = 0 and f = s are exact. Otherwise the rounding error of 1 + s, divided
+# by 1 + s, is added.
 _LOG_LIMIT = np.sqrt(2.0) - 1.0
 
 
 @intrinsic
 def _exponent_and_mantissa(typingctx, x):
-    """(k, m) with x = 2^k m and m in [sqrt(1/2), sqrt(2)), for positive normal x."""
+    """Return k and m with x = 2^k m and m in [sqrt(1/2), sqrt(2)), for a positive normal x."""
     bits, digits, bias, root = (32, 23, 127, 0x3F3504F3) if x == types.float32 else (64, 52, 1023, 0x3FE6A09E667F3BCD)
 
     def codegen(context, builder, signature, arguments):
@@ -167,7 +167,7 @@ def _log1p_64(s):
 
 
 def log1p_nonnegative(s):
-    """log(1 + s) for finite s >= 0 within 2 ulp; NaN stays NaN."""
+    """Return log(1 + s) for finite s >= 0 within 2 ulp, and NaN for NaN."""
     raise NotImplementedError("only called from compiled code")
 
 

@@ -1,4 +1,7 @@
-"""The fraction of `fast/fraction.py` and its slopes: NumPy takes as long for so few numbers as kernels for voxels."""
+"""The fraction of `engine/segmentation/fraction.py`, and its slopes.
+
+It is a kernel because NumPy would take as long for these few numbers as the other kernels take for the voxels.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from twinloss.fast.kernels.statistic_rows import DISTANCE, FN, NEARNESS, TP, TP_
 
 @njit(inline="always")
 def _weight(weights, b, c):
-    """Of weights (1 or B, C'); 1 if there are none."""
+    """Return the weight of a class, given weights (1 or B, C'), or 1 if there are none."""
     return weights[min(b, weights.shape[0] - 1), c] if weights.size > 0 else 1.0
 
 
 @stage
 def _part(sums, factors, items, c):
-    """Overlap or errors of a class, of some items together."""
+    """Return the overlap or the errors of a class, summed over a range of items."""
     total = 0.0
     for row in range(factors.size):
         if not np.isnan(factors[row]):
@@ -31,7 +34,7 @@ def _part(sums, factors, items, c):
 
 @stage
 def _put_slopes(overlap, errors, smooth, part, complementary, share, w_overlap, w_errors, items, c, slopes):
-    """The slopes of one class, `overlap` and `errors` being their factors and `part` what they came to."""
+    """Put the slopes of one class into `slopes`, given the factors and the values (`part`) of overlap and errors."""
     denominator = part[0] + part[1] + smooth[1]
     by_denominator = share / denominator
     in_overlap = -by_denominator * ((part[1] + (smooth[1] - smooth[0])) / denominator)
@@ -80,34 +83,34 @@ def _fraction(sums, overlap, errors, smooth, first, batch, complementary, w_over
 
 @njit(inline="always")
 def _rounded(value, out, at):
-    """Put a number into `out`; whether it stays finite if it is, with room for a sum of four."""
+    """Put a number into `out`, and return whether it stays finite if it is, even times four."""
     out[at] = value
     return np.isfinite(out.dtype.type(4) * out[at]) or not np.isfinite(value)
 
 
 @njit(inline="always")
 def _times(factor, slope):
-    """What is no part of the loss has no slope, not even where that of the loss is infinite."""
+    """Return the product, or 0 if the slope is 0, even if the factor is infinite: it is no part of the loss."""
     return 0.0 if slope == 0 else factor * slope
 
 
 @kernel
 def fraction(sums, overlap, errors, smooth, first, batch, complementary, w_overlap, w_errors, mean, slopes):
-    """The mean, or sum, of the fraction; and its slopes in the statistics, (ROWS, B, C), into `slopes`.
+    """Return the mean or the sum of the fraction, and put its slopes in the statistics, (ROWS, B, C), into `slopes`.
 
-    `overlap` and `errors` are a factor for each row of the statistics, NaN for those that are no part of them;
-    `smooth` is (ν, δ), and weights are (1 or B, C'), or (0, 0) for none.
+    `overlap` and `errors` have a factor for each row of the statistics, which is NaN for rows that they do not contain.
+    `smooth` is (ν, δ). The weights are (1 or B, C'), or (0, 0) if there are none.
     """
     return _fraction(sums, overlap, errors, smooth, first, batch, complementary, w_overlap, w_errors, mean, slopes)
 
 
 @kernel
 def scaled(slopes, factor, squared, matrix, out, of_matrix):
-    """Put slopes in the statistics, (ROWS, B, C), times a factor into `out`, with the whole slope of TP - FN.
+    """Put the slopes in the statistics, (ROWS, B, C), times a factor into `out`, with the whole slope in TP - FN.
 
-    For squared overlaps it is that of TP - 2 FN. Given a matrix, (C, C), also put the slopes in p by item, true
-    class and class into `of_matrix`: probabilities add up to 1, so nearness falls as distance grows. Returns
-    whether all that is finite stays so.
+    For squared overlaps it is the slope in TP - 2 FN. Given a distance matrix, (C, C), also put dL/dp by item, true
+    class and class into `of_matrix`. As probabilities sum to 1, the nearness falls as the distance grows. Returns
+    whether all finite numbers stay finite.
     """
     count, fits = 2.0 if squared else 1.0, True
     for b in range(slopes.shape[1]):
@@ -115,7 +118,7 @@ def scaled(slopes, factor, squared, matrix, out, of_matrix):
             for row in range(slopes.shape[0]):
                 fits &= _rounded(_times(factor, slopes[row, b, c]), out, (row, b, c))
             hit, lost = slopes[TP, b, c] - count * slopes[FN, b, c], slopes[TP_LESS_FN, b, c]
-            if np.isfinite(lost):  # it is not where a slope is infinite
+            if np.isfinite(lost):  # it is not finite where a slope is infinite
                 hit += lost
             fits &= _rounded(_times(factor, hit), out, (TP_LESS_FN, b, c))
             if matrix is not None:

@@ -1,4 +1,7 @@
-"""Eight float64 at a time: LLVM does not find them, as it unrolls a loop of eight before it looks for vectors."""
+"""Operations on vectors of eight float64.
+
+They are written by hand, because LLVM unrolls a loop of eight iterations before it looks for vectors.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from numba.extending import intrinsic
 
 LANES = 8
 _EIGHT = ir.VectorType(ir.DoubleType(), LANES)
-_FUSED = ("contract",)  # a product and a sum may be rounded once
+_FUSED = ("contract",)  # a product and a sum may be rounded once, as a fused multiply-add
 
 
 def _data(context, builder, array_type, array):
@@ -36,7 +39,7 @@ def _mask(lanes):
 
 
 def _sum(builder, vector):
-    """Halves upon halves: one order on every machine."""
+    """Add the lanes by repeatedly adding the two halves: the order is the same on every machine."""
     width = LANES
     while width > 1:
         width //= 2
@@ -48,7 +51,10 @@ def _sum(builder, vector):
 
 @intrinsic
 def add_outer(typingctx, sums, start, stride, first, of_first, rows, second, of_second):
-    """Add first[k] * second[l] to sums[start + k * stride + l], k < rows and l < LANES; bounds are not checked."""
+    """Add first[k] * second[l] to sums[start + k * stride + l], for k < rows and l < LANES.
+
+    `first` is read from `of_first` on, and `second` from `of_second` on. Bounds are not checked.
+    """
 
     def codegen(context, builder, signature, arguments):
         sums, start, stride, first, of_first, rows, second, of_second = arguments
@@ -69,7 +75,10 @@ def add_outer(typingctx, sums, start, stride, first, of_first, rows, second, of_
 
 @intrinsic
 def inner(typingctx, gamma, start, stride, first, of_first, rows, second, of_second, middle):
-    """Sum of first[k] * (gamma[start + k * stride + l] - that of k = middle) * second[l], k < rows and l < LANES."""
+    """Return the sum of first[k] * (G[k, l] - G[middle, l]) * second[l], for k < rows and l < LANES.
+
+    G[k, l] is gamma[start + k * stride + l]. `first` is read from `of_first` on, and `second` from `of_second` on.
+    """
 
     def codegen(context, builder, signature, arguments):
         gamma, start, stride, first, of_first, rows, second, of_second, middle = arguments

@@ -1,7 +1,7 @@
-"""The joint histogram of two images under Parzen windows, and its adjoint: only the bins that a voxel reaches.
+"""Joint histogram of two images with Parzen windows, and its adjoint; a voxel adds only to the bins that it reaches.
 
-Everything is computed in float64, whatever the images hold: next to the histogram, the weights cost little, and a
-mutual information close to 0 is what is left of them.
+Everything is computed in float64, whatever the type of the images. The weights cost little compared to the histogram,
+and in a mutual information close to 0 their digits cancel.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from twinloss.fast.kernels.cpu.compiled.tile import stage
 
 GAUSSIAN, CUBIC, BOX = 0, 1, 2
 
-# Voxels whose weights are held at a time.
+# Number of voxels whose weights are in memory at once.
 TILE = 128
 
 
 @stage
 def _positions(x, window, bins, low, width, near, offset):
-    """The bin from which each voxel's weights are counted, and how far off it lies; returns how many are NaN."""
+    """Compute the bin from which each voxel's weights are counted, and its offset; return how many values are NaN."""
     missing = 0
     for i in range(x.size):
         value = np.float64(x[i])
@@ -31,10 +31,10 @@ def _positions(x, window, bins, low, width, near, offset):
             z = (inside if inside < 1.0 else 1.0) * (bins - 1)
             bin_ = np.rint(z)
         else:
-            # The products are exact, so that where the quotient is a whole number it is found to be that.
+            # The products are exact, so that a quotient that is a whole number is computed exactly.
             z = 2.0 + ((value - low) * (bins - 4) / width if width > 0.0 else 0.0)
             bin_ = min(np.floor(z), bins - 3.0)
-        known = (value == value) & (z == z)  # infinity over infinity, too
+        known = (value == value) & (z == z)  # z is NaN for infinity over infinity
         missing += not known
         near[i] = np.int64(bin_) if known else 0
         offset[i] = z - bin_ if known else 0.0
@@ -43,7 +43,7 @@ def _positions(x, window, bins, low, width, near, offset):
 
 @stage
 def _gaussian_weights(near, offset, bins, reach, exponent, weights, total):
-    """exp(-(z - k)^2 / 2 sigma^2) over that of the nearest bin, (2 reach + 1, voxels), then made to add up to 1."""
+    """Compute exp(-(z - k)^2 / 2 sigma^2), relative to the nearest bin and normalised, (2 reach + 1, voxels)."""
     for i in range(offset.size):
         total[i] = 0.0
     for k in range(2 * reach + 1):
@@ -63,7 +63,7 @@ def _gaussian_weights(near, offset, bins, reach, exponent, weights, total):
 
 @stage
 def _gaussian_slopes(weights, reach, exponent, slopes, mean):
-    """D weights / dz = weights (k - mean k) / sigma^2."""
+    """Compute the slopes of the weights, d(weights)/dz = weights (k - mean k) / sigma^2."""
     for i in range(mean.size):
         mean[i] = 0.0
     for k in range(2 * reach + 1):
@@ -76,7 +76,7 @@ def _gaussian_slopes(weights, reach, exponent, slopes, mean):
 
 @stage
 def _cubic_weights(offset, weights):
-    """Those of a cubic B-spline in the bins -1, 0, 1 and 2."""
+    """Compute the weights of a cubic B-spline in the bins -1, 0, 1 and 2 from the bin of the voxel."""
     for i in range(offset.size):
         f = offset[i]
         weights[0, i] = (1.0 - f) ** 3 / 6.0
@@ -97,7 +97,7 @@ def _cubic_slopes(offset, slopes):
 
 @stage
 def _by_voxel(by_bin, count, voxels):
-    """(bins, voxels) -> (voxels, bins)."""
+    """Transpose (bins, voxels) to (voxels, bins)."""
     for i in range(count):
         for k in range(by_bin.shape[0]):
             voxels[i, k] = by_bin[k, i]
@@ -105,21 +105,21 @@ def _by_voxel(by_bin, count, voxels):
 
 @njit
 def before(window, reach):
-    """How many bins before the one that is counted from a window reaches."""
+    """Return how many bins a window reaches before the bin of the voxel."""
     return reach if window == GAUSSIAN else (1 if window == CUBIC else 0)
 
 
 @njit
 def reached(window, reach):
-    """How many bins a window reaches in all."""
+    """Return how many bins a window reaches."""
     return 2 * reach + 1 if window == GAUSSIAN else (4 if window == CUBIC else 1)
 
 
 @stage
 def _weights(x, window, bins, reach, exponent, low, width, near, offset, spare, by_bin, voxels):
-    """The weights of some voxels, (voxels, bins reached), and the bin that the first is of; counts NaN.
+    """Compute the weights of some voxels, (voxels, bins reached), and their bins; return how many values are NaN.
 
-    Of a last tile that is not full, the rest is computed likewise, from what was there before.
+    If the last tile is not full, its other places are computed from old values, and not used.
     """
     missing = _positions(x, window, bins, low, width, near, offset)
     if window == GAUSSIAN:
@@ -134,7 +134,7 @@ def _weights(x, window, bins, reach, exponent, low, width, near, offset, spare, 
 
 @stage
 def _add_voxels(histogram, stride, near, near_y, of_x, of_y, count):
-    """Add the products of the weights of each voxel to the histogram, a flat one of rows `stride` apart."""
+    """Add the products of the weights of each voxel to a flat histogram, whose rows are `stride` apart."""
     rows, lanes = of_x.shape[1], of_y.shape[1]
     flat_x, flat_y = of_x.reshape(-1), of_y.reshape(-1)
     for i in range(count):
@@ -145,10 +145,10 @@ def _add_voxels(histogram, stride, near, near_y, of_x, of_y, count):
 
 @stage
 def _slopes_of_voxels(gamma, stride, near, near_y, slopes, of_y, count, by_z):
-    """Of each voxel the sum over bins k, l of slope_k gamma_kl weight_l, of a flat gamma of rows `stride` apart.
+    """Compute the sum of slope_k gamma_kl weight_l over bins k, l for each voxel; rows of gamma are `stride` apart.
 
-    As the slopes add up to 0, the gamma of the middle bin is taken away first: what all have in common would leave its
-    rounding.
+    The slopes sum to 0, so that the gamma of the middle bin can be subtracted first. Otherwise the rounding errors of
+    the common part of all gamma would remain.
     """
     rows, lanes = slopes.shape[1], of_y.shape[1]
     flat_x, flat_y = slopes.reshape(-1), of_y.reshape(-1)
@@ -162,7 +162,7 @@ def _slopes_of_voxels(gamma, stride, near, near_y, slopes, of_y, count, by_z):
 
 @stage
 def _fold(part, total, lost):
-    """Add a part to a total, and to the next part what that loses (Kahan 1965); the part begins anew."""
+    """Add a part to the total and set it to 0; `lost` carries the rounding error over to the next part (Kahan 1965)."""
     for i in range(total.size):
         term = part[i] - lost[i]
         raised = total[i] + term
@@ -172,13 +172,15 @@ def _fold(part, total, lost):
 
 @kernel
 def forward(x, y, windows, bins, reach, exponent, ranges, histogram):
-    """Add the joint histogram (bins, bins) of voxels of one item; returns how many of them are NaN in x or y.
+    """Add the joint histogram of voxels of one item to `histogram`, (bins, bins); return how many values are NaN.
 
-    `windows` are those of x and y; `reach` is a gaussian's, in bins, and `exponent` its 1 / (2 sigma^2); `ranges`
-    hold the smallest intensity and the width of the range of x and y, for the other windows.
+    `windows` are the windows of x and y. For a Gaussian, `reach` is its reach in bins, and `exponent` is
+    1 / (2 sigma^2). For the other windows, `ranges` has the smallest intensity and the width of the range of each
+    image.
     """
-    # Numbers that are added one by one lose a roundoff each time, always the same way if they are equal: in float64
-    # images, whose own roundoff is no larger, few are, and what is folded into the total loses nothing.
+    # Each addition rounds, and for equal numbers it always rounds in the same direction. For float64 images, whose own
+    # rounding errors are no larger, only few numbers are added in this way before they are folded into the total, which
+    # loses nothing.
     tile = 16 if x.itemsize == 8 else TILE
     many, few = reached(windows[0], reach), reached(windows[1], reach)
     lanes = -(-few // LANES) * LANES
@@ -186,7 +188,7 @@ def forward(x, y, windows, bins, reach, exponent, ranges, histogram):
     padded = np.zeros((bins + many, bins + few + LANES))
     flat = padded.reshape(-1)
     total, lost = np.zeros(flat.size), np.zeros(flat.size)
-    # So seldom that it costs a fraction of what the voxels do.
+    # The total is updated so rarely that this costs a fraction of the work for the voxels.
     held, fold = 0, (tile if x.itemsize == 8 and bins < TILE else max(tile, flat.size // 8))
     near, near_y, offset, spare = np.zeros(tile, np.int64), np.zeros(tile, np.int64), np.zeros(tile), np.zeros(tile)
     bins_x, bins_y = np.empty((many, tile)), np.empty((few, tile))
@@ -214,10 +216,10 @@ def forward(x, y, windows, bins, reach, exponent, ranges, histogram):
 
 @kernel
 def backward(x, y, windows, bins, reach, exponent, ranges, gamma, out):
-    """Write dL/dx of voxels of one item, for gamma = dL/d(histogram), padded as in `forward`.
+    """Write dL/dx of voxels of one item, given gamma = dL/d(histogram), padded as in `forward`.
 
-    Gaussian: with the slope of the clamping to [0, 1]. Else dL/dz; returned are its sum, and that of its products
-    with z - 2.
+    For a Gaussian, this includes the slope of the clamping to [0, 1]. For a B-spline, it is dL/dz instead, and the
+    sum of dL/dz and the sum of dL/dz (z - 2) are returned.
     """
     many, few = reached(windows[0], reach), reached(windows[1], reach)
     lanes = -(-few // LANES) * LANES
@@ -244,7 +246,7 @@ def backward(x, y, windows, bins, reach, exponent, ranges, gamma, out):
         for i in range(n):
             by_z, value = spare[i], x[lo + i]
             if windows[0] == GAUSSIAN:
-                # So that a value beyond the range has no slope, and NaN a slope that is NaN.
+                # The slope is 0 for a value outside the range, and NaN for NaN.
                 out[lo + i] = by_z * (0.0 if (value < 0.0) | (value > 1.0) else bins - 1.0)
             else:
                 out[lo + i] = by_z

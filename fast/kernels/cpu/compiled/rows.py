@@ -1,4 +1,4 @@
-"""Rows of a field, one after the other in memory."""
+"""Rows of a displacement field, which lie one after the other in memory."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from numba import njit
 
 from twinloss.fast.kernels.cpu.compiled.tile import stage, sums_stage
 
-# Voxels that are looked at in one go: what is computed of them stays in the nearest cache.
+# Number of voxels that are processed at once, so that intermediate values stay in the nearest cache.
 BLOCK = 2048
 
 
 @njit(inline="always")
 def at(plane, start, offset, like):
-    """As many numbers as `like` has, from a place on."""
+    """Return as many numbers as `like` has, beginning at `start + offset`."""
     return plane[start + offset : start + offset + like.size]
 
 
 @njit(inline="always")
 def alike(y, height, border, lines):
-    """How many rows from y on are done in one go: at most so many off the border, or one of the border."""
+    """Return how many rows from y on are processed at once: up to `lines` in the interior, one in the border."""
     return min(lines, height - border - y) if border <= y < height - border else 1
 
 
@@ -33,7 +33,7 @@ def _total(values):
 
 @njit(inline="always")
 def total_of(values):
-    """The sum, float64 beyond a block."""
+    """Return the sum, which is accumulated in float64 beyond a block."""
     total = 0.0
     for i in range(0, values.size, BLOCK):
         total += np.float64(_total(values[i : i + BLOCK]))
@@ -42,7 +42,7 @@ def total_of(values):
 
 @stage
 def clear_between(row, width, step):
-    """Put to 0 what lies between the interiors of rows; the first interior begins at 0."""
+    """Set the values between the interiors of consecutive rows to 0; the first interior begins at 0."""
     zero = row.dtype.type(0)
     for start in range(width - 2 * step, row.size, width):
         for i in range(start, min(start + 2 * step, row.size)):

@@ -1,9 +1,9 @@
-"""A sigmoid against targets of 0 and 1, of which each channel stands for itself: sums of a channel, and its gradient.
+"""Statistics of a sigmoid and targets of 0 and 1, where each channel is a binary problem, and their gradient.
 
-The softmax of two classes is one, too: the sigmoid of their logits' difference.
+The softmax of two classes is the same, as it is the sigmoid of the difference of their logits.
 
-All is counted from the truth: with s = x where the target is 1 and s = -x where it is 0, sigmoid(s) is what a voxel
-grants the truth, and sigmoid(-s) what it withholds.
+Let s = x where the target is 1, and s = -x where it is 0. Then `right` = sigmoid(s) is the probability of the true
+answer, and `wrong` = sigmoid(-s) = 1 - `right`.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from twinloss.fast.kernels.statistic_rows import DISTANCE, FN, FP, HITS, MISSES,
 
 @njit(inline="always")
 def _truth(logit, hit):
-    """What a voxel grants the truth, and withholds; s, and exp(-|s|)."""
+    """Return right, wrong, s and exp(-|s|), given whether the target is 1 (hit)."""
     s = logit if hit else -logit
-    granted, withheld, e = sigmoid(s)
-    return granted, withheld, s, e
+    right, wrong, e = sigmoid(s)
+    return right, wrong, s, e
 
 
 @stage
 def difference(one, other, out):
-    """Put one less the other into `out`; NaN where the larger is infinite, as a softmax has it."""
+    """Put `one` minus `other` into `out`, or NaN where the larger is infinite, as a softmax gives it."""
     zero = out.dtype.type(0)
     for i in range(out.size):
         larger = one[i] if one[i] > other[i] else other[i]
@@ -50,73 +50,74 @@ def difference(one, other, out):
 
 @stage
 def negate(values, out):
-    """Put what is opposite into `out`."""
+    """Put the negated values into `out`."""
     for i in range(out.size):
         out[i] = -values[i]
 
 
 @sums_stage
 def overlap_sums(logits, y, number):
-    """True and false positives, false and true negatives, where y == number is a target of 1."""
+    """Return true and false positives, false and true negatives, where y == number means a target of 1."""
     zero = logits.dtype.type(0)
     tp, fp, fn, tn = zero, zero, zero, zero
     for i in range(y.size):
         hit, miss = y[i] == number, (y[i] != number) & (y[i] >= 0)
-        granted, withheld, _, _ = _truth(logits[i], hit)
-        tp += granted if hit else zero
-        fp += withheld if miss else zero
-        fn += withheld if hit else zero
-        tn += granted if miss else zero
+        right, wrong, _, _ = _truth(logits[i], hit)
+        tp += right if hit else zero
+        fp += wrong if miss else zero
+        fn += wrong if hit else zero
+        tn += right if miss else zero
     return tp, fp, fn, tn
 
 
 @stage
 def overlap_gradient(logits, y, number, hits, misses, out):
-    """dL/dx, given the slopes in p where the target is 1, and where it is 0."""
+    """Write dL/dx, given dL/dp where the target is 1 (hits), and where it is 0 (misses)."""
     for i in range(out.size):
         hit = y[i] == number
-        granted, withheld, _, _ = _truth(logits[i], hit)
-        out[i] = taken((hits if hit else misses) * granted * withheld, y, i)
+        right, wrong, _, _ = _truth(logits[i], hit)
+        out[i] = taken((hits if hit else misses) * right * wrong, y, i)
 
 
 @stage
-def surprise(logits, y, number, granted, withheld, surprisals):
-    """What voxels grant the truth and withhold from it; and -log of the first."""
-    zero = granted.dtype.type(0)
+def surprise(logits, y, number, right, wrong, surprisals):
+    """Compute right, wrong and -log(right) of each voxel."""
+    zero = right.dtype.type(0)
     for i in range(y.size):
-        granted[i], withheld[i], s, e = _truth(logits[i], y[i] == number)
+        right[i], wrong[i], s, e = _truth(logits[i], y[i] == number)
         tail = log1p_nonnegative(e)
         surprisals[i] = tail if s > zero else tail - s
 
 
 @sums_stage
-def surprisal_sums(granted, withheld, values, y, number):
-    """`overlap_sums`, and the values where the target is 1, and where it is 0."""
-    zero = granted.dtype.type(0)
+def surprisal_sums(right, wrong, values, y, number):
+    """Return `overlap_sums`, and the sums of the values where the target is 1, and where it is 0."""
+    zero = right.dtype.type(0)
     tp, fp, fn, tn, hits, misses = zero, zero, zero, zero, zero, zero
     for i in range(y.size):
         hit, miss = y[i] == number, (y[i] != number) & (y[i] >= 0)
-        tp += granted[i] if hit else zero
-        fp += withheld[i] if miss else zero
-        fn += withheld[i] if hit else zero
-        tn += granted[i] if miss else zero
+        tp += right[i] if hit else zero
+        fp += wrong[i] if miss else zero
+        fn += wrong[i] if hit else zero
+        tn += right[i] if miss else zero
         hits += values[i] if hit else zero
         misses += values[i] if miss else zero
     return tp, fp, fn, tn, hits, misses
 
 
 @stage
-def surprisal_gradient(granted, withheld, values, y, number, overlap, hits, misses, out):
-    """dL/dx, given the slopes of `overlap_gradient`, if there are any (overlap is not None), and in the surprisals.
+def surprisal_gradient(right, wrong, values, y, number, overlap, hits, misses, out):
+    """Write dL/dx, given the slopes in the overlaps and in the surprisals.
 
-    Each slope comes as a pair of both. `values` are, of the surprisals of `surprise`, p dL/dp of the truth.
+    `hits` (target 1) and `misses` (target 0) are pairs: dL/dp from the overlaps, which does not count if `overlap` is
+    None, and the slope in the sum of the surprisals. `values` are the results of `slope_of_surprisal` for `right`.
     """
     for i in range(out.size):
         hit = y[i] == number
         slope = (hits[1] if hit else -misses[1]) * values[i]
         if overlap is not None:
-            slope += (hits[0] if hit else misses[0]) * granted[i]
-        out[i] = taken(slope * withheld[i], y, i)
+            slope += (hits[0] if hit else misses[0]) * right[i]
+        out[i] = taken(slope * wrong[i], y, i)
 
 
 # --- a tile -----------------------------------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ def surprisal_gradient(granted, withheld, values, y, number, overlap, hits, miss
 
 @stage
 def _read_channel(target, item, classes, dense, ignore, mask, b, c, lo, voxels, y):
-    """Read labels, unless they are those of the channel before; return a status, see `forward_channels`."""
+    """Read the labels, unless they are the same as for the previous channel; return a status."""
     if not dense:
         return read_counted(target[b, 0], item, classes, ignore, mask, b, lo, voxels, y) if c == 0 else VALID
     found = read_counted(target[b, c], item, 2, ignore, mask, b, lo, voxels, y)
@@ -135,8 +136,8 @@ def _read_channel(target, item, classes, dense, ignore, mask, b, c, lo, voxels, 
 def forward_tile(
     x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, b, lo, buffers, sums, kept
 ):  # fmt: skip
-    """Add the statistics of a tile that starts at voxel `lo` and return a status, see `forward_channels`."""
-    y, granted, withheld, spare = buffers.y, buffers.row[OWN], buffers.row[FACTOR], buffers.row[SCRATCH_A]
+    """Add the statistics of the tile that starts at voxel `lo`, as in `forward_channels`; return a status."""
+    y, row_right, row_wrong, spare = buffers.y, buffers.row[OWN], buffers.row[FACTOR], buffers.row[SCRATCH_A]
     status = VALID
     for c in range(1, 2) if pair else range(x.shape[1]):
         found = _read_channel(target, item, x.shape[1], dense, ignore, mask, b, 0 if pair else c, lo, x.shape[2], y)
@@ -155,7 +156,7 @@ def forward_tile(
             if surprisals is None:
                 tp, fp, fn, tn = overlap_sums(logits, labels, number)
             else:
-                right, wrong, values = granted[block], withheld[block], spare[block]
+                right, wrong, values = row_right[block], row_wrong[block], spare[block]
                 surprise(logits, labels, number, right, wrong, values)
                 focus(wrong, gamma, values)
                 tp, fp, fn, tn, hits, misses = surprisal_sums(right, wrong, values, labels, number)
@@ -175,7 +176,7 @@ def _add_overlap(overlap, matrix, tp, fp, fn, c, sums):
         sums[TP, c] += tp
         sums[FP, c] += fp
         sums[FN, c] += fn
-    if matrix is not None:  # of a pair, whose errors all have one distance
+    if matrix is not None:  # a pair of classes, whose errors all have the same distance
         distance = matrix[c, 1 - c]
         sums[DISTANCE, c] += distance * fn
         sums[NEARNESS, c] += tp + (1 - distance) * fn
@@ -183,9 +184,9 @@ def _add_overlap(overlap, matrix, tp, fp, fn, c, sums):
 
 @stage
 def _slopes_of_channel(matrix, slopes, pair, b, c):
-    """The slopes of overlap and surprisal in p, or p of the second of a pair, where the target is 1, and where it is 0.
+    """Return the pairs of slopes `hits` and `misses` that `surprisal_gradient` takes.
 
-    Those of the surprisal count from the truth.
+    With `pair`, dL/dp is with respect to the p of the second class.
     """
     if not pair:
         return (slopes[TP_LESS_FN, b, c], slopes[HITS, b, c]), (slopes[FP, b, c], slopes[MISSES, b, c])
@@ -200,8 +201,8 @@ def _slopes_of_channel(matrix, slopes, pair, b, c):
 def backward_tile(
     x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, slopes, b, lo, buffers, out
 ):  # fmt: skip
-    """Write dL/dx of a tile that starts at voxel `lo` and return a status, see `backward_channels`."""
-    y, granted, withheld, spare = buffers.y, buffers.row[OWN], buffers.row[FACTOR], buffers.row[SCRATCH_A]
+    """Write dL/dx of the tile that starts at voxel `lo`, as in `backward_channels`; return a status."""
+    y, row_right, row_wrong, spare = buffers.y, buffers.row[OWN], buffers.row[FACTOR], buffers.row[SCRATCH_A]
     for c in range(1, 2) if pair else range(x.shape[1]):
         found = _read_channel(target, item, x.shape[1], dense, ignore, mask, b, 0 if pair else c, lo, x.shape[2], y)
         if found == NOT_BINARY:
@@ -218,7 +219,7 @@ def backward_tile(
             if surprisals is None:
                 overlap_gradient(logits, labels, number, hits[0], misses[0], gradient)
             else:
-                right, wrong, values = granted[block], withheld[block], spare[block]
+                right, wrong, values = row_right[block], row_wrong[block], spare[block]
                 surprise(logits, labels, number, right, wrong, values)
                 slope_of_surprisal(right, wrong, gamma, values)
                 surprisal_gradient(right, wrong, values, labels, number, overlap, hits, misses, gradient)

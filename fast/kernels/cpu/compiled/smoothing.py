@@ -1,4 +1,4 @@
-"""Images smoothed by a kernel along the axes of their planes; in float64, but for what is kept between the axes."""
+"""Smoothing of images along the axes of their planes, computed in float64; only the stored result is rounded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _smooth_tile(plane, y, x, rows, columns, window_y, window_x, rooms, out):
     size = (rows + 2 * radius_y) * pitch
     load_tile(plane, y, x, rows, columns, radius_y, radius_x, rooms[0, 0])
     at = sums_along(rooms, START, size, NEXT, window_x, None, True)
-    # The last numbers of the last row begin no window that fits.
+    # Windows that begin at the last numbers of the last row do not fit.
     at = sums_along(rooms, at, size - (window_x.size - 1), pitch, window_y, None, True)
     for k in range(rows):
         copy_cast(rooms[at, 0, k * pitch : k * pitch + columns], out[y + k, x : x + columns])
@@ -24,7 +24,7 @@ def _smooth_tile(plane, y, x, rows, columns, window_y, window_x, rooms, out):
 
 @kernel
 def planes(image, start, stop, rows, columns, window_y, window_x, out):
-    """Smooth an image (D, H, W) within its planes, tiles start:stop of rows by columns voxels."""
+    """Smooth an image (D, H, W) within its planes, for tiles start:stop of `rows` by `columns` voxels."""
     _, height, width = image.shape
     room = (rows + 2 * (window_y.size // 2)) * (columns + 2 * (window_x.size // 2))
     rooms = np.empty((3, 1, room))

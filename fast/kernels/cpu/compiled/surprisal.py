@@ -1,4 +1,7 @@
-"""Focal cross entropy of a class in a tile: sums of (1 - p)^gamma (-log p), and their adjoint; gamma = 0 is plain."""
+"""Focal cross entropy of a class in a tile: sums of (1 - p)^gamma (-log p), and their adjoint.
+
+The surprisal is -log p. With gamma = 0, the sum of the surprisals is the plain cross entropy.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ NONE, TARGET, ALL = 0, 1, 2
 
 @stage
 def focus(q, gamma, values):
-    """Values *= q^gamma."""
+    """Multiply the values by q^gamma."""
     if gamma == 0:
         return
     if gamma == 1:
@@ -45,9 +48,9 @@ def focus(q, gamma, values):
 
 @stage
 def slope_of_surprisal(p, q, gamma, values):
-    """Values = -log p -> p d/dp of (1 - p)^gamma (-log p) = -q^gamma (1 + gamma p (-log p) / q).
+    """Replace -log p in `values` by p d/dp of (1 - p)^gamma (-log p) = -q^gamma (1 + gamma p (-log p) / q).
 
-    (-log p) / q tends to 1 as q does to 0, so that also for gamma < 1 nothing is infinite at p = 1.
+    (-log p) / q tends to 1 as q tends to 0, so that the result is finite at p = 1, also for gamma < 1.
     """
     zero, one = p.dtype.type(0), p.dtype.type(1)
     for i in range(p.size):
@@ -56,14 +59,14 @@ def slope_of_surprisal(p, q, gamma, values):
     focus(q, gamma, values)
 
 
-# --- softmax against labels: only the logit of a voxel's own class is needed -----------------------------------------
+# --- softmax against labels: only the logit of a voxel's true class is needed ----------------------------------------
 
 
 @stage
 def own_surprisal(x, b, lo, exponentials, y, top, scale, rest, gamma, p, q, values):
-    """-log p of each voxel's own class; and p and 1 - p, unless gamma is 0 and needs neither.
+    """Put -log p of each voxel's true class into `values`; and p and 1 - p, unless gamma is 0 and needs neither.
 
-    The exponentials are (1, C, width), those of the logits of item b from `lo` on.
+    `exponentials`, (1, C, width), are those of the logits of item b from voxel `lo` on.
     """
     one = p.dtype.type(1)
     choose(x, b, lo, y, values)
@@ -79,7 +82,7 @@ def own_surprisal(x, b, lo, exponentials, y, top, scale, rest, gamma, p, q, valu
 
 @stage
 def choose(x, b, lo, y, chosen):
-    """The value of each voxel's own class."""
+    """Choose the value of each voxel's true class."""
     last, at = x.shape[1] - 1, slice(lo, lo + y.size)
     if last > 3:
         for c in range(last + 1):
@@ -109,7 +112,7 @@ def _take_over(row, y, c, chosen):
 
 @sums_stage
 def class_sum(values, y, c):
-    """Sum of the values and count of the voxels of class c."""
+    """Return the sum of the values, and the number, of the voxels of class c."""
     zero, one = values.dtype.type(0), values.dtype.type(1)
     total, count = zero, zero
     for i in range(y.size):
@@ -121,7 +124,7 @@ def class_sum(values, y, c):
 
 @stage
 def _choose_slope(slopes, y, chosen):
-    """The slope of each voxel's own class."""
+    """Choose the slope of each voxel's true class."""
     last, label = slopes.size - 1, y.dtype.type
     if last > 3:
         for c in range(last + 1):
@@ -139,7 +142,10 @@ def _choose_slope(slopes, y, chosen):
 
 @stage
 def own_slope(p, q, y, gamma, slopes, values):
-    """Put p dL/dp of a voxel's own class into `values`, its -log p unless gamma is 0; slopes = dL/d(sums)."""
+    """Put p dL/dp of each voxel's true class into `values`, given slopes = dL/d(sums).
+
+    Before, `values` must be -log p, unless gamma is 0.
+    """
     if gamma == 0:
         for i in range(y.size):
             values[i] = -1
@@ -158,7 +164,7 @@ def _few_gradients_own(a, b, c, d, scale, rest, y, own, e, f, g, h):
 
 @stage
 def gradient_own(e, scale, rest, y, own, room, out, b, lo):
-    """dL/dx_c = own (1 - p_c) for the own class and -own p_c for others, where own = p dL/dp of it."""
+    """Write dL/dx_c = own (1 - p_c) for the true class, with own = p dL/dp of it, and -own p_c for the others."""
     at = slice(lo, lo + y.size)
     if e.shape[0] <= 4:
         first, second, third, fourth = four_exponentials(e, room[0])
@@ -176,7 +182,7 @@ def gradient_own(e, scale, rest, y, own, room, out, b, lo):
 
 @stage
 def _surprisals(activation, p, x, top, rest, positive, negative):
-    """-log p in `positive`; for sigmoid -log(1 - p) in `negative`, for softmax -log p again."""
+    """Put -log p into `positive`; and -log(1 - p), or for a softmax again -log p, into `negative`."""
     zero = p.dtype.type(0)
     for i in range(p.size):
         if activation == SOFTMAX:
@@ -192,7 +198,7 @@ def _surprisals(activation, p, x, top, rest, positive, negative):
 
 @sums_stage
 def _weighted_sum(values, weights, w):
-    """Sum of w * weights * values, where a weight of 0 silences an infinite value."""
+    """Return the sum of w * weights * values, where a weight of 0 gives 0 even for an infinite value."""
     zero = values.dtype.type(0)
     total = zero
     for i in range(values.size):
@@ -203,7 +209,7 @@ def _weighted_sum(values, weights, w):
 
 @sums_stage
 def product_sum(weights, w):
-    """Sum of w * weights."""
+    """Return the sum of w * weights."""
     total = w.dtype.type(0)
     for i in range(w.size):
         total += w[i] * weights[i]
@@ -212,7 +218,7 @@ def product_sum(weights, w):
 
 @stage
 def surprisal_soft(activation, p, q, g, x, w, top, rest, gamma, every, positive, negative):
-    """Sums of a class: focal terms where g, and where 1 - g (softmax: everywhere, if asked for)."""
+    """Return the sums of the focal terms of a class weighted by g, and by 1 - g (softmax: by 1, if `every`)."""
     one = p.dtype.type(1)
     _surprisals(activation, p, x, top, rest, positive, negative)
     focus(q, gamma, positive)
@@ -231,7 +237,7 @@ def surprisal_soft(activation, p, q, g, x, w, top, rest, gamma, every, positive,
 
 @stage
 def add_gradient_soft(activation, buffers, gamma, hits, misses):
-    """Add dL/dx to h, where hits and misses are dL/d(the sums of each class) of `surprisal_soft`."""
+    """Add dL/dx to h, given dL/dhits and dL/dmisses of each class, the sums of `surprisal_soft`."""
     p, q, g, x, h, w = (
         buffers.rows[P],
         buffers.rows[Q],
@@ -258,8 +264,8 @@ def add_gradient_soft(activation, buffers, gamma, hits, misses):
                 h[c, i] += zero if w[i] == zero else w[i] * (up - down)
     if activation != SOFTMAX:
         return
-    # dL/dx_c = u_c - p_c sum_k u_k = q_c u_c - p_c (sum over k != c), where the largest logit's u is not subtracted
-    # from a sum that holds it: nothing cancels.
+    # dL/dx_c = u_c - p_c sum_k u_k = q_c u_c - p_c (sum over k != c). The u of the largest logit is not subtracted from
+    # a sum that contains it, so that nothing cancels.
     largest, others = positive, negative
     largest[:] = zero
     others[:] = zero

@@ -1,7 +1,7 @@
-"""A tile of voxels: reading logits, target and mask, and turning logits into probabilities.
+"""Tiles of voxels: reading logits, target and mask, and computing probabilities from the logits.
 
-A tile stays in the caches nearest to the core. Loops run over one row of it and write few arrays, so that LLVM proves
-them free of aliasing and vectorises; flags are tested once a row, never once a voxel.
+A tile fits into the caches nearest to the core. Each loop runs over one row and writes few arrays, so that LLVM can
+rule out aliasing and vectorise it. Flags are tested once for each row, and not for each voxel.
 """
 
 from __future__ import annotations
@@ -15,32 +15,34 @@ from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from twinloss.fast.kernels.cpu.compiled.elementary import LINE, exp_nonpositive, prefetch
 from twinloss.fast.kernels.cpu.compiled.status import INVALID, NOT_BINARY, VALID
 
-# Voxels of a tile for four classes or fewer; more classes share the same room.
+# Voxels of a tile for at most four classes. With more classes, a tile has fewer voxels.
 TILE = 4032
-# Tiles of a chunk: the unit that threads share out, and of the fixed order of float64 sums.
+# Tiles of a chunk. Threads work on whole chunks, and the float64 sums of the chunks are added in a fixed order.
 TILES = 16
-# Sums are float32 over so many voxels, spread over vector lanes of a few additions each, and float64 beyond.
+# Number of voxels whose sum is computed in float32, over vector lanes with few additions each. Sums of blocks are
+# float64.
 BLOCK = 512
 IDENTITY, SIGMOID, SOFTMAX = 0, 1, 2
 EXCLUDED = np.int32(-1)
-# The number of the type of labels that `keep_labels` has kept; what it makes of EXCLUDED, so that it serves as many
-# classes.
+# KEPT is the type number of labels that `keep_labels` has stored. They are less than MOST_KEPT, which stands for
+# EXCLUDED.
 KEPT, MOST_KEPT = 5, 15
 _LACKING = np.int32(MOST_KEPT)
-# A Python number, as an argument, is part of its type for Numba, which would compile a stage anew for it.
+# Numba compiles a stage again for each literal number among its arguments, but not for these.
 START, NEXT = np.intp(0), np.intp(1)
 
-# Room for one tile: `rows` (5, C, width) by class, `row` (8, width) by voxel, and the labels y (width).
+# Arrays for one tile: `rows`, (5, C, width), has values for each class, `row`, (8, width), has values for each voxel,
+# and y, (width), has the labels.
 Buffers = namedtuple("Buffers", "rows row y")
-# By class: p; q = 1 - p; target g; slopes h = dL/dp; logits x.
+# The arrays in `rows`: p; q = 1 - p; target g; slopes h = dL/dp; logits x.
 P, Q, G, H, X = range(5)
-# By voxel: weight w; the largest logit, scale and rest of `exponentials`; two adjacent rows for intermediate values;
-# and of the voxel's own class p and 1 - p, or intermediate values.
+# The rows in `row`: weight w; the largest logit, scale and rest of `exponentials`; two adjacent rows for intermediate
+# values; p and 1 - p of the voxel's true class, or intermediate values.
 W, TOP, SCALE, REST, SCRATCH_A, SCRATCH_B, OWN, FACTOR = range(8)
 
 
-# error_model="numpy": a division by zero gives infinity instead of a branch that raises, so that loops vectorise.
-class _Apart(CompilerBase):
+# Compiles for arrays that do not overlap, and without the wrappers for calls from Python or C.
+class _NoAlias(CompilerBase):
     def define_pipelines(self):
         self.state.flags.noalias = True
         self.state.flags.no_cpython_wrapper = True
@@ -48,17 +50,21 @@ class _Apart(CompilerBase):
         return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
 
 
-stage = njit(error_model="numpy", _nrt=False, pipeline_class=_Apart)
-# A product and a sum may be rounded once.
-fused_stage = njit(error_model="numpy", fastmath={"contract"}, _nrt=False, pipeline_class=_Apart)
-# A row's sum is spread over vector lanes: the order of the sum changes, the terms do not. The order depends on the
-# machine's vector width but never on the number of threads. No flag here assumes anything about NaN or infinity.
-sums_stage = njit(error_model="numpy", fastmath={"reassoc", "contract"}, _nrt=False, pipeline_class=_Apart)
+# error_model="numpy": a division by zero gives infinity instead of a branch that raises, so that loops are vectorised.
+stage = njit(error_model="numpy", _nrt=False, pipeline_class=_NoAlias)
+# Here a product and a sum may be rounded once, as a fused multiply-add.
+fused_stage = njit(error_model="numpy", fastmath={"contract"}, _nrt=False, pipeline_class=_NoAlias)
+# Here the sum of a row may be spread over vector lanes, which changes the order of the additions. The order depends on
+# the vector width of the machine, but never on the number of threads. No flag assumes the absence of NaN or infinity.
+sums_stage = njit(error_model="numpy", fastmath={"reassoc", "contract"}, _nrt=False, pipeline_class=_NoAlias)
 
 
 @njit(inline="always")
 def four_rows(rows, at, other):
-    """Some voxels of four classes; of those that a softmax of fewer does not have, `other`, which nobody reads then."""
+    """Return the rows of four classes at some voxels.
+
+    With fewer classes, the missing ones get `other`, whose results are not used.
+    """
     classes = rows.shape[0]
     return (
         rows[0, at], rows[1, at] if classes > 1 else other, rows[2, at] if classes > 2 else other,
@@ -68,7 +74,7 @@ def four_rows(rows, at, other):
 
 @njit(inline="always")
 def four_exponentials(e, spare):
-    """Those of four classes, 0 of those that a softmax of fewer does not have."""
+    """Return the exponentials of four classes; with fewer classes, those of the missing ones are 0."""
     if e.shape[0] < 4:
         spare[:] = 0
     return four_rows(e, slice(0, e.shape[1]), spare)
@@ -76,9 +82,9 @@ def four_exponentials(e, spare):
 
 @njit(inline="always")
 def four_classes(y, last):
-    """Of at most four classes, their numbers, in the type of the labels; of fewer, the last one is given again.
+    """Return the numbers of four classes, in the type of the labels; with fewer classes, the last one is repeated.
 
-    Of numbers that are known when it compiles, LLVM makes loops that take a tenth longer.
+    If LLVM knew the numbers at compile time, the loops that it generates would take a tenth longer.
     """
     label = y.dtype.type
     return label(0), label(min(1, last)), label(min(2, last)), label(last)
@@ -86,7 +92,7 @@ def four_classes(y, last):
 
 @njit(inline="always")
 def four_values(values):
-    """Those of four classes; of those that a softmax of fewer does not have, that of the last one."""
+    """Return the values of four classes; with fewer classes, the last one is repeated."""
     last = values.size - 1
     return values[0], values[min(1, last)], values[min(2, last)], values[last]
 
@@ -95,7 +101,7 @@ def four_values(values):
 def copy_cast(values, out):
     """Copy numbers into `out` and cast them to its type.
 
-    For an assignment of slices, Numba would also compile the code that words its errors.
+    For an assignment of slices, Numba would also compile the code that formats its error messages.
     """
     for i in range(out.size):
         out[i] = values[i]
@@ -106,9 +112,10 @@ def copy_cast(values, out):
 
 @stage
 def _read_labels(values, classes, ignore, y):
-    """Labels as int32, EXCLUDED where equal to `ignore` (NaN, or None: none is); counts those that are no class.
+    """Read labels as int32, or EXCLUDED where they equal `ignore`, and return how many are not a class.
 
-    None is part of the type: labels are then not compared with anything, which takes a third of the time for int64.
+    `ignore` is NaN or None if no label is ignored. None is a type of its own, for which the comparison is not compiled;
+    for int64 labels, reading then takes a third of the time.
     """
     bad = 0
     for i in range(values.size):
@@ -131,7 +138,7 @@ def _read(values, row):
 
 @stage
 def _labels(raw, item, classes, ignore, y):
-    """Labels from bytes of the type with number `item`, so that one compiled kernel reads every label type."""
+    """Read labels from bytes of the type with number `item`, so that one compiled kernel serves every label type."""
     if item == 0:
         return _read_labels(raw, classes, ignore, y)
     if item == 1:
@@ -159,7 +166,7 @@ def _values(raw, item, row):
 
 @stage
 def _clear_excluded(x, w):
-    """Logits of voxels that take no part may be NaN: put 0 in their place."""
+    """Set the values of excluded voxels to 0, because they may be NaN."""
     zero = x.dtype.type(0)
     for c in range(x.shape[0]):
         row = x[c]
@@ -170,7 +177,7 @@ def _clear_excluded(x, w):
 
 @stage
 def _weigh(mask, w):
-    """Multiply the weights by the mask's; returns how many of these lie outside [0, 1]."""
+    """Multiply the weights by the mask, and return how many mask values lie outside [0, 1]."""
     zero, one = w.dtype.type(0), w.dtype.type(1)
     bad = 0
     for i in range(w.size):
@@ -207,7 +214,7 @@ def _larger(one, other, top):
 
 @stage
 def _exponentials(logits, raw, after, size, top, e, rest, ties):
-    """The exponentials of a class; of what is fetched meanwhile see `_few_exponentials`."""
+    """Compute the exponentials of a class, and prefetch as `_few_exponentials` does."""
     one, zero, width = e.dtype.type(1), e.dtype.type(0), e.size
     step = 4 * LINE // e.itemsize
     for start in range(0, width, step):
@@ -231,7 +238,7 @@ def taken(value, y, i):
 
 @stage
 def clear_where_excluded(y, rows):
-    """Put 0 in the place of what a voxel has that takes no part, which may be NaN."""
+    """Set the values of excluded voxels to 0, because they may be NaN."""
     for c in range(rows.shape[0]):
         row = rows[c]
         for i in range(y.size):
@@ -240,18 +247,19 @@ def clear_where_excluded(y, rows):
 
 @njit(inline="always")
 def _ordered(one, other):
-    """Whether the first is the larger; the larger, and the other one."""
+    """Return whether the first is larger, the larger and the smaller."""
     first = one > other
     return first, one if first else other, other if first else one
 
 
 @stage
 def _few_exponentials(a, b, c, d, y, raw, after, size, e, f, g, h, top, scale, rest):
-    """The same of four classes, in one go.
+    """Compute the exponentials of four classes in one loop.
 
-    Of the largest logit it is 1, so that there are three to compute, and to give to the classes again. Meanwhile what
-    the next tile needs comes from memory, few lines at a time: so many are under way at once, and no more. These are
-    logits, and, of labels whose bytes are given, those from `after` on, of `size` bytes each.
+    The exponential of the largest logit is 1, so that only three are computed and then assigned to their classes. The
+    loop also prefetches the logits of the next tile, and its labels if their bytes are given as `raw`: they begin at
+    `after` and have `size` bytes each. It does so a few cache lines at a time, because only so many loads can be
+    pending at once.
     """
     one, width = scale.dtype.type(1), scale.size
     step = 4 * LINE // a.itemsize
@@ -268,7 +276,7 @@ def _few_exponentials(a, b, c, d, y, raw, after, size, e, f, g, h, top, scale, r
             among_ab, largest, second = _ordered(larger_ab, larger_cd)
             e_second = exp_nonpositive(second - largest)
             e_ab, e_cd = exp_nonpositive(smaller_ab - largest), exp_nonpositive(smaller_cd - largest)
-            # The last difference is 0, or NaN where the largest logit is infinite.
+            # The last difference is 0, or NaN where the largest logit is infinite, so that the softmax is NaN.
             others = (e_ab + e_cd) + (e_second + (largest - largest))
             top_ab, top_cd = one if among_ab else e_second, e_second if among_ab else one
             e[i], f[i] = top_ab if ab else e_ab, e_ab if ab else top_ab
@@ -295,13 +303,14 @@ def _many_exponentials(x, b, lo, raw, after, size, p, top, scale, rest, ties):
 
 @stage
 def exponentials(x, b, lo, p, top, scale, rest, room, y, raw):
-    """Logits of item b from `lo` on -> e in p, so that softmax is e * scale, and 1 - softmax rest * scale where e = 1.
+    """Compute e in p, so that the softmax is e * scale, and 1 - softmax is rest * scale where e = 1.
 
-    `top` is the largest logit. The classes that have it have e = 1; `rest` sums the e of the others, and 1 for each of
-    the ties beyond the first that has it: so 1 - p is no difference that cancels. Voxels that the labels y exclude
-    have scale = rest = 0, whatever their logits; with None for y all count, which is part of its type. `room` is for
-    two rows of intermediate values; `raw` the bytes of all labels, or None. Of those that `keep_labels` has kept, which
-    are few, none are fetched ahead.
+    e is exp(logit - top) for the logits of item b from voxel `lo` on, where `top` is the largest logit. e = 1 for the
+    classes that have the largest logit. `rest` is the sum of the e of the other classes, plus 1 for each further class
+    with the largest logit, so that 1 - p is not a difference that cancels. Voxels that the labels y exclude have
+    scale = rest = 0, whatever their logits; y=None, which is a type of its own, excludes none. `room` has two rows for
+    intermediate values. `raw` holds the bytes of all labels, to prefetch those of the next tile, or is None. Labels
+    that `keep_labels` has stored are small and are not prefetched.
     """
     last, width = p.shape[0] - 1, scale.size
     size = 0 if raw is None else raw.size // x.shape[2]
@@ -313,7 +322,7 @@ def exponentials(x, b, lo, p, top, scale, rest, room, y, raw):
             for i in range(width):
                 scale[i], rest[i] = taken(scale[i], y, i), taken(rest[i], y, i)
         return
-    # Of fewer than four classes, the others have logits that make no difference, and nobody sees what comes of them.
+    # With fewer than four classes, the missing ones get the logit -inf, and their results are not used.
     if last < 3:
         room[0] = -np.inf
     first, second, third, fourth = four_rows(x[b], slice(lo, lo + width), room[0])
@@ -335,7 +344,7 @@ def _softmax(x, p, q, top, scale, rest, room):
 
 @njit(inline="always")
 def sigmoid(x):
-    """The sigmoid of x, and of -x; and exp(-|x|)."""
+    """Return the sigmoid of x and of -x, and exp(-|x|)."""
     zero, one = type(x)(0), type(x)(1)
     positive = x > zero
     e = exp_nonpositive(-x if positive else x)
@@ -354,7 +363,7 @@ def _sigmoid(x, p, q):
 
 @stage
 def _probabilities(activation, buffers):
-    """Logits in x -> probabilities in p and 1 - p in q, not by a difference that cancels."""
+    """Compute p and q = 1 - p from the logits; q is not a difference that cancels."""
     x, p, q = buffers.rows[X : X + 1], buffers.rows[P], buffers.rows[Q]
     if activation == SOFTMAX:
         _softmax(
@@ -378,8 +387,8 @@ def _probabilities(activation, buffers):
 def volume(tp, fn, y, c):
     """Return how many voxels are of class c, given the sums of their p and 1 - p.
 
-    Each voxel adds 1 to the two sums together, so their total, rounded, is the number of voxels, at no cost. If a logit
-    is NaN, so is the total; then the labels are counted.
+    Each voxel adds 1 to the total of the two sums, so that the rounded total is the number of voxels, at no cost. If a
+    logit is NaN, so is the total, and the labels are counted instead.
     """
     total = tp + fn
     if total == total:
@@ -393,26 +402,29 @@ def volume(tp, fn, y, c):
 
 @stage
 def tile_width(classes, voxels):
-    """Voxels of a tile: at most `voxels`, and no more than the caches hold for so many classes; else an even number."""
+    """Return the number of voxels of a tile: `voxels`, or fewer if the caches do not hold as many.
+
+    If it is fewer, it is an even number.
+    """
     return min(max(4 * TILE // max(classes, 4), BLOCK) // 2 * 2, voxels)
 
 
 @njit
 def scratch(classes, width, real):
-    """Room for one tile."""
+    """Allocate the arrays for one tile."""
     return Buffers(np.empty((5, classes, width), real), np.empty((8, width), real), np.empty(width, np.int32))
 
 
 @stage
 def read_labels(raw, item, classes, ignore, lo, voxels, y):
-    """Labels of the voxels from `lo` on, of the bytes of all; returns how many are no class."""
+    """Read the labels from voxel `lo` on from the bytes of all labels, and return how many are not a class."""
     size = raw.size // voxels
     return _labels(raw[lo * size : (lo + y.size) * size], item, classes, ignore, y)
 
 
 @sums_stage
 def _exclude(mask, y):
-    """Exclude the voxels where the mask is 0; returns how many of its values are neither 0 nor 1."""
+    """Exclude the voxels where the mask is 0, and return how many mask values are neither 0 nor 1."""
     zero, one = mask.dtype.type(0), mask.dtype.type(1)
     others = zero
     for i in range(y.size):
@@ -424,9 +436,9 @@ def _exclude(mask, y):
 
 @stage
 def keep_labels(y, lo, kept):
-    """Keep those of a tile in half a byte each, which a backward reads in place of the target and the mask.
+    """Store the labels of a tile in half a byte each, which the backward pass reads in place of target and mask.
 
-    Those of the first half of the tile share their bytes with those of the second.
+    Each byte holds a label of the first half of the tile and one of the second half.
     """
     start, half = np.uintp(lo // 2), np.uintp((y.size + 1) // 2)
     for i in range(np.uintp(y.size) - half):
@@ -448,7 +460,7 @@ def _read_kept(kept, lo, y):
 
 @stage
 def read_counted(raw, item, classes, ignore, mask, b, lo, voxels, y):
-    """Read labels, EXCLUDED where the mask, if there is one, is 0; return a status."""
+    """Read labels, or EXCLUDED where the mask is 0, and return a status; `mask=None` excludes nothing."""
     if item == KEPT:
         _read_kept(raw, lo, y)
         return VALID
@@ -462,7 +474,7 @@ def read_counted(raw, item, classes, ignore, mask, b, lo, voxels, y):
 
 @stage
 def read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers):
-    """Fill all buffers but the slopes and return a status; excluded voxels get weight 0 and logits 0."""
+    """Fill all arrays except the slopes, and return a status; excluded voxels get weight 0 and logits 0."""
     g, w, y = buffers.rows[G], buffers.row[W], buffers.y
     classes, width = g.shape
     one, zero = w.dtype.type(1), w.dtype.type(0)

@@ -1,8 +1,8 @@
-"""The voxel engine of the segmentation losses: one pass over a chunk of voxels, forward or backward.
+"""Kernels of the segmentation losses: one pass over a chunk of voxels, forward or backward.
 
-Logits are read once forward and once backward, a tile at a time; from their probabilities come all the sums that a loss
-asks for, or the gradient. Nothing of the size of the input is ever stored but the gradient itself. To add a statistic:
-a module beside `confusion.py` with its sums and its slope, a row below, and a call of each in the two functions here.
+Each pass reads the logits once, a tile at a time. From the probabilities it computes all sums that a loss needs, or the
+gradient. Except for the gradient, nothing of the size of the input is stored. To add a statistic, write its sums and
+its slope in a module beside `confusion.py`, add a row to `statistic_rows.py`, and call both in the functions here.
 """
 
 from __future__ import annotations
@@ -64,7 +64,10 @@ from twinloss.fast.kernels.statistic_rows import DISTANCE, FN, FP, HITS, MISSES,
 
 @stage
 def _few_sums(p, scale, rest, y, values, spare, sums):
-    """The sums of at most four classes, over fewer voxels at a time, as they are spread over fewer lanes."""
+    """Add the sums of at most four classes.
+
+    A block has half as many voxels as elsewhere, because each sum is spread over fewer vector lanes.
+    """
     first, second, third, fourth = four_exponentials(p, spare)
     numbers = four_classes(y, p.shape[0] - 1)
     for k in range(0, y.size, BLOCK // 2):
@@ -82,7 +85,7 @@ def _few_sums(p, scale, rest, y, values, spare, sums):
 
 @stage
 def _softmax_against_labels(x, target, item, ignore, mask, b, lo, buffers):
-    """Fill labels and exponentials and return a status; excluded voxels have p = 1 - p = 0, and no class."""
+    """Read labels, compute exponentials and return a status; excluded voxels have p = 1 - p = 0 and no class."""
     p, top, scale, rest = buffers.rows[P], buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
     status = read_counted(target[b, 0], item, x.shape[1], ignore, mask, b, lo, x.shape[2], buffers.y)
     excluding = None if ignore is None and mask is None else buffers.y
@@ -159,12 +162,12 @@ def _forward_weighted(activation, overlap, surprisals, gamma, matrix, buffers, s
             sums[VOLUME, c] += surprisal.product_sum(g[c, block], w[block])
 
 
-# The gradient may be written over the logits: LLVM is told that the arrays of a stage are apart, so that none has both.
+# The gradient may overwrite the logits. Stages are compiled for arrays that do not overlap, so no stage may take both.
 
 
 @stage
 def _slopes_of_own(x, gamma, excluding, slopes, b, lo, buffers):
-    """Put p dL/dp of the surprisal of each voxel's own class into SCRATCH_A."""
+    """Put p dL/dp of each voxel's true class, through its surprisal, into SCRATCH_A."""
     y, top, scale, rest = buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
     own_p, own_q, own = buffers.row[OWN], buffers.row[FACTOR], buffers.row[SCRATCH_A]
     if gamma != 0:
@@ -189,7 +192,7 @@ def _gradient_labels(overlap, surprisals, matrix, excluding, slopes, small, b, l
             own = own[:0]
         hits, misses = slopes[TP_LESS_FN, b], slopes[FP, b]
         gradient_labels(p, scale, rest, y, hits, misses, largest, others, own, out, b, lo)
-    # Of scale = rest = 0 comes a gradient of 0, unless slopes are infinite, as those of an empty denominator.
+    # scale = rest = 0 gives a gradient of 0, unless a slope is infinite, as that of an empty denominator.
     if excluding and not small:
         clear_where_excluded(y, out[b, :, lo : lo + y.size])
 
@@ -215,7 +218,7 @@ def _surprisals_of_labels(x, target, item, gamma, slopes, b, lo, buffers, sums, 
 
 @stage
 def _are_small(slopes, matrix):
-    """Whether sums of a few slopes are finite."""
+    """Return whether sums of a few slopes are finite."""
     total = slopes.dtype.type(0)
     for row in range(slopes.shape[0]):
         for c in range(slopes.shape[1]):
@@ -246,11 +249,11 @@ def _backward_weighted(activation, overlap, surprisals, gamma, matrix, slopes, b
 
 @kernel
 def forward_labels(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, start, stop, sums, kept):
-    """`forward` of softmax against labels, voxels counting or not: the case that trainings spend their time in.
+    """Do what `forward` does for a softmax, labels and a binary mask, the case of most trainings.
 
-    There min(p, g) is the product; and at its kink p = g = 1 the softmax has no slope. The number to ignore and the
-    mask may be None. If `kept`, (B, 1, …) bytes, has room for two voxels in each byte, it gets what
-    the backward needs of the target and the mask. Returns a status, see `status.py`.
+    In this case min(p, g) is the product p g, and at its kink p = g = 1 the slope of the softmax is 0. `ignore` and
+    `mask` may be None. If `kept`, (B, 1, …) bytes, is not empty, it receives the labels, two in each byte, which the
+    backward pass reads in place of the target and the mask. Returns a status, see `status.py`.
     """
     status, step = VALID, tile_width(x.shape[1], stop - start)
     buffers = scratch(x.shape[1], step, x.dtype)
@@ -269,7 +272,7 @@ def forward_labels(x, target, item, overlap, surprisals, gamma, matrix, ignore, 
 
 @kernel
 def backward_labels(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, slopes, b, start, stop, out):
-    """Do what `backward` does in the same case, and return a status like that of `forward_labels`.
+    """Do what `backward` does in the case of `forward_labels`, and return a status.
 
     `out` may be x.
     """
@@ -290,7 +293,7 @@ def backward_labels(x, target, item, overlap, surprisals, gamma, matrix, ignore,
 
 @kernel
 def surprisals_of_labels(x, target, item, gamma, slopes, b, start, stop, sums, out):
-    """`forward_labels` and `backward_labels` at once, of surprisals alone where all voxels count."""
+    """Do `forward_labels` and `backward_labels` in one pass, for surprisals only, if no voxel is excluded."""
     status, step = VALID, tile_width(x.shape[1], stop - start)
     buffers = scratch(x.shape[1], step, x.dtype)
     for lo in range(start, stop, step):
@@ -306,10 +309,10 @@ def surprisals_of_labels(x, target, item, gamma, slopes, b, start, stop, sums, o
 def forward_channels(
     x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, b, start, stop, sums, kept
 ):  # fmt: skip
-    """`forward` of sigmoid against labels, or a dense target of 0 and 1, voxels counting or not.
+    """Do what `forward` does for a sigmoid, labels or a dense target of 0 and 1, and a binary mask.
 
-    Or of the softmax of a `pair` of classes against labels; only these have a matrix. `kept` is as in
-    `forward_labels`, for labels, or for a dense target of one channel. Returns a status, see `status.py`.
+    With `pair`, do it for the softmax of two classes and labels; only then a matrix is allowed. `kept` is as in
+    `forward_labels`, for labels and for a dense target of one channel. Returns a status, see `status.py`.
     """
     status, step = VALID, tile_width(x.shape[1], stop - start)
     buffers = scratch(x.shape[1], step, x.dtype)
@@ -330,7 +333,7 @@ def forward_channels(
 def backward_channels(
     x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, slopes, b, start, stop, out
 ):  # fmt: skip
-    """Do what `backward` does in the same case, and return a status like that of `forward_channels`."""
+    """Do what `backward` does in the case of `forward_channels`, and return a status."""
     step = tile_width(x.shape[1], stop - start)
     buffers = scratch(x.shape[1], step, x.dtype)
     for lo in range(start, stop, step):
@@ -349,12 +352,12 @@ def backward_channels(
 def forward(
     x, target, item, overlap, surprisals, gamma, matrix, dense, mask, activation, ignore, b, start, stop, sums
 ):  # fmt: skip
-    """Add the statistics of the voxels start:stop of item b to `sums`, (N, ROWS, C), by chunks of `TILES` tiles.
+    """Add the statistics of the voxels start:stop of item b to `sums`, (chunks, ROWS, C), for chunks of `TILES` tiles.
 
-    x is (B, C, N); target its bytes, (B, 1 or C, N * itemsize), of the type with number `item`; the distance matrix
-    is (C, C), mask (B or 1, N), or (0, 0) for none; ignore is NaN for none. Overlap, surprisals and matrix are None
-    where they are not asked for, which is part of their types: what is not asked for is not compiled. Returns a
-    status, see `status.py`.
+    x is (B, C, N). `target` holds the bytes of the target, (B, 1 or C, N * itemsize), and `item` is the number of its
+    type. The distance matrix is (C, C). The mask is (B or 1, N), or (0, 0) if there is none. `ignore` is NaN if no
+    label is ignored. `overlap`, `surprisals` and `matrix` are None if they are not needed; None is a type of its own,
+    for which Numba leaves out the code that computes them. Returns a status, see `status.py`.
     """
     status, step = VALID, tile_width(x.shape[1], stop - start)
     buffers = scratch(x.shape[1], step, x.dtype)
@@ -373,9 +376,10 @@ def backward(
     x, target, item, overlap, surprisals, gamma, matrix, dense, mask, activation, ignore, slopes, b, start, stop,
     out,
 ):  # fmt: skip
-    """Write dL/dx of the voxels start:stop of item b, given slopes = dL/d(statistics), (ROWS, B, C), and TP - FN.
+    """Write dL/dx of the voxels start:stop of item b, and return a status.
 
-    The matrix is (C, C) and holds dL/dp by true class and class. `out` may be x.
+    `slopes`, (ROWS, B, C), is dL/d(statistics), and includes the slope in TP - FN. The matrix, (C, C), holds dL/dp by
+    true class and class. `out` may be x.
     """
     status, step = VALID, tile_width(x.shape[1], stop - start)
     buffers = scratch(x.shape[1], step, x.dtype)

@@ -1,15 +1,16 @@
-"""Sums over windows that move along an axis, and moments within them, without a difference of large sums.
+"""Sums over windows that move along an axis, and moments within them, without differences of large sums.
 
-Arrays are flat: a window along an axis of some stride takes the numbers at i, i + stride, …, one loop doing all windows
-at once. Those that begin where none fits hold nothing of use.
+Arrays are flat: a window along an axis takes the numbers at i, i + stride, …, and one loop computes all windows. The
+results of windows that do not fit are meaningless.
 
-A window of ones is put together of windows of 3, 9, … numbers, each made of three of a third of its length, as long as
-that goes, and then of 1, 2, 4, … of those: the cost grows with the logarithm of its length, and unlike in a running
-sum, what has left the window has left no rounding behind. Other windows are added up number by number.
+A window of ones is composed of windows of 3, 9, … numbers, each made of three windows of a third of its length, as long
+as the length is divisible by 3, and then of 1, 2, 4, … of those. The cost grows with the logarithm of the length.
+Unlike in a running sum, numbers that have left the window leave no rounding error behind. Other windows are summed
+number by number.
 
-Moments are the means of two images, t and p, and the sums of squares and of products of what deviates from them: t t,
-p p, t p. Those of two windows are merged after Chan, Golub and LeVeque (1979), which adds up squares only: no variance
-is a difference.
+Moments are the means of two images, t and p, and the sums of squares and products of the deviations from the means: tt,
+pp, tp. The moments of two windows are merged after Chan, Golub and LeVeque (1979), who add only squares: no variance is
+computed as a difference.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ from twinloss.fast.kernels.cpu.compiled.tile import START, copy_cast, stage
 
 MOMENTS = 5
 
-# Numbers of a field that are looked at in one go, so that all rooms of all fields stay in the second cache; and how
-# many of a row at least, if it is as long.
+# Numbers of a field that are processed at once, so that all rooms of all fields stay in the second-level cache; and how
+# many of them come from one row at least, if it is as long.
 ROOM, SIDE = 6144, 128
-# Planes of a slab, margins included, so that enough of a row fits beside them: short rows are slow.
+# Planes of a slab, including margins, so that long parts of a row fit into a room: short ones are slow.
 SLAB = 104
 
 
 @stage
 def _merge(t, p, tt, pp, tp, u, q, uu, qq, uq, share, factor, out_t, out_p, out_tt, out_pp, out_tp):
+    """Merge the moments t, p, tt, pp, tp of windows with the moments u, q, uu, qq, uq of others.
+
+    `share` is the share of the others in the total weight, and `factor` is the product of both weights over their sum.
+    """
     for i in range(t.size):
         dt, dp = u[i] - t[i], q[i] - p[i]
         out_t[i], out_p[i] = t[i] + share * dt, p[i] + share * dp
@@ -40,6 +45,7 @@ def _merge(t, p, tt, pp, tp, u, q, uu, qq, uq, share, factor, out_t, out_p, out_
 
 @stage
 def _absorb(t, p, tt, pp, tp, u, q, uu, qq, uq, share, factor):
+    """Do what `_merge` does, in place."""
     for i in range(t.size):
         dt, dp = u[i] - t[i], q[i] - p[i]
         t[i] += share * dt
@@ -103,10 +109,11 @@ def _sums_in_threes(source, stride, outer, inner, n, result):
 
 @stage
 def _moments_of_three(t, t_mid, t_end, p, p_mid, p_end, share, factor, out_t, out_p, out_tt, out_pp, out_tp):
-    """Of three numbers of weights o, i, o; share = o / (2 o + i), factor = o times what each stands for.
+    """Compute the moments of three numbers with the weights o, i, o.
 
-    With x and y the differences of the outer ones from the middle one, the sum of squares of what deviates from the
-    mean is o (x² + y² - o (x + y)² / (2 o + i)), which is put as a sum of squares.
+    `share` is o / (2 o + i), and `factor` is o times the weight that each number stands for. With x and y the
+    differences of the outer numbers from the middle one, the sum of squared deviations from the mean is
+    o (x² + y² - o (x + y)² / (2 o + i)), which is computed as a sum of squares.
     """
     of_each, of_both = factor * (1.0 - 2.0 * share), factor * share
     for i in range(out_t.size):
@@ -126,7 +133,7 @@ def _accumulate_sum_of_three(one, middle, other, outer, inner, out):
 
 @stage
 def _moments_in_threes(source, stride, outer, inner, count, n, result):
-    """Windows of three numbers, the commonest ones, in one go."""
+    """Compute the moments of windows of three numbers, the most common ones, in one loop."""
     middle, other = slice(stride, stride + n), slice(2 * stride, 2 * stride + n)
     _moments_of_three(
         source[0, :n], source[0, middle], source[0, other], source[1, :n], source[1, middle], source[1, other],
@@ -145,10 +152,10 @@ def _add_shifted(source, shift, n, out):
 
 @stage
 def sums_along(rooms, at, size, stride, window, ones, weighted):
-    """Sums over windows along an axis, in one of the three `rooms` (rooms, fields, numbers): returns which.
+    """Sum over windows along an axis, and return which of the three `rooms`, (3, fields, numbers), has the sums.
 
-    The numbers are in room `at`; `window` has the weights. Where these are not all 1 `ones` is None, and where they are
-    `weighted` is: of what is None, and of that alone, Numba knows not to compile what it is for.
+    The numbers are in room `at`. `window` has the weights. `ones` is None if they are not all 1, and `weighted` is None
+    if they are. None is a type of its own, for which Numba leaves out the code of that case.
     """
     length = window.size
     if length == 1 and window[0] == 1:
@@ -205,7 +212,7 @@ def _weighted_moments(source, n, stride, window, count, result):
     total = 0.0
     for j in range(window.size):
         total += window[j]
-    # A mean relative to the number in the middle is rounded once against a large offset, and not for each number.
+    # The mean is computed relative to the number in the middle, so that a large offset rounds it only once.
     centre = slice(window.size // 2 * stride, window.size // 2 * stride + n)
     for f in range(2):
         for i in range(n):
@@ -227,7 +234,7 @@ def _weighted_moments(source, n, stride, window, count, result):
 
 @stage
 def moments_along(rooms, at, size, stride, window, ones, weighted, count):
-    """The same of moments; `count` is the total weight of what each number stands for already."""
+    """Do what `sums_along` does for moments; `count` is the total weight that each number stands for already."""
     length = window.size
     while length % 3 == 0 and (ones is not None or length == 3):
         size -= 2 * stride
@@ -255,7 +262,7 @@ def moments_along(rooms, at, size, stride, window, ones, weighted, count):
 
 @stage
 def clear(room, start, stop):
-    """Put zeros into all fields of a room, from `start` on."""
+    """Set the numbers start:stop of all fields of a room to 0."""
     for f in range(room.shape[0]):
         for i in range(start, stop):
             room[f, i] = 0.0
@@ -263,7 +270,7 @@ def clear(room, start, stop):
 
 @stage
 def total_weight(window):
-    """The sum of a window's weights."""
+    """Return the sum of the weights of a window."""
     total = 0.0
     for j in range(window.size):
         total += np.float64(window[j])
@@ -271,7 +278,7 @@ def total_weight(window):
 
 
 def tile_of_plane(height, width, radius_x):
-    """Rows and columns of a plane that are done in one go; near a square, as each takes the margins of its windows."""
+    """Return the rows and columns of a tile; it is nearly square, because each tile also loads its margins."""
     columns = min(max(ROOM // height, SIDE), width)
     columns = -(-width // -(-width // columns))
     return min(max(ROOM // (columns + 2 * radius_x), 1), height), columns
@@ -279,7 +286,7 @@ def tile_of_plane(height, width, radius_x):
 
 @stage
 def place_of_tile(tile, height, width, rows, columns):
-    """Plane, first row and first column of a tile, and its rows and columns."""
+    """Return the plane, the first row and the first column of a tile, and its numbers of rows and columns."""
     across = -(-width // columns)
     down = -(-height // rows)
     y, x = (tile // across) % down * rows, tile % across * columns
@@ -288,24 +295,25 @@ def place_of_tile(tile, height, width, rows, columns):
 
 @stage
 def columns_at_once(columns, depth, radius_z):
-    """How many voxels of a plane, in a row, are done in one go over the depth."""
+    """Return how many consecutive voxels of a plane are processed at once along the depth."""
     return min(max(ROOM // (depth + 2 * radius_z), 16), columns)
 
 
 def planes_at_once(depth, radius_z):
-    """Planes of a slab, all slabs near alike."""
+    """Return the number of planes of a slab; all slabs have about the same."""
     planes = max(SLAB - 2 * radius_z, 4 * radius_z)
     return depth if depth + 2 * radius_z <= SLAB else -(-depth // -(-depth // planes))
 
 
-# Part of the code that calls them, as each stage takes a time to compile.
+# These are inlined in their callers, because compiling a stage of its own takes longer.
 
 
 @njit(inline="always")
 def begin_slab(room, carried, low, z, n, radius):
-    """Before a slab that starts at plane z, the planes that reach into it, as they were before they were done.
+    """Restore the planes before a slab that starts at plane z, as they were before they were processed.
 
-    Returns from which plane on there are others to load: of the first slab, at plane `low`, these are such, too.
+    The windows of the slab reach them. Returns the first plane to load. The first slab, at plane `low`, has nothing to
+    restore, and also loads the planes before it.
     """
     if z == low:
         clear(room, START, max(radius - low, 0) * n)
@@ -317,7 +325,7 @@ def begin_slab(room, carried, low, z, n, radius):
 
 @njit(inline="always")
 def end_slab(room, carried, loaded, stop, margin):
-    """After the numbers that are `loaded`, zeros; and carry the last planes of a slab, which end at `stop`."""
+    """Put zeros after the `loaded` numbers, and carry over the last planes of a slab, which end at `stop`."""
     clear(room, loaded, stop + margin)
     for f in range(room.shape[0]):
         copy_cast(room[f, stop - margin : stop], carried[f, :margin])
@@ -325,13 +333,13 @@ def end_slab(room, carried, loaded, stop, margin):
 
 @stage
 def reach(start, count, radius, size):
-    """From where to where, of `size`, windows around `count` places from `start` on reach."""
+    """Return the range, within `size`, that windows around `count` places from `start` on reach."""
     return max(start - radius, 0), min(start + count + radius, size)
 
 
 @stage
 def load_tile(plane, y_start, x_start, rows, columns, radius_y, radius_x, out):
-    """Voxels of an image with the margins that windows reach, 0 where there is nothing."""
+    """Load a tile of a plane with the margins that windows reach; beyond the image it is 0."""
     pitch = columns + 2 * radius_x
     for i in range((rows + 2 * radius_y) * pitch):
         out[i] = 0.0
