@@ -1,7 +1,9 @@
 """Which kernels are picked: a set that registers for a device is called, and no loss is changed for it."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,3 +128,14 @@ def test_numba_is_imported_with_the_first_kernel_and_no_sooner():
 
 def test_kernels_close_over_the_hash_of_all_sources():
     assert [cell.cell_contents for cell in voxel.forward.py_func.__closure__] == [compiler.SOURCES]
+
+
+@pytest.mark.parametrize("name", ["window.py", "status.py", "deeper/new.py"])
+def test_a_change_of_any_source_changes_the_hash(tmp_path, name):
+    folder = Path(compiler.__file__).parent
+    copied = shutil.copytree(folder, tmp_path / "compiled", ignore=shutil.ignore_patterns("__pycache__"))
+    assert compiler.hash_of(copied) == compiler.SOURCES
+    changed = copied / name
+    changed.parent.mkdir(exist_ok=True)
+    changed.write_text((changed.read_text() if changed.exists() else "") + "\n")
+    assert compiler.hash_of(copied) != compiler.SOURCES

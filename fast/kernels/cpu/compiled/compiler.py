@@ -14,12 +14,14 @@ from numba import njit
 
 from twinloss.fast.kernels import statistic_rows
 
-# The hash of all files that a kernel may depend on: those of this folder, and the row numbers of the statistics.
-SOURCES = hashlib.sha256(
-    b"".join(
-        path.read_bytes() for path in [*sorted(Path(__file__).parent.rglob("*.py")), Path(statistic_rows.__file__)]
-    )
-).hexdigest()
+
+def hash_of(folder: Path) -> str:
+    """Return the hash of all that a kernel may depend on: the sources in a folder, and the rows of the statistics."""
+    paths = [*sorted(folder.rglob("*.py")), Path(statistic_rows.__file__)]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+
+
+SOURCES = hash_of(Path(__file__).parent)
 
 
 def _can_cache() -> bool:

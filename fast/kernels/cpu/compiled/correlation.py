@@ -11,13 +11,12 @@ from __future__ import annotations
 import numpy as np
 
 from twinloss.fast.kernels.cpu.compiled.compiler import kernel
-from twinloss.fast.kernels.cpu.compiled.tile import NEXT, START, stage, sums_stage
+from twinloss.fast.kernels.cpu.compiled.tile import NEXT, START, copy_cast, stage, sums_stage
 from twinloss.fast.kernels.cpu.compiled.window import (
     MOMENTS,
     begin_slab,
     clear,
     columns_at_once,
-    copy_cast,
     end_slab,
     load_tile,
     moments_along,

@@ -1,16 +1,16 @@
-"""Squared first differences of a field, and their adjoint: a pass each, or one pass for both. Nothing else is stored.
+"""Squared first differences of a field, and their adjoint: a pass each, or one for both; nothing else is stored.
 
-A field is (D, H * W), with size 1 along axes that it does not have. `weights` has a factor for the squared differences
-along each axis that the field has, in the order x, y, z. With a `margin` of 0, the compact stencil, the differences are
-those between a voxel and its two neighbours along each axis. The missing neighbour of a voxel at the border is the
-mirror image of the other neighbour, which therefore counts twice. With a `margin` of 1, the wide stencil, the
-difference is that between the two neighbours of a voxel, which must not be at the border.
+A field is (D, H * W), axes that it does not have being of size 1; `weights` holds a factor for each axis that it has,
+in the order x, y, z: whatever makes a squared difference what it counts. With a `margin` of 0 differences are those of
+a voxel and its neighbours, two squares along each axis; the missing neighbour of a voxel at the border is the mirror
+image of the one that is there, which counts twice. With 1 they are those between the two neighbours of a voxel off the
+border.
 
-The gradient is a sum over pairs of voxels. The squared difference of a pair is part of the energies of both voxels, or
-with the wide stencil of the energy of the voxel between them. Its slope pulls each voxel of the pair towards the other.
+Where one voxel's energy has the square of a difference, so has the other's, or that of the voxel between them: the
+gradient is a sum over these pairs, of each voxel's pull towards its partner.
 
-Rows lie one after the other in memory, and a loop runs over several of them at once, because single rows are too short
-for wide vectors. The results at the ends of rows, where voxels have other neighbours, are corrected afterwards.
+Rows lie one after the other, and loops run over several of them in one go: rows alone are too short for wide vectors.
+What that makes of the voxels at the ends of rows, which have other neighbours, is put right afterwards.
 """
 
 from __future__ import annotations
@@ -19,125 +19,17 @@ import numpy as np
 from numba import njit
 
 from twinloss.fast.kernels.cpu.compiled.compiler import kernel
-from twinloss.fast.kernels.cpu.compiled.rows import BLOCK, alike, clear_between, total_of
+from twinloss.fast.kernels.cpu.compiled.diffusion_energies import (
+    ALIKE,
+    beside,
+    energies,
+    put_squares_at_ends,
+    row_at,
+    rows_from,
+    wide_energies,
+)
+from twinloss.fast.kernels.cpu.compiled.rows import BLOCK, alike, total_of
 from twinloss.fast.kernels.cpu.compiled.tile import NEXT, START, copy_cast, stage
-
-# Rows at the border of a plane that are processed one by one, because their pulls differ from those in the interior.
-# This is so as well if only energies are computed, so that their order of addition is always the same.
-_ALIKE = 2
-
-
-@stage
-def _put_squares(before, here, after, weight, energy):
-    for i in range(energy.size):
-        one, other = before[i] - here[i], after[i] - here[i]
-        energy[i] = weight * (one * one + other * other)
-
-
-@stage
-def _add_squares(before, here, after, weight, energy):
-    for i in range(energy.size):
-        one, other = before[i] - here[i], after[i] - here[i]
-        energy[i] += weight * (one * one + other * other)
-
-
-@stage
-def _add_squares_of_two_axes(before, here, after, weight, below, above, other_weight, energy):
-    """Do `_add_squares` for two axes in one loop."""
-    for i in range(energy.size):
-        u = here[i]
-        one, other, lower, upper = before[i] - u, after[i] - u, below[i] - u, above[i] - u
-        energy[i] += weight * (one * one + other * other) + other_weight * (lower * lower + upper * upper)
-
-
-@stage
-def _put_squares_at_ends(here, width, weight, energy):
-    """Put the squares along rows of the first and last voxels, whose only difference counts twice."""
-    for first in range(0, here.size, width):
-        last = first + width - 1
-        one, other = here[first + 1] - here[first], here[last - 1] - here[last]
-        energy[first] = weight * (one * one + one * one)
-        energy[last] = weight * (other * other + other * other)
-
-
-@stage
-def _put_square(before, after, weight, energy):
-    for i in range(energy.size):
-        difference = after[i] - before[i]
-        energy[i] = weight * (difference * difference)
-
-
-@stage
-def _add_square(before, after, weight, energy):
-    for i in range(energy.size):
-        difference = after[i] - before[i]
-        energy[i] += weight * (difference * difference)
-
-
-@stage
-def _put_square_of_three_axes(left, right, before, after, below, above, weights, energy):
-    for i in range(energy.size):
-        x, y, z = right[i] - left[i], after[i] - before[i], above[i] - below[i]
-        energy[i] = weights[0] * (x * x) + weights[1] * (y * y) + weights[2] * (z * z)
-
-
-@njit(inline="always")
-def _rows(u, width, z, y, count):
-    return u[z, y * width : (y + count) * width]
-
-
-@njit(inline="always")
-def _row(u, width, z, y):
-    return _rows(u, width, z, y, 1)
-
-
-@njit(inline="always")
-def _beside(k, n):
-    """Return the neighbours before and after place k of n, mirrored at the border."""
-    return (k - 1 if k > 0 else 1), (k + 1 if k < n - 1 else n - 2)
-
-
-@stage
-def _energies(u, width, z, y, count, weights, energy):
-    """Put the energies of rows into `energy`, and return their sum, which is float64 beyond a block."""
-    here, height, depth = _rows(u, width, z, y, count), u.shape[1] // width, u.shape[0]
-    n = here.size
-    _put_squares(here[: n - 2], here[1 : n - 1], here[2:], weights[0], energy[1 : n - 1])
-    _put_squares_at_ends(here, width, weights[0], energy)
-    if weights.size == 1:
-        return total_of(energy)
-    before, after = _beside(y, height)
-    before, after = _rows(u, width, z, before, count), _rows(u, width, z, after, count)
-    if weights.size == 2:
-        _add_squares(before, here, after, weights[1], energy)
-        return total_of(energy)
-    below, above = _beside(z, depth)
-    below, above = _rows(u, width, below, y, count), _rows(u, width, above, y, count)
-    _add_squares_of_two_axes(before, here, after, weights[1], below, above, weights[2], energy)
-    return total_of(energy)
-
-
-@stage
-def _wide_energies(u, width, z, y, count, weights, energy):
-    """Put the energies of interior rows into `energy`, from the second voxel to the last but one.
-
-    Returns their sum, which is float64 beyond a block.
-    """
-    here = _rows(u, width, z, y, count)
-    n = here.size
-    inside = slice(1, n - 1)
-    if weights.size > 2:
-        _put_square_of_three_axes(
-            here[: n - 2], here[2:], _rows(u, width, z, y - 1, count)[inside], _rows(u, width, z, y + 1, count)[inside],
-            _rows(u, width, z - 1, y, count)[inside], _rows(u, width, z + 1, y, count)[inside], weights, energy,
-        )  # fmt: skip
-    else:
-        _put_square(here[: n - 2], here[2:], weights[0], energy)
-        if weights.size > 1:
-            before, after = _rows(u, width, z, y - 1, count), _rows(u, width, z, y + 1, count)
-            _add_square(before[inside], after[inside], weights[1], energy)
-    clear_between(energy, width, NEXT)
-    return total_of(energy)
 
 
 @stage
@@ -178,7 +70,7 @@ def _slopes(upstream, z, y, ones):
 def _gradient_by_voxel(u, width, z, y, weights, upstream, out):
     """Put dL/du of a row into `out`, for the compact stencil and a dL/dE for each voxel."""
     out[:] = 0
-    here, height, depth = _row(u, width, z, y), u.shape[1] // width, u.shape[0]
+    here, height, depth = row_at(u, width, z, y), u.shape[1] // width, u.shape[0]
     own, last, w = upstream[z, y], width - 1, weights[0]
     if last == 1:
         _pull_along(here, own, START, NEXT, w + w, w + w, out)
@@ -190,11 +82,11 @@ def _gradient_by_voxel(u, width, z, y, weights, upstream, out):
         to = y + step
         if 0 <= to < height:
             mine, theirs = _counted(weights[1], y, height), _counted(weights[1], to, height)
-            _pull(here, _row(u, width, z, to), own, upstream[z, to], mine, theirs, out)
+            _pull(here, row_at(u, width, z, to), own, upstream[z, to], mine, theirs, out)
         to = z + step
         if 0 <= to < depth:
             mine, theirs = _counted(weights[2], z, depth), _counted(weights[2], to, depth)
-            _pull(here, _row(u, width, to, y), own, upstream[to, y], mine, theirs, out)
+            _pull(here, row_at(u, width, to, y), own, upstream[to, y], mine, theirs, out)
 
 
 @njit(inline="always")
@@ -238,7 +130,7 @@ def _put_pulls_at_ends(here, width, weights, out):
     for start in range(0, here.size, width):
         for j in range(min(width, 4)):
             k = j if j < 2 else width + 1 - j
-            (before, after), (by_before, by_after) = _beside(k, width), _pulls(weights, 0, k, width)
+            (before, after), (by_before, by_after) = beside(k, width), _pulls(weights, 0, k, width)
             u = here[start + k]
             out[start + k] = by_before * (u - here[start + before]) + by_after * (u - here[start + after])
 
@@ -246,19 +138,19 @@ def _put_pulls_at_ends(here, width, weights, out):
 @stage
 def _gradient_of_rows(u, width, z, y, count, weights, out):
     """Put dL/du of rows into `out`, for the compact stencil and a dL/dE of 1."""
-    here, height, depth = _rows(u, width, z, y, count), u.shape[1] // width, u.shape[0]
+    here, height, depth = rows_from(u, width, z, y, count), u.shape[1] // width, u.shape[0]
     n, two = here.size, weights[0] + weights[0]
     _put_pulls(here[: n - 2], here[1 : n - 1], here[2:], two, two, out[1 : n - 1])
     _put_pulls_at_ends(here, width, weights, out)
     if weights.size == 1:
         return
-    (before, after), (by_before, by_after) = _beside(y, height), _pulls(weights, 1, y, height)
-    before, after = _rows(u, width, z, before, count), _rows(u, width, z, after, count)
+    (before, after), (by_before, by_after) = beside(y, height), _pulls(weights, 1, y, height)
+    before, after = rows_from(u, width, z, before, count), rows_from(u, width, z, after, count)
     if weights.size == 2:
         _add_pulls(before, here, after, by_before, by_after, out)
         return
-    (below, above), (by_below, by_above) = _beside(z, depth), _pulls(weights, 2, z, depth)
-    below, above = _rows(u, width, below, y, count), _rows(u, width, above, y, count)
+    (below, above), (by_below, by_above) = beside(z, depth), _pulls(weights, 2, z, depth)
+    below, above = rows_from(u, width, below, y, count), rows_from(u, width, above, y, count)
     _add_pulls_of_two_axes(before, here, after, by_before, by_after, below, above, by_below, by_above, out)
 
 
@@ -286,16 +178,16 @@ def _add_both_of_two_axes(
 
 @stage
 def _both_of_rows(u, width, z, y, count, weights, pulls, energy, out):
-    """Do `_energies` and `_gradient_of_rows` for the same rows; they share the differences."""
-    here, height, depth = _rows(u, width, z, y, count), u.shape[1] // width, u.shape[0]
+    """Do `energies` and `_gradient_of_rows` for the same rows; they share the differences."""
+    here, height, depth = rows_from(u, width, z, y, count), u.shape[1] // width, u.shape[0]
     inside, two = slice(1, here.size - 1), pulls[0] + pulls[0]
     _put_both(here[: here.size - 2], here[inside], here[2:], weights[0], two, energy[inside], out[inside])
-    _put_squares_at_ends(here, width, weights[0], energy)
+    put_squares_at_ends(here, width, weights[0], energy)
     _put_pulls_at_ends(here, width, pulls, out)
-    (before, after), (by_before, by_after) = _beside(y, height), _pulls(pulls, 1, y, height)
-    before, after = _rows(u, width, z, before, count), _rows(u, width, z, after, count)
-    (below, above), (by_below, by_above) = _beside(z, depth), _pulls(pulls, 2, z, depth)
-    below, above = _rows(u, width, below, y, count), _rows(u, width, above, y, count)
+    (before, after), (by_before, by_after) = beside(y, height), _pulls(pulls, 1, y, height)
+    before, after = rows_from(u, width, z, before, count), rows_from(u, width, z, after, count)
+    (below, above), (by_below, by_above) = beside(z, depth), _pulls(pulls, 2, z, depth)
+    below, above = rows_from(u, width, below, y, count), rows_from(u, width, above, y, count)
     _add_both_of_two_axes(
         before, here, after, weights[1], by_before, by_after, below, above, weights[2], by_below, by_above, energy, out
     )  # fmt: skip
@@ -327,15 +219,15 @@ def _wide_gradient_of_rows(u, width, z, y, count, weights, out):
 
     The rows must be at least 2 away from the border in z and y.
     """
-    here, w = _rows(u, width, z, y, count), weights[0]
+    here, w = rows_from(u, width, z, y, count), weights[0]
     n = here.size
     _put_pulls(here[: n - 4], here[2 : n - 2], here[4:], w, w, out[2 : n - 2])
     _put_wide_pulls_at_ends(here, width, NEXT, w, out)
-    before, after = _rows(u, width, z, y - 2, count), _rows(u, width, z, y + 2, count)
+    before, after = rows_from(u, width, z, y - 2, count), rows_from(u, width, z, y + 2, count)
     if weights.size == 2:
         _add_pulls(before, here, after, weights[1], weights[1], out)
     else:
-        below, above = _rows(u, width, z - 2, y, count), _rows(u, width, z + 2, y, count)
+        below, above = rows_from(u, width, z - 2, y, count), rows_from(u, width, z + 2, y, count)
         _add_pulls_of_two_axes(
             before, here, after, weights[1], weights[1], below, above, weights[2], weights[2], out
         )  # fmt: skip
@@ -347,7 +239,7 @@ def _wide_gradient_of_rows(u, width, z, y, count, weights, out):
 def _wide_gradient_of_row(u, width, z, y, weights, upstream, ones, out):
     """Put dL/du of a row into `out`, for the wide stencil."""
     out[:] = 0
-    here, n, height, depth = _row(u, width, z, y), width, u.shape[1] // width, u.shape[0]
+    here, n, height, depth = row_at(u, width, z, y), width, u.shape[1] // width, u.shape[0]
     # The planes and rows at each border that have no energy.
     above, before = (1 if weights.size > 2 else 0), (1 if weights.size > 1 else 0)
     inside_z, inside_y = above <= z < depth - above, before <= y < height - before
@@ -358,11 +250,11 @@ def _wide_gradient_of_row(u, width, z, y, weights, upstream, ones, out):
     for step in (-1, 1):
         if inside_z and before > 0 and 1 <= y + step < height - 1:
             slopes = _slopes(upstream, z - above, y + step - 1, ones)[: n - 2]
-            other = _row(u, width, z, y + 2 * step)
+            other = row_at(u, width, z, y + 2 * step)
             _pull_wide(here[1 : n - 1], other[1 : n - 1], slopes, weights[1], out[1 : n - 1])
         if inside_y and above > 0 and 1 <= z + step < depth - 1:
             slopes = _slopes(upstream, z + step - 1, y - before, ones)[: n - 2]
-            other = _row(u, width, z + 2 * step, y)
+            other = row_at(u, width, z + 2 * step, y)
             _pull_wide(here[1 : n - 1], other[1 : n - 1], slopes, weights[2], out[1 : n - 1])
 
 
@@ -378,12 +270,12 @@ def forward(u, width, weights, margin, z_start, z_stop, energy):
     for z in range(z_start, z_stop):
         y = START + before
         while y < height - before:
-            count = alike(y, height, _ALIKE, lines)
+            count = alike(y, height, ALIKE, lines)
             rows = room[: count * width - 2 * margin]
             if margin:
-                total += _wide_energies(u, width, z, y, count, weights, rows)
+                total += wide_energies(u, width, z, y, count, weights, rows)
             else:
-                total += _energies(u, width, z, y, count, weights, rows)
+                total += energies(u, width, z, y, count, weights, rows)
             if energy.size > 0:
                 for k in range(count):
                     copy_cast(rows[k * width : (k + 1) * width - 2 * margin], energy[z - above, y - before + k])
@@ -404,8 +296,8 @@ def backward(u, width, weights, margin, upstream, z_start, z_stop, out):
         deep = weights.size > 1 and (weights.size == 2 or 2 <= z < depth - 2)
         y = START
         while y < height:
-            count = 1 if voxelwise or (margin and not deep) else alike(y, height, _ALIKE, lines)
-            rows = _rows(out, width, z, y, count)
+            count = 1 if voxelwise or (margin and not deep) else alike(y, height, ALIKE, lines)
+            rows = rows_from(out, width, z, y, count)
             if margin and deep and not voxelwise and 2 <= y < height - 2:
                 _wide_gradient_of_rows(u, width, z, y, count, weights, rows)
             elif margin:
@@ -428,8 +320,8 @@ def both(u, width, weights, pulls, z_start, z_stop, out):
     for z in range(z_start, z_stop):
         y = START
         while y < height:
-            count = alike(y, height, _ALIKE, lines)
-            rows = _rows(out, width, z, y, count)
+            count = alike(y, height, ALIKE, lines)
+            rows = rows_from(out, width, z, y, count)
             total += _both_of_rows(u, width, z, y, count, weights, pulls, room[: count * width], rows)
             y += count
     return total

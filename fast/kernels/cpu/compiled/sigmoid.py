@@ -12,6 +12,8 @@ import numpy as np
 from numba import njit
 
 from twinloss.fast.kernels.cpu.compiled.elementary import log1p_nonnegative
+from twinloss.fast.kernels.cpu.compiled.probabilities import sigmoid
+from twinloss.fast.kernels.cpu.compiled.reading import keep_labels, read_counted
 from twinloss.fast.kernels.cpu.compiled.status import NOT_BINARY, VALID
 from twinloss.fast.kernels.cpu.compiled.surprisal import focus, slope_of_surprisal
 from twinloss.fast.kernels.cpu.compiled.tile import (
@@ -20,9 +22,6 @@ from twinloss.fast.kernels.cpu.compiled.tile import (
     OWN,
     SCRATCH_A,
     TOP,
-    keep_labels,
-    read_counted,
-    sigmoid,
     stage,
     sums_stage,
     taken,

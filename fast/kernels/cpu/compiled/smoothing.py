@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from twinloss.fast.kernels.cpu.compiled.compiler import kernel
-from twinloss.fast.kernels.cpu.compiled.tile import NEXT, START, stage
-from twinloss.fast.kernels.cpu.compiled.window import copy_cast, load_tile, place_of_tile, sums_along
+from twinloss.fast.kernels.cpu.compiled.tile import NEXT, START, copy_cast, stage
+from twinloss.fast.kernels.cpu.compiled.window import load_tile, place_of_tile, sums_along
 
 
 @stage
