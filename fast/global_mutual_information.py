@@ -156,7 +156,7 @@ class GlobalMutualInformationLoss(Loss):
         if self.process_group is not None:
             voxels = sum_over_ranks(joint.new_tensor(x.shape[1]), self.process_group)
             joint = sum_over_ranks(joint * x.shape[1], self.process_group) / voxels
-        information = _information(joint, self.smooth_nr, self.smooth_dr)
+        information = mutual_information(joint, self.smooth_nr, self.smooth_dr)
         if self.reduction != "none":
             information = information.mean() if self.reduction == "mean" else information.sum()
         return (-information).to(kind)
@@ -175,7 +175,7 @@ class GlobalMutualInformationLoss(Loss):
             )
 
 
-def _information(joint: Tensor, smooth_nr: float, smooth_dr: float) -> Tensor:
+def mutual_information(joint: Tensor, smooth_nr: float, smooth_dr: float) -> Tensor:
     """Return the mutual information of each item, given joint histograms (B, K, K) that sum to 1."""
     product = joint.sum(2, keepdim=True) * joint.sum(1, keepdim=True)
     # An empty bin adds nothing. Its ratio may be 0 / 0 without smoothing, and is replaced by 1.

@@ -81,8 +81,8 @@ def verify(
     count = examples or EXAMPLES * (10 if thorough else 1)
     with progress() as tick:
         seen = run(
-            twins, dtypes, drawn_seed(seed), count, real, tick, jobs or PROCESSES, with_dask(dask),
-            remember=remembers(), repeat=repeat, told=finished(only_marked=repeat > 1),
+            twins, dtypes, drawn_seed(seed), count, real, tick, processes=jobs or PROCESSES,
+            cluster=with_dask(dask), remember=remembers(), repeat=repeat, told=finished(only_marked=repeat > 1),
         )  # fmt: skip
     outcome(seen)
     files(seen, folder, save, writable(out) if out else None, readme)

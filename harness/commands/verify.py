@@ -53,6 +53,7 @@ def verify(
     examples: int = EXAMPLES,
     with_real: bool = True,
     tick: Tick = lambda what, cases: None,
+    *,
     processes: int = 1,
     cluster: str | None = None,
     remember: bool = False,

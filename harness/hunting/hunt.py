@@ -181,7 +181,7 @@ class Hunt:
         """Record a trial that did not fail."""
         self.cases += 1
         for finding in trial.findings:
-            self._note_finding(finding)
+            self.note_finding(finding)
             if finding.ratio < math.inf:
                 self.errors[finding.part, math.floor(finding.bits / BIN) * BIN] += 1
         self.degraded += any(finding.verdict == "degraded" for finding in trial.findings)
@@ -204,7 +204,8 @@ class Hunt:
             if (name, value) not in self.live and self_check.changes_result(self.twin, case, name):
                 self.live.add((name, value))
 
-    def _note_finding(self, finding: Finding) -> None:
+    def note_finding(self, finding: Finding) -> None:
+        """Keep a finding if it is the worst of its part so far."""
         known = self.worst.get(finding.part)
         badness = (ORDER.index(finding.verdict), finding.ratio)
         if known is None or badness > (ORDER.index(known.verdict), known.ratio):
@@ -256,7 +257,7 @@ def _worst_ratio(trial: Trial) -> float:
 def _show(seen: Hunt, trial: Trial) -> None:
     """Keep a trial as the counterexample."""
     for finding in trial.findings:
-        seen._note_finding(finding)
+        seen.note_finding(finding)
     seen.counterexample = _counterexample(seen, trial)
 
 

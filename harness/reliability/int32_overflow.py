@@ -171,6 +171,6 @@ def information(voxels: int) -> tuple[float, float]:
     by_kind = joint_histogram.joint_histogram(kinds, others, 4, loss.sigma_ratio, "gaussian")
     share = torch.tensor([voxels - count, count], dtype=torch.float64) / voxels
     joint = (share[:, None, None] * by_kind).sum(0, keepdim=True)
-    wanted = -global_mutual_information._information(joint, loss.smooth_nr, loss.smooth_dr).sum()
+    wanted = -global_mutual_information.mutual_information(joint, loss.smooth_nr, loss.smooth_dr).sum()
     (by_level,) = torch.autograd.grad(wanted, kinds)
     return relative(value.detach(), wanted.detach()), relative(slopes[0, 0, -count:], by_level[1] / count)
