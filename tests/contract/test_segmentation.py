@@ -65,15 +65,16 @@ REFERENCE = {
 Wasserstein = partial(GeneralizedWassersteinDiceLoss, 1 - np.eye(3))
 EVERY = pytest.mark.parametrize("loss_class", list(DOCUMENTED))
 COMPOUND = pytest.mark.parametrize("loss_class", [DiceCELoss, DiceFocalLoss])
-# The Dice losses' own errors stand in test_dice.py.
-ACTIVATED = pytest.mark.parametrize("loss_class", [GeneralizedDiceLoss, DiceCELoss, DiceFocalLoss, TverskyLoss])
+ACTIVATED = pytest.mark.parametrize(
+    "loss_class", [DiceLoss, MaskedDiceLoss, GeneralizedDiceLoss, DiceCELoss, DiceFocalLoss, TverskyLoss]
+)
 ON_LABELS = pytest.mark.parametrize(
     "loss",
     [
         pytest.param(Wasserstein(), id="GeneralizedWassersteinDiceLoss"),
         *(
             pytest.param(loss_class(to_onehot_y=True), id=loss_class.__name__)
-            for loss_class in (GeneralizedDiceLoss, DiceCELoss, DiceFocalLoss, FocalLoss, TverskyLoss)
+            for loss_class in (DiceLoss, GeneralizedDiceLoss, DiceCELoss, DiceFocalLoss, FocalLoss, TverskyLoss)
         ),
     ],
 )
@@ -313,16 +314,6 @@ def test_negative_smoothing_is_a_value_error(loss_class, name):
 def test_empty_input_is_a_value_error(loss, shape):
     with pytest.raises(ValueError, match="at least one voxel"):
         loss(torch.rand(shape), torch.zeros(shape[0], 1, shape[2], dtype=torch.int64))
-
-
-@ON_LABELS
-@pytest.mark.parametrize(
-    ("wrong", "shown"),
-    [([0, 3, 1, -1], "2 voxels with -1, 3"), ([0.0, 0.5, 1.0, 2.0], "1 voxels with 0.5")],
-)
-def test_labels_that_name_no_class_are_shown_and_counted(loss, wrong, shown):
-    with pytest.raises(ValueError, match=shown):
-        loss(torch.rand(1, 3, 4), torch.tensor(wrong)[None, None])
 
 
 @ON_LABELS
