@@ -258,12 +258,6 @@ def test_infinite_logits_that_are_right_contribute_nothing_in_the_binary_form(fo
 # --- options, layouts, state -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gamma", [-1, -1e-9, float("nan"), float("inf")])
-def test_negative_gamma_is_a_value_error(gamma):
-    with pytest.raises(ValueError, match="gamma must be finite and not negative"):
-        FocalLoss(gamma=gamma)
-
-
 def test_gamma_that_is_no_number_is_a_type_error():
     with pytest.raises(TypeError, match="gamma must be a number, got str"):
         FocalLoss(gamma="2")
