@@ -140,12 +140,13 @@ def test_operator_of_histograms_keeps_the_rules_of_torch(kernel_type):
 def test_operators_of_local_correlation_keep_the_rules_of_torch(voxelwise, asked):
     p, t = registration_arguments(LocalNormalizedCrossCorrelationLoss, 2, 3, 4, 5)
     p, t = p.requires_grad_(asked > 0), t.requires_grad_(asked > 1)
-    plan = (3, "gaussian", 3, 1e-5, 1e-5, False, voxelwise)
-    torch.library.opcheck(torch.ops.twinloss.local_correlation.default, (p, t, *plan, asked))
+    plan = (3, "gaussian", 3, 1e-5, 1e-5, False)
+    torch.library.opcheck(torch.ops.twinloss.local_correlation.default, (p, t, *plan, voxelwise, asked))
     p, t = p.detach(), t.detach()
-    score, *kept = torch.ops.twinloss.local_correlation(p, t, *plan, 2)
-    arguments = (torch.ones_like(score), p, t, *kept, *plan[:3])
-    torch.library.opcheck(torch.ops.twinloss.local_correlation_backward.default, arguments)
+    score, of_both_and_p, of_t = torch.ops.twinloss.local_correlation(p, t, *plan, voxelwise, 2)
+    for one, other, of_one in ((p, t, of_both_and_p[:, 1:]), (t, p, of_t)):
+        arguments = (torch.ones_like(score), one, other, of_both_and_p, of_one, *plan)
+        torch.library.opcheck(torch.ops.twinloss.local_correlation_backward.default, arguments)
 
 
 def test_operators_of_voxel_sums_keep_the_rules_of_torch():
@@ -154,5 +155,5 @@ def test_operators_of_voxel_sums_keep_the_rules_of_torch():
         for m in (None, mask):
             arguments = (x.clone().requires_grad_(), y, m, None, *options)
             torch.library.opcheck(torch.ops.twinloss.voxel_sums.default, arguments)
-            sums = torch.rand(8, 2, 3, dtype=x.dtype)
-            torch.library.opcheck(torch.ops.twinloss.voxel_sums_backward.default, (sums, x, y, m, None, *options))
+            slopes = torch.rand_like(torch.ops.twinloss.voxel_sums(x, y, m, None, *options))
+            torch.library.opcheck(torch.ops.twinloss.voxel_sums_backward.default, (slopes, x, y, m, None, *options))
