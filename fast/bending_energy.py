@@ -14,7 +14,7 @@ from twinloss.fast.runtime.arguments import total
 
 
 def _plain(u: Tensor, weights: Tensor, step: int, voxelwise: bool) -> Tensor:
-    """The energies, see `fast/field.py`."""
+    """Return the energies, see `PlainEnergy`."""
     axes = _axes(weights.shape[1])
     margin = [step if 3 - d <= axes else 0 for d in range(3)]
 

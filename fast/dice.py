@@ -123,11 +123,11 @@ class DiceLoss(SegmentationLoss):
         return self.reduce(self.dice(sums, voxels), input)
 
     def overlap(self) -> Overlap:
-        """The overlap of `fast/statistics.py`; with squares min(p, g) gives the same sums as the product."""
+        """Return the kind of overlap, see `Plan`; with squares min(p, g) gives the same sums as the product."""
         return "squared" if self.squared_pred else "minimum" if self.soft_label else "product"
 
     def dice(self, sums: Statistics, voxels: Voxels) -> Tensor:
-        """The loss of each item and class that takes part, (B, C') or (1, C'), not yet reduced."""
+        """Return the loss of each item and class that takes part, (B, C') or (1, C'), not yet reduced."""
         loss = fraction(sums.stack, self._terms(voxels))
         return loss if self.weight is None else loss * self.class_weight(loss, voxels)
 
@@ -137,7 +137,7 @@ class DiceLoss(SegmentationLoss):
         return self.terms(voxels, (2.0, errors, errors), squared=self.squared_pred)
 
     def class_weight(self, loss: Tensor, voxels: Voxels) -> Tensor:
-        """The weight of each class that takes part."""
+        """Return the weight of each class that takes part."""
         return weight_by_class(self.weight, loss.shape[1], loss)
 
 
@@ -165,7 +165,7 @@ class CompoundDiceLoss(DiceLoss):
     """Dice loss beside a cross entropy of the logits; both from one pass where they share an activation."""
 
     def compound_voxels(self, input: Tensor, target: Tensor) -> Voxels:
-        """The checked arguments, with the errors that the documentation of the compound losses promises."""
+        """Return the checked arguments; errors are those that the documentation of the compound losses promises."""
         check_tensors(input=input, target=target)
         if input.ndim != target.ndim:
             raise ShapeError(
@@ -180,7 +180,7 @@ class CompoundDiceLoss(DiceLoss):
         return self.voxels(input, target)
 
     def two_sums(self, voxels: Voxels, activation: Activation, plan: dict[str, Any]) -> tuple[Statistics, Statistics]:
-        """The statistics of the Dice term, and those that the other term's `plan` asks for on its own activation."""
+        """Return the statistics of the Dice term, and those that the other term's `plan` asks for on its activation."""
         own = self.activation(voxels.input)
         if own == activation or not plan:
             sums = voxels.sums(own, overlap=self.overlap(), **plan)
@@ -189,7 +189,7 @@ class CompoundDiceLoss(DiceLoss):
         return voxels.sums(own, overlap=self.overlap()), voxels.sums(activation, **plan)
 
     def seen(self, weight: float | tuple[float, ...], voxels: Voxels) -> float | tuple[float, ...]:
-        """A weight for all classes, as that of those that take part."""
+        """Return the part of a weight for all classes that belongs to those that take part."""
         classes = voxels.input.shape[1]
         if not isinstance(weight, tuple):
             return weight
@@ -201,7 +201,7 @@ class CompoundDiceLoss(DiceLoss):
         return weight if voxels.background else weight[1:]
 
     def class_weight(self, loss: Tensor, voxels: Voxels) -> Tensor:
-        """The weight of each class that takes part."""
+        """Return the weight of each class that takes part."""
         return weight_by_class(self.seen(self.weight, voxels), loss.shape[1], loss)
 
 

@@ -13,7 +13,7 @@ from twinloss.fast.kernels.contract import DIFFUSION
 
 
 def _plain(u: Tensor, weights: Tensor, margin: int, voxelwise: bool) -> Tensor:
-    """The energies, see `fast/field.py`."""
+    """Return the energies, see `PlainEnergy`."""
     by_field = weights.to(u.dtype).repeat(u.shape[0] // weights.shape[0], 1)
     terms = [by_field[:, k, None, None, None] * _squares(u, 3 - k, margin, weights) for k in range(weights.shape[1])]
     energy = sum(terms[1:], terms[0])

@@ -44,7 +44,9 @@ def dice_ce_loss(input: Array, target: Array, **options: Any) -> Array:
 
     Here i runs over the voxels of all items and c over all classes, and p = softmax(x), whatever the activation of the
     Dice term. ``reduction="sum"`` omits the division. A single channel is a binary problem, with C = 2, p = sigmoid(x)
-    and :math:`L_{ce} = -\frac1N \sum_i \left( w g' \log p + (1 - g') \log (1 - p) \right)`.
+    and, for N voxels,
+
+    .. math:: L_{ce} = -\frac1N \sum_i \left( w g' \log p + (1 - g') \log (1 - p) \right).
 
     Args:
         input: x, logits, (B, C, *S) or (B, C).

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from twinloss.fast.kernels.contract import CORRELATION, CorrelationPlan
+from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import total
-from twinloss.fast.runtime.dispatch import choose
 from twinloss.fast.runtime.torch_operator import (
     Computation,
     InputsAndValue,
@@ -28,7 +28,7 @@ from twinloss.fast.runtime.torch_operator import (
 def correlation_sum(p: Tensor, t: Tensor, plan: CorrelationPlan, factor: float, dtype: torch.dtype) -> Tensor:
     """Return a factor times the sum of the correlations of images (N, D, H, W) in all windows."""
     asked = torch.is_grad_enabled()
-    if choose(CORRELATION, p) == "plain" or (asked and t.requires_grad) or is_traced((p, t)):
+    if dispatch.choose(CORRELATION, p) == "plain" or (asked and t.requires_grad) or is_traced((p, t)):
         return (factor * correlations(p, t, plan, False).sum()).to(dtype)
     return _sum_as_one_node(p, t, plan, factor, dtype)
 
@@ -38,7 +38,7 @@ def correlations(p: Tensor, t: Tensor, plan: CorrelationPlan, voxelwise: bool) -
 
     Those of all windows if `voxelwise`, or else their sum for each image, (N,) float64.
     """
-    if choose(CORRELATION, p) == "plain":
+    if dispatch.choose(CORRELATION, p) == "plain":
         return _plain(p, t, plan, voxelwise)
     asked = torch.is_grad_enabled() * (p.requires_grad + t.requires_grad)
     score: Tensor
@@ -137,7 +137,8 @@ def _sum_as_one_node(p: Tensor, t: Tensor, plan: CorrelationPlan, factor: float,
     def images(*saved: Tensor) -> list[Tensor]:
         return [each if make is None else make(each).reshape(shape) for each, make in zip(saved, makes, strict=True)]
 
-    def value(p: Tensor, t: Tensor, ahead: bool) -> tuple[Tensor, Once[Tensor] | None]:
+    def value(pair: tuple[Tensor, Tensor], ahead: bool) -> tuple[Tensor, Once[Tensor] | None]:
+        p, t = pair
         if not ahead:
             return kernels.value(p, t, plan, factor, dtype), None
         made, gradient = kernels.value_and_gradient(p, t, plan, factor, dtype)

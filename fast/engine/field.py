@@ -13,8 +13,9 @@ from torch import Tensor
 
 from twinloss.fast.engine.loss import Loss, entry_point
 from twinloss.fast.kernels.contract import Differences, EnergyKernels
+from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import check_tensors, checked_flag, numbers
-from twinloss.fast.runtime.dispatch import Statistic, choose, result_type, widened
+from twinloss.fast.runtime.dispatch import Statistic
 from twinloss.fast.runtime.options import one_of
 from twinloss.fast.runtime.torch_operator import (
     Computation,
@@ -100,9 +101,9 @@ class FieldLoss(Loss):
         if not pred.is_floating_point():
             pred = pred.to(torch.get_default_dtype())
         self._check(pred)
-        wide, kind = widened(pred), result_type(pred)
+        wide, kind = dispatch.widened(pred), dispatch.result_type(pred)
         reduction, margin, rank = self.reduction, self.margins[self.stencil], pred.ndim - 2
-        by_kernel = choose(self.energy.statistic, wide) == "kernel"
+        by_kernel = dispatch.choose(self.energy.statistic, wide) == "kernel"
         grid = Grid(tuple(pred.shape[1:]), self.normalize, self.spacing)
         inside = [n - 2 * margin for n in pred.shape[2:]]
         count = pred.shape[0] * pred.shape[1] * math.prod(inside) if reduction == "mean" else 1
@@ -172,10 +173,11 @@ class Energy:
         """
         kernels = self.statistic.kernels(pred)
 
-        def value(pred: Tensor, ahead: bool) -> tuple[Tensor, Once[Tensor] | None]:
+        def value(tensors: tuple[Tensor], ahead: bool) -> tuple[Tensor, Once[Tensor] | None]:
+            fields = _fields(tensors[0])
             if not ahead:
-                return kernels.value(_fields(pred), differences, count, dtype), None
-            energy, gradient = kernels.value_and_gradient(_fields(pred), differences, count, dtype)
+                return kernels.value(fields, differences, count, dtype), None
+            energy, gradient = kernels.value_and_gradient(fields, differences, count, dtype)
             return energy, Once(gradient)
 
         def gradient(upstream: Tensor, kept: Once[Tensor] | None, pred: Tensor) -> Tensor:

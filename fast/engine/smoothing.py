@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from twinloss.fast.kernels.contract import SMOOTHING
+from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import total
-from twinloss.fast.runtime.dispatch import by_torch, choose
 from twinloss.fast.runtime.torch_operator import operator
 
 
@@ -20,7 +20,7 @@ def smoothed(image: Tensor, taps: list[float]) -> Tensor:
         return image
     rank = image.ndim - 2
     flat = image.reshape(-1, *[1] * (3 - rank), *image.shape[2:])
-    smooth = _smooth if choose(SMOOTHING, flat) == "kernel" else _plain
+    smooth = _smooth if dispatch.choose(SMOOTHING, flat) == "kernel" else _plain
     return smooth(flat, taps, rank).reshape(image.shape)
 
 
@@ -51,7 +51,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
     # With symmetric taps, and nothing beyond the borders, smoothing is its own adjoint.
-    smooth = _plain if by_torch(upstream) else _smooth
+    smooth = _plain if dispatch.by_torch(upstream) else _smooth
     return smooth(upstream, ctx.taps, ctx.rank), None, None
 
 

@@ -10,7 +10,7 @@ Then a loss of such tensors calls them, and no loss is changed. Rules for all se
   `x`, new or at least owned by the caller. A set may look at numbers only where that does not make it wait.
 * What a value keeps for its gradient is the set's own affair: the engine hands it back unseen, or None where nothing
   was kept. Whatever is large lies in a `Once`, so that it does not live as long as the loss. Tensors that the gradient
-  is given may be copies of those that the value was given.
+  is given may be copies of those that the value was given. After a graph of the gradient nothing is kept any more.
 * Constants, such as weights of differences, are NumPy arrays or Python numbers.
 * An offer that raises `InvalidVoxelsError` need not say which voxel is wrong: the engine looks for it.
 """

@@ -79,8 +79,10 @@ def gradients(
         plain: the plain form, for a graph of the gradient and for all else that needs operators of torch.
         by_kernels: the gradients in all other cases.
     """
-    if not dispatch.by_torch(upstream):
-        return by_kernels()
+    return _by_autograd(upstream, plain) if dispatch.by_torch(upstream) else by_kernels()
+
+
+def _by_autograd(upstream: Tensor, plain: Callable[[], InputsAndValue]) -> tuple[Tensor, ...]:
     graph = torch.is_grad_enabled()
     with torch.enable_grad():
         inputs, value = plain()
@@ -115,17 +117,18 @@ class Computation(NamedTuple):
     """A value that kernels compute from some tensors, and its gradient in the first of them.
 
     Attributes:
-        value: given the tensors, and whether a gradient will be asked for, the value and whatever is kept for the
-            gradient.
+        value: given a tuple of the tensors, and whether a gradient will be asked for, the value and whatever is kept
+            for the gradient.
         gradient: the gradient, given the slope in the value, what was kept, and the tensors.
         plain: given the tensors, the first of them and the value in operators of torch.
-        saved: the tensors that are saved in place of those that are given; `gradient` and `plain` get these.
+        saved: the tensors that are saved in place of those that are given, if others are; `gradient` and `plain` get
+            these.
     """
 
-    value: Callable[..., tuple[Tensor, Any]]
+    value: Callable[[tuple[Any, ...], bool], tuple[Tensor, Any]]
     gradient: Callable[..., Tensor]
     plain: Callable[..., InputsAndValue]
-    saved: Callable[..., Sequence[Tensor | None]] = lambda *tensors: tensors
+    saved: Callable[..., Sequence[Tensor | None]] | None = None
 
 
 def one_node(computation: Computation, *tensors: Tensor | None) -> Tensor:
@@ -139,20 +142,20 @@ def one_node(computation: Computation, *tensors: Tensor | None) -> Tensor:
 class _Node(Function):
     @staticmethod
     def forward(ctx: Any, computation: Computation, ahead: bool, *tensors: Tensor | None) -> Tensor:
-        value, ctx.kept = computation.value(*tensors, ahead)
-        ctx.save_for_backward(*computation.saved(*tensors))
+        value, ctx.kept = computation.value(tensors, ahead)
+        ctx.save_for_backward(*(tensors if computation.saved is None else computation.saved(*tensors)))
         ctx.by_kernels, ctx.plain = computation.gradient, computation.plain  # and not `value`, which may hold tensors
         return value
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
-        made = gradients(
-            upstream[0],
-            lambda: ctx.plain(*tensors),
-            lambda: (ctx.by_kernels(upstream[0], ctx.kept, *tensors),),
-        )
-        return None, None, *made, *[None] * (len(tensors) - 1)
+        if dispatch.by_torch(upstream[0]):  # as `gradients`, which takes a microsecond longer
+            ctx.kept = None
+            (gradient,) = _by_autograd(upstream[0], lambda: ctx.plain(*tensors))
+        else:
+            gradient = ctx.by_kernels(upstream[0], ctx.kept, *tensors)
+        return None, None, gradient, *[None] * (len(tensors) - 1)
 
 
 def apply(function: type[Function]) -> Callable[..., Any]:

@@ -42,7 +42,7 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
-def _usable(device: Device) -> str:
+def _available(device: Device) -> str:
     """Return the name of the device, after a check that torch can use it."""
     import torch
 
@@ -68,7 +68,7 @@ def bench(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the report and benchmarks.json.")] = None,
 ) -> None:
     """Time forward and backward of the losses and those of other libraries, and measure their memory."""
-    twins, folder, where = named_twins(losses), writable(out) if out else None, _usable(device)
+    twins, folder, where = named_twins(losses), writable(out) if out else None, _available(device)
     import torch
 
     from twinloss.harness.bench import cases as made

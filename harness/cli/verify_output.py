@@ -43,7 +43,7 @@ def outcome(seen: Verification) -> None:
     for note in seen.notes:
         console.print(note, style="yellow")
     for row in seen.rows:
-        _explain(row, quiet=repeated(seen))
+        _print_details(row, quiet=repeated(seen))
     if seen.interrupted:
         console.print("interrupted: the table shows the results so far", style="magenta")
 
@@ -71,7 +71,7 @@ def repeated(seen: Verification) -> bool:
     return bool(seen.asked.get("repeat", 1) > 1)
 
 
-def _explain(row: Hunt, quiet: bool) -> None:
+def _print_details(row: Hunt, quiet: bool) -> None:
     """Print the details of a row; `quiet` leaves out scripts, and details that the table of a soak shows."""
     name = f"{row.twin.name} {row.dtype} {row.data}" + (f", seed {row.seed}" if quiet else "")
     if row.degraded and not quiet:

@@ -155,17 +155,17 @@ def audit(
         raise LibraryError(f"{library} is not installed: pip install {PACKAGES[library]}") from error
     indices = [n for n, peer in enumerate(PEERS[library]) if not losses or peer.like in losses]
     if cluster is None and processes == 1:
-        return _taken((_of_peer(library, n, seed) for n in indices), tick)
+        return _collected((_errata_of_index(library, n, seed) for n in indices), tick)
     context, count = multiprocessing.get_context("spawn"), len(indices)
     with (
         on_cluster(cluster)
         if cluster
         else ProcessPoolExecutor(processes, context, initializer=prepare, initargs=(processes,)) as executor
     ):
-        return _taken(executor.map(_of_peer, [library] * count, indices, [seed] * count), tick)
+        return _collected(executor.map(_errata_of_index, [library] * count, indices, [seed] * count), tick)
 
 
-def _taken(parts: Iterable[list[Erratum]], tick: Callable[[str, int], None]) -> list[Erratum]:
+def _collected(parts: Iterable[list[Erratum]], tick: Callable[[str, int], None]) -> list[Erratum]:
     rows = []
     for part in parts:
         rows += part
@@ -173,7 +173,7 @@ def _taken(parts: Iterable[list[Erratum]], tick: Callable[[str, int], None]) -> 
     return rows
 
 
-def _of_peer(library: str, index: int, seed: int) -> list[Erratum]:
+def _errata_of_index(library: str, index: int, seed: int) -> list[Erratum]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the library's own warnings about unusual input
         return _errata_of(PEERS[library][index], seed)

@@ -142,8 +142,8 @@ def check(
         DeviationsError: if the file of known deviations cannot be read.
     """
     wiring = Wiring(
-        _whereabouts(target), like, dict(options or {}), dict(names or {}),
-        gradient and _whereabouts(gradient), value_only, None if ranks is None else tuple(ranks),
+        _place_of(target), like, dict(options or {}), dict(names or {}),
+        gradient and _place_of(gradient), value_only, None if ranks is None else tuple(ranks),
         channels, hard_targets, labels_without_channel,
     )  # fmt: skip
     twin = as_twin(wiring) if isinstance(target, str) else adapted(wiring, target)
@@ -156,13 +156,13 @@ def check(
         try:
             jobs = [Job(twin, (dtype,), "generated", examples, seed, hunting) for dtype in dtypes]
             run_jobs(made.work, jobs, tick, processes, cluster)
-            _look_into(made, known, tick)
+            _explain_failure(made, known, tick)
         except KeyboardInterrupt:
             made.interrupted = True
     return made
 
 
-def _look_into(made: Check, known: tuple[Deviation, ...], tick: Tick) -> None:
+def _explain_failure(made: Check, known: tuple[Deviation, ...], tick: Tick) -> None:
     """Find the known deviations that did not occur; after a failure, find which options and laws fail."""
     met = {reason for row in made.rows for reason in row.expected}
     made.stale = [each for each in known if each.reason not in met]
@@ -248,7 +248,7 @@ def story(made: Check) -> list[tuple[str, str]]:
     return sentences
 
 
-def _whereabouts(target: Any) -> str:
+def _place_of(target: Any) -> str:
     """Return the place of an object, as module:name or file:name, for a script that may run in another folder."""
     if isinstance(target, str):
         file, _, attribute = target.rpartition(":")

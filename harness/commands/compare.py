@@ -23,11 +23,11 @@ class Regression:
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any], bits: float) -> list[Regression]:
     """Return what got worse: results that lost more than `bits` bits, verdicts, laws or coverage."""
-    known = {(_key(row), _nth(row, new)): row for row in new["rows"]}
+    known = {(_key(row), _seed_index(row, new)): row for row in new["rows"]}
     return [
         Regression(*_key(row), *found)
         for row in old["rows"]
-        for found in _losses(row, known.get((_key(row), _nth(row, old))), bits)
+        for found in _regressions(row, known.get((_key(row), _seed_index(row, old))), bits)
     ]
 
 
@@ -35,12 +35,12 @@ def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
     return row["loss"], row["dtype"], row["data"]
 
 
-def _nth(row: Mapping[str, Any], report: Mapping[str, Any]) -> int:
+def _seed_index(row: Mapping[str, Any], report: Mapping[str, Any]) -> int:
     """Return the position of a row's seed in a soak, from 0; two reports may have different seeds."""
     return int(row["seed"] - report["seed"]) if "seed" in row else 0
 
 
-def _losses(old: Mapping[str, Any], new: Mapping[str, Any] | None, bits: float) -> Iterator[tuple[str, str, str]]:
+def _regressions(old: Mapping[str, Any], new: Mapping[str, Any] | None, bits: float) -> Iterator[tuple[str, str, str]]:
     if new is None or new["interrupted"]:
         yield "row", "there", "missing" if new is None else "interrupted"
         return

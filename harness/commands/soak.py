@@ -22,8 +22,11 @@ START, END = "<!-- twinloss soak -->", "<!-- end -->"
 SHOWN = 3
 
 _OVERLAP = (
-    "For a few voxels with a soft target g far below the prediction p, the gradient of an overlap is the difference of "
-    "two terms that are up to p/g times as large. Both twins compute these terms, and lose the same digits."
+    "The gradient of an overlap is the difference of a slope in the hits and one in the errors. In a few voxels they "
+    "may cancel: where a soft target g is far below the prediction p, the two are up to p/g times as large as the "
+    "gradient, and a smoothing term may put the minimum of the loss near p. With soft_label, the loss has a kink at "
+    "p = g, and rounding decides on which side of it a p lies that differs from g by less than a roundoff. Both twins "
+    "compute these terms, and lose the same digits."
 )
 _WINDOWS = (
     "Where two images match in a window, or all but one of its voxels are equal, the slopes of the correlation and of "
@@ -196,7 +199,10 @@ def as_markdown(seen: Verification) -> str:
     degraded = dict.fromkeys(line.loss for line in lines(seen.rows) if line.degraded)
     if degraded:
         made += ["", "Why cases are degraded:", ""]
-        made += [f"- {loss}: {REASONS.get(loss, 'not explained yet.')}" for loss in degraded]
+        losses_by_reason: dict[str, list[str]] = {}
+        for loss in degraded:
+            losses_by_reason.setdefault(REASONS.get(loss, "not explained yet."), []).append(loss)
+        made += [f"- {', '.join(losses)}: {reason}" for reason, losses in losses_by_reason.items()]
     if failed := failures(seen):
         made += ["", "To repeat each failure:", "", "```sh", *failed, "```"]
     return "\n".join(made) + "\n"

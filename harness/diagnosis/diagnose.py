@@ -91,7 +91,7 @@ def _diagnose(twin: Twin, found: LoadedBatch | Mapping[str, Any], given: Mapping
               names: Mapping[str, str]) -> Diagnosis:  # fmt: skip
     found = found if isinstance(found, LoadedBatch) else LoadedBatch.of(found)
     used = arguments(twin, found, names)
-    notes = [*_used(used, found)]
+    notes = [*_used_and_unused(used, found)]
     if "mask" in twin.operands and "mask" not in used:
         notes.append("There is no mask, so MaskedDiceLoss equals DiceLoss.")
         twin = find("dice")
@@ -106,7 +106,7 @@ def _diagnose(twin: Twin, found: LoadedBatch | Mapping[str, Any], given: Mapping
     if not batch.has_classes and batch.input.dtype.kind != "f":
         made.notes.append(f"pred has type {own}, which has no gradient: the loss was computed on pred.float().")
     made.tables.append(("arrays", ["", "shape", "type", "least", "largest", "NaN", "infinite"], _arrays(batch)))
-    _refuse(batch)
+    _check_arguments(batch)
     made.findings += [*misshapen, *findings(batch)]
     if not (batch.has_classes and batch.labels and any(wrong_labels(batch))):
         try:
@@ -118,7 +118,7 @@ def _diagnose(twin: Twin, found: LoadedBatch | Mapping[str, Any], given: Mapping
     return made
 
 
-def _refuse(batch: Batch) -> None:
+def _check_arguments(batch: Batch) -> None:
     """Raise BatchError if options are invalid or shapes do not match."""
     loss(batch)
     if not _fits(batch):
@@ -162,7 +162,7 @@ def _compute(batch: Batch, made: Diagnosis) -> None:
         made.tables.append(("classes" + more, head, rows[:ROWS]))
 
 
-def _used(used: Mapping[str, str], found: LoadedBatch) -> Iterator[str]:
+def _used_and_unused(used: Mapping[str, str], found: LoadedBatch) -> Iterator[str]:
     if any(operand != name for operand, name in used.items()):
         yield "Arguments: " + ", ".join(f"{name} as {operand}" for operand, name in used.items()) + "."
     others = {name: f"array {values.shape}" for name, values in found.arrays.items() if name not in used.values()}

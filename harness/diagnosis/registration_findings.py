@@ -24,7 +24,7 @@ def of_registration(batch: Batch) -> Iterator[str]:
                 "Check how it is cropped, windowed and normalised, and leave out patches that hold only air."
             )
     if "num_bins" in batch.twin.options:
-        yield from _gaussian_bins(batch) if batch.option("kernel_type") == "gaussian" else _box_of_target(batch)
+        yield from _gaussian_bins(batch) if batch.option("kernel_type") == "gaussian" else _gradient_of_target(batch)
 
 
 def _is_flat(values: np.ndarray) -> bool:
@@ -65,7 +65,7 @@ def _gaussian_bins(batch: Batch) -> Iterator[str]:
             )
 
 
-def _box_of_target(batch: Batch) -> Iterator[str]:
+def _gradient_of_target(batch: Batch) -> Iterator[str]:
     if "target" in batch.asking and "pred" not in batch.asking:
         yield (
             "Only target has requires_grad, but with kernel_type='b-spline' only pred has a gradient: that in target "

@@ -211,7 +211,7 @@ def _absent_classes(batch: Batch) -> Iterator[str]:
     if "smooth_nr" not in batch.twin.options:
         return
     kept, pooled = _kept(batch), bool(batch.option("batch"))
-    present = {b: _present(batch, b, kept[b]) for b in range(len(batch.target)) if kept[b].any()}
+    present = {b: _present_classes(batch, b, kept[b]) for b in range(len(batch.target)) if kept[b].any()}
     if pooled and present:
         present = {0: [any(of_class) for of_class in zip(*present.values(), strict=True)]}
     pooling = ", or pool the items by batch=True" if "batch" in batch.twin.options and not pooled else ""
@@ -221,13 +221,13 @@ def _absent_classes(batch: Batch) -> Iterator[str]:
         what = "holds only background" if exclusive else "is empty, without a foreground voxel"
         yield (
             f"The target of {'the batch' if pooled else items(empty)} {what}: an overlap loss can only learn to "
-            f"predict nothing there, with a gradient that depends on smooth_nr and smooth_dr.{_generalized(batch)} "
-            "Such patches may be intended; if not, check how the target is made, or sample patches with "
-            f"foreground{pooling}."
+            "predict nothing there, with a gradient that depends on smooth_nr and "
+            f"smooth_dr.{_generalized_note(batch)} Such patches may be intended; if not, check how the target is made, "
+            f"or sample patches with foreground{pooling}."
         )
     by_class: dict[tuple[int, ...], list[int]] = {}
     for b, row in present.items():
-        absent = tuple(c for c in range(_first(batch), batch.classes) if not row[c])
+        absent = tuple(c for c in range(_first_class(batch), batch.classes) if not row[c])
         if absent and b not in empty:
             by_class.setdefault(absent, []).append(b)
     for absent, where in by_class.items():
@@ -239,18 +239,18 @@ def _absent_classes(batch: Batch) -> Iterator[str]:
         )
 
 
-def _first(batch: Batch) -> int:
+def _first_class(batch: Batch) -> int:
     """Return the first class that counts."""
     return int(batch.option("include_background") is False and batch.classes > 1)
 
 
-def _generalized(batch: Batch) -> str:
-    if batch.option("w_type", "uniform") == "uniform" or (_first(batch) == 0 and batch.classes > 1):
+def _generalized_note(batch: Batch) -> str:
+    if batch.option("w_type", "uniform") == "uniform" or (_first_class(batch) == 0 and batch.classes > 1):
         return ""
     return " Generalised Dice then is 1 - smooth_nr / smooth_dr, with a gradient of 0."
 
 
-def _present(batch: Batch, b: int, kept: Array) -> list[bool]:
+def _present_classes(batch: Batch, b: int, kept: Array) -> list[bool]:
     target = batch.target[b]
     if batch.labels:
         return [bool(((target == c) & kept).any()) for c in range(batch.classes)]

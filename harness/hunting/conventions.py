@@ -45,7 +45,7 @@ def _options(twin: Twin, case: Case) -> dict[str, Any]:
     return twin.defaults() | dict(case.options)
 
 
-def _segments(twin: Twin) -> bool:
+def _is_segmentation(twin: Twin) -> bool:
     return twin.operands[0] == "input"
 
 
@@ -61,7 +61,7 @@ def _one_channel(twin: Twin, trial: Trial) -> bool:
         or not options.get("include_background", True) or "lambda_ce" in twin.options
     )  # fmt: skip
     one = trial.case.input.values.shape[1] == 1
-    return _segments(twin) and one and bool(of_several) and _free_channels(twin, 1)
+    return _is_segmentation(twin) and one and bool(of_several) and _free_channels(twin, 1)
 
 
 def _with_second_channel(twin: Twin, case: Case) -> Case:
@@ -79,14 +79,14 @@ def _with_second_channel(twin: Twin, case: Case) -> Case:
     made = case.with_operand("input", Operand(np.concatenate([x, other], 1), case.dtype))
     made = made.with_operand("target", Operand(both, target.dtype))
     kept = 2 if options.get("include_background", True) else 1
-    return replace(made, options=_made_again(twin, case, Sizes(len(x), 2, kept, labels, x.ndim - 2)))
+    return replace(made, options=_options_for_sizes(twin, case, Sizes(len(x), 2, kept, labels, x.ndim - 2)))
 
 
 def _complement(g: Array, dtype: str) -> Array:
     return 1 - g if g.dtype.kind in "iub" else rounded(1 - g, dtype)
 
 
-def _made_again(twin: Twin, case: Case, sizes: Sizes) -> dict[str, Any]:
+def _options_for_sizes(twin: Twin, case: Case, sizes: Sizes) -> dict[str, Any]:
     """Return the options of a case; those that depend on its sizes are made again for the new sizes."""
     made = dict(case.options)
     for name in made:
@@ -113,7 +113,7 @@ def _soft_target(twin: Twin, trial: Trial) -> bool:
     options, ground = _options(twin, trial.case), twin.ground.targets
     asked_for = options.get("soft_label") or not (ground is None or set(ground) & set(HARD))
     labels = has_labels(twin, options) and trial.case.input.values.shape[1] > 1
-    if not _segments(twin) or asked_for or labels:
+    if not _is_segmentation(twin) or asked_for or labels:
         return False
     g = _counted_target(trial.case, options)
     exclusive = g.shape[1] == 1 or not _of_exclusive_classes(twin, options) or bool((g.sum(1) == 1).all())
@@ -126,7 +126,7 @@ def _counted_target(case: Case, options: dict[str, Any]) -> Array:
     return np.where(g == options.get("ignore_index"), 0, g) if g.shape[1] == 1 else g
 
 
-def _hardened(twin: Twin, case: Case) -> Case:
+def _with_hard_target(twin: Twin, case: Case) -> Case:
     target, options = case.operands["target"], _options(twin, case)
     g = target.values
     if g.shape[1] == 1:
@@ -152,7 +152,7 @@ def _type(operand: Operand) -> torch.dtype:
 
 def of_one_type(twin: Twin, case: Case) -> Case:
     """Return the case with all arguments in the input's dtype, but labels in int64."""
-    labels = _segments(twin) and has_labels(twin, _options(twin, case))
+    labels = _is_segmentation(twin) and has_labels(twin, _options(twin, case))
     for name, operand in case.operands.items():
         whole = bool((operand.values == np.round(operand.values)).all())
         dtype = "int64" if labels and whole and name == "target" else case.dtype
@@ -171,7 +171,7 @@ def _component_for_each_axis(twin: Twin, case: Case) -> Case:
 
 
 def _image_of_channels(twin: Twin, trial: Trial) -> bool:
-    pair = not _segments(twin) and len(twin.operands) == 2
+    pair = not _is_segmentation(twin) and len(twin.operands) == 2
     return pair and trial.case.input.values.shape[1] > 1 and twin.ground.channels is None
 
 
@@ -198,7 +198,7 @@ CONVENTIONS = (
     Convention(
         "a target other than 0 and 1 with one class per voxel",
         "the formula uses a soft target as it is",
-        _soft_target, _hardened,
+        _soft_target, _with_hard_target,
     ),
     Convention(
         "a field without exactly one component per axis",

@@ -145,13 +145,13 @@ class Hunt:
 
     def excuse(self, trial: Trial) -> Excuse | None:
         """Return the reason why a failed trial does not end the hunt, or None if it does."""
-        excuse = self._excuse_by_itself(trial)
+        excuse = self._excuse_without_conventions(trial)
         if excuse is not None or not self.lenient:
             return excuse
         found = conventions.convention(self.twin, trial, self.passes)
         return None if found is None else Excuse("convention", *found)
 
-    def _excuse_by_itself(self, trial: Trial) -> Excuse | None:
+    def _excuse_without_conventions(self, trial: Trial) -> Excuse | None:
         if self.forgiving and only_rounding(self.twin, trial):
             return Excuse("rounding")
         known = next((each.reason for each in self.known if each.met_by(self.twin, trial)), None)
@@ -159,13 +159,13 @@ class Hunt:
 
     def passes(self, trial: Trial) -> bool:
         """Return whether a trial passed or has an excuse other than a convention."""
-        return trial.kind is None or self._excuse_by_itself(trial) is not None
+        return trial.kind is None or self._excuse_without_conventions(trial) is not None
 
     def note_excused(self, trial: Trial, excuse: Excuse) -> None:
         """Record a failure that does not end the hunt."""
         if excuse.sort == "rounding":
             self.imprecise += 1
-            if self.doubtful is None or _badness(trial) > _badness(self.doubtful):
+            if self.doubtful is None or _worst_ratio(trial) > _worst_ratio(self.doubtful):
                 self.doubtful = trial
         elif excuse.sort == "known":
             self.expected[excuse.reason] += 1
@@ -173,7 +173,7 @@ class Hunt:
             kept = self.silent.setdefault(excuse.reason, trial)
             if trial.case.input.values.size < kept.case.input.values.size:
                 self.silent[excuse.reason] = trial
-            again = excuse.neutral and excuse.neutral.kind and self._excuse_by_itself(excuse.neutral)
+            again = excuse.neutral and excuse.neutral.kind and self._excuse_without_conventions(excuse.neutral)
             if excuse.neutral and again:
                 self.note_excused(excuse.neutral, again)
 
@@ -229,7 +229,7 @@ def hunt(
     """
     seen = into or Hunt(twin, dtype)
     try:
-        _free_and_missing(seen, examples, start, tick)
+        _draw_all(seen, examples, start, tick)
         _guard(seen)
     except FailureFound as found:
         seen.imprecise, seen.doubtful = 0, None
@@ -243,13 +243,13 @@ def hunt(
     return seen
 
 
-def _alike(first: Trial, other: Trial, twin: Twin) -> bool:
+def _same_kind(first: Trial, other: Trial, twin: Twin) -> bool:
     """Return whether a failure is of the same kind as the first one, so that shrinking does not end at a lesser one."""
     beyond = [outside_its_bounds(twin, trial) is not None for trial in (first, other)]
     return first.kind == other.kind and beyond[0] == beyond[1]
 
 
-def _badness(trial: Trial) -> float:
+def _worst_ratio(trial: Trial) -> float:
     return max((finding.ratio for finding in trial.findings), default=0.0)
 
 
@@ -274,7 +274,7 @@ def _show_conventions(seen: Hunt) -> None:
     seen.silent.clear()
 
 
-def _free_and_missing(seen: Hunt, examples: int, start: int, tick: Callable[[], None]) -> None:
+def _draw_all(seen: Hunt, examples: int, start: int, tick: Callable[[], None]) -> None:
     twin = seen.twin
     # If the user restricts the shapes, no case may exist in which a law applies or an option has an effect.
     attempts = ATTEMPTS if twin.ground == Ground() else 1
@@ -328,7 +328,7 @@ def _draw(
         trial = examine(seen.twin, case)
         tick()
         excuse = seen.excuse(trial) if trial.kind is not None else None
-        if trial.kind is not None and excuse is None and (not failed or _alike(failed[0].trial, trial, seen.twin)):
+        if trial.kind is not None and excuse is None and (not failed or _same_kind(failed[0].trial, trial, seen.twin)):
             failed.append(FailureFound(trial))
             raise failed[-1]
         if not failed:

@@ -83,7 +83,7 @@ def do_job(work: Work, job: Job, tick: Tick) -> None:
         warm_up(job.twin, job.dtypes[0])
         return
     if job.data == "real":
-        _real(work, job, tick)
+        _run_real_trials(work, job, tick)
         return
     row = Hunt(job.twin, job.dtypes[0], seed=job.seed, **job.hunting)
     work.rows.append(row)
@@ -100,7 +100,7 @@ def _timed(row: Hunt) -> Iterator[None]:
         row.seconds += time.perf_counter() - start
 
 
-def _real(work: Work, job: Job, tick: Tick) -> None:
+def _run_real_trials(work: Work, job: Job, tick: Tick) -> None:
     tick(str(job), 0)
     try:
         brain.load_brain()

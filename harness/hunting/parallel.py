@@ -55,7 +55,7 @@ def run_jobs(work: Work, jobs: Sequence[Job], tick: Tick, processes: int = 1, cl
     remote = all(job.key is not None for job in jobs)
     if cluster and remote:
         with on_cluster(cluster) as executor:
-            _share(work, jobs, tick, executor, len(jobs))
+            _run_with(work, jobs, tick, executor, len(jobs))
     elif processes > 1 and len(jobs) > 1 and remote:
         _in_processes(work, jobs, tick, processes)
     else:
@@ -77,7 +77,7 @@ def on_cluster(address: str) -> Iterator[Executor]:
 
 
 def _one_by_one(work: Work, jobs: Sequence[Job], tick: Tick) -> None:
-    compiled = _counted(tick)
+    compiled = _compilation_reporter(tick)
     with compiling.reported(compiled):
         for job in jobs:
             before = len(work.rows)
@@ -89,7 +89,7 @@ def _one_by_one(work: Work, jobs: Sequence[Job], tick: Tick) -> None:
                 raise KeyboardInterrupt
 
 
-def _counted(tick: Tick) -> Callable[[str], None]:
+def _compilation_reporter(tick: Tick) -> Callable[[str], None]:
     """Return a callback that reports each kernel that is compiled, with a running number."""
     count = 0
 
@@ -102,7 +102,7 @@ def _counted(tick: Tick) -> Callable[[str], None]:
 
 
 def _in_processes(work: Work, jobs: Sequence[Job], tick: Tick, processes: int) -> None:
-    left, compiled = list(jobs), _counted(tick)
+    left, compiled = list(jobs), _compilation_reporter(tick)
     context = multiprocessing.get_context("spawn")
     for _ in range(TRIES):
         names = context.SimpleQueue()
@@ -113,7 +113,7 @@ def _in_processes(work: Work, jobs: Sequence[Job], tick: Tick, processes: int) -
                 compiled(names.get())
 
         try:
-            left = _share(work, left, tick, pool, processes, listen)
+            left = _run_with(work, left, tick, pool, processes, listen)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
@@ -124,7 +124,7 @@ def _in_processes(work: Work, jobs: Sequence[Job], tick: Tick, processes: int) -
         work.take([Hunt(job.twin, dtype, job.data, problems=["its process died"]) for dtype in job.dtypes], [])
 
 
-def _share(
+def _run_with(
     work: Work,
     jobs: Sequence[Job],
     tick: Tick,
@@ -152,7 +152,7 @@ def _share(
                 job = _next(waiting, running.values())
                 try:
                     order = replace(job, twin=None)  # type: ignore[arg-type]
-                    running[executor.submit(_part, job.key or job.twin.name, order)] = job
+                    running[executor.submit(_run_job, job.key or job.twin.name, order)] = job
                 except BrokenProcessPool:
                     died.append(job)
             for part in wait(running, HEARTBEAT, FIRST_COMPLETED).done:
@@ -218,7 +218,7 @@ def _note_interruption(*_: object) -> None:
         raise KeyboardInterrupt
 
 
-def _go_on(what: str = "", cases: int = 0) -> None:
+def _raise_if_interrupted(what: str = "", cases: int = 0) -> None:
     """Raise an interruption that was noted, after each case: Python drops an exception raised within a destructor.
 
     Raises:
@@ -228,15 +228,15 @@ def _go_on(what: str = "", cases: int = 0) -> None:
         raise KeyboardInterrupt
 
 
-def _part(key: str | Wiring, order: Job) -> tuple[list[dict[str, Any]], list[str]]:
+def _run_job(key: str | Wiring, order: Job) -> tuple[list[dict[str, Any]], list[str]]:
     """Run a job in this process; return its rows so far, without the fields that cannot be pickled, and its notes."""
     global _at_work
     work = Work()
     _at_work = True
     try:
-        _go_on()
+        _raise_if_interrupted()
         twin = catalogue()[key] if isinstance(key, str) else as_twin(key)
-        do_job(work, replace(order, twin=twin), _go_on)
+        do_job(work, replace(order, twin=twin), _raise_if_interrupted)
     except KeyboardInterrupt:
         pass  # the results so far are in `work`
     finally:

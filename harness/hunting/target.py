@@ -87,7 +87,7 @@ def adapted(wiring: Wiring, found: Any, convert: Convert = matrix_as_array) -> T
     for name in (*wiring.options, *wiring.names):
         if name not in known.options and name not in known.operands and not takes(name):
             raise TargetError(_unknown(name, [*known.options, *known.operands], found))
-    wiring = _of_labels(wiring, known)
+    wiring = _with_onehot_option(wiring, known)
     free = {name for name in known.options if name not in wiring.options and takes(wiring.theirs(name))}
     fixed = {name: value for name, value in wiring.options.items() if name in known.options}
     kept = {name: values if name in free else values[:1] for name, values in known.options.items()}
@@ -113,14 +113,14 @@ def adapted(wiring: Wiring, found: Any, convert: Convert = matrix_as_array) -> T
         infinite=False,
         differentiable=not wiring.value_only and (bool(wiring.gradient) or not by_arrays),
         ranks=wiring.ranks or known.ranks,
-        ground=_ground(wiring, known),
+        ground=_restrictions(wiring, known),
         real=tuple(case for case in known.real if _has(kept, case.options) and 3 in (wiring.ranks or known.ranks)),
         source=f"from twinloss.harness.hunting.target import Wiring, as_twin\n\ntwin = as_twin({wiring!r})\n"
         f"{module.__name__} = twin.fast",
     )
 
 
-def _of_labels(wiring: Wiring, known: Twin) -> Wiring:
+def _with_onehot_option(wiring: Wiring, known: Twin) -> Wiring:
     """Set `to_onehot_y`, where the loss has it, for a target that takes labels without a channel axis."""
     if not wiring.labels_without_channel:
         return wiring
@@ -133,7 +133,7 @@ def _of_labels(wiring: Wiring, known: Twin) -> Wiring:
     return replace(wiring, options={**wiring.options, "to_onehot_y": True})
 
 
-def _ground(wiring: Wiring, known: Twin) -> Ground:
+def _restrictions(wiring: Wiring, known: Twin) -> Ground:
     """Return the restrictions on shapes and targets that the wiring asks for."""
     if wiring.channels is not None and wiring.channels < known.channels:
         raise TargetError(f"{known.name} needs at least {known.channels} channels, got {wiring.channels}")

@@ -91,7 +91,7 @@ class Truth:
         for k in range(rounds):
 
             def move(operands: list[Array], k: int = k) -> list[Array]:
-                near = self._rounded(operands, STEP if k else 0.0, np.random.default_rng(k))
+                near = self._perturbed(operands, STEP if k else 0.0, np.random.default_rng(k))
                 return [a.astype(plain).astype(a.dtype) if a.dtype.kind == "f" else a for a in near]
 
             yield (
@@ -138,14 +138,14 @@ class Truth:
         weighted = replace(case, cotangent=tuple(one.ravel()))
         gradient = self.gradient if scalar else self.gradient_of(weighted)
         x = case.input.lifted(self.real)
-        moves = float(self._moves_of_the_rest[where])
+        moves = float(self._conditioning_in_the_rest[where])
         for b, c in np.ndindex(*x.shape[:2]):
             with np.errstate(all="ignore"):
-                moves += float(np.nansum(np.abs(self._size(x[b, c]) * gradient[b, c])))
+                moves += float(np.nansum(np.abs(self._scale_of_roundoff(x[b, c]) * gradient[b, c])))
         return float(abs(self.value[where])) + moves
 
     @cached_property
-    def _moves_of_the_rest(self) -> Array:
+    def _conditioning_in_the_rest(self) -> Array:
         """The conditioning of each element in the other real arguments, by random directions, and in the constants."""
         rng = np.random.default_rng(0)
         case = self.case
@@ -160,13 +160,13 @@ class Truth:
 
         others = np.zeros(self.value.shape, self.real)
         for _ in range(ROUNDS):
-            moved = self.value_of(case, move=lambda all_: [all_[0], *_scaled(all_[1:], step, rng)])
+            moved = self.value_of(case, move=lambda all_: [all_[0], *_perturbed_real_numbers(all_[1:], step, rng)])
             others = np.maximum(others, slope(moved))
         for name, constant in self.constants().items():
             others = others + slope(self.value_of(case.having(**{name: self.real(constant) * (1 + step)})))
         return others
 
-    def _size(self, x: Array) -> Array:
+    def _scale_of_roundoff(self, x: Array) -> Array:
         """Return the scale of a perturbation of the input that changes its activation by one roundoff."""
         act = self.case.options.get("other_act")
         if act is not None:
@@ -176,7 +176,7 @@ class Truth:
             return np.fmax(np.abs(x), np.where(np.isinf(size), 0, size))
         return np.maximum(np.abs(x), 1) if self.twin.logits(self.case.options) else np.abs(x)
 
-    def _rounded(
+    def _perturbed(
         self, operands: list[Array], step: float, rng: np.random.Generator, wave: float | None = None
     ) -> list[Array]:
         """Perturb all real arguments by up to `step` times their scale; the input at random, or by a wave."""
@@ -189,8 +189,8 @@ class Truth:
                 directions = rng.uniform(-1, 1, part.size).astype(x.dtype)
             else:
                 directions = np.cos(wave * np.arange(start, start + part.size)).astype(x.dtype)
-            part += step * self._size(part) * directions
-        return [moved, *_scaled(rest, step, rng)]
+            part += step * self._scale_of_roundoff(part) * directions
+        return [moved, *_perturbed_real_numbers(rest, step, rng)]
 
     def constants(self) -> dict[str, float]:
         """Return the options that are real numbers, given or by default."""
@@ -207,7 +207,7 @@ class Truth:
             constants = {k: self.real(c) * (1 + self.real(u * rng.uniform(-1, 1))) for k, c in self.constants().items()}
 
             def move(operands: list[Array], wave: float | None = WAVES[k]) -> list[Array]:
-                return self._rounded(operands, u, rng, wave)
+                return self._perturbed(operands, u, rng, wave)
 
             near = self.gradient_of(self.case, move=move, constants=constants)
             with np.errstate(all="ignore"):
@@ -258,7 +258,7 @@ class Truth:
             for step in (4 * self.precision.u, -4 * self.precision.u):
 
                 def move(operands: list[Array], step: float = step, k: int = k) -> list[Array]:
-                    return _jitter(operands, step, np.random.default_rng(k))
+                    return _moved_to_either_side(operands, step, np.random.default_rng(k))
 
                 near = self.gradient_of(self.case, move=move)
                 np.minimum(low, near, out=low)
@@ -275,7 +275,7 @@ def softmax_terms(h: Array, p: Array) -> Array:
     return terms
 
 
-def _scaled(operands: list[Array], step: Any, rng: np.random.Generator) -> list[Array]:
+def _perturbed_real_numbers(operands: list[Array], step: Any, rng: np.random.Generator) -> list[Array]:
     """Multiply each number by 1 + step * d, d random in [-1, 1]; whole numbers (labels, 0, 1) are exact and stay."""
     moved = []
     for a in operands:
@@ -295,7 +295,7 @@ def _drop_jumps(moves: Array, gradient: Array, least: float) -> None:
         moves[i] = np.where(np.abs(moves[i]) > max(JUMP * norm, least), 0, moves[i])
 
 
-def _jitter(operands: list[Array], step: float, rng: np.random.Generator) -> list[Array]:
+def _moved_to_either_side(operands: list[Array], step: float, rng: np.random.Generator) -> list[Array]:
     """Move each element of the input up or down by `step` at random."""
     x, *rest = operands
     signs = rng.choice([-1.0, 1.0], x.shape).astype(x.dtype)

@@ -74,7 +74,7 @@ def _keeps_no_state(twin: Twin, case: Case) -> Iterator[Claim]:
     yield Claim("value", widened(second), widened(first), case, exact=True)
 
 
-def _asks_for_no_more(twin: Twin, case: Case) -> Iterator[Claim]:
+def _no_graph_without_request(twin: Twin, case: Case) -> Iterator[Claim]:
     """Without requires_grad the result has no graph, and the same value."""
     value = twin.fast(**fast_options(case))(*(o.tensor() for o in case.operands.values()))
     yield _flag(not value.requires_grad, case)
@@ -145,7 +145,7 @@ PROTOCOL = (
     Law("arguments stay unchanged, and results share no memory with them", _leaves_its_arguments, {}, _none_is_zero),
     Law("a second call gives the same bits", _repeats_bitwise),
     Law("a call leaves no state", _keeps_no_state),
-    Law("a graph is built only if an argument requires grad", _asks_for_no_more),
+    Law("a graph is built only if an argument requires grad", _no_graph_without_request),
     Law("copies give the same answer, by deepcopy, pickle or state_dict", _copies_answer_alike),
     Law("results are not reused as buffers", _hands_out_no_buffer),
     Law("no graph is built under no_grad", _no_grad),

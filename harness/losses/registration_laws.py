@@ -145,7 +145,7 @@ def _symmetric(twin: Twin, case: Case) -> Iterator[Claim]:
     yield Claim("gradient", widened(gradient), here.gradient, case)
 
 
-def _brighter(twin: Twin, case: Case) -> Iterator[Claim]:
+def _matches_its_affine_copy(twin: Twin, case: Case) -> Iterator[Claim]:
     """An image matches 2 times itself plus 1, in windows that lie within the image and without smoothing terms."""
     first, second = case.operands
     size = int(case.options.get("kernel_size", 3))
@@ -177,7 +177,7 @@ def _independent(twin: Twin, case: Case) -> Iterator[Claim]:
     yield Claim("value", value, np.full_like(value, -math.log1p(1e-7)), product, scale=1.0)
 
 
-def _blind_to_the_range(twin: Twin, case: Case) -> Iterator[Claim]:
+def _range_is_ignored(twin: Twin, case: Case) -> Iterator[Claim]:
     """The range is taken from each image, so that brightness and contrast do not matter."""
     brighter = case.contiguous().with_values(**{name: 2 * o.values + 1 for name, o in case.operands.items()})
     yield from both(twin, case, brighter, lambda g: 2 * g)
@@ -240,7 +240,7 @@ DIFFUSION = (
 LNCC = (
     BOUNDED, MEAN, NONE_MEAN, NONE_SUM, needing(FLIPS, reduction="mean"),
     Law("the two images can be exchanged", _symmetric, {}, _same_type),
-    Law("an image fully matches 2 times itself plus 1", _brighter,
+    Law("an image fully matches 2 times itself plus 1", _matches_its_affine_copy,
         {"smooth_nr": 0.0, "smooth_dr": 0.0, "reduction": "none"}, _room_for_a_window),
 )  # fmt: skip
 GAUSSIAN = {"kernel_type": "gaussian"}
@@ -249,7 +249,7 @@ MUTUAL_INFORMATION = (
     Law("the two images can be exchanged", _symmetric, GAUSSIAN, _same_type),
     Law("independent images have no mutual information", _independent,
         {**GAUSSIAN, "smooth_nr": 1e-7, "smooth_dr": 1e-7}),
-    Law("brightness and contrast do not matter", _blind_to_the_range, {"kernel_type": "b-spline"}, _exactly_brighter),
+    Law("brightness and contrast do not matter", _range_is_ignored, {"kernel_type": "b-spline"}, _exactly_brighter),
 )  # fmt: skip
 MULTI_SCALE = (
     BOUNDED, needing(FLIPS, reduction="mean"),

@@ -194,7 +194,7 @@ def _scales_with(option: str) -> Callable[[Twin, Case], Iterator[Claim]]:
     return claims
 
 
-def _is_blind_to_the_scale_of(option: str) -> Callable[[Twin, Case], Iterator[Claim]]:
+def _ignores_the_scale_of(option: str) -> Callable[[Twin, Case], Iterator[Claim]]:
     def claims(twin: Twin, case: Case) -> Iterator[Claim]:
         yield from both(twin, case, _doubled(case, option))
 
@@ -274,6 +274,6 @@ DICE_FOCAL = (
 DICE_CE = (
     BOUNDED, needing(MEAN, ignore_index=None, weight=None, ce_weight=None, to_onehot_y=True), NO_ORDER, FLIPS, ONE_HOT,
     CROPPING, CLASSES, *SOFTMAX,
-    Law("the scale of ce_weight does not change the mean", _is_blind_to_the_scale_of("ce_weight"),
+    Law("the scale of ce_weight does not change the mean", _ignores_the_scale_of("ce_weight"),
         {"ce_weight": PER_CHANNEL, "weight": None, "reduction": "mean"}, _classes_are_counted),
 )  # fmt: skip

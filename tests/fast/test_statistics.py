@@ -8,7 +8,12 @@ import torch.utils.checkpoint
 from support import labels, logits
 
 from twinloss.fast import DiceCELoss, DiceLoss, FocalLoss, MaskedDiceLoss
-from twinloss.fast.engine.segmentation import fraction, statistics
+from twinloss.fast.engine.segmentation import loss as segmentation_loss
+from twinloss.fast.engine.segmentation import statistics
+from twinloss.fast.kernels.contract import Plan, VoxelInputs
+from twinloss.fast.kernels.cpu import voxel_call
+from twinloss.fast.kernels.cpu import voxels as on_cpu
+from twinloss.fast.runtime.torch_operator import Once
 
 # Tiles hold 4032 voxels of four classes or fewer, chunks sixteen tiles; halves of odd tiles differ by a voxel.
 VOXELS = pytest.mark.parametrize("voxels", [1, 2, 7, 4033, 66001])
@@ -20,25 +25,24 @@ def gradient(loss, x, *rest):
 
 
 def unkept(monkeypatch, loss, *arguments):
-    """The gradient where nothing is kept, as if somebody looked into the losses."""
+    """Return the gradient where nothing is kept, as if the losses were traced."""
     with monkeypatch.context() as patch:
-        patch.setattr(statistics, "looked_into", lambda tensors: True)
-        patch.setattr(fraction, "looked_into", lambda tensors: True)
+        patch.setattr(statistics, "is_traced", lambda tensors: True)
+        patch.setattr(segmentation_loss, "is_traced", lambda tensors: True)
         return gradient(loss, *arguments)
 
 
 @pytest.fixture
 def watched(monkeypatch):
-    """The arguments `kept` of all gradients that are taken, as if the caches held no input, however small."""
-    seen, taken = [], statistics.gradient_of_voxels
-    monkeypatch.setattr(statistics, "_CACHED", 0)
+    """Collect what each gradient is given that was kept, as if the caches held no input, however small."""
+    seen, taken = [], on_cpu._gradient
+    monkeypatch.setattr(on_cpu, "_CACHED", 0)
 
-    def watching(*arguments):
-        seen.append(arguments[7])
-        return taken(*arguments)
+    def watching(slopes, factor, inputs, matrix, plan, kept):
+        seen.append(kept)
+        return taken(slopes, factor, inputs, matrix, plan, kept)
 
-    monkeypatch.setattr(statistics, "gradient_of_voxels", watching)
-    monkeypatch.setattr(fraction, "gradient_of_voxels", watching)
+    monkeypatch.setattr(on_cpu, "_gradient", watching)
     return seen
 
 
@@ -49,7 +53,7 @@ def watched(monkeypatch):
 def test_gradient_by_labels_that_were_kept_is_that_by_the_target(
     monkeypatch, watched, kind, ignore_index, classes, voxels
 ):
-    monkeypatch.setattr(statistics, "_MANY", torch.inf)
+    monkeypatch.setattr(on_cpu, "_MANY", torch.inf)
     x, y = logits(2, classes, voxels), labels(2, 1, voxels, classes=max(classes, 2))
     options = {"to_onehot_y": classes > 1, "ignore_index": ignore_index}
     if kind is FocalLoss:
@@ -100,9 +104,9 @@ def test_a_target_that_changes_before_backward_is_an_error_still():
 
 
 def test_room_is_made_where_a_gradient_will_be_asked_for_and_nowhere_else(monkeypatch):
-    made, keep = [], statistics._Kernels.keep
-    monkeypatch.setattr(statistics, "_CACHED", 149)
-    monkeypatch.setattr(statistics._Kernels, "keep", lambda self: made.append(keep(self)) or made[-1])
+    made, keep = [], voxel_call.VoxelCall.keep_target
+    monkeypatch.setattr(on_cpu, "_CACHED", 149)
+    monkeypatch.setattr(voxel_call.VoxelCall, "keep_target", lambda self: made.append(keep(self)) or made[-1])
     x, y = logits(1, 3, 50), labels(1, 1, 50)
     for loss in (DiceLoss(softmax=True, to_onehot_y=True), FocalLoss(to_onehot_y=True)):
         loss(x, y)
@@ -130,7 +134,7 @@ def test_copies_that_were_saved_in_the_place_of_tensors_are_what_counts(loss):
 @pytest.mark.parametrize("cached", [0, 2**18])
 @pytest.mark.parametrize("loss", [DiceLoss(softmax=True, to_onehot_y=True), FocalLoss(to_onehot_y=True)])
 def test_nothing_is_kept_beyond_a_backward_for_as_long_as_the_loss(monkeypatch, loss, cached):
-    monkeypatch.setattr(statistics, "_CACHED", cached)
+    monkeypatch.setattr(on_cpu, "_CACHED", cached)
     x, y = logits(1, 3, 50).requires_grad_(), labels(1, 1, 50)
     hidden = x * 1
     storage = weakref.ref(hidden.untyped_storage())
@@ -140,7 +144,8 @@ def test_nothing_is_kept_beyond_a_backward_for_as_long_as_the_loss(monkeypatch, 
         nodes += [each for each, _ in node.next_functions if each is not None]
     (kept,) = [node for node in nodes if getattr(node, "kept", None) is not None]
     value.backward(retain_graph=True)
-    assert kept.kept is None
+    large = kept.kept if isinstance(kept.kept, Once) else kept.kept.voxels
+    assert large.take() is None
     first = x.grad.clone()
     value.backward()
     assert torch.equal(x.grad, 2 * first)
@@ -160,7 +165,7 @@ FOCAL = pytest.mark.parametrize(
 
 @pytest.fixture
 def small_inputs_too(monkeypatch):
-    monkeypatch.setattr(statistics, "_MANY", 0)
+    monkeypatch.setattr(on_cpu, "_MANY", 0)
 
 
 def focal(classes, options):
@@ -177,7 +182,7 @@ def test_gradient_made_with_the_value_is_that_made_after_it(monkeypatch, watched
     x, y = 4 * logits(2, classes, voxels, dtype=dtype), labels(2, 1, voxels, classes=classes)
     loss, found = focal(classes, options), []
     for many in (x.numel() - 1, x.numel()):
-        monkeypatch.setattr(statistics, "_MANY", many)
+        monkeypatch.setattr(on_cpu, "_MANY", many)
         z = x.clone().requires_grad_()
         value = loss(z, y)
         found.append((value.detach(), *(torch.autograd.grad(f * value, z, retain_graph=True)[0] for f in (1, -8, 3))))
@@ -189,10 +194,10 @@ def test_gradient_made_with_the_value_is_that_made_after_it(monkeypatch, watched
 @pytest.mark.usefixtures("small_inputs_too")
 def test_slopes_that_nobody_foresaw_make_the_gradient_anew(watched):
     x, y = logits(2, 3, 50).requires_grad_(), labels(2, 1, 50)
-    plan = statistics.Plan("softmax", surprisal="target", gamma=2.0, labels=True)
-    foreseen = statistics.statistics(x, y, None, None, plan, lambda: torch.ones(2, 3))
+    plan = Plan("softmax", surprisal="target", gamma=2.0, labels=True)
+    foreseen = statistics.statistics(VoxelInputs(x, y), plan, lambda: torch.ones(2, 3))
     (found,) = torch.autograd.grad((foreseen.hits**2).sum(), x)
-    after = statistics.statistics(x, y, None, None, plan)
+    after = statistics.statistics(VoxelInputs(x, y), plan)
     (expected,) = torch.autograd.grad((after.hits**2).sum(), x)
     assert torch.equal(found, expected)
     assert len(watched) == 2
@@ -218,7 +223,7 @@ def test_slopes_beyond_float32_are_left_to_the_backward(watched):
     expected = torch.autograd.grad(1e-300 * value, x)[0]
     watched.clear()
     statistic = statistics.statistics(
-        x, y, None, None, statistics.Plan("softmax", surprisal="target", gamma=2.0, labels=True),
+        VoxelInputs(x, y), Plan("softmax", surprisal="target", gamma=2.0, labels=True),
         lambda: torch.full((1, 3), 1e300, dtype=torch.float64),
     )  # fmt: skip
     found = torch.autograd.grad(statistic.hits.sum() / 15, x)[0]
@@ -255,7 +260,7 @@ def test_a_checkpoint_around_a_focal_loss_calls_it_once_more_and_no_oftener():
 
 @pytest.mark.parametrize("classes", [1, 3])
 def test_halves_that_were_widened_are_let_go_before_the_next(monkeypatch, classes):
-    seen, widened = [], statistics._Kernels.widened
+    seen, widened = [], voxel_call.VoxelCall.widened
 
     def watching(self, *span):
         assert not seen or seen[-1]() is None
@@ -263,8 +268,8 @@ def test_halves_that_were_widened_are_let_go_before_the_next(monkeypatch, classe
         seen.append(weakref.ref(part.x))
         return part
 
-    monkeypatch.setattr(statistics._Kernels, "widened", watching)
-    monkeypatch.setattr(statistics, "for_each_range", lambda work, chunks, numbers: work(0, chunks))
+    monkeypatch.setattr(voxel_call.VoxelCall, "widened", watching)
+    monkeypatch.setattr(voxel_call, "for_each_range", lambda work, chunks, numbers: work(0, chunks))
     options = {"softmax": True, "to_onehot_y": True} if classes > 1 else {"sigmoid": True}
     gradient(
         DiceLoss(**options), logits(2, classes, 200_001).bfloat16(), labels(2, 1, 200_001, classes=max(classes, 2))

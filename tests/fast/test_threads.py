@@ -9,7 +9,7 @@ import torch
 from support import labels, logits, value_and_gradient
 
 import twinloss.fast as fast
-from twinloss.fast.engine.segmentation import statistics
+from twinloss.fast.kernels.cpu import voxel_call
 from twinloss.fast.runtime import threads
 
 LOSS = fast.DiceLoss(softmax=True, to_onehot_y=True)
@@ -65,7 +65,7 @@ def test_sums_and_gradient_hang_on_no_range(monkeypatch, classes, kind):
     loss = fast.DiceCELoss(**{"softmax": True, "to_onehot_y": True} if classes > 1 else {"sigmoid": True})
     x, y = logits(2, classes, 200_001).to(kind), labels(2, 1, 200_001, classes=max(classes, 2))
     found = value_and_gradient(loss, x, y)
-    monkeypatch.setattr(statistics, "for_each_range", one_by_one)
+    monkeypatch.setattr(voxel_call, "for_each_range", one_by_one)
     for each, alone in zip(found, value_and_gradient(loss, x, y), strict=True):
         assert torch.equal(each, alone)
 

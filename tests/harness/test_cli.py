@@ -169,6 +169,8 @@ def test_an_interruption_that_python_drops_ends_a_part_at_the_next_case(monkeypa
         return trial.examine(*arguments)
 
     monkeypatch.setattr(hunt, "examine", interrupted)
-    (row,), _ = parallel._part("bending_energy", parallel.Job(find("bending_energy"), ("float32",), "generated", 50, 0))
+    (row,), _ = parallel._run_job(
+        "bending_energy", parallel.Job(find("bending_energy"), ("float32",), "generated", 50, 0)
+    )
     assert row["interrupted"]
     assert row["cases"] <= 1

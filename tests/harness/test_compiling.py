@@ -26,7 +26,7 @@ def four_times(x):
 def test_kernels_are_named_once_and_without_what_they_are_made_of(monkeypatch):
     monkeypatch.setattr(compiling, "KERNELS", HERE)
     told = []
-    with compiling.reported(parallel._counted(lambda what, cases: told.append(what))):
+    with compiling.reported(parallel._compilation_reporter(lambda what, cases: told.append(what))):
         for numbers in (np.ones(2), np.ones(3), np.ones(2, np.int16)):
             four_times(numbers)
     assert told == [

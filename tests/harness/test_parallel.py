@@ -69,7 +69,7 @@ def test_a_process_that_dies_costs_its_part_another_try(alone):
 
 
 def test_a_part_whose_process_always_dies_fails_and_says_so(monkeypatch):
-    monkeypatch.setattr(parallel, "_share", lambda work, jobs, *rest: list(jobs))
+    monkeypatch.setattr(parallel, "_run_with", lambda work, jobs, *rest: list(jobs))
     work = Work()
     jobs = [Job(find(name), ("float32",), "generated", 20, 5) for name in LOSSES]
     parallel.run_jobs(work, jobs, lambda what, cases: None, processes=2)

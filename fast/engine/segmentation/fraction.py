@@ -186,14 +186,17 @@ def _slope_along(
     return slope
 
 
-def reduced_fraction(inputs: VoxelInputs, asked: FractionPlan) -> Tensor:
-    """Return the mean, or sum, of the fraction of the statistics by kernels, as one node."""
-    kernels, plan = VOXELS.kernels(inputs.x), asked.plan
+def reduced_fraction(tensors: tuple[Tensor, Tensor, Tensor | None], asked: FractionPlan) -> Tensor:
+    """Return the mean, or sum, of the fraction of the statistics by kernels, as one node.
 
-    def value(*tensors: Any) -> tuple[Tensor, object]:
-        inputs = VoxelInputs(*tensors[:-1])
+    The tensors are x, target and mask of `VoxelInputs`.
+    """
+    kernels, plan = VOXELS.kernels(tensors[0]), asked.plan
+
+    def value(tensors: tuple[Any, ...], ahead: bool) -> tuple[Tensor, object]:
+        inputs = VoxelInputs(*tensors)
         try:
-            return kernels.loss(inputs, asked, tensors[-1])
+            return kernels.loss(inputs, asked, ahead)
         except InvalidVoxelsError:
             raise_invalid(inputs, plan.ignore_index)
 
@@ -207,7 +210,7 @@ def reduced_fraction(inputs: VoxelInputs, asked: FractionPlan) -> Tensor:
         by_item = fraction(sums, asked.terms, *asked.weigh(volumes(sums[VOLUME].detach(), asked.terms)))
         return (x,), by_item.mean() if asked.mean else by_item.sum()
 
-    return one_node(Computation(value, gradient, plain), *inputs[:3])
+    return one_node(Computation(value, gradient, plain), *tensors)
 
 
 def distance_matrix(distances: Distances | None, like: Tensor) -> Tensor | None:

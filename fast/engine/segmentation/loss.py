@@ -25,11 +25,10 @@ from twinloss.fast.kernels.contract import (
     Distances,
     FractionPlan,
     Terms,
-    VoxelInputs,
     Weigh,
 )
+from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import ShapeError, check_tensors, checked_flag, numbers
-from twinloss.fast.runtime.dispatch import choose, result_type
 from twinloss.fast.runtime.options import Rule, checked_number, is_whole
 from twinloss.fast.runtime.ranks import ProcessGroup, checked_group
 from twinloss.fast.runtime.torch_operator import is_traced
@@ -171,16 +170,16 @@ class SegmentationLoss(Loss):
         """The loss that is no more than a fraction of the statistics, of the type `dispatch.result_type`."""
         activation, reduction = self.activation(input), self.reduction
         if isinstance(activation, str) and self.process_group is None and reduction != "none":
-            inputs = VoxelInputs(voxels.input, voxels.target, voxels.mask)
-            if choose(VOXELS, *inputs) == "kernel" and not is_traced(inputs):
-                plan, kind = voxels.plan(activation, overlap=overlap), result_type(input)
-                return reduced_fraction(inputs, FractionPlan(plan, terms, weigh, distances, reduction == "mean", kind))
+            tensors = voxels.input, voxels.target, voxels.mask
+            if dispatch.choose(VOXELS, *tensors) == "kernel" and not is_traced(tensors):
+                plan, kind = voxels.plan(activation, overlap=overlap), dispatch.result_type(input)
+                return reduced_fraction(tensors, FractionPlan(plan, terms, weigh, distances, reduction == "mean", kind))
         sums = voxels.sums(activation, distance_matrix(distances, input), overlap=overlap)
         return self.reduce(fraction(sums.stack, terms, *weigh(volumes(sums.volume, terms))), input)
 
     def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
         """Reduce per-item values and give them the type of the loss."""
-        return self.reduced(loss, input.ndim).to(result_type(input))
+        return self.reduced(loss, input.ndim).to(dispatch.result_type(input))
 
     def reduced(self, loss: Tensor, ndim: int) -> Tensor:
         """Reduce per-item values; with "none" they get a shape that broadcasts against an input of `ndim` axes."""

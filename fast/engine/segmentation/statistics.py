@@ -50,7 +50,7 @@ from twinloss.fast.kernels.contract import (
     UpstreamSlopes,
     VoxelInputs,
 )
-from twinloss.fast.runtime.dispatch import choose
+from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.torch_operator import (
     Computation,
     InputsAndValue,
@@ -106,7 +106,7 @@ def statistics(inputs: VoxelInputs, plan: Plan, slopes: UpstreamSlopes | None = 
         ValueError: if a label is no whole number in [0, C) or a mask value lies outside [0, 1].
     """
     fixed = not any(t is not None and t.requires_grad for t in (inputs.target, inputs.mask))
-    if choose(VOXELS, *inputs) == "plain":
+    if dispatch.choose(VOXELS, *inputs) == "plain":
         return Statistics(plain_sums(inputs, plan), fixed)
     if is_traced(inputs):
         return Statistics(_voxel_sums(*inputs, *plan), fixed)
@@ -125,9 +125,11 @@ def _sums_as_one_node(inputs: VoxelInputs, plan: Plan, slopes: UpstreamSlopes | 
     return one_node(Computation(partial(_kernel_sums, plan, slopes), gradient, plain), *inputs)
 
 
-def _kernel_sums(plan: Plan, slopes: UpstreamSlopes | None, *tensors: Any) -> tuple[Tensor, object]:
-    """Return the sums by kernels, given the tensors and whether a gradient will be asked for."""
-    inputs, ahead = VoxelInputs(*tensors[:-1]), tensors[-1]
+def _kernel_sums(
+    plan: Plan, slopes: UpstreamSlopes | None, tensors: tuple[Any, ...], ahead: bool
+) -> tuple[Tensor, object]:
+    """Return the sums by kernels, and whatever is kept for the gradient."""
+    inputs = VoxelInputs(*tensors)
     try:
         return VOXELS.kernels(inputs.x).sums(inputs, plan, ahead, slopes if ahead else None)
     except InvalidVoxelsError:
@@ -144,7 +146,7 @@ _ARGUMENTS = (
 
 @operator("voxel_sums", f"({_ARGUMENTS}) -> Tensor")
 def _voxel_sums(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, *plan: Any) -> Tensor:
-    return _kernel_sums(Plan(*plan), None, x, target, mask, matrix, False)[0]
+    return _kernel_sums(Plan(*plan), None, (x, target, mask, matrix), False)[0]
 
 
 @operator("voxel_sums_backward", f"(Tensor slopes, {_ARGUMENTS}) -> Tensor")

@@ -132,14 +132,14 @@ class VoxelCall:
 
     def forward(self, part: Part, matrix: Array | None, sums: Array) -> int:
         """Add the statistics of a part to `sums`, (chunks, ROWS, C), given distances; return a status."""
-        place = part.item, part.start, part.stop
-        status: int = self._forward(*self._arguments(part, matrix), *place, sums, *self.room)
+        arguments = self._arguments(part, matrix)
+        status: int = self._forward(*arguments, part.item, part.start, part.stop, sums, *self.room)
         return status
 
     def backward(self, part: Part, matrix: Array | None, slopes: Array, out: Array) -> int:
         """Write dL/dx of a part, given the slopes, and those in p by true class; return a status."""
-        place = part.item, part.start, part.stop
-        status: int = self._backward(*self._arguments(part, matrix), slopes, *place, out)
+        arguments = self._arguments(part, matrix)
+        status: int = self._backward(*arguments, slopes, part.item, part.start, part.stop, out)
         return status
 
     def _arguments(self, part: Part, matrix: Array | None) -> tuple[Any, ...]:
@@ -199,6 +199,8 @@ class VoxelCall:
             found[first] = work(first, end)
 
         for_each_range(each, chunks, self.x.numel())
+        if not any(found):  # the rule, which `any` sees fastest
+            return False
         if max(found) == NOT_BINARY:
             self.use_general_kernels()
             for_each_range(each, chunks, self.x.numel())

@@ -89,8 +89,10 @@ def loss(inputs: VoxelInputs, asked: FractionPlan, ahead: bool) -> tuple[Tensor,
     return scalar(total, asked.dtype, "cpu"), _KeptForLoss(slopes, kept)
 
 
-def loss_gradient(upstream: Tensor, inputs: VoxelInputs, asked: FractionPlan, kept: _KeptForLoss) -> Tensor:
+def loss_gradient(upstream: Tensor, inputs: VoxelInputs, asked: FractionPlan, kept: _KeptForLoss | None) -> Tensor:
     """Return dL/dx of such a loss, times the slope in it."""
+    if kept is None:
+        _, kept = loss(inputs, asked, ahead=False)
     voxels = None if kept.voxels is None else kept.voxels.take()
     return _gradient(kept.slopes, upstream.item(), inputs, _matrix(asked), asked.plan, voxels)
 
