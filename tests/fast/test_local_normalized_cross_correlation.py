@@ -9,7 +9,7 @@ from support import BACKENDS, assert_all_close, exact, logits, value_and_gradien
 
 from twinloss import reference
 from twinloss.fast import LocalNormalizedCrossCorrelationLoss
-from twinloss.fast.engine import correlation as local_correlation
+from twinloss.fast.kernels.cpu import correlation as local_correlation
 from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import ShapeError
 from twinloss.harness.judging.trial import examine

@@ -478,14 +478,14 @@ def test_a_graph_of_the_gradient_knows_of_smoothed_images_that_were_not_kept():
 
 
 def test_no_smoothed_image_outlives_a_local_correlation(monkeypatch):
-    made, smoothed = [], multi_scale._smoothed
+    made, smooth = [], multi_scale.smoothed
 
-    def watched(*arguments):
-        result = smoothed(*arguments)
+    def watched(image, taps):
+        result = smooth(image, taps)
         made.append(weakref.ref(result.untyped_storage()))
         return result
 
-    monkeypatch.setattr(multi_scale, "_smoothed", watched)
+    monkeypatch.setattr(multi_scale, "smoothed", watched)
     y_true, y_pred = pair(1, 1, 7, 6, 5)
     value = MultiScaleLoss(LocalNormalizedCrossCorrelationLoss(), [1, 2])(y_true, y_pred.requires_grad_())
     assert [each() for each in made] == [None] * 4

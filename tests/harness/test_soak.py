@@ -89,7 +89,9 @@ def test_failures_and_degraded_cases_are_told_with_their_seeds():
     assert soak.failures(told)[0] in soak.as_markdown(told)
 
 
-@pytest.mark.parametrize(("loss", "said"), [("dice", "- dice: The gradient of an overlap"), ("focal", "not explained yet")])
+@pytest.mark.parametrize(
+    ("loss", "said"), [("dice", "- dice: The gradient of an overlap"), ("focal", "not explained yet")]
+)
 def test_each_loss_with_degraded_cases_is_explained_or_said_not_to_be(loss, said):
     seen = Verification(7, {"losses": [loss], "dtypes": ["float32"], "examples": 5, "real": False, "repeat": 2})
     seen.work.rows.append(Hunt(find(loss), "float32", cases=5, degraded=1, seed=7))
