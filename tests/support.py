@@ -38,6 +38,15 @@ def value_and_gradient(loss, x, *rest, form=None):
     return value.detach(), x.grad
 
 
+def value_and_gradients(loss, *arguments, form=None):
+    """Return the loss, and the gradients of its sum in all arguments."""
+    arguments = [a.clone().requires_grad_() for a in arguments]
+    with nullcontext() if form is None else dispatch.forced(form):
+        value = loss(*arguments)
+        gradients = torch.autograd.grad(value.sum(), arguments, materialize_grads=True)
+    return value.detach(), *gradients
+
+
 def exact(twin, slope, x, target, **options):
     """Return the value and the gradient of a reference loss, computed in long double and rounded to float64."""
     arguments = x.numpy().astype(np.longdouble), target.numpy()

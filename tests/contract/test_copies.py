@@ -4,9 +4,21 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from every_loss import EVERY_LOSS
+from loss_options import (
+    MODES,
+    REGISTRATION,
+    SOFTMAX,
+    for_labels,
+    grid,
+    registration_arguments,
+    registration_loss,
+    with_options,
+)
+from support import labels, logits
 
 from twinloss import fast
 from twinloss.fast import DiceLoss, GlobalMutualInformationLoss, MultiScaleLoss
@@ -62,6 +74,49 @@ def test_copy_computes_the_same_and_has_options_of_its_own(each, copied):
 def test_pickle_computes_the_same(each, through):
     loss = each.make()
     assert torch.equal(through(loss)(*each.arguments(torch.float32)), loss(*each.arguments(torch.float32)))
+
+
+# Options other than the defaults, among them numbers that are no float32, and the shape of a field or of images.
+WEIGHTS, FRACTIONS = np.array([0.1, 0.2, 0.7]), [[0, 0.9, 0.9], [0.9, 0, 0.3], [0.9, 0.7, 0]]
+FIELD = {"reduction": "sum", "stencil": "wide", "spacing": [0.1, 0.3], "normalize": True}
+SMOOTHING = {"smooth_nr": 0.1, "smooth_dr": 0.7}
+WINDOW = {"kernel_size": 5, "kernel_type": "gaussian"}
+BLUR = {"scales": [0, 0.3, 1.7], "kernel": "cauchy", "reduction": "sum", "normalize_kernel": True}
+
+
+@pytest.mark.filterwarnings("ignore:intensities beyond")
+@with_options(
+    {
+        fast.DiceLoss: [SOFTMAX | {"weight": WEIGHTS}],
+        fast.TverskyLoss: [SOFTMAX | {"alpha": 0.1, "beta": 1.3}],
+        fast.GeneralizedDiceLoss: [SOFTMAX | SMOOTHING | {"w_type": "simple", "normalize_weights": True}],
+        fast.GeneralizedWassersteinDiceLoss: grid([SMOOTHING | {"dist_matrix": np.array(FRACTIONS)}], MODES),
+        fast.FocalLoss: [{"gamma": 0.1, "weight": WEIGHTS, "alpha": 0.3}],
+        fast.DiceCELoss: [SOFTMAX | {"ce_weight": WEIGHTS, "label_smoothing": 0.1}],
+        fast.DiceFocalLoss: [SOFTMAX | {"focal_weight": WEIGHTS, "gamma": 0.1, "alpha": 0.3}],
+        fast.BendingEnergyLoss: [FIELD],
+        fast.DiffusionLoss: [FIELD],
+        fast.LocalNormalizedCrossCorrelationLoss: [
+            WINDOW | {"reduction": "sum", "smooth_nr": 0.1, "smooth_dr": 0.3, "denominator": "clamp"}
+        ],
+        fast.GlobalMutualInformationLoss: [
+            {"num_bins": 9, "sigma_ratio": 0.7, "reduction": "sum", "smooth_nr": 1e-3, "smooth_dr": 1e-5}
+        ],
+        fast.MultiScaleLoss: [BLUR | {"loss": fast.LocalNormalizedCrossCorrelationLoss(2, **WINDOW)}],
+    }
+)
+def test_options_survive_half_copying_and_pickling_in_float64(loss_class, options):
+    if loss_class in REGISTRATION:
+        loss = registration_loss(loss_class, options, ndim=2)
+        arguments = registration_arguments(loss_class, 1, 2, 6, 7, dtype=torch.float64)
+    else:
+        loss = loss_class(**for_labels(loss_class, options))
+        arguments = logits(3, 3, 7, dtype=torch.float64), labels(3, 1, 7)
+    expected = loss(*arguments)
+    if loss_class is fast.GlobalMutualInformationLoss:
+        loss(2 * arguments[0], arguments[1])  # which warns once
+    for twin in (copy.deepcopy(loss).half(), _pickled(loss)):
+        assert torch.equal(twin(*arguments), expected)
 
 
 @EVERY_COPY

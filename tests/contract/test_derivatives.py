@@ -5,8 +5,38 @@ from contextlib import nullcontext
 import pytest
 import torch
 from every_loss import EVERY_LOSS
-from support import BACKENDS, assert_all_close
+from loss_options import (
+    ERRORS,
+    FOCAL_FORMS,
+    MATRIX,
+    MODES,
+    ONEHOT,
+    REDUCTIONS,
+    SIGMOID,
+    SOFTMAX,
+    SPACING,
+    STENCILS,
+    WINDOWS,
+    grid,
+    registration_arguments,
+    registration_loss,
+    values,
+    with_options,
+)
+from support import BACKENDS, assert_all_close, labels, logits, soft
 
+from twinloss.fast import (
+    BendingEnergyLoss,
+    DiceCELoss,
+    DiceFocalLoss,
+    DiceLoss,
+    DiffusionLoss,
+    FocalLoss,
+    GeneralizedDiceLoss,
+    GeneralizedWassersteinDiceLoss,
+    LocalNormalizedCrossCorrelationLoss,
+    TverskyLoss,
+)
 from twinloss.fast.runtime import dispatch
 
 # Torch itself still uses it, in rules of forward mode.
@@ -65,3 +95,62 @@ def test_gradients_of_a_batch_of_slopes_and_in_forward_mode_pass_gradcheck(each,
     with dispatch.forced(form) if form == "plain" else nullcontext():
         torch.autograd.gradcheck(f, x.requires_grad_(), fast_mode=True, check_batched_grad=True)
         torch.autograd.gradcheck(f, x, fast_mode=True, check_forward_ad=True, check_backward_ad=False)
+
+
+SMOOTHED = SIGMOID | {"label_smoothing": 0.2}
+
+
+@with_options(
+    {
+        DiceLoss: [
+            SOFTMAX | {"to_onehot_y": True},
+            SIGMOID | {"squared_pred": True, "to_onehot_y": False},
+            SOFTMAX | {"jaccard": True, "to_onehot_y": False},
+        ],
+        TverskyLoss: grid([ERRORS], [SOFTMAX, SIGMOID | {"batch": True}], ONEHOT),
+        GeneralizedDiceLoss: grid([SOFTMAX, SIGMOID | {"batch": True, "w_type": "simple"}], ONEHOT),
+        GeneralizedWassersteinDiceLoss: grid([{"dist_matrix": MATRIX}], MODES),
+        FocalLoss: grid([{"to_onehot_y": True}], values("gamma", 0, 0.5, 2), FOCAL_FORMS, REDUCTIONS),
+        DiceCELoss: [*grid([SOFTMAX, SMOOTHED], [{"to_onehot_y": False}]), {"channels": 1}, SMOOTHED | {"channels": 1}],
+        DiceFocalLoss: grid(
+            [{"to_onehot_y": True}], [SOFTMAX, SIGMOID | {"use_softmax": False, "gamma": 0.5}], REDUCTIONS
+        ),
+    }
+)
+def test_segmentation_loss_passes_gradgradcheck(loss_class, options):
+    options = dict(options)
+    channels = options.pop("channels", 3)
+    x = logits(2, channels, 4, dtype=torch.float64).requires_grad_()
+    if channels == 1:
+        target = torch.rand(2, 1, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    else:
+        target = labels(2, 1, 4) if options.get("to_onehot_y", True) else soft(2, 3, 4, dtype=torch.float64)
+    loss = loss_class(**options)
+    assert torch.autograd.gradgradcheck(lambda x: loss(x, target), x)
+
+
+FIELDS = grid([{"normalize": True}], REDUCTIONS, STENCILS, values("spatial", (6,), (5, 6), (5, 5, 6)))
+
+
+@BACKENDS
+@with_options(
+    {
+        BendingEnergyLoss: FIELDS,
+        DiffusionLoss: FIELDS,
+        LocalNormalizedCrossCorrelationLoss: grid(
+            [{"smooth_dr": 0.5}], WINDOWS, REDUCTIONS, values("spatial", (9,), (5, 7), (4, 5, 6))
+        ),
+    }
+)
+def test_registration_loss_passes_gradcheck_and_gradgradcheck(form, loss_class, options):
+    options = dict(options)
+    spatial = options.pop("spatial")
+    channels = 1
+    if "normalize" in options:
+        channels, options["spacing"] = len(spatial), SPACING[: len(spatial)]
+    loss = registration_loss(loss_class, options, ndim=len(spatial))
+    shape = (1, channels, *spatial)
+    arguments = [a.requires_grad_() for a in registration_arguments(loss_class, *shape, dtype=torch.float64)]
+    with dispatch.forced(form):
+        assert torch.autograd.gradcheck(loss, arguments, fast_mode=True)
+        assert torch.autograd.gradgradcheck(loss, arguments, fast_mode=True)

@@ -9,7 +9,22 @@ import math
 import numpy as np
 import pytest
 import torch
-from support import BACKENDS, labels, logits, one_hot, value_and_gradient
+from loss_options import (
+    ACTIVATIONS,
+    ERRORS,
+    FOCAL_FORMS,
+    MATRIX,
+    MODES,
+    ONEHOT,
+    REDUCED,
+    REDUCTIONS,
+    SIGMOID,
+    grid,
+    values,
+    with_options,
+)
+from loss_options import SOFTMAX as OF_SOFTMAX
+from support import BACKENDS, assert_all_close, labels, logits, one_hot, value_and_gradient
 
 from twinloss.fast import (
     BendingEnergyLoss,
@@ -201,3 +216,108 @@ def test_a_loss_beyond_the_range_of_its_type_is_an_infinity(form):
     loss = DiceLoss(squared_pred=True, smooth_dr=0.0)
     value, _ = value_and_gradient(loss, torch.full((1, 1), 4e-23), torch.zeros(1, 1), form=form)
     assert value == -math.inf
+
+
+# Where a NaN in the logit [1, 2, 3] shows in the unreduced value, and at least where it shows in the gradient.
+SHOWS = {
+    DiceLoss: ((1, 2), (1, 2)),
+    TverskyLoss: ((1, 2), (1, 2)),
+    GeneralizedDiceLoss: ((1,), (1,)),
+    GeneralizedWassersteinDiceLoss: ((1,), (1,)),
+    FocalLoss: ((1, 2, 3), (1, 2, 3)),
+    DiceCELoss: (None, (1, 2, 3)),
+    DiceFocalLoss: ((1, 2), (1, 2, 3)),
+}
+
+
+@BACKENDS
+@with_options(
+    {
+        DiceLoss: grid(
+            [{}, SIGMOID, OF_SOFTMAX, {"other_act": torch.tanh}, {"soft_label": True}, {"squared_pred": True}],
+            [{"reduction": "none"}],
+            ONEHOT,
+        ),
+        TverskyLoss: grid([ERRORS | {"reduction": "none"}], ACTIVATIONS, [{}, {"soft_label": True}], ONEHOT),
+        GeneralizedDiceLoss: grid(
+            [{"reduction": "none"}], ACTIVATIONS, [{}, {"soft_label": True}, {"normalize_weights": True}], ONEHOT
+        ),
+        GeneralizedWassersteinDiceLoss: grid(
+            [{"dist_matrix": MATRIX, "reduction": "none"}], MODES, values("label", 0, 1, 2)
+        ),
+        FocalLoss: grid([{"to_onehot_y": True}], values("gamma", 0.0, 0.5, 2.0), FOCAL_FORMS, REDUCTIONS),
+        DiceCELoss: grid([{"to_onehot_y": True}], [{}, SIGMOID, OF_SOFTMAX, {"label_smoothing": 0.1}], REDUCED),
+        DiceFocalLoss: grid([{"to_onehot_y": True}], [{}, SIGMOID | {"use_softmax": False}, OF_SOFTMAX], REDUCTIONS),
+    }
+)
+def test_nan_reaches_value_and_gradient_and_leaves_other_items_alone(form, loss_class, options):
+    options = dict(options)
+    x, y = logits(2, 3, 5), labels(2, 1, 5)
+    x[1, 2, 3], y[1, 0, 3] = math.nan, options.pop("label", 2)
+    target = y if options.get("to_onehot_y", True) else one_hot(y)
+    value, gradient = value_and_gradient(loss_class(**options), x, target, form=form)
+    of_value, of_gradient = SHOWS[loss_class]
+    if options.get("reduction") == "none":
+        assert value[of_value].isnan().all()
+        assert value[0].isfinite().all()
+    else:
+        assert value.isnan()
+    # The slope of Dice in a probability is the same for any probability.
+    activated = {"sigmoid", "softmax", "other_act", "soft_label", "squared_pred"} & set(options)
+    assert gradient[of_gradient].isnan().all() or (loss_class is DiceLoss and not activated)
+    assert gradient[0].isfinite().all()
+
+
+@BACKENDS
+@pytest.mark.parametrize("loss_class", [BendingEnergyLoss, DiffusionLoss])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_displacement_that_is_not_finite_reaches_value_and_gradient_of_its_component(
+    form, loss_class, reduction, poison
+):
+    u = logits(2, 2, 6, 7, 8)
+    u[1, 0, 3, 3, 3] = poison
+    value, gradient = value_and_gradient(loss_class(reduction=reduction), u, form=form)
+    if reduction == "none":
+        at = 2 if loss_class is BendingEnergyLoss else 3  # a bending energy has no border
+        assert not value[1, 0, at, at, at].isfinite()
+        if loss_class is DiffusionLoss:
+            assert not value[1, 0, 3, 4, 3].isfinite()
+            assert value[1, 0, 3, 4, 4].isfinite()
+        assert value[0].isfinite().all()
+        assert value[1, 1].isfinite().all()
+    else:
+        assert not value.isfinite()
+    assert not gradient[1, 0, 3, 3, 3].isfinite()
+    assert gradient[0].isfinite().all()
+    assert gradient[1, 1].isfinite().all()
+
+
+@BACKENDS
+@with_options(
+    {
+        FocalLoss: grid(ONEHOT, values("gamma", 0.0, 0.5, 2.0), FOCAL_FORMS, REDUCTIONS),
+        DiceFocalLoss: grid(
+            # With these smoothing terms, Dice of the class that is neither predicted nor true is 0.
+            [{"to_onehot_y": True, "smooth_nr": 1, "smooth_dr": 1}],
+            [SIGMOID, OF_SOFTMAX],
+            values("gamma", 0.0, 0.5, 2.0),
+            FOCAL_FORMS,
+            REDUCTIONS,
+        ),
+    }
+)
+def test_logit_of_minus_infinity_on_a_wrong_class_contributes_nothing(form, loss_class, options):
+    x, y = logits(2, 3, 7), 2 * labels(2, 1, 7, classes=2)
+    x[:, 1] = -math.inf
+    target, other = (y, y // 2) if options["to_onehot_y"] else (one_hot(y), one_hot(y // 2, 2))
+    loss = loss_class(**options)
+    value, gradient = value_and_gradient(loss, x, target, form=form)
+    without = value_and_gradient(loss, x[:, [0, 2]], other, form=form)
+    fewer = 2 / 3 if options["reduction"] == "mean" else 1  # the mean is over classes, too
+    if options["reduction"] == "none":
+        assert (value[:, 1] == 0).all()
+        value = value[:, [0, 2]]
+    atol = 1e-9 if loss_class is FocalLoss else 1e-6
+    assert_all_close((value, gradient[:, [0, 2]]), [fewer * t for t in without], 1e-6, atol)
+    assert (gradient[:, 1] == 0).all()

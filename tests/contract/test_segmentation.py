@@ -65,15 +65,16 @@ REFERENCE = {
 Wasserstein = partial(GeneralizedWassersteinDiceLoss, 1 - np.eye(3))
 EVERY = pytest.mark.parametrize("loss_class", list(DOCUMENTED))
 COMPOUND = pytest.mark.parametrize("loss_class", [DiceCELoss, DiceFocalLoss])
-# The Dice losses' own errors stand in test_dice.py.
-ACTIVATED = pytest.mark.parametrize("loss_class", [GeneralizedDiceLoss, DiceCELoss, DiceFocalLoss, TverskyLoss])
+ACTIVATED = pytest.mark.parametrize(
+    "loss_class", [DiceLoss, MaskedDiceLoss, GeneralizedDiceLoss, DiceCELoss, DiceFocalLoss, TverskyLoss]
+)
 ON_LABELS = pytest.mark.parametrize(
     "loss",
     [
         pytest.param(Wasserstein(), id="GeneralizedWassersteinDiceLoss"),
         *(
             pytest.param(loss_class(to_onehot_y=True), id=loss_class.__name__)
-            for loss_class in (GeneralizedDiceLoss, DiceCELoss, DiceFocalLoss, FocalLoss, TverskyLoss)
+            for loss_class in (DiceLoss, GeneralizedDiceLoss, DiceCELoss, DiceFocalLoss, FocalLoss, TverskyLoss)
         ),
     ],
 )
@@ -212,13 +213,6 @@ def test_labels_without_to_onehot_y_are_shapes_that_differ(loss_class):
         loss_class()(torch.rand(2, 3, 4), torch.zeros(2, 1, 4))
 
 
-@pytest.mark.parametrize("shape", [(3,), (2, 3), (3, 2), (1, 3, 3)])
-def test_distances_that_are_not_square_are_a_value_error(shape):
-    with pytest.raises(ValueError, match="must be a square matrix") as caught:
-        GeneralizedWassersteinDiceLoss(np.ones(shape))
-    assert str(shape) in str(caught.value)
-
-
 @COMPOUND
 @pytest.mark.parametrize("shape", [(2, 4), (2, 3, 2, 2), (2, 1, 2, 2)])
 def test_numbers_of_dimensions_that_differ_are_a_value_error(loss_class, shape):
@@ -251,6 +245,13 @@ def test_negative_factor_of_a_term_is_a_value_error(loss_class, name):
     assert getattr(loss_class(**{name: 0}), name) == 0
 
 
+@pytest.mark.parametrize("loss_class", [FocalLoss, DiceFocalLoss])
+@pytest.mark.parametrize("gamma", [-1, -1e-9, float("nan"), float("inf")])
+def test_negative_gamma_is_a_value_error(loss_class, gamma):
+    with pytest.raises(ValueError, match="gamma must be finite and not negative"):
+        loss_class(gamma=gamma)
+
+
 def test_dice_ce_has_no_reduction_none():
     with pytest.raises(ValueError, match='reduction must be "mean" or "sum", got \'none\''):
         DiceCELoss(reduction="none")
@@ -265,10 +266,12 @@ def test_weight_of_both_terms_and_of_one_exclude_each_other(loss_class, name):
 @pytest.mark.parametrize(
     ("include_background", "count", "length"), [(True, 3, 2), (True, 3, 4), (False, 2, 3), (False, 2, 1)]
 )
-@pytest.mark.parametrize("name", ["weight", "alpha"])
-def test_focal_weight_of_another_length_names_both_counts(name, include_background, count, length):
-    loss = FocalLoss(include_background, **{name: [1.0] * length})
-    with pytest.raises(ValueError, match=f"{name} has {length} values but {count} classes"):
+@pytest.mark.parametrize(
+    ("loss_class", "name"), [(FocalLoss, "weight"), (FocalLoss, "alpha"), (DiceFocalLoss, "focal_weight")]
+)
+def test_focal_weight_of_another_length_names_both_counts(loss_class, name, include_background, count, length):
+    loss, shown = loss_class(include_background, **{name: [1.0] * length}), name.removeprefix("focal_")
+    with pytest.raises(ValueError, match=f"{shown} has {length} values but {count} classes"):
         loss(torch.rand(2, 3, 4), soft(2, 3, 4))
 
 
@@ -313,16 +316,6 @@ def test_negative_smoothing_is_a_value_error(loss_class, name):
 def test_empty_input_is_a_value_error(loss, shape):
     with pytest.raises(ValueError, match="at least one voxel"):
         loss(torch.rand(shape), torch.zeros(shape[0], 1, shape[2], dtype=torch.int64))
-
-
-@ON_LABELS
-@pytest.mark.parametrize(
-    ("wrong", "shown"),
-    [([0, 3, 1, -1], "2 voxels with -1, 3"), ([0.0, 0.5, 1.0, 2.0], "1 voxels with 0.5")],
-)
-def test_labels_that_name_no_class_are_shown_and_counted(loss, wrong, shown):
-    with pytest.raises(ValueError, match=shown):
-        loss(torch.rand(1, 3, 4), torch.tensor(wrong)[None, None])
 
 
 @ON_LABELS

