@@ -60,7 +60,7 @@ def _pairs(row: Hunt) -> str:
     if row.data != "generated":
         return ""
     possible = coverage.possible_pairs(row.twin)
-    return f"{100 * len(row.pairs & possible) // len(possible)}%"
+    return f"{100 * len(row.pairs & possible) // len(possible)}%" if possible else ""  # a single option has no pairs
 
 
 def as_json(seen: Verification) -> str:

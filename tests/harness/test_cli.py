@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
 from twinloss import __version__
 from twinloss.harness.cli.main import with_all_commands
+from twinloss.harness.commands.report import table
+from twinloss.harness.commands.verify import Verification
 from twinloss.harness.data import brain
 from twinloss.harness.hunting import hunt, parallel
 from twinloss.harness.judging import trial
@@ -75,6 +78,13 @@ def test_report_holds_what_is_needed_to_see_it_again(tmp_path):
     assert "dice" in done.output
     scripts = list(tmp_path.glob("*.py"))
     assert bool(scripts) == (row["counterexample"] is not None)
+
+
+def test_a_loss_with_one_option_has_no_pairs_to_count():
+    seen = Verification(0)
+    seen.work.rows.append(hunt.Hunt(replace(find("diffusion"), options={"reduction": ("mean", "sum")}), "float32"))
+    (pairs,) = [column for column in table(seen, "").columns if column.header == "pairs"]
+    assert list(pairs.cells) == [""]
 
 
 def test_missing_brain_is_a_note_and_no_failure(monkeypatch, tmp_path):
