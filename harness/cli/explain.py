@@ -17,8 +17,12 @@ def explain(
     with_extra("latex2mathml", "pygments")
     (twin,) = named_twins([loss])
     from twinloss.harness.site.explain import explain as told
-    from twinloss.harness.site.record import record
+    from twinloss.harness.site.record import ContentError, record
 
-    for part in told(record(twin)):
+    try:
+        known = record(twin)
+    except ContentError as error:
+        raise typer.BadParameter(str(error)) from error
+    for part in told(known):
         console.print(part)
         console.print()

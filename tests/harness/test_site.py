@@ -139,6 +139,9 @@ def test_a_loss_without_content_is_an_error_that_says_what_to_write(monkeypatch)
     record.table.cache_clear()
     with pytest.raises(record.ContentError, match=r"nowhere/dice\.toml is missing"):
         record.record(find("dice"))
+    done = CliRunner().invoke(with_all_commands(), ["explain", "dice"])
+    assert done.exit_code == 2
+    assert "dice.toml" in done.output
     record.table.cache_clear()
 
 
