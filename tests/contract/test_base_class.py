@@ -23,7 +23,6 @@ CLASSES = [each for name, each in sorted(vars(fast).items()) if name.endswith("L
 
 
 def test_every_loss_is_among_those_that_are_tried():
-    assert len(CLASSES) == 13
     assert {type(each.make()) for each in LOSSES.values()} == set(CLASSES)
 
 
@@ -39,7 +38,8 @@ def test_every_loss_derives_from_the_base_and_has_an_entry_point(loss_class):
 
 def test_entry_points_share_no_code():
     # Torch keeps eight compiled graphs of a code object.
-    assert len({loss_class.forward.__code__ for loss_class in CLASSES}) == 12  # both losses of a field have the same
+    # Both losses of a field have the same forward.
+    assert len({loss_class.forward.__code__ for loss_class in CLASSES}) == len(CLASSES) - 1
 
 
 # --- warnings ---------------------------------------------------------------------------------------------------------

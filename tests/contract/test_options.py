@@ -123,6 +123,10 @@ def value(loss, name):
     return loss(x, target, torch.ones(2, 1, 6)) if isinstance(loss, fast.MaskedDiceLoss) else loss(x, target)
 
 
+def test_every_loss_has_its_options_here():
+    assert set(OPTIONS) == {each for name, each in vars(fast).items() if name.endswith("Loss")}
+
+
 @EVERY_LOSS
 def test_all_options_are_tried_and_can_be_read_under_their_names(loss_class):
     names = list(inspect.signature(loss_class).parameters)

@@ -15,6 +15,7 @@ from twinloss.fast import (
     LocalNormalizedCrossCorrelationLoss,
     MultiScaleLoss,
 )
+from twinloss.fast.engine.segmentation.loss import SegmentationLoss
 
 REQUIRED = inspect.Parameter.empty
 DOCUMENTED = {
@@ -61,6 +62,11 @@ def defaults(parameters, *kinds):
 
 def images(loss_class, *shape):
     return [torch.rand(shape, generator=torch.Generator().manual_seed(k)) for k in range(len(FORWARD[loss_class]))]
+
+
+def test_every_loss_is_documented_here():
+    losses = [each for name, each in vars(fast).items() if name.endswith("Loss")]
+    assert set(DOCUMENTED) == {each for each in losses if not issubclass(each, SegmentationLoss)}
 
 
 @EVERY

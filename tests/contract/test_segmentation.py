@@ -21,6 +21,7 @@ from twinloss.fast import (
     MaskedDiceLoss,
     TverskyLoss,
 )
+from twinloss.fast.engine.segmentation.loss import SegmentationLoss
 
 REQUIRED = inspect.Parameter.empty
 _CLASSES = {"include_background": True, "to_onehot_y": False}
@@ -85,6 +86,11 @@ def defaults(parameters, *kinds):
 
 
 # --- names and arguments ---------------------------------------------------------------------------------------------
+
+
+def test_every_loss_is_documented_here():
+    losses = [each for name, each in vars(fast).items() if name.endswith("Loss")]
+    assert set(DOCUMENTED) == {each for each in losses if issubclass(each, SegmentationLoss)}
 
 
 @EVERY

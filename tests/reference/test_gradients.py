@@ -192,6 +192,11 @@ def assert_derivative(name, x, others, options, rng, **more):
     assert np.nansum(g * direction) == pytest.approx(expected.df, rel=0, abs=tolerance), options
 
 
+def test_every_loss_has_its_options_here():
+    losses = {name for name in twinloss.reference.__all__ if name.endswith("_loss")}
+    assert losses == {*OPTIONS, *REGISTRATION, "multi_scale_loss"}  # the wrapper has its own test
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_gradient_is_the_derivative_of_the_value_for_all_pairs_of_options(name):
     rng = np.random.default_rng(2)
