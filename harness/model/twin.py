@@ -182,7 +182,7 @@ class Twin:
         source: the statements that make the twin again and bind the name of `fast`, if it is not in the catalogue.
         laws: relations that must hold between answers of the fast twin.
         real: cases on real images.
-        benches: the benchmarks that `twinloss bench` runs.
+        benches: the benchmarks that `twinloss bench` runs; `warmup` and `reliability` need at least one.
     """
 
     name: str
