@@ -47,7 +47,7 @@ class Probe:
 
 @dataclass
 class Check(Verification):
-    """The results of checking a target, that is a user's loss.
+    """The results of checking a target, that is, a user's loss.
 
     Attributes:
         twin: the target as a twin.
@@ -84,7 +84,7 @@ class Check(Verification):
 
     @property
     def held(self) -> dict[str, str]:
-        """Our options that are not varied, as the target has no such option or its value was given; with this value."""
+        """Our options that are not varied, with their values: the target has no such option, or its value was given."""
         return {name: label(values[0]) for name, values in self.twin.options.items() if len(values) == 1}
 
 
@@ -128,7 +128,7 @@ def check(
         examples: the number of cases for each dtype.
         seed: the seed of the draws.
         xfails: a file of known deviations, see `deviations.py`.
-        strict: count a loss of precision, and a deviation in what papers leave open, as failures.
+        strict: count a loss of precision, and a deviation from our conventions, as failures.
         tick: called with the name of the current step and the number of new cases.
         processes: the number of dtypes that are hunted in parallel.
         cluster: the address of a Dask scheduler whose workers run the hunts.
@@ -206,7 +206,7 @@ def probe(
     excuses: Hunt,
     count: int = PROBES,
 ) -> Probe:
-    """Try some cases, with a judgement by the law alone if one is given."""
+    """Try some cases; if a law is given, only failures of the law count."""
     failures: list[Trial] = []
     cases = drawn(twin, dtype, row, law, count, start)
     for case in cases:
@@ -222,7 +222,7 @@ def story(made: Check) -> list[tuple[str, str]]:
     sentences = []
     for row in made.rows:
         if row.counterexample:
-            what, style = ("differs", "red") if row.verdict == "fail" else ("right, but it loses digits", "yellow")
+            what, style = ("differs", "red") if row.verdict == "fail" else ("right, but it loses precision", "yellow")
             sentences.append((f"{row.dtype}: {what}: {row.counterexample.message}", style))
         sentences += [(f"{row.dtype}: the check itself failed: {problem}", "red") for problem in row.problems]
         sentences += [
@@ -238,7 +238,7 @@ def story(made: Check) -> list[tuple[str, str]]:
     if made.options:
         agree = [probe.name for probe in made.options if probe.failed is None]
         failed, cases = made.options[0].failed, made.options[0].cases
-        how, style = ("Differs in no further way with", "yellow") if failed else ("Agrees with", "green")
+        how, style = ("No further difference with", "yellow") if failed else ("Agrees with", "green")
         sentences.append((f"{how}, in {cases} cases each: {', '.join(agree) or 'no option'}", style))
         sentences += [(f"Differs with {probe}", "red") for probe in made.options if probe.failed]
         broken = [probe for probe in made.laws if probe.failed]

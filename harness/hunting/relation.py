@@ -18,8 +18,9 @@ from twinloss.harness.model.twin import Twin
 
 # The number of cases to compare, and the least number of them that must have finite results.
 CASES, LEAST = 16, 5
-# The tolerance of a relation, relative to the largest number, and the share of the cases in which it must hold, as
-# rounding spoils some. A relation explains a failure that is already known, so the tolerance need not be strict.
+# The tolerance of a relation, relative to the largest number, and the share of the cases in which it must hold: in a
+# few cases, rounding may spoil it. A relation explains a failure that is already known, so the tolerance need not be
+# strict.
 CLOSE, SHARE = 1e-4, 0.9
 
 # Our result and that of the target.
@@ -45,7 +46,7 @@ def relation(twin: Twin, dtype: str, seed: int) -> str | None:
 
 def _sentence(factor: float, constant: float, slope: float | None, judged: bool) -> str | None:
     """Describe the relation; `slope` is the factor between the gradients, `judged` says whether there are gradients."""
-    gradient = f"the gradient is {slope:.6g} times ours" if slope else "the gradient is no multiple of ours"
+    gradient = f"the gradient is {slope:.6g} times ours" if slope else "the gradient is not a multiple of ours"
     gradient = "the gradient agrees" if slope == 1 else gradient if judged else "the gradient was not judged"
     shift = f" {'+' if constant > 0 else '-'} {abs(constant):.6g}" if constant else ""
     if constant and factor == 1:

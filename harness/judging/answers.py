@@ -42,14 +42,14 @@ def fast_options(case: Case) -> dict[str, Any]:
 
 
 def widened(tensor: torch.Tensor) -> Array:
-    """Convert a tensor to an array; half types become float32, as NumPy has no bfloat16."""
+    """Convert a tensor to an array; half precision becomes float32, as NumPy has no bfloat16."""
     half = tensor.dtype in (torch.float16, torch.bfloat16)
     made: Array = (tensor.float() if half else tensor).detach().numpy()
     return made
 
 
 def ask_slope(twin: Twin, case: Case, name: str) -> Array | None:
-    """Return the fast twin's gradient in an argument other than the input, or None if it has none."""
+    """Return the fast twin's gradient with respect to another argument than the input, or None if it has none."""
     with expected_warnings_silent():
         tensors = {each: operand.tensor() for each, operand in case.operands.items()}
         value = twin.fast(**fast_options(case))(*(t.requires_grad_(n == name) for n, t in tensors.items()))
@@ -64,7 +64,7 @@ def ask_fast(twin: Twin, case: Case) -> Answer:
     """Return value and gradient of the fast twin, from one forward and one backward pass.
 
     Raises:
-        TypeError: if the value is no tensor, has no gradient, or value or gradient has a wrong dtype.
+        TypeError: if the value is not a tensor, has no gradient, or value or gradient has a wrong dtype.
     """
     with expected_warnings_silent():
         x, *rest = (operand.tensor() for operand in case.operands.values())

@@ -70,7 +70,7 @@ class Truth:
 
     @cached_property
     def gradient(self) -> Array:
-        """The gradient in the input."""
+        """The gradient with respect to the input."""
         return self.gradient_of(self.case)
 
     def plain_points(self) -> Iterable[tuple[Answer, Answer]]:
@@ -146,7 +146,7 @@ class Truth:
 
     @cached_property
     def _conditioning_in_the_rest(self) -> Array:
-        """The conditioning of each element in the other real arguments, by random directions, and in the constants."""
+        """The conditioning of each element with respect to the other real arguments, at random, and the constants."""
         rng = np.random.default_rng(0)
         case = self.case
         # The step is short, since some images have a contrast of only a few roundoffs. But it is much longer than a
@@ -289,7 +289,7 @@ def _perturbed_real_numbers(operands: list[Array], step: Any, rng: np.random.Gen
 def _drop_jumps(moves: Array, gradient: Array, least: float) -> None:
     """Set the changes of elements that jumped across a kink to 0; `Truth.between` is used to judge these.
 
-    A change of at most `least` is no jump, since a gradient may be 0 by cancellation.
+    A change of at most `least` is not a jump, since a gradient may be 0 by cancellation.
     """
     for i, norm in np.ndenumerate(blocks(gradient)):
         moves[i] = np.where(np.abs(moves[i]) > max(JUMP * norm, least), 0, moves[i])
