@@ -30,7 +30,7 @@ def reliability(
         typer.Option(metavar="DIR", help="Folder for the report; lines that are not run keep their results in it."),
     ] = None,
 ) -> None:
-    """Test the fast losses under conditions that break real trainings."""
+    """Test the fast losses under conditions that break real training runs."""
     folder = writable(out) if out else None
     from twinloss.harness import reliability as trials
     from twinloss.harness.reliability.registry import Row

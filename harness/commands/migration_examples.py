@@ -41,7 +41,7 @@ DIFFERENCES = (
     Difference(
         "all",
         "Class weights are options, not state. A checkpoint with MONAI's `class_weight` loads, without its weights.",
-        "The code of a training should show what it computes. `load_state_dict` skips the keys `…class_weight` and "
+        "Training code should show what it computes. `load_state_dict` skips the keys `…class_weight` and "
         "those of the cross entropy in `DiceCELoss`.",
         "list(DiceLoss(weight=[1.0, 2.0]).state_dict())",
     ),
@@ -165,7 +165,8 @@ DIFFERENCES = (
         "`use_softmax=False`",
     ),
     Difference(
-        "BendingEnergyLoss", "Second differences are taken between neighbours, so that a checkerboard has a loss.",
+        "BendingEnergyLoss",
+        "Second differences are taken between neighbours, so that the loss of a checkerboard is not 0.",
         "Nested central differences are blind to a checkerboard, so that a folding field may have a loss of 0.",
         "u = (-1.0) ** torch.arange(8).reshape(1, 1, 8)\nBendingEnergyLoss()(u)",
         "`stencil=\"wide\"` (before 1.6)",
@@ -187,7 +188,7 @@ DIFFERENCES = (
         'DiffusionLoss("sum").normalize',
     ),
     Difference(
-        "DiffusionLoss", "First differences are taken between neighbours, so that a checkerboard has a loss.",
+        "DiffusionLoss", "First differences are taken between neighbours, so that the loss of a checkerboard is not 0.",
         "VoxelMorph's paper has these differences. Central differences are blind to a checkerboard. Both are close on "
         "smooth fields.",
         "u = (-1.0) ** torch.arange(8).reshape(1, 1, 8)\nDiffusionLoss()(u)",

@@ -16,7 +16,7 @@ from twinloss.harness.model.operand import Array
 
 # The relative change of the value at which smoothing is reported, and the relative error at which rounding is reported.
 DECIDES, COSTS = 0.01, 1e-3
-# Beyond this absolute value of a logit, a sigmoid is 0 or 1 in float32.
+# Beyond this absolute value of a logit, the slope of a sigmoid is less than 1e-6.
 SATURATED = 15
 
 Answer = tuple[Array, Array]  # value and gradient
@@ -111,7 +111,7 @@ def broken(batch: Batch, truth: Answer) -> Iterator[str]:
             why = "the batch itself contains NaN or infinite numbers, see above"
         else:
             zeros = [n for n in ("smooth_nr", "smooth_dr") if batch.option(n) == 0]
-            fix = f", for example 0 / 0: set {' and '.join(zeros)} to a small number, 1e-5" if zeros else ""
+            fix = f", for example 0 / 0: set {' and '.join(zeros)} to a small number such as 1e-5" if zeros else ""
             why = f"all numbers of the batch are finite, so the formula itself produces it{fix}"
         yield f"The {' and the '.join(broken)} would be NaN or infinite in any precision{at}: {why}."
 
@@ -142,7 +142,7 @@ def teaches_nothing(batch: Batch, answer: Answer, truth: Answer) -> Iterator[str
     why = ""
     if batch.has_classes and largest > SATURATED and not batch.is_probability:
         why = (
-            f" The logits reach {largest:.4g}, where sigmoid and softmax are 0 or 1 and have slope 0: check for a "
+            f" The logits reach {largest:.4g}, where sigmoid and softmax are flat: check for a "
             "learning rate that is too high, or a missing normalisation."
         )
     yield f"The gradient is 0 everywhere, so the network learns nothing from this batch.{why}"

@@ -37,12 +37,12 @@ def _field(batch: Batch) -> Iterator[str]:
     if components != rank:
         yield (
             f"A displacement field with {rank} spatial axes has {rank} components, but pred has shape "
-            f"{batch.input.shape}, that is {components}. Losses take (batch, components, *spatial)."
+            f"{batch.input.shape}, with {components} components. The loss takes (batch, components, *spatial)."
         )
     low, high = batch.range
     if low == high:
         yield (
-            f"The field is constant ({low:g}): its energy and its gradient are 0. This is right at the start of a "
+            f"The field is constant ({low:g}): its energy and its gradient are 0. This is right at the start of "
             "training; later it means that the network does not learn, or that its last layer returns 0."
         )
 
@@ -68,6 +68,6 @@ def _gaussian_bins(batch: Batch) -> Iterator[str]:
 def _gradient_of_target(batch: Batch) -> Iterator[str]:
     if "target" in batch.asking and "pred" not in batch.asking:
         yield (
-            "Only target has requires_grad, but with kernel_type='b-spline' only pred has a gradient: that in target "
-            "is exactly 0. Pass the moving, warped image first: loss(warped, fixed)."
+            "Only target has requires_grad, but with kernel_type='b-spline' only pred has a gradient: that of "
+            "target is exactly 0. Pass the moving, warped image first: loss(warped, fixed)."
         )

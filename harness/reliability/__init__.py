@@ -1,4 +1,4 @@
-"""`twinloss reliability`: tests of the losses against what breaks real trainings.
+"""`twinloss reliability`: tests of the losses against what breaks real training runs.
 
 Each section of the report has one or more tests. A test is a function that yields rows:
 what was tested, the result, and whether it passed. `quick=True` asks for sizes that are small enough for a test suite;
@@ -35,10 +35,10 @@ def lines() -> dict[str, list[Experiment]]:
 
 
 def run(names: Collection[str], quick: bool, tick: Callable[[str], None]) -> tuple[dict[str, list[Row]], list[Any]]:
-    """Run the tests of the named sections; return the rows of each section, and the curves of the trainings.
+    """Run the tests of the named sections; return the rows of each section, and the curves of the training runs.
 
     Each test runs in a process of its own, so that a crash ends no other test and no memory is inherited. A test that
-    raises, or whose process dies, yields a row that failed.
+    raises, or whose process dies, yields a failed row.
     """
     made: dict[str, list[Row]] = {}
     curves: list[Any] = []

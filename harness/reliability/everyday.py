@@ -1,4 +1,4 @@
-"""The losses as trainings use them: each loss once, with usual options, on images of a given size."""
+"""The losses as they are used in training: each loss once, with usual options, on images of a given size."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Tests of indices beyond 32 bits that need little memory, because only the end of each volume is not zero.
 
-The operating system allocates a page of memory only when it is written to, and reads it as zeros before. Of the chunks
-of work of a kernel, only the first and the last ones run. The others would write zeros, which are already there.
+The operating system allocates a page of memory only when it is written to. Until then, the page reads as zeros. Only
+the first and the last chunks of each kernel run. The other chunks would write zeros, which are already there.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def untouched(shape: Sequence[int], dtype: Any = np.float32) -> np.ndarray[Any, 
 
 @contextmanager
 def ends_only(count: int) -> Iterator[None]:
-    """Give large arrays no memory, and run only the first and the last `count` chunks of each kernel, within a context.
+    """Run only the first and the last `count` chunks of each kernel, on large arrays that take no memory.
 
-    Everything that is called in this context must have been compiled before, because Numba does not recognise these
-    arrays.
+    All kernels that are called in this context must have been compiled before, because Numba does not recognise the
+    patched `np.empty`.
     """
     numpy_empty, torch_empty, each = np.empty, torch.empty, threads.for_each_chunk
 
@@ -123,13 +123,14 @@ def cases(quick: bool) -> Iterator[tuple[str, Callable[..., Tensor], Sequence[in
     corner[..., -1, -8:, -8:] = torch.rand(2, 1, 1, 8, 8, generator=rng)
     yield "bending energy", fast.BendingEnergyLoss(reduction="sum"), (edge, edge, edge), 2, [corner[0]]
     lncc = fast.LocalNormalizedCrossCorrelationLoss(kernel_size=5, reduction="sum", smooth_nr=0)
-    # The windows that overlap the corner lie in the last five planes of 147 chunks, and in 12 rows of 32 chunks.
+    # The windows that overlap the corner lie in the last five planes, of 147 chunks each, and in the last 12 rows, of
+    # 32 chunks each.
     yield "LNCC, k = 5", lncc, deep, 800, list(corner)
 
 
 @line("Scale")
 def beyond_32_bits(quick: bool) -> Iterator[Row]:
-    """Tensors of more than 2³¹ elements, all zero except the last few, whose zeros take no memory."""
+    """Tensors of more than 2³¹ elements, all zero except the last few. The zeros take no memory."""
     for name, loss, space, count, ends in cases(quick):
         wanted = value_and_slopes(loss, *(end.clone() for end in ends))
         with ends_only(count):

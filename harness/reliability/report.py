@@ -78,7 +78,7 @@ def as_markdown(sections: Mapping[str, ReportSection]) -> str:
     text = [
         "# Reliability",
         "",
-        "Made by `twinloss reliability --out reports`: tests of all losses against what breaks real trainings. "
+        "Made by `twinloss reliability --out reports`: tests of all losses against what breaks real training runs. "
         "`twinloss reliability fuzz --out reports` runs one section again.",
         "",
         *_table(("section", "checks", "failed"), (_summary(name, sections.get(name)) for name in MEANING)),

@@ -1,4 +1,4 @@
-"""Tests that a module keeps its state."""
+"""Tests that using, copying and saving a module does not change its results."""
 
 from __future__ import annotations
 

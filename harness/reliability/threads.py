@@ -56,7 +56,7 @@ def _in_child(size: int, queue: Any) -> None:
 
 
 class _Losses(torch.utils.data.Dataset[str]):
-    """A data set of losses, which its workers compute."""
+    """A data set whose items are the fingerprints of the losses, so that loader workers compute losses."""
 
     def __init__(self, size: int) -> None:
         self.losses = [(each.module(), each.arguments(size)) for each in everyday()]

@@ -1,4 +1,4 @@
-"""Small real trainings: a U-Net on patches of a brain, and a displacement field between two images of it."""
+"""Small real training runs: a U-Net on patches of a brain, and a displacement field between two images of it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ UNLIKE = (
 
 @dataclass
 class Curve:
-    """The result of a training.
+    """The result of a training run.
 
     Attributes:
         name: the name of the loss.
@@ -247,7 +247,7 @@ def train(each: Everyday, steps: int, with_peer: bool) -> Curve:
     return curve
 
 
-# The curves of the latest trainings in this process.
+# The curves of the latest training runs in this process.
 CURVES: list[Curve] = []
 
 
@@ -271,7 +271,7 @@ def trainings(quick: bool) -> Iterator[Row]:
 
 
 def plot(curves: Sequence[Curve], path: Path) -> None:
-    """Plot the curves of trainings."""
+    """Plot the curves of training runs."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 8), layout="constrained")

@@ -1,4 +1,4 @@
-"""Mutants: losses with a deliberate bug, which was released by a library or is a typical mistake.
+"""Mutants: losses with a deliberate bug. Each bug was once released, or is a typical mistake.
 
 The harness must detect all of them; a mutant that is detected is called killed. To add one, write a class with the
 decorator `bug`. The first line of its docstring says what is wrong, and where the bug comes from.

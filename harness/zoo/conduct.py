@@ -60,7 +60,7 @@ class CountsItsCalls(fast.TverskyLoss):
 
 @bug("focal")
 class WeightReshapedInForward(fast.FocalLoss):
-    """Forward reshapes the weight to the input's rank and keeps it: other ranks then fail. Released by MONAI."""
+    """Forward reshapes the weight to the input's rank and keeps it: other ranks then fail, as in a MONAI release."""
 
     shape: Any = None
 

@@ -15,7 +15,7 @@ from twinloss.harness.zoo.mutants import bug, with_gradient_times
 
 @bug("bending_energy")
 class NestedDifferences(fast.BendingEnergyLoss):
-    """Central differences of central differences, which do not see a checkerboard: released by MONAI."""
+    """Central differences of central differences, which are blind to a checkerboard, as in a MONAI release."""
 
     def forward(self, pred: Tensor) -> Tensor:
         """Compute the wrong loss."""
@@ -61,7 +61,7 @@ class SquareForgotten(fast.BendingEnergyLoss):
 
 @bug("diffusion")
 class BlindToACheckerboard(fast.DiffusionLoss):
-    """Central differences in the interior, which see neither a checkerboard nor corners: released by MONAI."""
+    """Central differences in the interior, which see neither a checkerboard nor corners, as in a MONAI release."""
 
     def forward(self, pred: Tensor) -> Tensor:
         """Compute the wrong loss."""
@@ -148,7 +148,7 @@ class PlainCorrelation(torch.nn.Module):
 
 @bug("lncc")
 class OffCentreGaussian(PlainCorrelation):
-    """The Gaussian is sampled from -k/2 to k/2 - 1, so its centre lies between two voxels: released by MONAI."""
+    """The Gaussian is sampled from -k/2 to k/2 - 1, so its centre lies between two voxels, as in a MONAI release."""
 
     def window(self) -> Tensor:
         """Return the wrong window."""
@@ -160,7 +160,7 @@ class OffCentreGaussian(PlainCorrelation):
 
 @bug("lncc")
 class TriangleOfOne(PlainCorrelation):
-    """The triangle of three voxels is 0, 1, 0, so every window is a single voxel: released by MONAI."""
+    """The triangle of three voxels is 0, 1, 0, so every window is a single voxel, as in a MONAI release."""
 
     def window(self) -> Tensor:
         """Return the wrong window."""

@@ -104,7 +104,7 @@ class FlippedSign(fast.DiceLoss):
 
 @bug("dice", dtype="float32")
 class ScaleOfMixedPrecision(fast.DiceLoss):
-    """The float32 gradient is 1.002 times too large: only one of scaling and unscaling rounds to bfloat16."""
+    """The float32 gradient is too large by a factor of 1.002: the loss scale is rounded to bfloat16 only once."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Compute the wrong loss."""
@@ -113,7 +113,7 @@ class ScaleOfMixedPrecision(fast.DiceLoss):
 
 @bug("dice")
 class WithoutSmoothing(fast.DiceLoss):
-    """There is no smooth_dr: an absent class gives 0 / 0, as where the epsilon is left to the caller."""
+    """There is no smooth_dr: an absent class gives 0 / 0, as if the caller had to add the epsilon."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "smooth_dr": 0.0})
@@ -229,7 +229,7 @@ class SoftmaxOverVoxels(Plain):
 
 @bug("dice", **PLAIN)
 class SqueezedAxes(Plain):
-    """squeeze() before the sum: if an axis has size 1, the sum runs over the wrong axes."""
+    """The axes are squeezed before the sum: if an axis has size 1, the sum runs over the wrong axes."""
 
     def total(self, values: Tensor) -> Tensor:
         """Compute the wrong loss."""
@@ -292,7 +292,7 @@ class GradientOfContiguous(fast.DiceLoss):
 
 @bug("masked_dice")
 class MaskBeforeActivation(fast.MaskedDiceLoss):
-    """The logits are masked, so that a masked voxel becomes sigmoid(0) = 1/2: released by MONAI."""
+    """The logits are masked, so that a masked voxel becomes sigmoid(0) = 1/2, as in a MONAI release."""
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute the wrong loss."""
@@ -351,7 +351,7 @@ class VolumesOfTheBatch(fast.GeneralizedDiceLoss):
 
 @bug("generalized_wasserstein_dice")
 class BroadcastOverTheBatch(fast.GeneralizedWassersteinDiceLoss):
-    """(B, 1, voxels) broadcasts with (B, voxels): labels meet the logits of all items. Released by MONAI."""
+    """(B, 1, voxels) broadcasts with (B, voxels): labels meet the logits of all items, as in a MONAI release."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Compute the wrong loss."""
@@ -385,7 +385,7 @@ class BackgroundCounted(fast.GeneralizedWassersteinDiceLoss):
 
 @bug("focal")
 class BackgroundDroppedFirst(fast.FocalLoss):
-    """The background is dropped before the softmax, which then ignores it: released by MONAI."""
+    """The background is dropped before the softmax, which then ignores it, as in a MONAI release."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Compute the wrong loss."""
@@ -437,7 +437,7 @@ class AlphaBeyondOne(fast.FocalLoss):
 
 @bug("focal")
 class NoSlopeInATargetOfZero(fast.FocalLoss):
-    """Where the target is 0, the gradient with respect to the target is 0, too: released here."""
+    """Where the target is 0, the gradient with respect to the target is 0, too, as in an early twinloss."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Compute the wrong loss."""
@@ -467,7 +467,7 @@ def _copied(*operands: Array, **options: Any) -> Array:
 
 @bug("dice_ce", gradient=_copied)
 class DerivedAlike(fast.DiceCELoss):
-    """Gradient and closed form have the same wrong factor 1.001: one was copied from the other."""
+    """Both gradients have the same wrong factor 1.001: one was copied from the other."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Compute the wrong loss."""
@@ -476,7 +476,7 @@ class DerivedAlike(fast.DiceCELoss):
 
 @bug("dice_ce")
 class NanChangesTheMean(fast.DiceCELoss):
-    """Voxels are counted by rounding p + (1 - p): a NaN logit changes the divisor of the mean. Released here."""
+    """Voxels are counted as the sum of p + (1 - p): a NaN logit changes the divisor, as in an early twinloss."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Compute the wrong loss."""
@@ -486,7 +486,7 @@ class NanChangesTheMean(fast.DiceCELoss):
 
 @bug("dice_ce", dtype="bfloat16")
 class RoundedTermByTerm(fast.DiceCELoss):
-    """In half precision, each term rounds its gradient before the two are added: released here."""
+    """In half precision, each term rounds its gradient before the two are added, as in an early twinloss."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Compute the wrong loss."""
