@@ -1,4 +1,4 @@
-"""The correlations of two images in moving windows: their plain form, and the way to their kernels."""
+"""The correlations of two images in moving windows: the plain form, and calls of the kernels."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def correlation_sum(p: Tensor, t: Tensor, plan: CorrelationPlan, factor: float, 
 def correlations(p: Tensor, t: Tensor, plan: CorrelationPlan, voxelwise: bool) -> Tensor:
     """Return smoothed squared correlations of images (N, D, H, W) in windows along their last axes.
 
-    Those of all windows if `voxelwise`, or else their sum for each image, (N,) float64.
+    If `voxelwise`, return those of all windows, or else their sum for each image, (N,) float64.
     """
     if dispatch.choose(CORRELATION, p) == "plain":
         return _plain(p, t, plan, voxelwise)
@@ -52,7 +52,7 @@ def correlations(p: Tensor, t: Tensor, plan: CorrelationPlan, voxelwise: bool) -
 def _plain(p: Tensor, t: Tensor, plan: CorrelationPlan, voxelwise: bool) -> Tensor:
     """Compute moments in windows along one axis after the other, means first.
 
-    Means are relative to the voxel in the middle, so that an offset of the images takes no digits from their contrast.
+    Means are relative to the voxel in the middle, so that no precision is lost if the images have a large offset.
     """
     window, size, count = plan.window(), plan.size, 1.0
     weight = sum(window)
@@ -78,7 +78,7 @@ def _plain(p: Tensor, t: Tensor, plan: CorrelationPlan, voxelwise: bool) -> Tens
 
 
 def _shifted(axis: int, size: int, *fields: Tensor) -> list[list[Tensor]]:
-    """Return each field shifted to each place of a window along an axis, with zeros beyond the borders."""
+    """Return each field, shifted by each offset of a window along an axis, with zeros beyond the borders."""
     margin = [0, 0] * (3 - axis) + [size // 2, size // 2]
     around = (torch.nn.functional.pad(field, margin) for field in fields)
     return [[wide.narrow(axis, j, wide.shape[axis] - size + 1) for j in range(size)] for wide in around]
@@ -88,7 +88,7 @@ def _shifted(axis: int, size: int, *fields: Tensor) -> list[list[Tensor]]:
 
 
 class _Origin(NamedTuple):
-    """What two images were made from, and how; with it, whether other tensors are still these images can be told."""
+    """The sources of two images, and the function that makes the images from them."""
 
     sources: tuple[Tensor, Tensor]
     make: Callable[[Tensor], Tensor]
@@ -96,11 +96,11 @@ class _Origin(NamedTuple):
     versions: tuple[int, int]
 
     def of(self, image: Tensor) -> Tensor | None:
-        """Return the source of an image, if it is one of the two."""
+        """Return the source of an image, if it is one of the two images and has not been modified since."""
         for source, made, version in zip(self.sources, self.images, self.versions, strict=True):
             same = image.data_ptr() == made.data_ptr() and image.numel() == made.numel() and image.dtype == made.dtype
             fresh = image.is_contiguous() and made.is_contiguous() and made._version == version
-            if same and fresh and not source.is_inference():  # which autograd cannot save
+            if same and fresh and not source.is_inference():  # autograd cannot save inference tensors
                 return source
         return None
 
@@ -112,9 +112,10 @@ _origin: ContextVar[_Origin | None] = ContextVar("origin", default=None)
 def made_from(
     sources: tuple[Tensor, Tensor], images: tuple[Tensor, Tensor], make: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """Let a correlation of these images keep what they were made from, and make them again if need be.
+    """Within a context, let a correlation of these images save their sources, and make the images again if necessary.
 
-    Its gradient is made with its value. Only for a graph of the gradient, or a second one, it needs its images again.
+    The gradient is computed together with the value. The images are needed again only for a graph of the gradient, or
+    for a second backward.
     """
     before = _origin.set(_Origin(sources, make, images, (images[0]._version, images[1]._version)))
     try:
@@ -124,10 +125,11 @@ def made_from(
 
 
 def _sum_as_one_node(p: Tensor, t: Tensor, plan: CorrelationPlan, factor: float, dtype: torch.dtype) -> Tensor:
-    """Return the sum of the correlations times a factor, whose gradient is in p alone.
+    """Return the sum of the correlations times a factor, with a gradient with respect to p only.
 
-    The gradient depends on no sum over the image: where one will be asked for, it is made with the value, some planes
-    at a time, and kept until the backward. So what lies between the passes is never there as a whole.
+    The gradient does not depend on a sum over the image. If it will be needed, it is computed together with the value,
+    a few planes at a time, and kept until backward. Intermediate results are therefore never stored for the whole
+    image.
     """
     kernels, shape = CORRELATION.kernels(p), p.shape
     origin = _origin.get() if torch.is_grad_enabled() and p.requires_grad else None
@@ -161,7 +163,7 @@ def _sum_as_one_node(p: Tensor, t: Tensor, plan: CorrelationPlan, factor: float,
     return one_node(Computation(value, gradient, plain, to_save), p, t)
 
 
-# --- operators of torch -----------------------------------------------------------------------------------------------
+# --- torch operators --------------------------------------------------------------------------------------------------
 
 _PLAN = "SymInt size, str kind, SymInt rank, float nu, float delta, bool clamped"
 
@@ -171,7 +173,7 @@ _PLAN = "SymInt size, str kind, SymInt rank, float nu, float delta, bool clamped
     f"(Tensor p, Tensor t, {_PLAN}, bool voxelwise, SymInt gradients) -> (Tensor, Tensor, Tensor)",
 )
 def _scores(p: Tensor, t: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Return correlations, and what is kept for their gradients; see `CorrelationKernels.scores`."""
+    """Return correlations, and intermediate results for their gradients; see `CorrelationKernels.scores`."""
     *plan, voxelwise, asked = rest
     return CORRELATION.kernels(p).scores(p, t, CorrelationPlan(*plan), voxelwise, asked)
 
@@ -181,7 +183,7 @@ def _scores(p: Tensor, t: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     f"(Tensor upstream, Tensor p, Tensor t, Tensor of_both, Tensor of_p, {_PLAN}) -> Tensor",
 )
 def _slopes(upstream: Tensor, p: Tensor, t: Tensor, of_both: Tensor, of_p: Tensor, *plan: Any) -> Tensor:
-    """Return the gradient in p from what was kept for it; see `CorrelationKernels.slopes`."""
+    """Return dL/dp from the intermediate results; see `CorrelationKernels.slopes`."""
     return CORRELATION.kernels(p).slopes(upstream, p, t, of_both, of_p, CorrelationPlan(*plan))
 
 
@@ -206,7 +208,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     p, t, *plan, ctx.voxelwise, _ = inputs
     ctx.plan = CorrelationPlan(*plan)
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # of what is kept, there would be zeros of its size
+    ctx.set_materialize_grads(False)  # zeros for the intermediate results would be as large as these
     ctx.save_for_backward(p, t, *output[1:])
 
 

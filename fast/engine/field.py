@@ -1,4 +1,4 @@
-"""What losses of a displacement field share: options, errors, shapes, reduction, and the energy that they compute."""
+"""The base class of losses of a displacement field: options, errors, shapes, reduction, and their energy."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from twinloss.fast.runtime.torch_operator import (
     scaled,
 )
 
-# The energy of fields (N, D, H, W), float64, or those of voxels: given u, weights (C, differences), the voxels at each
-# border that have none, and whether voxel by voxel.
+# A function that returns the energy of fields (N, D, H, W) as float64, or the energy of each voxel. Its arguments are
+# u, weights (C, differences), the number of voxels at each border that have no energy, and whether to return voxels.
 PlainEnergy = Callable[[Tensor, Tensor, int, bool], Tensor]
 
 
 class Grid(NamedTuple):
-    """What the weight of a difference of a field (C, *S) depends on beside the stencil."""
+    """The properties of a field (C, *S) that the weights of its differences depend on, besides the stencil."""
 
     shape: tuple[int, ...]
     normalize: bool
@@ -44,7 +44,7 @@ class Grid(NamedTuple):
     def scale(self, c: int, axes: Sequence[int]) -> float:
         """Return the factor that makes a difference of component c along some axes a derivative.
 
-        With `normalize` it is a derivative in extents of the grid.
+        With `normalize`, lengths are measured in units of the extent of the grid.
         """
         sizes = self.shape[1:]
         h = self.spacing or (1.0,) * len(sizes)
@@ -70,9 +70,12 @@ def _checked_spacing(value: Any, name: str) -> tuple[float, ...] | None:
 class FieldLoss(Loss):
     """The mean over voxels and components of an energy, which is a sum of squared differences of the field.
 
-    A subclass has `energy`; `weigh`, which returns the weight of each unscaled squared difference of each component, by
-    stencil and grid; `wanted`, the name of its differences; and by stencil `margins`, the voxels at each border that
-    have no energy, and `leasts`, those that an axis must have.
+    Attributes of a subclass:
+        energy: the energy.
+        weigh: given stencil and grid, the weight of each unscaled squared difference of each component.
+        wanted: the name of the differences, for error messages.
+        margins: by stencil, the number of voxels at each border that have no energy.
+        leasts: by stencil, the minimum number of voxels along an axis.
     """
 
     energy: Energy
@@ -96,7 +99,7 @@ class FieldLoss(Loss):
 
     @entry_point
     def forward(self, pred: Tensor) -> Tensor:
-        """The loss; see the class for shapes and errors."""
+        """Return the loss; see the class for shapes and errors."""
         check_tensors(pred=pred)
         if not pred.is_floating_point():
             pred = pred.to(torch.get_default_dtype())
@@ -138,7 +141,7 @@ class FieldLoss(Loss):
 
 
 def _fields(pred: Tensor) -> Tensor:
-    """Return the components of a field (B, C, *S) as fields of their own, (B * C, D, H, W)."""
+    """Return the components of a field (B, C, *S) as separate fields, (B * C, D, H, W)."""
     return pred.reshape(-1, *[1] * (5 - pred.ndim), *pred.shape[2:])
 
 
@@ -148,16 +151,16 @@ def _weights(weigh: Callable[[str, Grid], list[list[float]]], stencil: str, grid
 
 
 class Energy:
-    """An energy of fields, in each of its forms, and `torch.ops.twinloss.<name of the statistic>`.
+    """An energy of fields in all its forms, including `torch.ops.twinloss.<name of the statistic>`.
 
     Attributes:
-        statistic: whose kernels compute it.
-        plain: in operators of torch, with derivatives of any order.
-        operator: by kernels, with a gradient, for calls that are traced.
+        statistic: the statistic, whose kernels compute the energy.
+        plain: the plain form in torch operators, with derivatives of any order.
+        operator: the kernels as a differentiable torch operator, for calls that are traced.
     """
 
     def __init__(self, statistic: Statistic[EnergyKernels], plain: PlainEnergy, rank: Callable[[int], int]) -> None:
-        """Make operators of an energy, of a plain form, and of how many axes a field has by the number of weights."""
+        """Register the operators of an energy; `rank` returns the spatial rank for a number of weights."""
         self.statistic, self.plain, self.rank = statistic, plain, rank
         self.operator: Operator = operator(statistic.name)(self._energies)
         self.gradient_operator: Operator = operator(f"{statistic.name}_backward")(self._gradient)
@@ -166,10 +169,10 @@ class Energy:
         self.operator.differentiable(_save, self._backward)
 
     def reduced(self, pred: Tensor, differences: Differences, count: float, dtype: torch.dtype) -> Tensor:
-        """Return the energy of a field (B, C, *S) over a count, as one node.
+        """Return the energy of a field (B, C, *S) divided by a count, as one node of the autograd graph.
 
-        The gradient depends on no sum over the field: where one will be asked for, it is made in the same pass as the
-        value, while the caches hold the field, and kept until the backward.
+        The gradient does not depend on a sum over the field. If it will be needed, it is computed in the same pass as
+        the value, while the field is in the cache, and kept until backward.
         """
         kernels = self.statistic.kernels(pred)
 

@@ -1,4 +1,4 @@
-"""The joint histogram of two images under Parzen windows: its plain form, and the way to its kernels."""
+"""The joint histogram of two images under Parzen windows: the plain form, and calls of the kernels."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from twinloss.fast.kernels.contract import HISTOGRAM, HistogramPlan
 from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.torch_operator import InputsAndValue, gradients, operator
 
-# Weights that plain torch holds at a time.
+# The number of weights that the plain form stores at a time.
 _BLOCK = 2**19
 
 
 def joint_histogram(x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
-    """Return the joint histogram of the images (B, N) of each item, (B, K, K) float64, which adds up to 1."""
-    sigma = min(max(sigma, 1e-150), 1e150)  # beyond, the weights stay as they are, but sigma^2 is no number
+    """Return the joint histogram of the images (B, N) of each item, (B, K, K) float64, which sums to 1."""
+    sigma = min(max(sigma, 1e-150), 1e150)  # beyond, the weights stay the same, but sigma^2 would be 0 or infinite
     if dispatch.choose(HISTOGRAM, x) == "kernel":
         histogram: Tensor = _joint_histogram(x, y, bins, sigma, kernel)
         return histogram
@@ -29,7 +29,7 @@ def joint_histogram(x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) 
 
 
 def _plain(x: Tensor, y: Tensor, plan: HistogramPlan) -> Tensor:
-    """Add up blocks of voxels, whose weights are computed again for the gradient."""
+    """Sum blocks of voxels; their weights are recomputed for the gradient, to save memory."""
     bins, sigma, kernel = plan
     z, of_y = (_places(image.double(), bins, kernel) for image in (x, y))
     joint = z.new_zeros(len(x), bins, bins)
@@ -45,9 +45,9 @@ def _plain(x: Tensor, y: Tensor, plan: HistogramPlan) -> Tensor:
 
 
 def _places(x: Tensor, bins: int, kernel: str) -> Tensor:
-    """Return where intensities lie among the bins."""
+    """Return the positions of intensities in units of bins."""
     if kernel == "gaussian":
-        return torch.where(x.isnan(), x, x.clamp(0, 1)) * (bins - 1)  # of NaN, the clamp has a slope of 0
+        return torch.where(x.isnan(), x, x.clamp(0, 1)) * (bins - 1)  # clamp would give NaN a gradient of 0
     low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
     flat = high == low
     return 2 + torch.where(flat, 0, (x - low) * (bins - 4) / torch.where(flat, 1, high - low))
@@ -62,12 +62,12 @@ def _block(z: Tensor, of_y: Tensor, bins: int, sigma: float, kernel: str) -> Ten
         d = distance.abs()
         inner, outer = (4 - 6 * d**2 + 3 * d**3) / 6, (2 - d).clamp(min=0) ** 3 / 6
         first = torch.where(d < 1, inner, outer)
-        # NaN is in no bin: it has to reach the sum by itself.
+        # NaN falls into no bin, so it is added explicitly.
         second = (k == of_y.floor().clamp(max=bins - 3)) + 0 * of_y.detach()
     return first.mT @ second
 
 
-# --- operators of torch -----------------------------------------------------------------------------------------------
+# --- torch operators --------------------------------------------------------------------------------------------------
 
 
 @operator("joint_histogram")
@@ -77,7 +77,7 @@ def _joint_histogram(x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str)
 
 @operator("joint_histogram_backward")
 def _joint_histogram_backward(upstream: Tensor, x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
-    """Return the gradient in x."""
+    """Return dL/dx, given dL/d(histogram)."""
     return HISTOGRAM.kernels(x).gradient(upstream, x, y, HistogramPlan(bins, sigma, kernel))
 
 
@@ -105,7 +105,7 @@ def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         made = []
         if needed[0]:
             made.append(_joint_histogram_backward(upstream, x, y, *plan))
-        if needed[1]:  # the box of a b-spline has no slope
+        if needed[1]:  # the box on y has a gradient of 0
             gaussian = plan.kernel == "gaussian"
             made.append(
                 _joint_histogram_backward(upstream.mT.contiguous(), y, x, *plan) if gaussian else torch.zeros_like(y)

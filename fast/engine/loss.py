@@ -23,7 +23,7 @@ from twinloss.fast.runtime.ranks import is_group, restored, to_be_pickled
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Buffers of MONAI's losses, which keep class weights as state. Here a weight is an option, and no loss has any state.
+# Buffers in which MONAI's losses keep class weights. In twinloss, weights are options, and losses have no state.
 _BUFFERS_OF_MONAI = (
     "class_weight",
     "dice.class_weight",
@@ -34,9 +34,9 @@ _BUFFERS_OF_MONAI = (
 
 
 def entry_point(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a public function, so that its body sees plain tensors whatever subclasses of these it is called with.
+    """Decorate a public function so that its body gets plain tensors, even if it is called with tensor subclasses.
 
-    Gradients reach the tensors that were given. Under `torch.jit.trace` the plain form is recorded.
+    Gradients flow back to the original tensors. Under `torch.jit.trace`, the plain form is recorded.
     """
 
     @wraps(function)
@@ -50,7 +50,7 @@ def entry_point(function: Callable[P, R]) -> Callable[P, R]:
             return _recorded(function, args, kwargs)
         return function(*args, **kwargs)
 
-    # torch.compile keeps so many graphs of a code object and no more: all losses must not share one.
+    # torch.compile limits the number of graphs per code object, so each loss gets a code object of its own.
     code: Any = entered
     code.__code__ = code.__code__.replace(co_name=function.__qualname__)
     return entered
@@ -58,7 +58,7 @@ def entry_point(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def untraced() -> Iterator[None]:
-    """Hide what is done from `torch.jit.trace`."""
+    """Suspend `torch.jit.trace` within a context."""
     tracer: Any = torch._C
     state = tracer._get_tracing_state()
     if state is None:
@@ -72,10 +72,10 @@ def untraced() -> Iterator[None]:
 
 
 def _recorded(function: Callable[..., R], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> R:
-    """Call a function under `torch.jit.trace`, so that the trace holds operators of torch and sizes as numbers.
+    """Call a function under `torch.jit.trace`, so that the trace holds torch operators and sizes as numbers.
 
-    Sizes that a tracer sees are tensors. So the tracer is stopped, another one (make_fx) turns the plain form into a
-    graph, and the first one records this graph.
+    Under `torch.jit.trace`, sizes are tensors. Therefore its tracer is suspended while another one (make_fx) turns the
+    plain form into a graph, and then records this graph.
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -103,7 +103,7 @@ class Loss(Configured):
         return self._with(self.__dict__)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Make a copy whose options are copies, save a process group: it is shared."""
+        """Make a copy with copies of all options except the process group, which is shared."""
         memo.update({id(value): value for value in self.__dict__.values() if is_group(value)})
         made = self._with({})
         memo[id(self)] = made
@@ -116,19 +116,19 @@ class Loss(Configured):
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled: of a process group only that it is the default one.
+        """Return the state to pickle, in which a marker stands for the default process group.
 
         Raises:
-            TypeError: for another process group, which belongs to the processes that made it.
+            TypeError: for any other process group, because it exists only in the processes that made it.
         """
         return {name: to_be_pickled(value) for name, value in self.__dict__.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take what was pickled, with the default process group of this process in place of the other's."""
+        """Restore a pickled state; its default process group becomes that of this process."""
         super().__setstate__({name: restored(value) for name, value in state.items()})  # type: ignore[no-untyped-call]
 
     def __prepare_scriptable__(self) -> NoReturn:
-        """Say what serves in place of `torch.jit.script`, which calls this.
+        """Raise an error that names alternatives to `torch.jit.script`, which calls this method.
 
         Raises:
             RuntimeError: always.
@@ -139,7 +139,7 @@ class Loss(Configured):
         )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Leave out class weights that MONAI's loss of a checkpoint keeps as buffers: here they are options."""
+        """Ignore class weights in a checkpoint of a MONAI loss: MONAI keeps them as buffers, twinloss as options."""
         for name in _BUFFERS_OF_MONAI:
             state_dict.pop(prefix + name, None)
         super()._load_from_state_dict(state_dict, prefix, *rest)

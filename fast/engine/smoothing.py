@@ -1,4 +1,4 @@
-"""Images smoothed along their axes: the plain form, and the way to its kernels."""
+"""Smoothing of images along their axes: the plain form, and calls of the kernels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from twinloss.fast.runtime.torch_operator import operator
 
 
 def smoothed(image: Tensor, taps: list[float]) -> Tensor:
-    """Return the image (B, C, *S) weighted by the taps around each voxel, axis by axis."""
+    """Return the image (B, C, *S), correlated with the taps along each spatial axis."""
     if taps == [1.0]:
         return image
     rank = image.ndim - 2
@@ -25,7 +25,7 @@ def smoothed(image: Tensor, taps: list[float]) -> Tensor:
 
 
 def _plain(images: Tensor, taps: list[float], rank: int) -> Tensor:
-    """Smooth images (N, D, H, W) in operators of torch."""
+    """Smooth images (N, D, H, W) with torch operators."""
     reach = len(taps) // 2
     for axis in range(4 - rank, 4):
         around = torch.nn.functional.pad(images, [0, 0] * (3 - axis) + [reach, reach])
@@ -50,7 +50,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-    # With symmetric taps, and nothing beyond the borders, smoothing is its own adjoint.
+    # With symmetric taps, and zeros beyond the borders, smoothing is its own adjoint.
     smooth = _plain if dispatch.by_torch(upstream) else _smooth
     return smooth(upstream, ctx.taps, ctx.rank), None, None
 

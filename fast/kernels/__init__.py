@@ -1,6 +1,6 @@
 """The kernels: implementations of the statistics, one set for each type of device.
 
-`contract.py` says what a set offers. Each set registers itself here.
+`contract.py` defines the interface of a set. Importing a set here registers it.
 """
 
 from twinloss.fast.kernels import cpu as cpu

@@ -1,18 +1,18 @@
-"""What the engine asks of a set of kernels: the statistics, and what each offers on a device.
+"""The interface between the engine and a set of kernels: the statistics, and the functions that kernels offer for each.
 
-A set of kernels fulfils one or more of the protocols below with functions or objects of its own, and registers them:
+A set of kernels implements one or more of the protocols below and registers its implementations:
 
     VOXELS.register("cuda", (torch.float32,), load)
 
-Then a loss of such tensors calls them, and no loss is changed. Rules for all sets:
+The losses then call them for such tensors; no loss has to change. Rules for all sets:
 
-* Tensors come as the user has them: in any memory layout, labels in any type. Results are tensors on the device of
-  `x`, new or at least owned by the caller. A set may look at numbers only where that does not make it wait.
-* What a value keeps for its gradient is the set's own affair: the engine hands it back unseen, or None where nothing
-  was kept. Whatever is large lies in a `Once`, so that it does not live as long as the loss. Tensors that the gradient
-  is given may be copies of those that the value was given. After a graph of the gradient nothing is kept any more.
+* Tensors are passed as the user has them: in any memory layout, with labels in any dtype. Results are tensors on the
+  device of `x` that the caller may modify. A set must not read values if that synchronises the device.
+* A value may keep any object for its gradient. The engine passes it back unchanged, or passes None if nothing was kept.
+  A large object is kept in a `Once`, so that it does not live as long as the loss. The tensors that the gradient gets
+  may be copies of those that the value got. After double backward, nothing is kept any more.
 * Constants, such as weights of differences, are NumPy arrays or Python numbers.
-* An offer that raises `InvalidVoxelsError` need not say which voxel is wrong: the engine looks for it.
+* A function that raises `InvalidVoxelsError` need not say which voxel is wrong: the engine finds it.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ __all__ = [
 
 # --- segmentation: sums over voxels, by item and class ----------------------------------------------------------------
 
-# Called for the slopes in the hits of a loss that is linear in them and depends on nothing else, (B, C).
+# A function that returns dL/d(hits), (B, C), of a loss that is linear in the hits and depends on nothing else.
 UpstreamSlopes = Callable[[], Tensor]
-# Makes the weights of classes, as many as `fraction` takes, of their volumes, in an array or a tensor.
+# A function that computes the class weights that `fraction` takes from the volumes, as arrays or tensors.
 Weigh = Callable[[Any], Sequence[Any]]
-# Between classes, (C, C), as Python numbers.
+# The distances between classes, (C, C), as Python numbers.
 Distances = tuple[tuple[float, ...], ...]
 
 
 class InvalidVoxelsError(Exception):
-    """A label names no class, or a mask value lies outside [0, 1]."""
+    """A label is not a class, or a mask value lies outside [0, 1]."""
 
 
 class VoxelInputs(NamedTuple):
@@ -65,7 +65,7 @@ class VoxelInputs(NamedTuple):
 
     Attributes:
         x: logits or probabilities, (B, C, *S).
-        target: labels (B, 1, *S), or one-hot or soft (B, C, *S), of any type.
+        target: labels (B, 1, *S), or one-hot or soft (B, C, *S), of any dtype.
         mask: voxel weights in [0, 1], (B or 1, 1, *S), or None.
         matrix: distances between classes, (C, C) float64, or None.
     """
@@ -77,15 +77,15 @@ class VoxelInputs(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Which statistics to compute, in types that a torch schema knows.
+    """The choice of statistics, in types that a torch schema supports.
 
     Attributes:
-        activation: what turns x into the prediction p; softmax or sigmoid if the surprisal is asked for.
+        activation: the function that turns x into the prediction p; softmax or sigmoid if there is a surprisal.
         overlap: a row of the table in `engine/segmentation/statistics.py`.
-        surprisal: "target" for the terms of the target; "all" also for those of every class under softmax.
+        surprisal: "none"; "target" for hits, and for misses under a sigmoid; "all" also for misses under a softmax.
         gamma: the focal exponent.
         labels: whether the target holds labels.
-        ignore_index: voxels with this label take no part; in a target of C > 1 channels those with a 1 in this channel.
+        ignore_index: the label of voxels to exclude; in a target of C > 1 channels, the channel that is 1 there.
     """
 
     activation: str
@@ -100,13 +100,13 @@ class Terms(NamedTuple):
     """The terms of a fraction of statistics, see `engine/segmentation/fraction.py`.
 
     Attributes:
-        overlap: rows of the statistics, and the factor of each.
-        errors: likewise.
+        overlap: the rows of the statistics that add up to the overlap, and the factor of each.
+        errors: the rows that add up to the errors, and the factor of each.
         smooth_nr: ν.
         smooth_dr: δ.
-        first: the first class that takes part.
+        first: the first class that is included.
         batch: whether the items are pooled.
-        complementary: whether TP + FN is the volume: what moves TP then moves FN the other way.
+        complementary: whether TP + FN is the volume, so that FN falls by as much as TP rises.
     """
 
     overlap: tuple[tuple[int, float], ...]
@@ -124,10 +124,10 @@ class FractionPlan(NamedTuple):
     Attributes:
         plan: the statistics.
         terms: the fraction.
-        weigh: the weights of classes; an empty tuple where they are not pooled.
-        distances: between classes, or None.
+        weigh: a function that returns the class weights, or an empty tuple if classes are not pooled.
+        distances: the distances between classes, or None.
         mean: whether the result is the mean over items and classes, or else the sum.
-        dtype: the type of the result.
+        dtype: the dtype of the result.
     """
 
     plan: Plan
@@ -139,28 +139,29 @@ class FractionPlan(NamedTuple):
 
 
 class VoxelKernels(Protocol):
-    """The sums of a segmentation, and the losses that are a fraction of them."""
+    """The sums of a segmentation, and losses that are a fraction of these sums."""
 
     def sums(
         self, inputs: VoxelInputs, plan: Plan, ahead: bool, slopes: UpstreamSlopes | None
     ) -> tuple[Tensor, object]:
-        """Return the statistics, (ROWS, B, C) float64, and whatever is kept for the gradient.
+        """Return the statistics, (ROWS, B, C) float64, and the object that is kept for the gradient.
 
         Args:
             inputs: the tensors.
-            plan: which statistics; rows that nobody asks for are 0.
-            ahead: whether a gradient will be asked for.
-            slopes: where they can be foreseen, so that the gradient may be made in the same pass.
+            plan: which statistics to compute; all other rows are 0.
+            ahead: whether a gradient will be needed.
+            slopes: a function that returns dL/d(hits), if it is known in advance; the gradient may then be computed in
+                the same pass.
         """
 
     def gradient(self, upstream: Tensor, inputs: VoxelInputs, plan: Plan, kept: Any) -> Tensor:
-        """Return dL/dx, given the slopes in the statistics, (ROWS, B, C)."""
+        """Return dL/dx, given dL/d(statistics), (ROWS, B, C)."""
 
     def loss(self, inputs: VoxelInputs, fraction: FractionPlan, ahead: bool) -> tuple[Tensor, object]:
-        """Return a loss without axes, and whatever is kept for its gradient."""
+        """Return a scalar loss, and the object that is kept for its gradient."""
 
     def loss_gradient(self, upstream: Tensor, inputs: VoxelInputs, fraction: FractionPlan, kept: Any) -> Tensor:
-        """Return dL/dx of such a loss, times the slope in it."""
+        """Return the gradient of such a loss, times the upstream gradient."""
 
 
 VOXELS: Statistic[VoxelKernels] = Statistic("voxels")
@@ -169,12 +170,12 @@ VOXELS: Statistic[VoxelKernels] = Statistic("voxels")
 
 
 class Differences(NamedTuple):
-    """The squared differences that an energy is the sum of.
+    """The squared differences whose sum is an energy.
 
     Attributes:
-        weights: of each difference, (C, differences) float64, along the axes that the field has.
-        margin: how many voxels at each border have no energy.
-        rank: how many axes of space the field has; the others have size 1.
+        weights: the weight of each difference, (C, differences) float64, along the axes that the field has.
+        margin: the number of voxels at each border that have no energy.
+        rank: the number of spatial axes of the field; the others have size 1.
     """
 
     weights: np.ndarray[Any, Any]
@@ -182,7 +183,7 @@ class Differences(NamedTuple):
     rank: int
 
     def interior(self, fields: Sequence[int]) -> tuple[int, ...]:
-        """Return the shape of the energies of voxels, given that of the fields (N, D, H, W)."""
+        """Return the shape of the energies by voxel, given the shape of the fields (N, D, H, W)."""
         return (fields[0], *(n - 2 * self.margin * (3 - d <= self.rank) for d, n in enumerate(fields[1:])))
 
 
@@ -190,18 +191,18 @@ class EnergyKernels(Protocol):
     """The energy of fields u, (N, D, H, W), where field n is component n modulo C."""
 
     def value(self, u: Tensor, differences: Differences, count: float, dtype: torch.dtype) -> Tensor:
-        """Return the sum of all energies over a count, without axes."""
+        """Return the sum of all energies divided by a count, as a scalar tensor."""
 
     def value_and_gradient(
         self, u: Tensor, differences: Differences, count: float, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """Return the same with its gradient in u, for a slope of 1 in it."""
+        """Return the value and dL/du, for an upstream gradient of 1."""
 
     def gradient(self, upstream: Tensor, u: Tensor, differences: Differences, count: float) -> Tensor:
-        """Return dL/du, given the slope in the value; or those in the energies of voxels, for a count of 1."""
+        """Return dL/du, given dL/d(value), or, by voxel and with a count of 1, dL/d(energies)."""
 
     def energies(self, u: Tensor, differences: Differences) -> Tensor:
-        """Return the energy of each voxel off the border."""
+        """Return the energy of each interior voxel."""
 
 
 BENDING_ENERGY: Statistic[EnergyKernels] = Statistic("bending_energy")
@@ -214,12 +215,12 @@ class CorrelationPlan(NamedTuple):
     """How two images are correlated.
 
     Attributes:
-        size: voxels of a window along each axis.
+        size: the number of voxels of a window along each axis.
         kind: "rectangular", "triangular" or "gaussian".
-        rank: how many axes, the last ones, windows extend along.
+        rank: the number of axes that windows extend along; these are the last ones.
         nu: ν.
         delta: δ.
-        clamped: whether δ is the least of each variance, or else a term of the denominator.
+        clamped: whether each variance is clamped to at least δ; otherwise, δ is added to the denominator.
     """
 
     size: int
@@ -230,7 +231,7 @@ class CorrelationPlan(NamedTuple):
     clamped: bool
 
     def window(self) -> list[float]:
-        """Return the weights along an axis; without NumPy, whose numbers torch.compile takes for tensors."""
+        """Return the weights along an axis, without NumPy: torch.compile would turn its numbers into tensors."""
         middle = self.size // 2 + 1
         far = [abs(j - self.size // 2) for j in range(self.size)]
         if self.kind == "rectangular":
@@ -244,32 +245,33 @@ class CorrelationKernels(Protocol):
     """The correlations of images p and t, (N, D, H, W), in a window around each voxel."""
 
     def value(self, p: Tensor, t: Tensor, plan: CorrelationPlan, factor: float, dtype: torch.dtype) -> Tensor:
-        """Return a factor times the sum of all correlations, without axes."""
+        """Return a factor times the sum of all correlations, as a scalar tensor."""
 
     def value_and_gradient(
         self, p: Tensor, t: Tensor, plan: CorrelationPlan, factor: float, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """Return the same with its gradient in p, for a slope of 1 in it."""
+        """Return the value and dL/dp, for an upstream gradient of 1."""
 
     def gradient(self, upstream: Tensor, p: Tensor, t: Tensor, plan: CorrelationPlan, factor: float) -> Tensor:
-        """Return the gradient in p, given the slope in the value."""
+        """Return dL/dp, given dL/d(value)."""
 
     def scores(
         self, p: Tensor, t: Tensor, plan: CorrelationPlan, voxelwise: bool, gradients: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the correlations of all windows, or their sums (N,) float64, and what is kept for the gradients.
+        """Return the correlations of all windows, or their sums (N,) float64, and two tensors for the gradients.
 
-        What is kept for the gradient in p is (N, 3, D, H, W), and for that in t as well (N, 2, D, H, W); of as many
-        `gradients` as are not asked for it is empty.
+        The first, (N, 3, D, H, W), is for the gradient with respect to p. The second, (N, 2, D, H, W), is also needed
+        for the gradient with respect to t. `gradients` is the number of gradients that will be needed, 0 to 2; tensors
+        that are not needed are empty.
         """
 
     def slopes(
         self, upstream: Tensor, p: Tensor, t: Tensor, of_both: Tensor, of_p: Tensor, plan: CorrelationPlan
     ) -> Tensor:
-        """Return the gradient in p, given the slopes in the scores.
+        """Return dL/dp, given dL/d(scores).
 
-        Of what `scores` kept, `of_both` serves the gradients in p and t, and `of_p` is that of p alone. The engine
-        exchanges the images for the gradient in t.
+        `of_both` and `of_p` were kept by `scores`: `of_both` is for both gradients, `of_p` only for dL/dp. To get
+        dL/dt, the engine exchanges the images.
         """
 
 
@@ -279,12 +281,12 @@ CORRELATION: Statistic[CorrelationKernels] = Statistic("correlation")
 
 
 class HistogramPlan(NamedTuple):
-    """How intensities are put into bins.
+    """The settings of a joint histogram.
 
     Attributes:
-        bins: K, how many there are.
-        sigma: of the gaussian, in bins.
-        kernel: "gaussian", or "b-spline" for a cubic one on x and a box on y.
+        bins: K, the number of bins.
+        sigma: the standard deviation of the gaussian, in bins.
+        kernel: "gaussian", or "b-spline" for a cubic b-spline on x and a box on y.
     """
 
     bins: int
@@ -296,10 +298,10 @@ class HistogramKernels(Protocol):
     """The joint histogram of images x and y, (B, N)."""
 
     def histogram(self, x: Tensor, y: Tensor, plan: HistogramPlan) -> Tensor:
-        """Return the histogram of each item, (B, K, K) float64, which adds up to 1."""
+        """Return the histogram of each item, (B, K, K) float64, which sums to 1."""
 
     def gradient(self, upstream: Tensor, x: Tensor, y: Tensor, plan: HistogramPlan) -> Tensor:
-        """Return the gradient in x, given the slopes in the histogram."""
+        """Return dL/dx, given dL/d(histogram)."""
 
 
 HISTOGRAM: Statistic[HistogramKernels] = Statistic("histogram")
@@ -311,7 +313,7 @@ class SmoothingKernels(Protocol):
     """Images (N, D, H, W) smoothed along their last axes, with zeros beyond the borders."""
 
     def smooth(self, images: Tensor, taps: Sequence[float], rank: int) -> Tensor:
-        """Return the images weighted by the taps along the last `rank` axes."""
+        """Return the images, correlated with the taps along the last `rank` axes."""
 
 
 SMOOTHING: Statistic[SmoothingKernels] = Statistic("smoothing")

@@ -61,7 +61,7 @@ def quiet() -> Iterator[None]:
 def times(
     case: BenchmarkCase, names: Sequence[str], budget: float, tick: Callable[[str], None] = lambda what: None
 ) -> tuple[dict[str, Times], dict[str, str]]:
-    """Time each implementation within a budget of seconds, to which compilation does not count.
+    """Time each implementation within a budget of seconds, which excludes compilation.
 
     Returns the times by implementation, and the reason for each implementation that was left out.
     """

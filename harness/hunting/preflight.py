@@ -1,4 +1,4 @@
-"""A check, before any hunt, that a target can be called: a wrong signature is no counterexample."""
+"""A check, before any hunt, that a target can be called: a wrong signature is not a counterexample."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HOW_TO_FIX = (
 
 
 def refuse_what_cannot_be_called(twin: Twin, wiring: Wiring, dtypes: Sequence[str], seed: int) -> None:
-    """Call a target on simple cases of every rank, of one channel and of several, until a call succeeds.
+    """Call a target on simple cases of every rank, with one channel and with several, until a call succeeds.
 
     Raises:
         TargetError: if every call fails. The message shows what was passed, the signature, and how to fix the call.
@@ -83,7 +83,7 @@ def _passed(twin: Twin, case: Case) -> str:
 
 
 def _signature(twin: Twin) -> str:
-    """Return the signatures of what is constructed and of what is called."""
+    """Return the signatures of the constructor, if there is one, and of the call."""
     target = twin.fast
     assert issubclass(target, Target)
     found, name = target.found, target.__name__

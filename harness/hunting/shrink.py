@@ -1,4 +1,4 @@
-"""The last step of shrinking, for what Hypothesis cannot simplify, as it only knows how a case was drawn."""
+"""The last step of shrinking: simplify what Hypothesis cannot, because it only knows how a case was drawn."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def simplest(
 
 
 def _severity(trial: Trial) -> float:
-    """Return the worst ratio of an error to its bound, as a much smaller one may come from another failure."""
+    """Return the worst ratio of an error to its bound; a case with a much smaller one may show another failure."""
     return max((finding.ratio for finding in trial.findings), default=1.0)
 
 

@@ -1,4 +1,4 @@
-"""Warnings about dense targets whose values are not the shares of the classes, for which a loss has no meaning."""
+"""Warnings about dense targets that are not class probabilities, for which a loss has no meaning."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from torch.nn import Module
 
 from twinloss.fast.runtime.warn import numbers_are_hidden, warn
 
-# To look at a target takes up to a third of the time of a loss, and on other devices waits for their work.
+# The number of targets that are checked for each loss, on CPUs and on other devices. A check takes up to a third of the
+# time of a loss, and synchronises other devices.
 _LOOKS, _LOOKS_ELSEWHERE = 8, 1
 
-# What a target in bfloat16, or one that was interpolated, may be off by.
+# The tolerance for targets in bfloat16, and for interpolated targets.
 _SLACK = 0.01
 
-# How often the targets of each loss have been looked at. Kept apart, as a forward changes no state of a module.
+# The number of checked targets of each loss. It is stored here because forward must not change the state of a module.
 _looks: WeakKeyDictionary[Module, int] = WeakKeyDictionary()
 
 
 def is_looked_at(loss: Module, target: Tensor) -> bool:
-    """Return whether a target has numbers to look at, and is one of the first of its loss."""
+    """Return whether to check a target: it must have readable values, and be one of the first targets of its loss."""
     if torch.compiler.is_compiling() or _looks.get(loss, 0) >= (_LOOKS if target.is_cpu else _LOOKS_ELSEWHERE):
         return False
     return not numbers_are_hidden(target)
 
 
 def look_at(loss: Module, target: Tensor, taken: Tensor | None, exclusive: bool, whole: bool) -> None:
-    """Warn if a target lies outside [0, 1] or does not sum to 1, and then look at no other of the loss.
+    """Warn if a target lies outside [0, 1] or does not sum to 1; after a warning, no more targets are checked.
 
     Args:
         loss: the module that is called.
-        target: (B, C, *S), no labels.
-        taken: where a voxel takes part, (B or 1, 1, *S), or None if all do; the others may hold anything.
+        target: a dense target, (B, C, *S).
+        taken: which voxels are not excluded, (B or 1, 1, *S), or None if all are included.
         exclusive: whether the prediction is a softmax, so that the classes exclude each other.
-        whole: whether the background takes part: a sum of less than 1 is wrong only then.
+        whole: whether the background is included; only then is a sum of less than 1 wrong.
     """
     _looks[loss] = _looks.get(loss, 0) + 1
     message = _outside(target, taken)
@@ -50,7 +51,7 @@ def _outside(target: Tensor, taken: Tensor | None) -> str | None:
     if target.dtype == torch.bool:
         return None
     values = target.detach()
-    if values.dtype in (torch.uint16, torch.uint32, torch.uint64):  # which torch has no minimum of
+    if values.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch has no aminmax for these
         values = values.to(torch.int64)
     low, high = (end.item() for end in (values if taken is None else torch.where(taken, values, 0)).aminmax())
     if not (low < -_SLACK or high > 1 + _SLACK):

@@ -1,10 +1,10 @@
-"""The fraction that Dice, Tversky and their generalisations compute, and losses that consist of it alone.
+"""The fraction that Dice, Tversky and their generalisations compute, and losses that consist only of it.
 
 The reference has the formula in each of `dice.py`, `tversky.py`, `generalized_dice.py` and
-`generalized_wasserstein_dice.py`; nothing here is taken from there, and `fast` never imports `reference`.
+`generalized_wasserstein_dice.py`. This code is independent of it, and `fast` never imports `reference`.
 
-The statistics are so few numbers that every node of the graph costs more than its arithmetic: so the fraction is one
-node, and the whole loss, from logits to its mean, is one too where nobody traces it.
+The statistics are only a few numbers, so that each node of the autograd graph costs more than its arithmetic. The
+fraction is therefore one node. If it is not traced, the whole loss, from logits to mean, is one node.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from twinloss.fast.runtime.torch_operator import Computation, InputsAndValue, ap
 
 
 def fraction(stack: Tensor, terms: Terms, *weights: Tensor) -> Tensor:
-    """Return 1 - (overlap + ν) / (overlap + errors + δ) as one fraction, as 1 - (…) would cancel in a good prediction.
+    """Return 1 - (overlap + ν) / (overlap + errors + δ) as one fraction, because 1 - (…) cancels if the loss is small.
 
     Args:
         stack: the statistics, (ROWS, B, C).
-        terms: see there.
-        weights: if the classes are pooled, those of the classes, (1 or B, C'): of overlap and errors, or one for both.
+        terms: the terms of overlap and errors.
+        weights: class weights (1 or B, C') of overlap and of errors, or one for both, if the classes are pooled.
 
     Returns:
         (B, C'), or (B, 1) if the classes are pooled; B is 1 with `batch`.
@@ -49,20 +49,20 @@ def fraction(stack: Tensor, terms: Terms, *weights: Tensor) -> Tensor:
 
 
 def volumes(volume: Any, terms: Terms) -> Any:
-    """Return the volumes of the classes that take part, (B or 1, C'), given those of all, (B, C)."""
+    """Return the volumes of the included classes, (B or 1, C'), given those of all classes, (B, C)."""
     volume = volume[:, terms.first :]
     return volume.sum(axis=0, keepdims=True) if terms.batch else volume
 
 
-# Those of overlap and errors, (1 or B, C'), or None; where only those of errors are None, one serves both.
+# The class weights of overlap and of errors, (1 or B, C'), or None. If only the second is None, the first is for both.
 Weights = tuple[Tensor | None, Tensor | None]
 
 
 class _Fraction(torch.autograd.Function):
-    """Compute (errors + δ - ν) / (overlap + errors + δ); no difference of two large terms spoils its gradient.
+    """Compute (errors + δ - ν) / (overlap + errors + δ), with a gradient without cancellation.
 
-    Autograd would take 1/M - errors/M² for the slope (overlap + ν)/M², M the denominator, and lose all digits of it
-    where the errors are nearly all there is.
+    The derivative with respect to the errors is (overlap + ν)/M², where M is the denominator. Autograd would compute
+    it as 1/M - errors/M², which cancels if the errors are almost all of M.
     """
 
     generate_vmap_rule = True
@@ -79,7 +79,7 @@ class _Fraction(torch.autograd.Function):
 
     @staticmethod
     def along(ctx: Any, *tangents: Any) -> Tensor:
-        """Return the slope of the loss along tangents of the statistics and the weights."""
+        """Return the directional derivative along tangents of the statistics and the weights."""
         stack, w_overlap, w_errors, loss = ctx.saved_tensors
         return _slope_along(tangents[:3], stack, (w_overlap, w_errors), loss, ctx.terms)
 
@@ -96,7 +96,7 @@ _fraction = apply(_Fraction)
 
 
 def _by_class(stack: Any, terms: Terms) -> tuple[Any, Any]:
-    rows = stack[:, :, terms.first :] if terms.first else stack  # a slice of all has no rule for batches in torch
+    rows = stack[:, :, terms.first :] if terms.first else stack  # torch cannot vmap a slice of everything
     if terms.batch:
         rows = rows.sum(axis=1, keepdims=True)
     overlap, errors = (sum(factor * rows[row] for row, factor in part) for part in (terms.overlap, terms.errors))
@@ -120,7 +120,7 @@ def _value(stack: Tensor, w_overlap: Tensor | None, w_errors: Tensor | None, ter
 def _slopes_of_parts(
     upstream: Tensor, overlap: Tensor, errors: Tensor, loss: Tensor, terms: Terms
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the slopes in overlap and errors, the denominator, and the upstream slope divided by it."""
+    """Return dL/d(overlap), dL/d(errors), the denominator, and the upstream gradient divided by it."""
     denominator = overlap + errors + terms.smooth_dr
     by_denominator = upstream / denominator
     in_errors = by_denominator * ((overlap + terms.smooth_nr) / denominator)
@@ -131,10 +131,11 @@ def _slopes_of_parts(
 def _slopes(
     upstream: Tensor, stack: Tensor, w_overlap: Tensor | None, w_errors: Tensor | None, loss: Tensor, terms: Terms
 ) -> Tensor:
-    """Return the slopes in the statistics.
+    """Return the derivatives with respect to the statistics.
 
-    The slopes in TP and in FN may cancel. Where the two are complementary, the row of TP holds the slope of both, and
-    the volume takes that of FN. Elsewhere the row `TP_LESS_FN` holds what the rounding of their difference loses.
+    The derivatives with respect to TP and FN may cancel. If the two are complementary, the row of TP holds their
+    difference, and the row of the volume holds that of FN. Otherwise, the row `TP_LESS_FN` holds the rounding error of
+    their difference.
     """
     overlap, errors = _pooled(*_by_class(stack, terms), w_overlap, w_errors)
     in_overlap, in_errors, denominator, by_denominator = _slopes_of_parts(upstream, overlap, errors, loss, terms)
@@ -149,7 +150,7 @@ def _slopes(
             by_row[TP_LESS_FN] = -by_denominator * both - (by_row[TP] - 2 * by_row[FN])
     if isinstance(stack, np.ndarray):
         slopes = np.zeros_like(stack)
-    else:  # under torch.func they must be batched as what is written into them
+    else:  # under torch.func they must be batched like the values that are written into them
         slopes = torch.zeros_like(stack) + torch.zeros_like(in_errors).sum()
     w_errors = w_overlap if w_errors is None else w_errors
     of_overlap = [TP_LESS_FN, *(row for row, _ in terms.overlap)]
@@ -187,7 +188,7 @@ def _slope_along(
 
 
 def reduced_fraction(tensors: tuple[Tensor, Tensor, Tensor | None], asked: FractionPlan) -> Tensor:
-    """Return the mean, or sum, of the fraction of the statistics by kernels, as one node.
+    """Return the mean or the sum of the fraction, computed by kernels, as one node of the autograd graph.
 
     The tensors are x, target and mask of `VoxelInputs`.
     """
@@ -214,5 +215,5 @@ def reduced_fraction(tensors: tuple[Tensor, Tensor, Tensor | None], asked: Fract
 
 
 def distance_matrix(distances: Distances | None, like: Tensor) -> Tensor | None:
-    """Return distances between classes as a tensor on the device of another."""
+    """Return distances between classes as a tensor on the device of `like`."""
     return None if distances is None else torch.tensor(distances, dtype=torch.float64, device=like.device)

@@ -1,7 +1,7 @@
-"""The checks of labels and masks, and which voxels a target says to leave out.
+"""Checks of labels and masks, and the voxels that a target excludes.
 
-Under torch.func, where no branch may depend on numbers, what is an error elsewhere makes the loss NaN. On the meta
-device there are no numbers to be wrong.
+Under torch.func, branches must not depend on values, so invalid values make the loss NaN instead of raising an error.
+Tensors on the meta device have no values to check.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from twinloss.fast.runtime.dispatch import transformed, widened
 
 
 def ignored(target: Tensor, labels: bool, ignore_index: int) -> Tensor:
-    """Return where a target (B, 1 or C, …) says that the voxel takes no part, (B, 1, …)."""
+    """Return which voxels a target (B, 1 or C, …) excludes, (B, 1, …)."""
     if labels or target.shape[1] == 1:
         return _equals(target, ignore_index)
     return target[:, ignore_index : ignore_index + 1] == 1
 
 
 def checked_mask(mask: Tensor, x: Tensor) -> Tensor:
-    """Return the mask in the type of x, or raise if a value lies outside [0, 1]."""
+    """Return the mask in the dtype of x; raise an error if a value lies outside [0, 1]."""
     if transformed():
         return torch.where((mask >= 0) & (mask <= 1), mask.to(x.dtype), torch.nan)
     if mask.is_meta:
@@ -38,13 +38,13 @@ def checked_mask(mask: Tensor, x: Tensor) -> Tensor:
 
 
 def comparable(labels: Tensor) -> Tensor:
-    """Return labels in a type that torch can compare, which it cannot for unsigned types but bytes."""
+    """Return labels in a dtype that torch can compare; it cannot compare unsigned dtypes other than uint8."""
     unsigned = labels.dtype in (torch.uint16, torch.uint32, torch.uint64)
     return labels.to(torch.int64) if unsigned else labels
 
 
 def _equals(labels: Tensor, number: int) -> Tensor:
-    """Return where labels are a number; torch would wrap one beyond their type, and find 256 in bytes of 0."""
+    """Return where labels equal a number; torch would wrap a number out of range, and find 256 where a byte is 0."""
     labels = comparable(labels)
     if not labels.is_floating_point() and labels.dtype != torch.bool:
         limits = torch.iinfo(labels.dtype)
@@ -54,14 +54,14 @@ def _equals(labels: Tensor, number: int) -> Tensor:
 
 
 def wrong_labels(target: Tensor, classes: int, ignore_index: int | None) -> Tensor:
-    """Return where a label names none of the classes and is not ignored."""
+    """Return where a label is not a class and is not ignored."""
     whole = target.to(torch.int64)
     wrong = (whole < 0) | (whole >= classes) | (target != whole)
     return wrong if ignore_index is None else wrong & ~_equals(target, ignore_index)
 
 
 def checked_labels(target: Tensor, classes: int, ignore_index: int | None) -> Tensor:
-    """Return labels as int64, with 0 where they are ignored, or raise if one names no class."""
+    """Return labels as int64, with 0 where they are ignored; raise an error if one is not a class."""
     target = comparable(target)
     wrong = wrong_labels(target, classes, ignore_index)
     if transformed():
@@ -84,7 +84,7 @@ def _raise_wrong_labels(target: Tensor, classes: int, ignore_index: int | None) 
 
 
 def raise_invalid(inputs: VoxelInputs, ignore_index: int | None) -> NoReturn:
-    """Say which voxels are wrong, where kernels have found that some are."""
+    """Raise the error that names the invalid values, after a kernel has found some."""
     if inputs.mask is not None:
         checked_mask(inputs.mask, widened(inputs.x))
     _raise_wrong_labels(inputs.target, inputs.x.shape[1], ignore_index)

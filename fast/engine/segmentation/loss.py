@@ -1,6 +1,6 @@
-"""What every segmentation loss shares: its options, the checks of its arguments, and the reduction.
+"""The base class of segmentation losses: options, checks of arguments, and the reduction.
 
-The reference has them in files of its own, which nothing here imports.
+The reference has its own code for these, which is not imported here.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ ClassWeight = float | Sequence[float] | np.ndarray | Tensor
 
 
 def mean_of(total: Tensor, count: Tensor) -> Tensor:
-    """Return total / count, and 0 where nothing was counted: a patch that is ignored as a whole has no loss."""
+    """Return total / count, and 0 where the count is 0: the loss of a patch without any counted voxel is 0."""
     return total / torch.where(count > 0, count, 1)
 
 
 def checked_weight(weight: ClassWeight | None, name: str = "weight") -> float | tuple[float, ...] | None:
-    """Return a class weight as Python numbers, which no `.half()` of a surrounding module rounds."""
+    """Return a class weight as Python numbers, so that `.half()` of a surrounding module does not round it."""
     if weight is None:
         return None
     values = numbers(weight, name)
@@ -55,7 +55,7 @@ def checked_weight(weight: ClassWeight | None, name: str = "weight") -> float | 
 
 
 def checked_activation(value: Any, name: str) -> Callable[[Tensor], Tensor] | None:
-    """Check a function that makes probabilities of the input, or None."""
+    """Check a function that turns the input into probabilities, or None."""
     if value is not None and not callable(value):
         raise TypeError(f"{name} must be None or callable, got {type(value).__name__}")
     activation: Callable[[Tensor], Tensor] | None = value
@@ -74,7 +74,7 @@ def checked_label(value: Any, name: str) -> int | None:
 
 
 def one_activation(sigmoid: bool, softmax: bool, other_act: Callable[[Tensor], Tensor] | None) -> None:
-    """Raise if several activations are asked for."""
+    """Raise an error if more than one activation is given."""
     if sigmoid + softmax + (other_act is not None) > 1:
         raise ValueError(
             "sigmoid, softmax and other_act exclude each other: give at most one, got "
@@ -93,7 +93,7 @@ def weight_by_class(weight: float | tuple[float, ...], classes: int, like: Tenso
 
 
 class SegmentationLoss(Loss):
-    """Input (B, C, *S) against a target of the same shape, or labels (B, 1, *S); spatial rank 0 to 3 and beyond."""
+    """A loss of input (B, C, *S) and a target of the same shape, or labels (B, 1, *S), of any spatial rank."""
 
     option_checks: ClassVar = {
         **Loss.option_checks,
@@ -140,11 +140,11 @@ class SegmentationLoss(Loss):
         return voxels
 
     def exclusive(self, background: bool) -> tuple[bool, bool]:
-        """Return whether the prediction is a softmax, and whether the target of all its classes counts."""
+        """Return whether the prediction is a softmax, and whether its background class is included."""
         return self.softmax, background
 
     def activation(self, input: Tensor) -> Activation | Callable[[Tensor], Tensor]:
-        """Return what turns the input into the prediction: the name of an activation, or a function."""
+        """Return the activation, which turns the input into the prediction, as a name or a function."""
         if self.other_act is not None:
             return self.other_act
         if self.softmax and input.shape[1] > 1:
@@ -152,7 +152,7 @@ class SegmentationLoss(Loss):
         return "sigmoid" if self.sigmoid else "identity"
 
     def terms(self, voxels: Voxels, factors: tuple[float, float, float], squared: bool = False) -> Terms:
-        """Return the terms of a fraction of overlap a TP and errors b FP + c FN, of the classes that take part."""
+        """Return the terms of a fraction with the overlap a TP and the errors b FP + c FN, of the included classes."""
         a, b, c = factors
         first = 0 if voxels.background else 1
         smoothing = self.smooth_nr, self.smooth_dr
@@ -167,7 +167,7 @@ class SegmentationLoss(Loss):
         weigh: Weigh = lambda volume: (),
         distances: Distances | None = None,
     ) -> Tensor:
-        """The loss that is no more than a fraction of the statistics, of the type `dispatch.result_type`."""
+        """Return the reduced fraction of the statistics, in the dtype `dispatch.result_type`."""
         activation, reduction = self.activation(input), self.reduction
         if isinstance(activation, str) and self.process_group is None and reduction != "none":
             tensors = voxels.input, voxels.target, voxels.mask
@@ -178,7 +178,7 @@ class SegmentationLoss(Loss):
         return self.reduce(fraction(sums.stack, terms, *weigh(volumes(sums.volume, terms))), input)
 
     def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
-        """Reduce per-item values and give them the type of the loss."""
+        """Reduce per-item values and convert them to the dtype of the loss."""
         return self.reduced(loss, input.ndim).to(dispatch.result_type(input))
 
     def reduced(self, loss: Tensor, ndim: int) -> Tensor:
@@ -188,7 +188,7 @@ class SegmentationLoss(Loss):
         return loss.mean() if self.reduction == "mean" else loss.sum()
 
     def _check(self, input: Tensor, target: Tensor, mask: Tensor | None) -> tuple[bool, bool]:
-        """Return whether the target holds labels, and whether the background takes part."""
+        """Return whether the target holds labels, and whether the background is included."""
         check_tensors(input=input, target=target, **({} if mask is None else {"mask": mask}))
         shape = tuple(input.shape)
         if not input.is_floating_point():

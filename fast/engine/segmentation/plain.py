@@ -1,4 +1,4 @@
-"""The statistics in operators of torch, for all devices and derivatives of any order."""
+"""The statistics in torch operators, for all devices and derivatives of any order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def plain_sums(inputs: VoxelInputs, plan: Plan) -> Tensor:
     if plan.ignore_index is not None:
         weight = weight.masked_fill(ignored(target, plan.labels, plan.ignore_index), 0)
     taken = weight != 0
-    # An excluded voxel has no slope in the mask either, since its logit, which may be NaN, is replaced.
+    # In an excluded voxel, the mask has no gradient either, because the logit, which may be NaN, is replaced.
     weight, x = torch.where(taken, weight, 0), torch.where(taken, x, 0)
     if not plan.labels:
         return _sums_of_dense(x, torch.where(taken, target.to(x.dtype), 0), weight, plan)
@@ -45,7 +45,7 @@ def _sums_of_dense(x: Tensor, g: Tensor, weight: Tensor, plan: Plan) -> Tensor:
 
 
 def _sums_of_labels(x: Tensor, target: Tensor, weight: Tensor, matrix: Tensor | None, plan: Plan) -> Tensor:
-    """Sum every voxel's terms with g = 0, except those of its own class, with g = 1: there is no one-hot tensor."""
+    """Sum the terms of each voxel, with g = 1 for its own class and g = 0 for all others, without a one-hot tensor."""
     surprisal, p, q = _probabilities(x, plan.activation)
     y = checked_labels(target, x.shape[1], plan.ignore_index)
     one, zero = torch.ones_like(weight), torch.zeros_like(weight)
@@ -65,7 +65,7 @@ def _sums_of_labels(x: Tensor, target: Tensor, weight: Tensor, matrix: Tensor | 
 
 
 def focal_terms(x: Tensor, target: Tensor, activation: str, gamma: float, labels: bool) -> tuple[Tensor, Tensor]:
-    """Return the terms of hits and misses, (B, C, *S), for a loss that is not reduced."""
+    """Return the terms of hits and misses, (B, C, *S), for a loss without reduction."""
     if labels:
         y = checked_labels(target, x.shape[1], None)
         g = torch.zeros_like(x).scatter(1, y, 1)
@@ -116,7 +116,7 @@ def _terms(
     if plan.surprisal != "none" and plan.activation == "softmax":
         hits = weighted(target, focused(surprisal, plan.gamma))
         if plan.surprisal == "all":
-            misses = weight * surprisal  # type: ignore[operator]  # a softmax has one
+            misses = weight * surprisal  # type: ignore[operator]  # with softmax it is not None
     elif plan.surprisal != "none":
         hits = weighted(target, focused(softplus(-x), plan.gamma))
         misses = weighted(weight * (1 - g), focused(softplus(x), plan.gamma))

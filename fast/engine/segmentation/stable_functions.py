@@ -1,4 +1,4 @@
-"""Functions of a probability whose values and slopes keep their digits where autograd would cancel or divide by 0."""
+"""Functions of a probability with accurate values and derivatives where autograd would cancel or divide by 0."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from twinloss.fast.runtime.torch_operator import apply, save
 
 
 class _Surprisal(torch.autograd.Function):
-    """Compute -log softmax(x); its gradient keeps the digits of 1 - p where p is near 1, as autograd would subtract."""
+    """Compute -log softmax(x); its gradient computes 1 - p without the subtraction, which cancels where p is near 1."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        # log(1 + the others' exponentials) + (largest - x): small ones are not rounded away. The last difference is 0,
-        # or NaN where the largest logit is infinite: there exp(inf) / exp(inf) is no probability.
+        # log(1 + sum of the other exponentials) + (largest - x): log1p keeps small exponentials. The last difference is
+        # 0, or NaN where the largest logit is +inf, because exp(inf) / exp(inf) is undefined.
         top, index = x.max(1, keepdim=True)
         rest = torch.exp(x - top).scatter(1, index, 0).sum(1, keepdim=True)
         return torch.log1p(rest) + (top - x) + (top - top)
@@ -30,26 +30,26 @@ class _Surprisal(torch.autograd.Function):
 
     @staticmethod
     def along(ctx: Any, *tangents: Tensor) -> Tensor:
-        """Return the sum over the other classes of p times tangent, minus (1 - p_k) times the own tangent."""
+        """Return, for class k, the sum of p times tangent over the other classes, minus (1 - p_k) times its tangent."""
         surprisal = surprisal_of(ctx.saved_tensors[0])
         return _sum_of_others(torch.exp(-surprisal) * tangents[0]) + torch.expm1(-surprisal) * tangents[0]
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
-        """Return p_k (sum of the upstream of the other classes) - (1 - p_k) (upstream of class k)."""
+        """Return p_k (sum of the upstream gradients of the other classes) - (1 - p_k) (that of class k)."""
         surprisal = surprisal_of(ctx.saved_tensors[0])
         return torch.exp(-surprisal) * _sum_of_others(upstream[0]) + torch.expm1(-surprisal) * upstream[0]
 
 
 def _sum_of_others(by_class: Tensor) -> Tensor:
-    """Return for each class the sum over all others, (B, C, …), not as a difference from the sum over all."""
+    """Return for each class the sum over all others, (B, C, …), without subtracting from the sum over all."""
     exclusive = 1 - torch.eye(by_class.shape[1], dtype=by_class.dtype, device=by_class.device)
     with full_precision(by_class):
         return (exclusive @ by_class.reshape(*by_class.shape[:2], -1)).reshape(by_class.shape)
 
 
 class _Complement(torch.autograd.Function):
-    """Compute 1 - exp(-surprisal), with slope exp(-surprisal); that of torch.expm1 is its rounded result plus 1."""
+    """Compute 1 - exp(-surprisal); torch.expm1 would compute its derivative from the rounded result."""
 
     generate_vmap_rule = True
 
@@ -71,10 +71,10 @@ class _Complement(torch.autograd.Function):
 
 
 class _Focused(torch.autograd.Function):
-    """Compute the focal term q^gamma s, with s = -log p and q = 1 - p; its slope is q^gamma (1 + gamma p s / q).
+    """Compute the focal term q^gamma s, with s = -log p and q = 1 - p; its derivative is q^gamma (1 + gamma p s / q).
 
-    Both are right at p = 1, where s / q tends to 1, and at p = 0, where s is infinite and p s tends to 0; autograd
-    would multiply 0 by infinity there.
+    Both have the right limits at p = 1, where s / q tends to 1, and at p = 0, where s is infinite and p s tends to 0.
+    Autograd would multiply 0 by infinity there.
     """
 
     generate_vmap_rule = True
@@ -106,14 +106,14 @@ def _slope_of_focused(surprisal: Tensor, gamma: float) -> Tensor:
 
 
 def _power(q: Tensor, gamma: float) -> Tensor:
-    """Return q^gamma, with a finite slope at q = 0."""
+    """Return q^gamma, with a finite derivative at q = 0."""
     return q**gamma if gamma >= 1 or gamma == 0 else q.clamp_min(torch.finfo(q.dtype).tiny) ** gamma
 
 
 class _Weighted(torch.autograd.Function):
     """Multiply a term by a weight; the product is 0 where the weight is 0, even if the term is infinite or NaN there.
 
-    The slope in the weight is the term, also where the weight is 0.
+    The derivative with respect to the weight is the term, also where the weight is 0.
     """
 
     generate_vmap_rule = True
@@ -143,5 +143,5 @@ surprisal_of, complement_of, focused, weighted = map(apply, (_Surprisal, _Comple
 
 
 def softplus(x: Tensor) -> Tensor:
-    """Return log(1 + exp(x)) to the last digit; torch's own returns x beyond 20."""
+    """Return log(1 + exp(x)) to full precision; torch's softplus returns x beyond 20."""
     return -torch.nn.functional.logsigmoid(-x)

@@ -10,22 +10,22 @@ minimum    $\sum \min(P, G)$           $\sum \max(P - G, 0)$       $\sum \max(G 
 squared    $\sum P G$                  $\sum \max(P - G, 0)^2$     $\sum \max(G - P, 0)^2$
 =========  ==========================  ==========================  ==========================
 
-Always $TP + FP = \sum P$ and $TP + FN = \sum G$ (squared: $2 TP + FP + FN = \sum P^2 + \sum G^2$). None of the three
-is the difference of two larger sums, so a formula on them is as accurate for a nearly perfect prediction as for a
-poor one.
+For product and minimum, $TP + FP = \sum P$ and $TP + FN = \sum G$. For squared,
+$2 TP + FP + FN = \sum P^2 + \sum G^2$. None of the three is the difference of two larger sums,
+so a formula on them is as accurate for a nearly perfect prediction as for a poor one.
 
 ==========  ======================================  =======================================================
 surprisal   hits                                    misses
 ==========  ======================================  =======================================================
-softmax     $\sum w g (1 - p)^\gamma (-\log p)$      $\sum w (-\log p)$, if "all" is asked for
+softmax     $\sum w g (1 - p)^\gamma (-\log p)$      $\sum w (-\log p)$, for "all"; else 0
 sigmoid     $\sum w g (1 - p)^\gamma (-\log p)$      $\sum w (1 - g) p^\gamma (-\log (1 - p))$
 ==========  ======================================  =======================================================
 
-volume is $\sum w g$, which carries no gradient to p; distance is $\sum w W$ over the voxels of true class c, with
+The volume is $\sum w g$, which does not depend on p. The distance is $\sum w W$ over the voxels of true class c, with
 $W_i = \sum_l M_{y_i l} p_{il}$ (Fidon et al. 2017, eq. 6).
 
-The plain form is in `plain.py`, and kernels are those of the statistic `VOXELS`. The reference has such sums in
-a file of its own, which nothing here imports.
+The plain form is in `plain.py`; the kernels are registered for the statistic `VOXELS`. The reference has its own code
+for such sums, which is not imported here.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ Surprisal = Literal["none", "target", "all"]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Sums over the voxels, float64; 0 where they were not asked for.
+    """Sums over the voxels, float64; sums that the plan does not include are 0.
 
     Attributes:
-        stack: all of them, (ROWS, B, C).
-        fixed: whether the target asks for no gradient, so that the volume has none.
+        stack: all sums, (ROWS, B, C).
+        fixed: whether target and mask require no gradient, so that the volume has none.
     """
 
     stack: Tensor
@@ -89,7 +89,7 @@ class Statistics:
 
     @property
     def volume(self) -> Tensor:
-        """(B, C), off the graph if it is fixed."""
+        """(B, C), detached from the graph if it is fixed."""
         return (self.stack.detach() if self.fixed else self.stack)[VOLUME]
 
 
@@ -97,13 +97,13 @@ def statistics(inputs: VoxelInputs, plan: Plan, slopes: UpstreamSlopes | None = 
     """Sum the statistics of every item and class in one pass.
 
     Args:
-        inputs: the tensors; the matrix is for labels and softmax.
-        plan: which statistics.
-        slopes: called if the gradient can be made in the same pass, for the slopes in the hits of a loss that is linear
-            in them and depends on nothing else, (B, C).
+        inputs: the tensors; the matrix requires labels and softmax.
+        plan: which statistics to compute.
+        slopes: for a loss that is linear in the hits and depends on nothing else, a function that returns dL/d(hits),
+            (B, C). It is called if the gradient can be computed in the same pass.
 
     Raises:
-        ValueError: if a label is no whole number in [0, C) or a mask value lies outside [0, 1].
+        ValueError: if a label is not a whole number in [0, C) or a mask value lies outside [0, 1].
     """
     fixed = not any(t is not None and t.requires_grad for t in (inputs.target, inputs.mask))
     if dispatch.choose(VOXELS, *inputs) == "plain":
@@ -128,7 +128,7 @@ def _sums_as_one_node(inputs: VoxelInputs, plan: Plan, slopes: UpstreamSlopes | 
 def _kernel_sums(
     plan: Plan, slopes: UpstreamSlopes | None, tensors: tuple[Any, ...], ahead: bool
 ) -> tuple[Tensor, object]:
-    """Return the sums by kernels, and whatever is kept for the gradient."""
+    """Return the sums, computed by kernels, and the object that is kept for the gradient."""
     inputs = VoxelInputs(*tensors)
     try:
         return VOXELS.kernels(inputs.x).sums(inputs, plan, ahead, slopes if ahead else None)
@@ -136,7 +136,7 @@ def _kernel_sums(
         raise_invalid(inputs, plan.ignore_index)
 
 
-# --- operators of torch -----------------------------------------------------------------------------------------------
+# --- torch operators --------------------------------------------------------------------------------------------------
 
 _ARGUMENTS = (
     "Tensor x, Tensor target, Tensor? mask, Tensor? matrix, str activation, str overlap, str surprisal, float gamma, "
@@ -153,7 +153,7 @@ def _voxel_sums(x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor |
 def _voxel_sums_backward(
     slopes: Tensor, x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, *plan: Any
 ) -> Tensor:
-    """Return dL/dx, given the slopes in the statistics, (ROWS, B, C)."""
+    """Return dL/dx, given dL/d(statistics), (ROWS, B, C)."""
     return VOXELS.kernels(x).gradient(slopes, VoxelInputs(x, target, mask, matrix), Plan(*plan), None)
 
 

@@ -1,4 +1,4 @@
-"""The checked arguments of a segmentation loss, and what they are asked for."""
+"""The checked arguments of a segmentation loss, with methods for their statistics."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from twinloss.fast.runtime.dispatch import widened
 from twinloss.fast.runtime.ranks import ProcessGroup, sum_over_ranks
 
 
-@dataclass  # a frozen one takes a microsecond longer to make
+@dataclass  # constructing a frozen one takes a microsecond longer
 class Voxels:
     """The arguments of one forward call, checked.
 
     Attributes:
-        input: (B, C, *S). In half precision, each pass rounds the gradient: for several passes, see `widened`.
+        input: (B, C, *S). In half precision, each pass rounds the gradient; if there are several passes, use `widened`.
         target: (B, C, *S), or labels (B, 1, *S).
         mask: (B or 1, 1, *S).
         labels: whether the target holds labels.
-        background: whether channel 0 takes part.
+        background: whether channel 0 is included.
         ignore_index: as given to the loss.
         batch: whether items are pooled.
-        process_group: the ranks whose voxels count as well.
+        process_group: the ranks whose voxels are included.
     """
 
     input: Tensor
@@ -43,7 +43,7 @@ class Voxels:
     process_group: ProcessGroup | None
 
     def plan(self, activation: Activation, **asked: Any) -> Plan:
-        """Return the plan of the statistics that are asked for."""
+        """Return the plan for the statistics in `asked`, which are fields of `Plan`."""
         return Plan(activation, labels=self.labels, ignore_index=self.ignore_index, **asked)
 
     def sums(
@@ -53,7 +53,7 @@ class Voxels:
         slopes: UpstreamSlopes | None = None,
         **asked: Any,
     ) -> Statistics:
-        """Return the statistics that are asked for, see `Plan`, of the voxels of all ranks, in one pass."""
+        """Return the statistics in `asked`, see `Plan`, over the voxels of all ranks, in one pass."""
         x = self.input
         if callable(activation):
             x, activation = self._activated(widened(x), activation), "identity"
@@ -67,29 +67,29 @@ class Voxels:
         return replace(found, stack=sum_over_ranks(local, self.process_group))
 
     def widened(self) -> Voxels:
-        """Return the same with a half as float32, so that only the sum of its gradients is rounded."""
+        """Return a copy with half-precision input as float32, so that only the sum of its gradients is rounded."""
         return replace(self, input=widened(self.input))
 
     def cleaned(self) -> tuple[Tensor, Tensor]:
-        """Return input, a half as float32, and target, with 0 in the voxels that are ignored."""
+        """Return input and target, with 0 in ignored voxels; half-precision input becomes float32."""
         ignored, wide = self.ignored(), widened(self.input)
         if ignored is None:
             return wide, self.target
         return torch.where(ignored, 0, wide), torch.where(ignored, 0, self.target)
 
     def ignored(self) -> Tensor | None:
-        """Return where ignore_index tells to leave a voxel out, (B, 1, *S), or None."""
+        """Return the voxels that ignore_index excludes, (B, 1, *S), or None."""
         return None if self.ignore_index is None else ignored(self.target, self.labels, self.ignore_index)
 
     def taking_part(self) -> Tensor | None:
-        """Return where a voxel is neither ignored nor masked, (B or 1, 1, *S), or None if none is."""
+        """Return the voxels that are neither ignored nor masked, (B or 1, 1, *S), or None if all are included."""
         ignored = self.ignored()
         if self.mask is None:
             return None if ignored is None else ~ignored
         return self.mask != 0 if ignored is None else (self.mask != 0) & ~ignored
 
     def counts(self) -> Tensor:
-        """Return how many voxels of each item are not ignored, (B,) float64; of all ranks, with `batch` (1,)."""
+        """Return the number of voxels of each item that are not ignored, (B,) float64; (1,) if `batch` pools ranks."""
         ignored = self.ignored()
         if ignored is None:
             voxels = self.input[0, 0].numel()
@@ -101,7 +101,7 @@ class Voxels:
         return sum_over_ranks(counts.sum(0, keepdim=True) if self.batch else counts, self.process_group)
 
     def _activated(self, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
-        # A NaN logit in a voxel that takes no part must not meet the activation: its backward would make 0 * NaN.
+        # An excluded voxel may hold NaN. It must not enter the activation, whose backward would compute 0 * NaN.
         if self.mask is not None:
             x = torch.where(self.mask != 0, x, 0)
         if (ignored := self.ignored()) is not None:

@@ -1,7 +1,7 @@
 """The kernels for CPUs: Numba compiles them, and the modules of this folder call them.
 
-Each is registered here and imported when it is first needed: with it comes Numba, whose import takes longer than all
-the rest.
+Each module is registered here, and imported when it is first needed, because it imports Numba, which takes longer than
+all other imports together.
 """
 
 from __future__ import annotations

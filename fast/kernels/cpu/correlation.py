@@ -17,15 +17,15 @@ from twinloss.fast.runtime.threads import for_each_bundle, for_each_tile
 
 
 class _Windows:
-    """The four passes over planes low:high of images (N, D, H, W), as arrays.
+    """The four passes over the planes low:high of images (N, D, H, W), given as arrays.
 
-    The arrays between the passes may have room for fewer planes, see `compiled/correlation.py`.
+    Arrays of intermediate results may have fewer planes than the images, see `compiled/correlation.py`.
     """
 
     def __init__(self, shape: Sequence[int], plan: CorrelationPlan) -> None:
         weights, none = np.array(plan.window()), np.ones(1)
         self.z, self.y, self.x = [none] * (3 - plan.rank) + [weights] * plan.rank
-        # Whether all weights are 1, and whether they are not; for a None, no code is compiled.
+        # Whether all weights are 1, and whether they are not; False is None, for which no code is compiled.
         self.kind = (True, None) if plan.kind == "rectangular" else (None, True)
         self.in_plane = self.y.sum() * self.x.sum()
         _, self.depth, self.height, self.width = shape
@@ -35,7 +35,7 @@ class _Windows:
         self.tile = tiling.tile_of_plane(self.height, self.width, self.x.size // 2)
 
     def moments(self, p: Any, t: Any, low: int, high: int, means: Any, sums: Any) -> None:
-        """Those within planes: means (N, 2, …, H, W), and sums of what deviates, (N, 3, …, H, W)."""
+        """Write moments within planes: means (N, 2, …, H, W), and central second moments (N, 3, …, H, W)."""
 
         def work(k: int, start: int, stop: int) -> None:
             correlation.planes(p[k], t[k], start, stop, *self.tile, self.y, self.x, *self.kind, means[k], sums[k])
@@ -46,7 +46,7 @@ class _Windows:
         self, p: Any, t: Any, low: int, high: int, means: Any, sums: Any, made: Any, more: Any, score: Any,
         rest: tuple[float, float, bool], gradients: int,
     ) -> list[list[float]]:  # fmt: skip
-        """The correlations, into `score` if it has room for any; or else numbers whose sum is theirs, by image."""
+        """Write the correlations into `score` if it is not empty, or else return partial sums of them by image."""
         p, t, means, sums, made, more, score = map(_columns, (p, t, means, sums, made, more, score))
         totals: list[list[float]] = [[] for _ in p]
 
@@ -63,7 +63,7 @@ class _Windows:
     def sums_of_slopes(
         self, p: Any, t: Any, low: int, high: int, a: Any, b: Any, of: Any, upstream: Any, of_a: Any, fields: Any
     ) -> None:
-        """Sums within planes of what `scores` has made for the gradient in p, that of A apart."""
+        """Sum the arrays of `scores` for dL/dp over windows within planes, with the sum of A in its own array."""
 
         def work(k: int, start: int, stop: int) -> None:
             correlation.planes_backward(
@@ -74,7 +74,7 @@ class _Windows:
         self._in_planes(work, len(p), low, high)
 
     def slopes(self, p: Any, t: Any, low: int, high: int, of_a: Any, fields: Any, out: Any) -> None:
-        """The gradient in p."""
+        """Write dL/dp."""
         p, t, of_a, fields, out = map(_columns, (p, t, of_a, fields, out))
 
         def work(k: int, start: int, stop: int) -> None:
@@ -96,17 +96,17 @@ class _Windows:
 
 
 def _columns(images: Any) -> Any:
-    """Images (…, H, W) as (…, H * W)."""
+    """Return images (…, H, W) as (…, H * W)."""
     return images.reshape(*images.shape[:-2], images.shape[-2] * images.shape[-1])
 
 
-# --- all windows at once, with what is kept for the gradients ---------------------------------------------------------
+# --- all windows at once, with intermediate results for the gradients -------------------------------------------------
 
 
 def scores(
     p: Tensor, t: Tensor, plan: CorrelationPlan, voxelwise: bool, gradients: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the correlations, and what is kept for their gradients; see `CorrelationKernels.scores`."""
+    """Return the correlations, and intermediate results for their gradients; see `CorrelationKernels.scores`."""
     windows = _Windows(p.shape, plan)
     pair = p.contiguous().numpy(), t.contiguous().numpy(), 0, windows.depth
     means = empty((len(p), 2, *p.shape[1:]), torch.float64).numpy()
@@ -126,7 +126,7 @@ def scores(
 
 
 def slopes(upstream: Tensor, p: Tensor, t: Tensor, of_both: Tensor, of_p: Tensor, plan: CorrelationPlan) -> Tensor:
-    """Return the gradient in p from what was kept for it: A, the first of `of_both`, and B and the rest, in `of_p`."""
+    """Return dL/dp from the intermediate results: A, the first of `of_both`, and B and the rest, in `of_p`."""
     windows = _Windows(p.shape, plan)
     pair = p.contiguous().numpy(), t.contiguous().numpy(), 0, windows.depth
     a, b = of_both.numpy()[:, 0], of_p.numpy()
@@ -139,38 +139,39 @@ def slopes(upstream: Tensor, p: Tensor, t: Tensor, of_both: Tensor, of_p: Tensor
     return gradient
 
 
-# --- the sum over all windows with its gradient, some planes after others ---------------------------------------------
+# --- the sum over all windows with its gradient, a few planes at a time -----------------------------------------------
 
 
 def value(p: Tensor, t: Tensor, plan: CorrelationPlan, factor: float, dtype: torch.dtype) -> Tensor:
-    """Return a factor times the sum of all correlations, without axes."""
+    """Return a factor times the sum of all correlations, as a scalar tensor."""
     return scalar(factor * _sum_and_gradient(p, t, plan, None)[0], dtype, p.device)
 
 
 def value_and_gradient(
     p: Tensor, t: Tensor, plan: CorrelationPlan, factor: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Return the same with its gradient in p."""
+    """Return the value and dL/dp, for an upstream gradient of 1."""
     total, made = _sum_and_gradient(p, t, plan, factor)
     assert made is not None
     return scalar(factor * total, dtype, p.device), made
 
 
 def gradient(upstream: Tensor, p: Tensor, t: Tensor, plan: CorrelationPlan, factor: float) -> Tensor:
-    """Return the gradient in p, given the slope in the value."""
+    """Return dL/dp, given dL/d(value)."""
     _, made = _sum_and_gradient(p, t, plan, factor * upstream.item())
     assert made is not None
     return made
 
 
-# Voxels whose windows are done at a time, in whole planes or images; and how many planes that are at least, and for
-# each plane that a window reaches. Between the passes there is room for these planes, and those that they reach; where
-# that is more than half of an only image, it is done as a whole, each pass over what the one before has left.
+# The target number of voxels in a block, which consists of whole planes or images; the minimum number of planes in a
+# block; and the minimum per plane that a window reaches. Intermediate results are stored for the planes of a block and
+# those that its windows reach. If these are more than half of the planes, and all images fit into a block, all planes
+# are processed at once.
 _AT_ONCE, _LEAST_PLANES, _PLANES_OF_REACH = 2**18, 16, 4
 
 
 def _sum_and_gradient(p: Tensor, t: Tensor, plan: CorrelationPlan, slope: float | None) -> tuple[float, Tensor | None]:
-    """Return the sum of the correlations, and a slope times its gradient in p, unless the slope is None."""
+    """Return the sum of the correlations, and, unless the slope is None, the slope times dL/dp."""
     windows, gradients = _Windows(p.shape, plan), int(slope is not None)
     count, depth, *plane = p.shape
     least = max(_AT_ONCE // math.prod(plane), _LEAST_PLANES, _PLANES_OF_REACH * windows.reach)
@@ -188,7 +189,7 @@ def _sum_and_gradient(p: Tensor, t: Tensor, plan: CorrelationPlan, slope: float 
 def _by_planes(
     p: Tensor, t: Tensor, plan: CorrelationPlan, slope: float | None, windows: _Windows, images: int, step: int
 ) -> tuple[float, Tensor | None]:
-    """Return the same, of so many images and planes at a time."""
+    """Return the results of `_sum_and_gradient`, computed for blocks of `images` images and `step` planes."""
     gradients, rest, margin = int(slope is not None), (plan.nu, plan.delta, plan.clamped), windows.reach
     first, second = p.contiguous().numpy(), t.contiguous().numpy()
     (count, depth, *plane) = first.shape

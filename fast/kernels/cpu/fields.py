@@ -1,4 +1,4 @@
-"""Energies of displacement fields on the CPU: slabs of planes, shared out to threads."""
+"""Energies of displacement fields on the CPU: slabs of planes, distributed over threads."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from twinloss.fast.kernels.cpu.compiled import bending_energy, diffusion
 from twinloss.fast.runtime.memory import empty, scalar
 from twinloss.fast.runtime.threads import for_each_chunk
 
-# Voxels that a thread takes at a time, in whole planes.
+# The number of voxels in a slab, rounded down to whole planes.
 _SLAB = 2**16
 
 Array = np.ndarray[Any, Any]
-# Does something to a slab, given the number of the field and of the slab, the first plane and the end.
+# A function that processes a slab, given the indices of the field and the slab, the first plane and the end.
 _Work = Callable[[int, int, int, int], None]
 
 
 class _Slabs:
-    """Fields (N, D, H, W), some planes at a time."""
+    """Fields (N, D, H, W), cut into slabs of a few planes."""
 
     def __init__(self, u: Tensor) -> None:
         self.u, self.field = u, _planes(u)
@@ -32,11 +32,11 @@ class _Slabs:
         self.real = self.field.dtype
         self.planes = max(_SLAB // (height * self.width), 1)
         self.count = -(-self.depth // self.planes)
-        # Tells a kernel that there is nothing voxel by voxel.
+        # An empty array tells a kernel that there are no values per voxel.
         self.no_voxels = np.empty((self.fields, 0, 0, 0), self.real)
 
     def run(self, *works: _Work) -> None:
-        """Do all works on a slab while the caches hold it, and then on the next."""
+        """Call all functions on a slab while it is in the cache, and then on the next slab."""
 
         def chunk(index: int) -> None:
             k, slab = divmod(index, self.count)
@@ -47,27 +47,27 @@ class _Slabs:
 
 
 class Energy:
-    """An energy of fields by a module of compiled kernels; see `EnergyKernels`."""
+    """An energy of fields, computed by a module of compiled kernels; see `EnergyKernels`."""
 
     def __init__(self, kernels: ModuleType) -> None:
         self.kernels = kernels
 
     def value(self, u: Tensor, differences: Differences, count: float, dtype: torch.dtype) -> Tensor:
-        """Return the sum of all energies over a count, without axes."""
+        """Return the sum of all energies divided by a count, as a scalar tensor."""
         slabs = _Slabs(u)
         work, totals = self._add_energies(slabs, differences, slabs.no_voxels)
         slabs.run(work)
         return scalar(float(totals.sum()) / count, dtype, u.device)
 
     def energies(self, u: Tensor, differences: Differences) -> Tensor:
-        """Return the energy of each voxel off the border."""
+        """Return the energy of each interior voxel."""
         made, slabs = empty(differences.interior(u.shape), u.dtype), _Slabs(u)
         work, _ = self._add_energies(slabs, differences, made.numpy())
         slabs.run(work)
         return made
 
     def gradient(self, upstream: Tensor, u: Tensor, differences: Differences, count: float) -> Tensor:
-        """Return dL/du, given the slope in the value, or those in the energies of voxels."""
+        """Return dL/du, given dL/d(value) or, by voxel, dL/d(energies)."""
         slabs = _Slabs(u)
         if upstream.ndim == 0:
             slopes, by_voxel = 2 * upstream.item() / count, slabs.no_voxels
@@ -80,7 +80,7 @@ class Energy:
     def value_and_gradient(
         self, u: Tensor, differences: Differences, count: float, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """Return the same as `value` and `gradient`, for a slope of 1 in the value."""
+        """Return the results of `value` and of `gradient` for an upstream gradient of 1."""
         slabs = _Slabs(u)
         if self.kernels.both is not None and differences.margin == 0 and differences.rank == 3:
             total, gradient = self._in_one_kernel(slabs, differences, 2 / count)
@@ -105,7 +105,7 @@ class Energy:
         return float(totals.sum()), gradient
 
     def _add_energies(self, slabs: _Slabs, differences: Differences, out: Array) -> tuple[_Work, Array]:
-        """Return the work that adds energies, or puts those of voxels into `out` if it has room; and sums by slab."""
+        """Return a function that sums energies by slab, or writes them to `out` unless it is empty; and the sums."""
         totals, weights = np.zeros((slabs.fields, slabs.count)), differences.weights.astype(slabs.real)
         margin, border = differences.margin, (slabs.depth - differences.interior(slabs.u.shape)[1]) // 2
         forward = self.kernels.forward
@@ -119,7 +119,7 @@ class Energy:
     def _write_gradient(
         self, slabs: _Slabs, differences: Differences, slope: float, by_voxel: Array
     ) -> tuple[_Work, Tensor]:
-        """Return the work that writes the gradient of a slab, and the gradient."""
+        """Return a function that writes the gradient of a slab, and the gradient."""
         backward, margin = self.kernels.backward, differences.margin
         factors, gradient = _by_field(differences.weights, slope, slabs), empty(slabs.u.shape, slabs.u.dtype)
         out = _planes(gradient)
@@ -131,13 +131,13 @@ class Energy:
 
 
 def _by_field(weights: Array, factor: float, slabs: _Slabs) -> Array:
-    """Return the weights of each component, (C, differences), times a factor, for each field."""
+    """Return the weights (C, differences) times a factor, with a row for each field."""
     made: Array = np.tile(weights * factor, (slabs.fields // len(weights), 1)).astype(slabs.real)
     return made
 
 
 def _planes(fields: Tensor) -> Array:
-    """Return fields as an array (N, D, H * W), rows one after the other."""
+    """Return fields as an array (N, D, H * W)."""
     return fields.contiguous().flatten(2).numpy()
 
 

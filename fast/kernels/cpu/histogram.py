@@ -1,4 +1,4 @@
-"""Joint histograms on the CPU: chunks of voxels, each with a histogram of its own."""
+"""Joint histograms on the CPU: chunks of voxels, each with its own histogram."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from twinloss.fast.kernels.cpu.compiled.lanes import LANES
 from twinloss.fast.runtime.memory import empty
 from twinloss.fast.runtime.threads import for_each_chunk
 
-# Voxels of a chunk, at least, and for each bin of its histogram, which then takes less room than they do; and chunks of
-# an item, at most.
+# The minimum number of voxels in a chunk; the minimum per cell of its histogram, so that the histogram takes less
+# memory than the voxels; and the maximum number of chunks per item.
 _CHUNK, _PER_CELL, _MOST = 2**15, 4, 32
 
-# How many numbers of a softmax take as long as a voxel's windows.
+# The time of a voxel, as a multiple of that of one element of a softmax.
 _NUMBERS = 32
 
 
 def _reach(bins: int, sigma: float, dtype: torch.dtype) -> int:
-    """Return how many bins to either side of the nearest one a voxel's weights are kept.
+    """Return r: a voxel has weights in its nearest bin and in r bins on either side; all other weights are dropped.
 
-    With f = z - k its distance from the nearest bin, |f| <= 1/2, the weight j bins further off is exp(-(j^2 - 2 j f) /
-    2 sigma^2) times the largest, which is at most exp(-(j^2 - j) / 2 sigma^2); call that t at j = r + 1. From there on
-    each is at most exp(-(r + 1) / sigma^2) times the one before, so that those dropped on a side sum to no more than
-    t (1 + sigma^2 / (r + 1)). With t below an eighth of the dtype's roundoff u, r > 6 sigma: that is t (1 + sigma / 6),
-    where the weights that are kept sum to 1 and to sigma at least. So the fraction dropped is less than u / 2: by way
-    of the division by the sum, too, it changes no weight by as much as its rounding.
+    Let f = z - k be the distance from the nearest bin, |f| <= 1/2. Relative to the largest weight, the weight j bins
+    away is exp(-(j^2 - 2 j f) / 2 sigma^2), which is at most exp(-(j^2 - j) / 2 sigma^2). Let t be this bound at
+    j = r + 1. From there on, each weight is at most exp(-(r + 1) / sigma^2) times the previous one, so the dropped
+    weights on one side sum to at most t (1 + sigma^2 / (r + 1)). The choice of r makes t less than u / 8, with u the
+    roundoff of the dtype. Then r > 6 sigma, and this sum is at most t (1 + sigma / 6). The kept weights sum to at
+    least 1 and at least sigma. The dropped fraction is therefore less than u / 2, and dropping it changes no weight by
+    more than its rounding, even after the division by the sum.
     """
     needed = -2 * sigma**2 * math.log(torch.finfo(dtype).eps / 16)
     return min(math.ceil((math.sqrt(1 + 4 * needed) - 1) / 2), bins - 1)
@@ -71,12 +72,12 @@ class _Histogram:
 def _ranges(images: tuple[Any, Any]) -> Any:
     """Return the smallest intensity of each item and the width of its range, (B, 2 images, 2)."""
     low, high = (np.stack([end(image, 1) for image in images], 1).astype(np.float64) for end in (np.min, np.max))
-    with np.errstate(all="ignore"):  # infinity less infinity
+    with np.errstate(all="ignore"):  # infinity minus infinity
         return np.stack([low, high - low], 2)
 
 
 def histogram(x: Tensor, y: Tensor, plan: HistogramPlan) -> Tensor:
-    """Return the histogram of each item, (B, K, K) float64, which adds up to 1."""
+    """Return the histogram of each item, (B, K, K) float64, which sums to 1."""
     call, bins = _Histogram(x, y, plan), plan.bins
     parts = np.zeros((len(x), call.parts, bins, bins))
     missing = np.zeros((len(x), call.parts), np.int64)
@@ -91,10 +92,10 @@ def histogram(x: Tensor, y: Tensor, plan: HistogramPlan) -> Tensor:
 
 
 def gradient(upstream: Tensor, x: Tensor, y: Tensor, plan: HistogramPlan) -> Tensor:
-    """Return the gradient in x, given the slopes in the histogram."""
+    """Return dL/dx, given dL/d(histogram)."""
     call = _Histogram(x, y, plan)
     before = [compiled.before(window, call.reach) for window in call.windows]
-    # Beyond the last bin, what the windows reach and a wide register more.
+    # After the last bin, there is room for the reach of the windows and for one vector register.
     after = [compiled.reached(window, call.reach) + LANES for window in call.windows]
     padded = np.pad(upstream.numpy() / x.shape[1], ((0, 0), (before[0], after[0]), (before[1], after[1])))
     made = empty(x.shape, x.dtype)
@@ -112,7 +113,7 @@ def gradient(upstream: Tensor, x: Tensor, y: Tensor, plan: HistogramPlan) -> Ten
 
 
 def _through_the_range(out: Any, call: _Histogram, sums: Any) -> None:
-    """Turn dL/dz into dL/dx: z also depends on the extremes of x, which all voxels that attain one share."""
+    """Turn dL/dz into dL/dx: z also depends on the extremes of x; voxels that attain the same one share its part."""
     for item, image in enumerate(call.images[0]):
         width = call.ranges[item, 0, 1]
         total, moment = sums[item, 0], sums[item, 1] / (call.bins - 4)
@@ -120,7 +121,7 @@ def _through_the_range(out: Any, call: _Histogram, sums: Any) -> None:
             out[item] = 0
             continue
         bins = call.bins - 4
-        # Divided first: of a range as small as numbers get, the inverse is infinite, and what it meets may be 0.
+        # Divide first: the inverse of a tiny range is infinite, and infinity times 0 would be NaN.
         with np.errstate(over="ignore", invalid="ignore"):
             out[item] = out[item] / width * bins
             for extreme, part in ((image.min(), total - moment), (image.max(), moment)):

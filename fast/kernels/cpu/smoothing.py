@@ -1,4 +1,4 @@
-"""Images smoothed on the CPU: tiles of planes, and then of columns across them."""
+"""Smoothing of images on the CPU: within planes, tile by tile, and then across planes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from twinloss.fast.runtime.threads import for_each_tile
 
 
 def smooth(images: Tensor, taps: Sequence[float], rank: int) -> Tensor:
-    """Return images (N, D, H, W) weighted by the taps along their last `rank` axes."""
+    """Return images (N, D, H, W), correlated with the taps along their last `rank` axes."""
     weights, none = np.array(taps), np.ones(1)
     window_z, window_y, window_x = [none] * (3 - rank) + [weights] * rank
     made = empty(images.shape, images.dtype)
     source, out = images.contiguous().numpy(), made.numpy()
     between = empty(images.shape, images.dtype).numpy() if rank == 3 else out
     _smooth_planes(source, window_y, window_x, between)
-    if rank == 3:  # columns across planes are those of one plane (D, H * W)
+    if rank == 3:  # smoothing across planes is smoothing along the columns of one plane (D, H * W)
         planes = (len(images), 1, images.shape[1], -1)
         _smooth_planes(between.reshape(planes), window_z, none, out.reshape(planes))
     return made

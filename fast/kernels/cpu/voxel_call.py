@@ -1,8 +1,8 @@
-"""Which kernels compute a segmentation, with which arguments, and which voxels each call gets.
+"""The choice of kernels for a segmentation, their arguments, and the division of voxels into chunks.
 
-Kernels for common cases take hard targets and masks of 0 and 1, which they find out as they read them; the general ones
-know all cases. Voxels of an item are cut into chunks, each of which has its own place in the sums: so a result does not
-depend on the number of threads.
+Kernels for common cases need hard targets and binary masks. They check this while reading. If it does not hold, the
+general kernels take over. The voxels of an item are cut into chunks, each of which has its own place in the sums, so
+that the result does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ _ACTIVATIONS = ("identity", "sigmoid", "softmax")
 _OVERLAPS = ("none", "product", "minimum", "squared")
 _SURPRISALS = ("none", "target", "all")
 
-# Halves that are widened at a time, in whole tiles, a megabyte of them: with fewer, threads contend for the GIL.
+# The number of half-precision values to convert to float32 at a time, in whole tiles: 1 MiB of float32. With smaller
+# batches, threads contend for the GIL.
 _WIDENED_AT_ONCE = 2**18
 
-# Target types that the kernels read as they are, by the number they know them by; others are widened first.
+# The dtypes of targets that the kernels read directly, with their codes. Other dtypes are converted first.
 _NATIVE = {
     torch.bool: 0, torch.uint8: 0, torch.int32: 1, torch.int64: 2, torch.float32: 3, torch.float64: 4,
 }  # fmt: skip
@@ -41,7 +42,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Part(NamedTuple):
-    """Some voxels of an item, as the kernels take them."""
+    """A range of voxels of an item, in the form that the kernels take."""
 
     x: Array
     target: Array
@@ -55,12 +56,12 @@ class VoxelCall:
     """The kernels for some tensors and a plan, and their arguments.
 
     Args:
-        x: of any dtype that is served, (B, C, *S).
-        target: as the user has it, or the bytes that an earlier call has kept.
+        x: (B, C, *S), of any supported dtype.
+        target: the target that the user passed.
         mask: (B or 1, 1, *S), or None.
-        plan: which statistics.
+        plan: which statistics to compute.
         distances: whether there are distances between classes.
-        kept: the bytes, if it is these that are read in place of target and mask.
+        kept: the compressed target that an earlier call has kept; if given, it is read in place of target and mask.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class VoxelCall:
         classes = self.x.shape[1]
         alone = not distances or (plan.overlap, plan.surprisal) == ("none", "none")
         common = plan.overlap != "squared" and plan.surprisal != "all" and alone
-        # In a dense target of several channels, one says which voxels all of them are to ignore.
+        # In a dense target of several channels, the channel ignore_index excludes voxels from all channels.
         by_channel = plan.labels or plan.ignore_index is None or classes == 1
         pair = plan.activation == "softmax" and classes == 2
         self.general = False
@@ -119,25 +120,25 @@ class VoxelCall:
         self.keeps_target = single and not self.general and classes <= tile.MOST_KEPT and not self.halves
 
     def use_general_kernels(self) -> None:
-        """Take the kernels for any case: only these know soft targets, and masks that weigh voxels."""
+        """Switch to the general kernels: only these support soft targets, and masks with fractional weights."""
         self._forward, self._backward, self.room = voxel.forward, voxel.backward, ()
         self.general, self.writes_in_place, self.keeps_target = True, True, False
 
     def keep_target(self) -> Tensor:
-        """Return room for what the backward needs of target and mask, which the forward will fill."""
+        """Return an array for the compressed target and mask, which forward fills for backward."""
         items, _, voxels = self.x.shape
         kept = empty((items, 1, (voxels + 1) // 2), torch.uint8)
         self.room = (kept.numpy(),)
         return kept
 
     def forward(self, part: Part, matrix: Array | None, sums: Array) -> int:
-        """Add the statistics of a part to `sums`, (chunks, ROWS, C), given distances; return a status."""
+        """Add the statistics of a part to `sums`, (chunks, ROWS, C), given the distances; return a status."""
         arguments = self._arguments(part, matrix)
         status: int = self._forward(*arguments, part.item, part.start, part.stop, sums, *self.room)
         return status
 
     def backward(self, part: Part, matrix: Array | None, slopes: Array, out: Array) -> int:
-        """Write dL/dx of a part, given the slopes, and those in p by true class; return a status."""
+        """Write dL/dx of a part, given dL/d(statistics), and with distances dL/dp by true class; return a status."""
         arguments = self._arguments(part, matrix)
         status: int = self._backward(*arguments, slopes, part.item, part.start, part.stop, out)
         return status
@@ -151,9 +152,9 @@ class VoxelCall:
         return part.x, part.target, *self.asked, matrix, *after
 
     def spans(self, first: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """Yield spans of chunks of one item: the first chunk, the item, and its first voxel and the end.
+        """Yield spans of chunks of one item as tuples: first chunk, item, first voxel, end.
 
-        Items are cut alike, whatever the number of threads. Half-precision inputs yield one chunk per span.
+        The chunks do not depend on the number of threads. Half-precision inputs yield one chunk per span.
         """
         while first < end:
             item, start = divmod(first, self.chunks_of_item)
@@ -162,9 +163,10 @@ class VoxelCall:
             first += count
 
     def parts(self, first: int, end: int) -> Iterator[tuple[Part, int, tuple[int, int, int]]]:
-        """Yield parts that cover some chunks, with the first chunk of each, and its place (item, start, stop) in x.
+        """Yield the parts of a range of chunks, the first chunk of each, and its position (item, start, stop) in x.
 
-        Halves are widened a few tiles at a time: the caller lets go of a part before it takes the next.
+        Half-precision values are converted to float32 a few tiles at a time. To save memory, the caller must delete a
+        part before it requests the next.
         """
         for chunk, item, start, stop in self.spans(first, end):
             if self.whole is not None:
@@ -177,7 +179,7 @@ class VoxelCall:
                 yield self.widened(item, lo, hi), chunk, (item, lo, hi)
 
     def widened(self, item: int, lo: int, hi: int) -> Part:
-        """Return some voxels of an item, halves as float32."""
+        """Return a range of voxels of an item, converted to float32."""
         size = self.target.shape[2] // self.x.shape[2]
         x = self.x[item : item + 1, :, lo:hi].to(torch.float32, memory_format=torch.contiguous_format).numpy()
         target = np.ascontiguousarray(self.target[item : item + 1, :, lo * size : hi * size])
@@ -199,7 +201,7 @@ class VoxelCall:
             found[first] = work(first, end)
 
         for_each_range(each, chunks, self.x.numel())
-        if not any(found):  # the rule, which `any` sees fastest
+        if not any(found):  # the usual case, and `any` is the fastest test
             return False
         if max(found) == NOT_BINARY:
             self.use_general_kernels()
@@ -208,7 +210,7 @@ class VoxelCall:
 
 
 def places(*tensors: Tensor | None) -> list[int | None]:
-    """Return where the numbers are: what saves tensors for a backward may have put copies in their place."""
+    """Return the addresses of the data, because a hook for saved tensors may have replaced tensors by copies."""
     return [None if each is None else each.data_ptr() for each in tensors]
 
 

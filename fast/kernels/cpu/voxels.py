@@ -1,4 +1,4 @@
-"""The statistics of a segmentation on the CPU, their gradient, and the losses that are a fraction of them."""
+"""The statistics of a segmentation on the CPU, their gradient, and losses that are a fraction of them."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from twinloss.fast.runtime.dispatch import HALVES
 from twinloss.fast.runtime.memory import empty, scalar
 from twinloss.fast.runtime.torch_operator import Once
 
-# Up to so many logits, which the caches hold until the backward, it takes longer to keep what was read of the target
-# than to read it again.
+# Up to this number of logits, which stay in the cache until backward, reading the target again is faster than keeping a
+# compressed copy.
 _CACHED = 2**18
-# Above this size, compute the gradient during the forward pass where its slopes can be foreseen: a second pass takes
-# longer than to foresee them.
+# Above this number of logits, compute the gradient during the forward pass if dL/d(hits) is known in advance: a second
+# pass takes longer than computing dL/d(hits).
 _MANY = 2**20
 
-# What a forward may keep for the backward. For large inputs: what it has read of target and mask, half a byte for each
-# voxel. For small ones, where it takes longer to find kernels than to call them: the call.
+# The object that forward may keep for backward. For large inputs, it is a compressed copy of target and mask, with half
+# a byte per voxel. For small inputs, it is the call, because constructing it takes longer than running the kernels.
 _Kept = Once[Tensor | VoxelCall]
 
 
@@ -50,7 +50,7 @@ class _KeptForLoss(NamedTuple):
 
 
 def sums(inputs: VoxelInputs, plan: Plan, ahead: bool, slopes: UpstreamSlopes | None) -> tuple[Tensor, object]:
-    """Return the statistics, (ROWS, B, C) float64, and whatever is kept for the gradient."""
+    """Return the statistics, (ROWS, B, C) float64, and the object that is kept for the gradient."""
     x, target, _, matrix = inputs
     if slopes is not None and _gains_by_foresight(inputs, plan):
         foreseen = np.zeros((len(ROWS), *x.shape[:2]))
@@ -62,7 +62,7 @@ def sums(inputs: VoxelInputs, plan: Plan, ahead: bool, slopes: UpstreamSlopes | 
 
 
 def gradient(upstream: Tensor, inputs: VoxelInputs, plan: Plan, kept: _Foreseen | _Kept | None) -> Tensor:
-    """Return dL/dx, given the slopes in the statistics, (ROWS, B, C)."""
+    """Return dL/dx, given dL/d(statistics), (ROWS, B, C)."""
     slopes = np.ascontiguousarray(upstream.numpy())
     if isinstance(kept, _Foreseen):
         made = kept.gradient.take()
@@ -75,7 +75,7 @@ def gradient(upstream: Tensor, inputs: VoxelInputs, plan: Plan, kept: _Foreseen 
 
 
 def loss(inputs: VoxelInputs, asked: FractionPlan, ahead: bool) -> tuple[Tensor, _KeptForLoss]:
-    """Return a loss without axes, and the slopes in its statistics beside what is kept of these."""
+    """Return a scalar loss, and an object for its gradient, which holds dL/d(statistics)."""
     terms = asked.terms
     made, kept = _sums(inputs, _matrix(asked), asked.plan, ahead)
     volumes = made[VOLUME][:, terms.first :]
@@ -90,7 +90,7 @@ def loss(inputs: VoxelInputs, asked: FractionPlan, ahead: bool) -> tuple[Tensor,
 
 
 def loss_gradient(upstream: Tensor, inputs: VoxelInputs, asked: FractionPlan, kept: _KeptForLoss | None) -> Tensor:
-    """Return dL/dx of such a loss, times the slope in it."""
+    """Return the gradient of such a loss, times the upstream gradient."""
     if kept is None:
         _, kept = loss(inputs, asked, ahead=False)
     voxels = None if kept.voxels is None else kept.voxels.take()
@@ -106,7 +106,7 @@ def _matrix(asked: FractionPlan) -> Array | None:
 
 @lru_cache
 def _factors(part: Sequence[tuple[int, float]]) -> Array:
-    """Return the factor of each row of the statistics; NaN for the others, as 0 NaN is not 0."""
+    """Return the factor of each row of the statistics, and NaN for unused rows. It is not 0, because 0 * NaN is NaN."""
     factors = np.full(len(ROWS), np.nan)
     for row, factor in part:
         factors[row] = factor
@@ -117,7 +117,7 @@ def _factors(part: Sequence[tuple[int, float]]) -> Array:
 
 
 def _sums(inputs: VoxelInputs, matrix: Array | None, plan: Plan, ahead: bool) -> tuple[Array, _Kept | None]:
-    """Return the statistics, (ROWS, B, C), and, if asked `ahead`, what `_gradient` may be given."""
+    """Return the statistics, (ROWS, B, C), and, with `ahead`, an object to pass to `_gradient`."""
     x, target, mask, _ = inputs
     call = VoxelCall(x, target, mask, plan, matrix is not None)
     many = x.numel() > _CACHED
@@ -141,7 +141,7 @@ def _sums(inputs: VoxelInputs, matrix: Array | None, plan: Plan, ahead: bool) ->
 
 
 def _summed(call: VoxelCall, add: Callable[[int, int, Array], int]) -> Array:
-    """Return the sums of items, (ROWS, B, C), where `add` adds ranges of chunks to their places in (N, ROWS, C)."""
+    """Return the sums by item, (ROWS, B, C); `add` adds a range of chunks to an array (chunks, ROWS, C)."""
     items, classes, _ = call.x.shape
     made = np.empty((items, call.chunks_of_item, len(ROWS), classes))
     by_chunk = made.reshape(-1, len(ROWS), classes)
@@ -164,7 +164,7 @@ def _gradient(
     plan: Plan,
     kept: Tensor | VoxelCall | None,
 ) -> Tensor:
-    """Return dL/dx, given the slopes in the statistics, (ROWS, B, C), times a factor; see `_sums`."""
+    """Return dL/dx times a factor, given dL/d(statistics), (ROWS, B, C), and the object that `_sums` returned."""
     x, target, mask, _ = inputs
     labels = kept if isinstance(kept, Tensor) else None
     if isinstance(kept, VoxelCall) and kept.places == places(x, target, mask):
@@ -176,7 +176,8 @@ def _gradient(
     by_class = None if matrix is None else np.empty((items, classes, classes), call.real)
     fits = fraction.scaled(slopes, factor, plan.overlap == "squared", matrix, by_row, by_class)
     if not fits and call.real is np.float32:
-        # A class that all but vanishes, with no smoothing: slopes beyond float32, but not their product with p.
+        # If a class is almost absent, and there is no smoothing, dL/d(statistics) may overflow float32, but dL/dx does
+        # not.
         wide = inputs._replace(x=x.double())
         return _gradient(slopes, factor, wide, matrix, plan, labels).float().to(x.dtype)
     made = empty(x.shape, x.dtype)
@@ -211,9 +212,9 @@ def _put_gradient(call: VoxelCall, slopes: Array, by_class: Array | None, made: 
 
 
 def _gains_by_foresight(inputs: VoxelInputs, plan: Plan) -> bool:
-    """Return whether it is of use to know the slopes in the statistics ahead.
+    """Return whether the gradient can be computed in the same pass, and whether this is faster.
 
-    There is a kernel for surprisals alone, of labels of more than two classes, all of which count.
+    The kernel for this supports only surprisals, of labels of more than two classes, without excluded voxels.
     """
     x = inputs.x
     alone = (plan.overlap, plan.surprisal, plan.activation) == ("none", "target", "softmax") and plan.labels
@@ -222,7 +223,7 @@ def _gains_by_foresight(inputs: VoxelInputs, plan: Plan) -> bool:
 
 
 def _multiple(slopes: Array, foreseen: Array) -> float | None:
-    """Return how many times the slopes are those that were foreseen, up to rounding; None if they are others."""
+    """Return the ratio of the slopes to those that were foreseen, or None if it is not the same for all."""
     largest = np.abs(foreseen).argmax()
     with np.errstate(all="ignore"):
         factor = float(slopes.flat[largest] / foreseen.flat[largest])
@@ -230,7 +231,7 @@ def _multiple(slopes: Array, foreseen: Array) -> float | None:
 
 
 def _sums_and_gradient(x: Tensor, target: Tensor, plan: Plan, slopes: Array) -> tuple[Array, Tensor | None]:
-    """Return the statistics, and dL/dx given the slopes in them, (ROWS, B, C), unless these are too large."""
+    """Return the statistics, and dL/dx given dL/d(statistics), (ROWS, B, C), or None if these overflow float32."""
     call = VoxelCall(x, target, None, plan, False)
     by_row = np.empty((len(ROWS), *x.shape[:2]), call.real)
     if not fraction.scaled(slopes, 1.0, False, None, by_row, None):
