@@ -32,7 +32,7 @@ app = typer.Typer(
 Dtype = Enum("Dtype", {name: name for name in DTYPES}, type=str)  # type: ignore[misc]
 Losses = Annotated[list[str] | None, typer.Argument(help="The losses; all by default.", show_default=False)]
 Jobs = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Number of parallel processes. Default: 2; of check: 1.")
+    int | None, typer.Option(min=1, metavar="N", help="Number of parallel processes. Default: 2, or 1 for check.")
 ]
 Cluster = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler, tcp://…, whose workers do the work.")
@@ -106,7 +106,7 @@ def drawn_seed(given: int | None) -> int:
 def progress() -> Iterator[Callable[[str, int], None]]:
     """Show a progress bar; yield a function that takes the name of the current step and the number of new cases.
 
-    If the output is a file or a pipe, there is no bar. Since compilation takes minutes, some lines report it.
+    If the output is a file or a pipe, there is no bar, and lines of text report compilation, which takes minutes.
     """
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed} cases"))
     said = time.monotonic() - SILENCE
@@ -124,7 +124,7 @@ def progress() -> Iterator[Callable[[str, int], None]]:
 
 
 def with_extra(*modules: str) -> None:
-    """Exit with how to install the extra `reports`, if one of these modules is missing."""
+    """Exit with a message about the extra `reports`, if one of these modules is missing."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         console.print(

@@ -67,7 +67,7 @@ def bench(
     resume: Annotated[bool, typer.Option("--resume", help="Skip cases whose results are in the --out folder.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the report and benchmarks.json.")] = None,
 ) -> None:
-    """Time forward and backward of the losses and those of other libraries, and measure their memory."""
+    """Measure the time of forward and backward, and the memory, of the losses and of those of other libraries."""
     twins, folder, where = named_twins(losses), writable(out) if out else None, _available(device)
     import torch
 

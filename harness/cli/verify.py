@@ -38,7 +38,7 @@ twinloss verify --report out             report.json, and a script for each coun
 twinloss verify --repeat 40 --no-real    40 seeds, one after the other: a soak
 
 [bold]Exit status[/]: 0 if no loss failed, 1 if a loss or the check itself failed, 2 usage error, 130 interrupted (the
-results so far are kept). A degraded result is shown but is no failure.
+results so far are kept). A degraded result is shown, but is not a failure.
 """
 
 

@@ -15,7 +15,7 @@ def pairs(given: Iterable[str] | None, option: str) -> dict[str, str]:
     """Parse texts of the form name=value.
 
     Raises:
-        ArgumentError: if one has no name or no equals sign; it says which option was given so.
+        ArgumentError: if a text has no name or no equals sign; the message names the option.
     """
     made = {}
     for text in given or ():

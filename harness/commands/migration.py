@@ -71,7 +71,7 @@ def of_monai() -> tuple[str, list[str]]:
 
 
 def elsewhere(folder: Path) -> tuple[str, list[str]]:
-    """Return the same for the MONAI in a folder, which runs in another process."""
+    """Return the release and the answers of the MONAI in a folder, which runs in another process."""
     code = "import json; from twinloss.harness.commands.migration import of_monai; print(json.dumps(of_monai()))"
     path = os.pathsep.join([str(folder.resolve()), *sys.path[1:]])
     done = subprocess.run(
@@ -83,7 +83,7 @@ def elsewhere(folder: Path) -> tuple[str, list[str]]:
 
 
 def compare(folders: Sequence[Path] = ()) -> list[Told]:
-    """Ask twinloss, the installed MONAI and those in the folders about all differences."""
+    """Run the example of each difference with twinloss, the installed MONAI and those in the folders."""
     from twinloss import fast
 
     releases = dict([*map(elsewhere, folders), of_monai()])

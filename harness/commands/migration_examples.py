@@ -240,7 +240,7 @@ DIFFERENCES = (
         'x = torch.zeros(1, 1, 4)\nGlobalMutualInformationLoss(kernel_type="b-spline")(x, x)',
     ),
     Difference(
-        "MultiScaleLoss", "Invalid scales raise a ValueError in the constructor.", "A typing error then shows at once.",
+        "MultiScaleLoss", "Invalid scales raise a ValueError in the constructor.", "A typo then shows at once.",
         "type(MultiScaleLoss(torch.nn.MSELoss(), [-1])).__name__",
     ),
 )  # fmt: skip

@@ -190,7 +190,7 @@ def as_markdown(seen: Verification) -> str:
         "",
         "x is the worst error as a multiple of its bound, and bits is the number of wrong trailing bits of the result,",
         "which is 3 at the bound. A case is degraded if its error is beyond the bound, but at most twice that of the",
-        "plain formula in the same type.",
+        "plain formula in the same dtype.",
         "",
         "| " + " | ".join(HEAD) + " |",
         "|" + "---|" * len(HEAD),

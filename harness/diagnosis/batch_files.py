@@ -89,7 +89,7 @@ def native(value: Any) -> tuple[Array, str]:
     Unsigned integers of more than 8 bits become int64, and floats of more than 64 bits become float64.
 
     Raises:
-        BatchError: if the value is no array of real numbers; the message describes it.
+        BatchError: if the value is not an array of real numbers; the message describes it.
     """
     if isinstance(value, _Unread):
         value = value.array()

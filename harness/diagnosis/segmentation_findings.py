@@ -43,13 +43,13 @@ def _activation(batch: Batch) -> Iterator[str]:
                 fix = f", or remove {maker}" if "=" in maker else ""
                 yield (
                     f"The input lies in [0, 1]{also}: it seems to hold probabilities, but {maker} expects logits and "
-                    f"applies another {takes}, so no probability comes near 0 or 1. Pass the logits to {name}, that "
-                    f"is the output of the network before its last activation{fix}."
+                    f"applies another {takes}, so no probability comes near 0 or 1. Pass the logits to {name}, "
+                    f"that is, the output of the network before its last activation{fix}."
                 )
                 return
     if makers and (largest := max(abs(low), abs(high))) > LARGE and low <= high:
         yield (
-            f"The logits reach {largest:.4g}, but hardly exceed 100 in a healthy training: check for a learning rate "
+            f"The logits reach {largest:.4g}, but rarely exceed 100 in healthy training: check for a learning rate "
             "that is too high, gradients that are not clipped, or images that are not normalised."
         )
     activated = any(maker.endswith("=True") for maker, _ in makers) or batch.option("other_act") is not None
@@ -105,7 +105,7 @@ def _single_channel(batch: Batch) -> Iterator[str]:
 
 
 def wrong_labels(batch: Batch) -> Iterator[str]:
-    """Report labels that are no channel number, for which the loss raises an error."""
+    """Report labels that are not channel numbers, for which the loss raises an error."""
     classes, ignore = batch.classes, batch.option("ignore_index")
     counts: dict[float, int] = {}
     for item in batch.target:
@@ -194,7 +194,7 @@ def _kept(batch: Batch) -> Array:
         return np.broadcast_to(np.True_, (len(target), 1, *target.shape[2:]))
     if batch.labels or batch.classes == 1:
         return np.asarray(target != ignore)
-    return np.asarray(target[:, ignore : ignore + 1] != 1)  # the loss rejects an index that is no channel
+    return np.asarray(target[:, ignore : ignore + 1] != 1)  # the loss rejects an index that is not a channel
 
 
 def _ignored(batch: Batch) -> Iterator[str]:
@@ -234,8 +234,8 @@ def _absent_classes(batch: Batch) -> Iterator[str]:
         who = "The batch has" if pooled else f"{items(where).capitalize()} {'has' if len(where) == 1 else 'have'}"
         yield (
             f"{who} no voxel of class {', '.join(map(str, absent))}: any prediction of this class is false, and "
-            "without one its value depends only on smooth_nr and smooth_dr. If this is not intended, check the labels, "
-            f"or sample patches with this class{pooling}."
+            "without one the loss of this class depends only on smooth_nr and smooth_dr. If this is not intended, "
+            f"check the labels, or sample patches with this class{pooling}."
         )
 
 

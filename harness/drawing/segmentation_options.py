@@ -8,8 +8,8 @@ from typing import Any
 from twinloss.harness.model.operand import Elementwise, PerCase, Sizes
 from twinloss.harness.model.twin import Case, Twin
 
-# An activation whose values are in [0, 1], where the losses are defined. In contrast to that of tanh, 1 - tanh^2, its
-# derivative loses no digits where it saturates, so a test of it tests the loss and not the activation.
+# An activation whose values are in [0, 1], where the losses are defined. Unlike the derivative of tanh, 1 - tanh^2, its
+# derivative has no cancellation where it saturates, so that errors come from the loss and not from the activation.
 BELL = Elementwise("1 / (1 + x * x)", "1 / (1 + x * x)", "-2 * x / (1 + x * x) ** 2")
 
 

@@ -12,7 +12,7 @@ KERNELS = "twinloss.fast.kernels.cpu.compiled."
 def listener(report: Callable[[str], None]) -> Any:
     """Return a listener for Numba's event "numba:compile" that reports each kernel when its compilation begins.
 
-    A kernel that is read from Numba's cache is not compiled, and so not reported.
+    A kernel that is read from Numba's cache is not compiled, so it is not reported.
     """
     from numba.core import event
 

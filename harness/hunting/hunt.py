@@ -25,9 +25,10 @@ from twinloss.harness.model.twin import Ground, Law, Twin
 # The number of cases for each loss and dtype, unless another is asked for.
 EXAMPLES = 150
 
-# LAW_TRIALS is the least number of cases for each law. ATTEMPTS is the number of draws that look for cases of a law, or
-# for a case in which an option changes the result, as some show in few cases. LARGE_TRIALS is the number of large
-# cases, and KEPT the number of trials kept for the check that the judge rejects wrong answers (`self_check.survivors`).
+# LAW_TRIALS is the minimum number of cases for each law. ATTEMPTS is the number of draws that look for cases of a law,
+# or for a case in which an option changes the result, because such cases may be rare. LARGE_TRIALS is the number of
+# large cases, and KEPT the number of trials kept for the check that the judge rejects wrong answers
+# (`self_check.survivors`).
 LAW_TRIALS = 3
 ATTEMPTS = 10
 LARGE_TRIALS = 6
@@ -316,7 +317,7 @@ def _draw(
     large: bool = False,
     shape: Mapping[str, Any] | None = None,
 ) -> None:
-    """Run Hypothesis once; raise Found with the shrunk case if one fails."""
+    """Run Hypothesis once; raise FailureFound with the shrunk case if one fails."""
     drawn = coverage.narrowed(seen.twin, shape) if shape else seen.twin
     failed: list[FailureFound] = []
     # Without any database Hypothesis would draw other cases from the same seed.

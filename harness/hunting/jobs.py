@@ -45,7 +45,7 @@ class Job:
 
     @property
     def key(self) -> str | Wiring | None:
-        """What another process needs to make the twin: a name or a wiring; None if it cannot make it."""
+        """The name or wiring from which another process can make the twin, or None if it cannot make it."""
         return self.twin.origin or (self.twin.name if catalogue().get(self.twin.name) is self.twin else None)
 
 

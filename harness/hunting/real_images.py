@@ -1,7 +1,7 @@
 """Cases on real brain images: the reference judges a part of the volume, and the fast twin also runs on all of it.
 
 The intermediate results of a reference are many times as large as its arguments, so it gets only a block of planes
-around the centre of the brain, in float64. Logits are float32 numbers, which float32 and float64 represent alike, so
+around the centre of the brain, in float64. Logits are float32 numbers, which float32 and float64 represent exactly, so
 one run of the reference judges both dtypes. Errors that need a whole volume, such as an index overflow, are looked for
 in two more ways. A loss that can ignore voxels gets the whole volume with everything except the block ignored, which
 must not change the answer. A loss of images gets the whole volume in a smaller dtype, and is judged by the fast twin in
@@ -36,7 +36,7 @@ Box = tuple[slice, slice, slice]
 MARGIN = 4
 PLANES = 56
 
-# The label outside the block: it is no class, and fits uint8.
+# The label outside the block. It is not a class, and fits uint8.
 IGNORED = 255
 
 
@@ -103,7 +103,7 @@ def _described(case: Case, judged: str) -> Case:
 
 
 def can_ignore(twin: Twin, case: Case) -> bool:
-    """Return whether voxels can be ignored by a label that is no class."""
+    """Return whether voxels can be ignored by a label that is not a class."""
     return len(twin.options.get("ignore_index", ())) > 1 and case.operands["target"].values.shape[1] == 1
 
 
@@ -131,8 +131,8 @@ def within_ignored(twin: Twin, whole: tuple[int, ...], block: Box) -> type[torch
 def judged_by_itself(twin: Twin) -> Twin:
     """Return the twin with its own fast form, in float64, in place of the reference.
 
-    This form always computes in float64, even if the judge asks for the plain formula in float32. So an error that the
-    fast form has in float32 does not pass as one of the plain formula.
+    This form always computes in float64, even if the judge asks for the plain formula in float32. Otherwise, the judge
+    would excuse an error of the fast form in float32 as an error of the plain formula.
     """
 
     def loss_of(operands: Iterable[Array], options: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -157,7 +157,7 @@ def trials(twin: Twin, dtypes: Iterable[str]) -> Iterator[Trial]:
 
 
 def release_memory() -> None:
-    """Return unused memory to the operating system, as the C library would keep more and more of it."""
+    """Return unused memory to the operating system, because the C library would keep more and more of it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only in glibc
     if trim is not None:
         trim(0)

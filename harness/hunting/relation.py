@@ -45,7 +45,7 @@ def relation(twin: Twin, dtype: str, seed: int) -> str | None:
 
 def _sentence(factor: float, constant: float, slope: float | None, judged: bool) -> str | None:
     """Describe the relation; `slope` is the factor between the gradients, `judged` says whether there are gradients."""
-    gradient = f"the gradient is {slope:.6g} times ours" if slope else "the gradient is no multiple of ours"
+    gradient = f"the gradient is {slope:.6g} times ours" if slope else "the gradient is not a multiple of ours"
     gradient = "the gradient agrees" if slope == 1 else gradient if judged else "the gradient was not judged"
     shift = f" {'+' if constant > 0 else '-'} {abs(constant):.6g}" if constant else ""
     if constant and factor == 1:

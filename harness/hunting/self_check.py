@@ -1,4 +1,4 @@
-"""Checks of the hunt itself: it fails if the judge accepts wrong answers, or an option never had an effect."""
+"""Checks of the hunt itself: the hunt fails if the judge accepts wrong answers, or if an option never had an effect."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def changes_result(twin: Twin, case: Case, option: str) -> bool:
         try:
             return _differ(with_it.value, without.value) or _differ(with_it.gradient, without.gradient)
         except Exception:
-            # The arguments do not even suit the default.
+            # The default is not valid for these arguments, so the option has an effect.
             return True
 
 
@@ -66,7 +66,7 @@ def _differ(a: Array, b: Array) -> bool:
 
 
 def option_values(twin: Twin) -> set[tuple[str, str]]:
-    """Return every value of every option except the defaults, which have an effect if the others do."""
+    """Return all option values but the defaults; if the other values have an effect, the default has one, too."""
     return {(name, label(value)) for name, tried in twin.options.items() for value in tried[1:]}
 
 

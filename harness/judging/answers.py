@@ -64,7 +64,7 @@ def ask_fast(twin: Twin, case: Case) -> Answer:
     """Return value and gradient of the fast twin, from one forward and one backward pass.
 
     Raises:
-        TypeError: if the value is no tensor, has no gradient, or value or gradient has a wrong dtype.
+        TypeError: if the value is not a tensor, has no gradient, or value or gradient has a wrong dtype.
     """
     with expected_warnings_silent():
         x, *rest = (operand.tensor() for operand in case.operands.values())

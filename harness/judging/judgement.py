@@ -1,13 +1,13 @@
 r"""The rules by which a fast twin is judged: pure functions from numbers to a verdict.
 
-Symbols: `u` is the unit roundoff of the precision of the computation (2^-24 for float32, and for the half types,
-which are computed in float32; 2^-53 for float64), `u_out` is that of the dtype of the result, and C = 8.
+Symbols: `u` is the unit roundoff of the precision of the computation (2^-24 for float32, and for half precision,
+which is computed in float32; 2^-53 for float64), `u_out` is that of the dtype of the result, and C = 8.
 
 **Value.** Every element of the loss must satisfy
 
     |fast - ref| <= C u kappa + u_out |ref| + tiny,      kappa = |ref| + sum_i |x_i dref/dx_i| + ...
 
-A backward stable computation returns the exact result for an input with a relative error of about u. This error moves
+A backward stable computation returns the exact result for an input with a relative error of about u. This error changes
 the result by up to u * sum |x_i dref/dx_i|. So the bound distinguishes an unstable algorithm from an ill-conditioned
 problem. The dots stand for the same terms for all other real numbers: the constants among the options (smoothing
 terms; 1 - (E + nu)/(D + delta) may cancel in them alone) and further arguments such as a soft target.
@@ -24,10 +24,10 @@ well. The term t is usually g. Three kinds of losses need larger terms:
 
 * Under a softmax p, the gradient is p_c sum_k p_k (h_c - h_k) with h = dL/dp, and t is
   p_c sum_{k != c} p_k (|h_c| + |h_k|), since each h is rounded.
-* The record of a loss may state the terms of its gradient. For two images that match, the slopes of correlation and
-  of variance are both large, while the gradient is 0; each window rounds its own moments, and its means to float64.
-  For generalised Dice, a soft target may take the difference of the slopes in hits and in misses, and a perturbation
-  of the target moves the weight of its class the other way.
+* The record of a loss may state the terms of its gradient. For two images that match, the derivatives of correlation
+  and of variance are both large, while the gradient is 0; each window rounds its own moments, and its means to float64.
+  For generalised Dice with a soft target, two terms may cancel, and a perturbation of the target also changes the
+  weight of its class, in the opposite direction.
 * Images that are smoothed first are rounded after the smoothing, too, which no perturbation of the input explains.
 
 **Activations** are rounded as well. So logits are perturbed by u max(|x|, 1) instead, here and in kappa: a relative
@@ -55,12 +55,13 @@ gradient at nearby points (widened by the bound of the block).
 
 **Degraded** is an error beyond the bound that is at most twice that of the plain computation. The plain computation is
 the reference in the working precision, here or at nearby points, as a single point may be right by luck. This verdict
-means that the formula loses the digits, and not the twin. An example is a single voxel with a soft target g far below
-the prediction p: the gradient of Dice, -2 g^2 / (p + g)^2, is the difference of two terms that are p/g times as large.
+means that the formula itself is inaccurate, not its implementation. An example is a single voxel with a soft target g
+far below the prediction p: the gradient of Dice, -2 g^2 / (p + g)^2, is the difference of two terms that are p/g times
+as large.
 
 **NaN and infinity.** The value must be NaN, +inf or -inf exactly where the reference is. A gradient must be finite
-exactly where the reference is. At a pole, where the loss itself is infinite, the slope is infinite from one side and,
-from the other side, of the opposite sign or NaN; so which of them a twin returns depends on the order of operations.
+exactly where the reference is. At a pole, where the loss itself is infinite, the one-sided derivatives are infinite
+with different signs, or NaN. Which of them a twin returns depends on the order of operations.
 Where the exact result overflows the dtype of the result, any non-finite result is accepted.
 """
 
@@ -134,7 +135,7 @@ class Finding:
 
     @property
     def bits(self) -> float:
-        """The number of wrong trailing bits in the precision of the result: log2(C * ratio), so 3 at the bound."""
+        """The number of wrong trailing bits in the precision of the result, log2(C * ratio). It is 3 at the bound."""
         return math.log2(max(1.0, C * self.ratio))
 
 

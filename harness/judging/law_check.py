@@ -39,7 +39,7 @@ def contradiction(twin: Twin, claim: Claim) -> str | None:
     """Return a description of why a claim does not hold, or None if it holds.
 
     A claim about numbers that the dtype cannot hold is skipped. But if the case itself holds a NaN or an infinity, both
-    sides must be finite in the same places. Half types are exempt, as ordinary numbers exceed their range.
+    sides must be finite in the same places. Half precision is exempt, because ordinary numbers exceed its range.
     """
     if claim.part == "gradient" and not twin.differentiable:
         return None

@@ -289,7 +289,7 @@ def _perturbed_real_numbers(operands: list[Array], step: Any, rng: np.random.Gen
 def _drop_jumps(moves: Array, gradient: Array, least: float) -> None:
     """Set the changes of elements that jumped across a kink to 0; `Truth.between` is used to judge these.
 
-    A change of at most `least` is no jump, since a gradient may be 0 by cancellation.
+    A change of at most `least` is not a jump, since a gradient may be 0 by cancellation.
     """
     for i, norm in np.ndenumerate(blocks(gradient)):
         moves[i] = np.where(np.abs(moves[i]) > max(JUMP * norm, least), 0, moves[i])

@@ -66,7 +66,7 @@ def usual(classes: int) -> Mapping[str, Any]:
 
 
 def no_others(classes: int) -> Mapping[str, Callable[[], LossFunction]]:
-    """Return no losses, if only MONAI has the loss."""
+    """Return no losses, for a loss that no other library but MONAI has."""
     return {}
 
 

@@ -1,4 +1,4 @@
-r"""The smallest and largest values of each loss, which hold up to rounding without a comparison with a reference.
+r"""The smallest and largest possible values of each loss, up to rounding; checking them needs no reference.
 
 Each function takes all options of a loss, including defaults, and the shape of its input. It returns the smallest and
 the largest possible value of an element of the result. Bounds hold for predictions and targets in [0, 1], and for any

@@ -27,9 +27,9 @@ def _arguments(truth: Truth) -> tuple[list[Array], Array, Mapping[str, Any]]:
 def generalized_dice_loss(truth: Truth) -> Array:
     r"""Return the magnitudes of the terms of w/M (t' (N/M - 2) + (1 - t') N/M), the gradient of generalised Dice.
 
-    Both slopes, N/M - 2 and N/M, come from sums that are rounded. For a hard target one of the two terms is 0. For a
-    soft target they may cancel, although no perturbation of the input moves their sum by as much: a perturbation of g
-    also moves the weight 1/V², in the opposite direction.
+    Both factors, N/M - 2 and N/M, come from sums that are rounded. For a hard target, one of the two terms is 0. For a
+    soft target, they may cancel, and their rounding errors are then larger than the effect of any perturbation of the
+    input: a perturbation of g also changes the weight 1/V², in the opposite direction.
     """
     (x, target), cotangent, _ = _arguments(truth)
     given = reference_options(truth.case, gradient=True)
@@ -50,10 +50,11 @@ def lncc(truth: Truth) -> Array:
     """Return w_j (|A| |t - mean t| + 2 |B| |p - mean p|), the terms of LNCC's gradient, with the rounding of A and B.
 
     A = 2 c / D and B = -N / D² ∂D/∂s^p are computed from the moments of their window, which are rounded. Each window
-    rounds its own moments: where the slopes of two windows cancel, no perturbation of the input moves only one of them.
-    So the magnitude includes the changes of A and B that result if each term of c and each variance changes by its own
-    size. The means are float64 numbers, whatever the dtype of the images. If the images are float64, too, the rounding
-    of the means matters for a contrast of a few roundoffs.
+    rounds its own moments, while a perturbation of the input changes all windows around it. If the terms of two windows
+    cancel, no perturbation therefore explains the rounding error. For this reason, the magnitude includes the changes
+    of A and B that result if each term of c and each variance changes by its own magnitude. The means are float64
+    numbers, whatever the dtype of the images. If the images are float64, too, the rounding of the means matters for a
+    contrast of a few roundoffs.
     """
     (pred, target), cotangent, options = _arguments(truth)
     return _lncc(pred, target, cotangent, MEAN / truth.precision.u, **options)
@@ -72,7 +73,7 @@ class _Moments(NamedTuple):
     terms_of_c: Array
     d: Array
     slope: Array
-    of_d: Array  # the relative change of D if both variances change by their own size
+    of_d: Array  # the relative change of D if both variances change by their own magnitude
 
 
 def _moments(pred: Array, target: Array, o: Any) -> _Moments:
@@ -88,7 +89,7 @@ def _moments(pred: Array, target: Array, o: Any) -> _Moments:
 
 
 def lncc_value(truth: Truth) -> Array:
-    """Return the size of (c² + ν) / D plus its change if each term of c and each variance changes by its own size."""
+    """Return (c² + ν) / D plus its change if each term of c and each variance changes by its own magnitude."""
     (pred, target), _, options = _arguments(truth)
     o = local_normalized_cross_correlation.LNCCOptions(**options)
     m = _moments(pred, target, o)
@@ -114,7 +115,7 @@ def _lncc(pred: Array, target: Array, cotangent: Array, rounding: float, **optio
 
 
 def mutual_information(truth: Truth) -> Array:
-    """Return the sum over bins of |slope of the weight| w |terms of Gamma|, where Gamma is dL/dhistogram."""
+    """Return the sum over bins of |derivative of the weight| w |terms of Gamma|, where Gamma is dL/d(histogram)."""
     (pred, target), cotangent, options = _arguments(truth)
     o = global_mutual_information.MutualInformationOptions(**options)
     u = np.abs(reduce_adjoint(cotangent, pred.reshape(len(pred), -1)[:, 0], 1, o.reduction))
@@ -136,7 +137,7 @@ def _of_item(p: Array, t: Array, u: Array, o: Any) -> Array:
     low, high = p.min(), p.max()
     width = 1 if o.kernel_type == "gaussian" or high == low else high - low
     by_x = u * np.concatenate(terms) / p.size * o.num_bins / width
-    # All voxels contribute to the gradient in the two extremes of the range, so the sum of their terms is added.
+    # All voxels contribute to the gradient at the two extremes of the range, so the sum of their terms is added.
     return np.asarray(by_x if o.kernel_type == "gaussian" else by_x + by_x.sum()).reshape(p.shape)
 
 

@@ -15,8 +15,8 @@ from twinloss.harness.judging.judgement import Precision
 from twinloss.harness.model.operand import HALVES, Array, Elementwise
 from twinloss.harness.model.twin import Case, Claim, Law, Twin
 
-# The number of roundoffs of the largest number by which two float32 computations may differ: the kernels convert a few
-# voxels of a half type at a time, and so add up their sums in another order.
+# The number of roundoffs of the largest number by which two float32 computations may differ. They sum in a different
+# order, because the kernels convert half-precision voxels to float32 a few at a time.
 ROUNDOFFS = 16
 
 
@@ -52,7 +52,7 @@ def _repeats_bitwise(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _state(loss: torch.nn.Module) -> list[bytes]:
-    """Return the pickled attributes of a module and its submodules, without callables and what cannot be pickled."""
+    """Return the pickled attributes of a module and its submodules, except callables and unpicklable objects."""
     held = [(name, v) for each in loss.modules() for name, v in sorted(vars(each).items()) if name != "_modules"]
     held += [(name, v) for name, v in sorted(vars(getattr(loss, "loss", loss)).items()) if name != "_modules"]
     return [pickle.dumps((name, v)) for name, v in held if _plain(v)]
@@ -118,9 +118,9 @@ def _no_grad(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _rounds_a_half_once(twin: Twin, case: Case) -> Iterator[Claim]:
-    """A half type gives value and gradient of float32 on the same numbers, rounded once.
+    """In half precision, value and gradient are those of float32 for the same numbers, rounded once.
 
-    A sum of terms that are each rounded to the half type has a larger error.
+    A sum of terms that are each rounded to half precision has a larger error.
     """
     wide = case.with_operand(next(iter(case.operands)), replace(case.input, dtype="float32"))
     narrow, exact = ask_fast(twin, case), ask_fast(twin, wide)
@@ -132,7 +132,7 @@ def _is_rounded_once(narrow: Array, wide: Array, half: str) -> bool:
     """Return whether each number is within half a unit in the last place, plus the error of float32 computations."""
     p = Precision.of(half)
     own = ROUNDOFFS * p.u * np.max(np.abs(wide), initial=0, where=np.isfinite(wide))
-    # Skip NaN, infinity, and numbers beyond the range of the half type.
+    # Skip NaN, infinity, and numbers beyond the range of the half-precision dtype.
     held = np.isfinite(wide) & (np.abs(wide) < 0.99 * p.largest)
     with np.errstate(invalid="ignore"):
         error = np.abs(narrow.astype(np.float64) - wide)

@@ -1,4 +1,4 @@
-"""Losses of other libraries that need another call than ours, wrapped as functions that are called like ours."""
+"""Losses of other libraries with a different signature, wrapped as functions that are called like ours."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def voxelmorph_ncc(size: int) -> LossFunction:
 
 @cache
 def _smp() -> Any:
-    """Load the losses of segmentation_models_pytorch without its models, which need a torchvision that fits torch."""
+    """Load the losses of segmentation_models_pytorch without its models, which need a matching torchvision."""
     package = importlib.util.find_spec("segmentation_models_pytorch")
     if package is None or package.origin is None:
         raise ImportError("No module named 'segmentation_models_pytorch'")
@@ -152,7 +152,7 @@ def _smp() -> Any:
     name = "twinloss_segmentation_models_pytorch_losses"
     spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
     if spec is None or spec.loader is None:
-        raise ImportError(f"{folder} is no package")
+        raise ImportError(f"{folder} is not a package")
     sys.modules[name] = made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
     return made

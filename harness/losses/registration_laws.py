@@ -58,7 +58,7 @@ def _affine_costs_nothing(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _quadratic_is_known(twin: Twin, case: Case) -> Iterator[Claim]:
-    """The field is the sum of all x_d^2 and x_d x_e. Pure derivatives are 2, mixed ones 1, each over two spacings."""
+    """The field is the sum of all x_d^2 and x_d x_e. With unit voxels, pure derivatives are 2 and mixed ones 1."""
     rank = len(spatial(case))
     quadratic = _field(case, _quadratic(case))
     h = case.options.get("spacing") or [1.0] * rank
@@ -134,7 +134,7 @@ def _same_type(case: Case) -> bool:
 
 
 def _symmetric(twin: Twin, case: Case) -> Iterator[Claim]:
-    """Exchanging the images keeps the loss, and exchanges the gradients in the two images."""
+    """Exchanging the images does not change the loss, and exchanges the gradients."""
     swapped = _swapped(case)
     pred, target = (operand.tensor().requires_grad_() for operand in swapped.operands.values())
     value = twin.fast(**fast_options(swapped))(pred, target)

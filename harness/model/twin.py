@@ -47,9 +47,9 @@ class Case:
     """One input for a loss: arguments, options and the upstream gradient.
 
     Attributes:
-        operands: the arguments of forward, in order; the gradient is taken in the first one.
+        operands: the arguments of forward, in order; the gradient is with respect to the first one.
         options: the options that differ from their defaults.
-        cotangent: the upstream gradient, that is the weight of each element of the loss. It is repeated to fill the
+        cotangent: the upstream gradient, that is, the weight of each element of the loss. It is repeated to fill the
             shape of the loss; None stands for ones.
         traits: how the case was made, for the coverage report: names of options and kinds, and their values as text.
         law: the law that is checked on this case.
@@ -69,7 +69,7 @@ class Case:
 
     @property
     def input(self) -> Operand:
-        """The first argument, in which the gradient is taken."""
+        """The first argument; the gradient is with respect to it."""
         return next(iter(self.operands.values()))
 
     @property
@@ -153,7 +153,7 @@ class Twin:
         value: the reference, `value(*operands, **options)`.
         gradient: the closed-form gradient of the reference; it also takes `cotangent` and, for each option that is an
             `Elementwise`, `<option>_derivative`.
-        operands: the names of the arguments, in order; the gradient is taken in the first one.
+        operands: the names of the arguments, in order; the gradient is with respect to the first one.
         options: the values to try for each option, the default first.
         cases: makes a strategy of cases for a dtype. Options that are given are kept. The last argument asks for large
             cases, which exceed what a kernel processes in one chunk.
@@ -168,7 +168,7 @@ class Twin:
         slope: computes dL/dp from a truth, where p is the softmax of the input; None without a softmax.
         terms: computes from a truth the magnitude of the terms that are added or subtracted in each element of the
             gradient.
-        value_terms: the same for each element of the value, if its conditioning in the arguments is not enough.
+        value_terms: the same for each element of the value, if its condition numbers do not cover its rounding errors.
         kinks: whether the loss has kinks under these options (clamp, tie); see judgement.py.
         ranks: the spatial ranks to draw, of those that the loss supports.
         ground: restricts the other sizes and the targets that are drawn.
@@ -177,9 +177,9 @@ class Twin:
         differentiable: whether the gradient of the fast twin is judged; if not, the judge skips it.
         results: the dtypes that the value of a case may have; the gradient always has the dtype of the input.
         infinite: whether to draw infinite logits, whose meaning differs between libraries.
-        slopes: the names of the further arguments of a case in which the fast twin has a gradient.
-        origin: what another process needs to make the twin again if it is not in the catalogue; see `hunting.parallel`.
-        source: the statements that make the twin again and bind the name of `fast`, if it is not in the catalogue.
+        slopes: the names of the further arguments of a case for which the fast twin has a gradient.
+        origin: the data from which another process makes a twin that is not in the catalogue; see `hunting.parallel`.
+        source: the statements that make the twin and bind the name of `fast`, if it is not in the catalogue.
         laws: relations that must hold between answers of the fast twin.
         real: cases on real images.
         benches: the benchmarks that `twinloss bench` runs; `warmup` and `reliability` need at least one.

@@ -105,7 +105,7 @@ def _rank(rank: int, ranks: int, equal: bool, store: str, folder: str) -> None:
         made.append(_step(DistributedDataParallel(Network()), loss, mine))
     torch.save(made, os.path.join(folder, f"{rank}.pt"))
     distributed.barrier()
-    gc.collect()  # modules of DDP are in reference cycles: none may outlive the group, whose threads would then abort
+    gc.collect()  # DDP modules are in reference cycles; if one outlived the group, the threads of the group would abort
     distributed.destroy_process_group()
 
 

@@ -13,7 +13,7 @@ class Row:
     tried: str
     outcome: str
     passed: bool
-    loss: str = ""  # empty if the row is about no single loss
+    loss: str = ""  # empty if the row does not concern a single loss
 
 
 Experiment = Callable[[bool], Iterator[Row]]

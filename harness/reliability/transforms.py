@@ -47,7 +47,7 @@ def _trained(training: Any, arguments: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 @line("torch.compile")
 def compiled(quick: bool) -> Iterator[Row]:
-    """A training step compiles as one graph, also for changing sizes."""
+    """A training step compiles to a single graph, also for changing sizes."""
     importlib.import_module("torch._dynamo")
     backend = "aot_eager" if quick else "inductor"
     for each in everyday():

@@ -22,7 +22,7 @@ class Mutant:
         of: the name of the twin that it replaces.
         fast: the module with the bug.
         shared: fields of the twin with the same bug, as if the authors of both sides had the same misconception.
-        dtype: the type to test in. In float64, the rounding errors of plain torch do not hide the bug.
+        dtype: the dtype to test in. In float64, the rounding errors of plain torch do not hide the bug.
         full_size: whether generated cases are too small to show the bug, so that real images are tried first.
     """
 
