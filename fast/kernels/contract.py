@@ -212,7 +212,7 @@ DIFFUSION: Statistic[EnergyKernels] = Statistic("diffusion")
 
 
 class CorrelationPlan(NamedTuple):
-    """How two images are correlated.
+    """The settings of a correlation of two images.
 
     Attributes:
         size: the number of voxels of a window along each axis.

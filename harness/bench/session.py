@@ -1,4 +1,4 @@
-"""Run benchmark cases one after the other, and save each result as soon as it is there."""
+"""Run benchmark cases one after the other, and save each result as soon as it is available."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What commands do, without a command line: also for Python and for the pytest plugin."""
+"""The commands as Python functions, which the command line and the pytest plugin also call."""

@@ -31,7 +31,7 @@ class Brain:
 
     @functools.cached_property
     def logits(self) -> Map:
-        """Logits of the four classes, (1, 4, *S); made when first asked for, as the registration losses need none."""
+        """Logits of the four classes, (1, 4, *S); computed at first use, because registration losses need none."""
         # Warnings of the imaging packages must not stop a run in which warnings are errors.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

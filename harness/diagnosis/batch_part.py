@@ -10,13 +10,13 @@ import numpy as np
 
 from twinloss.harness.diagnosis.batch import Batch
 
-# The largest number of input elements, which float64 processes in some seconds, and the largest number of elements that
-# all windows together may read.
+# The largest number of input elements, which float64 processes in a few seconds, and the largest number of elements
+# that all windows together may read.
 NUMBERS, READ = 2**21, 2**26
 
 
 def part(batch: Batch) -> tuple[Batch, str | None]:
-    """Return the batch; of a large batch return a part, and a sentence that says so.
+    """Return a batch and None, or, for a large batch, a part of it and a sentence that says so.
 
     Losses that use neighbours (fields, windows) get a block from the middle. Other losses get every n-th voxel, which
     keeps the proportions of the classes.

@@ -22,7 +22,7 @@ from twinloss.harness.judging.judgement import ORDER, Finding
 from twinloss.harness.judging.trial import Trial, examine, only_rounding, outside_its_bounds
 from twinloss.harness.model.twin import Ground, Law, Twin
 
-# The number of cases for each loss and dtype, unless another is asked for.
+# The default number of cases for each loss and dtype.
 EXAMPLES = 150
 
 # LAW_TRIALS is the minimum number of cases for each law. ATTEMPTS is the number of draws that look for cases of a law,

@@ -1,4 +1,4 @@
-"""`twinloss warmup`: compile the kernels in advance, so that no training and no container has to."""
+"""`twinloss warmup`: compile the kernels in advance, for example while a container is built."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import torch
 from twinloss.harness.judging.answers import expected_warnings_silent
 from twinloss.harness.model.twin import Twin
 
-# Edge lengths of cubes: a small one that suits all losses, and one large enough for kernels with fewer passes.
+# Edge lengths of cubes: a small one that all losses accept, and one large enough for kernels with fewer passes.
 _SMALL, _LARGE = 8, 56
 
 
 def warm_up(twin: Twin, dtype: str) -> None:
     """Call a loss in a dtype, forward and backward, so that its kernels are compiled.
 
-    The loss is also called with two classes, for which there are kernels of their own, as for a sigmoid. If it takes
-    them, soft targets and voxels to ignore are tried as well.
+    The loss is also called with two classes, because a softmax of two classes uses the kernels for a sigmoid. If the
+    loss supports soft targets and `ignore_index`, it is also called with these.
     """
     first = twin.benches[0]
     for line in (first, first.of_classes(2)) if first.of_classes else (first,):

@@ -49,7 +49,7 @@ def widened(tensor: torch.Tensor) -> Array:
 
 
 def ask_slope(twin: Twin, case: Case, name: str) -> Array | None:
-    """Return the fast twin's gradient in an argument other than the input, or None if it has none."""
+    """Return the fast twin's gradient with respect to another argument than the input, or None if it has none."""
     with expected_warnings_silent():
         tensors = {each: operand.tensor() for each, operand in case.operands.items()}
         value = twin.fast(**fast_options(case))(*(t.requires_grad_(n == name) for n, t in tensors.items()))

@@ -70,7 +70,7 @@ class Truth:
 
     @cached_property
     def gradient(self) -> Array:
-        """The gradient in the input."""
+        """The gradient with respect to the input."""
         return self.gradient_of(self.case)
 
     def plain_points(self) -> Iterable[tuple[Answer, Answer]]:

@@ -82,7 +82,7 @@ def _several_items(case: Case) -> bool:
     return len(case.input.values) > 1
 
 
-# A formula on which both twins and their finite differences agree may still not be a loss, for example without lower
+# Even if both twins and their finite differences agree, the formula may be wrong: for example, it may have no lower
 # bound.
 BOUNDED = Law("the loss stays within its bounds", _stays_in_bounds)
 NO_ORDER = Law("the order of voxels does not matter", _permuting_voxels)

@@ -28,7 +28,7 @@ def _type_of_images(case: Case) -> tuple[str]:
     return ("float64" if "float64" in (operand.dtype for operand in case.operands.values()) else case.dtype,)
 
 
-# Attributes that all losses of two images share: the dtype of the result, and a gradient in both images.
+# Attributes that all losses of two images share: the dtype of the result, and a gradient with respect to both images.
 OF_IMAGES: dict[str, Any] = {"results": _type_of_images, "slopes": lambda twin, case: ("target",)}
 
 
@@ -197,7 +197,7 @@ def multi_scale(pred: Array, target: Array, *, ndim: int = 3, loss: str = "lncc"
 def multi_scale_gradient(
     pred: Array, target: Array, *, ndim: int = 3, loss: str = "lncc", cotangent: Array | float = 1.0, **options: Any
 ) -> Array:
-    """Return the gradient in `pred`."""
+    """Return the gradient with respect to `pred`."""
     return reference.multi_scale_loss_gradient(target, pred, *_wrapped(loss, ndim), cotangent=cotangent, **options)
 
 

@@ -20,7 +20,7 @@ MEANING = {
     "Real training": "The loss falls and the score improves. Where MONAI computes the same loss, its training curve is "
     "as close to ours as rounding allows. To measure this, MONAI is also trained from starts that differ only by "
     "rounding. A distance is the largest one over the steps, relative to the first loss.\n\n"
-    "![Loss by step of each training](training.png)",
+    "![Loss by step of each training run](training.png)",
     "Fuzz": "Options and tensors that make no sense raise an error that explains the problem, or give the result of "
     "the reference.",
     "Distributed": "Ranks that hold parts of the data get the value and, under DDP, the gradient of a single process.",

@@ -22,9 +22,9 @@ EDGE, PATCHES, CLASSES = 32, 2, 4
 # Rounding errors grow as a network trains. So where MONAI computes the same loss, its curve may differ from ours by
 # FACTOR times the distance among its own curves from STARTS starts, which differ only in their last bits. As the curves
 # are float32, ROUNDOFFS roundoffs of the first loss are added. This must hold for the FIRST steps, before errors have
-# grown, and for the whole training. Three starts would be too few: the distance is determined by steps at which the
-# loss jumps, and few curves have one. Of seven curves of Dice + CE, five stayed within 0.3 % of each other, and one was
-# 2 % away from all others.
+# grown, and for the whole run. Three starts would be too few: steps at which the loss jumps determine the distance,
+# and only few curves have such a step. Of seven curves of Dice + CE, five stayed within 0.3 % of each other, and one
+# was 2 % away from all others.
 FACTOR, STARTS, ROUNDOFFS, FIRST = 3, 5, 8, 10
 ROUNDOFF = 2.0**-24
 # Losses that MONAI defines differently. For example, the focal term of its Dice + focal uses a sigmoid. For Wasserstein
@@ -47,11 +47,11 @@ class Curve:
     Attributes:
         name: the name of the loss.
         losses: the loss of each step, with our loss.
-        before: the score before the training.
-        after: the score after the training.
+        before: the score before training.
+        after: the score after training.
         peer: the loss of each step, with MONAI's loss.
-        others: the same from perturbed starts.
-        fall: our loss before and after the training.
+        others: the same, for perturbed starts.
+        fall: our loss before and after training.
     """
 
     name: str

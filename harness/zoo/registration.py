@@ -283,7 +283,7 @@ class OneImageSmoothed(MultiScale):
 
 @bug("multi_scale")
 class SumOfTheScales(MultiScale):
-    """The losses of the scales are summed where their mean is asked for."""
+    """The losses of the scales are summed, although their mean is requested."""
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """Compute the wrong loss."""
