@@ -18,7 +18,7 @@ def show_zoo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for zoo.md.")] = None,
 ) -> None:
-    """Test the harness on losses that are wrong on purpose, and show which judgement kills each."""
+    """Test the harness on mutants, that is, losses with deliberate bugs, and show which checks kill each."""
     folder = writable(out) if out else None
     from twinloss.harness.zoo import kills, zoo
 

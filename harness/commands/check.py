@@ -47,7 +47,7 @@ class Probe:
 
 @dataclass
 class Check(Verification):
-    """The results of checking a target, that is a user's loss.
+    """The results of checking a target, that is, a user's loss.
 
     Attributes:
         twin: the target as a twin.
@@ -206,7 +206,7 @@ def probe(
     excuses: Hunt,
     count: int = PROBES,
 ) -> Probe:
-    """Try some cases, with a judgement by the law alone if one is given."""
+    """Try some cases; if a law is given, only failures of the law count."""
     failures: list[Trial] = []
     cases = drawn(twin, dtype, row, law, count, start)
     for case in cases:
@@ -222,7 +222,7 @@ def story(made: Check) -> list[tuple[str, str]]:
     sentences = []
     for row in made.rows:
         if row.counterexample:
-            what, style = ("differs", "red") if row.verdict == "fail" else ("right, but it loses digits", "yellow")
+            what, style = ("differs", "red") if row.verdict == "fail" else ("right, but it loses precision", "yellow")
             sentences.append((f"{row.dtype}: {what}: {row.counterexample.message}", style))
         sentences += [(f"{row.dtype}: the check itself failed: {problem}", "red") for problem in row.problems]
         sentences += [
@@ -238,7 +238,7 @@ def story(made: Check) -> list[tuple[str, str]]:
     if made.options:
         agree = [probe.name for probe in made.options if probe.failed is None]
         failed, cases = made.options[0].failed, made.options[0].cases
-        how, style = ("Differs in no further way with", "yellow") if failed else ("Agrees with", "green")
+        how, style = ("No further difference with", "yellow") if failed else ("Agrees with", "green")
         sentences.append((f"{how}, in {cases} cases each: {', '.join(agree) or 'no option'}", style))
         sentences += [(f"Differs with {probe}", "red") for probe in made.options if probe.failed]
         broken = [probe for probe in made.laws if probe.failed]

@@ -15,7 +15,7 @@ Map = NDArray[np.float32]
 
 CLASSES = ("background", "CSF", "grey matter", "white matter")
 FIT_VOXELS = 50_000
-# The least variance of a mixture component, with T1 scaled to [0, 1]. The background is exactly 0: without this floor
+# The minimum variance of a mixture component, with T1 scaled to [0, 1]. The background is exactly 0: without this floor
 # its component would be a point mass, with infinite logits.
 VARIANCE_FLOOR = 1e-3
 

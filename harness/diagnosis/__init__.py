@@ -1,1 +1,1 @@
-"""`twinloss diagnose`: what is wrong with a batch of one's own."""
+"""`twinloss diagnose`: find out what is wrong with a user's own batch."""

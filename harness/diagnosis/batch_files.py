@@ -136,8 +136,8 @@ def load(*paths: Path) -> LoadedBatch:
     """Read the arrays of files: .npz or .npy, .pt or .pth with a dictionary of tensors, .nii or .nii.gz.
 
     No code in them is run: objects other than tensors and arrays are neither constructed nor imported. A NIfTI image
-    with three axes is one channel of one item. A fourth axis is the channels, and so is a fifth axis if the fourth has
-    size 1. If two files hold the same name, the folder is put before it.
+    with three axes is one channel of one item. A fourth axis holds the channels; a fifth one does if the fourth
+    has size 1. If two files hold the same name, both names get the folder as a prefix.
 
     Raises:
         BatchError: if a file is missing, damaged, of an unknown type, or holds no array of numbers.

@@ -79,7 +79,7 @@ def size(draw: st.DrawFn, low: int, high: int, wanted: tuple[int, ...] | None) -
 
 
 def spatial_shape(draw: st.DrawFn, twin: Twin, shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
-    """Draw a shape with a rank of the loss and, if its ground asks for one, with an axis of size 1."""
+    """Draw a shape with a rank of the loss and, if its ground requires one, with an axis of size 1."""
     fitting = [shape for shape in shapes if len(shape) in twin.ranks]
     unit = twin.ground.unit_axis
     narrower = [shape for shape in fitting if unit is None or (1 in shape) == unit]

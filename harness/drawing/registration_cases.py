@@ -73,7 +73,7 @@ def displacements(
     large: bool = False,
     least: Mapping[str, int] = SECOND,
 ) -> Case:
-    """Draw a case of a loss of a displacement field; `least` is the least size of an axis, by stencil."""
+    """Draw a case of a loss of a displacement field; `least` is the minimum size of an axis, by stencil."""
     draft, chosen, law = _draft(draw, twin, dtype, given, law, LARGE if large else (), least)
     made = {
         name: draft.operand(name, _numbers(draft, "input", twin.ground.numbers), first=True) for name in twin.operands
@@ -110,7 +110,7 @@ def _draft(
 
 def suitable(options: Mapping[str, Any]) -> Sequence[str]:
     """Return the kinds of numbers that lie in the domain of the options."""
-    # Without smooth_dr, it depends on the rounding of its mean whether a flat window is 0/0.
+    # Without smooth_dr, the rounding of its mean decides whether a flat window is 0/0.
     return ("normal",) if options.get("smooth_dr") == 0 else tuple(input_kinds.IMAGES)
 
 

@@ -89,7 +89,7 @@ def _input(draft: Draft, target: Array, kinds: Sequence[str]) -> Array:
 def suitable(twin: Twin, options: Mapping[str, Any], classes: int) -> list[str]:
     """Return the kinds of numbers that lie in the domain of the options."""
     kinds = input_kinds.NUMBERS if _takes_logits(twin, options, classes) else input_kinds.WITHIN_UNIT
-    # Without smooth_dr, it depends on underflow whether a class that almost vanishes is 0/0.
+    # Without smooth_dr, underflow decides whether a class with tiny probabilities is 0/0.
     vanishing = input_kinds.VANISHING if options.get("smooth_dr") == 0 else ()
     undecided = () if twin.infinite else ("infinite",)
     return [*(kind for kind in kinds if kind not in (*vanishing, *undecided)), PERFECT]

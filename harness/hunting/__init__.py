@@ -1,1 +1,1 @@
-"""The hunt for a failing case: shrinking, scripts, known deviations, targets of one's own, and parallel jobs."""
+"""The hunt for a failing case: shrinking, scripts, known deviations, losses of users, and parallel jobs."""

@@ -214,7 +214,9 @@ CONVENTIONS = (
 
 
 def convention(twin: Twin, failed: Trial, passes: Callable[[Trial], bool]) -> tuple[str, Trial] | None:
-    """Return the fewest conventions without whose traits a failed trial passes, and the passing trial; or None.
+    """Return the smallest set of conventions that explains a failure, and the passing trial; or None.
+
+    A set explains a failure if the case passes without the traits of these conventions.
 
     The conventions are returned as one string of names, joined by `TOGETHER`.
     """

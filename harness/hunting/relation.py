@@ -18,8 +18,9 @@ from twinloss.harness.model.twin import Twin
 
 # The number of cases to compare, and the least number of them that must have finite results.
 CASES, LEAST = 16, 5
-# The tolerance of a relation, relative to the largest number, and the share of the cases in which it must hold, as
-# rounding spoils some. A relation explains a failure that is already known, so the tolerance need not be strict.
+# The tolerance of a relation, relative to the largest number, and the share of the cases in which it must hold: in a
+# few cases, rounding may spoil it. A relation explains a failure that is already known, so the tolerance need not be
+# strict.
 CLOSE, SHARE = 1e-4, 0.9
 
 # Our result and that of the target.

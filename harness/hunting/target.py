@@ -68,7 +68,7 @@ class Wiring:
 
 
 def as_twin(wiring: Wiring) -> Twin:
-    """Load a target and make a twin of it, with the reference, and those options and laws of ours that it supports.
+    """Load a target and make a twin of it and the reference, with the options and laws that the target supports.
 
     Raises:
         TargetError: if the target cannot be loaded, an option or a name is unknown, or options exclude each other.
@@ -106,7 +106,7 @@ def adapted(wiring: Wiring, found: Any, convert: Convert = matrix_as_array) -> T
         fast=module,
         options=kept,
         required=tuple(dict.fromkeys((*known.required, *fixed))),
-        # Other losses may compute in a half type themselves; the judge calls this imprecise.
+        # Other losses may compute in half precision; the judge calls this imprecise.
         laws=tuple(law for law in known.laws if _has(kept, law.needs) and law is not ROUNDED_ONCE),
         slopes=lambda twin, case: (),
         results=lambda case: (*known.results(case), case.dtype),
@@ -144,7 +144,7 @@ def _restrictions(wiring: Wiring, known: Twin) -> Ground:
 
 
 def parameters(found: Any) -> Callable[[str], bool]:
-    """Return a predicate: whether a target takes an option of a name. An instance takes none, as it has its options."""
+    """Return a predicate: whether a target takes an option of a name. An instance takes none; its options are set."""
     function_of = getattr(found, "py_func", found)  # Numba's dispatchers
     if not inspect.isclass(function_of) and not inspect.isroutine(function_of):
         return lambda name: False

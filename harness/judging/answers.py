@@ -42,7 +42,7 @@ def fast_options(case: Case) -> dict[str, Any]:
 
 
 def widened(tensor: torch.Tensor) -> Array:
-    """Convert a tensor to an array; half types become float32, as NumPy has no bfloat16."""
+    """Convert a tensor to an array; half precision becomes float32, as NumPy has no bfloat16."""
     half = tensor.dtype in (torch.float16, torch.bfloat16)
     made: Array = (tensor.float() if half else tensor).detach().numpy()
     return made

@@ -1,9 +1,10 @@
 """Finite differences of the reference's value, in float64: a third computation of the gradient.
 
 Along a direction d, the slope of t -> value(x + t d) at 0 must equal the sum of d_i g_i, both for the closed-form and
-for the fast gradient g. Gradients in further arguments, such as a soft target, have no closed form, and are compared
-with finite differences only. The tolerance is the error estimate of the difference quotient, plus the float64
-roundoff that the estimate does not see. At a kink, the analytic slope must lie between the one-sided slopes.
+for the fast gradient g. Gradients with respect to further arguments, such as a soft target, have no closed form, and
+are compared with finite differences only. The tolerance is the error estimate of the difference quotient, plus the
+float64 roundoff that the estimate does not include. At a kink, the analytic derivative must lie between the
+one-sided ones.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ STEP = 0.125
 # The displacement of a single number at a step of 1. Multiples of a step do not reach an integer such as ignore_index.
 SINGLE = 0.731
 
-# The distance to either side at which a jump is looked for, and the share of the value that counts as one.
+# The distance to either side at which jumps are detected, and the minimum size of a jump as a share of the value.
 NEAR, JUMP = 2.0**-30, 2.0**-20
 
 # The accuracy of a float64 value that is a difference of terms of size 1, as in `Truth.own_value`.
@@ -40,7 +41,7 @@ OWN = 64 * 2.0**-53
 UNDECIDED = 1e-3
 
 SMOOTH = ("moderate", "probabilities", "unit", "normal", "constant", "ties")
-# Kinds of numbers that are too small or too large for a step of ordinary size, or lose their digits beside it.
+# Kinds of numbers that are too small or too large for a step of ordinary size, or that lose precision if it is added.
 ROUGH = frozenset({*NUMBERS, *IMAGES}) - {*SMOOTH}
 
 
@@ -52,7 +53,7 @@ def applies(truth: Truth) -> bool:
 
 
 def complaint(truth: Truth, answer: Answer) -> str | None:
-    """Describe a slope that finite differences contradict, in the input or in another argument, or return None."""
+    """Describe a derivative that finite differences contradict, for the input or another argument, or return None."""
     name, everywhere = next(iter(truth.case.operands)), np.ones(truth.gradient.shape, bool)
     accounts = {"closed form": truth.gradient}
     if truth.twin.differentiable:
@@ -68,10 +69,10 @@ def complaint(truth: Truth, answer: Answer) -> str | None:
         try:
             gradient = ask_slope(truth.twin, case, name)
         except Exception as error:
-            return f"the fast twin raised {type(error).__name__} when a gradient in {name} was requested: {error}"
+            return f"the fast twin raised {type(error).__name__} for the gradient with respect to {name}: {error}"
         if gradient is None:
-            return f"the fast twin has no gradient in {name}"
-        found = _contradiction(truth, case, name, movable(case, name), {f"fast gradient in {name}": gradient})
+            return f"the fast twin has no gradient with respect to {name}"
+        found = _contradiction(truth, case, name, movable(case, name), {f"fast gradient of {name}": gradient})
         if found is not None:
             return found
     return None

@@ -146,7 +146,7 @@ class Truth:
 
     @cached_property
     def _conditioning_in_the_rest(self) -> Array:
-        """The conditioning of each element in the other real arguments, by random directions, and in the constants."""
+        """The conditioning of each element with respect to the other real arguments, at random, and the constants."""
         rng = np.random.default_rng(0)
         case = self.case
         # The step is short, since some images have a contrast of only a few roundoffs. But it is much longer than a

@@ -139,7 +139,7 @@ def _is_rounded_once(narrow: Array, wide: Array, half: str) -> bool:
     return bool((error[held] <= p.u_out * np.abs(wide[held]) + own + p.tiny).all())
 
 
-ROUNDED_ONCE = Law("a half type is rounded once", _rounds_a_half_once, dtypes=HALVES)
+ROUNDED_ONCE = Law("half precision is rounded once", _rounds_a_half_once, dtypes=HALVES)
 
 PROTOCOL = (
     Law("arguments stay unchanged, and results share no memory with them", _leaves_its_arguments, {}, _none_is_zero),

@@ -1,4 +1,4 @@
-"""An answer of one of the two versions of a loss."""
+"""The answer of one of the two versions of a loss."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from twinloss.harness.model.operand import Array
 
 @dataclass(frozen=True)
 class Answer:
-    """Value and gradient as the fast twin returned them; float16 and bfloat16 become float32."""
+    """Value and gradient of either twin; float16 and bfloat16 results of the fast twin become float32."""
 
     value: Array
     gradient: Array

@@ -66,7 +66,7 @@ def halves(quick: bool) -> Iterator[Row]:
 
 @line("Mixed precision")
 def autocast(quick: bool) -> Iterator[Row]:
-    """Under autocast a loss returns float32, with the value that it has outside, and has a finite gradient."""
+    """Under autocast, a loss returns the same value as without it, in float32, and has a finite gradient."""
     size = 8 if quick else 48
     for dtype in (torch.bfloat16, torch.float16):
         worst = 0.0

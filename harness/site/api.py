@@ -19,7 +19,7 @@ WINGS = {
     "fast": "The losses for training, in torch, with Numba kernels.",
     "harness": "The test harness, which searches for inputs on which the two differ.",
 }
-# Only `fast` calls the kernels, the losses of the zoo are wrong on purpose, and no program needs the code of the site.
+# Only `fast` calls the kernels, the losses of the zoo have deliberate bugs, and no program needs the code of the site.
 LEFT_OUT = ("twinloss.fast.kernels", "twinloss.harness.zoo.", "twinloss.harness.site")
 
 

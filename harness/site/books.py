@@ -22,7 +22,7 @@ KNOWN = {
     "errata-segmentation_models_pytorch": "twinloss audit segmentation_models_pytorch --seed 0 --out reports",
 }
 TITLES = {
-    "zoo": "The zoo: which check detects which wrong loss",
+    "zoo": "The zoo: which check detects which mutant",
     "benchmarks": "Speed and memory",
     "reliability": "Reliability",
     "errata": "MONAI compared with the papers",

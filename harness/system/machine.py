@@ -1,4 +1,4 @@
-"""The machine and the versions of packages with which numbers were made."""
+"""Descriptions of the machine and of the package versions, for reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mutants: wrong losses, and the decorator that registers one."""
+"""Mutants: losses with deliberate bugs, and the decorator that registers one."""
 
 from __future__ import annotations
 

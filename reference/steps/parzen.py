@@ -49,7 +49,7 @@ def _gaussian(z: Array, k: Array, o: ParzenOptions) -> tuple[Array, Array]:
     exponent = -((z - k) ** 2) / (2 * z.dtype.type(o.sigma_ratio) ** 2)
     w = np.exp(exponent - exponent.max(1, keepdims=True))
     w /= w.sum(1, keepdims=True)
-    # k minus its mean, as a weighted sum of differences: this keeps its digits where the result is close to 0.
+    # k minus its mean, as a weighted sum of differences: this is accurate where the result is close to 0.
     from_mean = w @ (k - k[:, np.newaxis])
     return w, w * from_mean / z.dtype.type(o.sigma_ratio) ** 2
 

@@ -52,7 +52,9 @@ def soft_case(dtype="float64", **options):
 def test_terms_that_are_rounded_to_the_half_one_by_one_break_the_law_of_one_rounding():
     twin, case = find("dice_ce"), soft_case("bfloat16", sigmoid=True)
     assert law_check.breach(ROUNDED_ONCE, twin, case) is None
-    assert "law 'a half type is rounded once'" in law_check.breach(ROUNDED_ONCE, replace(twin, fast=RoundedTwice), case)
+    assert "law 'half precision is rounded once'" in law_check.breach(
+        ROUNDED_ONCE, replace(twin, fast=RoundedTwice), case
+    )
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.name)
@@ -65,7 +67,7 @@ def test_a_slope_in_the_target_that_is_dropped_where_it_is_0_contradicts_the_dif
     assert examine(twin, case).kind is None
     trial = examine(replace(twin, fast=NoSlopeAtZero), case)
     assert trial.kind == "differences"
-    assert "fast gradient in target" in trial.message
+    assert "fast gradient of target" in trial.message
 
 
 @pytest.mark.parametrize("twin", [twin for twin in TWINS if len(twin.operands) > 1], ids=lambda twin: twin.name)
@@ -100,7 +102,7 @@ class Detached(FocalLoss):
 
 def test_a_gradient_that_is_missing_contradicts_the_differences():
     trial = examine(replace(find("focal"), fast=Detached), soft_case())
-    assert (trial.kind, trial.message) == ("differences", "the fast twin has no gradient in target")
+    assert (trial.kind, trial.message) == ("differences", "the fast twin has no gradient with respect to target")
 
 
 class InPlace(FocalLoss):
@@ -113,7 +115,7 @@ class InPlace(FocalLoss):
 def test_an_error_as_the_target_asks_for_a_gradient_is_told():
     trial = examine(replace(find("focal"), fast=InPlace), soft_case())
     assert trial.kind == "differences"
-    assert "raised RuntimeError when a gradient in target was requested" in trial.message
+    assert "raised RuntimeError for the gradient with respect to target" in trial.message
 
 
 def test_a_loss_without_bounds_is_never_outside_them():
