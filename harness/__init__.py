@@ -1,7 +1,7 @@
 """The harness: it hunts for an input on which a fast loss differs from its reference.
 
-`check` hunts a loss of one's own, and `verify` those of the catalogue. `find` returns the record of a loss, a `Twin`.
-README.md in this folder says what each subpackage holds.
+`check` runs the hunt on a user's own loss, and `verify` on the losses of the catalogue. `find` returns the record of a
+loss, a `Twin`. README.md in this folder says what each subpackage holds.
 """
 
 from importlib import import_module

@@ -13,21 +13,23 @@ from rich.table import Table
 from twinloss.harness.cli.app import app, console, progress, writable
 
 EPILOG = """
-[bold]Lines[/]: mixed precision, NaN and infinity, determinism, concurrency, torch.compile, torch.library.opcheck,
+[bold]Sections[/]: mixed precision, NaN and infinity, determinism, concurrency, torch.compile, torch.library.opcheck,
 torch.export, torch.func, double backward, state, distributed, scale, cold start, fuzz, real training. The beginning
 of a name is enough: [bold]twinloss reliability cold fuzz[/].
 
-[bold]Exit status[/]: 0 if all passed, 1 if a line failed, 2 usage error.
+[bold]Exit status[/]: 0 if all passed, 1 if a test failed, 2 usage error.
 """
 
 
 @app.command(epilog=EPILOG)
 def reliability(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[LINE]...", help="The lines; all by default.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[SECTION]...", help="The sections; all by default.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Use small sizes: takes minutes instead of an hour.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder for the report; lines that are not run keep their results in it."),
+        typer.Option(metavar="DIR", help="Folder for the report; sections that are not run keep their results."),
     ] = None,
 ) -> None:
     """Test the fast losses under conditions that break real training runs."""
@@ -41,7 +43,7 @@ def reliability(
     chosen = [line for line in known if not names or any(line.lower().startswith(name.lower()) for name in names)]
     for name in names or ():
         if not any(line.lower().startswith(name.lower()) for line in known):
-            raise typer.BadParameter(f"no line begins with {name!r}: the lines are {', '.join(known)}")
+            raise typer.BadParameter(f"no section begins with {name!r}: the sections are {', '.join(known)}")
     rows: dict[str, list[Row]] = {}
     curves: list[Curve] = []
     with progress() as tick:
@@ -50,8 +52,8 @@ def reliability(
             rows |= found
             curves += drawn
             if folder:
-                update(folder, found, quick)  # after each line, so that an interruption loses none
-    made = Table("line", "tried", "result", "", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+                update(folder, found, quick)  # after each section, so that an interruption loses none
+    made = Table("section", "test", "result", "", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for line, of_line in rows.items():
         for row in of_line:
             style, word = ("green", "passed") if row.passed else ("red", "FAILED")

@@ -104,7 +104,7 @@ def _diagnose(twin: Twin, found: LoadedBatch | Mapping[str, Any], given: Mapping
     made = Diagnosis(twin, dict(batch.options), notes=notes, own=own if own in DTYPES else "float32")
     made.notes += told(chosen, batch)
     if not batch.has_classes and batch.input.dtype.kind != "f":
-        made.notes.append(f"pred has type {own}, which has no gradient: the loss was computed on pred.float().")
+        made.notes.append(f"pred has dtype {own}, which has no gradient: the loss was computed on pred.float().")
     made.tables.append(("arrays", ["", "shape", "type", "least", "largest", "NaN", "infinite"], _arrays(batch)))
     _check_arguments(batch)
     made.findings += [*misshapen, *findings(batch)]
@@ -150,7 +150,7 @@ def _compute(batch: Batch, made: Diagnosis) -> None:
         made.hints += flat
     if batch.option("kernel_type") == "b-spline":
         made.hints.append(
-            "With kernel_type='b-spline' only pred has a gradient; that in target is exactly 0. The moving image must "
+            "With kernel_type='b-spline' only pred has a gradient; that of target is exactly 0. The moving image must "
             "be the first argument: loss(warped, fixed)."
         )
     for dtype in ("float32", "float16", "bfloat16"):

@@ -1,1 +1,1 @@
-"""Judging of an answer: the reference, the bounds of rounding, finite differences, and the check of laws."""
+"""Judging of an answer: the reference, bounds for rounding errors, finite differences, and the check of laws."""

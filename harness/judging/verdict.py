@@ -13,7 +13,7 @@ from twinloss.harness.model.operand import Array
 
 
 def judge(truth: Truth, answer: Answer) -> tuple[Finding, ...]:
-    """Judge the value, and the gradient if that of the twin is to be judged."""
+    """Judge the value and, if the twin is `differentiable`, the gradient."""
     value = judge_value(truth, answer.value)
     return (value, judge_gradient(truth, answer.gradient)) if truth.twin.differentiable else (value,)
 

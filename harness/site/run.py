@@ -36,7 +36,7 @@ class VerifyRun:
     def rows(self, name: str | None = None) -> list[Mapping[str, Any]]:
         """Return the rows of a loss, or of all losses.
 
-        Of a run with several seeds, these are the rows of the first seed, and all rows with a counterexample.
+        For a run with several seeds, these are the rows of the first seed, and all rows with a counterexample.
         """
         if self.report is None:
             return []

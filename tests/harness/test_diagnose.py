@@ -219,7 +219,7 @@ def test_what_the_options_must_be_is_guessed_and_told():
     assert diagnose("dice", regions).options == {"sigmoid": True}
     assert diagnose("dice", {"input": LABELS, "target": BINARY}).options == {}
     whole = {"pred": (100 * MOVING).astype(np.int16), "target": FIXED}
-    assert "pred has type int16, which has no gradient" in said(diagnose("lncc", whole))
+    assert "pred has dtype int16, which has no gradient" in said(diagnose("lncc", whole))
 
 
 @pytest.mark.parametrize(("like", "names"), [
@@ -248,7 +248,7 @@ def test_rounding_is_a_fault_in_the_type_of_the_batch_and_else_a_hint(own):
 def test_who_cannot_see_which_image_asks_for_a_gradient_is_told_which_one_has_it():
     made = diagnose("mutual_information", {"pred": MOVING, "target": FIXED}, BSPLINE)
     assert made.findings == []
-    assert "only pred has a gradient; that in target is exactly 0" in made.hints[0]
+    assert "only pred has a gradient; that of target is exactly 0" in made.hints[0]
 
 
 def test_numbers_beyond_a_half_are_told():
