@@ -69,7 +69,7 @@ def checked_label(value: Any, name: str) -> int | None:
     if not is_whole(value):
         raise ValueError(f"{name} must be None or a whole number, got {value!r}")
     if not -(2**63) <= value < 2**63:
-        raise ValueError(f"{name} must be a label, a number of 64 bits, got {value}")
+        raise ValueError(f"{name} must be a label that fits into 64 bits, got {value}")
     return int(value)
 
 

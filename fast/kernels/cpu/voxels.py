@@ -223,7 +223,7 @@ def _gains_by_foresight(inputs: VoxelInputs, plan: Plan) -> bool:
 
 
 def _multiple(slopes: Array, foreseen: Array) -> float | None:
-    """Return the ratio of the slopes to those that were foreseen, or None if it is not the same for all."""
+    """Return the ratio of the slopes to the expected ones, or None if it is not the same for all elements."""
     largest = np.abs(foreseen).argmax()
     with np.errstate(all="ignore"):
         factor = float(slopes.flat[largest] / foreseen.flat[largest])
