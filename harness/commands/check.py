@@ -84,7 +84,7 @@ class Check(Verification):
 
     @property
     def held(self) -> dict[str, str]:
-        """Our options that are not varied, as the target has no such option or its value was given; with this value."""
+        """Our options that are not varied, with their values: the target has no such option, or its value was given."""
         return {name: label(values[0]) for name, values in self.twin.options.items() if len(values) == 1}
 
 
@@ -128,7 +128,7 @@ def check(
         examples: the number of cases for each dtype.
         seed: the seed of the draws.
         xfails: a file of known deviations, see `deviations.py`.
-        strict: count a loss of precision, and a deviation in what papers leave open, as failures.
+        strict: count a loss of precision, and a deviation from our conventions, as failures.
         tick: called with the name of the current step and the number of new cases.
         processes: the number of dtypes that are hunted in parallel.
         cluster: the address of a Dask scheduler whose workers run the hunts.
