@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from twinloss.fast.kernels.contract import ROWS
 from twinloss.harness.judging.answers import expected_warnings_silent
 from twinloss.harness.reliability.everyday import Everyday, everyday, step
 from twinloss.harness.reliability.numerics import IMAGES, relative
@@ -86,13 +87,16 @@ def operator_samples() -> Iterator[tuple[str, tuple[object, ...]]]:
     )
     matrix = torch.rand(3, 3, dtype=torch.float64)
     yield "voxel_sums", (x, y, None, matrix, "softmax", "none", "none", 0.0, True, None)
-    yield "voxel_sums_backward", (torch.rand(8, 2, 3, dtype=torch.float64), x.detach(), y, None, None, *plan)
+    yield "voxel_sums_backward", (torch.rand(len(ROWS), 2, 3, dtype=torch.float64), x.detach(), y, None, None, *plan)
     image, other = (torch.rand(2, 6, 7, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
     for asked, images in enumerate(((image.detach(), other.detach()), (image, other.detach()), (image, other))):
         yield "local_correlation", (*images, 3, "gaussian", 3, 0.0, 1e-5, False, False, asked)
     kept, more = torch.rand(2, 3, 6, 7, 8, dtype=torch.float64), torch.rand(2, 2, 6, 7, 8, dtype=torch.float64)
     up = torch.rand(2, dtype=torch.float64)
-    yield "local_correlation_backward", (up, image.detach(), other.detach(), kept, more, 3, "gaussian", 3)
+    yield (
+        "local_correlation_backward",
+        (up, image.detach(), other.detach(), kept, more, 3, "gaussian", 3, 0.0, 1e-5, False),
+    )
     pair = (torch.rand(2, 90, dtype=torch.float64, requires_grad=True) for _ in range(2))
     yield "joint_histogram", (*pair, 8, 0.5, "gaussian")
     flat = (torch.rand(2, 90, dtype=torch.float64) for _ in range(2))
