@@ -84,11 +84,13 @@ def verify(
     seen = Verification(seed, asked | ({"repeat": repeat} if repeat > 1 else {}), Work(told=told))
     ordered = sorted(twins, key=lambda twin: QUICK.index(twin.name) if twin.name in QUICK else len(QUICK))
     remember = remember and repeat == 1  # in a soak, the failures of one seed would hide those of other seeds
-    jobs = list(_hunts(ordered, dtypes, range(seed, seed + 1), examples, remember))
-    jobs += [Job(twin, tuple(dtypes), "real", examples, seed) for twin in ordered if with_real and twin.real]
-    jobs += _hunts(ordered, dtypes, range(seed + 1, seed + repeat), examples, remember)
+    hunts = list(_hunts(ordered, dtypes, range(seed, seed + 1), examples, remember))
+    real = [Job(twin, tuple(dtypes), "real", examples, seed) for twin in ordered if with_real and twin.real]
+    others = list(_hunts(ordered, dtypes, range(seed + 1, seed + repeat), examples, remember))
     try:
-        run_jobs(seen.work, jobs, tick, processes, cluster)
+        # Real images get new processes: those of the hunts still hold what the compiler has allocated.
+        for jobs in filter(None, (hunts, real, others)):
+            run_jobs(seen.work, jobs, tick, processes, cluster)
     except KeyboardInterrupt:
         seen.interrupted = True
     seen.rows.sort(key=lambda row: (row.seed, names.index(row.twin.name), row.data == "real", dtypes.index(row.dtype)))
