@@ -57,3 +57,8 @@ def assert_all_close(found, expected, rtol, atol=0.0):
     """Assert that each of the tensors found is close to the expected one; dtypes may differ."""
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=rtol, atol=atol, check_dtype=False)
+
+
+def polynomial(spatial, f):
+    """Return a field (1, 1, *spatial) with the value f(x_0, x_1, ...) at the voxel x."""
+    return f(*torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in spatial), indexing="ij"))[None, None]

@@ -12,7 +12,7 @@ import torch
 from twinloss.harness.diagnosis.batch import Batch
 from twinloss.harness.diagnosis.batch_files import BatchError
 from twinloss.harness.judging.answers import widened
-from twinloss.harness.model.operand import Array
+from twinloss.harness.model.operand import HALVES, Array
 
 # The relative change of the value at which smoothing is reported, and the relative error at which rounding is reported.
 DECIDES, COSTS = 0.01, 1e-3
@@ -121,7 +121,7 @@ def costs(batch: Batch, dtype: str, got: Answer, truth: Answer) -> Iterator[str]
     limits = torch.finfo(getattr(torch, dtype))
     largest = max(map(abs, batch.range))
     advice = "compute the loss in float32, loss(x.float(), target), outside autocast"
-    if dtype not in ("float16", "bfloat16"):
+    if dtype not in HALVES:
         advice = "scale the data to about 1, or compute the loss in float64, loss(x.double(), target)"
     for name, of, a, exact in zip(("value", "gradient"), ("", " of its largest number"), got, truth, strict=True):
         if not np.isfinite(exact).all():

@@ -19,9 +19,10 @@ import torch
 
 from twinloss.harness.drawing.input_kinds import HARD
 from twinloss.harness.hunting.loading import TargetError, load
+from twinloss.harness.judging.answers import widened
 from twinloss.harness.losses.catalogue import find
 from twinloss.harness.losses.module_laws import ROUNDED_ONCE
-from twinloss.harness.model.operand import Array, Elementwise, PerCase, function
+from twinloss.harness.model.operand import Elementwise, PerCase, function
 from twinloss.harness.model.twin import Ground, Twin, UnsupportedError
 
 # Converts our value of an option, given its name, to the target's value.
@@ -238,7 +239,7 @@ class Target(torch.nn.Module):
 
     def of_arrays(self, function_of: Callable[..., Any], arguments: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Call a function with arrays, or with tensors detached from the graph, and return its result as a tensor."""
-        plain = {name: t.detach() if not self.by_arrays else _array(t) for name, t in arguments.items()}
+        plain = {name: t.detach() if not self.by_arrays else widened(t) for name, t in arguments.items()}
         made = self._called(function_of, plain)
         return torch.as_tensor(made if isinstance(made, torch.Tensor) else np.array(made))
 
@@ -261,12 +262,6 @@ def _rebuilt(wiring: Wiring, options: Mapping[str, Any], loss: Any) -> torch.nn.
 
 def _torch_defaults(twin: Twin) -> dict[str, Any]:
     return {name: function(v.torch) if isinstance(v, Elementwise) else v for name, v in twin.defaults().items()}
-
-
-def _array(tensor: torch.Tensor) -> Array:
-    half = tensor.dtype in (torch.float16, torch.bfloat16)
-    made: Array = (tensor.float() if half else tensor).detach().numpy()
-    return made
 
 
 class _WithGradient(torch.autograd.Function):

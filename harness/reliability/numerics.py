@@ -12,12 +12,11 @@ from torch import Tensor
 from twinloss.fast.runtime import dispatch
 from twinloss.harness.judging.trial import examine
 from twinloss.harness.judging.truth import Truth
-from twinloss.harness.model.operand import Array, Operand
+from twinloss.harness.model.operand import HALVES, Array, Operand
 from twinloss.harness.model.twin import Case
 from twinloss.harness.reliability.everyday import Everyday, everyday, step
 from twinloss.harness.reliability.registry import Row, line
 
-HALVES = ("float16", "bfloat16")
 FIELDS, IMAGES = ("bending_energy", "diffusion"), ("lncc", "mutual_information", "multi_scale")
 REGISTRATION = FIELDS + IMAGES
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from support import BACKENDS, assert_all_close, logits, value_and_gradient
+from support import BACKENDS, assert_all_close, logits, polynomial, value_and_gradient
 
 from twinloss import reference
 from twinloss.fast import DiffusionLoss
@@ -49,11 +49,6 @@ def by_definition(u, stencil="compact", normalize=False, spacing=None):
                 energy = energy + factor**2 * squares
             energies.append(energy)
     return np.stack(energies).reshape(*u.shape[:2], *energies[0].shape)
-
-
-def polynomial(spatial, f):
-    """A field (1, 1, *spatial) with the value f(x_0, x_1, ...) at the voxel x."""
-    return f(*torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in spatial), indexing="ij"))[None, None]
 
 
 # --- the formula -----------------------------------------------------------------------------------------------------
