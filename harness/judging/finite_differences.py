@@ -17,7 +17,7 @@ from scipy.differentiate import derivative
 
 from twinloss.harness.drawing.input_kinds import IMAGES, NUMBERS
 from twinloss.harness.judging.answers import ask_slope
-from twinloss.harness.judging.truth import Truth
+from twinloss.harness.judging.truth import VALUE_ROUNDOFFS, Truth
 from twinloss.harness.model.answer import Answer
 from twinloss.harness.model.operand import Array, Operand
 from twinloss.harness.model.twin import Case
@@ -34,8 +34,8 @@ SINGLE = 0.731
 # The distance to either side at which jumps are detected, and the minimum size of a jump as a share of the value.
 NEAR, JUMP = 2.0**-30, 2.0**-20
 
-# The accuracy of a float64 value that is a difference of terms of size 1, as in `Truth.own_value`.
-OWN = 64 * 2.0**-53
+# The accuracy of a float64 value that is a difference of terms of size 1.
+VALUE_ACCURACY = VALUE_ROUNDOFFS * 2.0**-53
 
 # If the error estimate is a larger share of the slope, the step was too long for this loss.
 UNDECIDED = 1e-3
@@ -147,5 +147,5 @@ def slopes(truth: Truth, case: Case, name: str, direction: Array, gradient: Arra
     # At a minimum of value 0, only the values one step away have rounding errors.
     roundoff += 1e-12 * float(np.abs(along(np.array([-STEP, STEP]))).max())
     # A value that is a difference of terms of size `unit` may be 0 everywhere, but is only as accurate as these terms.
-    roundoff += OWN * truth.twin.unit / STEP
+    roundoff += VALUE_ACCURACY * truth.twin.unit / STEP
     return min(estimates), max(estimates), 10 * max(float(each.error) for each in found) + roundoff

@@ -34,6 +34,9 @@ JUMP = 2.0**-10
 # and by more than this many roundoffs of the twin's unit.
 MOVED = 64
 
+# A value that is a difference of terms is accurate to this many roundoffs of the twin's unit, the size of these terms.
+VALUE_ROUNDOFFS = 64
+
 Move = Callable[[list[Array]], list[Array]]
 
 
@@ -235,7 +238,7 @@ class Truth:
 
     def own_value(self) -> float:
         """Return the error of the reference in a value that is a difference of terms of size `unit`."""
-        return 64 * self.precision.u_ref * self.twin.unit
+        return VALUE_ROUNDOFFS * self.precision.u_ref * self.twin.unit
 
     def own_gradient(self) -> Array:
         """Return an estimate of the error of the reference's gradient, for each block."""
