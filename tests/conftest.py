@@ -5,7 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
+
+# Without a GPU, the tests run the kernels for GPUs in Triton's interpreter. Triton reads this when it is imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # No example has a deadline, because the first call of a kernel compiles it.
 settings.register_profile("dev", deadline=None)

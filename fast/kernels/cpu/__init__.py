@@ -50,9 +50,14 @@ def _smoothing() -> contract.SmoothingKernels:
     return smoothing
 
 
-contract.VOXELS.register("cpu", _WITH_HALVES, _voxels)
-contract.BENDING_ENERGY.register("cpu", _FULL, _bending_energy)
-contract.DIFFUSION.register("cpu", _FULL, _diffusion)
-contract.CORRELATION.register("cpu", _FULL, _correlation)
-contract.HISTOGRAM.register("cpu", _FULL, _histogram)
-contract.SMOOTHING.register("cpu", _FULL, _smoothing)
+def register() -> None:
+    """Let these kernels serve CPUs."""
+    contract.VOXELS.register("cpu", _WITH_HALVES, _voxels)
+    contract.BENDING_ENERGY.register("cpu", _FULL, _bending_energy)
+    contract.DIFFUSION.register("cpu", _FULL, _diffusion)
+    contract.CORRELATION.register("cpu", _FULL, _correlation)
+    contract.HISTOGRAM.register("cpu", _FULL, _histogram)
+    contract.SMOOTHING.register("cpu", _FULL, _smoothing)
+
+
+register()

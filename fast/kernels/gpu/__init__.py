@@ -1,0 +1,24 @@
+"""The kernels for GPUs: Triton compiles them, and the modules of this folder call them.
+
+They are registered for "cuda", which is torch's name for the GPUs of NVIDIA and of AMD. Each module is imported when it
+is first needed, because it imports Triton. The packages of torch for GPUs include Triton; without it, the plain forms
+compute the losses.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+
+from twinloss.fast.kernels import contract as contract
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def register(device: str) -> None:
+    """Let these kernels serve a type of device."""
+
+
+if find_spec("triton") is not None:
+    register("cuda")
