@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from twinloss.fast.kernels.gpu.launch import Launch
 
 # The GPUs to compile for: backend, architecture, and the number of threads of a warp.
-TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
+TARGETS: dict[str, tuple[str, Any, int]] = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
 
 
 class Resources(NamedTuple):
@@ -47,21 +50,22 @@ def compiled(launch: Launch, target: str) -> Resources:
         constexprs={places[name]: value for name, value in launch.constants},
         attrs={places[name]: [["tt.divisibility", 16]] for name in launch.aligned},
     )
-    made = triton.compile(source, target=GPUTarget(*TARGETS[target]), options={"num_warps": launch.warps})
-    return _on_nvidia(made, target) if target.startswith("sm_") else _on_amd(made)
+    made = triton.compile(
+        source, target=GPUTarget(*TARGETS[target]), options={"num_warps": launch.warps, "enable_fp_fusion": False}
+    )
+    backend, architecture, _ = TARGETS[target]
+    return _on_nvidia(made, architecture) if backend == "cuda" else _on_amd(made)
 
 
-def _on_nvidia(made: Any, target: str) -> Resources:
-    import triton
+def _on_nvidia(made: Any, architecture: int) -> Resources:
+    from triton.backends.nvidia.compiler import get_ptxas
 
-    assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(made.asm["ptx"])
         file.flush()
-        arch = _found(r"\.target (sm_\w+)", made.asm["ptx"])
-        said = subprocess.run(
-            [assembler, "-v", f"-arch={arch}", file.name, "-o", "/dev/null"], capture_output=True, text=True, check=True
-        ).stderr
+        name = _found(r"\.target (sm_\w+)", made.asm["ptx"])
+        assembler = [get_ptxas(architecture).path, "-v", f"-arch={name}", file.name, "-o", "/dev/null"]
+        said = subprocess.run(assembler, capture_output=True, text=True, check=False).stderr
     registers, spills = _found(r"Used (\d+) registers", said), _found(r"(\d+) bytes spill stores", said)
     return Resources(int(registers), int(spills), made.metadata.shared)
 
@@ -75,5 +79,5 @@ def _on_amd(made: Any) -> Resources:
 def _found(pattern: str, text: str) -> str:
     found = re.findall(pattern, text)
     if not found:
-        raise ValueError(f"the compiler printed nothing that matches {pattern!r}")
+        raise ValueError(f"the compiler printed nothing that matches {pattern!r}: {text[-1000:]}")
     return str(found[-1])

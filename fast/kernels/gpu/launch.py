@@ -72,7 +72,8 @@ def launch(kernel: Any, grid: Sequence[int], *arguments: Any, warps: int = 4, **
         _recorded[_described(kernel, arguments, constants, warps)] = None
         return
     with _on_device(arguments):
-        kernel[tuple(grid)](*arguments, **constants, num_warps=warps)
+        # Without fused multiply-adds, a GPU rounds as the source says, and as the interpreter does.
+        kernel[tuple(grid)](*arguments, **constants, num_warps=warps, enable_fp_fusion=False)
 
 
 def interpreted() -> bool:
