@@ -16,6 +16,7 @@ from twinloss.harness.model.twin import Case, Twin
 # Beginnings of warnings that losses give by design for some of the drawn inputs.
 EXPECTED = (
     "single channel prediction",
+    "sigmoid=True applies to the Dice term only",
     "no mask given",
     "some class is nearer to the background",
     "intensities beyond",

@@ -63,6 +63,7 @@ OPTIONS = {
         "lambda_dice": LAMBDA,
         "lambda_ce": LAMBDA,
         "label_smoothing": (0.25, *NUMBER, (1.5, ValueError)),
+        "multilabel": (True, FLAG),
     },
     fast.DiceFocalLoss: DICE | FOCAL | ONE_WEIGHT
     | {"focal_weight": ([1.0, 2.0, 3.0], *WEIGHTS), "lambda_dice": LAMBDA, "lambda_focal": LAMBDA},
@@ -102,7 +103,7 @@ EVERY_OPTION = pytest.mark.parametrize(
 def base(loss_class, name):
     """Options beside the one called `name`."""
     options = dict(BASE.get(loss_class, {}))
-    if "softmax" in OPTIONS[loss_class] and name not in ("sigmoid", "softmax", "other_act"):
+    if "softmax" in OPTIONS[loss_class] and name not in ("sigmoid", "softmax", "other_act", "multilabel"):
         options["softmax"] = True
     if name == "ignore_index" and "to_onehot_y" in OPTIONS[loss_class]:
         options["to_onehot_y"] = True

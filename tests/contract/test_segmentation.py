@@ -45,7 +45,7 @@ KEYWORD_ONLY = {
     MaskedDiceLoss: _DICE_EXTRA,
     GeneralizedDiceLoss: {"soft_label": False, "ignore_index": None, "normalize_weights": False},
     GeneralizedWassersteinDiceLoss: {"ignore_index": None},
-    DiceCELoss: _DICE_EXTRA | {"label_smoothing": 0.0},
+    DiceCELoss: _DICE_EXTRA | {"label_smoothing": 0.0, "multilabel": False},
     DiceFocalLoss: _DICE_EXTRA | _FOCAL_EXTRA,
     FocalLoss: _FOCAL_EXTRA,
     TverskyLoss: {"soft_label": False, "ignore_index": None},
