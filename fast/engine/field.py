@@ -78,7 +78,7 @@ class FieldLoss(Loss):
         leasts: by stencil, the minimum number of voxels along an axis.
     """
 
-    energy: Energy
+    energy: FieldEnergy
     weigh: Callable[[str, Grid], list[list[float]]]
     wanted: str
     margins: ClassVar[dict[str, int]]
@@ -150,7 +150,7 @@ def _weights(weigh: Callable[[str, Grid], list[list[float]]], stencil: str, grid
     return np.array(weigh(stencil, grid), dtype=np.float64)
 
 
-class Energy:
+class FieldEnergy:
     """An energy of fields in all its forms, including `torch.ops.twinloss.<name of the statistic>`.
 
     Attributes:
