@@ -55,26 +55,6 @@ class Peer:
         return replace(made, channels=max(made.channels, self.channels))
 
 
-class MonaiMultiScale(torch.nn.Module):
-    """MONAI's wrapper around its LNCC, or around torch's MSELoss; it takes `pred` first."""
-
-    def __init__(
-        self, ndim: int = 3, loss: str = "lncc", scales: Any = None, kernel: str = "gaussian", reduction: str = "mean"
-    ) -> None:
-        super().__init__()
-        import monai.losses  # type: ignore[import-untyped, unused-ignore]
-
-        losses: Any = monai.losses
-        lncc = losses.LocalNormalizedCrossCorrelationLoss(ndim, smooth_nr=1e-5)
-        wrapped = lncc if loss == "lncc" else torch.nn.MSELoss()
-        self.multi_scale = losses.MultiScaleLoss(wrapped, scales, kernel, reduction)
-
-    def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Call the wrapper, which takes its arguments in the opposite order."""
-        made: torch.Tensor = self.multi_scale(target, pred)
-        return made
-
-
 def _as_tensor(name: str, value: Any) -> Any:
     return torch.tensor(value) if name == "weight" and isinstance(value, list) else value
 
@@ -101,7 +81,7 @@ PEERS: dict[str, tuple[Peer, ...]] = {
             {"ndim": "spatial_dims"},
         ),
         Peer("monai.losses:GlobalMutualInformationLoss", "mutual_information"),
-        Peer("twinloss.harness.commands.audit:MonaiMultiScale", "multi_scale"),
+        Peer("twinloss.harness.losses.peers:MonaiMultiScale", "multi_scale"),
     ),
     "kornia": (
         Peer("twinloss.harness.losses.peers:kornia_dice", "dice", _OF_LABELS, ranks=(2,), channels=2),
