@@ -98,7 +98,7 @@ PACKAGES = {"monai": "monai", "kornia": "kornia", "segmentation_models_pytorch":
 
 
 class LibraryError(ValueError):
-    """A library is unknown or not installed."""
+    """A library is unknown or not installed, or has no counterpart of a loss."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,14 @@ def audit(
     The losses are distributed over processes, or over the workers of the Dask scheduler at the address `cluster`.
 
     Raises:
-        LibraryError: if the library is unknown or not installed.
+        LibraryError: if the library is unknown or not installed, or has no counterpart of one of the losses.
     """
     if library not in PEERS:
         raise LibraryError(f"unknown library {library}: known are {', '.join(PEERS)}")
+    known = {peer.like for peer in PEERS[library]}
+    for name in losses:
+        if name not in known:
+            raise LibraryError(f"{library} has no counterpart of {name}, only of {', '.join(sorted(known))}")
     try:
         version(PACKAGES[library])
     except ImportError as error:
