@@ -3,10 +3,15 @@
 import copy
 import inspect
 import pickle
+import runpy
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from loss_options import OF_TABLES
 from support import labels, logits, soft
 
 from twinloss import fast
@@ -125,6 +130,27 @@ def value(loss, name):
 
 def test_every_loss_has_its_options_here():
     assert set(OPTIONS) == {each for name, each in vars(fast).items() if name.endswith("Loss")}
+
+
+# Ranks need processes of their own, and the number of axes is that of the images.
+NOT_IN_TABLES = {"process_group", "ndim", "spatial_dims"}
+
+
+@cache
+def options_in_tables():
+    """Return, for each loss, the options that some table of `with_options` lists."""
+    modules = [runpy.run_path(str(path)) for path in Path(__file__).parent.glob("test_*.py")]
+    marks = [mark for module in modules for each in module.values() for mark in getattr(each, "pytestmark", ())]
+    names = defaultdict(set)
+    for loss_class, options in [case.values for mark in marks if mark.args[:1] == OF_TABLES for case in mark.args[1]]:
+        names[loss_class].update(options)
+    return names
+
+
+# The options of MaskedDiceLoss are those of DiceLoss, which computes it.
+@pytest.mark.parametrize("loss_class", [each for each in OPTIONS if each is not fast.MaskedDiceLoss])
+def test_contract_tests_vary_every_option(loss_class):
+    assert set(OPTIONS[loss_class]) - options_in_tables()[loss_class] <= NOT_IN_TABLES
 
 
 @EVERY_LOSS
