@@ -62,8 +62,8 @@ def _checked_spacing(value: Any, name: str) -> tuple[float, ...] | None:
     if sizes.ndim != 1:
         raise TypeError(f"{name} must be None or a list with the size of a voxel along each axis, got {value!r}")
     spacing = tuple(sizes.tolist())
-    if not all(0 < size < math.inf for size in spacing):
-        raise ValueError(f"{name} must be positive and finite along each axis, got {spacing}")
+    if not all(1e-50 <= size <= 1e50 for size in spacing):  # so that the weights are finite
+        raise ValueError(f"{name} must be positive and finite along each axis, from 1e-50 to 1e50, got {spacing}")
     return spacing
 
 
