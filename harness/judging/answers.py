@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,11 +35,9 @@ def expected_warnings_silent() -> Iterator[None]:
         yield
 
 
-def fast_options(case: Case) -> dict[str, Any]:
-    """Return the options in the form that the torch module takes."""
-    return {
-        name: function(value.torch) if isinstance(value, Elementwise) else value for name, value in case.options.items()
-    }
+def fast_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options in the form that the torch module takes."""
+    return {name: function(value.torch) if isinstance(value, Elementwise) else value for name, value in options.items()}
 
 
 def widened(tensor: torch.Tensor) -> Array:
@@ -53,7 +51,7 @@ def ask_slope(twin: Twin, case: Case, name: str) -> Array | None:
     """Return the fast twin's gradient with respect to another argument than the input, or None if it has none."""
     with expected_warnings_silent():
         tensors = {each: operand.tensor() for each, operand in case.operands.items()}
-        value = twin.fast(**fast_options(case))(*(t.requires_grad_(n == name) for n, t in tensors.items()))
+        value = twin.fast(**fast_options(case.options))(*(t.requires_grad_(n == name) for n, t in tensors.items()))
         if not value.requires_grad:
             return None
         weights = torch.tensor(case.weights(tuple(value.shape)), dtype=value.dtype, device=value.device)
@@ -69,7 +67,7 @@ def ask_fast(twin: Twin, case: Case) -> Answer:
     """
     with expected_warnings_silent():
         x, *rest = (operand.tensor() for operand in case.operands.values())
-        value = twin.fast(**fast_options(case))(x.requires_grad_(), *rest)
+        value = twin.fast(**fast_options(case.options))(x.requires_grad_(), *rest)
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"a tensor was expected as the value, got {type(value).__name__}")
         if not value.requires_grad:
