@@ -11,13 +11,20 @@ from importlib.util import find_spec
 
 import torch
 
-from twinloss.fast.kernels import contract as contract
+from twinloss.fast.kernels import contract
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
+def _voxels() -> contract.VoxelKernels:
+    from twinloss.fast.kernels.gpu import voxels
+
+    return voxels
+
+
 def register(device: str) -> None:
     """Let these kernels serve a type of device."""
+    contract.VOXELS.register(device, DTYPES, _voxels)
 
 
 if find_spec("triton") is not None:
