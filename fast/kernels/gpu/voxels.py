@@ -24,6 +24,7 @@ from twinloss.fast.kernels.contract import (
     VoxelInputs,
 )
 from twinloss.fast.kernels.gpu.compiled import fraction, voxel
+from twinloss.fast.kernels.gpu.compiled.rows import SLOPES
 from twinloss.fast.kernels.gpu.launch import interpreted, launch, on_device, real_type, share
 
 _ACTIVATIONS = ("identity", "sigmoid", "softmax")
@@ -69,15 +70,21 @@ def sums(inputs: VoxelInputs, plan: Plan, ahead: bool, slopes: UpstreamSlopes | 
 
 def gradient(upstream: Tensor, inputs: VoxelInputs, plan: Plan, kept: None) -> Tensor:
     """Return dL/dx, given dL/d(statistics), (ROWS, B, C)."""
-    return _gradient(upstream.contiguous(), None, inputs.x, _call(inputs, plan, inputs.matrix))
+    call = _call(inputs, plan, inputs.matrix)
+    slopes = _slopes(call)
+    launch(
+        fraction.prepare, slopes.shape[1:2], upstream.contiguous(), slopes, SQUARED=plan.overlap == "squared",
+        **_classes(slopes.shape[2]),
+    )  # fmt: skip
+    return _gradient(slopes, None, inputs.x, call)
 
 
 def loss(inputs: VoxelInputs, asked: FractionPlan, ahead: bool) -> tuple[Tensor, Tensor]:
-    """Return a scalar loss, and its slopes in the statistics."""
+    """Return a scalar loss, and the slopes for its gradient."""
     call, terms = _call(inputs, asked.plan, _matrix(asked, inputs.x)), asked.terms
     parts = _parts(call)
     items, classes = call.x.shape[:2]
-    slopes = parts.new_empty((len(ROWS), items, classes))
+    slopes = _slopes(call)
     value = torch.empty((), dtype=asked.dtype, device=call.x.device)
     ((overlap, in_overlap),) = terms.overlap
     (errors, in_errors), *others = terms.errors
@@ -130,7 +137,7 @@ def _call(inputs: VoxelInputs, plan: Plan, matrix: Tensor | None) -> _Call:
         mask = mask.view(torch.uint8)
     items, classes, voxels = x.shape
     padded = min(_power_of_two(classes), _HELD)
-    block = 1024 if interpreted() else 32 * _WARPS * max(min(16 // x.element_size(), 16 // padded), 1)
+    each, block = _tile(padded, x.element_size())
     per_program = min(share(voxels * items, block, x.device), voxel.MOST_TILES * block)
     steps = x.stride(2), y.stride(2), 1 if mask is None else mask.stride(2)
     of_mask = 0 if mask is None or mask.shape[0] == 1 else mask.stride(0)
@@ -139,7 +146,7 @@ def _call(inputs: VoxelInputs, plan: Plan, matrix: Tensor | None) -> _Call:
         "BLOCK": block, "REAL": real_type(x.dtype), "LABELS": plan.labels, "IGNORE": _ignore(plan, y.dtype),
         "ACTIVATION": _ACTIVATIONS.index(plan.activation), "OVERLAP": _OVERLAPS.index(plan.overlap),
         "SURPRISAL": _SURPRISALS.index(plan.surprisal),
-        "FOCUS": int(plan.gamma) if plan.gamma in (0, 1, 2) else 3,
+        "FOCUS": int(plan.gamma) if plan.gamma in (0, 1, 2) else 3, "EACH": each,
     }  # fmt: skip
     grid = -(-voxels // per_program), items, -(-classes // padded)
     rows = [VOLUME]
@@ -150,6 +157,17 @@ def _call(inputs: VoxelInputs, plan: Plan, matrix: Tensor | None) -> _Call:
         x, (x, y, mask, matrix), (voxels, per_program), plan.gamma,
         (x.stride(0), x.stride(1), y.stride(0), y.stride(1), of_mask), grid, constants, sum(1 << row for row in rows),
     )  # fmt: skip
+
+
+def _tile(classes: int, size: int) -> tuple[int, int]:
+    """Return how many voxels a thread loads at once, and how many a program takes at once, for numbers of some bytes.
+
+    Up to 16 classes, all classes of a voxel lie in one thread, where sums over them cost least.
+    """
+    each = max(min(16 // size, 16 // classes), 1) if classes <= 16 else 4
+    if interpreted():
+        return each, 1024
+    return each, 32 * _WARPS * each if classes <= 16 else 64
 
 
 def _ignore(plan: Plan, dtype: torch.dtype) -> int | float | None:
@@ -184,8 +202,14 @@ def _added(call: _Call, parts: Tensor) -> Tensor:
     return added
 
 
+def _slopes(call: _Call) -> Tensor:
+    """Return memory for the slopes of `compiled/rows.py`, (SLOPES, B, C)."""
+    real = torch.float64 if call.x.dtype == torch.float64 else torch.float32
+    return torch.empty((SLOPES, *call.x.shape[:2]), dtype=real, device=call.x.device)
+
+
 def _gradient(slopes: Tensor, factor: Tensor | None, x: Tensor, call: _Call) -> Tensor:
-    """Return dL/dx times a factor, given dL/d(statistics), in the memory layout of x."""
+    """Return dL/dx times a factor, in the memory layout of x."""
     made = torch.empty_like(call.x)
     launch(
         voxel.slopes, call.grid, *call.tensors, slopes, factor, made, *call.shape, call.gamma, *call.strides,

@@ -5,12 +5,29 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from twinloss.fast.kernels import statistic_rows
 from twinloss.fast.kernels.gpu.compiled.elementary import store
+from twinloss.fast.kernels.gpu.compiled.rows import (
+    DISTANCE,
+    FN,
+    FP,
+    HITS,
+    MISSES,
+    NEARNESS,
+    OF_DISTANCE,
+    OF_FP,
+    OF_HIT,
+    OF_HITS,
+    OF_MISSES,
+    OF_TP,
+    ROWS,
+    STRETCH,
+    TP,
+    TP_LESS_FN,
+)
 
-ROWS = tl.constexpr(len(statistic_rows.ROWS))
-TP, FN, VOLUME = (tl.constexpr(row) for row in (statistic_rows.TP, statistic_rows.FN, statistic_rows.VOLUME))
-TP_LESS_FN = tl.constexpr(statistic_rows.TP_LESS_FN)
+INFINITY = tl.constexpr(float("inf"))
+# Slopes up to this size stay finite in float32 when a few of them are added.
+LARGE = tl.constexpr(2.0**110)
 
 
 @triton.jit
@@ -46,6 +63,52 @@ def add(
 
 
 @triton.jit
+def _larger(size, slope):
+    """Return the larger of `size` and of the largest finite slope."""
+    slope = tl.abs(slope)
+    return tl.maximum(size, tl.max(tl.where(slope < INFINITY, slope, 0.0), 0))
+
+
+@triton.jit
+def _put(slopes_ptr, row, there, tp, fp, hit, hits, misses, far):
+    """Write the slopes of an item, (SLOPES, B, C), in the type of the pointer; `row` is the distance between rows.
+
+    If a class is almost absent, and there is no smoothing, they may overflow float32, but the gradient does not.
+    """
+    stretch = tl.full((), 1.0, tl.float64)
+    if slopes_ptr.dtype.element_ty != tl.float64:
+        size = _larger(_larger(_larger(stretch, tp), fp), hit)
+        size = _larger(_larger(_larger(size, hits), misses), far)
+        stretch = tl.maximum(size / LARGE, 1.0)
+    store(slopes_ptr + OF_TP * row, tp / stretch, there)
+    store(slopes_ptr + OF_FP * row, fp / stretch, there)
+    store(slopes_ptr + OF_HIT * row, hit / stretch, there)
+    store(slopes_ptr + OF_HITS * row, hits / stretch, there)
+    store(slopes_ptr + OF_MISSES * row, misses / stretch, there)
+    store(slopes_ptr + OF_DISTANCE * row, far / stretch, there)
+    store(slopes_ptr + STRETCH * row, stretch + 0.0 * tp, there)
+
+
+@triton.jit
+def prepare(
+    upstream_ptr, slopes_ptr, SQUARED: tl.constexpr, CLASSES: tl.constexpr, PADDED: tl.constexpr, TOGETHER: tl.constexpr
+):
+    """Write the slopes that the gradient takes, given dL/d(statistics), (ROWS, B, C) float64. Grid: items."""
+    c = tl.arange(0, PADDED)
+    there = c < CLASSES
+    row = tl.num_programs(0).to(tl.int64) * CLASSES
+    at = tl.program_id(0).to(tl.int64) * CLASSES + c
+    upstream_ptr += at
+    tp, fp = tl.load(upstream_ptr + TP * row, there, 0.0), tl.load(upstream_ptr + FP * row, there, 0.0)
+    fn, lost = tl.load(upstream_ptr + FN * row, there, 0.0), tl.load(upstream_ptr + TP_LESS_FN * row, there, 0.0)
+    hits, misses = tl.load(upstream_ptr + HITS * row, there, 0.0), tl.load(upstream_ptr + MISSES * row, there, 0.0)
+    far, near = tl.load(upstream_ptr + DISTANCE * row, there, 0.0), tl.load(upstream_ptr + NEARNESS * row, there, 0.0)
+    hit = tp - (2.0 if SQUARED else 1.0) * fn
+    hit += tl.where(tl.abs(lost) < INFINITY, lost, 0.0)  # it is not finite where a slope is infinite
+    _put(slopes_ptr + at, row, there, tp, fp, hit, hits, misses, far - near)
+
+
+@triton.jit
 def _weights(weights_ptr, rows, group, c, first, CLASSES: tl.constexpr):
     """Return the weights of a group, given those of the included classes, (rows, C'), where rows may be 1."""
     at = tl.minimum(group, rows - 1) * (CLASSES - first) + c - first
@@ -60,10 +123,10 @@ def fraction(
     COMPLEMENTARY: tl.constexpr, MEAN: tl.constexpr, CLASSES: tl.constexpr, PADDED: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):  # fmt: skip
-    """Write the mean or the sum of the fraction, and its slopes in the statistics, (ROWS, B, C) float64.
+    """Write the mean or the sum of the fraction, and the slopes that its gradient takes.
 
-    The parts are as for `add`. OVERLAP, ERRORS and OTHERS are rows: the overlap, the errors, and further errors or
-    None; each has a factor. The class weights of overlap and errors are (1 or B, C') float64, or None.
+    The parts are as for `add`. OVERLAP, ERRORS and OTHERS are rows: TP, FP and FN; or the nearness, the distance and
+    None. Each has a factor. The class weights of overlap and errors are (1 or B, C') float64, or None.
     """
     a, b = tl.full((), in_overlap, tl.float64), tl.full((), in_errors, tl.float64)
     further = tl.full((), in_others, tl.float64)
@@ -101,20 +164,15 @@ def fraction(
         total += tl.sum(tl.where(counted, loss, 0.0), 0)
 
         for item in range(group * together, (group + 1) * together):
-            of_item = slopes_ptr + tl.full((), CLASSES, tl.int64) * item + c
-            tl.store(of_item + ERRORS * row, tl.where(included, w_errors * (b * of_errors), 0.0), there)
-            if OVERLAP != TP:
-                tl.store(of_item + OVERLAP * row, tl.where(included, w_overlap * (a * of_overlap), 0.0), there)
+            # The slopes in TP and FN may cancel, so that their difference is a formula of its own.
+            d = further if COMPLEMENTARY else 2.0 * further
+            both = -by_denominator * ((a * (errors + delta) + d * overlap + (d - a) * nu) / denominator)
+            tp, fp, hit, far = zero, zero, zero, zero
+            if OVERLAP == TP:
+                tp = tl.where(included, w_overlap * (a * of_overlap), 0.0)
+                fp = tl.where(included, w_errors * (b * of_errors), 0.0)
+                hit = tl.where(included, w_overlap * both, 0.0)
             else:
-                # The slopes in TP and FN may cancel. `statistic_rows.py` says where their difference stands.
-                d = further if COMPLEMENTARY else 2.0 * further
-                both = -by_denominator * ((a * (errors + delta) + d * overlap + (d - a) * nu) / denominator)
-                of_tp, of_fn, lost = w_overlap * both, zero, zero
-                if not COMPLEMENTARY:
-                    lost = of_tp
-                    of_tp, of_fn = w_overlap * (a * of_overlap), w_errors * (further * of_errors)
-                    lost -= of_tp - 2.0 * of_fn
-                tl.store(of_item + TP * row, tl.where(included, of_tp, 0.0), there)
-                tl.store(of_item + FN * row, tl.where(included, of_fn, 0.0), there)
-                tl.store(of_item + TP_LESS_FN * row, tl.where(included, lost, 0.0), there)
+                far = tl.where(included, w_errors * (b * of_errors) - w_overlap * (a * of_overlap), 0.0)
+            _put(slopes_ptr + tl.full((), CLASSES, tl.int64) * item + c, row, there, tp, fp, hit, zero, zero, far)
     store(loss_ptr, total / count if MEAN else total)

@@ -9,8 +9,25 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from twinloss.fast.kernels import statistic_rows
 from twinloss.fast.kernels.gpu.compiled.elementary import store
+from twinloss.fast.kernels.gpu.compiled.rows import (
+    DISTANCE,
+    FN,
+    FP,
+    HITS,
+    MISSES,
+    NEARNESS,
+    OF_DISTANCE,
+    OF_FP,
+    OF_HIT,
+    OF_HITS,
+    OF_MISSES,
+    OF_TP,
+    ROWS,
+    STRETCH,
+    TP,
+    VOLUME,
+)
 from twinloss.fast.kernels.gpu.compiled.voxel_tile import (
     ALL,
     EXCLUDED,
@@ -32,16 +49,6 @@ from twinloss.fast.kernels.gpu.compiled.voxel_tile import (
     weighed,
 )
 
-ROWS = tl.constexpr(len(statistic_rows.ROWS))
-TP, FP, FN = (tl.constexpr(row) for row in (statistic_rows.TP, statistic_rows.FP, statistic_rows.FN))
-HITS, MISSES = tl.constexpr(statistic_rows.HITS), tl.constexpr(statistic_rows.MISSES)
-VOLUME, TP_LESS_FN = tl.constexpr(statistic_rows.VOLUME), tl.constexpr(statistic_rows.TP_LESS_FN)
-DISTANCE, NEARNESS = tl.constexpr(statistic_rows.DISTANCE), tl.constexpr(statistic_rows.NEARNESS)
-
-INFINITY = tl.constexpr(float("inf"))
-# Slopes up to this size stay finite in float32 when a few of them are added.
-LARGE = tl.constexpr(2.0**110)
-
 # A count of voxels takes 8 bits of an int32. A program adds at most as many tiles, so that it fits.
 MOST_TILES = 64
 
@@ -55,7 +62,7 @@ def _distances(matrix_ptr, y, c, CLASSES: tl.constexpr, REAL: tl.constexpr):
 
 @triton.jit
 def _put(part_ptr, row: tl.constexpr, values, c, CLASSES: tl.constexpr):
-    tl.store(part_ptr + row * CLASSES + c, tl.sum(values.to(tl.float64), 1), c < CLASSES)
+    tl.store(part_ptr + row * CLASSES + c, tl.sum(values, 1).to(tl.float64), c < CLASSES)
 
 
 @triton.jit
@@ -65,7 +72,7 @@ def sums(
     x_step: tl.constexpr, y_step: tl.constexpr, mask_step: tl.constexpr,
     CLASSES: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, REAL: tl.constexpr,
     LABELS: tl.constexpr, IGNORE: tl.constexpr, ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr,
-    SURPRISAL: tl.constexpr, FOCUS: tl.constexpr,
+    SURPRISAL: tl.constexpr, FOCUS: tl.constexpr, EACH: tl.constexpr,
 ):  # fmt: skip
     """Write the statistics of a chunk of voxels to its place in `part`, (B, chunks, ROWS, C) float64.
 
@@ -108,10 +115,11 @@ def sums(
         both = there[:, None] & inside[None, :]
         y, weight = read_voxels(y_ptr, mask_ptr, k, inside, channel, y_step, mask_step, CLASSES, LABELS, IGNORE, REAL)
         g, own = read_target(y_ptr, y_row[:, None] + (k * y_step)[None, :], both, y, c, LABELS, REAL)
-        x = read_logits(x_ptr, x_row[:, None] + (k * x_step)[None, :], both, y, REAL)
+        offsets = tl.max_contiguous(x_row[:, None] + (k * x_step)[None, :], [1, EACH])
+        x = read_logits(x_ptr, offsets, both, y, REAL)
         if ACTIVATION == SOFTMAX:
             x = tl.where(there[:, None], x, LOWEST)
-            p, q, surprisal, largest = softmax(x, y, c)
+            p, q, surprisal, _ = softmax(x, y, c)
         elif ACTIVATION == SIGMOID:
             p, q, surprisal, against = sigmoid(x, y)
         else:
@@ -164,72 +172,15 @@ def sums(
 
 
 @triton.jit
-def _times(factor, slope):
-    """Return the product, or 0 if the slope is 0, even if the factor is infinite: it is no part of the loss."""
-    return tl.where(slope == 0, 0.0, factor * slope)
-
-
-@triton.jit
-def _larger(size, slope):
-    """Return the larger of `size` and of the largest finite slope."""
-    slope = tl.abs(slope)
-    return tl.maximum(size, tl.max(tl.where(slope < INFINITY, slope, 0.0), 0))
-
-
-@triton.jit
-def slopes_of_classes(
-    slopes_ptr, factor_ptr, item, c, CLASSES: tl.constexpr, REAL: tl.constexpr,
-    OVERLAP: tl.constexpr, SURPRISAL: tl.constexpr, DISTANT: tl.constexpr,
-):  # fmt: skip
-    """Return the slopes of each class, and the number by which to multiply the gradient.
-
-    The slopes are those in TP, in FP, in TP less FN (less twice FN for squared overlaps), in the hits, in the misses,
-    and in the distance; the nearness falls as the distance grows. If a class is almost absent, and there is no
-    smoothing, they may overflow float32, but the gradient does not. So they are divided by the number that is returned.
-    """
-    factor = tl.full((), 1.0, tl.float64)
-    if factor_ptr is not None:
-        factor = tl.load(factor_ptr)
-        if factor.dtype != tl.float64:
-            factor = factor.to(tl.float32)
-        factor = factor.to(tl.float64)
-    there = c < CLASSES
-    row = tl.num_programs(1) * CLASSES
-    slopes_ptr += item * CLASSES + c
-    zero = tl.zeros(c.shape, tl.float64)
-    tp, fp, hit, hits, misses, far = zero, zero, zero, zero, zero, zero
-    if OVERLAP != NONE:
-        tp, fp = tl.load(slopes_ptr + TP * row, there, 0.0), tl.load(slopes_ptr + FP * row, there, 0.0)
-        fn, lost = tl.load(slopes_ptr + FN * row, there, 0.0), tl.load(slopes_ptr + TP_LESS_FN * row, there, 0.0)
-        hit = tp - (2.0 if OVERLAP == SQUARED else 1.0) * fn
-        hit += tl.where(tl.abs(lost) < INFINITY, lost, 0.0)  # it is not finite where a slope is infinite
-        tp, fp, hit = _times(factor, tp), _times(factor, fp), _times(factor, hit)
-    if SURPRISAL != NONE:
-        hits = _times(factor, tl.load(slopes_ptr + HITS * row, there, 0.0))
-        misses = _times(factor, tl.load(slopes_ptr + MISSES * row, there, 0.0))
-    if DISTANT:
-        far = _times(factor, tl.load(slopes_ptr + DISTANCE * row, there, 0.0))
-        far -= _times(factor, tl.load(slopes_ptr + NEARNESS * row, there, 0.0))
-    stretch = tl.full((), 1.0, tl.float64)
-    if REAL != tl.float64:
-        size = _larger(_larger(_larger(0.0, tp), fp), hit)
-        size = _larger(_larger(_larger(size, hits), misses), far)
-        stretch = tl.maximum(size / LARGE, 1.0)
-        tp, fp, hit, hits = tp / stretch, fp / stretch, hit / stretch, hits / stretch
-        misses, far = misses / stretch, far / stretch
-    return tp.to(REAL), fp.to(REAL), hit.to(REAL), hits.to(REAL), misses.to(REAL), far.to(REAL), stretch.to(REAL)
-
-
-@triton.jit
 def slopes(
     x_ptr, y_ptr, mask_ptr, matrix_ptr, slopes_ptr, factor_ptr, out_ptr, N, per_program, gamma: tl.float64,
     x_item, x_class, y_item, y_class, mask_item, out_item, out_class,
     x_step: tl.constexpr, y_step: tl.constexpr, mask_step: tl.constexpr, out_step: tl.constexpr,
     CLASSES: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, REAL: tl.constexpr,
     LABELS: tl.constexpr, IGNORE: tl.constexpr, ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr,
-    SURPRISAL: tl.constexpr, FOCUS: tl.constexpr,
+    SURPRISAL: tl.constexpr, FOCUS: tl.constexpr, EACH: tl.constexpr,
 ):  # fmt: skip
-    """Write dL/dx of a chunk of voxels, given dL/d(statistics), (ROWS, B, C) float64, and a factor or None."""
+    """Write dL/dx of a chunk of voxels, times a factor unless it is None, given the slopes of `slopes.py`."""
     MASKED: tl.constexpr = mask_ptr is not None
     DISTANT: tl.constexpr = matrix_ptr is not None
     OWN: tl.constexpr = ACTIVATION == SOFTMAX and LABELS and SURPRISAL != ALL
@@ -247,12 +198,23 @@ def slopes(
     channel = 0
     if IGNORE is not None and not LABELS and CLASSES > 1:
         channel = IGNORE * y_class
-    tp, fp, hit, hits, misses, far, stretch = slopes_of_classes(
-        slopes_ptr, factor_ptr, item, c, CLASSES, REAL, OVERLAP, SURPRISAL, DISTANT
-    )
-    tp, fp, hit, hits, misses, far = (
-        tp[:, None], fp[:, None], hit[:, None], hits[:, None], misses[:, None], far[:, None]
-    )  # fmt: skip
+    at = item * CLASSES + c
+    row = tl.num_programs(1) * CLASSES
+    stretch = tl.load(slopes_ptr + STRETCH * row + item * CLASSES)
+    if OVERLAP != NONE:
+        fp = tl.load(slopes_ptr + OF_FP * row + at, there, 0.0)[:, None]
+        hit = tl.load(slopes_ptr + OF_HIT * row + at, there, 0.0)[:, None]
+        tp = hit
+        if OVERLAP == SQUARED:
+            tp = tl.load(slopes_ptr + OF_TP * row + at, there, 0.0)[:, None]
+    if SURPRISAL != NONE:
+        hits = tl.load(slopes_ptr + OF_HITS * row + at, there, 0.0)[:, None]
+        misses = tl.load(slopes_ptr + OF_MISSES * row + at, there, 0.0)[:, None]
+    if DISTANT:
+        far = tl.load(slopes_ptr + OF_DISTANCE * row + at, there, 0.0)[:, None]
+    factor = tl.full((), 1.0, REAL)
+    if factor_ptr is not None:
+        factor = tl.load(factor_ptr).to(REAL)
 
     for at in range(0, tl.minimum(N - start, per_program).to(tl.int32), BLOCK):
         k = at + tl.arange(0, BLOCK)
@@ -260,7 +222,8 @@ def slopes(
         both = there[:, None] & inside[None, :]
         y, weight = read_voxels(y_ptr, mask_ptr, k, inside, channel, y_step, mask_step, CLASSES, LABELS, IGNORE, REAL)
         g, own = read_target(y_ptr, y_row[:, None] + (k * y_step)[None, :], both, y, c, LABELS, REAL)
-        x = read_logits(x_ptr, x_row[:, None] + (k * x_step)[None, :], both, y, REAL)
+        offsets = tl.max_contiguous(x_row[:, None] + (k * x_step)[None, :], [1, EACH])
+        x = read_logits(x_ptr, offsets, both, y, REAL)
         if ACTIVATION == SOFTMAX:
             x = tl.where(there[:, None], x, LOWEST)
             p, q, surprisal, largest = softmax(x, y, c)
@@ -280,7 +243,7 @@ def slopes(
                 m = _distances(matrix_ptr, y, c, CLASSES, REAL)
                 h += m * weighed(weight, tl.sum(tl.where(own, far, 0.0), 0))[None, :]
             if ACTIVATION == SOFTMAX:
-                # Relative to the slope of the largest class, the sum holds small p alone, and nothing cancels as p -> 1.
+                # Relative to the slope of the largest class, the sum has small p only: nothing cancels as p -> 1.
                 of_largest = tl.sum(tl.where(largest, h, 0.0), 0)[None, :]
                 d = tl.where(largest | (c >= CLASSES)[:, None], 0.0, h - of_largest)
                 out = p * (d - tl.sum(p * d, 0)[None, :])
@@ -305,6 +268,7 @@ def slopes(
             up = g * hits * focused_slope(surprisal, p, q, gamma, FOCUS) * q
             down = (1.0 - g) * misses * focused_slope(against, q, p, gamma, FOCUS) * p
             out += weighed(w, up - down)
-        # Not a product: the slope of an empty denominator is infinite.
-        out = tl.where((y == EXCLUDED)[None, :], 0.0, out * stretch)
-        store(out_ptr + out_row[:, None] + (k * out_step)[None, :], out, both)
+        # Not a product: the slope of an empty denominator is infinite, and so may be the slope of a scaled loss.
+        out = tl.where((y == EXCLUDED)[None, :] | (out == 0), 0.0, out * stretch * factor)
+        offsets = tl.max_contiguous(out_row[:, None] + (k * out_step)[None, :], [1, EACH])
+        store(out_ptr + offsets, out, both)

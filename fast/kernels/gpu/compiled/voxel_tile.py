@@ -102,7 +102,7 @@ def sigmoid(x, y):
 
 @triton.jit
 def softmax(x, y, c):
-    """Return p and q = 1 - p, where p = 0 in excluded voxels, the surprisals -log p, and the class of the largest logit.
+    """Return p and q = 1 - p, where p = 0 in excluded voxels, the surprisals -log p, and which class is the largest.
 
     q of the largest class is the sum of the other exponentials, and the surprisal is log(1 + that sum) + (largest - x),
     so that nothing cancels. Classes beyond the last one have the logit -inf.
