@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,10 +19,12 @@ from twinloss.fast.kernels.contract import (
     ROWS,
     TP,
     VOLUME,
+    ClassWeights,
     FractionPlan,
     Plan,
     UpstreamSlopes,
     VoxelInputs,
+    unweighted,
 )
 from twinloss.fast.kernels.gpu.compiled import fraction, voxel
 from twinloss.fast.kernels.gpu.compiled.rows import SLOPES
@@ -34,6 +37,8 @@ _SURPRISALS = ("none", "target", "all")
 # The largest number of classes that a program holds in registers.
 _HELD = 32
 _WARPS = 4
+# The fields of `ClassWeights`, as the kernel names them.
+_KIND = ("POWER", "OFFSET", "NORMALIZED", "FOREGROUND")
 # Rows and classes that a program adds up.
 _COLUMNS = 32
 
@@ -81,21 +86,28 @@ def gradient(upstream: Tensor, inputs: VoxelInputs, plan: Plan, kept: None) -> T
 
 def loss(inputs: VoxelInputs, asked: FractionPlan, ahead: bool) -> tuple[Tensor, Tensor]:
     """Return a scalar loss, and the slopes for its gradient."""
-    call, terms = _call(inputs, asked.plan, _matrix(asked, inputs.x)), asked.terms
+    call, terms, weigh = _call(inputs, asked.plan, _matrix(asked, inputs.x)), asked.terms, asked.weigh
     parts = _parts(call)
-    items, classes = call.x.shape[:2]
+    declared, weights = weigh if isinstance(weigh, ClassWeights) else None, (None, None)
+    if declared is None and weigh is not unweighted:
+        stack = _added(call, parts)
+        parts = stack.movedim(1, 0).unsqueeze(1).contiguous()
+        volumes = stack[VOLUME, :, terms.first :]
+        given = weigh(volumes.sum(0, keepdim=True) if terms.batch else volumes)
+        weights = given[0].contiguous(), given[-1].contiguous()
     slopes = _slopes(call)
     value = torch.empty((), dtype=asked.dtype, device=call.x.device)
     ((overlap, in_overlap),) = terms.overlap
     (errors, in_errors), *others = terms.errors
     other, in_others = others[0] if others else (None, 0.0)
-    weights: tuple[Tensor, ...] = ()
+    kind = (None, 0, False, False) if declared is None else astuple(declared)
     launch(
-        fraction.fraction, (1,), parts, *_two(weights), slopes, value, items, parts.shape[1],
-        *(1 if w is None else w.shape[0] for w in _two(weights)),
+        fraction.fraction, (1,), parts, *weights, slopes, value, len(call.x), parts.shape[1],
+        *(1 if w is None else len(w) for w in weights),
         in_overlap, in_errors, in_others, terms.smooth_nr, terms.smooth_dr,
         OVERLAP=overlap, ERRORS=errors, OTHERS=other, FIRST=terms.first, BATCH=terms.batch,
-        COMPLEMENTARY=terms.complementary, MEAN=asked.mean, **_classes(classes),
+        COMPLEMENTARY=terms.complementary, MEAN=asked.mean,
+        **dict(zip(_KIND, kind, strict=True)), **_classes(call.x.shape[1]),
     )  # fmt: skip
     return value, slopes
 
@@ -108,10 +120,6 @@ def loss_gradient(upstream: Tensor, inputs: VoxelInputs, asked: FractionPlan, ke
 
 def _matrix(asked: FractionPlan, x: Tensor) -> Tensor | None:
     return None if asked.distances is None else on_device(np.array(asked.distances), x.device)
-
-
-def _two(weights: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None]:
-    return (weights[0].contiguous(), weights[-1].contiguous()) if weights else (None, None)
 
 
 def _classes(classes: int) -> dict[str, int]:

@@ -23,6 +23,7 @@ from twinloss.fast.kernels.gpu.compiled.rows import (
     STRETCH,
     TP,
     TP_LESS_FN,
+    VOLUME,
 )
 
 INFINITY = tl.constexpr(float("inf"))
@@ -116,22 +117,41 @@ def _weights(weights_ptr, rows, group, c, first, CLASSES: tl.constexpr):
 
 
 @triton.jit
+def _weights_of(volume, included, POWER: tl.constexpr, OFFSET: tl.constexpr, NORMALIZED: tl.constexpr):
+    """Return the weights that `ClassWeights` of the contract defines."""
+    base = volume + OFFSET
+    weight = tl.zeros_like(volume) + 1.0
+    if POWER == 1:
+        weight = 1.0 / base
+    elif POWER == 2:
+        weight = 1.0 / (base * base)
+    present = included & (tl.abs(weight) < INFINITY)
+    weight = tl.where(present, weight, tl.max(tl.where(present, weight, 0.0), 0))
+    if NORMALIZED:
+        total = tl.sum(tl.where(included, weight, 0.0), 0)
+        weight = tl.where(total > 0, weight / total, 0.0)
+    return weight
+
+
+@triton.jit
 def fraction(
     part_ptr, w_overlap_ptr, w_errors_ptr, slopes_ptr, loss_ptr, items, chunks, rows_overlap, rows_errors,
     in_overlap: tl.float64, in_errors: tl.float64, in_others: tl.float64, nu: tl.float64, delta: tl.float64,
     OVERLAP: tl.constexpr, ERRORS: tl.constexpr, OTHERS: tl.constexpr, FIRST: tl.constexpr, BATCH: tl.constexpr,
-    COMPLEMENTARY: tl.constexpr, MEAN: tl.constexpr, CLASSES: tl.constexpr, PADDED: tl.constexpr,
+    COMPLEMENTARY: tl.constexpr, MEAN: tl.constexpr, POWER: tl.constexpr, OFFSET: tl.constexpr,
+    NORMALIZED: tl.constexpr, FOREGROUND: tl.constexpr, CLASSES: tl.constexpr, PADDED: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):  # fmt: skip
     """Write the mean or the sum of the fraction, and the slopes that its gradient takes.
 
     The parts are as for `add`. OVERLAP, ERRORS and OTHERS are rows: TP, FP and FN; or the nearness, the distance and
-    None. Each has a factor. The class weights of overlap and errors are (1 or B, C') float64, or None.
+    None. Each has a factor. The class weights of overlap and errors, (1 or B, C') float64, may be None. If POWER
+    is not None, they are those of `ClassWeights` of the contract.
     """
     a, b = tl.full((), in_overlap, tl.float64), tl.full((), in_errors, tl.float64)
     further = tl.full((), in_others, tl.float64)
     nu, delta = tl.full((), nu, tl.float64), tl.full((), delta, tl.float64)
-    POOLED: tl.constexpr = w_overlap_ptr is not None
+    POOLED: tl.constexpr = w_overlap_ptr is not None or POWER is not None
     c = tl.arange(0, PADDED)
     there, included = c < CLASSES, (c >= FIRST) & (c < CLASSES)
     groups, together = (1, items) if BATCH else (items, 1)
@@ -142,16 +162,22 @@ def fraction(
     zero = tl.zeros((PADDED,), tl.float64)
     total = tl.full((), 0.0, tl.float64)
     for group in range(0, groups):
-        overlap, errors = zero, zero
+        overlap, errors, volume = zero, zero, zero
         for item in range(group * together, (group + 1) * together):
             overlap += a * _summed(part_ptr + item * step, OVERLAP, chunks, c, CLASSES, TOGETHER)
             errors += b * _summed(part_ptr + item * step, ERRORS, chunks, c, CLASSES, TOGETHER)
             if OTHERS is not None:
                 errors += further * _summed(part_ptr + item * step, OTHERS, chunks, c, CLASSES, TOGETHER)
+            if POWER is not None:
+                volume += _summed(part_ptr + item * step, VOLUME, chunks, c, CLASSES, TOGETHER)
         w_overlap, w_errors = zero + 1.0, zero + 1.0
-        if POOLED:
+        if POWER is not None:
+            w_errors = _weights_of(volume, included, POWER, OFFSET, NORMALIZED)
+            w_overlap = tl.where(c == 0, 0.0, w_errors) if FOREGROUND else w_errors
+        elif POOLED:
             w_overlap = _weights(w_overlap_ptr, rows_overlap, group, c, FIRST, CLASSES)
             w_errors = _weights(w_errors_ptr, rows_errors, group, c, FIRST, CLASSES)
+        if POOLED:
             overlap = tl.sum(tl.where(included, w_overlap * overlap, 0.0), 0) + zero
             errors = tl.sum(tl.where(included, w_errors * errors, 0.0), 0) + zero
         denominator = overlap + errors + delta
