@@ -44,7 +44,7 @@ def fast_options(case: Case) -> dict[str, Any]:
 def widened(tensor: torch.Tensor) -> Array:
     """Convert a tensor to an array; half precision becomes float32, as NumPy has no bfloat16."""
     half = tensor.dtype in (torch.float16, torch.bfloat16)
-    made: Array = (tensor.float() if half else tensor).detach().numpy()
+    made: Array = (tensor.float() if half else tensor).detach().cpu().numpy()
     return made
 
 
@@ -55,7 +55,7 @@ def ask_slope(twin: Twin, case: Case, name: str) -> Array | None:
         value = twin.fast(**fast_options(case))(*(t.requires_grad_(n == name) for n, t in tensors.items()))
         if not value.requires_grad:
             return None
-        weights = torch.tensor(case.weights(tuple(value.shape)), dtype=value.dtype)
+        weights = torch.tensor(case.weights(tuple(value.shape)), dtype=value.dtype, device=value.device)
         (gradient,) = torch.autograd.grad(value, tensors[name], weights, allow_unused=True)
     return None if gradient is None else widened(gradient)
 
@@ -73,7 +73,7 @@ def ask_fast(twin: Twin, case: Case) -> Answer:
             raise TypeError(f"a tensor was expected as the value, got {type(value).__name__}")
         if not value.requires_grad:
             raise TypeError("the value has no gradient: it was detached, or computed on a copy of the input's numbers")
-        weights = torch.tensor(case.weights(tuple(value.shape)), dtype=value.dtype)
+        weights = torch.tensor(case.weights(tuple(value.shape)), dtype=value.dtype, device=value.device)
         (gradient,) = torch.autograd.grad(value, x, weights)
     if value.dtype not in [getattr(torch, dtype) for dtype in twin.results(case)] or gradient.dtype != x.dtype:
         raise TypeError(f"for an input of {x.dtype}, the value is {value.dtype} and the gradient {gradient.dtype}")

@@ -138,7 +138,7 @@ def _symmetric(twin: Twin, case: Case) -> Iterator[Claim]:
     swapped = _swapped(case)
     pred, target = (operand.tensor().requires_grad_() for operand in swapped.operands.values())
     value = twin.fast(**fast_options(swapped))(pred, target)
-    weights = torch.tensor(swapped.weights(tuple(value.shape)), dtype=value.dtype)
+    weights = torch.tensor(swapped.weights(tuple(value.shape)), dtype=value.dtype, device=value.device)
     (gradient,) = torch.autograd.grad(value, target, weights)
     here = ask_fast(twin, case)
     yield Claim("value", widened(value), here.value, case)

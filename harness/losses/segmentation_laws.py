@@ -16,7 +16,7 @@ from twinloss.harness.drawing.segmentation_options import (
     PER_CLASS,
     has_labels,
 )
-from twinloss.harness.judging.answers import ask_fast
+from twinloss.harness.judging.answers import ask_fast, widened
 from twinloss.harness.judging.law_check import both
 from twinloss.harness.losses.general_laws import (
     BOUNDED,
@@ -163,12 +163,13 @@ def _focal_is_cross_entropy(twin: Twin, case: Case) -> Iterator[Claim]:
     x, labels = (operand.tensor() for operand in case.operands.values())
     x = x.double().requires_grad_()
     want = torch.nn.functional.cross_entropy(x, labels[:, 0].long()) / x.shape[1]
-    weights = torch.tensor(case.weights(()), dtype=torch.float64)
+    weights = torch.tensor(case.weights(()), dtype=torch.float64, device=x.device)
     (gradient,) = torch.autograd.grad(want, x, weights)
     got = ask_fast(twin, case)
     # torch subtracts terms of size 1: x - log(sum of exp), and p - g divided by the number of voxels.
-    yield Claim("value", got.value, want.detach().numpy(), case, scale=1.0 + want.item())
-    yield Claim("gradient", got.gradient, gradient.numpy(), case, scale=float(weights.abs().max()) / labels.numel())
+    yield Claim("value", got.value, widened(want), case, scale=1.0 + want.item())
+    scale = float(weights.abs().max()) / labels.numel()
+    yield Claim("gradient", got.gradient, widened(gradient), case, scale=scale)
 
 
 def _wasserstein_of_equal_distances(twin: Twin, case: Case) -> Iterator[Claim]:
