@@ -26,7 +26,7 @@ from twinloss.fast.kernels.contract import (
     VoxelInputs,
     unweighted,
 )
-from twinloss.fast.kernels.gpu.compiled import fraction, voxel
+from twinloss.fast.kernels.gpu.compiled import fraction, voxel, voxel_many
 from twinloss.fast.kernels.gpu.compiled.rows import SLOPES
 from twinloss.fast.kernels.gpu.launch import interpreted, launch, on_device, real_type, share
 
@@ -36,6 +36,10 @@ _SURPRISALS = ("none", "target", "all")
 
 # The largest number of classes that a program holds in registers.
 _HELD = 32
+# With more, the number of classes that it takes at a time.
+_LOOPED = 8
+# Chunks of voxels whose parts the kernel of the fraction adds up by itself.
+_FEW_CHUNKS = 256
 _WARPS = 4
 # The fields of `ClassWeights`, as the kernel names them.
 _KIND = ("POWER", "OFFSET", "NORMALIZED", "FOREGROUND")
@@ -47,6 +51,7 @@ class _Call(NamedTuple):
     """The arguments that both passes share, see `compiled/voxel.py`.
 
     Attributes:
+        kernels: for the sums and for the gradient.
         x: (B, C, N), a view of the logits if their layout allows it.
         tensors: x, target, mask or None, and matrix or None.
         shape: N and the number of voxels of a program.
@@ -57,6 +62,7 @@ class _Call(NamedTuple):
         used: a bit for each row of the statistics that the plan includes.
     """
 
+    kernels: tuple[Any, Any]
     x: Tensor
     tensors: tuple[Tensor | None, ...]
     shape: tuple[int, int]
@@ -88,11 +94,15 @@ def loss(inputs: VoxelInputs, asked: FractionPlan, ahead: bool) -> tuple[Tensor,
     """Return a scalar loss, and the slopes for its gradient."""
     call, terms, weigh = _call(inputs, asked.plan, _matrix(asked, inputs.x)), asked.terms, asked.weigh
     parts = _parts(call)
+    items, chunks, rows, classes = parts.shape
+    steps = chunks * rows * classes, classes
     declared, weights = weigh if isinstance(weigh, ClassWeights) else None, (None, None)
-    if declared is None and weigh is not unweighted:
-        stack = _added(call, parts)
-        parts = stack.movedim(1, 0).unsqueeze(1).contiguous()
-        volumes = stack[VOLUME, :, terms.first :]
+    undeclared = declared is None and weigh is not unweighted
+    if undeclared or chunks > _FEW_CHUNKS:
+        parts = _added(call, parts)
+        chunks, steps = 1, (classes, items * classes)
+    if undeclared:
+        volumes = parts[VOLUME, :, terms.first :]
         given = weigh(volumes.sum(0, keepdim=True) if terms.batch else volumes)
         weights = given[0].contiguous(), given[-1].contiguous()
     slopes = _slopes(call)
@@ -102,12 +112,12 @@ def loss(inputs: VoxelInputs, asked: FractionPlan, ahead: bool) -> tuple[Tensor,
     other, in_others = others[0] if others else (None, 0.0)
     kind = (None, 0, False, False) if declared is None else astuple(declared)
     launch(
-        fraction.fraction, (1,), parts, *weights, slopes, value, len(call.x), parts.shape[1],
+        fraction.fraction, (1,), parts, *weights, slopes, value, items, chunks, *steps,
         *(1 if w is None else len(w) for w in weights),
         in_overlap, in_errors, in_others, terms.smooth_nr, terms.smooth_dr,
         OVERLAP=overlap, ERRORS=errors, OTHERS=other, FIRST=terms.first, BATCH=terms.batch,
         COMPLEMENTARY=terms.complementary, MEAN=asked.mean,
-        **dict(zip(_KIND, kind, strict=True)), **_classes(call.x.shape[1]),
+        **dict(zip(_KIND, kind, strict=True)), **_classes(classes),
     )  # fmt: skip
     return value, slopes
 
@@ -144,9 +154,10 @@ def _call(inputs: VoxelInputs, plan: Plan, matrix: Tensor | None) -> _Call:
     if mask is not None and mask.dtype == torch.bool:
         mask = mask.view(torch.uint8)
     items, classes, voxels = x.shape
-    padded = min(_power_of_two(classes), _HELD)
+    many = plan.activation == "softmax" and classes > _HELD
+    padded = _LOOPED if many else min(_power_of_two(classes), _HELD)
     each, block = _tile(padded, x.element_size())
-    per_program = min(share(voxels * items, block, x.device), voxel.MOST_TILES * block)
+    per_program = block if many else min(share(voxels * items, block, x.device), voxel.MOST_TILES * block)
     steps = x.stride(2), y.stride(2), 1 if mask is None else mask.stride(2)
     of_mask = 0 if mask is None or mask.shape[0] == 1 else mask.stride(0)
     constants = {
@@ -156,13 +167,14 @@ def _call(inputs: VoxelInputs, plan: Plan, matrix: Tensor | None) -> _Call:
         "SURPRISAL": _SURPRISALS.index(plan.surprisal),
         "FOCUS": int(plan.gamma) if plan.gamma in (0, 1, 2) else 3, "EACH": each,
     }  # fmt: skip
-    grid = -(-voxels // per_program), items, -(-classes // padded)
+    grid = -(-voxels // per_program), items, 1 if many else -(-classes // padded)
     rows = [VOLUME]
     rows += [TP, FP, FN] if plan.overlap != "none" else []
     rows += [HITS, MISSES] if plan.surprisal != "none" else []
     rows += [DISTANCE, NEARNESS] if matrix is not None else []
+    kernels = (voxel_many.sums_of_many, voxel_many.slopes_of_many) if many else (voxel.sums, voxel.slopes)
     return _Call(
-        x, (x, y, mask, matrix), (voxels, per_program), plan.gamma,
+        kernels, x, (x, y, mask, matrix), (voxels, per_program), plan.gamma,
         (x.stride(0), x.stride(1), y.stride(0), y.stride(1), of_mask), grid, constants, sum(1 << row for row in rows),
     )  # fmt: skip
 
@@ -192,9 +204,12 @@ def _ignore(plan: Plan, dtype: torch.dtype) -> int | float | None:
 def _parts(call: _Call) -> Tensor:
     """Return the statistics of each chunk of voxels, (B, chunks, ROWS, C); rows that are not used are undefined."""
     chunks, items, _ = call.grid
-    parts = torch.empty((items, chunks, len(ROWS), call.x.shape[1]), dtype=torch.float64, device=call.x.device)
+    real = torch.float64
+    if call.x.shape[1] > _HELD and call.x.dtype != real:  # there are many chunks
+        real = torch.float32
+    parts = torch.empty((items, chunks, len(ROWS), call.x.shape[1]), dtype=real, device=call.x.device)
     launch(
-        voxel.sums, call.grid, *call.tensors, parts, *call.shape, call.gamma, *call.strides, warps=_WARPS,
+        call.kernels[0], call.grid, *call.tensors, parts, *call.shape, call.gamma, *call.strides, warps=_WARPS,
         **call.constants,
     )  # fmt: skip
     return parts
@@ -202,10 +217,10 @@ def _parts(call: _Call) -> Tensor:
 
 def _added(call: _Call, parts: Tensor) -> Tensor:
     items, chunks, rows, classes = parts.shape
-    added = parts.new_empty((rows, items, classes))
+    added = torch.empty((rows, items, classes), dtype=torch.float64, device=parts.device)
     launch(
         fraction.add, (items, -(-rows * classes // _COLUMNS)), parts, added, chunks,
-        USED=call.used, CLASSES=classes, WIDTH=_COLUMNS, TOGETHER=1024 // _COLUMNS,
+        USED=call.used, CLASSES=classes, WIDTH=_COLUMNS, TOGETHER=4096 // _COLUMNS,
     )  # fmt: skip
     return added
 
@@ -220,7 +235,7 @@ def _gradient(slopes: Tensor, factor: Tensor | None, x: Tensor, call: _Call) -> 
     """Return dL/dx times a factor, in the memory layout of x."""
     made = torch.empty_like(call.x)
     launch(
-        voxel.slopes, call.grid, *call.tensors, slopes, factor, made, *call.shape, call.gamma, *call.strides,
+        call.kernels[1], call.grid, *call.tensors, slopes, factor, made, *call.shape, call.gamma, *call.strides,
         made.stride(0), made.stride(1), out_step=made.stride(2), warps=_WARPS, **call.constants,
     )  # fmt: skip
     return made.view(x.shape)

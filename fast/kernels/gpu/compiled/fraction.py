@@ -32,12 +32,13 @@ LARGE = tl.constexpr(2.0**110)
 
 
 @triton.jit
-def _summed(part_ptr, row, chunks, c, CLASSES: tl.constexpr, TOGETHER: tl.constexpr):
-    """Return a statistic of an item, given the part of each chunk, (chunks, ROWS, C), which are added in order."""
+def _summed(part_ptr, item, row, chunks, item_step, row_step, c, CLASSES: tl.constexpr, TOGETHER: tl.constexpr):
+    """Return a statistic of an item, given the part of each chunk of voxels, which are added in order."""
     total = tl.zeros(c.shape, tl.float64)
+    part_ptr += tl.full((), item_step, tl.int64) * item + tl.full((), row_step, tl.int64) * row
     for first in range(0, chunks, TOGETHER):
         k = first + tl.arange(0, TOGETHER)
-        at = (k.to(tl.int64)[:, None] * ROWS + row) * CLASSES + c[None, :]
+        at = k.to(tl.int64)[:, None] * (ROWS * CLASSES) + c[None, :]
         total += tl.sum(tl.load(part_ptr + at, (k < chunks)[:, None] & (c < CLASSES)[None, :], 0.0).to(tl.float64), 0)
     return total
 
@@ -135,7 +136,8 @@ def _weights_of(volume, included, POWER: tl.constexpr, OFFSET: tl.constexpr, NOR
 
 @triton.jit
 def fraction(
-    part_ptr, w_overlap_ptr, w_errors_ptr, slopes_ptr, loss_ptr, items, chunks, rows_overlap, rows_errors,
+    part_ptr, w_overlap_ptr, w_errors_ptr, slopes_ptr, loss_ptr, items, chunks, item_step, row_step,
+    rows_overlap, rows_errors,
     in_overlap: tl.float64, in_errors: tl.float64, in_others: tl.float64, nu: tl.float64, delta: tl.float64,
     OVERLAP: tl.constexpr, ERRORS: tl.constexpr, OTHERS: tl.constexpr, FIRST: tl.constexpr, BATCH: tl.constexpr,
     COMPLEMENTARY: tl.constexpr, MEAN: tl.constexpr, POWER: tl.constexpr, OFFSET: tl.constexpr,
@@ -144,8 +146,8 @@ def fraction(
 ):  # fmt: skip
     """Write the mean or the sum of the fraction, and the slopes that its gradient takes.
 
-    The parts are as for `add`. OVERLAP, ERRORS and OTHERS are rows: TP, FP and FN; or the nearness, the distance and
-    None. Each has a factor. The class weights of overlap and errors, (1 or B, C') float64, may be None. If POWER
+    The parts are as for `add`, or their sums, with one chunk. OVERLAP, ERRORS and OTHERS are rows: TP, FP and FN; or
+    the nearness, the distance and None. Each has a factor. The class weights of overlap and errors, (1 or B, C') float64, may be None. If POWER
     is not None, they are those of `ClassWeights` of the contract.
     """
     a, b = tl.full((), in_overlap, tl.float64), tl.full((), in_errors, tl.float64)
@@ -157,19 +159,18 @@ def fraction(
     groups, together = (1, items) if BATCH else (items, 1)
     count = tl.full((), groups, tl.float64) * (1 if POOLED else CLASSES - FIRST)
     share = 1.0 / (count if MEAN else tl.full((), 1.0, tl.float64))
-    step = tl.full((), chunks, tl.int64) * (ROWS * CLASSES)
     row = tl.full((), items, tl.int64) * CLASSES
     zero = tl.zeros((PADDED,), tl.float64)
     total = tl.full((), 0.0, tl.float64)
     for group in range(0, groups):
         overlap, errors, volume = zero, zero, zero
         for item in range(group * together, (group + 1) * together):
-            overlap += a * _summed(part_ptr + item * step, OVERLAP, chunks, c, CLASSES, TOGETHER)
-            errors += b * _summed(part_ptr + item * step, ERRORS, chunks, c, CLASSES, TOGETHER)
+            overlap += a * _summed(part_ptr, item, OVERLAP, chunks, item_step, row_step, c, CLASSES, TOGETHER)
+            errors += b * _summed(part_ptr, item, ERRORS, chunks, item_step, row_step, c, CLASSES, TOGETHER)
             if OTHERS is not None:
-                errors += further * _summed(part_ptr + item * step, OTHERS, chunks, c, CLASSES, TOGETHER)
+                errors += further * _summed(part_ptr, item, OTHERS, chunks, item_step, row_step, c, CLASSES, TOGETHER)
             if POWER is not None:
-                volume += _summed(part_ptr + item * step, VOLUME, chunks, c, CLASSES, TOGETHER)
+                volume += _summed(part_ptr, item, VOLUME, chunks, item_step, row_step, c, CLASSES, TOGETHER)
         w_overlap, w_errors = zero + 1.0, zero + 1.0
         if POWER is not None:
             w_errors = _weights_of(volume, included, POWER, OFFSET, NORMALIZED)

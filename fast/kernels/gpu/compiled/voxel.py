@@ -61,8 +61,9 @@ def _distances(matrix_ptr, y, c, CLASSES: tl.constexpr, REAL: tl.constexpr):
 
 
 @triton.jit
-def _put(part_ptr, row: tl.constexpr, values, c, CLASSES: tl.constexpr):
-    tl.store(part_ptr + row * CLASSES + c, tl.sum(values, 1).to(tl.float64), c < CLASSES)
+def put(part_ptr, row: tl.constexpr, values, c, CLASSES: tl.constexpr):
+    """Write the sums over voxels."""
+    store(part_ptr + row * CLASSES + c, tl.sum(values, 1), c < CLASSES)
 
 
 @triton.jit
@@ -155,20 +156,20 @@ def sums(
 
     part_ptr += (item * tl.num_programs(0) + chunk) * ROWS * CLASSES
     if OVERLAP != NONE:
-        _put(part_ptr, TP, tp, c, CLASSES)
-        _put(part_ptr, FP, fp, c, CLASSES)
-        _put(part_ptr, FN, fn, c, CLASSES)
+        put(part_ptr, TP, tp, c, CLASSES)
+        put(part_ptr, FP, fp, c, CLASSES)
+        put(part_ptr, FN, fn, c, CLASSES)
     if SURPRISAL != NONE:
-        _put(part_ptr, HITS, hits, c, CLASSES)
-        _put(part_ptr, MISSES, misses, c, CLASSES)
+        put(part_ptr, HITS, hits, c, CLASSES)
+        put(part_ptr, MISSES, misses, c, CLASSES)
     if matrix_ptr is not None:
-        _put(part_ptr, DISTANCE, distance, c, CLASSES)
-        _put(part_ptr, NEARNESS, nearness, c, CLASSES)
+        put(part_ptr, DISTANCE, distance, c, CLASSES)
+        put(part_ptr, NEARNESS, nearness, c, CLASSES)
     if COUNTED:
         for place in tl.static_range(4):
-            _put(part_ptr, VOLUME, (count >> (8 * place)) & 255, 4 * word + place, CLASSES)
+            put(part_ptr, VOLUME, (count >> (8 * place)) & 255, 4 * word + place, CLASSES)
     else:
-        _put(part_ptr, VOLUME, volume, c, CLASSES)
+        put(part_ptr, VOLUME, volume, c, CLASSES)
 
 
 @triton.jit
