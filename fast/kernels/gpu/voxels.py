@@ -182,12 +182,13 @@ def _call(inputs: VoxelInputs, plan: Plan, matrix: Tensor | None) -> _Call:
 def _tile(classes: int, size: int) -> tuple[int, int]:
     """Return how many voxels a thread loads at once, and how many a program takes at once, for numbers of some bytes.
 
-    Up to 16 classes, all classes of a voxel lie in one thread, where sums over them cost least.
+    If few, all classes of a voxel lie in one thread, where sums over them cost least.
     """
-    each = max(min(16 // size, 16 // classes), 1) if classes <= 16 else 4
+    few = classes * max(size, 4) <= 64
+    each = max(min(16 // size, 16 // classes), 1) if few else 16 // max(size, 4)
     if interpreted():
         return each, 1024
-    return each, 32 * _WARPS * each if classes <= 16 else 64
+    return each, 32 * _WARPS * each if few else 64
 
 
 def _ignore(plan: Plan, dtype: torch.dtype) -> int | float | None:

@@ -147,8 +147,8 @@ def fraction(
     """Write the mean or the sum of the fraction, and the slopes that its gradient takes.
 
     The parts are as for `add`, or their sums, with one chunk. OVERLAP, ERRORS and OTHERS are rows: TP, FP and FN; or
-    the nearness, the distance and None. Each has a factor. The class weights of overlap and errors, (1 or B, C') float64, may be None. If POWER
-    is not None, they are those of `ClassWeights` of the contract.
+    the nearness, the distance and None. Each has a factor. The class weights of overlap and errors, (1 or B, C')
+    float64, may be None. If POWER is not None, they are those of `ClassWeights` of the contract.
     """
     a, b = tl.full((), in_overlap, tl.float64), tl.full((), in_errors, tl.float64)
     further = tl.full((), in_others, tl.float64)

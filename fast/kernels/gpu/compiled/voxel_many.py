@@ -126,8 +126,8 @@ def sums_of_many(
     y, weight = read_voxels(y_ptr, mask_ptr, k, inside, channel, y_step, mask_step, CLASSES, LABELS, IGNORE, REAL)
     top, first, rest, x_own = _denominator(x_ptr, k, inside, y, x_class, x_step, CLASSES, PADDED, BLOCK, REAL, EACH)
     scale = tl.where(y == EXCLUDED, 0.0, 1.0 / (1.0 + rest))
-    _, q_own, own_surprisal = _of_own(y, first, top, rest, scale, x_own)
-    hit = weighed(weight, focused(own_surprisal, q_own, gamma, FOCUS))
+    _, q_own, of_own = _of_own(y, first, top, rest, scale, x_own)
+    hit = weighed(weight, focused(of_own, q_own, gamma, FOCUS))
     far, near = tl.zeros((BLOCK,), REAL), tl.zeros((BLOCK,), REAL)
     w = weight[None, :]
     part_ptr += (item * tl.num_programs(0) + chunk) * ROWS * CLASSES
@@ -137,7 +137,7 @@ def sums_of_many(
         x = _logits(x_ptr, c, k, inside, y, x_class, x_step, CLASSES, REAL, EACH)
         offsets = tl.max_contiguous(c.to(tl.int64)[:, None] * y_class + (k * y_step)[None, :], [1, EACH])
         g, own = read_target(y_ptr, offsets, there & inside[None, :], y, c, LABELS, REAL)
-        p, q, surprisal, _ = _probabilities(x, c[:, None], top, first, rest, scale)
+        p, q, surprisal = _probabilities(x, c[:, None], top, first, rest, scale)[:3]
         if OVERLAP != NONE:
             tp, fp, fn = confusion(p, q, g, weight, OVERLAP, MASKED)
             put(part_ptr, TP, tp, c, CLASSES)
@@ -197,6 +197,26 @@ def _slopes_of(
 
 
 @triton.jit
+def _slopes_of_first(
+    slopes_ptr, matrix_ptr, y_ptr, first, k, inside, y, y_class, y_step: tl.constexpr, top, rest, scale, weight, far,
+    gamma, CLASSES: tl.constexpr, LABELS: tl.constexpr, MASKED: tl.constexpr, OVERLAP: tl.constexpr,
+    BY_CLASS: tl.constexpr, FOCUS: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """Return what `_slopes_of` returns, for the largest class of each voxel."""
+    own = (first == y) | (y == INVALID)
+    g = own.to(REAL)
+    if not LABELS:
+        offsets = first.to(tl.int64) * y_class + k * y_step
+        g = tl.where(y >= 0, tl.load(y_ptr + offsets, inside, 0).to(REAL), 0.0)
+    c = first[None, :]
+    p, q, surprisal, _ = _probabilities(top[None, :], c, top, first, rest, scale)
+    return _slopes_of(
+        slopes_ptr, matrix_ptr, c, y, own[None, :], p, q, g[None, :], surprisal, weight, far, gamma, CLASSES, LABELS,
+        MASKED, OVERLAP, BY_CLASS, FOCUS, REAL,
+    )  # fmt: skip
+
+
+@triton.jit
 def slopes_of_many(
     x_ptr, y_ptr, mask_ptr, matrix_ptr, slopes_ptr, factor_ptr, out_ptr, N, per_program, gamma: tl.float64,
     x_item, x_class, y_item, y_class, mask_item, out_item, out_class,
@@ -230,25 +250,17 @@ def slopes_of_many(
     if DISTANT:
         far = weighed(weight, _slope(slopes_ptr, OF_DISTANCE, tl.maximum(y, 0), CLASSES))
     if SURPRISAL != NONE and not BY_CLASS:
-        p_own, q_own, surprisal = _of_own(y, first, top, rest, scale, x_own)
+        p_own, q_own, of_own = _of_own(y, first, top, rest, scale, x_own)
         hits = _slope(slopes_ptr, OF_HITS, tl.maximum(y, 0), CLASSES)
-        u_own = weighed(weight, hits * focused_slope(surprisal, p_own, q_own, gamma, FOCUS))
+        u_own = weighed(weight, hits * focused_slope(of_own, p_own, q_own, gamma, FOCUS))
 
     # The sums over classes relative to the slope of the largest one hold small p alone, so that nothing cancels.
     h_first, u_first = tl.zeros((1, BLOCK), REAL), tl.zeros((1, BLOCK), REAL)
     mean, others = tl.zeros((BLOCK,), REAL), tl.zeros((BLOCK,), REAL)
     if OF_CLASSES or BY_CLASS:
-        c = first[None, :]
-        own = (first == y)[None, :] | (y == INVALID)[None, :]
-        g = own.to(REAL)
-        if not LABELS:
-            offsets = first.to(tl.int64) * y_class + k * y_step
-            g = tl.load(y_ptr + offsets, inside & (first < CLASSES), 0).to(REAL)
-            g = tl.where(y >= 0, g, 0.0)[None, :]
-        p, q, surprisal, _ = _probabilities(top[None, :], c, top, first, rest, scale)
-        h_first, u_first = _slopes_of(
-            slopes_ptr, matrix_ptr, c, y, own, p, q, g, surprisal, weight, far, gamma, CLASSES, LABELS, MASKED, OVERLAP,
-            BY_CLASS, FOCUS, REAL,
+        h_first, u_first = _slopes_of_first(
+            slopes_ptr, matrix_ptr, y_ptr, first, k, inside, y, y_class, y_step, top, rest, scale, weight, far, gamma,
+            CLASSES, LABELS, MASKED, OVERLAP, BY_CLASS, FOCUS, REAL,
         )  # fmt: skip
         for lowest in range(0, CLASSES, PADDED):
             c = lowest + tl.arange(0, PADDED)
