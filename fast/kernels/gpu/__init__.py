@@ -22,9 +22,23 @@ def _voxels() -> contract.VoxelKernels:
     return voxels
 
 
+def _bending_energy() -> contract.EnergyKernels:
+    from twinloss.fast.kernels.gpu import fields
+
+    return fields.BENDING_ENERGY
+
+
+def _diffusion() -> contract.EnergyKernels:
+    from twinloss.fast.kernels.gpu import fields
+
+    return fields.DIFFUSION
+
+
 def register(device: str) -> None:
     """Let these kernels serve a type of device."""
     contract.VOXELS.register(device, DTYPES, _voxels)
+    contract.BENDING_ENERGY.register(device, DTYPES, _bending_energy)
+    contract.DIFFUSION.register(device, DTYPES, _diffusion)
 
 
 if find_spec("triton") is not None:
