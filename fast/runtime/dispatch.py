@@ -52,6 +52,10 @@ class Statistic(Generic[Kernels]):
         """Return whether there are kernels for the device and the dtype of a tensor."""
         return x.dtype in self._dtypes.get(x.device.type, ())
 
+    def taken(self, x: Tensor) -> Tensor:
+        """Return a tensor in a dtype that kernels take: a half becomes float32, unless the kernels take halves."""
+        return x if self.serves(x) else widened(x)
+
     def kernels(self, x: Tensor) -> Kernels:
         """Return the kernels for the device of a tensor."""
         device = x.device.type

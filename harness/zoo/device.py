@@ -73,11 +73,16 @@ class SumByAtomics(fast.DiffusionLoss):
 class VolumesInInt32(fast.GeneralizedDiceLoss):
     """The square of a class's volume is computed in int32, and overflows: only whole images show it."""
 
-    def _weigh(self, volume: Any) -> tuple[Any]:
-        from twinloss.harness.zoo import device_kernels
+    def _weigh(self) -> Any:
+        right = super()._weigh()
 
-        volumes = torch.as_tensor(volume)
-        if self.w_type != "square" or not bool((volumes == volumes.round()).all()):
-            return super()._weigh(volume)
-        squares = device_kernels.squares_in_int32(volumes).abs().sqrt()
-        return super()._weigh(squares if isinstance(volume, Tensor) else squares.numpy())
+        def wrong(volume: Any) -> Any:
+            from twinloss.harness.zoo import device_kernels
+
+            volumes = torch.as_tensor(volume)
+            if self.w_type != "square" or not bool((volumes == volumes.round()).all()):
+                return right(volume)
+            squares = device_kernels.squares_in_int32(volumes).abs().sqrt()
+            return right(squares if isinstance(volume, Tensor) else squares.numpy())
+
+        return wrong

@@ -339,16 +339,18 @@ class WeightsThatCancel(fast.GeneralizedDiceLoss):
 class AbsentClassesWithoutWeight(fast.GeneralizedDiceLoss):
     """A class that is absent from the target has weight 0: its false positives cost nothing."""
 
-    def _weigh(self, volume: Any) -> tuple[Any]:
-        return (super()._weigh(volume)[0] * (volume > 0),)
+    def _weigh(self) -> Any:
+        right = super()._weigh()
+        return lambda volume: (right(volume)[0] * (volume > 0),)
 
 
 @bug("generalized_dice")
 class VolumesOfTheBatch(fast.GeneralizedDiceLoss):
     """Weights use the volumes of the whole batch, even if items should be independent."""
 
-    def _weigh(self, volume: Any) -> tuple[Any]:
-        return super()._weigh(volume.sum(axis=0, keepdims=True))
+    def _weigh(self) -> Any:
+        right = super()._weigh()
+        return lambda volume: right(volume.sum(axis=0, keepdims=True))
 
 
 @bug("generalized_wasserstein_dice")

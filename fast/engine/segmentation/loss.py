@@ -26,6 +26,7 @@ from twinloss.fast.kernels.contract import (
     FractionPlan,
     Terms,
     Weigh,
+    unweighted,
 )
 from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import ShapeError, check_tensors, checked_flag, numbers
@@ -168,7 +169,7 @@ class SegmentationLoss(Loss):
         voxels: Voxels,
         overlap: Overlap,
         terms: Terms,
-        weigh: Weigh = lambda volume: (),
+        weigh: Weigh = unweighted,
         distances: Distances | None = None,
     ) -> Tensor:
         """Return the reduced fraction of the statistics, in the dtype `dispatch.result_type`."""

@@ -11,13 +11,34 @@ from importlib.util import find_spec
 
 import torch
 
-from twinloss.fast.kernels import contract as contract
+from twinloss.fast.kernels import contract
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
+def _voxels() -> contract.VoxelKernels:
+    from twinloss.fast.kernels.gpu import voxels
+
+    return voxels
+
+
+def _bending_energy() -> contract.EnergyKernels:
+    from twinloss.fast.kernels.gpu import fields
+
+    return fields.BENDING_ENERGY
+
+
+def _diffusion() -> contract.EnergyKernels:
+    from twinloss.fast.kernels.gpu import fields
+
+    return fields.DIFFUSION
+
+
 def register(device: str) -> None:
     """Let these kernels serve a type of device."""
+    contract.VOXELS.register(device, DTYPES, _voxels)
+    contract.BENDING_ENERGY.register(device, DTYPES, _bending_energy)
+    contract.DIFFUSION.register(device, DTYPES, _diffusion)
 
 
 if find_spec("triton") is not None:
