@@ -11,13 +11,27 @@ from importlib.util import find_spec
 
 import torch
 
-from twinloss.fast.kernels import contract as contract
+from twinloss.fast.kernels import contract
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
+def _correlation() -> contract.CorrelationKernels:
+    from twinloss.fast.kernels.gpu import correlation
+
+    return correlation
+
+
+def _smoothing() -> contract.SmoothingKernels:
+    from twinloss.fast.kernels.gpu import smoothing
+
+    return smoothing
+
+
 def register(device: str) -> None:
     """Let these kernels serve a type of device."""
+    contract.CORRELATION.register(device, DTYPES, _correlation)
+    contract.SMOOTHING.register(device, DTYPES, _smoothing)
 
 
 if find_spec("triton") is not None:
