@@ -9,7 +9,7 @@ from torch import Tensor
 
 from twinloss.fast.engine.correlation import correlation_sum, correlations
 from twinloss.fast.engine.loss import Loss, entry_point
-from twinloss.fast.kernels.contract import CorrelationPlan
+from twinloss.fast.kernels.contract import CORRELATION, CorrelationPlan
 from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import ShapeError, check_tensors
 from twinloss.fast.runtime.options import checked_number, is_whole, one_of
@@ -126,7 +126,8 @@ class LocalNormalizedCrossCorrelationLoss(Loss):
         self._check(pred, target)
         kind = dispatch.result_type(pred, target)
         wide = torch.float64 if kind == torch.float64 else torch.float32
-        p, t = (image.to(wide).reshape(-1, *[1] * (3 - self.ndim), *image.shape[2:]) for image in (pred, target))
+        images = (dispatch.widened_for(CORRELATION, image, wide) for image in (pred, target))
+        p, t = (image.reshape(-1, *[1] * (3 - self.ndim), *image.shape[2:]) for image in images)
         if t.requires_grad and not p.requires_grad:
             p, t = t, p  # the loss is symmetric, and the kernels compute the gradient in the first image
         plan = CorrelationPlan(

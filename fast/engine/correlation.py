@@ -54,6 +54,7 @@ def _plain(p: Tensor, t: Tensor, plan: CorrelationPlan, voxelwise: bool) -> Tens
 
     Means are relative to the voxel in the middle, so that no precision is lost if the images have a large offset.
     """
+    p, t = dispatch.widened(p), dispatch.widened(t)
     window, size, count = plan.window(), plan.size, 1.0
     weight = sum(window)
     mean_t, mean_p, tt, pp, tp = (torch.zeros_like(t) for _ in range(5))
@@ -131,7 +132,7 @@ def _sum_as_one_node(p: Tensor, t: Tensor, plan: CorrelationPlan, factor: float,
     a few planes at a time, and kept until backward. Intermediate results are therefore never stored for the whole
     image.
     """
-    kernels, shape = CORRELATION.kernels(p), p.shape
+    kernels, shape, kind = CORRELATION.kernels(p), p.shape, p.dtype
     origin = _origin.get() if torch.is_grad_enabled() and p.requires_grad else None
     sources = [None if origin is None else origin.of(image) for image in (p, t)]
     makes = [None if origin is None or source is None else origin.make for source in sources]
@@ -149,7 +150,7 @@ def _sum_as_one_node(p: Tensor, t: Tensor, plan: CorrelationPlan, factor: float,
     def gradient(upstream: Tensor, kept: Once[Tensor] | None, *saved: Tensor) -> Tensor:
         made = None if kept is None else kept.take()
         if made is not None:
-            return scaled(made, upstream)
+            return scaled(made, upstream).to(kind)
         p, t = images(*saved)
         return kernels.gradient(upstream, p, t, plan, factor)
 
@@ -190,12 +191,13 @@ def _slopes(upstream: Tensor, p: Tensor, t: Tensor, of_both: Tensor, of_p: Tenso
 @_scores.fake
 def _(p: Tensor, t: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     voxelwise, asked = rest[-2:]
-    score = p.new_empty(p.shape) if voxelwise else p.new_empty(p.shape[:1], dtype=torch.float64)
-    nothing = p.new_empty(0)
+    wide = torch.promote_types(torch.promote_types(p.dtype, t.dtype), torch.float32)
+    score = p.new_empty(p.shape, dtype=wide) if voxelwise else p.new_empty(p.shape[:1], dtype=torch.float64)
+    nothing = p.new_empty(0, dtype=wide)
     return (
         score,
-        p.new_empty((p.shape[0], 3, *p.shape[1:])) if asked > 0 else nothing,
-        p.new_empty((p.shape[0], 2, *p.shape[1:])) if asked > 1 else nothing.clone(),
+        p.new_empty((p.shape[0], 3, *p.shape[1:]), dtype=wide) if asked > 0 else nothing,
+        p.new_empty((p.shape[0], 2, *p.shape[1:]), dtype=wide) if asked > 1 else nothing.clone(),
     )
 
 

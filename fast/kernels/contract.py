@@ -288,7 +288,10 @@ class CorrelationPlan(NamedTuple):
 
 
 class CorrelationKernels(Protocol):
-    """The correlations of images p and t, (N, D, H, W), in a window around each voxel."""
+    """The correlations of images p and t, (N, D, H, W), in a window around each voxel.
+
+    Correlations and intermediate results are in the type of the images, or in float32 if that is half precision.
+    """
 
     def value(self, p: Tensor, t: Tensor, plan: CorrelationPlan, factor: float, dtype: torch.dtype) -> Tensor:
         """Return a factor times the sum of all correlations, as a scalar tensor."""
@@ -296,7 +299,10 @@ class CorrelationKernels(Protocol):
     def value_and_gradient(
         self, p: Tensor, t: Tensor, plan: CorrelationPlan, factor: float, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """Return the value and dL/dp, for an upstream gradient of 1."""
+        """Return the value and dL/dp, for an upstream gradient of 1.
+
+        The gradient in a half-precision image is in float32, because it is still to be scaled.
+        """
 
     def gradient(self, upstream: Tensor, p: Tensor, t: Tensor, plan: CorrelationPlan, factor: float) -> Tensor:
         """Return dL/dp, given dL/d(value)."""

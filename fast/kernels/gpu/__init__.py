@@ -34,11 +34,25 @@ def _diffusion() -> contract.EnergyKernels:
     return fields.DIFFUSION
 
 
+def _correlation() -> contract.CorrelationKernels:
+    from twinloss.fast.kernels.gpu import correlation
+
+    return correlation
+
+
+def _smoothing() -> contract.SmoothingKernels:
+    from twinloss.fast.kernels.gpu import smoothing
+
+    return smoothing
+
+
 def register(device: str) -> None:
     """Let these kernels serve a type of device."""
     contract.VOXELS.register(device, DTYPES, _voxels)
     contract.BENDING_ENERGY.register(device, DTYPES, _bending_energy)
     contract.DIFFUSION.register(device, DTYPES, _diffusion)
+    contract.CORRELATION.register(device, DTYPES, _correlation)
+    contract.SMOOTHING.register(device, DTYPES, _smoothing)
 
 
 if find_spec("triton") is not None:
