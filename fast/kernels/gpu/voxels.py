@@ -117,7 +117,7 @@ def loss(inputs: VoxelInputs, asked: FractionPlan, ahead: bool) -> tuple[Tensor,
         in_overlap, in_errors, in_others, terms.smooth_nr, terms.smooth_dr,
         OVERLAP=overlap, ERRORS=errors, OTHERS=other, FIRST=terms.first, BATCH=terms.batch,
         COMPLEMENTARY=terms.complementary, MEAN=asked.mean,
-        **dict(zip(_KIND, kind, strict=True)), **_classes(classes),
+        warps=8, **dict(zip(_KIND, kind, strict=True)), **_classes(classes),
     )  # fmt: skip
     return value, slopes
 
@@ -221,7 +221,7 @@ def _added(call: _Call, parts: Tensor) -> Tensor:
     added = torch.empty((rows, items, classes), dtype=torch.float64, device=parts.device)
     launch(
         fraction.add, (items, -(-rows * classes // _COLUMNS)), parts, added, chunks,
-        USED=call.used, CLASSES=classes, WIDTH=_COLUMNS, TOGETHER=4096 // _COLUMNS,
+        warps=8, USED=call.used, CLASSES=classes, WIDTH=_COLUMNS, TOGETHER=4096 // _COLUMNS,
     )  # fmt: skip
     return added
 
