@@ -154,7 +154,8 @@ def _voxel_sums_backward(
     slopes: Tensor, x: Tensor, target: Tensor, mask: Tensor | None, matrix: Tensor | None, *plan: Any
 ) -> Tensor:
     """Return dL/dx, given dL/d(statistics), (ROWS, B, C)."""
-    return VOXELS.kernels(x).gradient(slopes, VoxelInputs(x, target, mask, matrix), Plan(*plan), None)
+    made = VOXELS.kernels(x).gradient(slopes, VoxelInputs(x, target, mask, matrix), Plan(*plan), None)
+    return made.contiguous()  # as the fake implementation says, whatever the layout of x
 
 
 @_voxel_sums.fake

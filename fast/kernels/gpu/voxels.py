@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import astuple
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from twinloss.fast.kernels.contract import (
     ClassWeights,
     FractionPlan,
     Plan,
+    Terms,
     UpstreamSlopes,
     VoxelInputs,
     unweighted,
@@ -40,6 +42,8 @@ _HELD = 32
 _LOOPED = 8
 # Chunks of voxels whose parts the kernel of the fraction adds up by itself.
 _FEW_CHUNKS = 256
+# The largest distance between voxels in memory, so that offsets within a program fit into an int32.
+_FARTHEST = 2**14
 _WARPS = 4
 # The fields of `ClassWeights`, as the kernel names them.
 _KIND = ("POWER", "OFFSET", "NORMALIZED", "FOREGROUND")
@@ -47,30 +51,46 @@ _KIND = ("POWER", "OFFSET", "NORMALIZED", "FOREGROUND")
 _COLUMNS = 32
 
 
-class _Call(NamedTuple):
-    """The arguments that both passes share, see `compiled/voxel.py`.
+class _Setup(NamedTuple):
+    """The arguments that both passes share, except the tensors; see `compiled/voxel.py`.
 
     Attributes:
         kernels: for the sums and for the gradient.
-        x: (B, C, N), a view of the logits if their layout allows it.
-        tensors: x, target, mask or None, and matrix or None.
-        shape: N and the number of voxels of a program.
-        gamma: the focal exponent.
-        strides: of x, target and mask, in the order of the parameters.
         grid: the numbers of programs.
+        numbers: N, the number of voxels of a program, and the focal exponent.
+        strides: of x, target and mask, in the order of the parameters.
         constants: the parameters that are `tl.constexpr`.
         used: a bit for each row of the statistics that the plan includes.
     """
 
     kernels: tuple[Any, Any]
-    x: Tensor
-    tensors: tuple[Tensor | None, ...]
-    shape: tuple[int, int]
-    gamma: float
-    strides: tuple[int, ...]
     grid: tuple[int, int, int]
+    numbers: tuple[int, int, float]
+    strides: tuple[int, ...]
     constants: dict[str, Any]
     used: int
+
+
+class _Call(NamedTuple):
+    """The tensors of a call, and its setup.
+
+    Attributes:
+        x: (B, C, N), a view of the logits if their layout allows it.
+        tensors: x, target, mask or None, and matrix or None.
+        setup: the other arguments.
+    """
+
+    x: Tensor
+    tensors: tuple[Tensor | None, ...]
+    setup: _Setup
+
+
+class _Layout(NamedTuple):
+    """The shape, the strides and the type of a tensor."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
 
 
 def sums(inputs: VoxelInputs, plan: Plan, ahead: bool, slopes: UpstreamSlopes | None) -> tuple[Tensor, None]:
@@ -107,17 +127,11 @@ def loss(inputs: VoxelInputs, asked: FractionPlan, ahead: bool) -> tuple[Tensor,
         weights = given[0].contiguous(), given[-1].contiguous()
     slopes = _slopes(call)
     value = torch.empty((), dtype=asked.dtype, device=call.x.device)
-    ((overlap, in_overlap),) = terms.overlap
-    (errors, in_errors), *others = terms.errors
-    other, in_others = others[0] if others else (None, 0.0)
-    kind = (None, 0, False, False) if declared is None else astuple(declared)
+    numbers, constants = _terms(terms, declared, asked.mean, classes)
+    rows_of_weights = (1 if each is None else len(each) for each in weights)
     launch(
-        fraction.fraction, (1,), parts, *weights, slopes, value, items, chunks, *steps,
-        *(1 if w is None else len(w) for w in weights),
-        in_overlap, in_errors, in_others, terms.smooth_nr, terms.smooth_dr,
-        OVERLAP=overlap, ERRORS=errors, OTHERS=other, FIRST=terms.first, BATCH=terms.batch,
-        COMPLEMENTARY=terms.complementary, MEAN=asked.mean,
-        **dict(zip(_KIND, kind, strict=True)), **_classes(classes),
+        fraction.fraction, (1,), parts, *weights, slopes, value, items, chunks, *steps, *rows_of_weights, *numbers,
+        warps=8, **constants,
     )  # fmt: skip
     return value, slopes
 
@@ -143,7 +157,8 @@ def _power_of_two(least: int) -> int:
 
 def _flat(tensor: Tensor) -> Tensor:
     """Return (B, C, *S) as (B, C, N), without a copy if the voxels lie at equal distances in memory."""
-    return tensor.flatten(2) if tensor.ndim > 2 else tensor.unsqueeze(-1)
+    flat = tensor.flatten(2) if tensor.ndim > 2 else tensor.unsqueeze(-1)
+    return flat if flat.stride(2) <= _FARTHEST else flat.contiguous()
 
 
 def _call(inputs: VoxelInputs, plan: Plan, matrix: Tensor | None) -> _Call:
@@ -153,30 +168,57 @@ def _call(inputs: VoxelInputs, plan: Plan, matrix: Tensor | None) -> _Call:
         y = y.view(torch.uint8)
     if mask is not None and mask.dtype == torch.bool:
         mask = mask.view(torch.uint8)
+    of_mask = None if mask is None else _Layout(mask.shape, mask.stride(), mask.dtype)
+    layouts = _Layout(x.shape, x.stride(), x.dtype), _Layout(y.shape, y.stride(), y.dtype), of_mask
+    return _Call(x, (x, y, mask, matrix), _setup(plan, *layouts, matrix is not None, x.device, interpreted()))
+
+
+@lru_cache(maxsize=256)
+def _setup(
+    plan: Plan, x: _Layout, y: _Layout, mask: _Layout | None, distant: bool, device: torch.device, interpreter: bool
+) -> _Setup:
     items, classes, voxels = x.shape
     many = plan.activation == "softmax" and classes > _HELD
     padded = _LOOPED if many else min(_power_of_two(classes), _HELD)
-    each, block = _tile(padded, x.element_size())
-    per_program = block if many else min(share(voxels * items, block, x.device), voxel.MOST_TILES * block)
-    steps = x.stride(2), y.stride(2), 1 if mask is None else mask.stride(2)
-    of_mask = 0 if mask is None or mask.shape[0] == 1 else mask.stride(0)
-    constants = {
-        "x_step": steps[0], "y_step": steps[1], "mask_step": steps[2], "CLASSES": classes, "PADDED": padded,
-        "BLOCK": block, "REAL": real_type(x.dtype), "LABELS": plan.labels, "IGNORE": _ignore(plan, y.dtype),
-        "ACTIVATION": _ACTIVATIONS.index(plan.activation), "OVERLAP": _OVERLAPS.index(plan.overlap),
-        "SURPRISAL": _SURPRISALS.index(plan.surprisal),
-        "FOCUS": int(plan.gamma) if plan.gamma in (0, 1, 2) else 3, "EACH": each,
-    }  # fmt: skip
-    grid = -(-voxels // per_program), items, 1 if many else -(-classes // padded)
+    each, block = _tile(padded, x.dtype.itemsize)
+    if interpreter:
+        block = 1024
+    per_program = block if many else min(share(voxels * items, block, device), voxel.MOST_TILES * block)
     rows = [VOLUME]
     rows += [TP, FP, FN] if plan.overlap != "none" else []
     rows += [HITS, MISSES] if plan.surprisal != "none" else []
-    rows += [DISTANCE, NEARNESS] if matrix is not None else []
-    kernels = (voxel_many.sums_of_many, voxel_many.slopes_of_many) if many else (voxel.sums, voxel.slopes)
-    return _Call(
-        kernels, x, (x, y, mask, matrix), (voxels, per_program), plan.gamma,
-        (x.stride(0), x.stride(1), y.stride(0), y.stride(1), of_mask), grid, constants, sum(1 << row for row in rows),
+    rows += [DISTANCE, NEARNESS] if distant else []
+    return _Setup(
+        kernels=(voxel_many.sums_of_many, voxel_many.slopes_of_many) if many else (voxel.sums, voxel.slopes),
+        grid=(-(-voxels // per_program), items, 1 if many else -(-classes // padded)),
+        numbers=(voxels, per_program, plan.gamma),
+        strides=(*x.stride[:2], *y.stride[:2], 0 if mask is None or mask.shape[0] == 1 else mask.stride[0]),
+        constants={
+            "x_step": x.stride[2], "y_step": y.stride[2], "mask_step": 1 if mask is None else mask.stride[2],
+            "CLASSES": classes, "PADDED": padded, "BLOCK": block, "EACH": each, "REAL": real_type(x.dtype),
+            "LABELS": plan.labels, "IGNORE": _ignore(plan, y.dtype),
+            "ACTIVATION": _ACTIVATIONS.index(plan.activation), "OVERLAP": _OVERLAPS.index(plan.overlap),
+            "SURPRISAL": _SURPRISALS.index(plan.surprisal),
+            "FOCUS": int(plan.gamma) if plan.gamma in (0, 1, 2) else 3,
+        },
+        used=sum(1 << row for row in rows),
     )  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def _terms(
+    terms: Terms, weights: ClassWeights | None, mean: bool, classes: int
+) -> tuple[tuple[float, ...], dict[str, Any]]:
+    """Return the numbers and the constants that the kernel of the fraction takes."""
+    ((overlap, in_overlap),) = terms.overlap
+    (errors, in_errors), *others = terms.errors
+    other, in_others = others[0] if others else (None, 0.0)
+    kind = (None, 0, False, False) if weights is None else astuple(weights)
+    constants = {
+        "OVERLAP": overlap, "ERRORS": errors, "OTHERS": other, "FIRST": terms.first, "BATCH": terms.batch,
+        "COMPLEMENTARY": terms.complementary, "MEAN": mean, **dict(zip(_KIND, kind, strict=True)), **_classes(classes),
+    }  # fmt: skip
+    return (in_overlap, in_errors, in_others, terms.smooth_nr, terms.smooth_dr), constants
 
 
 def _tile(classes: int, size: int) -> tuple[int, int]:
@@ -186,8 +228,6 @@ def _tile(classes: int, size: int) -> tuple[int, int]:
     """
     few = classes * max(size, 4) <= 64
     each = max(min(16 // size, 16 // classes), 1) if few else 16 // max(size, 4)
-    if interpreted():
-        return each, 1024
     return each, 32 * _WARPS * each if few else 64
 
 
@@ -204,14 +244,13 @@ def _ignore(plan: Plan, dtype: torch.dtype) -> int | float | None:
 
 def _parts(call: _Call) -> Tensor:
     """Return the statistics of each chunk of voxels, (B, chunks, ROWS, C); rows that are not used are undefined."""
-    chunks, items, _ = call.grid
-    real = torch.float64
-    if call.x.shape[1] > _HELD and call.x.dtype != real:  # there are many chunks
-        real = torch.float32
-    parts = torch.empty((items, chunks, len(ROWS), call.x.shape[1]), dtype=real, device=call.x.device)
+    setup, classes = call.setup, call.x.shape[1]
+    real = torch.float32 if classes > _HELD and call.x.dtype != torch.float64 else torch.float64  # for many chunks
+    shape = setup.grid[1], setup.grid[0], len(ROWS), classes
+    parts = torch.empty(shape, dtype=real, device=call.x.device)
     launch(
-        call.kernels[0], call.grid, *call.tensors, parts, *call.shape, call.gamma, *call.strides, warps=_WARPS,
-        **call.constants,
+        setup.kernels[0], setup.grid, *call.tensors, parts, *setup.numbers, *setup.strides, warps=_WARPS,
+        **setup.constants,
     )  # fmt: skip
     return parts
 
@@ -221,7 +260,7 @@ def _added(call: _Call, parts: Tensor) -> Tensor:
     added = torch.empty((rows, items, classes), dtype=torch.float64, device=parts.device)
     launch(
         fraction.add, (items, -(-rows * classes // _COLUMNS)), parts, added, chunks,
-        USED=call.used, CLASSES=classes, WIDTH=_COLUMNS, TOGETHER=4096 // _COLUMNS,
+        warps=8, USED=call.setup.used, CLASSES=classes, WIDTH=_COLUMNS, TOGETHER=4096 // _COLUMNS,
     )  # fmt: skip
     return added
 
@@ -234,9 +273,9 @@ def _slopes(call: _Call) -> Tensor:
 
 def _gradient(slopes: Tensor, factor: Tensor | None, x: Tensor, call: _Call) -> Tensor:
     """Return dL/dx times a factor, in the memory layout of x."""
-    made = torch.empty_like(call.x)
+    setup, made = call.setup, torch.empty_like(call.x)
     launch(
-        call.kernels[1], call.grid, *call.tensors, slopes, factor, made, *call.shape, call.gamma, *call.strides,
-        made.stride(0), made.stride(1), out_step=made.stride(2), warps=_WARPS, **call.constants,
+        setup.kernels[1], setup.grid, *call.tensors, slopes, factor, made, *setup.numbers, *setup.strides,
+        made.stride(0), made.stride(1), out_step=made.stride(2), warps=_WARPS, **setup.constants,
     )  # fmt: skip
     return made.view(x.shape)

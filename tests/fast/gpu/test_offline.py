@@ -10,6 +10,19 @@ import pytest
 # The base cases of each statistic: statements that launch its kernels, with torch and the losses in scope.
 CASES = {
     "bending energy": "BendingEnergyLoss()(random(1, 3, 32, 48, 64)).backward()",
+    "segmentation, softmax": """
+labels = torch.zeros(2, 1, 32, 32, 32, dtype=torch.uint8)
+DiceCELoss(softmax=True, to_onehot_y=True)(random(2, 4, 32, 32, 32), labels).backward()
+DiceLoss(softmax=True, to_onehot_y=True)(random(2, 4, 32, 32, 32, dtype=torch.bfloat16), labels).backward()
+DiceCELoss(softmax=True, to_onehot_y=True)(random(2, 14, 32, 32, 32), labels).backward()
+""",
+    "segmentation, others": """
+labels = torch.zeros(2, 1, 32, 32, 32, dtype=torch.uint8)
+GeneralizedDiceLoss(sigmoid=True, ignore_index=1)(random(2, 4, 32, 32, 32), random(2, 4, 32, 32, 32)).backward()
+GeneralizedWassersteinDiceLoss([[0.0, 1.0], [1.0, 0.0]])(random(2, 2, 32, 32, 32), labels.long()).backward()
+MaskedDiceLoss(softmax=True)(random(2, 4, 32, 32, 32), random(2, 4, 32, 32, 32), random(2, 1, 32, 32, 32)).backward()
+FocalLoss(to_onehot_y=True)(random(2, 40, 32, 32, 32), labels).backward()
+""",
     "diffusion": "DiffusionLoss()(random(1, 3, 32, 48, 64)).backward()",
 }
 

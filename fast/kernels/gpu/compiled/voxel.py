@@ -41,6 +41,7 @@ from twinloss.fast.kernels.gpu.compiled.voxel_tile import (
     confusion_slope,
     focused,
     focused_slope,
+    offsets_of,
     read_logits,
     read_target,
     read_voxels,
@@ -81,8 +82,8 @@ def sums(
     are target and mask.
     """
     MASKED: tl.constexpr = mask_ptr is not None
-    COUNTED: tl.constexpr = LABELS and not MASKED
-    WORDS: tl.constexpr = (PADDED + 3) // 4
+    COUNTED: tl.constexpr = LABELS and not MASKED and PADDED >= 16  # to spare registers
+    WORDS: tl.constexpr = PADDED // 4
     chunk, item = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     gamma = tl.full((), gamma, tl.float64).to(REAL)
     first = tl.program_id(2) * PADDED
@@ -93,7 +94,6 @@ def sums(
     y_ptr += item * y_item + start * y_step
     if MASKED:
         mask_ptr += item * mask_item + start * mask_step
-    x_row, y_row = c.to(tl.int64) * x_class, c.to(tl.int64) * y_class
     channel = 0
     if IGNORE is not None and not LABELS and CLASSES > 1:
         channel = IGNORE * y_class
@@ -115,9 +115,8 @@ def sums(
         inside = k < N - start
         both = there[:, None] & inside[None, :]
         y, weight = read_voxels(y_ptr, mask_ptr, k, inside, channel, y_step, mask_step, CLASSES, LABELS, IGNORE, REAL)
-        g, own = read_target(y_ptr, y_row[:, None] + (k * y_step)[None, :], both, y, c, LABELS, REAL)
-        offsets = tl.max_contiguous(x_row[:, None] + (k * x_step)[None, :], [1, EACH])
-        x = read_logits(x_ptr, offsets, both, y, REAL)
+        x = read_logits(x_ptr, offsets_of(c, k, x_class, x_step, EACH), both, y, REAL)
+        g, own = read_target(y_ptr, offsets_of(c, k, y_class, y_step, EACH), both, y, c, x, LABELS, REAL)
         if ACTIVATION == SOFTMAX:
             x = tl.where(there[:, None], x, LOWEST)
             p, q, surprisal, _ = softmax(x, y, c)
@@ -195,7 +194,6 @@ def slopes(
     out_ptr += item * out_item + start * out_step
     if MASKED:
         mask_ptr += item * mask_item + start * mask_step
-    x_row, y_row, out_row = c.to(tl.int64) * x_class, c.to(tl.int64) * y_class, c.to(tl.int64) * out_class
     channel = 0
     if IGNORE is not None and not LABELS and CLASSES > 1:
         channel = IGNORE * y_class
@@ -222,9 +220,8 @@ def slopes(
         inside = k < N - start
         both = there[:, None] & inside[None, :]
         y, weight = read_voxels(y_ptr, mask_ptr, k, inside, channel, y_step, mask_step, CLASSES, LABELS, IGNORE, REAL)
-        g, own = read_target(y_ptr, y_row[:, None] + (k * y_step)[None, :], both, y, c, LABELS, REAL)
-        offsets = tl.max_contiguous(x_row[:, None] + (k * x_step)[None, :], [1, EACH])
-        x = read_logits(x_ptr, offsets, both, y, REAL)
+        x = read_logits(x_ptr, offsets_of(c, k, x_class, x_step, EACH), both, y, REAL)
+        g, own = read_target(y_ptr, offsets_of(c, k, y_class, y_step, EACH), both, y, c, x, LABELS, REAL)
         if ACTIVATION == SOFTMAX:
             x = tl.where(there[:, None], x, LOWEST)
             p, q, surprisal, largest = softmax(x, y, c)
@@ -271,5 +268,4 @@ def slopes(
             out += weighed(w, up - down)
         # Not a product: the slope of an empty denominator is infinite, and so may be the slope of a scaled loss.
         out = tl.where((y == EXCLUDED)[None, :] | (out == 0), 0.0, out * stretch * factor)
-        offsets = tl.max_contiguous(out_row[:, None] + (k * out_step)[None, :], [1, EACH])
-        store(out_ptr + offsets, out, both)
+        store(out_ptr + offsets_of(c, k, out_class, out_step, EACH), out, both)

@@ -42,6 +42,7 @@ from twinloss.fast.kernels.gpu.compiled.voxel_tile import (
     confusion_slope,
     focused,
     focused_slope,
+    offsets_of,
     read_logits,
     read_target,
     read_voxels,
@@ -54,7 +55,7 @@ def _logits(
     x_ptr, c, k, inside, y, x_class, x_step: tl.constexpr, CLASSES: tl.constexpr, REAL: tl.constexpr, EACH: tl.constexpr
 ):
     """Return the logits of some classes, -inf beyond the last one."""
-    offsets = tl.max_contiguous(c.to(tl.int64)[:, None] * x_class + (k * x_step)[None, :], [1, EACH])
+    offsets = offsets_of(c, k, x_class, x_step, EACH)
     there = (c < CLASSES)[:, None]
     return tl.where(there, read_logits(x_ptr, offsets, there & inside[None, :], y, REAL), LOWEST)
 
@@ -135,8 +136,8 @@ def sums_of_many(
         c = lowest + tl.arange(0, PADDED)
         there = (c < CLASSES)[:, None]
         x = _logits(x_ptr, c, k, inside, y, x_class, x_step, CLASSES, REAL, EACH)
-        offsets = tl.max_contiguous(c.to(tl.int64)[:, None] * y_class + (k * y_step)[None, :], [1, EACH])
-        g, own = read_target(y_ptr, offsets, there & inside[None, :], y, c, LABELS, REAL)
+        offsets = offsets_of(c, k, y_class, y_step, EACH)
+        g, own = read_target(y_ptr, offsets, there & inside[None, :], y, c, x, LABELS, REAL)
         p, q, surprisal = _probabilities(x, c[:, None], top, first, rest, scale)[:3]
         if OVERLAP != NONE:
             tp, fp, fn = confusion(p, q, g, weight, OVERLAP, MASKED)
@@ -266,8 +267,8 @@ def slopes_of_many(
             c = lowest + tl.arange(0, PADDED)
             there = (c < CLASSES)[:, None]
             x = _logits(x_ptr, c, k, inside, y, x_class, x_step, CLASSES, REAL, EACH)
-            offsets = tl.max_contiguous(c.to(tl.int64)[:, None] * y_class + (k * y_step)[None, :], [1, EACH])
-            g, own = read_target(y_ptr, offsets, there & inside[None, :], y, c, LABELS, REAL)
+            offsets = offsets_of(c, k, y_class, y_step, EACH)
+            g, own = read_target(y_ptr, offsets, there & inside[None, :], y, c, x, LABELS, REAL)
             p, q, surprisal, largest = _probabilities(x, c[:, None], top, first, rest, scale)
             h, u = _slopes_of(
                 slopes_ptr, matrix_ptr, c[:, None], y, own, p, q, g, surprisal, weight, far, gamma, CLASSES, LABELS,
@@ -285,8 +286,8 @@ def slopes_of_many(
         c = lowest + tl.arange(0, PADDED)
         there = (c < CLASSES)[:, None]
         x = _logits(x_ptr, c, k, inside, y, x_class, x_step, CLASSES, REAL, EACH)
-        offsets = tl.max_contiguous(c.to(tl.int64)[:, None] * y_class + (k * y_step)[None, :], [1, EACH])
-        g, own = read_target(y_ptr, offsets, there & inside[None, :], y, c, LABELS, REAL)
+        offsets = offsets_of(c, k, y_class, y_step, EACH)
+        g, own = read_target(y_ptr, offsets, there & inside[None, :], y, c, x, LABELS, REAL)
         p, q, surprisal, largest = _probabilities(x, c[:, None], top, first, rest, scale)
         h, u = _slopes_of(
             slopes_ptr, matrix_ptr, c[:, None], y, own, p, q, g, surprisal, weight, far, gamma, CLASSES, LABELS,
@@ -300,5 +301,5 @@ def slopes_of_many(
         elif SURPRISAL != NONE:
             out += u_own[None, :] * tl.where(own, q, -p)
         out = tl.where((y == EXCLUDED)[None, :] | (out == 0), 0.0, out * stretch * factor)
-        offsets = tl.max_contiguous(c.to(tl.int64)[:, None] * out_class + (k * out_step)[None, :], [1, EACH])
+        offsets = offsets_of(c, k, out_class, out_step, EACH)
         store(out_ptr + offsets, out, there & inside[None, :])

@@ -23,6 +23,15 @@ LOWEST = tl.constexpr(float("-inf"))
 
 
 @triton.jit
+def offsets_of(c, k, by_class, step: tl.constexpr, EACH: tl.constexpr):
+    """Return where voxels k of classes c lie in memory; a thread takes EACH neighbours at a time, if they are any."""
+    offsets = c.to(tl.int64)[:, None] * by_class + (k * step)[None, :]
+    if step == 1:  # otherwise the compiler would spread a voxel's classes over threads, to load more neighbours at once
+        offsets = tl.max_contiguous(offsets, [1, EACH])
+    return offsets
+
+
+@triton.jit
 def read_voxels(
     y_ptr, mask_ptr, k, inside, channel, y_step: tl.constexpr, mask_step: tl.constexpr,
     CLASSES: tl.constexpr, LABELS: tl.constexpr, IGNORE: tl.constexpr, REAL: tl.constexpr,
@@ -75,9 +84,11 @@ def read_logits(x_ptr, offsets, there, y, REAL: tl.constexpr):
 
 
 @triton.jit
-def read_target(y_ptr, offsets, there, y, c, LABELS: tl.constexpr, REAL: tl.constexpr):
+def read_target(y_ptr, offsets, there, y, c, x, LABELS: tl.constexpr, REAL: tl.constexpr):
     """Return the target of each class, and whether it is the true class of the voxel (all, if the voxel is invalid)."""
     own = (c[:, None] == y[None, :]) | (y == INVALID)[None, :]
+    # This changes nothing, and costs nothing, but lets the compiler compute with labels in the threads that hold x.
+    own = own & ((x == x) | (x != x))
     if LABELS:
         return own.to(REAL), own
     g = tl.load(y_ptr + offsets, there, 0).to(REAL)
