@@ -104,18 +104,21 @@ class FieldLoss(Loss):
         if not pred.is_floating_point():
             pred = pred.to(torch.get_default_dtype())
         self._check(pred)
-        wide, kind = dispatch.widened(pred), dispatch.result_type(pred)
+        taken, kind = self.energy.statistic.taken(pred), dispatch.result_type(pred)
         reduction, margin, rank = self.reduction, self.margins[self.stencil], pred.ndim - 2
-        by_kernel = dispatch.choose(self.energy.statistic, wide) == "kernel"
+        by_kernel, traced = dispatch.choose(self.energy.statistic, taken) == "kernel", is_traced((pred,))
         grid = Grid(tuple(pred.shape[1:]), self.normalize, self.spacing)
         inside = [n - 2 * margin for n in pred.shape[2:]]
         count = pred.shape[0] * pred.shape[1] * math.prod(inside) if reduction == "mean" else 1
-        if by_kernel and reduction != "none" and not is_traced((pred,)):
+        if by_kernel and reduction != "none" and not traced:
             differences = Differences(_weights(self.weigh, self.stencil, grid), margin, rank)
-            return self.energy.reduced(wide, differences, count, kind)
-        weights = torch.tensor(self.weigh(self.stencil, grid), dtype=torch.float64, device=pred.device)
+            return self.energy.reduced(taken, differences, count, kind)
+        # Kernels that are called directly take constants from the CPU, so that nothing is uploaded in each call.
+        device = "cpu" if by_kernel and not traced else pred.device
+        weights = torch.tensor(self.weigh(self.stencil, grid), dtype=torch.float64, device=device)
         energies = self.energy.operator if by_kernel else self.energy.plain
-        energy = energies(_fields(wide), weights, margin, reduction == "none")
+        fields = _fields(taken if by_kernel else dispatch.widened(taken))
+        energy = energies(fields, weights, margin, reduction == "none")
         if reduction == "none":
             energy = energy.reshape(*pred.shape[:2], *inside)
         return (energy / count).to(kind)
@@ -172,13 +175,14 @@ class Energy:
         """Return the energy of a field (B, C, *S) divided by a count, as one node of the autograd graph.
 
         The gradient does not depend on a sum over the field. If it will be needed, it is computed in the same pass as
-        the value, while the field is in the cache, and kept until backward.
+        the value, while the field is in the cache, and kept until backward. The gradient of a half waits for the slope
+        of the value, because it might underflow without.
         """
         kernels = self.statistic.kernels(pred)
 
         def value(tensors: tuple[Tensor], ahead: bool) -> tuple[Tensor, Once[Tensor] | None]:
             fields = _fields(tensors[0])
-            if not ahead:
+            if not ahead or fields.dtype in dispatch.HALVES:
                 return kernels.value(fields, differences, count, dtype), None
             energy, gradient = kernels.value_and_gradient(fields, differences, count, dtype)
             return energy, Once(gradient)
@@ -192,13 +196,15 @@ class Energy:
             return made.view(pred.shape)
 
         def plain(pred: Tensor) -> InputsAndValue:
-            weights = torch.as_tensor(differences.weights, device=pred.device)
-            return (pred,), self.plain(_fields(pred), weights, differences.margin, False) / count
+            weights, fields = torch.as_tensor(differences.weights, device=pred.device), _fields(dispatch.widened(pred))
+            return (pred,), self.plain(fields, weights, differences.margin, False) / count
 
         return one_node(Computation(value, gradient, plain), pred)
 
     def _differences(self, weights: Tensor, margin: int) -> Differences:
-        return Differences(weights.cpu().numpy(), margin, self.rank(weights.shape[1]))
+        # Reading weights from another device would wait for it.
+        constants: Any = weights.numpy() if weights.is_cpu else weights
+        return Differences(constants, margin, self.rank(weights.shape[1]))
 
     def _energies(self, u: Tensor, weights: Tensor, margin: int, voxelwise: bool) -> Tensor:
         kernels, differences = self.statistic.kernels(u), self._differences(weights, margin)
@@ -210,14 +216,14 @@ class Energy:
     def _fake_energies(self, u: Tensor, weights: Tensor, margin: int, voxelwise: bool) -> Tensor:
         if not voxelwise:
             return u.new_empty((), dtype=torch.float64)
-        no_weights = np.empty((0, 0))
-        return u.new_empty(Differences(no_weights, margin, self.rank(weights.shape[1])).interior(u.shape))
+        shape = Differences(np.empty((0, 0)), margin, self.rank(weights.shape[1])).interior(u.shape)
+        return u.new_empty(shape, dtype=torch.promote_types(u.dtype, torch.float32))
 
     def _backward(self, ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         u, weights = ctx.saved_tensors
         made = gradients(
             upstream,
-            lambda: ((u,), self.plain(u, weights, ctx.margin, ctx.voxelwise)),
+            lambda: ((u,), self.plain(dispatch.widened(u), weights.to(u.device), ctx.margin, ctx.voxelwise)),
             lambda: (self.gradient_operator(upstream, u, weights, ctx.margin),),
         )
         return *made, None, None, None

@@ -11,7 +11,8 @@ The losses then call them for such tensors; no loss has to change. Rules for all
 * A value may keep any object for its gradient. The engine passes it back unchanged, or passes None if nothing was kept.
   A large object is kept in a `Once`, so that it does not live as long as the loss. The tensors that the gradient gets
   may be copies of those that the value got. After double backward, nothing is kept any more.
-* Constants, such as weights of differences, are NumPy arrays or Python numbers.
+* Constants, such as weights of differences, are NumPy arrays or Python numbers. In a traced call, an array may be a
+  tensor on the device of `x`.
 * A function that raises `InvalidVoxelsError` need not say which voxel is wrong: the engine finds it.
 """
 
@@ -202,7 +203,7 @@ class EnergyKernels(Protocol):
         """Return dL/du, given dL/d(value), or, by voxel and with a count of 1, dL/d(energies)."""
 
     def energies(self, u: Tensor, differences: Differences) -> Tensor:
-        """Return the energy of each interior voxel."""
+        """Return the energy of each interior voxel, float32 for a half."""
 
 
 BENDING_ENERGY: Statistic[EnergyKernels] = Statistic("bending_energy")

@@ -52,6 +52,10 @@ class Statistic(Generic[Kernels]):
         """Return whether there are kernels for the device and the dtype of a tensor."""
         return x.dtype in self._dtypes.get(x.device.type, ())
 
+    def taken(self, x: Tensor) -> Tensor:
+        """Return a tensor in a dtype that kernels take: a half becomes float32, unless the kernels take halves."""
+        return x if self.serves(x) else widened(x)
+
     def kernels(self, x: Tensor) -> Kernels:
         """Return the kernels for the device of a tensor."""
         device = x.device.type
@@ -87,12 +91,6 @@ def forced(backend: Backend) -> Iterator[None]:
 def widened(x: Tensor) -> Tensor:
     """Return a half as float32, and any other tensor as it is."""
     return x.float() if x.dtype in HALVES else x
-
-
-def widened_for(statistic: Statistic[Kernels], x: Tensor, wide: torch.dtype) -> Tensor:
-    """Return `x` in a wide type, or as it is, if that is float32 and kernels read the half precision of `x`."""
-    read = x.dtype in HALVES and wide == torch.float32 and statistic.serves(x)
-    return x if read else x.to(wide)
 
 
 def result_type(input: Tensor, image: Tensor | None = None) -> torch.dtype:

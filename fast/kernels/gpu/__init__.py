@@ -16,6 +16,18 @@ from twinloss.fast.kernels import contract
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
+def _bending_energy() -> contract.EnergyKernels:
+    from twinloss.fast.kernels.gpu import fields
+
+    return fields.BENDING_ENERGY
+
+
+def _diffusion() -> contract.EnergyKernels:
+    from twinloss.fast.kernels.gpu import fields
+
+    return fields.DIFFUSION
+
+
 def _correlation() -> contract.CorrelationKernels:
     from twinloss.fast.kernels.gpu import correlation
 
@@ -30,6 +42,8 @@ def _smoothing() -> contract.SmoothingKernels:
 
 def register(device: str) -> None:
     """Let these kernels serve a type of device."""
+    contract.BENDING_ENERGY.register(device, DTYPES, _bending_energy)
+    contract.DIFFUSION.register(device, DTYPES, _diffusion)
     contract.CORRELATION.register(device, DTYPES, _correlation)
     contract.SMOOTHING.register(device, DTYPES, _smoothing)
 

@@ -71,7 +71,7 @@ def launch(kernel: Any, grid: Sequence[int], *arguments: Any, warps: int = 4, **
     if _recorded is not None:
         _recorded[_described(kernel, arguments, constants, warps)] = None
         return
-    with _on_device(arguments), _patched_once() if interpreted() else nullcontext():
+    with _on_device(arguments):
         # Without fused multiply-adds, a GPU rounds as the source says, and as the interpreter does.
         kernel[tuple(grid)](*arguments, **constants, num_warps=warps, enable_fp_fusion=False)
 
@@ -81,33 +81,14 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret) and _recorded is None
 
 
-@contextmanager
-def _patched_once() -> Iterator[None]:
-    """Let the interpreter patch Triton's language once for each module in a launch.
-
-    It does so again whenever one compiled function calls another, which takes longer than most functions.
-    """
-    from triton.runtime import interpreter
-
-    patch: Any = interpreter._patch_lang  # noqa: SLF001
-    scopes: dict[int, Any] = {}
-
-    def once(function: Any) -> Any:
-        module = id(function.__globals__)
-        if module not in scopes:
-            scopes[module] = patch(function)
-        return scopes[module]
-
-    interpreter._patch_lang = once  # noqa: SLF001
-    try:
-        yield
-    finally:
-        interpreter._patch_lang = patch  # noqa: SLF001
-
-
 def processors(device: torch.device) -> int:
     """Return the number of multiprocessors of a device."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else _PROCESSORS
+
+
+def warp_size(device: torch.device) -> int:
+    """Return the number of threads of a warp of a device."""
+    return torch.cuda.get_device_properties(device).warp_size if device.type == "cuda" else 32
 
 
 def share(count: int, block: int, device: torch.device) -> int:
@@ -135,6 +116,16 @@ def real_type(dtype: torch.dtype) -> Any:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
+def index_type(extent: int) -> Any:
+    """Return the type of numbers below an extent: int32 if it holds them, because a GPU adds it faster."""
+    return tl.int32 if extent < 2**31 else tl.int64
+
+
+def power_of_2(n: int) -> int:
+    """Return the least power of 2 that is at least n."""
+    return 1 << (n - 1).bit_length()
+
+
 def _on_device(arguments: Sequence[Any]) -> AbstractContextManager[object]:
     """Return a context in which the device of the first tensor is the current one, for which Triton launches."""
     device = next(each.device for each in arguments if isinstance(each, Tensor))
@@ -147,10 +138,13 @@ def _described(kernel: Any, arguments: Sequence[Any], constants: dict[str, Any],
     names = kernel.arg_names
     values = {**dict(zip(names, arguments, strict=False)), **constants}
     annotated = {name: str(kind) for name, kind in kernel.fn.__annotations__.items()}
+    # Triton compiles a version for each number that is 1, and looks at the alignment of those that may have any.
+    unaligned = {each.name for each in kernel.params if each.do_not_specialize or each.do_not_specialize_on_alignment}
+    one = {each.name for each in kernel.params if not each.do_not_specialize and not each.annotation}
     fixed: dict[str, Any] = {}
     for name in names:
         value = values[name]
-        if value is None or name in constants:
+        if value is None or name in constants or (name in one and type(value) is int and value == 1):
             types[name], fixed[name] = "constexpr", value
         elif isinstance(value, Tensor):
             types[name] = f"*{_TYPES[value.dtype]}"
@@ -158,7 +152,7 @@ def _described(kernel: Any, arguments: Sequence[Any], constants: dict[str, Any],
                 aligned.append(name)
         elif isinstance(value, int):
             types[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
+            if value % 16 == 0 and name not in unaligned:
                 aligned.append(name)
         else:
             types[name] = "fp64" if "64" in annotated.get(name, "") else "fp32"

@@ -1,0 +1,70 @@
+"""The kernels compile for GPUs that are not there, and their variables fit into registers."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+# The base cases of each statistic: statements that launch its kernels, with torch and the losses in scope.
+CASES = {
+    "bending energy": "BendingEnergyLoss()(random(1, 3, 32, 48, 64)).backward()",
+    "diffusion": "DiffusionLoss()(random(1, 3, 32, 48, 64)).backward()",
+    "correlation": (
+        "for size in (3, 9):\n"
+        "    LNCC(kernel_size=size)(random(1, 1, 48, 48, 48), torch.rand(1, 1, 48, 48, 48)).backward()"
+    ),
+    "correlation, weighted": (
+        "images = [random(1, 1, 48, 48, 48, dtype=torch.float64) for _ in range(2)]\n"
+        "LNCC(kernel_size=9, kernel_type='gaussian', reduction='none')(*images).sum().backward()"
+    ),
+    "smoothing": (
+        "image = random(1, 1, 64, 64, 96)\n"
+        "MultiScaleLoss(torch.nn.MSELoss(), [1.0, 2.0, 8.0])(image.detach(), image).backward()"
+    ),
+}
+
+# Spilled registers cost much more time than those that are used; a thread has up to 255, or 512 on AMD's GPU.
+MOST_SPILLS, MOST_REGISTERS = 0, {"sm_80": 255, "sm_90": 255, "gfx942": 512}
+
+
+@pytest.mark.parametrize("statistic", CASES)
+def test_kernels_compile_for_each_target_without_spills(statistic):
+    pytest.importorskip("triton")
+    # Triton reads this variable when it is imported: with it, its interpreter would leave nothing to compile.
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, __file__, statistic]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    found = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert found
+    wrong = [
+        each for each in found if each["spills"] > MOST_SPILLS or each["registers"] > MOST_REGISTERS[each["target"]]
+    ]
+    assert wrong == []
+
+
+def _compile(statistic):
+    """Print the resources that the kernels of a statistic take on each target."""
+    import torch
+
+    from twinloss import fast
+    from twinloss.fast.kernels import gpu_kernels_on_cpu
+    from twinloss.fast.kernels.gpu.launch import recorded
+    from twinloss.harness.bench.offline import TARGETS, compiled
+
+    def random(*shape, dtype=torch.float32):
+        return torch.rand(*shape, dtype=dtype).requires_grad_()
+
+    with gpu_kernels_on_cpu(), recorded() as launches:
+        names = {**vars(fast), "LNCC": fast.LocalNormalizedCrossCorrelationLoss}
+        exec(CASES[statistic], {**names, "torch": torch, "random": random})
+    for launch in launches:
+        for target in TARGETS:
+            resources = compiled(launch, target)._asdict()
+            print(json.dumps({"kernel": launch.kernel.__name__, "target": target, **resources}))
+
+
+if __name__ == "__main__":
+    _compile(sys.argv[1])
