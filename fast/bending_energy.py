@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from twinloss.fast.engine.field import Energy, FieldLoss, Grid
+from twinloss.fast.engine.field import FieldEnergy, FieldLoss, Grid
 from twinloss.fast.kernels.contract import BENDING_ENERGY
 from twinloss.fast.runtime.arguments import total
 
@@ -97,7 +97,7 @@ class BendingEnergyLoss(FieldLoss):
         tensor(4.)
     """
 
-    energy, weigh = Energy(BENDING_ENERGY, _plain, _axes), staticmethod(_weigh)
+    energy, weigh = FieldEnergy(BENDING_ENERGY, _plain, _axes), staticmethod(_weigh)
     wanted = "second differences"
     margins: ClassVar = {"compact": 1, "wide": 2}
     leasts: ClassVar = {"compact": 3, "wide": 5}

@@ -6,16 +6,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from twinloss.fast.dice import CompoundDiceLoss
 from twinloss.fast.engine.loss import entry_point
+from twinloss.fast.engine.segmentation.labels import checked_labels
 from twinloss.fast.engine.segmentation.loss import ClassWeight, checked_weight, mean_of, weight_by_class
 from twinloss.fast.engine.segmentation.statistics import Activation, Statistics
 from twinloss.fast.engine.segmentation.voxels import Voxels
 from twinloss.fast.runtime import dispatch
+from twinloss.fast.runtime.arguments import checked_flag
 from twinloss.fast.runtime.options import Rule, checked_number, checked_reduction
 from twinloss.fast.runtime.ranks import ProcessGroup
+from twinloss.fast.runtime.warn import warn_once
 
 
 def _checked_reduction(value: Any, name: str) -> str:
@@ -34,6 +38,13 @@ def _checked_smoothing(value: Any, name: str) -> float:
     return smoothing
 
 
+def _no_softmax(multilabel: bool, softmax: bool) -> None:
+    if multilabel and softmax:
+        raise ValueError(
+            "softmax=True makes the classes exclude each other, and multilabel=True lets them overlap: give one of them"
+        )
+
+
 def _one_weight(weight: ClassWeight | None, ce_weight: ClassWeight | None) -> None:
     if weight is not None and ce_weight is not None:
         raise ValueError("weight goes to both terms and ce_weight to the cross entropy only: give one of them")
@@ -47,8 +58,16 @@ class DiceCELoss(CompoundDiceLoss):
         \mathrm{CE}(x) = \frac{-\sum_i \sum_c w_c\, g_{ic} \log \mathrm{softmax}(x_i)_c}{\sum_i \sum_c w_c\, g_{ic}}
 
     The cross entropy is always computed from the logits of all classes. The activation and ``include_background`` apply
-    to the Dice term only. An input of one channel takes the binary cross entropy with logits, averaged over the voxels.
-    The Dice term is :class:`~twinloss.fast.DiceLoss`.
+    to the Dice term only, which is :class:`~twinloss.fast.DiceLoss`.
+
+    With ``multilabel=True``, the classes are regions that may overlap, such as the whole tumour and its core. Each
+    channel is then a binary problem, and with N voxels
+
+    .. math::
+        \mathrm{CE}(x) = \frac{-1}{NC} \sum_i \sum_c
+        \bigl( w_c\, g_{ic} \log \sigma(x_{ic}) + (1 - g_{ic}) \log (1 - \sigma(x_{ic})) \bigr)
+
+    An input of one channel is always such a problem.
 
     Args:
         include_background: see DiceLoss.
@@ -62,25 +81,28 @@ class DiceCELoss(CompoundDiceLoss):
         smooth_nr: see DiceLoss.
         smooth_dr: see DiceLoss.
         batch: see DiceLoss.
-        ce_weight: w, the class weights of the cross entropy: a number, or a list with one for each class. With one
-            channel, it is the weight of the positives.
+        ce_weight: w, the class weights of the cross entropy: a number, or a list with one for each class. In a binary
+            problem, it is the weight of the positives.
         lambda_dice: weight of the Dice term, at least 0.
         lambda_ce: weight of the cross entropy, at least 0.
         weight: class weights of both terms: a number, or a list with one for each class, including the background.
         soft_label: see DiceLoss.
         ignore_index: see DiceLoss.
         label_smoothing: ε in [0, 1]. The target of the cross entropy becomes (1 - ε) g + ε/C, as in
-            ``torch.nn.CrossEntropyLoss``; with one channel it becomes (1 - ε) g + ε/2.
+            ``torch.nn.CrossEntropyLoss``; in a binary problem it becomes (1 - ε) g + ε/2.
+        multilabel: the classes may overlap. It is used with ``sigmoid=True``.
         process_group: see DiceLoss.
 
     Raises:
         TypeError: as in DiceLoss.
         ValueError: as in DiceLoss; if the reduction is ``"none"``, since the Dice loss has no value for a single voxel;
-            if λ is negative; if ε lies outside [0, 1]; if both ``weight`` and ``ce_weight`` are given; if input and
-            target have different numbers of axes; if the target has neither 1 channel nor as many as the input.
+            if λ is negative; if ε lies outside [0, 1]; if both ``weight`` and ``ce_weight`` are given; if both
+            ``softmax`` and ``multilabel`` are True; if input and target have different numbers of axes; if the target
+            has neither 1 channel nor as many as the input.
 
     Warns:
-        UserWarning: about the values of the target, as in DiceLoss with a softmax.
+        UserWarning: once, if ``sigmoid=True`` suggests classes that overlap, but the cross entropy of several channels
+            is that of a softmax; about the values of the target, as in DiceLoss, with a softmax unless ``multilabel``.
 
     Example:
         >>> import torch
@@ -95,8 +117,13 @@ class DiceCELoss(CompoundDiceLoss):
         "reduction": _checked_reduction,
         "ce_weight": checked_weight,
         "label_smoothing": _checked_smoothing,
+        "multilabel": checked_flag,
     }
-    option_rules: ClassVar[tuple[Rule, ...]] = (*CompoundDiceLoss.option_rules, (("weight", "ce_weight"), _one_weight))
+    option_rules: ClassVar[tuple[Rule, ...]] = (
+        *CompoundDiceLoss.option_rules,
+        (("weight", "ce_weight"), _one_weight),
+        (("multilabel", "softmax"), _no_softmax),
+    )
 
     def __init__(
         self,
@@ -119,6 +146,7 @@ class DiceCELoss(CompoundDiceLoss):
         soft_label: bool = False,
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
+        multilabel: bool = False,
         process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
@@ -130,43 +158,53 @@ class DiceCELoss(CompoundDiceLoss):
         self.lambda_dice = lambda_dice
         self.lambda_ce = lambda_ce
         self.label_smoothing = label_smoothing
+        self.multilabel = multilabel
 
     def exclusive(self, background: bool) -> tuple[bool, bool]:
         """Return whether a softmax makes the classes exclude each other, and whether the background counts."""
-        return True, True  # the cross entropy is that of a softmax over all classes
+        return not self.multilabel, True  # the cross entropy is that of all classes
 
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the class documents shapes and errors."""
         voxels = self.compound_voxels(input, target)
-        activation: Activation = "softmax" if input.shape[1] > 1 else "sigmoid"
+        binary = self.multilabel or input.shape[1] == 1
+        if self.sigmoid and not binary:
+            warn_once(
+                self, "sigmoid",
+                "sigmoid=True applies to the Dice term only, and the cross entropy is that of a softmax over "
+                f"{input.shape[1]} classes: pass multilabel=True if the classes may overlap",
+            )  # fmt: skip
+        activation: Activation = "sigmoid" if binary else "softmax"
         plan: dict[str, Any] = {"surprisal": "all" if self.label_smoothing else "target"}
-        if input.shape[1] == 1 and self.label_smoothing > 0:
+        if binary and self.label_smoothing > 0:
             voxels = voxels.widened()
             dice_sums, _ = self.two_sums(voxels, activation, {})
             ce_sums = self._smoothed(voxels).sums(activation, surprisal="target")
         else:
             dice_sums, ce_sums = self.two_sums(voxels, activation, plan)
         dice = self.reduced(self.dice(dice_sums, voxels), input.ndim)
-        loss = self.lambda_dice * dice + self.lambda_ce * self._cross_entropy(ce_sums, voxels)
+        loss = self.lambda_dice * dice + self.lambda_ce * self._cross_entropy(ce_sums, voxels, binary)
         return loss.to(dispatch.result_type(input))
 
     def _smoothed(self, voxels: Voxels) -> Voxels:
         """Return the voxels with the smoothed target (1 - ε) g + ε/2 of a binary problem."""
         x, target = voxels.cleaned()
+        if voxels.labels:
+            target = torch.zeros_like(x).scatter(1, checked_labels(target, x.shape[1], None), 1.0)
         ignored = voxels.ignored()
         kept = None if ignored is None else ~ignored
         smoothed = (1 - self.label_smoothing) * target.double() + self.label_smoothing / 2
-        return replace(voxels, input=x, target=smoothed, mask=kept, ignore_index=None)
+        return replace(voxels, input=x, target=smoothed, mask=kept, ignore_index=None, labels=False)
 
-    def _cross_entropy(self, sums: Statistics, voxels: Voxels) -> Tensor:
+    def _cross_entropy(self, sums: Statistics, voxels: Voxels, binary: bool) -> Tensor:
         classes = sums.hits.shape[1]
         weight = self.ce_weight if self.weight is None else self.weight
         w: Tensor | float = 1.0
         if weight is not None:
             w = weight_by_class(weight, classes, sums.hits, "ce_weight" if self.weight is None else "weight")
-        if classes == 1:
-            total, count = (w * sums.hits + sums.misses).sum(), voxels.counts().sum()
+        if binary:
+            total, count = (w * sums.hits + sums.misses).sum(), classes * voxels.counts().sum()
         else:
             smoothing, hits = self.label_smoothing, sums.hits
             if smoothing:

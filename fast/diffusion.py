@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from twinloss.fast.engine.field import Energy, FieldLoss, Grid
+from twinloss.fast.engine.field import FieldEnergy, FieldLoss, Grid
 from twinloss.fast.kernels.contract import DIFFUSION
 
 
@@ -85,7 +85,7 @@ class DiffusionLoss(FieldLoss):
         tensor(9.)
     """
 
-    energy, weigh = Energy(DIFFUSION, _plain, lambda axes: axes), staticmethod(_weigh)
+    energy, weigh = FieldEnergy(DIFFUSION, _plain, lambda axes: axes), staticmethod(_weigh)
     wanted = "first differences"
     margins: ClassVar = {"compact": 0, "wide": 1}
     leasts: ClassVar = {"compact": 2, "wide": 3}

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from twinloss.fast.engine.loss import entry_point
 from twinloss.fast.engine.segmentation.loss import SegmentationLoss
 from twinloss.fast.engine.segmentation.statistics import Overlap
+from twinloss.fast.kernels.contract import ClassWeights, Weigh
 from twinloss.fast.runtime.arguments import checked_flag
 from twinloss.fast.runtime.options import one_of
 from twinloss.fast.runtime.ranks import ProcessGroup
@@ -43,8 +42,8 @@ class GeneralizedDiceLoss(SegmentationLoss):
         batch: sum over all items of the batch before the division, which gives a single value.
         soft_label: use min(p, g) as the overlap instead of the product p g. The minimum of the loss is then at p = g
             for soft targets, too (Wang et al. 2023, Dice semimetric losses).
-        ignore_index: voxels with this label are excluded, whatever values they hold. In a one-hot target, these are
-            the voxels with a 1 in this channel.
+        ignore_index: voxels with this label are excluded, whatever values they hold. In a target of channels,
+            these are the voxels with a 1 in this channel. C means a further channel: the target is then (B, C + 1, *S).
         normalize_weights: divide the weights of an item by their sum, so that the effect of ν and δ does not depend on
             the volume. Otherwise w is about 1e-10 for 96³ voxels, and ν = 1e-5 outweighs the data.
         process_group: see DiceLoss.
@@ -110,18 +109,8 @@ class GeneralizedDiceLoss(SegmentationLoss):
         """Return the loss; the class documents shapes and errors."""
         voxels = self.voxels(input, target)
         overlap: Overlap = "minimum" if self.soft_label else "product"
-        return self.reduced_fraction(input, voxels, overlap, self.terms(voxels, (2.0, 1.0, 1.0)), self._weigh)
+        return self.reduced_fraction(input, voxels, overlap, self.terms(voxels, (2.0, 1.0, 1.0)), self._weigh())
 
-    def _weigh(self, volume: Any) -> tuple[Any]:
-        """Return the weight of each class, given the volumes, (B or 1, C'), as an array or a tensor."""
-        xp: Any = np if isinstance(volume, np.ndarray) else torch
-        weight = 1 / volume ** {"square": 2, "simple": 1, "uniform": 0}[self.w_type]
-        present = xp.isfinite(weight)
-        # NumPy skips the rule for absent classes where it has no effect: the check is cheaper. A tensor may be traced,
-        # where no branch may depend on its values.
-        if xp is torch or not present.all():
-            weight = xp.where(present, weight, xp.amax(xp.where(present, weight, 0), axis=1, keepdims=True))
-        if self.normalize_weights:
-            total = weight.sum(axis=1, keepdims=True)
-            weight = xp.where(total > 0, weight / total, 0)
-        return (weight,)
+    def _weigh(self) -> Weigh:
+        """Return the function that computes the weight of each class, given the volumes, (B or 1, C')."""
+        return ClassWeights({"square": 2, "simple": 1, "uniform": 0}[self.w_type], normalized=self.normalize_weights)

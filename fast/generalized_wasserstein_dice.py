@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from twinloss.fast.engine.loss import entry_point, untraced
 from twinloss.fast.engine.segmentation.loss import SegmentationLoss
-from twinloss.fast.kernels.contract import DISTANCE, NEARNESS, Distances, Terms
+from twinloss.fast.kernels.contract import DISTANCE, NEARNESS, ClassWeights, Distances, Terms, Weigh
 from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import ShapeError, check_tensors, numbers
 from twinloss.fast.runtime.options import fixed, one_of
@@ -168,19 +167,11 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
                 f"{flat} or {(flat[0], 1, *flat[1:])}"
             )
         terms = Terms(((NEARNESS, 2.0),), ((DISTANCE, 1.0),), self.smooth_nr, self.smooth_dr)
-        return self.reduced_fraction(input, self.voxels(input, target), "none", terms, self._weigh, self.dist_matrix)
+        return self.reduced_fraction(input, self.voxels(input, target), "none", terms, self._weigh(), self.dist_matrix)
 
-    def _weigh(self, volume: Any) -> Sequence[Any]:
-        """Return the class weights of the terms, given the volumes, (B, C), as an array or a tensor.
-
-        The default mode has weights of the nearness 1 - W and of the distance W. "GDL" has the same for both.
-        """
-        if self.weighting_mode == "GDL":
-            return (1 / (volume + 1),)
-        everywhere = volume[:1] ** 0  # ones, also for a volume of 0
-        foreground = everywhere + 0
-        foreground[:, 0] = 0
-        return foreground, everywhere
+    def _weigh(self) -> Weigh:
+        """Return the function that computes the class weights of the nearness 1 - W and of the distance W."""
+        return ClassWeights(1, offset=1) if self.weighting_mode == "GDL" else ClassWeights(0, foreground=True)
 
     def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
         """Reduce values for each item, (B, 1); "none" returns them as (B,)."""

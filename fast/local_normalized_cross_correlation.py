@@ -26,6 +26,8 @@ def _checked_size(value: Any, name: str) -> int:
         raise ValueError(f"{name} must be a positive odd whole number, got {value!r}")
     if value % 2 == 0:
         raise ValueError(f"{name} must be odd, so that the window has a centre, got {value}")
+    if value > 1023:
+        raise ValueError(f"{name} must be at most 1023, got {value}: memory grows with its power")
     return int(value)
 
 
@@ -45,7 +47,7 @@ class LocalNormalizedCrossCorrelationLoss(Loss):
 
     Args:
         ndim: the number of spatial axes, from 1 to 3.
-        kernel_size: k, the number of voxels of the window along each axis; odd.
+        kernel_size: k, the number of voxels of the window along each axis; odd, at most 1023.
         kernel_type: the weights of the window. ``"rectangular"``: w = 1. The others are products of weights along each
             axis: ``"triangular"``: (1, 2, …, f, …, 2, 1) / f² with f = (k + 1)/2; ``"gaussian"``: exp(-j²/2σ²) with
             σ = k/3.

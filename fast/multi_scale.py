@@ -38,7 +38,10 @@ def _checked_scales(value: Any, name: str) -> tuple[float, ...] | None:
         raise TypeError(f"{name} must be None or a list of numbers, got {type(value).__name__}")
     if len(value) == 0:
         raise ValueError(f"{name} must hold at least one number, or be None to leave the images unsmoothed")
-    return tuple(checked_number(_number(scale), name) for scale in value)
+    scales = tuple(checked_number(_number(scale), name) for scale in value)
+    if max(scales) > 1000:
+        raise ValueError(f"{name} must be at most 1000 voxels, got {max(scales)}: memory grows with the kernel")
+    return scales
 
 
 class MultiScaleLoss(Loss):
@@ -52,8 +55,8 @@ class MultiScaleLoss(Loss):
 
     Args:
         loss: the wrapped loss, called as ``loss(y_pred, y_true)``: a module of this package or any callable.
-        scales: σ of each scale, in voxels. A scale of 0 does not smooth. With None, the loss is called once, on the
-            unsmoothed images.
+        scales: σ of each scale, in voxels, at most 1000. A scale of 0 does not smooth. With None, the loss is called
+            once, on the unsmoothed images.
         kernel: ``"gaussian"``: exp(-j²/2σ²)/(σ√2π) for |j| ≤ int(3σ + ½). ``"cauchy"``: 1/((j/σ)² + 1) for
             |j| ≤ int(5σ), divided by its sum.
         reduction: ``"mean"`` or ``"sum"`` over the scales and all values that the loss returns, or ``"none"`` for the

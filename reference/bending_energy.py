@@ -16,6 +16,7 @@ from itertools import combinations_with_replacement
 import numpy as np
 
 from twinloss.reference.steps.activation import Array
+from twinloss.reference.steps.grid import voxel_sizes
 from twinloss.reference.steps.reduction import reduce, reduce_adjoint
 
 # A difference of neighbouring voxels, as a sum of terms (factor, offset in voxels along each spatial axis).
@@ -98,7 +99,7 @@ def _derivatives(
 ) -> Iterator[tuple[int, Array, Array, Stencil]]:
     """For each pair of axes, yield m, a (1, C, 1, …), the difference K u on the interior, and the stencil K."""
     real, rank = pred.dtype.type, pred.ndim - 2
-    h = [real(1)] * rank if spacing is None else [real(size) for size in spacing]
+    h = voxel_sizes(spacing, rank, real)
     extent = [n * size for n, size in zip(pred.shape[2:], h, strict=True)]
     margin = 1 if stencil == "compact" else 2
     interior = np.empty((*pred.shape[:2], *(n - 2 * margin for n in pred.shape[2:])), pred.dtype)

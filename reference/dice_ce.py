@@ -32,6 +32,7 @@ class DiceCEOptions(DiceOptions):
     lambda_dice: float = 1.0
     lambda_ce: float = 1.0
     label_smoothing: float = 0.0  # ε, the part of the target that is spread over all classes
+    multilabel: bool = False  # the classes are regions that may overlap: a binary problem for each
 
 
 @takes(DiceCEOptions)
@@ -43,10 +44,12 @@ def dice_ce_loss(input: Array, target: Array, **options: Any) -> Array:
         g' = (1 - \varepsilon) g + \varepsilon / C
 
     Here i runs over the voxels of all items and c over all classes, and p = softmax(x), whatever the activation of the
-    Dice term. ``reduction="sum"`` omits the division. A single channel is a binary problem, with C = 2, p = sigmoid(x)
-    and, for N voxels,
+    Dice term. ``reduction="sum"`` omits the division. A single channel is a binary problem. With ``multilabel``, so is
+    each of the channels: :math:`p = \operatorname{sigmoid}(x)`, :math:`g' = (1 - \varepsilon) g + \varepsilon / 2` and,
+    for N voxels,
 
-    .. math:: L_{ce} = -\frac1N \sum_i \left( w g' \log p + (1 - g') \log (1 - p) \right).
+    .. math:: L_{ce} = -\frac1{NC} \sum_i \sum_c \left(
+        w_c g'_{ic} \log p_{ic} + (1 - g'_{ic}) \log (1 - p_{ic}) \right).
 
     Args:
         input: x, logits, (B, C, *S) or (B, C).
@@ -68,7 +71,7 @@ def dice_ce_loss(input: Array, target: Array, **options: Any) -> Array:
     with np.errstate(all="ignore"):
         x = as_volume(input)
         factors, divisor = _factors(input, target, o)
-        outcomes = log_probabilities(x, exclusive=x.shape[1] > 1)
+        outcomes = log_probabilities(x, _exclusive(x, o))
         terms = [masked_product(f, log_p) for f, log_p in zip(factors, outcomes, strict=True)]
         ce = -sum(term.sum() for term in terms) / divisor  # ()
         dice = dice_loss(input, target, **only(DiceOptions, o))  # ()
@@ -104,11 +107,16 @@ def dice_ce_loss_gradient(
         x, u = as_volume(input), np.asarray(cotangent, input.dtype)
         factors, divisor = _factors(input, target, o)
         dl = [-u / divisor * factor for factor in factors]  # (B, C, *S)
-        dx = log_probabilities_adjoint(dl, x, exclusive=x.shape[1] > 1)  # (B, C, *S)
+        dx = log_probabilities_adjoint(dl, x, _exclusive(x, o))  # (B, C, *S)
         ce = np.where(kept_voxels(input, target, o), dx, 0).reshape(input.shape)
         options = only(DiceOptions, o) | {"other_act_derivative": other_act_derivative}
         dice = dice_loss_gradient(input, target, cotangent=u, **options)
         return np.asarray(o.lambda_dice * dice + o.lambda_ce * ce)
+
+
+def _exclusive(x: Array, o: DiceCEOptions) -> bool:
+    """Return whether a voxel has exactly one of the classes."""
+    return x.shape[1] > 1 and not o.multilabel
 
 
 def _factors(input: Array, target: Array, o: DiceCEOptions) -> tuple[list[Array], Array]:
@@ -117,11 +125,12 @@ def _factors(input: Array, target: Array, o: DiceCEOptions) -> tuple[list[Array]
     g = masked_product(keep, class_target(input, target, o))  # (B, C, *S)
     w = class_weights(o.weight if o.ce_weight is None else o.ce_weight, x)  # (1, C, 1, …)
     epsilon = np.asarray(o.label_smoothing, x.dtype)
-    smooth = (1 - epsilon) * g + epsilon / max(x.shape[1], 2)  # g', (B, C, *S)
-    if x.shape[1] == 1:
-        factors, divisor = [w * smooth, 1 - smooth], keep.sum().astype(x.dtype)
-    else:
+    if _exclusive(x, o):
+        smooth = (1 - epsilon) * g + epsilon / x.shape[1]  # g', (B, C, *S)
         factors, divisor = [w * smooth], (w * g).sum()
+    else:
+        smooth = (1 - epsilon) * g + epsilon / 2
+        factors, divisor = [w * smooth, 1 - smooth], (keep.sum() * x.shape[1]).astype(x.dtype)
     if o.reduction == "sum" or divisor == 0:  # if no voxel counts, the loss is 0
         divisor = np.ones_like(divisor)
     return [masked_product(keep, factor) for factor in factors], divisor

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from twinloss.reference.steps.activation import Array
+from twinloss.reference.steps.grid import voxel_sizes
 from twinloss.reference.steps.reduction import reduce, reduce_adjoint
 
 Place = tuple[slice, ...]
@@ -105,7 +106,7 @@ def _differences(
 ) -> Iterator[tuple[Array, Place, Place, Place]]:
     """Yield each set of differences: the weight w, (1, C, …), the voxels i they count for, and their ends j and k."""
     real, rank = pred.dtype.type, pred.ndim - 2
-    h = [real(1)] * rank if spacing is None else [real(size) for size in spacing]
+    h = voxel_sizes(spacing, rank, real)
     extent = np.array([n * size for n, size in zip(pred.shape[2:], h, strict=True)], pred.dtype)
     for d in range(rank):
         a = np.full(pred.shape[1], 1 / h[d], pred.dtype)

@@ -31,6 +31,11 @@ class LNCCOptions:
     smooth_dr: float = 1e-5  # δ
     denominator: str = "product"  # or "clamp"
 
+    def __post_init__(self) -> None:
+        """Refuse a window for which no memory would be enough."""
+        if self.kernel_size > 1023:
+            raise ValueError(f"kernel_size must be at most 1023, got {self.kernel_size}")
+
 
 @takes(LNCCOptions)
 def local_normalized_cross_correlation_loss(pred: Array, target: Array, **options: Any) -> Array:

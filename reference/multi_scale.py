@@ -109,6 +109,8 @@ def _kernel(sigma: float, kernel: str, normalize: bool) -> Array:
     """Return k(j) for all j at which it is not 0."""
     if sigma == 0:
         return np.ones(1, np.longdouble)
+    if sigma > 1000:
+        raise ValueError(f"scales must be at most 1000 voxels, got {sigma}")
     s = np.longdouble(sigma)
     reach = int(3 * sigma + 0.5) if kernel == "gaussian" else int(5 * sigma)
     j = np.arange(-reach, reach + 1)

@@ -70,6 +70,10 @@ def _shown(option):
     return getattr(option, "__name__", str(option))
 
 
+# The parameters of tests that `with_options` parametrizes.
+OF_TABLES = (("loss_class", "options"),)
+
+
 def with_options(table):
     """Parametrize a test by each loss of a table, and by each of the dictionaries of options that it lists."""
     cases = [
@@ -77,7 +81,7 @@ def with_options(table):
         for loss_class, all_options in table.items()
         for options in all_options
     ]
-    return pytest.mark.parametrize(("loss_class", "options"), cases)
+    return pytest.mark.parametrize(*OF_TABLES, cases)
 
 
 def for_labels(loss_class, options):

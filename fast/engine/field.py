@@ -62,8 +62,8 @@ def _checked_spacing(value: Any, name: str) -> tuple[float, ...] | None:
     if sizes.ndim != 1:
         raise TypeError(f"{name} must be None or a list with the size of a voxel along each axis, got {value!r}")
     spacing = tuple(sizes.tolist())
-    if not all(0 < size < math.inf for size in spacing):
-        raise ValueError(f"{name} must be positive and finite along each axis, got {spacing}")
+    if not all(1e-50 <= size <= 1e50 for size in spacing):  # so that the weights are finite
+        raise ValueError(f"{name} must be positive and finite along each axis, from 1e-50 to 1e50, got {spacing}")
     return spacing
 
 
@@ -78,7 +78,7 @@ class FieldLoss(Loss):
         leasts: by stencil, the minimum number of voxels along an axis.
     """
 
-    energy: Energy
+    energy: FieldEnergy
     weigh: Callable[[str, Grid], list[list[float]]]
     wanted: str
     margins: ClassVar[dict[str, int]]
@@ -153,7 +153,7 @@ def _weights(weigh: Callable[[str, Grid], list[list[float]]], stencil: str, grid
     return np.array(weigh(stencil, grid), dtype=np.float64)
 
 
-class Energy:
+class FieldEnergy:
     """An energy of fields in all its forms, including `torch.ops.twinloss.<name of the statistic>`.
 
     Attributes:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -42,9 +43,10 @@ from twinloss.fast.runtime.dispatch import Statistic
 
 __all__ = [
     "BENDING_ENERGY", "CORRELATION", "DIFFUSION", "DISTANCE", "FN", "FP", "HISTOGRAM", "HITS", "MISSES", "NEARNESS",
-    "ROWS", "SMOOTHING", "TP", "TP_LESS_FN", "VOLUME", "VOXELS", "CorrelationKernels", "CorrelationPlan", "Differences",
-    "Distances", "EnergyKernels", "FractionPlan", "HistogramKernels", "HistogramPlan", "InvalidVoxelsError", "Plan",
-    "SmoothingKernels", "Terms", "UpstreamSlopes", "VoxelInputs", "VoxelKernels", "Weigh",
+    "ROWS", "SMOOTHING", "TP", "TP_LESS_FN", "VOLUME", "VOXELS", "ClassWeights", "CorrelationKernels",
+    "CorrelationPlan", "Differences", "Distances", "EnergyKernels", "FractionPlan", "HistogramKernels", "HistogramPlan",
+    "InvalidVoxelsError", "Plan", "SmoothingKernels", "Terms", "UpstreamSlopes", "VoxelInputs", "VoxelKernels", "Weigh",
+    "unweighted",
 ]  # fmt: skip
 
 # --- segmentation: sums over voxels, by item and class ----------------------------------------------------------------
@@ -55,6 +57,48 @@ UpstreamSlopes = Callable[[], Tensor]
 Weigh = Callable[[Any], Sequence[Any]]
 # The distances between classes, (C, C), as Python numbers.
 Distances = tuple[tuple[float, ...], ...]
+
+
+def unweighted(volume: Any) -> tuple[Any, ...]:
+    """Return no weights: classes are not pooled."""
+    return ()
+
+
+@dataclass(frozen=True)
+class ClassWeights:
+    """Class weights 1 / (V + a)^k, given the volumes V, so that kernels can compute them on the device.
+
+    A class without a finite weight, which is absent, gets the largest weight of the others.
+
+    Attributes:
+        power: k, at least 0 and at most 2.
+        offset: a.
+        normalized: whether the weights are divided by their sum.
+        foreground: whether the overlap, but not the errors, leaves out class 0.
+    """
+
+    power: int
+    offset: int = 0
+    normalized: bool = False
+    foreground: bool = False
+
+    def __call__(self, volume: Any) -> tuple[Any, ...]:
+        """Return the weights of overlap and errors, or one for both, given volumes, (B or 1, C'), of NumPy or torch."""
+        xp: Any = np if isinstance(volume, np.ndarray) else torch
+        weight = 1 / (volume + self.offset if self.offset else volume) ** self.power
+        present = xp.isfinite(weight)
+        # NumPy skips the rule for absent classes where it has no effect: the check is cheaper. A tensor may be traced,
+        # where no branch may depend on its values.
+        if xp is torch or not present.all():
+            weight = xp.where(present, weight, xp.amax(xp.where(present, weight, 0), axis=1, keepdims=True))
+        if self.normalized:
+            total = weight.sum(axis=1, keepdims=True)
+            weight = xp.where(total > 0, weight / total, 0)
+        if not self.foreground:
+            return (weight,)
+        of_overlap = weight + 0
+        of_overlap[:, 0] = 0
+        return of_overlap, weight
 
 
 class InvalidVoxelsError(Exception):
@@ -125,7 +169,8 @@ class FractionPlan(NamedTuple):
     Attributes:
         plan: the statistics.
         terms: the fraction.
-        weigh: a function that returns the class weights, or an empty tuple if classes are not pooled.
+        weigh: a function that returns the class weights; `unweighted` if classes are not pooled. If it is a
+            `ClassWeights`, kernels may compute the weights themselves.
         distances: the distances between classes, or None.
         mean: whether the result is the mean over items and classes, or else the sum.
         dtype: the dtype of the result.

@@ -45,9 +45,13 @@ def checked_number(value: Any, name: str) -> float:
     """Check a finite nonnegative number, such as a smoothing term, and return it as a float."""
     if not isinstance(value, (int, float, np.number)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name} must be finite and not negative, got {value}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number that no float can hold
+        number = math.inf
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(f"{name} must be finite and not negative, got {number}")
+    return number
 
 
 def is_whole(value: Any) -> bool:

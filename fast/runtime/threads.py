@@ -76,7 +76,7 @@ def for_each_chunk(work: Callable[[int], None], chunks: int, numbers: int) -> No
         chunks: the number of chunks.
         numbers: the total amount of work, as the number of elements of a softmax that takes as long.
     """
-    _share(lambda first, _: work(first), [(chunk, chunk + 1) for chunk in range(chunks)], _threads(chunks, numbers))
+    run_ranges(lambda first, _: work(first), [(chunk, chunk + 1) for chunk in range(chunks)], _threads(chunks, numbers))
 
 
 def for_each_range(work: Callable[[int, int], None], chunks: int, numbers: int) -> None:
@@ -91,14 +91,15 @@ def for_each_range(work: Callable[[int, int], None], chunks: int, numbers: int) 
         count = chunks if threads < 2 else max((chunks - first) // (2 * threads), 1)
         ranges.append((first, first + count))
         first += count
-    _share(work, ranges, threads)
+    run_ranges(work, ranges, threads)
 
 
 def _threads(chunks: int, numbers: int) -> int:
     return 1 if numbers <= _FEW else min(torch.get_num_threads(), chunks)
 
 
-def _share(work: Callable[[int, int], None], ranges: list[tuple[int, int]], threads: int) -> None:
+def run_ranges(work: Callable[[int, int], None], ranges: Sequence[tuple[int, int]], threads: int) -> None:
+    """Call work(first, end) for each range, in so many threads; all kernels run through this function."""
     remaining = iter(ranges)  # threads can share it, because next() is atomic
 
     def drain() -> None:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from twinloss import __version__
+from twinloss.harness.model.device import Device
 from twinloss.harness.model.operand import DTYPES
 from twinloss.harness.model.twin import Twin
 
@@ -36,6 +37,10 @@ Jobs = Annotated[
 ]
 Cluster = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler, tcp://…, whose workers do the work.")
+]
+OnDevice = Annotated[
+    Device,
+    typer.Option("--device", help="Where the losses run; interpreter: the kernels for GPUs, in Triton's interpreter."),
 ]
 REPORT = Path("twinloss-report")
 SILENCE = 10.0  # the least time, in seconds, between two lines about compilation
@@ -78,6 +83,17 @@ def writable(folder: Path) -> Path:
     except OSError as error:
         raise typer.BadParameter(f"cannot write into {folder}: {error.strerror or error}") from error
     return folder
+
+
+def usable(device: Device) -> str:
+    """Return the name of a device, after a check that it can be used here."""
+    from twinloss.harness.model.device import DeviceError, use
+
+    try:
+        use(device.value)
+    except DeviceError as error:
+        raise typer.BadParameter(str(error)) from error
+    return str(device.value)
 
 
 def chosen_types(given: list[Dtype] | None, default: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from twinloss.harness.cli.app import Cluster, Jobs, app, console, progress, with_dask, writable
+from twinloss.harness.cli.app import Cluster, Jobs, app, console, named_twins, progress, with_dask, writable
 
 
 @app.command()
@@ -29,9 +29,10 @@ def audit(
     from twinloss.harness.commands import audit as audits
     from twinloss.harness.hunting.parallel import PROCESSES
 
+    names = [twin.name for twin in named_twins(losses)] if losses else []
     with progress() as tick:
         try:
-            rows = audits.audit(library, losses or (), seed, tick, jobs or PROCESSES, with_dask(dask))
+            rows = audits.audit(library, names, seed, tick, jobs or PROCESSES, with_dask(dask))
         except audits.LibraryError as error:
             raise typer.BadParameter(str(error)) from error
     made = Table("loss", "option", "verdict", "what", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)

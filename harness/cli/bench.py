@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinloss.harness.cli.app import Losses, app, console, named_twins, progress, writable
+from twinloss.harness.cli.app import Losses, OnDevice, app, console, named_twins, progress, usable, writable
+from twinloss.harness.model.device import Device
 
 if TYPE_CHECKING:
     from twinloss.harness.bench.cases import BenchmarkCase
@@ -35,23 +35,6 @@ case, so Ctrl-C loses only the current case. benchmarks.md is made from it.
 """
 
 
-class Device(StrEnum):
-    """The device on which the losses run."""
-
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-def _available(device: Device) -> str:
-    """Return the name of the device, after a check that torch can use it."""
-    import torch
-
-    if device is Device.cuda and not torch.cuda.is_available():
-        why = "torch sees no GPU" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
-        raise typer.BadParameter(f"--device cuda needs a GPU and a torch that supports it, but {why}")
-    return device.value
-
-
 @app.command(epilog=EPILOG)
 def bench(
     losses: Losses = None,
@@ -61,14 +44,16 @@ def bench(
     budget: Annotated[float, typer.Option(min=0.01, help="Time, in seconds, to spend on each case.")] = 4.0,
     size: Annotated[int, typer.Option(min=8, help="Edge length, in voxels, of the cube in the base case.")] = 96,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads in the base case. Default: torch's.")] = None,
-    device: Annotated[Device, typer.Option(help="The device on which the losses run.")] = Device.cpu,
+    device: OnDevice = Device.cpu,
     compiled: Annotated[bool, typer.Option(help="Also time torch.compile of the losses, which takes minutes.")] = True,
     memory: Annotated[bool, typer.Option(help="Also measure peak memory, each in its own process.")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Skip cases whose results are in the --out folder.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the report and benchmarks.json.")] = None,
 ) -> None:
     """Measure the time of forward and backward, and the memory, of the losses and of those of other libraries."""
-    twins, folder, where = named_twins(losses), writable(out) if out else None, _available(device)
+    twins, folder, where = named_twins(losses), writable(out) if out else None, usable(device)
+    if device is Device.interpreter:
+        raise typer.BadParameter("Triton's interpreter shows whether kernels are right; their times mean nothing")
     import torch
 
     from twinloss.harness.bench import cases as made

@@ -13,15 +13,18 @@ from twinloss.harness.cli.app import (
     Cluster,
     Dtype,
     Jobs,
+    OnDevice,
     app,
     chosen_types,
     console,
     drawn_seed,
     progress,
     remembers,
+    usable,
     with_dask,
     writable,
 )
+from twinloss.harness.model.device import Device
 
 if TYPE_CHECKING:
     from twinloss.harness.commands.check import Check
@@ -89,11 +92,12 @@ def check(
     report: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for report.json and a script for each counterexample.")
     ] = REPORT,
+    device: OnDevice = Device.cpu,
     jobs: Jobs = None,
     dask: Cluster = None,
 ) -> None:
     """Hunt for an input on which your own loss differs from the reference."""
-    folder = writable(report)
+    folder, where = writable(report), usable(device)
     from twinloss.harness.commands.arguments import ArgumentError, pairs, value
     from twinloss.harness.commands.check import check as run
     from twinloss.harness.hunting.deviations import DeviationsError
@@ -109,7 +113,7 @@ def check(
                 labels_without_channel=labels_without_channel,
                 dtypes=chosen_types(dtype, ("float32", "float64")), examples=examples,
                 seed=drawn_seed(seed), xfails=xfails, strict=strict, tick=tick,
-                processes=jobs or 1, cluster=with_dask(dask), remember=remembers(),
+                processes=jobs or 1, cluster=with_dask(dask), remember=remembers(), device=where,
             )  # fmt: skip
         except (ArgumentError, TargetError, UnknownLossError, DeviationsError) as error:
             raise typer.BadParameter(str(error)) from error

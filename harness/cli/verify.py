@@ -13,15 +13,18 @@ from twinloss.harness.cli.app import (
     Dtype,
     Jobs,
     Losses,
+    OnDevice,
     app,
     chosen_types,
     drawn_seed,
     named_twins,
     progress,
     remembers,
+    usable,
     with_dask,
     writable,
 )
+from twinloss.harness.model.device import Device
 from twinloss.harness.model.operand import DTYPES
 
 EPILOG = """
@@ -36,6 +39,8 @@ twinloss verify dice --dtype bfloat16 --no-real --seed 7
 twinloss verify --report out             report.json, and a script for each counterexample, in out/
 
 twinloss verify --repeat 40 --no-real    40 seeds, one after the other: a soak
+
+twinloss verify --device cuda            the kernels for GPUs; --device interpreter: the same, on a CPU
 
 [bold]Exit status[/]: 0 if no loss failed, 1 if a loss or the check itself failed, 2 usage error, 130 interrupted (the
 results so far are kept). A degraded result is shown, but is not a failure.
@@ -63,11 +68,12 @@ def verify(
     readme: Annotated[
         Path | None, typer.Option(metavar="FILE", exists=True, help="A file whose marked cells get the soak's result.")
     ] = None,
+    device: OnDevice = Device.cpu,
     jobs: Jobs = None,
     dask: Cluster = None,
 ) -> None:
     """Hunt for an input on which a fast loss differs from its reference."""
-    twins, folder = named_twins(losses), writable(report)
+    twins, folder, where = named_twins(losses), writable(report), usable(device)
     if save:
         writable(save.parent)
     if (out or readme) and repeat == 1:
@@ -82,7 +88,8 @@ def verify(
     with progress() as tick:
         seen = run(
             twins, dtypes, drawn_seed(seed), count, real, tick, processes=jobs or PROCESSES,
-            cluster=with_dask(dask), remember=remembers(), repeat=repeat, told=finished(only_marked=repeat > 1),
+            cluster=with_dask(dask), remember=remembers(), repeat=repeat, device=where,
+            told=finished(only_marked=repeat > 1),
         )  # fmt: skip
     outcome(seen)
     files(seen, folder, save, writable(out) if out else None, readme)

@@ -55,26 +55,6 @@ class Peer:
         return replace(made, channels=max(made.channels, self.channels))
 
 
-class MonaiMultiScale(torch.nn.Module):
-    """MONAI's wrapper around its LNCC, or around torch's MSELoss; it takes `pred` first."""
-
-    def __init__(
-        self, ndim: int = 3, loss: str = "lncc", scales: Any = None, kernel: str = "gaussian", reduction: str = "mean"
-    ) -> None:
-        super().__init__()
-        import monai.losses  # type: ignore[import-untyped, unused-ignore]
-
-        losses: Any = monai.losses
-        lncc = losses.LocalNormalizedCrossCorrelationLoss(ndim, smooth_nr=1e-5)
-        wrapped = lncc if loss == "lncc" else torch.nn.MSELoss()
-        self.multi_scale = losses.MultiScaleLoss(wrapped, scales, kernel, reduction)
-
-    def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Call the wrapper, which takes its arguments in the opposite order."""
-        made: torch.Tensor = self.multi_scale(target, pred)
-        return made
-
-
 def _as_tensor(name: str, value: Any) -> Any:
     return torch.tensor(value) if name == "weight" and isinstance(value, list) else value
 
@@ -101,7 +81,7 @@ PEERS: dict[str, tuple[Peer, ...]] = {
             {"ndim": "spatial_dims"},
         ),
         Peer("monai.losses:GlobalMutualInformationLoss", "mutual_information"),
-        Peer("twinloss.harness.commands.audit:MonaiMultiScale", "multi_scale"),
+        Peer("twinloss.harness.losses.peers:MonaiMultiScale", "multi_scale"),
     ),
     "kornia": (
         Peer("twinloss.harness.losses.peers:kornia_dice", "dice", _OF_LABELS, ranks=(2,), channels=2),
@@ -118,7 +98,7 @@ PACKAGES = {"monai": "monai", "kornia": "kornia", "segmentation_models_pytorch":
 
 
 class LibraryError(ValueError):
-    """A library is unknown or not installed."""
+    """A library is unknown or not installed, or has no counterpart of a loss."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +125,14 @@ def audit(
     The losses are distributed over processes, or over the workers of the Dask scheduler at the address `cluster`.
 
     Raises:
-        LibraryError: if the library is unknown or not installed.
+        LibraryError: if the library is unknown or not installed, or has no counterpart of one of the losses.
     """
     if library not in PEERS:
         raise LibraryError(f"unknown library {library}: known are {', '.join(PEERS)}")
+    known = {peer.like for peer in PEERS[library]}
+    for name in losses:
+        if name not in known:
+            raise LibraryError(f"{library} has no counterpart of {name}, only of {', '.join(sorted(known))}")
     try:
         version(PACKAGES[library])
     except ImportError as error:

@@ -21,6 +21,7 @@ from twinloss.harness.hunting.preflight import refuse_what_cannot_be_called
 from twinloss.harness.hunting.relation import relation
 from twinloss.harness.hunting.target import Wiring, adapted, as_twin
 from twinloss.harness.judging.trial import Trial, examine
+from twinloss.harness.model import device as devices
 from twinloss.harness.model.operand import label
 from twinloss.harness.model.twin import Law, Twin
 
@@ -109,6 +110,7 @@ def check(
     processes: int = 1,
     cluster: str | None = None,
     remember: bool = False,
+    device: str = "cpu",
 ) -> Check:
     """Hunt for an input on which a loss differs from the reference of one of ours.
 
@@ -133,6 +135,7 @@ def check(
         processes: the number of dtypes that are hunted in parallel.
         cluster: the address of a Dask scheduler whose workers run the hunts.
         remember: first retry the cases that failed last time in the same folder.
+        device: "cpu", "cuda" or "interpreter"; the target gets tensors on it.
 
     Returns:
         The results; `verdict` and `failed` summarise them.
@@ -140,7 +143,9 @@ def check(
     Raises:
         TargetError: if the target cannot be loaded or called, or does not fit its description.
         DeviationsError: if the file of known deviations cannot be read.
+        DeviceError: if the device is unknown or cannot be used here.
     """
+    devices.use(device)
     wiring = Wiring(
         _place_of(target), like, dict(options or {}), dict(names or {}),
         gradient and _place_of(gradient), value_only, None if ranks is None else tuple(ranks),
@@ -154,7 +159,7 @@ def check(
         warnings.simplefilter("ignore")  # the target's own warnings about unusual input
         refuse_what_cannot_be_called(twin, wiring, dtypes, seed)
         try:
-            jobs = [Job(twin, (dtype,), "generated", examples, seed, hunting) for dtype in dtypes]
+            jobs = [Job(twin, (dtype,), "generated", examples, seed, hunting, device) for dtype in dtypes]
             run_jobs(made.work, jobs, tick, processes, cluster)
             _explain_failure(made, known, tick)
         except KeyboardInterrupt:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from twinloss.harness.hunting.report_file import VERDICTS
+from twinloss.harness.losses.catalogue import catalogue
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,24 @@ def _regressions(old: Mapping[str, Any], new: Mapping[str, Any] | None, bits: fl
         after = new.get("bits_by_option", {}).get(option)
         if after is not None:
             yield from _bits(f"bits with {option}", before, after, bits)
-    for law in sorted(set(old["laws"]) - set(new["laws"])):
-        yield f"law '{law}'", "kept", "not tried" if new["verdict"] != "fail" else "broken or not tried"
+    yield from _laws(old, new)
     if new["pairs"]["tried"] < old["pairs"]["tried"]:
         yield "pairs of options", str(old["pairs"]["tried"]), str(new["pairs"]["tried"])
+
+
+def _laws(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Report laws that are no longer kept, except those that have been renamed.
+
+    Laws that the catalogue no longer has were renamed if the new report has at least as many other names.
+    """
+    known = {law.name for law in catalogue()[old["loss"]].laws} if old["loss"] in catalogue() else set()
+    missing, added = sorted(set(old["laws"]) - set(new["laws"])), set(new["laws"]) - set(old["laws"])
+    gone = [law for law in missing if law not in known]
+    for law in missing:
+        if law in known:
+            yield f"law '{law}'", "kept", "not tried" if new["verdict"] != "fail" else "broken or not tried"
+        elif len(gone) > len(added):
+            yield f"law '{law}'", "kept", "removed or renamed"
 
 
 def _found(row: Mapping[str, Any], part: str) -> float | None:

@@ -58,6 +58,7 @@ def verify(
     cluster: str | None = None,
     remember: bool = False,
     repeat: int = 1,
+    device: str = "cpu",
     told: Callable[[Hunt], None] = lambda row: None,
 ) -> Verification:
     """Hunt each loss in each dtype.
@@ -73,6 +74,7 @@ def verify(
         cluster: the address of a Dask scheduler whose workers run the jobs.
         remember: first retry the cases that failed last time in the same folder.
         repeat: the number of hunts of each loss and dtype, with seeds `seed`, `seed + 1`, …; real images run only once.
+        device: "cpu", "cuda" or "interpreter".
         told: called with each finished row.
 
     Returns:
@@ -81,12 +83,14 @@ def verify(
     names = [twin.name for twin in twins]
     losses = [] if names == [twin.name for twin in TWINS] else names
     asked = {"losses": losses, "dtypes": list(dtypes), "examples": examples, "real": with_real}
-    seen = Verification(seed, asked | ({"repeat": repeat} if repeat > 1 else {}), Work(told=told))
+    asked |= {"repeat": repeat} if repeat > 1 else {}
+    asked |= {"device": device} if device != "cpu" else {}
+    seen = Verification(seed, asked, Work(told=told))
     ordered = sorted(twins, key=lambda twin: QUICK.index(twin.name) if twin.name in QUICK else len(QUICK))
     remember = remember and repeat == 1  # in a soak, the failures of one seed would hide those of other seeds
-    hunts = list(_hunts(ordered, dtypes, range(seed, seed + 1), examples, remember))
-    real = [Job(twin, tuple(dtypes), "real", examples, seed) for twin in ordered if with_real and twin.real]
-    others = list(_hunts(ordered, dtypes, range(seed + 1, seed + repeat), examples, remember))
+    hunts = list(_hunts(ordered, dtypes, range(seed, seed + 1), examples, remember, device))
+    real = [Job(twin, tuple(dtypes), "real", examples, seed, {}, device) for twin in ordered if with_real and twin.real]
+    others = list(_hunts(ordered, dtypes, range(seed + 1, seed + repeat), examples, remember, device))
     try:
         # Real images get new processes: those of the hunts still hold what the compiler has allocated.
         for jobs in filter(None, (hunts, real, others)):
@@ -98,8 +102,9 @@ def verify(
 
 
 def _hunts(
-    twins: Sequence[Twin], dtypes: Sequence[str], seeds: Sequence[int], examples: int, remember: bool
+    twins: Sequence[Twin], dtypes: Sequence[str], seeds: Sequence[int], examples: int, remember: bool, device: str
 ) -> Iterator[Job]:
     for seed in seeds:
         for twin in twins:
-            yield from (Job(twin, (dtype,), "generated", examples, seed, {"remember": remember}) for dtype in dtypes)
+            for dtype in dtypes:
+                yield Job(twin, (dtype,), "generated", examples, seed, {"remember": remember}, device)

@@ -43,7 +43,7 @@ def segmentation(
     operands = {"input": x, "target": y}
     if "mask" in twin.operands:
         operands["mask"] = _mask(draft, x)
-    _ignore(draft, x, y)
+    operands["target"] = _ignore(draft, x, y)
     made = {name: draft.operand(name, operands[name], first=name == "input") for name in twin.operands}
     return Case(made, differing(twin, chosen, draft.options), cotangent(draft), draft.traits, law)
 
@@ -108,13 +108,16 @@ def _mask(draft: Draft, x: Array) -> Array:
     return mask
 
 
-def _ignore(draft: Draft, x: Array, target: Array) -> None:
-    """Give some voxels the label to ignore."""
+def _ignore(draft: Draft, x: Array, target: Array) -> Array:
+    """Give some voxels the label to ignore, or set the channel that says so, and return the target."""
     index = draft.options.get("ignore_index")
     if index is None:
-        return
+        return target
     chosen = draft.rng.random((draft.sizes.batch, 1, *draft.spatial)) < 0.3
-    if target.shape[1] == 1:
+    if index == x.shape[1] and not draft.sizes.labels:
+        target = np.concatenate([target, chosen.astype(target.dtype)], axis=1)
+        ignored = chosen
+    elif target.shape[1] == 1:
         target[chosen] = index
         ignored = target == index
     else:
@@ -122,6 +125,7 @@ def _ignore(draft: Draft, x: Array, target: Array) -> None:
         target[...] = np.where(chosen, own, target)
         ignored = target[:, index : index + 1] == 1
     _poison(draft, x, ignored, "ignored")
+    return target
 
 
 def _poison(draft: Draft, x: Array, voxels: Array, trait: str) -> None:

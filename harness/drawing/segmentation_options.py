@@ -21,6 +21,10 @@ def _outside(sizes: Sizes) -> int:
     return 255 if sizes.labels or sizes.classes == 1 else 0
 
 
+def _further(sizes: Sizes) -> int:
+    return 255 if sizes.labels else sizes.classes
+
+
 def _per_class(sizes: Sizes) -> list[float]:
     return [0.25 * (k + 1) for k in range(sizes.taking_part)]
 
@@ -52,6 +56,7 @@ def _ordered(sizes: Sizes) -> list[list[float]]:
 
 LAST_CLASS = PerCase("the last class", _last_class)
 OUTSIDE = PerCase("255", _outside)
+FURTHER = PerCase("a further channel", _further)
 PER_CLASS = PerCase("one per class", _per_class)
 PER_CHANNEL = PerCase("one per channel", _per_channel)
 PER_SHARE = PerCase("one share per class", _per_share)
@@ -66,7 +71,8 @@ REDUCTION = {"reduction": ("mean", "sum", "none")}
 BATCH = {"batch": (False, True)}
 WEIGHT = {"weight": (None, 2.0, PER_CLASS)}
 SOFT_LABEL = {"soft_label": (False, True)}
-IGNORE = {"ignore_index": (None, LAST_CLASS, OUTSIDE)}
+IGNORE_LABEL = {"ignore_index": (None, LAST_CLASS, OUTSIDE)}
+IGNORE = {"ignore_index": (None, LAST_CLASS, OUTSIDE, FURTHER)}
 FOCAL: dict[str, tuple[Any, ...]] = {
     "gamma": (2.0, 0.0, 0.5, 1.0, 3.5),
     "use_softmax": (True, False),
@@ -102,9 +108,9 @@ def logits_in(options: Mapping[str, Any]) -> bool:
 
 
 def one_activation_and_one_weight(options: Mapping[str, Any]) -> bool:
-    """Return whether a compound loss has at most one activation, and at most one option for weights."""
+    """Return whether a compound loss has at most one activation and one option for weights, and no contradiction."""
     given = [options.get(name) is not None for name in ("weight", "ce_weight", "focal_weight")]
-    return one_activation(options) and sum(given) <= 1
+    return one_activation(options) and sum(given) <= 1 and not (options.get("multilabel") and options["softmax"])
 
 
 def is_activated(options: Mapping[str, Any], classes: int) -> bool:

@@ -14,6 +14,7 @@ from twinloss.harness.hunting.hunt import Counterexample, Hunt, hunt
 from twinloss.harness.hunting.target import Wiring
 from twinloss.harness.hunting.warmup import warm_up
 from twinloss.harness.losses.catalogue import catalogue
+from twinloss.harness.model import device
 from twinloss.harness.model.twin import Twin
 
 # Called with the name of the current step and the number of new cases.
@@ -31,6 +32,7 @@ class Job:
         examples: the number of cases of a hunt.
         seed: the seed of a hunt.
         hunting: further arguments of a hunt, see `Hunt`.
+        device: "cpu", "cuda" or "interpreter".
     """
 
     twin: Twin
@@ -39,6 +41,7 @@ class Job:
     examples: int
     seed: int
     hunting: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
 
     def __str__(self) -> str:
         return f"{self.twin.name} {self.data if self.data == 'real' else self.dtypes[0]}"
@@ -79,6 +82,7 @@ class Work:
 
 def do_job(work: Work, job: Job, tick: Tick) -> None:
     """Run a job, and add its results to `work`."""
+    device.use(job.device)
     if job.data == "warmup":
         warm_up(job.twin, job.dtypes[0])
         return

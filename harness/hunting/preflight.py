@@ -60,7 +60,7 @@ def _simple_cases(twin: Twin, dtypes: Sequence[str], seed: int) -> Iterator[Case
 
 def _call(twin: Twin, case: Case) -> None:
     tensors = [operand.tensor() for operand in case.operands.values()]
-    loss = twin.fast(**fast_options(case))
+    loss = twin.fast(**fast_options(case.options))
     loss(*tensors)
     if isinstance(loss, Target) and loss.slope is not None:
         loss.of_arrays(loss.slope, dict(zip(case.operands, tensors, strict=True)))
@@ -70,7 +70,7 @@ def _passed(twin: Twin, case: Case) -> str:
     """Return the call as text, with dtype and shape for each argument."""
     target = twin.fast
     assert issubclass(target, Target)
-    options = [f"{name}={value!r}" for name, value in target.passes(fast_options(case)).items()]
+    options = [f"{name}={value!r}" for name, value in target.passes(fast_options(case.options)).items()]
     named = any(name in target.wiring.names for name in case.operands)
     arguments = [
         (f"{target.wiring.theirs(name)}=" if named else "") + f"{o.dtype} {tuple(o.values.shape)}"

@@ -10,6 +10,7 @@ import numpy as np
 
 from twinloss.harness.judging.trial import Trial
 from twinloss.harness.judging.verdict import gradient_bounds, value_bounds
+from twinloss.harness.model import device
 from twinloss.harness.model.operand import LAYOUTS, Array, Elementwise, Operand
 from twinloss.harness.model.twin import Case, Twin
 
@@ -22,7 +23,7 @@ import sys
 
 import numpy as np
 import torch
-{source}
+{device}{source}
 from {slow_module} import {value}, {gradient}
 
 nan, inf = float("nan"), float("inf")
@@ -33,7 +34,7 @@ nan, inf = float("nan"), float("inf")
 
 fast = {fast}({fast_options})({names})
 weights = np.resize({cotangent}, fast.shape)
-(fast_gradient,) = torch.autograd.grad(fast, {first}, torch.tensor(weights, dtype=fast.dtype))
+(fast_gradient,) = torch.autograd.grad(fast, {first}, torch.tensor(weights, dtype=fast.dtype, device=fast.device))
 
 # The reference on the same numbers, with more digits.
 slow = {value}({lifted}{slow_options})
@@ -49,7 +50,7 @@ failed = False
 for part, got, want, bound in (
 {parts}
 ):
-    got = got.detach().double().numpy()
+    got = got.detach().double().cpu().numpy()
     want = np.asarray(want).astype(np.float64)
     error = np.where(np.isnan(got) & np.isnan(want) | (got == want), 0, abs(got - want))
     wrong = ~(error <= bound)
@@ -68,7 +69,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
-{source}
+{device}{source}
 from twinloss.harness.judging.trial import examine
 from twinloss.harness.losses.catalogue import find
 from twinloss.harness.model.operand import Elementwise, Operand
@@ -120,6 +121,12 @@ def _source(twin: Twin) -> str:
     return twin.source or f"from {twin.fast.__module__} import {twin.fast.__name__}"
 
 
+def _device() -> str:
+    """Return the lines that choose the device, if the default is not meant."""
+    name = device.name_of_device()
+    return "" if name == "cpu" else f"from twinloss.harness.model import device\n\ndevice.use({name!r})\n\n"
+
+
 def _numbers(case: Case) -> str:
     lines = [f"{name} = {literal(operand.values)}" for name, operand in case.operands.items()]
     if any(operand.values.size > LONGEST for operand in case.operands.values()):
@@ -128,7 +135,8 @@ def _numbers(case: Case) -> str:
 
 
 def _tensor(name: str, operand: Operand, first: bool) -> str:
-    lines = [f"{name}_tensor = torch.tensor({name}).to(torch.{operand.dtype})"]
+    place = "" if device.current().type == "cpu" else f', device="{device.current().type}"'
+    lines = [f"{name}_tensor = torch.tensor({name}{place}).to(torch.{operand.dtype})"]
     if operand.layout != "contiguous":
         lines.append(f"{name}_tensor = (lambda x: {LAYOUTS[operand.layout]})({name}_tensor)")
     if first:
@@ -175,6 +183,7 @@ def _compared(twin: Twin, trial: Trial) -> str:
     value_bound, gradient_bound = _bounds(trial)
     return COMPARED.format(
         title=_title(twin, trial),
+        device=_device(),
         source=_source(twin),
         fast=twin.fast.__name__,
         slow_module=twin.value.__module__,
@@ -204,6 +213,7 @@ def _examined(twin: Twin, trial: Trial) -> str:
     operands = [f'"{name}": Operand({name}, "{o.dtype}", "{o.layout}")' for name, o in case.operands.items()]
     return EXAMINED.format(
         title=_title(twin, trial),
+        device=_device(),
         source=_source(twin),
         twin="" if twin.source else f"twin = replace(find({twin.name!r}), fast={twin.fast.__name__})",
         numbers=_numbers(case),

@@ -19,10 +19,10 @@ import torch
 
 from twinloss.harness.drawing.input_kinds import HARD
 from twinloss.harness.hunting.loading import TargetError, load
-from twinloss.harness.judging.answers import widened
+from twinloss.harness.judging.answers import fast_options, widened
 from twinloss.harness.losses.catalogue import find
 from twinloss.harness.losses.module_laws import ROUNDED_ONCE
-from twinloss.harness.model.operand import Elementwise, PerCase, function
+from twinloss.harness.model.operand import PerCase
 from twinloss.harness.model.twin import Ground, Twin, UnsupportedError
 
 # Converts our value of an option, given its name, to the target's value.
@@ -218,7 +218,7 @@ class Target(torch.nn.Module):
         """
         wiring, known = cls.wiring, cls.known
         passed = {name: v for name, v in wiring.options.items() if name not in known.options}
-        for name, value in {**_torch_defaults(known), **options}.items():
+        for name, value in {**fast_options(known.defaults()), **options}.items():
             held = wiring.options.get(name, known.options.get(name, (None,))[0])
             if name not in cls.free and name not in known.required and not _same(value, held):
                 raise UnsupportedError(f"{name}={value!r}")
@@ -258,10 +258,6 @@ def _rebuilt(wiring: Wiring, options: Mapping[str, Any], loss: Any) -> torch.nn.
     made = as_twin(wiring).fast(**options)
     made.loss = loss
     return made
-
-
-def _torch_defaults(twin: Twin) -> dict[str, Any]:
-    return {name: function(v.torch) if isinstance(v, Elementwise) else v for name, v in twin.defaults().items()}
 
 
 class _WithGradient(torch.autograd.Function):

@@ -17,7 +17,7 @@ def warm_up(twin: Twin, dtype: str) -> None:
     The loss is also called with two classes, because a softmax of two classes uses the kernels for a sigmoid. If the
     loss supports soft targets and `ignore_index`, it is also called with these.
     """
-    first = twin.benches[0]
+    first = twin.usual
     for line in (first, first.of_classes(2)) if first.of_classes else (first,):
         x, *rest = (_of_type(operand, dtype) for operand in line.operands(_SMALL))
         _call(twin.fast(**line.options), x, *rest)

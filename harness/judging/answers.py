@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from twinloss.harness.model.twin import Case, Twin
 # Beginnings of warnings that losses give by design for some of the drawn inputs.
 EXPECTED = (
     "single channel prediction",
+    "sigmoid=True applies to the Dice term only",
     "no mask given",
     "some class is nearer to the background",
     "intensities beyond",
@@ -34,17 +35,15 @@ def expected_warnings_silent() -> Iterator[None]:
         yield
 
 
-def fast_options(case: Case) -> dict[str, Any]:
-    """Return the options in the form that the torch module takes."""
-    return {
-        name: function(value.torch) if isinstance(value, Elementwise) else value for name, value in case.options.items()
-    }
+def fast_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options in the form that the torch module takes."""
+    return {name: function(value.torch) if isinstance(value, Elementwise) else value for name, value in options.items()}
 
 
 def widened(tensor: torch.Tensor) -> Array:
     """Convert a tensor to an array; half precision becomes float32, as NumPy has no bfloat16."""
     half = tensor.dtype in (torch.float16, torch.bfloat16)
-    made: Array = (tensor.float() if half else tensor).detach().numpy()
+    made: Array = (tensor.float() if half else tensor).detach().cpu().numpy()
     return made
 
 
@@ -52,10 +51,10 @@ def ask_slope(twin: Twin, case: Case, name: str) -> Array | None:
     """Return the fast twin's gradient with respect to another argument than the input, or None if it has none."""
     with expected_warnings_silent():
         tensors = {each: operand.tensor() for each, operand in case.operands.items()}
-        value = twin.fast(**fast_options(case))(*(t.requires_grad_(n == name) for n, t in tensors.items()))
+        value = twin.fast(**fast_options(case.options))(*(t.requires_grad_(n == name) for n, t in tensors.items()))
         if not value.requires_grad:
             return None
-        weights = torch.tensor(case.weights(tuple(value.shape)), dtype=value.dtype)
+        weights = torch.tensor(case.weights(tuple(value.shape)), dtype=value.dtype, device=value.device)
         (gradient,) = torch.autograd.grad(value, tensors[name], weights, allow_unused=True)
     return None if gradient is None else widened(gradient)
 
@@ -68,12 +67,12 @@ def ask_fast(twin: Twin, case: Case) -> Answer:
     """
     with expected_warnings_silent():
         x, *rest = (operand.tensor() for operand in case.operands.values())
-        value = twin.fast(**fast_options(case))(x.requires_grad_(), *rest)
+        value = twin.fast(**fast_options(case.options))(x.requires_grad_(), *rest)
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"a tensor was expected as the value, got {type(value).__name__}")
         if not value.requires_grad:
             raise TypeError("the value has no gradient: it was detached, or computed on a copy of the input's numbers")
-        weights = torch.tensor(case.weights(tuple(value.shape)), dtype=value.dtype)
+        weights = torch.tensor(case.weights(tuple(value.shape)), dtype=value.dtype, device=value.device)
         (gradient,) = torch.autograd.grad(value, x, weights)
     if value.dtype not in [getattr(torch, dtype) for dtype in twin.results(case)] or gradient.dtype != x.dtype:
         raise TypeError(f"for an input of {x.dtype}, the value is {value.dtype} and the gradient {gradient.dtype}")

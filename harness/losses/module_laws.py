@@ -28,7 +28,7 @@ def _flag(holds: bool, case: Case) -> Claim:
 def _leaves_its_arguments(twin: Twin, case: Case) -> Iterator[Claim]:
     tensors = [operand.tensor() for operand in case.operands.values()]
     copies = [tensor.clone() for tensor in tensors]
-    value = twin.fast(**fast_options(case))(tensors[0].requires_grad_(), *tensors[1:])
+    value = twin.fast(**fast_options(case.options))(tensors[0].requires_grad_(), *tensors[1:])
     value.sum().backward()
     for tensor, untouched in zip(tensors, copies, strict=True):
         now, before = (widened(t.nan_to_num(nan=0.5)) for t in (tensor, untouched))
@@ -67,7 +67,7 @@ def _plain(value: object) -> bool:
 
 
 def _keeps_no_state(twin: Twin, case: Case) -> Iterator[Claim]:
-    loss = twin.fast(**fast_options(case))
+    loss = twin.fast(**fast_options(case.options))
     before = _state(loss)
     first, second = (loss(*(o.tensor() for o in case.operands.values())) for _ in range(2))
     yield _flag(before == _state(loss), case)
@@ -76,17 +76,17 @@ def _keeps_no_state(twin: Twin, case: Case) -> Iterator[Claim]:
 
 def _no_graph_without_request(twin: Twin, case: Case) -> Iterator[Claim]:
     """Without requires_grad the result has no graph, and the same value."""
-    value = twin.fast(**fast_options(case))(*(o.tensor() for o in case.operands.values()))
+    value = twin.fast(**fast_options(case.options))(*(o.tensor() for o in case.operands.values()))
     yield _flag(not value.requires_grad, case)
     yield Claim("value", widened(value), ask_fast(twin, case).value, case, exact=True)
 
 
 def _copies_answer_alike(twin: Twin, case: Case) -> Iterator[Claim]:
-    loss = twin.fast(**fast_options(case))
+    loss = twin.fast(**fast_options(case.options))
     made = [copy.deepcopy(loss)]
     if not any(isinstance(value, Elementwise) for value in case.options.values()):  # a lambda cannot be pickled
         made.append(pickle.loads(pickle.dumps(loss)))
-    restored = twin.fast(**fast_options(case))
+    restored = twin.fast(**fast_options(case.options))
     restored.load_state_dict(loss.state_dict())
     tensors = [operand.tensor() for operand in case.operands.values()]
     want = widened(loss(*tensors))
@@ -96,7 +96,7 @@ def _copies_answer_alike(twin: Twin, case: Case) -> Iterator[Claim]:
 
 def _hands_out_no_buffer(twin: Twin, case: Case) -> Iterator[Claim]:
     """Overwriting the results of one call must not affect the next call, and the next call must not overwrite them."""
-    loss = twin.fast(**fast_options(case))
+    loss = twin.fast(**fast_options(case.options))
     answers: list[tuple[Array, Array]] = []
     overwritten: list[torch.Tensor] = []
     for _ in range(2):
@@ -113,7 +113,7 @@ def _hands_out_no_buffer(twin: Twin, case: Case) -> Iterator[Claim]:
 def _no_grad(twin: Twin, case: Case) -> Iterator[Claim]:
     with torch.no_grad():
         x, *rest = (o.tensor() for o in case.operands.values())
-        value = twin.fast(**fast_options(case))(x.requires_grad_(), *rest)
+        value = twin.fast(**fast_options(case.options))(x.requires_grad_(), *rest)
     yield _flag(not value.requires_grad, case)
 
 

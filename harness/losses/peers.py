@@ -1,4 +1,4 @@
-"""Losses of other libraries with a different signature, wrapped as functions that are called like ours."""
+"""Losses of other libraries with a different signature, wrapped so that they are called like ours."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -16,6 +17,26 @@ from twinloss.harness.model.benchmark_spec import LossFunction
 
 SMP = "segmentation_models_pytorch"
 YARDSTICK = "cross_entropy"
+
+
+class MonaiMultiScale(torch.nn.Module):
+    """MONAI's wrapper around its LNCC, or around torch's MSELoss; it takes `pred` first."""
+
+    def __init__(
+        self, ndim: int = 3, loss: str = "lncc", scales: Any = None, kernel: str = "gaussian", reduction: str = "mean"
+    ) -> None:
+        super().__init__()
+        import monai.losses  # type: ignore[import-untyped, unused-ignore]
+
+        losses: Any = monai.losses
+        lncc = losses.LocalNormalizedCrossCorrelationLoss(ndim, smooth_nr=1e-5)
+        wrapped = lncc if loss == "lncc" else torch.nn.MSELoss()
+        self.multi_scale = losses.MultiScaleLoss(wrapped, scales, kernel, reduction)
+
+    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+        """Call the wrapper, which takes its arguments in the opposite order."""
+        made: Tensor = self.multi_scale(target, pred)
+        return made
 
 
 def kornia_dice(input: Tensor, target: Tensor) -> Tensor:

@@ -137,8 +137,8 @@ def _symmetric(twin: Twin, case: Case) -> Iterator[Claim]:
     """Exchanging the images does not change the loss, and exchanges the gradients."""
     swapped = _swapped(case)
     pred, target = (operand.tensor().requires_grad_() for operand in swapped.operands.values())
-    value = twin.fast(**fast_options(swapped))(pred, target)
-    weights = torch.tensor(swapped.weights(tuple(value.shape)), dtype=value.dtype)
+    value = twin.fast(**fast_options(swapped.options))(pred, target)
+    weights = torch.tensor(swapped.weights(tuple(value.shape)), dtype=value.dtype, device=value.device)
     (gradient,) = torch.autograd.grad(value, target, weights)
     here = ask_fast(twin, case)
     yield Claim("value", widened(value), here.value, case)

@@ -120,7 +120,7 @@ GENERALIZED_WASSERSTEIN_DICE = Twin(
     gradient=reference.generalized_wasserstein_dice_loss_gradient,
     operands=("input", "target"),
     options={"dist_matrix": (seg.TREE, seg.EQUAL_DISTANCES, seg.ORDERED), "weighting_mode": ("default", "GDL")}
-    | seg.REDUCTION | seg.SMOOTHING | seg.IGNORE,
+    | seg.REDUCTION | seg.SMOOTHING | seg.IGNORE_LABEL,
     cases=segmentation,
     slopes=seg.slopes_of_arguments,
     channels=2,
@@ -185,6 +185,7 @@ DICE_CE = Twin(
         "ce_weight": (None, 2.0, seg.PER_CHANNEL),
         "lambda_ce": seg.LAMBDAS,
         "label_smoothing": (0.0, 0.25),
+        "multilabel": (False, True),
     },
     cases=segmentation,
     slopes=seg.slopes_of_arguments,

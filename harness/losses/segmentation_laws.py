@@ -11,12 +11,13 @@ import torch
 from twinloss import fast
 from twinloss.harness.drawing.segmentation_options import (
     EQUAL_DISTANCES,
+    FURTHER,
     LAST_CLASS,
     PER_CHANNEL,
     PER_CLASS,
     has_labels,
 )
-from twinloss.harness.judging.answers import ask_fast
+from twinloss.harness.judging.answers import ask_fast, widened
 from twinloss.harness.judging.law_check import both
 from twinloss.harness.losses.general_laws import (
     BOUNDED,
@@ -104,7 +105,8 @@ def _cropped(twin: Twin, case: Case, left_out: Array, without: Case) -> Iterator
 def _ignoring_is_cropping(twin: Twin, case: Case) -> Iterator[Claim]:
     index, target = case.options["ignore_index"], case.operands["target"].values
     ignored = target == index if target.shape[1] == 1 else target[:, index : index + 1] == 1
-    yield from _cropped(twin, case, ignored, case.having(ignore_index=None))
+    whole = case.having(ignore_index=None).with_values(target=target[:, : case.input.values.shape[1]])
+    yield from _cropped(twin, case, ignored, whole)
 
 
 def _unmasked(case: Case) -> Case:
@@ -163,12 +165,53 @@ def _focal_is_cross_entropy(twin: Twin, case: Case) -> Iterator[Claim]:
     x, labels = (operand.tensor() for operand in case.operands.values())
     x = x.double().requires_grad_()
     want = torch.nn.functional.cross_entropy(x, labels[:, 0].long()) / x.shape[1]
-    weights = torch.tensor(case.weights(()), dtype=torch.float64)
+    weights = torch.tensor(case.weights(()), dtype=torch.float64, device=x.device)
     (gradient,) = torch.autograd.grad(want, x, weights)
     got = ask_fast(twin, case)
     # torch subtracts terms of size 1: x - log(sum of exp), and p - g divided by the number of voxels.
-    yield Claim("value", got.value, want.detach().numpy(), case, scale=1.0 + want.item())
-    yield Claim("gradient", got.gradient, gradient.numpy(), case, scale=float(weights.abs().max()) / labels.numel())
+    yield Claim("value", got.value, widened(want), case, scale=1.0 + want.item())
+    scale = float(weights.abs().max()) / labels.numel()
+    yield Claim("gradient", got.gradient, widened(gradient), case, scale=scale)
+
+
+def _finite_in_channels(case: Case) -> bool:
+    x, target = (case.operands[name].values for name in ("input", "target"))
+    return x.shape == target.shape and bool(np.isfinite(x).all())
+
+
+def _regions_are_binary_cross_entropy(twin: Twin, case: Case) -> Iterator[Claim]:
+    x, target = (operand.tensor().double() for operand in case.operands.values())
+    want = torch.nn.functional.binary_cross_entropy_with_logits(x.requires_grad_(), target)
+    weights = torch.tensor(case.weights(()), dtype=torch.float64, device=x.device)
+    (gradient,) = torch.autograd.grad(want, x, weights)
+    got = ask_fast(twin, case)
+    # torch subtracts terms of size |x|, and p - g divided by the number of logits.
+    size = float(np.abs(case.input.values).mean())
+    yield Claim("value", got.value, widened(want), case, scale=1.0 + size)
+    yield Claim("gradient", got.gradient, widened(gradient), case, scale=float(weights.abs().max()) / x.numel())
+
+
+def _regions_are_focal_without_focus(twin: Twin, case: Case) -> Iterator[Claim]:
+    focal = replace(case, options={"use_softmax": False, "gamma": 0.0})
+    yield from _same(twin, case, replace(twin, fast=fast.FocalLoss), focal)
+
+
+def _regions_are_independent(twin: Twin, case: Case) -> Iterator[Claim]:
+    x, target = (case.operands[name].values for name in ("input", "target"))
+    classes = range(x.shape[1])
+    answers = [ask_fast(twin, case.with_values(input=x[:, [c]], target=target[:, [c]])) for c in classes]
+    here, values = ask_fast(twin, case), [answer.value.astype(np.float64) for answer in answers]
+    yield Claim("value", here.value, np.mean(values, axis=0), case, scale=float(np.mean(np.abs(values))))
+    gradient = np.concatenate([answer.gradient.astype(np.float64) for answer in answers], axis=1)
+    yield Claim("gradient", here.gradient, gradient / len(classes), case)
+
+
+def _one_region_is_binary(twin: Twin, case: Case) -> Iterator[Claim]:
+    yield from both(twin, case, case.having(multilabel=None))
+
+
+def _one_channel(case: Case) -> bool:
+    return bool(case.input.values.shape[1] == 1)
 
 
 def _wasserstein_of_equal_distances(twin: Twin, case: Case) -> Iterator[Claim]:
@@ -220,6 +263,11 @@ ONE_HOT = Law(
     "labels equal their one-hot form", _one_hot_is_labels, {"to_onehot_y": True, "ignore_index": None}, _several_classes
 )
 CROPPING = Law("ignored voxels can be cropped", _ignoring_is_cropping, {"ignore_index": LAST_CLASS})
+
+CROPPING_BY_CHANNEL = Law(
+    "voxels that a further channel marks can be cropped", _ignoring_is_cropping,
+    {"ignore_index": FURTHER, "to_onehot_y": False},
+)  # fmt: skip
 CLASSES = Law(
     "the order of classes does not matter", _permuting_classes,
     {"include_background": True, "ignore_index": None, "reduction": "mean", "weighting_mode": "GDL"},
@@ -231,7 +279,9 @@ SOFTMAX = (
     Law("gradients under a softmax sum to zero", _softmax_sums_to_zero, {"softmax": True, "use_softmax": True},
         _several_classes),
 )  # fmt: skip
-SEGMENTATION = (BOUNDED, MEAN, NO_ORDER, FLIPS, NONE_MEAN, NONE_SUM, ONE_HOT, CROPPING, CLASSES, *SOFTMAX)
+SEGMENTATION = (
+    BOUNDED, MEAN, NO_ORDER, FLIPS, NONE_MEAN, NONE_SUM, ONE_HOT, CROPPING, CROPPING_BY_CHANNEL, CLASSES, *SOFTMAX,
+)  # fmt: skip
 WEIGHT = (Law("a doubled weight doubles the loss", _scales_with("weight"), {"weight": PER_CLASS}),)
 JACCARD = (
     Law("Jaccard is 2D / (1 + D)", _jaccard_of_dice,
@@ -257,7 +307,8 @@ WASSERSTEIN = (
 FOCAL = (
     BOUNDED, needing(MEAN, ignore_index=None), *(needing(law, reduction="mean") for law in (NO_ORDER, FLIPS)),
     needing(NONE_MEAN, ignore_index=None), ONE_HOT,
-    needing(CROPPING, reduction="mean"), needing(CLASSES, alpha=None), *SOFTMAX, *WEIGHT,
+    *(needing(law, reduction="mean") for law in (CROPPING, CROPPING_BY_CHANNEL)), needing(CLASSES, alpha=None),
+    *SOFTMAX, *WEIGHT,
     Law("gamma = 0 is cross entropy", _focal_is_cross_entropy,
         {"gamma": 0.0, "use_softmax": True, "alpha": None, "weight": None, "reduction": "mean", "to_onehot_y": True,
          "include_background": True, "ignore_index": None}, _integer_labels),
@@ -265,15 +316,24 @@ FOCAL = (
 )  # fmt: skip
 DICE_FOCAL = (
     BOUNDED, needing(MEAN, ignore_index=None), *(needing(law, reduction="mean") for law in (NO_ORDER, FLIPS)),
-    needing(NONE_MEAN, ignore_index=None), ONE_HOT, needing(CROPPING, reduction="mean"),
-    needing(CLASSES, alpha=None), *SOFTMAX,
+    needing(NONE_MEAN, ignore_index=None), ONE_HOT,
+    *(needing(law, reduction="mean") for law in (CROPPING, CROPPING_BY_CHANNEL)), needing(CLASSES, alpha=None),
+    *SOFTMAX,
     Law("a doubled weight doubles the loss", _scales_with("weight"), {"weight": PER_CHANNEL}),
     Law("sum adds up the means over voxels", _sum_of_means_over_voxels,
         {"reduction": "none", "ignore_index": None, "batch": False}),
 )  # fmt: skip
+_REGIONS = {"multilabel": True, "to_onehot_y": False, "weight": None, "ce_weight": None, "ignore_index": None,
+            "reduction": "mean"}  # fmt: skip
+_ENTROPY = {**_REGIONS, "lambda_dice": 0.0, "lambda_ce": 1.0, "label_smoothing": 0.0}
 DICE_CE = (
     BOUNDED, needing(MEAN, ignore_index=None, weight=None, ce_weight=None, to_onehot_y=True), NO_ORDER, FLIPS, ONE_HOT,
-    CROPPING, CLASSES, *SOFTMAX,
+    CROPPING, CROPPING_BY_CHANNEL, CLASSES, *SOFTMAX,
+    Law("regions have torch's binary cross entropy", _regions_are_binary_cross_entropy, _ENTROPY, _finite_in_channels),
+    Law("regions have the sigmoid focal loss with gamma = 0", _regions_are_focal_without_focus, _ENTROPY,
+        _finite_in_channels),
+    Law("regions are independent", _regions_are_independent, {**_REGIONS, "sigmoid": True, "include_background": True}),
+    Law("one region is a binary problem", _one_region_is_binary, {"multilabel": True}, _one_channel),
     Law("the scale of ce_weight does not change the mean", _ignores_the_scale_of("ce_weight"),
-        {"ce_weight": PER_CHANNEL, "weight": None, "reduction": "mean"}, _classes_are_counted),
+        {"ce_weight": PER_CHANNEL, "weight": None, "reduction": "mean", "multilabel": False}, _classes_are_counted),
 )  # fmt: skip

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from twinloss.harness.model import device
+
 Array = npt.NDArray[Any]
 
 HALVES = ("float16", "bfloat16")
@@ -80,8 +82,8 @@ class Operand:
     layout: str = "contiguous"
 
     def tensor(self) -> torch.Tensor:
-        """Return the values as a new tensor."""
-        made = torch.tensor(self.values).to(getattr(torch, self.dtype))
+        """Return the values as a new tensor on the device under test."""
+        made = torch.tensor(self.values, device=device.current()).to(getattr(torch, self.dtype))
         laid: torch.Tensor = function(LAYOUTS[self.layout])(made)
         return laid
 

@@ -182,7 +182,7 @@ class Twin:
         source: the statements that make the twin and bind the name of `fast`, if it is not in the catalogue.
         laws: relations that must hold between answers of the fast twin.
         real: cases on real images.
-        benches: the benchmarks that `twinloss bench` runs; `warmup` and `reliability` need at least one.
+        benches: the benchmarks that `twinloss bench` runs; `warmup` and `reliability` use the first one.
     """
 
     name: str
@@ -223,3 +223,14 @@ class Twin:
     def defaults(self) -> dict[str, Any]:
         """Return the default of each option."""
         return {name: values[0] for name, values in self.options.items()}
+
+    @property
+    def usual(self) -> BenchmarkSpec:
+        """The first benchmark: usual options, and inputs of any size.
+
+        Raises:
+            ValueError: if the record has no benchmark.
+        """
+        if not self.benches:
+            raise ValueError(f"the record of {self.name} has no benchmark: add one as benches=(BenchmarkSpec(...),)")
+        return self.benches[0]

@@ -29,7 +29,7 @@ class Everyday:
     @property
     def options(self) -> dict[str, Any]:
         """The options of the loss."""
-        return {name: v for name, v in self.twin.benches[0].options.items() if name in self.twin.options}
+        return {name: v for name, v in self.twin.usual.options.items() if name in self.twin.options}
 
     def module(self) -> torch.nn.Module:
         """Create the fast loss."""
@@ -38,7 +38,7 @@ class Everyday:
 
     def arguments(self, size: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
         """Create the arguments on a cube; `dtype` applies to the floating-point ones."""
-        return [x.to(dtype) if x.is_floating_point() else x for x in self.twin.benches[0].operands(size)]
+        return [x.to(dtype) if x.is_floating_point() else x for x in self.twin.usual.operands(size)]
 
 
 def everyday() -> Iterator[Everyday]:

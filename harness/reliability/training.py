@@ -237,7 +237,7 @@ def train(each: Everyday, steps: int, with_peer: bool) -> Curve:
     run = register if each.name in REGISTRATION else segment
     with expected_warnings_silent():
         curve = run(each.module(), each.name, steps)
-        bench = each.twin.benches[0]
+        bench = each.twin.usual
         if with_peer and bench.peer and each.name not in UNLIKE:
             import monai.losses  # type: ignore[import-untyped, unused-ignore]
 

@@ -6,11 +6,17 @@ decorator `bug`. The first line of its docstring says what is wrong, and where t
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from twinloss.harness.zoo.mutants import ZOO, Mutant
 
 
 def zoo() -> tuple[Mutant, ...]:
     """Return all mutants."""
-    from twinloss.harness.zoo import conduct, registration, segmentation  # noqa: F401  importing registers the mutants
+    # Importing a module registers its mutants.
+    from twinloss.harness.zoo import conduct, registration, segmentation  # noqa: F401
+
+    if find_spec("triton") is not None:  # it has no packages for some systems
+        from twinloss.harness.zoo import device  # noqa: F401
 
     return tuple(sorted(ZOO, key=lambda mutant: mutant.of))

@@ -23,6 +23,7 @@ from twinloss.harness.judging.law_check import breach
 from twinloss.harness.judging.truth import Truth
 from twinloss.harness.judging.verdict import judge_gradient, judge_value
 from twinloss.harness.losses.module_laws import PROTOCOL
+from twinloss.harness.model import device
 from twinloss.harness.model.twin import Case, Law, Twin
 from twinloss.harness.zoo import zoo
 from twinloss.harness.zoo.mutants import Mutant
@@ -66,6 +67,7 @@ def kills(mutant: Mutant, start: int = 0, examples: int = EXAMPLES) -> Kills:
 
     A mutant with `full_size` is tested on real images first, and on generated cases only if these do not kill it.
     """
+    device.use(mutant.device)
     twin, made = mutant.twin(), Kills(mutant.name, mutant.of, mutant.origin)
     for question in real_images.questions(twin, [mutant.dtype]) if mutant.full_size else ():
         made.cases += 1

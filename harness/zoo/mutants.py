@@ -23,6 +23,7 @@ class Mutant:
         fast: the module with the bug.
         shared: fields of the twin with the same bug, as if the authors of both sides had the same misconception.
         dtype: the dtype to test in. In float64, the rounding errors of plain torch do not hide the bug.
+        device: where it runs, as in `twinloss verify --device`.
         full_size: whether generated cases are too small to show the bug, so that real images are tried first.
     """
 
@@ -33,6 +34,7 @@ class Mutant:
     shared: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "float64"
     full_size: bool = False
+    device: str = "cpu"
 
     def twin(self) -> Twin:
         """Return the twin with the mutant in place of its fast loss."""
@@ -44,13 +46,15 @@ ZOO: list[Mutant] = []
 Module = type[torch.nn.Module]
 
 
-def bug(of: str, dtype: str = "float64", full_size: bool = False, **shared: Any) -> Callable[[Module], Module]:
+def bug(
+    of: str, dtype: str = "float64", full_size: bool = False, device: str = "cpu", **shared: Any
+) -> Callable[[Module], Module]:
     """Add a class to the zoo, as a mutant of a twin."""
 
     def put(cls: Module) -> Module:
         words = "".join(f" {c.lower()}" if c.isupper() else c for c in cls.__name__).strip()
         origin = (cls.__doc__ or "").partition("\n")[0]
-        ZOO.append(Mutant(words, origin, of, cls, shared, dtype, full_size))
+        ZOO.append(Mutant(words, origin, of, cls, shared, dtype, full_size, device))
         return cls
 
     return put

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from twinloss import fast, reference
 from twinloss.fast.engine.segmentation.loss import checked_weight
+from twinloss.fast.kernels.contract import MISSES
 from twinloss.harness.losses.segmentation import DICE, FOCAL
 from twinloss.harness.model.operand import Array
 from twinloss.harness.zoo.mutants import bug, with_gradient_times
@@ -337,16 +339,18 @@ class WeightsThatCancel(fast.GeneralizedDiceLoss):
 class AbsentClassesWithoutWeight(fast.GeneralizedDiceLoss):
     """A class that is absent from the target has weight 0: its false positives cost nothing."""
 
-    def _weigh(self, volume: Any) -> tuple[Any]:
-        return (super()._weigh(volume)[0] * (volume > 0),)
+    def _weigh(self) -> Any:
+        right = super()._weigh()
+        return lambda volume: (right(volume)[0] * (volume > 0),)
 
 
 @bug("generalized_dice")
 class VolumesOfTheBatch(fast.GeneralizedDiceLoss):
     """Weights use the volumes of the whole batch, even if items should be independent."""
 
-    def _weigh(self, volume: Any) -> tuple[Any]:
-        return super()._weigh(volume.sum(axis=0, keepdims=True))
+    def _weigh(self) -> Any:
+        right = super()._weigh()
+        return lambda volume: right(volume.sum(axis=0, keepdims=True))
 
 
 @bug("generalized_wasserstein_dice")
@@ -528,6 +532,26 @@ class SmoothingForgotten(fast.DiceCELoss):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "label_smoothing": 0.0})
+
+
+@bug("dice_ce")
+class SoftmaxOfRegions(fast.DiceCELoss):
+    """The cross entropy of overlapping regions is that of a softmax, as with sigmoid=True in every MONAI release."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "multilabel": False})
+
+
+@bug("dice_ce")
+class WeightOnNegatives(fast.DiceCELoss):
+    """In a binary problem, the class weight multiplies negatives, too: it no longer balances rare regions."""
+
+    def _cross_entropy(self, sums: Any, voxels: Any, binary: bool) -> Tensor:
+        weight = self.ce_weight if self.weight is None else self.weight
+        if binary and weight is not None:
+            weighted = sums.misses * torch.as_tensor(weight, dtype=torch.float64)
+            sums = replace(sums, stack=torch.cat([sums.stack[:MISSES], weighted[None], sums.stack[MISSES + 1 :]]))
+        return super()._cross_entropy(sums, voxels, binary)
 
 
 @bug("dice_focal")

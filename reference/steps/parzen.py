@@ -23,6 +23,11 @@ class ParzenOptions:
     sigma_ratio: float = 0.5  # σ of the gaussian window, in bins
     kernel_type: str = "gaussian"  # or "b-spline"
 
+    def __post_init__(self) -> None:
+        """Refuse a histogram for which no memory would be enough."""
+        if self.num_bins > 2**13:
+            raise ValueError(f"num_bins must be at most {2**13}, got {self.num_bins}")
+
 
 def weights_and_slopes(p: Array, t: Array, o: ParzenOptions) -> Iterator[tuple[tuple[Array, Array], ...]]:
     """For each block of n voxels, yield the weights w and their slopes, each (n, K), of p and of t."""

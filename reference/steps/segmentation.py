@@ -24,7 +24,9 @@ class SegmentationOptions:
     include_background: bool = True  # include class 0; a single class is always included
     to_onehot_y: bool = False  # the target holds labels, (B, 1, *S), which are converted to one-hot
     reduction: str = "mean"  # or "sum", or "none"
-    ignore_index: int | None = None  # leave out the voxels with this label
+    # Leave out the voxels with this label. In a target of channels, leave out those where this channel is 1; C is a
+    # further channel behind the C channels of the classes.
+    ignore_index: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ def class_target(input: Array, target: Array, o: SegmentationOptions) -> Array:
     x, g = as_volume(input), as_volume(target)
     if o.to_onehot_y and x.shape[1] > 1:
         g = np.concatenate([g == c for c in range(x.shape[1])], axis=1)
-    return g.astype(x.dtype)
+    return g[:, : x.shape[1]].astype(x.dtype)  # without the further channel
 
 
 def kept_voxels(input: Array, target: Array, o: SegmentationOptions) -> Array:
@@ -63,7 +65,7 @@ def kept_voxels(input: Array, target: Array, o: SegmentationOptions) -> Array:
     x, y = as_volume(input), as_volume(target)
     if o.ignore_index is None:
         return np.ones((x.shape[0], 1, *x.shape[2:]), dtype=bool)
-    if o.to_onehot_y or x.shape[1] == 1:  # labels; a single channel holds the labels 0 and 1
+    if y.shape[1] == 1:  # labels; a single channel holds the labels 0 and 1
         return np.asarray(y != o.ignore_index)
     return np.asarray(y[:, o.ignore_index : o.ignore_index + 1] != 1)
 

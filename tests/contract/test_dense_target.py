@@ -78,7 +78,7 @@ def test_target_of_a_softmax_that_does_not_sum_to_1_draws_one_warning(loss_class
         (fast.DiceFocalLoss(sigmoid=True, use_softmax=False), None),
         (fast.DiceLoss(False, softmax=True), None),
         (fast.FocalLoss(False), None),
-        (fast.DiceCELoss(False, sigmoid=True), "target sums to"),  # the cross entropy sees the background
+        (fast.DiceCELoss(False), "target sums to"),  # the cross entropy sees the background
         (fast.DiceFocalLoss(sigmoid=True), "target sums to"),
     ],
 )

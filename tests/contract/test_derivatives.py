@@ -104,8 +104,9 @@ SMOOTHED = SIGMOID | {"label_smoothing": 0.2}
     {
         DiceLoss: [
             SOFTMAX | {"to_onehot_y": True},
-            SIGMOID | {"squared_pred": True, "to_onehot_y": False},
+            SIGMOID | {"squared_pred": True, "to_onehot_y": False, "smooth_nr": 0.5, "smooth_dr": 2.0},
             SOFTMAX | {"jaccard": True, "to_onehot_y": False},
+            SOFTMAX | {"ignore_index": 1, "to_onehot_y": True},
         ],
         TverskyLoss: grid([ERRORS], [SOFTMAX, SIGMOID | {"batch": True}], ONEHOT),
         GeneralizedDiceLoss: grid([SOFTMAX, SIGMOID | {"batch": True, "w_type": "simple"}], ONEHOT),

@@ -3,14 +3,21 @@
 import copy
 import inspect
 import pickle
+import runpy
+from collections import defaultdict
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support import labels, logits, soft
+from loss_options import OF_TABLES
+from support import BACKENDS, labels, logits, soft, value_and_gradient
 
 from twinloss import fast
 from twinloss.fast.engine.segmentation.loss import SegmentationLoss
+from twinloss.harness.losses.catalogue import TWINS, find
 
 NO_GROUP = ("a group", TypeError)
 DISTANCES = [[0.0, 1.0, 1.0], [1.0, 0.0, 0.25], [1.0, 0.25, 0.0]]
@@ -63,6 +70,7 @@ OPTIONS = {
         "lambda_dice": LAMBDA,
         "lambda_ce": LAMBDA,
         "label_smoothing": (0.25, *NUMBER, (1.5, ValueError)),
+        "multilabel": (True, FLAG),
     },
     fast.DiceFocalLoss: DICE | FOCAL | ONE_WEIGHT
     | {"focal_weight": ([1.0, 2.0, 3.0], *WEIGHTS), "lambda_dice": LAMBDA, "lambda_focal": LAMBDA},
@@ -102,29 +110,55 @@ EVERY_OPTION = pytest.mark.parametrize(
 def base(loss_class, name):
     """Options beside the one called `name`."""
     options = dict(BASE.get(loss_class, {}))
-    if "softmax" in OPTIONS[loss_class] and name not in ("sigmoid", "softmax", "other_act"):
+    if "softmax" in OPTIONS[loss_class] and name not in ("sigmoid", "softmax", "other_act", "multilabel"):
         options["softmax"] = True
     if name == "ignore_index" and "to_onehot_y" in OPTIONS[loss_class]:
         options["to_onehot_y"] = True
     return options
 
 
-def value(loss, name):
-    """The loss of input on which each option makes a difference."""
+def arguments(loss, name):
+    """Arguments for which the option called `name` makes a difference."""
     rank = 2 if name in ("ndim", "spatial_dims") else 3
     if isinstance(loss, (fast.BendingEnergyLoss, fast.DiffusionLoss)):
-        return loss(torch.rand(1, 2, 6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+        return [torch.rand(1, 2, 6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)]
     if not isinstance(loss, SegmentationLoss):
-        return loss(*(torch.rand(2, 1, *(6, 7, 5)[:rank], generator=torch.Generator().manual_seed(k)) for k in (0, 1)))
+        return [torch.rand(2, 1, *(6, 7, 5)[:rank], generator=torch.Generator().manual_seed(k)) for k in (0, 1)]
     x = logits(2, 3, 6, dtype=torch.float64)
     if not any(option in vars(loss) and vars(loss)[option] for option in ("sigmoid", "softmax", "other_act")):
         x = x.softmax(1) * 0.9
     target = labels(2, 1, 6) if loss.to_onehot_y else soft(2, 3, 6, dtype=torch.float64)
-    return loss(x, target, torch.ones(2, 1, 6)) if isinstance(loss, fast.MaskedDiceLoss) else loss(x, target)
+    return [x, target, torch.ones(2, 1, 6)] if isinstance(loss, fast.MaskedDiceLoss) else [x, target]
+
+
+def value(loss, name):
+    """The loss of these arguments."""
+    return loss(*arguments(loss, name))
 
 
 def test_every_loss_has_its_options_here():
     assert set(OPTIONS) == {each for name, each in vars(fast).items() if name.endswith("Loss")}
+
+
+# Ranks need processes of their own, and the number of axes is that of the images.
+NOT_IN_TABLES = {"process_group", "ndim", "spatial_dims"}
+
+
+@cache
+def options_in_tables():
+    """Return, for each loss, the options that some table of `with_options` lists."""
+    modules = [runpy.run_path(str(path)) for path in Path(__file__).parent.glob("test_*.py")]
+    marks = [mark for module in modules for each in module.values() for mark in getattr(each, "pytestmark", ())]
+    names = defaultdict(set)
+    for loss_class, options in [case.values for mark in marks if mark.args[:1] == OF_TABLES for case in mark.args[1]]:
+        names[loss_class].update(options)
+    return names
+
+
+# The options of MaskedDiceLoss are those of DiceLoss, which computes it.
+@pytest.mark.parametrize("loss_class", [each for each in OPTIONS if each is not fast.MaskedDiceLoss])
+def test_contract_tests_vary_every_option(loss_class):
+    assert set(OPTIONS[loss_class]) - options_in_tables()[loss_class] <= NOT_IN_TABLES
 
 
 @EVERY_LOSS
@@ -162,6 +196,53 @@ def test_bad_value_is_the_same_error_when_it_is_assigned_and_the_old_one_stays(l
             setattr(loss, name, bad)
         assert str(later.value) == str(at_once.value)
         assert getattr(loss, name) == before
+
+
+EXTREMES = (1e-200, 1e200, 100_000, 100_001, 2**70 + 1, 10**400)
+REAL_OPTIONS = [
+    (loss_class, name)
+    for loss_class, options in OPTIONS.items()
+    for name, (given, *_) in options.items()
+    if isinstance(given, (int, float, list, np.ndarray)) and not isinstance(given, bool)
+]
+
+
+def filled(given, extreme):
+    """Return a number, or lists of the same shape."""
+    return np.full(np.shape(given), extreme, object).tolist()
+
+
+TWIN = {twin.fast: twin for twin in TWINS} | {fast.MultiScaleLoss: find("multi_scale")}
+
+
+@BACKENDS
+@pytest.mark.parametrize(("loss_class", "name"), REAL_OPTIONS, ids=lambda value: getattr(value, "__name__", value))
+def test_extreme_number_is_an_error_that_names_the_option_or_has_a_result(form, loss_class, name):
+    given, others = OPTIONS[loss_class][name][0], base(loss_class, name)
+    for extreme in EXTREMES:
+        told = name
+        try:
+            loss = loss_class(**others | {name: filled(given, extreme)})
+        except (TypeError, ValueError) as error:
+            told = str(error)
+        else:
+            value_and_gradient(loss, *arguments(loss, name), form=form)
+        assert name in told
+
+
+@pytest.mark.parametrize(("loss_class", "name"), REAL_OPTIONS, ids=lambda value: getattr(value, "__name__", value))
+def test_extreme_number_is_an_error_of_the_reference_too_or_has_a_result(loss_class, name):
+    given, others, twin = OPTIONS[loss_class][name][0], base(loss_class, name), TWIN[loss_class]
+    arrays = [argument.numpy() for argument in arguments(loss_class(**others), name)]
+    if loss_class is fast.MultiScaleLoss:
+        others["loss"] = "squares"
+    axes = "ndim" if name == "spatial_dims" else name
+    for extreme in EXTREMES:
+        options = others | {axes: filled(given, extreme)}
+        # An OverflowError of Python says that a whole number is too large.
+        with np.errstate(all="ignore"), suppress(TypeError, ValueError, OverflowError):
+            twin.value(*arrays, **options)
+            twin.gradient(*arrays, **options)
 
 
 @pytest.mark.parametrize(

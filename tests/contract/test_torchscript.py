@@ -29,7 +29,7 @@ def test_traced_loss_gives_value_and_gradient_for_other_numbers(each):
 
 
 def test_trace_of_a_model_can_be_saved():
-    class Training(torch.nn.Module):
+    class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.layer, self.loss = torch.nn.Conv1d(1, 1, 1), DiceLoss(sigmoid=True)
@@ -37,7 +37,7 @@ def test_trace_of_a_model_can_be_saved():
         def forward(self, image, target):
             return self.loss(input=self.layer(image), target=target)
 
-    model, file = Training(), io.BytesIO()
+    model, file = Model(), io.BytesIO()
     arguments = torch.rand(2, 1, 5), torch.ones(2, 1, 5)
     torch.jit.save(torch.jit.trace(model, arguments), file)
     file.seek(0)

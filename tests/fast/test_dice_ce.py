@@ -1,5 +1,7 @@
 """The fast Dice + cross entropy loss: documented behaviour and corner cases."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -256,3 +258,68 @@ def test_logit_of_minus_infinity_on_a_wrong_class_costs_dice_of_an_absent_class_
 
 
 # --- layouts, state --------------------------------------------------------------------------------------------------
+
+
+# --- regions that overlap ---------------------------------------------------------------------------------------------
+
+REGIONS = {"sigmoid": True, "multilabel": True}
+
+
+def regions(*shape):
+    """Return a target with a channel for each region, which may overlap."""
+    return (torch.rand(*shape, generator=torch.Generator().manual_seed(5)) < 0.4).double()
+
+
+@BACKENDS
+@REDUCTIONS
+@pytest.mark.parametrize("name", ["weight", "ce_weight"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_regions_have_the_binary_cross_entropy_of_torch_with_a_weight_for_the_positives_of_each(
+    form, reduction, name, smoothing
+):
+    x, g = logits(2, 3, 4, 5, dtype=torch.float64), regions(2, 3, 4, 5)
+    options = REGIONS | {"lambda_dice": 0.0, "reduction": reduction, "label_smoothing": smoothing, name: WEIGHT}
+    smooth = (1 - smoothing) * g + smoothing / 2
+    weight = torch.tensor(WEIGHT, dtype=torch.float64).reshape(3, 1, 1)
+    found = value_and_gradient(DiceCELoss(**options), x, g, form=form)
+    expected = value_and_gradient(
+        lambda x, g: binary_cross_entropy_with_logits(x, smooth, pos_weight=weight, reduction=reduction), x, g
+    )
+    assert_all_close(found, expected, 1e-13, 1e-15)
+
+
+@BACKENDS
+def test_labels_of_regions_are_one_against_the_rest(form):
+    x, y = logits(2, 3, 7, dtype=torch.float64), labels(2, 1, 7)
+    for smoothing in (0.0, 0.3):
+        loss = DiceCELoss(to_onehot_y=True, label_smoothing=smoothing, **REGIONS)
+        one_against_rest = DiceCELoss(label_smoothing=smoothing, **REGIONS)
+        found = value_and_gradient(loss, x, y, form=form)
+        assert_all_close(found, value_and_gradient(one_against_rest, x, one_hot(y), form=form), 1e-13, 1e-15)
+
+
+@BACKENDS
+def test_both_terms_of_regions_come_from_one_pass(form, monkeypatch):
+    from twinloss.fast.engine.segmentation.voxels import Voxels
+
+    passes = []
+    sums = Voxels.sums
+    monkeypatch.setattr(Voxels, "sums", lambda *args, **kwargs: passes.append(1) or sums(*args, **kwargs))
+    value_and_gradient(DiceCELoss(**REGIONS), logits(1, 3, 6), regions(1, 3, 6), form=form)
+    assert len(passes) == 1
+
+
+def test_sigmoid_without_multilabel_warns_once_what_the_cross_entropy_is():
+    loss, x, g = DiceCELoss(sigmoid=True), logits(1, 3, 6), one_hot(labels(1, 1, 6))
+    with pytest.warns(UserWarning, match="softmax over 3 classes: pass multilabel=True"):
+        loss(x, g)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss(x, g)
+        DiceCELoss(**REGIONS)(x, g)
+        DiceCELoss(sigmoid=True)(x[:, :1], g[:, :1])
+
+
+def test_regions_do_not_go_with_a_softmax():
+    with pytest.raises(ValueError, match="softmax=True makes the classes exclude each other"):
+        DiceCELoss(softmax=True, multilabel=True)

@@ -31,9 +31,11 @@ def test_the_table_tells_what_is_known_to_be_wrong():
     assert ("| bending_energy", "normalize=True", "agrees as the defaults do") in told
 
 
-def test_a_library_without_a_table_or_not_installed_is_refused(monkeypatch):
+def test_a_library_that_is_unknown_or_not_installed_or_lacks_a_loss_is_refused(monkeypatch):
     with pytest.raises(LibraryError, match="known are monai"):
         audit("monay")
+    with pytest.raises(LibraryError, match="kornia has no counterpart of lncc, only of dice, focal, tversky"):
+        audit("kornia", ["dice", "lncc"])
     monkeypatch.setitem(PACKAGES, "kornia", "no-such-package")
     with pytest.raises(LibraryError, match="pip install no-such-package"):
         audit("kornia")

@@ -49,6 +49,18 @@ def test_each_loss_is_named(report, change, what):
     assert [found.what for found in changed(report, change)] == [what]
 
 
+def test_a_law_that_was_renamed_is_no_regression_but_one_that_was_removed_is(report):
+    old = copy.deepcopy(report)
+    laws = old["rows"][0]["laws"]
+    laws["a former name"] = laws.pop("flipping the axes changes nothing")
+    assert compare(old, report, 0.0) == []
+    laws["another former name"] = 1
+    assert [(found.what, found.new) for found in compare(old, report, 0.0)] == [
+        ("law 'a former name'", "removed or renamed"),
+        ("law 'another former name'", "removed or renamed"),
+    ]
+
+
 def test_bits_within_the_threshold_pass(report):
     def slightly(row):
         row["worst"]["gradient"]["bits"] += 0.9

@@ -105,7 +105,7 @@ def test_a_gradient_that_is_missing_contradicts_the_differences():
     assert (trial.kind, trial.message) == ("differences", "the fast twin has no gradient with respect to target")
 
 
-class InPlace(FocalLoss):
+class ClampedTarget(FocalLoss):
     """Focal loss that writes into its target."""
 
     def forward(self, input, target):
@@ -113,7 +113,7 @@ class InPlace(FocalLoss):
 
 
 def test_an_error_as_the_target_asks_for_a_gradient_is_told():
-    trial = examine(replace(find("focal"), fast=InPlace), soft_case())
+    trial = examine(replace(find("focal"), fast=ClampedTarget), soft_case())
     assert trial.kind == "differences"
     assert "raised RuntimeError for the gradient with respect to target" in trial.message
 

@@ -32,12 +32,12 @@ def trials(twin, *dtypes):
 def beyond_the_block(cls):
     """The loss, wrong where it gets as many numbers as a whole volume has."""
 
-    class Wrong(cls):
+    class WrongOnWholeVolumes(cls):
         def forward(self, input, *rest):
             value = super().forward(input, *rest)
             return value * 1.5 if input[0, 0].numel() == np.prod(SHAPE) else value
 
-    return Wrong
+    return WrongOnWholeVolumes
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.name)
@@ -52,11 +52,11 @@ def test_every_loss_is_judged_on_a_block_and_all_but_multi_scale_on_a_whole_volu
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.name)
 def test_the_judge_can_fail_on_real_images(twin):
-    class Wrong(twin.fast):
+    class SlightlyWrong(twin.fast):
         def forward(self, *arguments):
             return super().forward(*arguments) * 1.001
 
-    assert all(trial.kind for trial in trials(replace(twin, fast=Wrong), "float64"))
+    assert all(trial.kind for trial in trials(replace(twin, fast=SlightlyWrong), "float64"))
 
 
 def test_an_error_of_large_volumes_is_seen_though_no_type_is_right():
@@ -67,12 +67,12 @@ def test_an_error_of_large_volumes_is_seen_though_no_type_is_right():
 
 
 def test_an_error_of_large_volumes_in_float32_is_seen_by_the_fast_twin_in_float64():
-    class Wrong(fast.DiffusionLoss):
+    class WrongInFloat32(fast.DiffusionLoss):
         def forward(self, pred):
             large = pred[0, 0].numel() == np.prod(SHAPE) and pred.dtype.itemsize == 4
             return super().forward(pred) * (1.5 if large else 1)
 
-    twin = replace(find("diffusion"), fast=Wrong)
+    twin = replace(find("diffusion"), fast=WrongInFloat32)
     found = trials(twin, "float32", "float64")
     assert [trial.case.traits["judged"] for trial in found if trial.kind] == [
         "24x20x12 voxels by the fast twin in float64"

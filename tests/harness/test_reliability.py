@@ -1,6 +1,7 @@
 """The trials of `twinloss reliability`, at small sizes; what takes a time is measured by the command alone."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -8,14 +9,16 @@ import pytest
 from typer.testing import CliRunner
 
 from twinloss.harness import reliability
-from twinloss.harness.cli.reliability import app
-from twinloss.harness.losses.catalogue import TWINS
+from twinloss.harness.cli.main import with_all_commands
+from twinloss.harness.hunting.warmup import warm_up
+from twinloss.harness.losses.catalogue import TWINS, find
 from twinloss.harness.reliability import fuzz, int32_overflow, lines
 from twinloss.harness.reliability.everyday import everyday
 from twinloss.harness.reliability.registry import Row
 from twinloss.harness.reliability.report import MEANING, ReportSection, as_markdown, load, update
 from twinloss.harness.reliability.training import Curve
 
+APP = with_all_commands()
 REPORTS = Path(__file__).parents[2] / "reports"
 TIMED = ("imports", "first_calls", "large_volumes")
 TRIALS = [trial for of_line in lines().values() for trial in of_line if trial.__name__ not in TIMED]
@@ -89,13 +92,13 @@ def test_a_failure_is_never_hidden_in_a_shared_row():
 
 def test_the_command_runs_the_lines_that_are_named_and_refuses_others(tmp_path):
     update(tmp_path, {"Fuzz": [HELD]}, False)
-    made = CliRunner().invoke(app, ["reliability", "state", "--quick", "--out", str(tmp_path)])
+    made = CliRunner().invoke(APP, ["reliability", "state", "--quick", "--out", str(tmp_path)])
     assert made.exit_code == 0
     assert load(tmp_path)["Fuzz"].rows == [HELD]
     assert len(load(tmp_path)["State"].rows) == len(TWINS)
     assert "with the small sizes of `--quick`" in (tmp_path / "reliability.md").read_text()
     assert not (tmp_path / "training.png").exists()
-    refused = CliRunner().invoke(app, ["reliability", "statues"])
+    refused = CliRunner().invoke(APP, ["reliability", "statues"])
     assert refused.exit_code == 2
 
 
@@ -131,9 +134,14 @@ def test_fuzz_tells_a_wrong_answer_from_the_reference(monkeypatch):
 
 
 def test_warm_up_compiles_for_the_losses_that_are_named():
-    made = CliRunner().invoke(app, ["warmup", "dice", "bending_energy"])
+    made = CliRunner().invoke(APP, ["warmup", "dice", "bending_energy"])
     assert made.exit_code == 0
     assert "compiled" in made.output
+
+
+def test_a_record_without_a_benchmark_is_told_to_have_one():
+    with pytest.raises(ValueError, match="the record of diffusion has no benchmark"):
+        warm_up(replace(find("diffusion"), benches=()), "float32")
 
 
 def test_an_interruption_loses_no_line_that_was_tried(tmp_path, monkeypatch):
@@ -143,6 +151,6 @@ def test_an_interruption_loses_no_line_that_was_tried(tmp_path, monkeypatch):
         return {"Fuzz": [HELD]}, []
 
     monkeypatch.setattr(reliability, "run", run)
-    done = CliRunner().invoke(app, ["reliability", "State", "Fuzz", "--out", str(tmp_path)])
+    done = CliRunner().invoke(APP, ["reliability", "State", "Fuzz", "--out", str(tmp_path)])
     assert done.exit_code != 0
     assert load(tmp_path)["Fuzz"].rows == [HELD]

@@ -92,3 +92,30 @@ def test_impossible_wrong_class_adds_nothing():
         got, expected = form(x, y, **options), form(x[:, [0, 2]], y // 2, **options)
         assert np.allclose(got if got.ndim == 0 else got[:, [0, 2]], expected, rtol=1e-15)
     assert np.all(got[:, 1] == 0)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_regions_that_overlap_are_binary_problems_each_with_a_weight_of_its_positives(reduction):
+    x, g = np.array([[[0.5, -1.0], [2.0, 0.0]]]), np.array([[[1, 0], [1, 1]]])
+    got = dice_ce_loss(x, g, lambda_dice=0, multilabel=True, ce_weight=[3, 2], reduction=reduction)
+    each = -np.array([3 * np.log(expit(0.5)), np.log(expit(1.0)), 2 * np.log(expit(2.0)), 2 * np.log(0.5)])
+    assert np.isclose(got, getattr(each, reduction)(), rtol=1e-14)
+
+
+def test_regions_have_two_outcomes_to_smooth_over():
+    x, g = np.array([[[0.5], [2.0]]]), np.array([[[1], [0]]])
+    got = dice_ce_loss(x, g, lambda_dice=0, multilabel=True, label_smoothing=0.2)
+    first = 0.9 * np.log(expit(0.5)) + 0.1 * np.log(expit(-0.5))
+    second = 0.1 * np.log(expit(2.0)) + 0.9 * np.log(expit(-2.0))
+    assert np.isclose(got, -(first + second) / 2, rtol=1e-14)
+
+
+def test_voxels_that_a_further_channel_marks_do_not_count_in_the_mean():
+    x, g = np.array([[[0.5, np.nan], [2.0, np.nan]]]), np.array([[[1, 0], [0, 1]]])
+    marked = np.concatenate([g, [[[0, 1]]]], axis=1)
+    options = {"multilabel": True, "sigmoid": True}
+    got = dice_ce_loss(x, marked, ignore_index=2, **options)
+    assert got == dice_ce_loss(x[..., :1], g[..., :1], **options)
+    gradient = dice_ce_loss_gradient(x, marked, ignore_index=2, **options)
+    assert np.array_equal(gradient[..., :1], dice_ce_loss_gradient(x[..., :1], g[..., :1], **options))
+    assert np.all(gradient[..., 1] == 0)

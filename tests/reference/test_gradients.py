@@ -57,6 +57,7 @@ OPTIONS = {
         "lambda_dice": [1.0, 0.3],
         "lambda_ce": [1.0, 2.5],
         "label_smoothing": [0.0, 0.2],
+        "multilabel": [False, True],
     },
     "dice_focal_loss": DICE
     | FOCAL

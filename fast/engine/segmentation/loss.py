@@ -26,6 +26,7 @@ from twinloss.fast.kernels.contract import (
     FractionPlan,
     Terms,
     Weigh,
+    unweighted,
 )
 from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import ShapeError, check_tensors, checked_flag, numbers
@@ -134,7 +135,11 @@ class SegmentationLoss(Loss):
     def voxels(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Voxels:
         """Return the checked arguments of forward."""
         labels, background = self._check(input, target, mask)
-        voxels = Voxels(input, target, mask, labels, background, self.ignore_index, self.batch, self.process_group)
+        index, kept, classes = self.ignore_index, None, input.shape[1]
+        if target.shape[1] == classes + 1:
+            kept = target[:, classes:].detach() != 1
+            target, index, mask = target[:, :classes], None, kept if mask is None else torch.where(kept, mask, 0)
+        voxels = Voxels(input, target, mask, labels, background, index, self.batch, self.process_group, kept)
         if not labels and is_looked_at(self, target):
             look_at(self, target, voxels.taking_part(), *self.exclusive(background))
         return voxels
@@ -164,7 +169,7 @@ class SegmentationLoss(Loss):
         voxels: Voxels,
         overlap: Overlap,
         terms: Terms,
-        weigh: Weigh = lambda volume: (),
+        weigh: Weigh = unweighted,
         distances: Distances | None = None,
     ) -> Tensor:
         """Return the reduced fraction of the statistics, in the dtype `dispatch.result_type`."""
@@ -205,7 +210,8 @@ class SegmentationLoss(Loss):
                 if ignored:
                     warn(f"single channel prediction, `{option}` ignored")
         labels = self.to_onehot_y and not single
-        expected = (shape[0], 1, *shape[2:]) if labels else shape
+        further = self.ignore_index == shape[1] and not labels and target.ndim > 1 and target.shape[1] == shape[1] + 1
+        expected = (shape[0], 1 if labels else shape[1] + further, *shape[2:])
         if tuple(target.shape) != expected:
             hint = "labels" if labels else "the shape of the input; for labels (B, 1, *S) pass to_onehot_y=True"
             raise ShapeError(f"target has shape {tuple(target.shape)} and input {shape}: expected {expected}, {hint}")
@@ -213,8 +219,9 @@ class SegmentationLoss(Loss):
             raise ShapeError(
                 f"mask has shape {tuple(mask.shape)} and input {shape}: expected ({shape[0]} or 1, 1, *{shape[2:]})"
             )
-        if self.ignore_index is not None and not labels and not single and not 0 <= self.ignore_index < shape[1]:
+        if self.ignore_index is not None and not labels and not single and not 0 <= self.ignore_index < expected[1]:
             raise ValueError(
-                f"ignore_index={self.ignore_index} names no channel of a one-hot target with {shape[1]} channels"
+                f"ignore_index={self.ignore_index} names no channel of a target with {shape[1]} channels: give the "
+                f"channel that is 1 in voxels to leave out, or {shape[1]} and a further channel"
             )
         return labels, self.include_background or single

@@ -31,6 +31,8 @@ class Voxels:
         ignore_index: as given to the loss.
         batch: whether items are pooled.
         process_group: the ranks whose voxels are included.
+        kept: (B, 1, *S), whether a further channel of the target does not exclude a voxel, or None without such a
+            channel. The mask is then 0 in excluded voxels, and `ignore_index` is None.
     """
 
     input: Tensor
@@ -41,6 +43,7 @@ class Voxels:
     ignore_index: int | None
     batch: bool
     process_group: ProcessGroup | None
+    kept: Tensor | None = None
 
     def plan(self, activation: Activation, **asked: Any) -> Plan:
         """Return the plan for the statistics in `asked`, which are fields of `Plan`."""
@@ -79,6 +82,8 @@ class Voxels:
 
     def ignored(self) -> Tensor | None:
         """Return the voxels that ignore_index excludes, (B, 1, *S), or None."""
+        if self.kept is not None:
+            return ~self.kept
         return None if self.ignore_index is None else ignored(self.target, self.labels, self.ignore_index)
 
     def taking_part(self) -> Tensor | None:

@@ -143,11 +143,11 @@ def _sums(inputs: VoxelInputs, matrix: Array | None, plan: Plan, ahead: bool) ->
 def _summed(call: VoxelCall, add: Callable[[int, int, Array], int]) -> Array:
     """Return the sums by item, (ROWS, B, C); `add` adds a range of chunks to an array (chunks, ROWS, C)."""
     items, classes, _ = call.x.shape
-    made = np.empty((items, call.chunks_of_item, len(ROWS), classes))
+    made = np.zeros((items, call.chunks_of_item, len(ROWS), classes))
     by_chunk = made.reshape(-1, len(ROWS), classes)
 
     def forward(first: int, end: int) -> int:
-        by_chunk[first:end] = 0
+        by_chunk[first:end] = 0  # the general kernels may have to start again
         return add(first, end, by_chunk)
 
     if call.run(forward):

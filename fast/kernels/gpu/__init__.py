@@ -16,6 +16,12 @@ from twinloss.fast.kernels import contract
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
+def _voxels() -> contract.VoxelKernels:
+    from twinloss.fast.kernels.gpu import voxels
+
+    return voxels
+
+
 def _bending_energy() -> contract.EnergyKernels:
     from twinloss.fast.kernels.gpu import fields
 
@@ -42,6 +48,7 @@ def _smoothing() -> contract.SmoothingKernels:
 
 def register(device: str) -> None:
     """Let these kernels serve a type of device."""
+    contract.VOXELS.register(device, DTYPES, _voxels)
     contract.BENDING_ENERGY.register(device, DTYPES, _bending_energy)
     contract.DIFFUSION.register(device, DTYPES, _diffusion)
     contract.CORRELATION.register(device, DTYPES, _correlation)

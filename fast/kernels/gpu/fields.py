@@ -44,7 +44,6 @@ class _Tiles(NamedTuple):
         planes: the number of planes of a program.
         programs: the number of programs.
         index: the type of offsets in a plane.
-        warps: the number of warps of a program.
     """
 
     rows: int
@@ -52,7 +51,6 @@ class _Tiles(NamedTuple):
     planes: int
     programs: int
     index: Any
-    warps: int
 
     @classmethod
     def of(cls, u: Tensor) -> _Tiles:
@@ -66,8 +64,7 @@ class _Tiles(NamedTuple):
         planes = -(-depth // chunks)
         # The last rows and columns of a tile may lie beyond the plane.
         extent = (height + _TILE) * abs(u.stride(2)) + (width + _TILE) * abs(u.stride(3))
-        programs, warps = tiles * -(-depth // planes), _TILE // warp_size(u.device)
-        return cls(rows, columns, planes, programs, index_type(max(extent, height + _TILE)), warps)
+        return cls(rows, columns, planes, tiles * -(-depth // planes), index_type(max(extent, height + _TILE)))
 
 
 class Energy:
@@ -78,69 +75,69 @@ class Energy:
 
     def value(self, u: Tensor, differences: Differences, count: float, dtype: torch.dtype) -> Tensor:
         """Return the sum of all energies divided by a count, as a scalar tensor."""
-        return self._march(u, differences, count, dtype, None)
+        return self._sum(u, differences, count, dtype, None)
 
     def value_and_gradient(
         self, u: Tensor, differences: Differences, count: float, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """Return the results of `value` and of `gradient` for an upstream gradient of 1."""
         gradient = _like(u)
-        return self._march(u, differences, count, dtype, gradient), gradient
+        return self._sum(u, differences, count, dtype, gradient), gradient
 
     def gradient(self, upstream: Tensor, u: Tensor, differences: Differences, count: float) -> Tensor:
         """Return dL/du, given dL/d(value) or, by voxel, dL/d(energies)."""
-        made, tiles = _like(u), _Tiles.of(u)
+        made = _like(u)
         if upstream.ndim == 0:
-            launch(
-                self.kernels.march, (tiles.programs,), u, _weights(differences, u), upstream, None, made,
-                *_sizes(u, differences), tiles.planes, 2 / count, VALUE=False, GRADIENT=True, warps=tiles.warps,
-                **_constants(u, differences, tiles),
-            )  # fmt: skip
+            self._march(u, differences, count, upstream, None, made)
         else:
-            launch(
-                self.kernels.gradient_by_voxel, (tiles.programs,), u, _weights(differences, u), upstream.contiguous(),
-                made, *_sizes(u, differences), tiles.planes, warps=tiles.warps, **_constants(u, differences, tiles),
-            )  # fmt: skip
+            self._by_voxel(self.kernels.gradient_by_voxel, u, differences, upstream.contiguous(), made)
         return made
 
     def energies(self, u: Tensor, differences: Differences) -> Tensor:
         """Return the energy of each interior voxel, float32 for a half."""
         made = u.new_empty(differences.interior(u.shape), dtype=torch.promote_types(u.dtype, torch.float32))
-        tiles = _Tiles.of(u)
-        launch(
-            self.kernels.energies, (tiles.programs,), u, _weights(differences, u), made, *_sizes(u, differences),
-            tiles.planes, warps=tiles.warps, **_constants(u, differences, tiles),
-        )  # fmt: skip
+        self._by_voxel(self.kernels.energies, u, differences, made)
         return made
 
-    def _march(
+    def _sum(
         self, u: Tensor, differences: Differences, count: float, dtype: torch.dtype, gradient: Tensor | None
     ) -> Tensor:
-        tiles, value = _Tiles.of(u), u.new_empty((), dtype=dtype)
-        parts = u.new_empty(tiles.programs, dtype=torch.float64)
-        launch(
-            self.kernels.march, (tiles.programs,), u, _weights(differences, u), None, parts, gradient,
-            *_sizes(u, differences), tiles.planes, 2 / count, VALUE=True, GRADIENT=gradient is not None,
-            warps=tiles.warps, **_constants(u, differences, tiles),
-        )  # fmt: skip
-        launch(add_parts, (1,), parts, value, tiles.programs, float(count), BLOCK=_PARTS)
+        value, programs = u.new_empty((), dtype=dtype), _Tiles.of(u).programs
+        parts = u.new_empty(programs, dtype=torch.float64)
+        self._march(u, differences, count, None, parts, gradient)
+        launch(add_parts, (1,), parts, value, programs, float(count), BLOCK=_PARTS)
         return value
+
+    def _march(
+        self,
+        u: Tensor,
+        differences: Differences,
+        count: float,
+        upstream: Tensor | None,
+        parts: Tensor | None,
+        gradient: Tensor | None,
+    ) -> None:
+        tiles = _Tiles.of(u)
+        launch(
+            self.kernels.march, (tiles.programs,), u, _weights(differences, u), upstream, parts, gradient,
+            *_sizes(u, differences), tiles.planes, 2 / count, MARGIN=differences.margin, RANK=differences.rank,
+            VALUE=parts is not None, GRADIENT=gradient is not None, ROWS=tiles.rows, COLUMNS=tiles.columns,
+            INDEX=tiles.index, REAL=real_type(u.dtype), warps=_TILE // warp_size(u.device),
+        )  # fmt: skip
+
+    def _by_voxel(self, kernel: Any, u: Tensor, differences: Differences, *tensors: Tensor) -> None:
+        voxels = u[0].numel()
+        block = min(power_of_2(voxels), 4096) if interpreted() else _TILE
+        launch(
+            kernel, (u.shape[0] * -(-voxels // block),), u, _weights(differences, u), *tensors, *_sizes(u, differences),
+            MARGIN=differences.margin, RANK=differences.rank, BLOCK=block, INDEX=index_type(voxels + block),
+            REAL=real_type(u.dtype), warps=_TILE // warp_size(u.device),
+        )  # fmt: skip
 
 
 def _sizes(u: Tensor, differences: Differences) -> tuple[int, ...]:
     """Return the arguments of all kernels that say how a field lies in memory."""
     return u.shape[0], differences.weights.shape[0], *u.shape[1:], *u.stride()
-
-
-def _constants(u: Tensor, differences: Differences, tiles: _Tiles) -> dict[str, Any]:
-    return {
-        "MARGIN": differences.margin,
-        "RANK": differences.rank,
-        "ROWS": tiles.rows,
-        "COLUMNS": tiles.columns,
-        "INDEX": tiles.index,
-        "REAL": real_type(u.dtype),
-    }
 
 
 def _weights(differences: Differences, u: Tensor) -> Tensor:

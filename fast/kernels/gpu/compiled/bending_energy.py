@@ -18,12 +18,13 @@ from twinloss.fast.kernels.gpu.compiled.elementary import store
 from twinloss.fast.kernels.gpu.compiled.field import (
     SHAPE,
     at,
-    block_of,
     clamped,
     inside,
     neighbours,
     push,
+    store_inside,
     tile_of,
+    voxels_of,
     weights_of,
     within,
     without_border,
@@ -170,7 +171,7 @@ def march(
             if VALUE:
                 total += tl.where(in_plane, energy, 0.0).to(tl.float64)
             if GRADIENT:
-                store(out + (p * height + y).to(tl.int64) * width + x, level_slopes, in_field)
+                store(out + (p * height + y) * width + x, level_slopes, in_field)
         else:
             column = push(column, here)
             if VALUE:
@@ -206,7 +207,7 @@ def march(
                     slopes += _masked_second(
                         across[0], across[2], across[4], within(z - 1, depth, STEP), within(z + 1, depth, STEP)
                     )
-                    store(out + (z * height + y).to(tl.int64) * width + x, slopes, in_field)
+                    store(out + (z.to(tl.int64) * height + y) * width + x, slopes, in_field)
     if VALUE:
         tl.store(parts + tl.program_id(0), tl.sum(total))
 
@@ -246,62 +247,52 @@ def _difference(field, place, STEP: tl.constexpr, TERM: tl.constexpr, REAL: tl.c
 
 @triton.jit(do_not_specialize_on_alignment=SHAPE)
 def energies(
-    u, weights, out, fields, components, depth, height, width, stride_n, stride_z, stride_y, stride_x, planes,
-    MARGIN: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INDEX: tl.constexpr,
-    REAL: tl.constexpr,
+    u, weights, out, fields, components, depth, height, width, stride_n, stride_z, stride_y, stride_x,
+    MARGIN: tl.constexpr, RANK: tl.constexpr, BLOCK: tl.constexpr, INDEX: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """Write the energy of each interior voxel; `out` has no border, and the other arguments are those of `march`."""
     TERMS: tl.constexpr = RANK * (RANK + 1) // 2
     MARGINS: tl.constexpr = (MARGIN if RANK > 2 else 0, MARGIN if RANK > 1 else 0, MARGIN)
-    size, strides = (depth, height, width), (stride_z, stride_y, stride_x)
-    n, chunk, y, x = tile_of(fields, height, width, ROWS, COLUMNS, INDEX)
-    field = (u + n * stride_n, strides, size)
-    out, steps, _ = without_border(out, n, size, MARGINS)
+    size = (depth, height, width)
+    n, place = voxels_of(fields, size, BLOCK, INDEX)
+    field, made = (u + n * stride_n, (stride_z, stride_y, stride_x), size), without_border(out, n, size, MARGINS)
     by_energy = weights_of(weights, n % components, 1.0, TERMS, REAL)
-    start = chunk * planes
-    for p in range(start, tl.minimum(start + planes, depth)):
-        place = (block_of(p), y, x)
-        energy = tl.zeros((ROWS, COLUMNS), REAL)
-        for term in tl.static_range(TERMS):
-            energy += _square(by_energy[term], _difference(field, place, MARGIN, term, REAL))
-        row = (place[0] - MARGINS[0]) * steps[0] + (y - MARGINS[1]) * steps[1]
-        store(out + row + (x - MARGINS[2]), energy, inside(place, size, MARGINS))
+    energy = tl.zeros((BLOCK,), REAL)
+    for term in tl.static_range(TERMS):
+        energy += _square(by_energy[term], _difference(field, place, MARGIN, term, REAL))
+    store_inside(made, place, size, MARGINS, energy)
 
 
 @triton.jit(do_not_specialize_on_alignment=SHAPE)
 def gradient_by_voxel(
-    u, weights, upstream, out, fields, components, depth, height, width, stride_n, stride_z, stride_y, stride_x, planes,
-    MARGIN: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INDEX: tl.constexpr,
-    REAL: tl.constexpr,
+    u, weights, upstream, out, fields, components, depth, height, width, stride_n, stride_z, stride_y, stride_x,
+    MARGIN: tl.constexpr, RANK: tl.constexpr, BLOCK: tl.constexpr, INDEX: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """Write dL/du, given dL/dE by voxel without a border; the other arguments are those of `march`."""
     TERMS: tl.constexpr = RANK * (RANK + 1) // 2
     MARGINS: tl.constexpr = (MARGIN if RANK > 2 else 0, MARGIN if RANK > 1 else 0, MARGIN)
-    size, strides = (depth, height, width), (stride_z, stride_y, stride_x)
-    n, chunk, y, x = tile_of(fields, height, width, ROWS, COLUMNS, INDEX)
-    field, of_energy = (u + n * stride_n, strides, size), without_border(upstream, n, size, MARGINS)
-    out, steps, _ = without_border(out, n, size, (0, 0, 0))
+    size = (depth, height, width)
+    n, here = voxels_of(fields, size, BLOCK, INDEX)
+    field = (u + n * stride_n, (stride_z, stride_y, stride_x), size)
+    of_energy = without_border(upstream, n, size, MARGINS)
     by_slope = weights_of(weights, n % components, 2.0, TERMS, REAL)
-    start = chunk * planes
-    for p in range(start, tl.minimum(start + planes, depth)):
-        z = block_of(p)
-        slopes = tl.zeros((ROWS, COLUMNS), REAL)
-        for term in tl.static_range(TERMS):
-            # The axes of the difference.
-            FIRST: tl.constexpr = 2 if term < 1 else (1 if term < 3 else 0)
-            SECOND: tl.constexpr = FIRST if (term == 0 or term == 1 or term == 3) else (1 if term == 5 else 2)
-            for j in tl.static_range(-1, 2):
-                for k in tl.static_range(-1, 2):
-                    # A pure difference at the place plus j steps; a mixed one at the place plus j and k, none being 0.
-                    if (k == 0) if FIRST == SECOND else (j * k != 0):
-                        COUNTS: tl.constexpr = (1 if j else -2) if FIRST == SECOND else j * k
-                        BY: tl.constexpr = MARGIN * j if FIRST == SECOND else j
-                        place = (
-                            z + (BY * (FIRST == 0) + k * (SECOND == 0)),
-                            y + (BY * (FIRST == 1) + k * (SECOND == 1)),
-                            x + (BY * (FIRST == 2) + k * (SECOND == 2)),
-                        )
-                        above = at(of_energy, place, (-MARGINS[0], -MARGINS[1], -MARGINS[2]), REAL)
-                        slope = above * _difference(field, place, MARGIN, term, REAL)
-                        slopes += by_slope[term] * COUNTS * tl.where(inside(place, size, MARGINS), slope, 0.0)
-        store(out + (z * steps[0] + y * steps[1] + x), slopes, (y < height) & (x < width))
+    slopes = tl.zeros((BLOCK,), REAL)
+    for term in tl.static_range(TERMS):
+        # The axes of the difference.
+        FIRST: tl.constexpr = 2 if term < 1 else (1 if term < 3 else 0)
+        SECOND: tl.constexpr = FIRST if (term == 0 or term == 1 or term == 3) else (1 if term == 5 else 2)
+        for j in tl.static_range(-1, 2):
+            for k in tl.static_range(-1, 2):
+                # A pure difference at the place plus j steps; a mixed one at the place plus j and k, none being 0.
+                if (k == 0) if FIRST == SECOND else (j * k != 0):
+                    COUNTS: tl.constexpr = (1 if j else -2) if FIRST == SECOND else j * k
+                    BY: tl.constexpr = MARGIN * j if FIRST == SECOND else j
+                    place = (
+                        here[0] + (BY * (FIRST == 0) + k * (SECOND == 0)),
+                        here[1] + (BY * (FIRST == 1) + k * (SECOND == 1)),
+                        here[2] + (BY * (FIRST == 2) + k * (SECOND == 2)),
+                    )
+                    above = at(of_energy, place, (-MARGINS[0], -MARGINS[1], -MARGINS[2]), REAL)
+                    slope = above * _difference(field, place, MARGIN, term, REAL)
+                    slopes += by_slope[term] * COUNTS * tl.where(inside(place, size, MARGINS), slope, 0.0)
+    store_inside(without_border(out, n, size, (0, 0, 0)), here, size, (0, 0, 0), slopes)

@@ -22,7 +22,9 @@ from twinloss.fast.kernels.gpu.compiled.field import (
     inside,
     neighbours,
     push,
+    store_inside,
     tile_of,
+    voxels_of,
     weights_of,
     within,
     without_border,
@@ -82,68 +84,58 @@ def march(
             if VALUE:
                 total += tl.where(inside(place, size, MARGINS), energy, 0.0).to(tl.float64)
             if GRADIENT:
-                store(out + (z * height + y).to(tl.int64) * width + x, slopes, (y < height) & (x < width))
+                store(out + (z.to(tl.int64) * height + y) * width + x, slopes, (y < height) & (x < width))
     if VALUE:
         tl.store(parts + tl.program_id(0), tl.sum(total))
 
 
 @triton.jit(do_not_specialize_on_alignment=SHAPE)
 def energies(
-    u, weights, out, fields, components, depth, height, width, stride_n, stride_z, stride_y, stride_x, planes,
-    MARGIN: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INDEX: tl.constexpr,
-    REAL: tl.constexpr,
+    u, weights, out, fields, components, depth, height, width, stride_n, stride_z, stride_y, stride_x,
+    MARGIN: tl.constexpr, RANK: tl.constexpr, BLOCK: tl.constexpr, INDEX: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """Write the energy of each voxel; with a margin of 1, the field of energies has no border."""
     MARGINS: tl.constexpr = (MARGIN if RANK > 2 else 0, MARGIN if RANK > 1 else 0, MARGIN)
-    size, strides = (depth, height, width), (stride_z, stride_y, stride_x)
-    n, chunk, y, x = tile_of(fields, height, width, ROWS, COLUMNS, INDEX)
-    field = (u + n * stride_n, strides, size)
-    out, steps, _ = without_border(out, n, size, MARGINS)
+    size = (depth, height, width)
+    n, place = voxels_of(fields, size, BLOCK, INDEX)
+    field, made = (u + n * stride_n, (stride_z, stride_y, stride_x), size), without_border(out, n, size, MARGINS)
     by_energy = weights_of(weights, n % components, 1.0, RANK, REAL)
-    start = chunk * planes
-    for p in range(start, tl.minimum(start + planes, depth)):
-        place = (block_of(p), y, x)
-        here, energy = at(field, place, (0, 0, 0), REAL), tl.zeros((ROWS, COLUMNS), REAL)
-        for axis in tl.static_range(RANK):
-            before, after = _neighbours_of(field, place, axis, 1, REAL)
-            energy += _energy(by_energy[axis], before, here, after, place[2 - axis], size[2 - axis], MARGIN)
-        row = (place[0] - MARGINS[0]) * steps[0] + (y - MARGINS[1]) * steps[1]
-        store(out + row + (x - MARGINS[2]), energy, inside(place, size, MARGINS))
+    here, energy = at(field, place, (0, 0, 0), REAL), tl.zeros((BLOCK,), REAL)
+    for axis in tl.static_range(RANK):
+        before, after = _neighbours_of(field, place, axis, 1, REAL)
+        energy += _energy(by_energy[axis], before, here, after, place[2 - axis], size[2 - axis], MARGIN)
+    store_inside(made, place, size, MARGINS, energy)
 
 
 @triton.jit(do_not_specialize_on_alignment=SHAPE)
 def gradient_by_voxel(
-    u, weights, upstream, out, fields, components, depth, height, width, stride_n, stride_z, stride_y, stride_x, planes,
-    MARGIN: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INDEX: tl.constexpr,
-    REAL: tl.constexpr,
+    u, weights, upstream, out, fields, components, depth, height, width, stride_n, stride_z, stride_y, stride_x,
+    MARGIN: tl.constexpr, RANK: tl.constexpr, BLOCK: tl.constexpr, INDEX: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """Write dL/du, given dL/dE by voxel; with a margin of 1, the field of energies has no border."""
     MARGINS: tl.constexpr = (MARGIN if RANK > 2 else 0, MARGIN if RANK > 1 else 0, MARGIN)
-    size, strides = (depth, height, width), (stride_z, stride_y, stride_x)
-    n, chunk, y, x = tile_of(fields, height, width, ROWS, COLUMNS, INDEX)
-    field, of_energy = (u + n * stride_n, strides, size), without_border(upstream, n, size, MARGINS)
-    out, steps, _ = without_border(out, n, size, (0, 0, 0))
+    size = (depth, height, width)
+    n, place = voxels_of(fields, size, BLOCK, INDEX)
+    of_place = (place[0] - MARGINS[0], place[1] - MARGINS[1], place[2] - MARGINS[2])
+    field = (u + n * stride_n, (stride_z, stride_y, stride_x), size)
+    of_energy = without_border(upstream, n, size, MARGINS)
     by_slope = weights_of(weights, n % components, 2.0, RANK, REAL)
-    start = chunk * planes
-    for p in range(start, tl.minimum(start + planes, depth)):
-        place = (block_of(p), y, x)
-        of_place = (place[0] - MARGINS[0], place[1] - MARGINS[1], place[2] - MARGINS[2])
-        here, own = at(field, place, (0, 0, 0), REAL), at(of_energy, of_place, (0, 0, 0), REAL)
-        slopes = tl.zeros((ROWS, COLUMNS), REAL)
-        for axis in tl.static_range(RANK):
-            k, length = place[2 - axis], size[2 - axis]
-            of_before, of_after = _neighbours_of(of_energy, of_place, axis, 1, REAL)
-            before, after = _neighbours_of(field, place, axis, 1 + MARGIN, REAL)
-            if MARGIN:
-                pulls = tl.where(within(k - 1, length, 1), of_before * (here - before), 0.0)
-                pulls += tl.where(within(k + 1, length, 1), of_after * (here - after), 0.0)
-                slopes += by_slope[axis] * tl.where(_others_inside(place, size, axis, RANK), pulls, 0.0)
-            else:
-                mine = _times(k, length, own)
-                one = (mine + _times(k - 1, length, of_before)) * (here - before)
-                other = (mine + _times(k + 1, length, of_after)) * (here - after)
-                slopes += by_slope[axis] * (tl.where(k > 0, one, 0.0) + tl.where(k < length - 1, other, 0.0))
-        store(out + (place[0] * steps[0] + y * steps[1] + x), slopes, (y < height) & (x < width))
+    here, own = at(field, place, (0, 0, 0), REAL), at(of_energy, of_place, (0, 0, 0), REAL)
+    slopes = tl.zeros((BLOCK,), REAL)
+    for axis in tl.static_range(RANK):
+        k, length = place[2 - axis], size[2 - axis]
+        of_before, of_after = _neighbours_of(of_energy, of_place, axis, 1, REAL)
+        before, after = _neighbours_of(field, place, axis, 1 + MARGIN, REAL)
+        if MARGIN:
+            pulls = tl.where(within(k - 1, length, 1), of_before * (here - before), 0.0)
+            pulls += tl.where(within(k + 1, length, 1), of_after * (here - after), 0.0)
+            slopes += by_slope[axis] * tl.where(_others_inside(place, size, axis, RANK), pulls, 0.0)
+        else:
+            mine = _times(k, length, own)
+            one = (mine + _times(k - 1, length, of_before)) * (here - before)
+            other = (mine + _times(k + 1, length, of_after)) * (here - after)
+            slopes += by_slope[axis] * (tl.where(k > 0, one, 0.0) + tl.where(k < length - 1, other, 0.0))
+    store_inside(without_border(out, n, size, (0, 0, 0)), place, size, (0, 0, 0), slopes)
 
 
 @triton.jit

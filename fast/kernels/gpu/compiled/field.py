@@ -67,6 +67,15 @@ def push(queue, new):
 
 
 @triton.jit
+def voxels_of(fields, size, BLOCK: tl.constexpr, INDEX: tl.constexpr):
+    """Return the field of this program, and the places (z, y, x) of its voxels, (BLOCK,) along each axis."""
+    program = tl.program_id(0)
+    i = (program // fields).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    row = i // size[2]
+    return (program % fields).to(tl.int64), (row // size[1], row % size[1], i % size[2])
+
+
+@triton.jit
 def at(field, place, offset: tl.constexpr, REAL: tl.constexpr):
     """Return a field (pointer, strides, sizes) at an offset from a place, both (z, y, x)."""
     u, strides, size = field
@@ -76,12 +85,20 @@ def at(field, place, offset: tl.constexpr, REAL: tl.constexpr):
 
 
 @triton.jit
-def without_border(u, field, size, MARGINS: tl.constexpr):
-    """Return one of some contiguous fields without a border: its pointer, its strides and its sizes."""
+def without_border(u, n, size, MARGINS: tl.constexpr):
+    """Return field n of some contiguous fields without a border: pointer, strides and sizes."""
     height, width = size[1] - 2 * MARGINS[1], size[2] - 2 * MARGINS[2]
     depth = size[0] - 2 * MARGINS[0]
     plane = height.to(tl.int64) * width
-    return u + field * depth * plane, (plane, width, 1), (depth, height, width)
+    return u + n * depth * plane, (plane, width, 1), (depth, height, width)
+
+
+@triton.jit
+def store_inside(field, place, size, MARGINS: tl.constexpr, values):
+    """Store the values of the places in a field without a border, if they are off the border."""
+    u, strides, _ = field
+    row = (place[0] - MARGINS[0]) * strides[0] + (place[1] - MARGINS[1]) * strides[1].to(tl.int64)
+    store(u + (row + (place[2] - MARGINS[2])), values, inside(place, size, MARGINS))
 
 
 @triton.jit

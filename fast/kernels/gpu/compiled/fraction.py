@@ -1,0 +1,205 @@
+"""Sums over the chunks of a segmentation, and the fraction of `engine/segmentation/fraction.py` with its slopes."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from twinloss.fast.kernels.gpu.compiled.elementary import store
+from twinloss.fast.kernels.gpu.compiled.rows import (
+    DISTANCE,
+    FN,
+    FP,
+    HITS,
+    MISSES,
+    NEARNESS,
+    OF_DISTANCE,
+    OF_FP,
+    OF_HIT,
+    OF_HITS,
+    OF_MISSES,
+    OF_TP,
+    ROWS,
+    STRETCH,
+    TP,
+    TP_LESS_FN,
+    VOLUME,
+)
+
+INFINITY = tl.constexpr(float("inf"))
+# Slopes up to this size stay finite in float32 when a few of them are added.
+LARGE = tl.constexpr(2.0**110)
+
+
+@triton.jit
+def _summed(part_ptr, item, row, chunks, item_step, row_step, c, CLASSES: tl.constexpr, TOGETHER: tl.constexpr):
+    """Return a statistic of an item, given the part of each chunk of voxels, which are added in order."""
+    total = tl.zeros(c.shape, tl.float64)
+    part_ptr += tl.full((), item_step, tl.int64) * item + tl.full((), row_step, tl.int64) * row
+    for first in range(0, chunks, TOGETHER):
+        k = first + tl.arange(0, TOGETHER)
+        at = k.to(tl.int64)[:, None] * (ROWS * CLASSES) + c[None, :]
+        total += tl.sum(tl.load(part_ptr + at, (k < chunks)[:, None] & (c < CLASSES)[None, :], 0.0).to(tl.float64), 0)
+    return total
+
+
+@triton.jit
+def add(
+    part_ptr, sums_ptr, chunks, USED: tl.constexpr, CLASSES: tl.constexpr, WIDTH: tl.constexpr, TOGETHER: tl.constexpr
+):
+    """Write the statistics, (ROWS, B, C), given their parts, (B, chunks, ROWS, C), which are added in order.
+
+    USED has a bit for each row that the parts have; the others become 0. Grid: items, groups of rows and classes.
+    """
+    item, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    row = column // CLASSES
+    there = column < ROWS * CLASSES
+    part_ptr += item * chunks * (ROWS * CLASSES)
+    total = tl.zeros((WIDTH,), tl.float64)
+    for first in range(0, chunks, TOGETHER):
+        k = first + tl.arange(0, TOGETHER)
+        used = (k < chunks)[:, None] & (there & (((USED >> row) & 1) != 0))[None, :]
+        at = k.to(tl.int64)[:, None] * (ROWS * CLASSES) + column[None, :]
+        total += tl.sum(tl.load(part_ptr + at, used, 0.0).to(tl.float64), 0)
+    tl.store(sums_ptr + (row * tl.num_programs(0) + item) * CLASSES + column % CLASSES, total, there)
+
+
+@triton.jit
+def _larger(size, slope):
+    """Return the larger of `size` and of the largest finite slope."""
+    slope = tl.abs(slope)
+    return tl.maximum(size, tl.max(tl.where(slope < INFINITY, slope, 0.0), 0))
+
+
+@triton.jit
+def _put(slopes_ptr, row, there, tp, fp, hit, hits, misses, far):
+    """Write the slopes of an item, (SLOPES, B, C), in the type of the pointer; `row` is the distance between rows.
+
+    If a class is almost absent, and there is no smoothing, they may overflow float32, but the gradient does not.
+    """
+    stretch = tl.full((), 1.0, tl.float64)
+    if slopes_ptr.dtype.element_ty != tl.float64:
+        size = _larger(_larger(_larger(stretch, tp), fp), hit)
+        size = _larger(_larger(_larger(size, hits), misses), far)
+        stretch = tl.maximum(size / LARGE, 1.0)
+    store(slopes_ptr + OF_TP * row, tp / stretch, there)
+    store(slopes_ptr + OF_FP * row, fp / stretch, there)
+    store(slopes_ptr + OF_HIT * row, hit / stretch, there)
+    store(slopes_ptr + OF_HITS * row, hits / stretch, there)
+    store(slopes_ptr + OF_MISSES * row, misses / stretch, there)
+    store(slopes_ptr + OF_DISTANCE * row, far / stretch, there)
+    store(slopes_ptr + STRETCH * row, stretch + 0.0 * tp, there)
+
+
+@triton.jit
+def prepare(
+    upstream_ptr, slopes_ptr, SQUARED: tl.constexpr, CLASSES: tl.constexpr, PADDED: tl.constexpr, TOGETHER: tl.constexpr
+):
+    """Write the slopes that the gradient takes, given dL/d(statistics), (ROWS, B, C) float64. Grid: items."""
+    c = tl.arange(0, PADDED)
+    there = c < CLASSES
+    row = tl.num_programs(0).to(tl.int64) * CLASSES
+    at = tl.program_id(0).to(tl.int64) * CLASSES + c
+    upstream_ptr += at
+    tp, fp = tl.load(upstream_ptr + TP * row, there, 0.0), tl.load(upstream_ptr + FP * row, there, 0.0)
+    fn, lost = tl.load(upstream_ptr + FN * row, there, 0.0), tl.load(upstream_ptr + TP_LESS_FN * row, there, 0.0)
+    hits, misses = tl.load(upstream_ptr + HITS * row, there, 0.0), tl.load(upstream_ptr + MISSES * row, there, 0.0)
+    far, near = tl.load(upstream_ptr + DISTANCE * row, there, 0.0), tl.load(upstream_ptr + NEARNESS * row, there, 0.0)
+    hit = tp - (2.0 if SQUARED else 1.0) * fn
+    hit += tl.where(tl.abs(lost) < INFINITY, lost, 0.0)  # it is not finite where a slope is infinite
+    _put(slopes_ptr + at, row, there, tp, fp, hit, hits, misses, far - near)
+
+
+@triton.jit
+def _weights(weights_ptr, rows, group, c, first, CLASSES: tl.constexpr):
+    """Return the weights of a group, given those of the included classes, (rows, C'), where rows may be 1."""
+    at = tl.minimum(group, rows - 1) * (CLASSES - first) + c - first
+    return tl.load(weights_ptr + at, (c >= first) & (c < CLASSES), 0.0)
+
+
+@triton.jit
+def _weights_of(volume, included, POWER: tl.constexpr, OFFSET: tl.constexpr, NORMALIZED: tl.constexpr):
+    """Return the weights that `ClassWeights` of the contract defines."""
+    base = volume + OFFSET
+    weight = tl.zeros_like(volume) + 1.0
+    if POWER == 1:
+        weight = 1.0 / base
+    elif POWER == 2:
+        weight = 1.0 / (base * base)
+    present = included & (tl.abs(weight) < INFINITY)
+    weight = tl.where(present, weight, tl.max(tl.where(present, weight, 0.0), 0))
+    if NORMALIZED:
+        total = tl.sum(tl.where(included, weight, 0.0), 0)
+        weight = tl.where(total > 0, weight / total, 0.0)
+    return weight
+
+
+@triton.jit
+def fraction(
+    part_ptr, w_overlap_ptr, w_errors_ptr, slopes_ptr, loss_ptr, items, chunks, item_step, row_step,
+    rows_overlap, rows_errors,
+    in_overlap: tl.float64, in_errors: tl.float64, in_others: tl.float64, nu: tl.float64, delta: tl.float64,
+    OVERLAP: tl.constexpr, ERRORS: tl.constexpr, OTHERS: tl.constexpr, FIRST: tl.constexpr, BATCH: tl.constexpr,
+    COMPLEMENTARY: tl.constexpr, MEAN: tl.constexpr, POWER: tl.constexpr, OFFSET: tl.constexpr,
+    NORMALIZED: tl.constexpr, FOREGROUND: tl.constexpr, CLASSES: tl.constexpr, PADDED: tl.constexpr,
+    TOGETHER: tl.constexpr,
+):  # fmt: skip
+    """Write the mean or the sum of the fraction, and the slopes that its gradient takes.
+
+    The parts are as for `add`, or their sums, with one chunk. OVERLAP, ERRORS and OTHERS are rows: TP, FP and FN; or
+    the nearness, the distance and None. Each has a factor. The class weights of overlap and errors, (1 or B, C')
+    float64, may be None. If POWER is not None, they are those of `ClassWeights` of the contract.
+    """
+    a, b = tl.full((), in_overlap, tl.float64), tl.full((), in_errors, tl.float64)
+    further = tl.full((), in_others, tl.float64)
+    nu, delta = tl.full((), nu, tl.float64), tl.full((), delta, tl.float64)
+    POOLED: tl.constexpr = w_overlap_ptr is not None or POWER is not None
+    c = tl.arange(0, PADDED)
+    there, included = c < CLASSES, (c >= FIRST) & (c < CLASSES)
+    groups, together = (1, items) if BATCH else (items, 1)
+    count = tl.full((), groups, tl.float64) * (1 if POOLED else CLASSES - FIRST)
+    share = 1.0 / (count if MEAN else tl.full((), 1.0, tl.float64))
+    row = tl.full((), items, tl.int64) * CLASSES
+    zero = tl.zeros((PADDED,), tl.float64)
+    total = tl.full((), 0.0, tl.float64)
+    for group in range(0, groups):
+        overlap, errors, volume = zero, zero, zero
+        for item in range(group * together, (group + 1) * together):
+            overlap += a * _summed(part_ptr, item, OVERLAP, chunks, item_step, row_step, c, CLASSES, TOGETHER)
+            errors += b * _summed(part_ptr, item, ERRORS, chunks, item_step, row_step, c, CLASSES, TOGETHER)
+            if OTHERS is not None:
+                errors += further * _summed(part_ptr, item, OTHERS, chunks, item_step, row_step, c, CLASSES, TOGETHER)
+            if POWER is not None:
+                volume += _summed(part_ptr, item, VOLUME, chunks, item_step, row_step, c, CLASSES, TOGETHER)
+        w_overlap, w_errors = zero + 1.0, zero + 1.0
+        if POWER is not None:
+            w_errors = _weights_of(volume, included, POWER, OFFSET, NORMALIZED)
+            w_overlap = tl.where(c == 0, 0.0, w_errors) if FOREGROUND else w_errors
+        elif POOLED:
+            w_overlap = _weights(w_overlap_ptr, rows_overlap, group, c, FIRST, CLASSES)
+            w_errors = _weights(w_errors_ptr, rows_errors, group, c, FIRST, CLASSES)
+        if POOLED:
+            overlap = tl.sum(tl.where(included, w_overlap * overlap, 0.0), 0) + zero
+            errors = tl.sum(tl.where(included, w_errors * errors, 0.0), 0) + zero
+        denominator = overlap + errors + delta
+        loss = (errors + (delta - nu)) / denominator
+        by_denominator = share / denominator
+        of_overlap = -by_denominator * loss
+        of_errors = by_denominator * ((overlap + nu) / denominator)
+        # One of the classes stands for all that are pooled.
+        counted = (c == FIRST) if POOLED else included
+        total += tl.sum(tl.where(counted, loss, 0.0), 0)
+
+        for item in range(group * together, (group + 1) * together):
+            # The slopes in TP and FN may cancel, so that their difference is a formula of its own.
+            d = further if COMPLEMENTARY else 2.0 * further
+            both = -by_denominator * ((a * (errors + delta) + d * overlap + (d - a) * nu) / denominator)
+            tp, fp, hit, far = zero, zero, zero, zero
+            if OVERLAP == TP:
+                tp = tl.where(included, w_overlap * (a * of_overlap), 0.0)
+                fp = tl.where(included, w_errors * (b * of_errors), 0.0)
+                hit = tl.where(included, w_overlap * both, 0.0)
+            else:
+                far = tl.where(included, w_errors * (b * of_errors) - w_overlap * (a * of_overlap), 0.0)
+            _put(slopes_ptr + tl.full((), CLASSES, tl.int64) * item + c, row, there, tp, fp, hit, zero, zero, far)
+    store(loss_ptr, total / count if MEAN else total)

@@ -1,0 +1,242 @@
+"""The statistics of a segmentation on a GPU, their gradient, and losses that are a fraction of them."""
+
+from __future__ import annotations
+
+from dataclasses import astuple
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twinloss.fast.kernels.contract import (
+    DISTANCE,
+    FN,
+    FP,
+    HITS,
+    MISSES,
+    NEARNESS,
+    ROWS,
+    TP,
+    VOLUME,
+    ClassWeights,
+    FractionPlan,
+    Plan,
+    UpstreamSlopes,
+    VoxelInputs,
+    unweighted,
+)
+from twinloss.fast.kernels.gpu.compiled import fraction, voxel, voxel_many
+from twinloss.fast.kernels.gpu.compiled.rows import SLOPES
+from twinloss.fast.kernels.gpu.launch import interpreted, launch, on_device, real_type, share
+
+_ACTIVATIONS = ("identity", "sigmoid", "softmax")
+_OVERLAPS = ("none", "product", "minimum", "squared")
+_SURPRISALS = ("none", "target", "all")
+
+# The largest number of classes that a program holds in registers.
+_HELD = 32
+# With more, the number of classes that it takes at a time.
+_LOOPED = 8
+# Chunks of voxels whose parts the kernel of the fraction adds up by itself.
+_FEW_CHUNKS = 256
+_WARPS = 4
+# The fields of `ClassWeights`, as the kernel names them.
+_KIND = ("POWER", "OFFSET", "NORMALIZED", "FOREGROUND")
+# Rows and classes that a program adds up.
+_COLUMNS = 32
+
+
+class _Call(NamedTuple):
+    """The arguments that both passes share, see `compiled/voxel.py`.
+
+    Attributes:
+        kernels: for the sums and for the gradient.
+        x: (B, C, N), a view of the logits if their layout allows it.
+        tensors: x, target, mask or None, and matrix or None.
+        shape: N and the number of voxels of a program.
+        gamma: the focal exponent.
+        strides: of x, target and mask, in the order of the parameters.
+        grid: the numbers of programs.
+        constants: the parameters that are `tl.constexpr`.
+        used: a bit for each row of the statistics that the plan includes.
+    """
+
+    kernels: tuple[Any, Any]
+    x: Tensor
+    tensors: tuple[Tensor | None, ...]
+    shape: tuple[int, int]
+    gamma: float
+    strides: tuple[int, ...]
+    grid: tuple[int, int, int]
+    constants: dict[str, Any]
+    used: int
+
+
+def sums(inputs: VoxelInputs, plan: Plan, ahead: bool, slopes: UpstreamSlopes | None) -> tuple[Tensor, None]:
+    """Return the statistics, (ROWS, B, C) float64; nothing is kept for the gradient."""
+    call = _call(inputs, plan, inputs.matrix)
+    return _added(call, _parts(call)), None
+
+
+def gradient(upstream: Tensor, inputs: VoxelInputs, plan: Plan, kept: None) -> Tensor:
+    """Return dL/dx, given dL/d(statistics), (ROWS, B, C)."""
+    call = _call(inputs, plan, inputs.matrix)
+    slopes = _slopes(call)
+    launch(
+        fraction.prepare, slopes.shape[1:2], upstream.contiguous(), slopes, SQUARED=plan.overlap == "squared",
+        **_classes(slopes.shape[2]),
+    )  # fmt: skip
+    return _gradient(slopes, None, inputs.x, call)
+
+
+def loss(inputs: VoxelInputs, asked: FractionPlan, ahead: bool) -> tuple[Tensor, Tensor]:
+    """Return a scalar loss, and the slopes for its gradient."""
+    call, terms, weigh = _call(inputs, asked.plan, _matrix(asked, inputs.x)), asked.terms, asked.weigh
+    parts = _parts(call)
+    items, chunks, rows, classes = parts.shape
+    steps = chunks * rows * classes, classes
+    declared, weights = weigh if isinstance(weigh, ClassWeights) else None, (None, None)
+    undeclared = declared is None and weigh is not unweighted
+    if undeclared or chunks > _FEW_CHUNKS:
+        parts = _added(call, parts)
+        chunks, steps = 1, (classes, items * classes)
+    if undeclared:
+        volumes = parts[VOLUME, :, terms.first :]
+        given = weigh(volumes.sum(0, keepdim=True) if terms.batch else volumes)
+        weights = given[0].contiguous(), given[-1].contiguous()
+    slopes = _slopes(call)
+    value = torch.empty((), dtype=asked.dtype, device=call.x.device)
+    ((overlap, in_overlap),) = terms.overlap
+    (errors, in_errors), *others = terms.errors
+    other, in_others = others[0] if others else (None, 0.0)
+    kind = (None, 0, False, False) if declared is None else astuple(declared)
+    launch(
+        fraction.fraction, (1,), parts, *weights, slopes, value, items, chunks, *steps,
+        *(1 if w is None else len(w) for w in weights),
+        in_overlap, in_errors, in_others, terms.smooth_nr, terms.smooth_dr,
+        OVERLAP=overlap, ERRORS=errors, OTHERS=other, FIRST=terms.first, BATCH=terms.batch,
+        COMPLEMENTARY=terms.complementary, MEAN=asked.mean,
+        **dict(zip(_KIND, kind, strict=True)), **_classes(classes),
+    )  # fmt: skip
+    return value, slopes
+
+
+def loss_gradient(upstream: Tensor, inputs: VoxelInputs, asked: FractionPlan, kept: Tensor | None) -> Tensor:
+    """Return the gradient of such a loss, times the upstream gradient."""
+    slopes = loss(inputs, asked, ahead=False)[1] if kept is None else kept
+    return _gradient(slopes, upstream, inputs.x, _call(inputs, asked.plan, _matrix(asked, inputs.x)))
+
+
+def _matrix(asked: FractionPlan, x: Tensor) -> Tensor | None:
+    return None if asked.distances is None else on_device(np.array(asked.distances), x.device)
+
+
+def _classes(classes: int) -> dict[str, int]:
+    padded = _power_of_two(classes)
+    return {"CLASSES": classes, "PADDED": padded, "TOGETHER": max(1024 // padded, 1)}
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """Return (B, C, *S) as (B, C, N), without a copy if the voxels lie at equal distances in memory."""
+    return tensor.flatten(2) if tensor.ndim > 2 else tensor.unsqueeze(-1)
+
+
+def _call(inputs: VoxelInputs, plan: Plan, matrix: Tensor | None) -> _Call:
+    x, y = _flat(inputs.x), _flat(inputs.target)
+    mask = None if inputs.mask is None else _flat(inputs.mask)
+    if y.dtype == torch.bool:
+        y = y.view(torch.uint8)
+    if mask is not None and mask.dtype == torch.bool:
+        mask = mask.view(torch.uint8)
+    items, classes, voxels = x.shape
+    many = plan.activation == "softmax" and classes > _HELD
+    padded = _LOOPED if many else min(_power_of_two(classes), _HELD)
+    each, block = _tile(padded, x.element_size())
+    per_program = block if many else min(share(voxels * items, block, x.device), voxel.MOST_TILES * block)
+    steps = x.stride(2), y.stride(2), 1 if mask is None else mask.stride(2)
+    of_mask = 0 if mask is None or mask.shape[0] == 1 else mask.stride(0)
+    constants = {
+        "x_step": steps[0], "y_step": steps[1], "mask_step": steps[2], "CLASSES": classes, "PADDED": padded,
+        "BLOCK": block, "REAL": real_type(x.dtype), "LABELS": plan.labels, "IGNORE": _ignore(plan, y.dtype),
+        "ACTIVATION": _ACTIVATIONS.index(plan.activation), "OVERLAP": _OVERLAPS.index(plan.overlap),
+        "SURPRISAL": _SURPRISALS.index(plan.surprisal),
+        "FOCUS": int(plan.gamma) if plan.gamma in (0, 1, 2) else 3, "EACH": each,
+    }  # fmt: skip
+    grid = -(-voxels // per_program), items, 1 if many else -(-classes // padded)
+    rows = [VOLUME]
+    rows += [TP, FP, FN] if plan.overlap != "none" else []
+    rows += [HITS, MISSES] if plan.surprisal != "none" else []
+    rows += [DISTANCE, NEARNESS] if matrix is not None else []
+    kernels = (voxel_many.sums_of_many, voxel_many.slopes_of_many) if many else (voxel.sums, voxel.slopes)
+    return _Call(
+        kernels, x, (x, y, mask, matrix), (voxels, per_program), plan.gamma,
+        (x.stride(0), x.stride(1), y.stride(0), y.stride(1), of_mask), grid, constants, sum(1 << row for row in rows),
+    )  # fmt: skip
+
+
+def _tile(classes: int, size: int) -> tuple[int, int]:
+    """Return how many voxels a thread loads at once, and how many a program takes at once, for numbers of some bytes.
+
+    If few, all classes of a voxel lie in one thread, where sums over them cost least.
+    """
+    few = classes * max(size, 4) <= 64
+    each = max(min(16 // size, 16 // classes), 1) if few else 16 // max(size, 4)
+    if interpreted():
+        return each, 1024
+    return each, 32 * _WARPS * each if few else 64
+
+
+def _ignore(plan: Plan, dtype: torch.dtype) -> int | float | None:
+    """Return ignore_index as a number of the target's type, or None if no target of this type holds it."""
+    number = plan.ignore_index
+    if number is None or not plan.labels:
+        return number
+    if dtype.is_floating_point:
+        return float(number)
+    limits = torch.iinfo(dtype)
+    return number if limits.min <= number <= limits.max else None
+
+
+def _parts(call: _Call) -> Tensor:
+    """Return the statistics of each chunk of voxels, (B, chunks, ROWS, C); rows that are not used are undefined."""
+    chunks, items, _ = call.grid
+    real = torch.float64
+    if call.x.shape[1] > _HELD and call.x.dtype != real:  # there are many chunks
+        real = torch.float32
+    parts = torch.empty((items, chunks, len(ROWS), call.x.shape[1]), dtype=real, device=call.x.device)
+    launch(
+        call.kernels[0], call.grid, *call.tensors, parts, *call.shape, call.gamma, *call.strides, warps=_WARPS,
+        **call.constants,
+    )  # fmt: skip
+    return parts
+
+
+def _added(call: _Call, parts: Tensor) -> Tensor:
+    items, chunks, rows, classes = parts.shape
+    added = torch.empty((rows, items, classes), dtype=torch.float64, device=parts.device)
+    launch(
+        fraction.add, (items, -(-rows * classes // _COLUMNS)), parts, added, chunks,
+        USED=call.used, CLASSES=classes, WIDTH=_COLUMNS, TOGETHER=4096 // _COLUMNS,
+    )  # fmt: skip
+    return added
+
+
+def _slopes(call: _Call) -> Tensor:
+    """Return memory for the slopes of `compiled/rows.py`, (SLOPES, B, C)."""
+    real = torch.float64 if call.x.dtype == torch.float64 else torch.float32
+    return torch.empty((SLOPES, *call.x.shape[:2]), dtype=real, device=call.x.device)
+
+
+def _gradient(slopes: Tensor, factor: Tensor | None, x: Tensor, call: _Call) -> Tensor:
+    """Return dL/dx times a factor, in the memory layout of x."""
+    made = torch.empty_like(call.x)
+    launch(
+        call.kernels[1], call.grid, *call.tensors, slopes, factor, made, *call.shape, call.gamma, *call.strides,
+        made.stride(0), made.stride(1), out_step=made.stride(2), warps=_WARPS, **call.constants,
+    )  # fmt: skip
+    return made.view(x.shape)
