@@ -126,7 +126,9 @@ class LocalNormalizedCrossCorrelationLoss(Loss):
         self._check(pred, target)
         kind = dispatch.result_type(pred, target)
         wide = torch.float64 if kind == torch.float64 else torch.float32
-        images = (dispatch.widened_for(CORRELATION, image, wide) for image in (pred, target))
+        images = (
+            image if wide == torch.float32 and CORRELATION.serves(image) else image.to(wide) for image in (pred, target)
+        )
         p, t = (image.reshape(-1, *[1] * (3 - self.ndim), *image.shape[2:]) for image in images)
         if t.requires_grad and not p.requires_grad:
             p, t = t, p  # the loss is symmetric, and the kernels compute the gradient in the first image

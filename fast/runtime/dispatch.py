@@ -93,12 +93,6 @@ def widened(x: Tensor) -> Tensor:
     return x.float() if x.dtype in HALVES else x
 
 
-def widened_for(statistic: Statistic[Kernels], x: Tensor, wide: torch.dtype) -> Tensor:
-    """Return `x` in a wide type, or as it is, if that is float32 and kernels read the half precision of `x`."""
-    read = x.dtype in HALVES and wide == torch.float32 and statistic.serves(x)
-    return x if read else x.to(wide)
-
-
 def result_type(input: Tensor, image: Tensor | None = None) -> torch.dtype:
     """Return the type of a loss: that of its input, as that of torch's losses.
 

@@ -71,7 +71,7 @@ def launch(kernel: Any, grid: Sequence[int], *arguments: Any, warps: int = 4, **
     if _recorded is not None:
         _recorded[_described(kernel, arguments, constants, warps)] = None
         return
-    with _on_device(arguments), _patched_once() if interpreted() else nullcontext():
+    with _on_device(arguments):
         # Without fused multiply-adds, a GPU rounds as the source says, and as the interpreter does.
         kernel[tuple(grid)](*arguments, **constants, num_warps=warps, enable_fp_fusion=False)
 
@@ -79,30 +79,6 @@ def launch(kernel: Any, grid: Sequence[int], *arguments: Any, warps: int = 4, **
 def interpreted() -> bool:
     """Return whether Triton's interpreter runs the kernels, for which few large programs are faster."""
     return bool(triton.knobs.runtime.interpret) and _recorded is None
-
-
-@contextmanager
-def _patched_once() -> Iterator[None]:
-    """Let the interpreter patch Triton's language once for each module in a launch.
-
-    It does so again whenever one compiled function calls another, which takes longer than most functions.
-    """
-    from triton.runtime import interpreter
-
-    patch: Any = interpreter._patch_lang  # noqa: SLF001
-    scopes: dict[int, Any] = {}
-
-    def once(function: Any) -> Any:
-        module = id(function.__globals__)
-        if module not in scopes:
-            scopes[module] = patch(function)
-        return scopes[module]
-
-    interpreter._patch_lang = once  # noqa: SLF001
-    try:
-        yield
-    finally:
-        interpreter._patch_lang = patch  # noqa: SLF001
 
 
 def processors(device: torch.device) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from twinloss.fast.kernels.gpu.compiled import smoothing
 from twinloss.fast.kernels.gpu.launch import launch, on_device
-from twinloss.fast.kernels.gpu.window import WARPS, Step, far, near, programs
+from twinloss.fast.kernels.gpu.window import Step, far, near, programs
 
 # The largest number of steps that are carried in registers.
 _RING = 33
@@ -41,8 +41,8 @@ def _steps(size: int, rank: int) -> list[Step]:
 
 
 def _launch(step: Step, source: Tensor, target: Tensor, weights: Tensor) -> None:
-    grid, geometry, block = programs(step, tuple(source.shape), 0, source.shape[1], source.device)
+    ready = programs(step, tuple(source.shape), 0, source.shape[1], source.device)
     launch(
-        smoothing.smooth, grid, source, *step.strides(source), target, *geometry, weights, warps=WARPS,
-        **step.constants(), BLOCK=block, FAR=far(source),
+        smoothing.smooth, ready.grid, source, *step.strides(source), target, *ready.geometry, weights,
+        warps=ready.warps, **step.constants(), BLOCK=ready.block, FAR=far(source),
     )  # fmt: skip

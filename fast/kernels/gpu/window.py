@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from twinloss.fast.kernels.gpu.launch import interpreted, processors
+from twinloss.fast.kernels.gpu.launch import interpreted, power_of_2, processors, warp_size
 
-# The lanes of a program, and the warps that have one thread for each.
+# The lanes of a program, which has one thread for each.
 _LANES = 128
-WARPS = _LANES // (64 if torch.version.hip else 32)
 
 
 class Step(NamedTuple):
@@ -48,18 +47,20 @@ class Programs(NamedTuple):
         grid: their numbers.
         geometry: the sizes and ranges that all kernels take.
         block: the lanes of a program.
+        warps: the warps of a program.
     """
 
     grid: tuple[int, int]
     geometry: tuple[int, ...]
     block: int
+    warps: int
 
 
 def programs(step: Step, shape: tuple[int, ...], low: int, high: int, device: torch.device) -> Programs:
     """Return the programs that do the planes low:high of images (N, D, H, W)."""
     count, depth, height, width = shape
     lanes, march = (height * width, high - low) if step.deep else ((high - low) * width, height)
-    block = min(1 << (lanes - 1).bit_length(), 4096) if interpreted() else _LANES
+    block = min(power_of_2(lanes), 4096) if interpreted() else _LANES
     blocks, chunk = -(-lanes // block), march
     if not interpreted():
         # A chunk also does the steps that its ring reaches beyond it, so that short chunks are a waste.
@@ -69,7 +70,7 @@ def programs(step: Step, shape: tuple[int, ...], low: int, high: int, device: to
         geometry = (depth, height, width, height * width, low, high - low, chunk, 0, height, blocks)
     else:
         geometry = (height, depth, width, height * width, 0, height, chunk, low, high - low, blocks)
-    return Programs((count * blocks, -(-march // chunk)), geometry, block)
+    return Programs((count * blocks, -(-march // chunk)), geometry, block, _LANES // warp_size(device))
 
 
 def far(*images: Tensor) -> bool:

@@ -24,10 +24,22 @@ MaskedDiceLoss(softmax=True)(random(2, 4, 32, 32, 32), random(2, 4, 32, 32, 32),
 FocalLoss(to_onehot_y=True)(random(2, 40, 32, 32, 32), labels).backward()
 """,
     "diffusion": "DiffusionLoss()(random(1, 3, 32, 48, 64)).backward()",
+    "correlation": (
+        "for size in (3, 9):\n"
+        "    LNCC(kernel_size=size)(random(1, 1, 48, 48, 48), torch.rand(1, 1, 48, 48, 48)).backward()"
+    ),
+    "correlation, weighted": (
+        "images = [random(1, 1, 48, 48, 48, dtype=torch.float64) for _ in range(2)]\n"
+        "LNCC(kernel_size=9, kernel_type='gaussian', reduction='none')(*images).sum().backward()"
+    ),
+    "smoothing": (
+        "image = random(1, 1, 64, 64, 96)\n"
+        "MultiScaleLoss(torch.nn.MSELoss(), [1.0, 2.0, 8.0])(image.detach(), image).backward()"
+    ),
 }
 
-# Spilled registers cost much more time than those that are used; a thread has up to 255.
-MOST_SPILLS, MOST_REGISTERS = 0, 255
+# Spilled registers cost much more time than those that are used; a thread has up to 255, or 512 on AMD's GPU.
+MOST_SPILLS, MOST_REGISTERS = 0, {"sm_80": 255, "sm_90": 255, "gfx942": 512}
 
 
 @pytest.mark.parametrize("statistic", CASES)
@@ -40,7 +52,9 @@ def test_kernels_compile_for_each_target_without_spills(statistic):
     assert ended.returncode == 0, ended.stderr[-3000:]
     found = [json.loads(line) for line in ended.stdout.splitlines()]
     assert found
-    wrong = [each for each in found if each["spills"] > MOST_SPILLS or each["registers"] > MOST_REGISTERS]
+    wrong = [
+        each for each in found if each["spills"] > MOST_SPILLS or each["registers"] > MOST_REGISTERS[each["target"]]
+    ]
     assert wrong == []
 
 
@@ -57,7 +71,8 @@ def _compile(statistic):
         return torch.rand(*shape, dtype=dtype).requires_grad_()
 
     with gpu_kernels_on_cpu(), recorded() as launches:
-        exec(CASES[statistic], {**vars(fast), "torch": torch, "random": random})
+        names = {**vars(fast), "LNCC": fast.LocalNormalizedCrossCorrelationLoss}
+        exec(CASES[statistic], {**names, "torch": torch, "random": random})
     for launch in launches:
         for target in TARGETS:
             resources = compiled(launch, target)._asdict()

@@ -19,6 +19,13 @@ import triton.language as tl
 from twinloss.fast.kernels.gpu.compiled.elementary import store
 from twinloss.fast.kernels.gpu.compiled.window import in_range, lanes_of, offset_of, places_of, pushed, range_of, read
 
+# One compiled version serves all sizes and offsets: lanes are single numbers, so that alignment does not matter.
+_SIZES = [
+    "M", "A", "X", "plane", "m_first", "m_count", "chunk", "a_first", "a_count", "blocks", "planes",
+    "p_n", "p_m", "p_a", "t_n", "t_m", "t_a",
+]  # fmt: skip
+_IMAGES = ["p", "t"]
+
 # Helpers take tuples, see `compiled/window.py`. An image is pointers to the voxels of the lanes, and the strides along
 # the march, across it and along x. `means` and `sums` are pointers to the numbers of the lanes in the first field, the
 # offset from a field to the next, and the number of planes.
@@ -161,11 +168,24 @@ def _score(moments, of_t, of_p, nu, delta, CLAMPED: tl.constexpr):
     return value, a, by_p, a * dt + 2.0 * by_p * dp, by_t, a * dp + 2.0 * by_t * dt
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[*_SIZES, "fields_planes", "parts_n", "parts_first"],
+    do_not_specialize_on_alignment=[
+        *_IMAGES,
+        "means",
+        "sums",
+        "means_out",
+        "sums_out",
+        "fields",
+        "more",
+        "score",
+        "parts",
+    ],
+)
 def forward(
     p, t, p_n, p_m, p_a, p_x, t_n, t_m, t_a, t_x,
     means, sums, means_out, sums_out, planes,
-    made, made_planes, more, score, parts, parts_n, parts_first,
+    fields, fields_planes, more, score, parts, parts_n, parts_first,
     M, A, X, plane, m_first, m_count, chunk, a_first, a_count, blocks,
     weights, ring_weights, total: tl.float64, ring_total: tl.float64, count: tl.float64, nu: tl.float64,
     delta: tl.float64,
@@ -177,7 +197,7 @@ def forward(
     * p: the first image, with its strides along N, the march, across the march, and x; likewise `t`.
     * means: (N, 2, planes, H, W), the means of the launch before, or None in the first; likewise `sums`, (N, 3, …).
     * means_out: the means of this launch, or None in the last one; likewise `sums_out`.
-    * made: (N, 3, made_planes, H, W) for A, and B and the last term for p, or None.
+    * fields: (N, 3, fields_planes, H, W) for A, and B and the last term for p, or None.
     * more: (N, 2, D, H, W) for B and the last term for t, or None.
     * score: (N, D, H, W) for the correlations, or None.
     * parts: (N, parts_n) for the sum of the correlations of each program, from `parts_first` on, if there is no
@@ -204,10 +224,10 @@ def forward(
         means_out += 2 * n * step + places
         sums_out += 3 * n * step + places
     else:
-        made_step, volume = made_planes * (n * 0 + plane), M * A * (n * 0 + X)
+        fields_step, volume = fields_planes * (n * 0 + plane), M * A * (n * 0 + X)
         D = M if DEEP else A
-        if made is not None:
-            made += 3 * n * made_step + places_of(lanes, made_planes, plane, DEEP)
+        if fields is not None:
+            fields += 3 * n * fields_step + places_of(lanes, fields_planes, plane, DEEP)
         if more is not None:
             more += 2 * n * volume + places_of(lanes, D, plane, DEEP)
         if score is not None:
@@ -236,11 +256,11 @@ def forward(
         else:
             of_t, of_p = _means(image_p, image_t, None, m, 0, 0, here, X, plane, DEEP)
             value, a, by_p, of_p, by_t, of_t = _score(moments, of_t, of_p, nu, delta, CLAMPED)
-            if made is not None:
-                at = offset_of(m, made_planes, X, plane, DEEP)
-                store(made + at, a, here)
-                store(made + (at + made_step), by_p, here)
-                store(made + (at + 2 * made_step), of_p, here)
+            if fields is not None:
+                at = offset_of(m, fields_planes, X, plane, DEEP)
+                store(fields + at, a, here)
+                store(fields + (at + fields_step), by_p, here)
+                store(fields + (at + 2 * fields_step), of_p, here)
             if more is not None:
                 at = offset_of(m, D, X, plane, DEEP)
                 store(more + at, by_t, here)
@@ -254,7 +274,10 @@ def forward(
         tl.store(parts + program, tl.sum(correlations, 0))
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[*_SIZES, "a_n", "b_n", "out_planes", "u_n", "u_m", "u_a", "u_x", "slope_n"],
+    do_not_specialize_on_alignment=[*_IMAGES, "a", "b", "of", "out", "gradient", "upstream", "slope"],
+)
 def backward(
     p, t, p_n, p_m, p_a, p_x, t_n, t_m, t_a, t_x,
     a, b, of, a_n, b_n, planes, out, out_planes, gradient,
@@ -354,7 +377,7 @@ def backward(
             store(out + (at + 2 * step), total, here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"], do_not_specialize_on_alignment=["parts", "out"])
 def add(parts, out, length, factor: tl.float64, BLOCK: tl.constexpr):
     """Write the sum of each row of `parts`, (N, length), times a factor."""
     n = tl.program_id(0).to(tl.int64)

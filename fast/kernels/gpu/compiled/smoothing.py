@@ -9,7 +9,25 @@ from twinloss.fast.kernels.gpu.compiled.elementary import store
 from twinloss.fast.kernels.gpu.compiled.window import in_range, lanes_of, offset_of, places_of, pushed, range_of, read
 
 
-@triton.jit
+# One compiled version serves all sizes: lanes are single numbers, so that alignment does not matter.
+@triton.jit(
+    do_not_specialize=[
+        "n_stride",
+        "m_stride",
+        "a_stride",
+        "M",
+        "A",
+        "X",
+        "plane",
+        "m_first",
+        "m_count",
+        "chunk",
+        "a_first",
+        "a_count",
+        "blocks",
+    ],
+    do_not_specialize_on_alignment=["images", "out"],
+)
 def smooth(
     images, n_stride, m_stride, a_stride, x_stride, out,
     M, A, X, plane, m_first, m_count, chunk, a_first, a_count, blocks, taps,
