@@ -253,6 +253,3 @@ def test_logit_of_minus_infinity_on_a_wrong_class_costs_dice_of_an_absent_class_
     fewer, fewer_gradient = value_and_gradient(DiceCELoss(**options), x[:, [0, 2]], other, form=form)
     assert_all_close((value, gradient[:, [0, 2]]), (fewer + 2, fewer_gradient), 1e-6, 1e-7)
     assert (gradient[:, 1] == 0).all()
-
-
-# --- layouts, state --------------------------------------------------------------------------------------------------
