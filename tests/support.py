@@ -47,9 +47,9 @@ def value_and_gradients(loss, *arguments, form=None):
     return value.detach(), *gradients
 
 
-def exact(twin, slope, x, target, **options):
+def exact(twin, slope, x, *rest, **options):
     """Return the value and the gradient of a reference loss, computed in long double and rounded to float64."""
-    arguments = x.numpy().astype(np.longdouble), target.numpy()
+    arguments = x.numpy().astype(np.longdouble), *(each.numpy() for each in rest)
     return tuple(torch.from_numpy(np.asarray(f(*arguments, **options), np.float64)) for f in (twin, slope))
 
 

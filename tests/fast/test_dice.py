@@ -93,9 +93,6 @@ def test_other_act_that_changes_the_shape_names_both_shapes():
         DiceLoss(other_act=lambda x: x.sum(1))(torch.rand(1, 3, 4), torch.rand(1, 3, 4))
 
 
-# --- one channel, no spatial axes, shapes of the result --------------------------------------------------------------
-
-
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 

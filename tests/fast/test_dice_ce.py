@@ -257,9 +257,6 @@ def test_logit_of_minus_infinity_on_a_wrong_class_costs_dice_of_an_absent_class_
     assert (gradient[:, 1] == 0).all()
 
 
-# --- layouts, state --------------------------------------------------------------------------------------------------
-
-
 # --- regions that overlap ---------------------------------------------------------------------------------------------
 
 REGIONS = {"sigmoid": True, "multilabel": True}

@@ -173,15 +173,3 @@ def test_sum_is_that_of_both_terms(spatial):
     options = {"to_onehot_y": True, "reduction": "sum"}
     expected = DiceLoss(softmax=True, **options)(x, y) + FocalLoss(**options)(x, y)
     torch.testing.assert_close(DiceFocalLoss(softmax=True, **options)(x, y), expected)
-
-
-# --- targets ---------------------------------------------------------------------------------------------------------
-
-
-# --- ignored voxels --------------------------------------------------------------------------------------------------
-
-
-# --- numbers ---------------------------------------------------------------------------------------------------------
-
-
-# --- options, layouts, state -----------------------------------------------------------------------------------------

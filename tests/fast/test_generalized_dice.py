@@ -221,12 +221,3 @@ def test_volume_of_a_half_target_is_counted_beyond_what_a_half_holds(form):
     expected = value_and_gradient(loss, x, g, form=form)
     for half in (torch.float16, torch.bfloat16):
         assert_all_close(value_and_gradient(loss, x, g.to(half), form=form), expected, 0)
-
-
-# --- ignored voxels --------------------------------------------------------------------------------------------------
-
-
-# --- numbers ---------------------------------------------------------------------------------------------------------
-
-
-# --- layouts, state --------------------------------------------------------------------------------------------------

@@ -138,9 +138,6 @@ def test_background_is_dropped_from_the_loss_and_not_from_the_softmax(form, to_o
     assert (gradient[:, 0] != 0).all()
 
 
-# --- ignored voxels --------------------------------------------------------------------------------------------------
-
-
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 
@@ -156,6 +153,3 @@ def test_labels_of_any_type_that_name_no_class_are_shown_and_counted(form, targe
 def test_alpha_and_beta_are_finite_and_not_negative(name, wrong):
     with pytest.raises(ValueError, match=f"{name} must be finite and not negative"):
         TverskyLoss(**{name: wrong})
-
-
-# --- layouts, state --------------------------------------------------------------------------------------------------
