@@ -12,7 +12,7 @@ from typing import Any
 
 from twinloss.harness.commands.verify import Verification
 from twinloss.harness.drawing.hypothesis_seed import drawn
-from twinloss.harness.hunting import conventions, deviations
+from twinloss.harness.hunting import conventions, deviations, pairs
 from twinloss.harness.hunting.deviations import Deviation
 from twinloss.harness.hunting.hunt import EXAMPLES, Counterexample, Hunt
 from twinloss.harness.hunting.jobs import Job, Tick
@@ -21,7 +21,8 @@ from twinloss.harness.hunting.preflight import refuse_what_cannot_be_called
 from twinloss.harness.hunting.relation import relation
 from twinloss.harness.hunting.target import Wiring, adapted, as_twin
 from twinloss.harness.judging.trial import Trial, examine
-from twinloss.harness.model.operand import label
+from twinloss.harness.model.operand import DTYPES, label
+from twinloss.harness.model.pair import Pair, PairError
 from twinloss.harness.model.twin import Law, Twin
 
 # The number of cases for each option value and each law after a failure.
@@ -162,6 +163,63 @@ def check(
     return made
 
 
+def check_pair(
+    pair: Pair | str,
+    *,
+    dtypes: Sequence[str] = ("float32", "float64"),
+    examples: int = EXAMPLES,
+    seed: int = 0,
+    xfails: Path | str | None = None,
+    strict: bool = False,
+    tick: Tick = lambda what, cases: None,
+    processes: int = 1,
+    cluster: str | None = None,
+    remember: bool = False,
+) -> Check:
+    """Hunt for an input on which the fast function of a pair differs from its reference.
+
+    Args:
+        pair: the pair, its place "package.module:PAIR", or the name of a pair of an installed package.
+        dtypes: the dtypes under test.
+        examples: the number of cases for each dtype.
+        seed: the seed of the draws.
+        xfails: a file of known deviations, see `deviations.py`.
+        strict: count a loss of precision as a failure.
+        tick: called with the name of the current step and the number of new cases.
+        processes: the number of dtypes that are hunted in parallel.
+        cluster: the address of a Dask scheduler whose workers run the hunts.
+        remember: first retry the cases that failed last time in the same folder.
+
+    Returns:
+        The results; `verdict` and `failed` summarise them.
+
+    Raises:
+        TargetError: if the pair or its fast function cannot be imported.
+        PairError: if the functions do not fit the description of the pair.
+        DeviationsError: if the file of known deviations cannot be read.
+    """
+    if isinstance(pair, str):
+        twin = pairs.as_twin(*pairs.find_pair(pair))
+    else:
+        twin = pairs.as_twin(pair)
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise PairError(f"there is no dtype {dtype!r} to test: known are {', '.join(DTYPES)}")
+    known = deviations.read(Path(xfails)) if xfails else ()
+    made = Check(seed, twin=twin, strict=strict)
+    hunting = {"forgiving": not strict, "known": known, "remember": remember}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the functions' own warnings about unusual input
+        pairs.refuse_what_does_not_fit(twin, dtypes, seed)
+        try:
+            jobs = [Job(twin, (dtype,), "generated", examples, seed, hunting) for dtype in dtypes]
+            run_jobs(made.work, jobs, tick, processes, cluster)
+            _explain_failure(made, known, tick)
+        except KeyboardInterrupt:
+            made.interrupted = True
+    return made
+
+
 def _explain_failure(made: Check, known: tuple[Deviation, ...], tick: Tick) -> None:
     """Find the known deviations that did not occur; after a failure, find which options and laws fail."""
     met = {reason for row in made.rows for reason in row.expected}
@@ -169,13 +227,13 @@ def _explain_failure(made: Check, known: tuple[Deviation, ...], tick: Tick) -> N
     failed = next((row for row in made.rows if row.verdict == "fail"), None)
     if failed:
         tick("which options and laws fail", 0)
-        made.relation = relation(made.twin, failed.dtype, made.seed)
+        made.relation = None if made.twin.pair else relation(made.twin, failed.dtype, made.seed)
         made.options, made.laws = survey(made.twin, failed.dtype, made.seed, known)
 
 
 def survey(twin: Twin, dtype: str, start: int, known: tuple[Deviation, ...] = ()) -> tuple[list[Probe], list[Probe]]:
     """Try every option value by itself and every law; failures that do not depend on the option are left out."""
-    excuses = Hunt(twin, dtype, forgiving=True, known=known, lenient=True)
+    excuses = Hunt(twin, dtype, forgiving=True, known=known, lenient=twin.pair is None)
     defaults = twin.defaults()
     probes = [probe("defaults", twin, dtype, defaults, None, start, excuses)]
     for name, values in twin.options.items():

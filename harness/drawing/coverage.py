@@ -49,6 +49,8 @@ def by_option(tried: set[Pair], possible: set[Pair]) -> list[tuple[str, str, int
 
 def shapes(twin: Twin) -> dict[str, tuple[Any, ...]]:
     """Return the shapes that can be drawn, in the form of options: the values of each, the ordinary one first."""
+    if twin.pair is not None:
+        return {}  # its axes have any number and meaning
     segments, pair = twin.operands[0] == "input", len(twin.operands) > 1
     made: dict[str, tuple[Any, ...]] = {
         RANK: tuple(sorted((rank for rank in twin.ranks if rank or segments), reverse=True)),
@@ -68,6 +70,8 @@ def shapes(twin: Twin) -> dict[str, tuple[Any, ...]]:
 
 def shape_of(twin: Twin, case: Case) -> dict[str, str]:
     """Return the shapes of a case as text."""
+    if twin.pair is not None:
+        return {}
     batch, channels, *axes = case.input.values.shape
     made = {RANK: len(axes), ITEMS: SEVERAL if batch > 1 else ONE, CHANNELS: SEVERAL if channels > 1 else ONE}
     made[UNIT_AXIS] = 1 in axes
@@ -88,6 +92,8 @@ def missing_pairs(twin: Twin, tried: set[Pair]) -> set[Pair]:
 
 def with_shapes(twin: Twin) -> Twin:
     """Return a twin whose options include the shapes of its cases, for coverage only; it cannot be called."""
+    if twin.pair is not None:
+        return twin
 
     def allowed(options: Mapping[str, Any]) -> bool:
         rank, one = options[RANK], options.get(CHANNELS) == ONE

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from twinloss.harness.judging.trial import Trial
+from twinloss.harness.judging.truth import Truth
 from twinloss.harness.judging.verdict import gradient_bounds, value_bounds
 from twinloss.harness.model.operand import LAYOUTS, Array, Elementwise, Operand
 from twinloss.harness.model.twin import Case, Twin
@@ -92,6 +93,29 @@ print(trial.message or "nothing is wrong")
 sys.exit(trial.kind is not None)
 '''
 
+REPLAYED = '''"""{title}."""
+
+import sys
+
+import numpy as np
+from twinloss.harness import replay
+{source}
+
+nan, inf = float("nan"), float("inf")
+
+# The exact numbers.
+{numbers}
+
+trial = replay(
+    PAIR,
+    {{{operands}}},
+    {options!r},
+    dtype={dtype!r},
+    cotangent={cotangent},
+    law={law!r},
+)
+sys.exit(trial.kind is not None)
+'''
 
 PARTS = {
     "value": '    ("value", fast, slow, value_bound),',
@@ -102,6 +126,8 @@ PARTS = {
 @np.errstate(all="ignore")
 def snippet(twin: Twin, trial: Trial) -> str:
     """Return a script: a plain comparison if that shows the failure, otherwise one that uses the harness."""
+    if twin.pair is not None:
+        return _replayed(twin, trial)
     if trial.kind in ("value", "gradient", "error", "reference"):
         return _compared(twin, trial)
     return _examined(twin, trial)
@@ -160,7 +186,7 @@ def _title(twin: Twin, trial: Trial) -> str:
 def _bounds(trial: Trial) -> tuple[str, str]:
     """Return the bounds as literals; that of the gradient has an entry for each block."""
     truth = trial.truth
-    if truth is None:
+    if not isinstance(truth, Truth):
         return "0.0", "0.0"
     value = value_bounds(truth, np.full(truth.value.shape, np.inf))
     gradient = gradient_bounds(truth, np.full(truth.gradient.shape[:2], np.inf))
@@ -211,6 +237,23 @@ def _examined(twin: Twin, trial: Trial) -> str:
         options=dict(case.options),
         cotangent=tuple(float(w) for w in case.cotangent) if case.cotangent else None,
         traits=dict(case.traits),
+        law=case.law.name if case.law else None,
+    )
+
+
+def _replayed(twin: Twin, trial: Trial) -> str:
+    case = trial.case
+    given = {name: [name, repr(o.dtype)] for name, o in case.operands.items()}
+    for name, operand in case.operands.items():
+        given[name] += [repr(operand.layout)] if operand.layout != "contiguous" else []
+    return REPLAYED.format(
+        title=_title(twin, trial),
+        source=twin.source,
+        numbers=_numbers(case),
+        operands=", ".join(f"{name!r}: ({', '.join(parts)})" for name, parts in given.items()),
+        options=dict(case.options),
+        dtype=case.dtype,
+        cotangent=tuple(float(w) for w in case.cotangent) if case.cotangent else None,
         law=case.law.name if case.law else None,
     )
 

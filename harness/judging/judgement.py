@@ -124,6 +124,7 @@ class Finding:
         error: the worst error.
         bound: its bound.
         where: the index of the element or block.
+        of: the output or input of a pair, or what is wrong with it.
     """
 
     part: str
@@ -132,6 +133,7 @@ class Finding:
     error: float = 0.0
     bound: float = 0.0
     where: tuple[int, ...] = ()
+    of: str = ""
 
     @property
     def bits(self) -> float:
