@@ -26,7 +26,7 @@ from twinloss.harness.model.pair import Pair, PairError
 from twinloss.harness.model.twin import Law, Twin
 
 # The number of cases for each option value and each law after a failure.
-PROBES = 12
+PROBES, PROBES_OF_PAIR = 12, 5
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,7 @@ def check_pair(
     processes: int = 1,
     cluster: str | None = None,
     remember: bool = False,
+    device: str | None = None,
 ) -> Check:
     """Hunt for an input on which the fast function of a pair differs from its reference.
 
@@ -189,6 +190,7 @@ def check_pair(
         processes: the number of dtypes that are hunted in parallel.
         cluster: the address of a Dask scheduler whose workers run the hunts.
         remember: first retry the cases that failed last time in the same folder.
+        device: the device on which the fast function runs; by default that of the pair.
 
     Returns:
         The results; `verdict` and `failed` summarise them.
@@ -199,9 +201,9 @@ def check_pair(
         DeviationsError: if the file of known deviations cannot be read.
     """
     if isinstance(pair, str):
-        twin = pairs.as_twin(*pairs.find_pair(pair))
+        twin = pairs.as_twin(*pairs.find_pair(pair), device)
     else:
-        twin = pairs.as_twin(pair)
+        twin = pairs.as_twin(pair, device=device)
     for dtype in dtypes:
         if dtype not in DTYPES:
             raise PairError(f"there is no dtype {dtype!r} to test: known are {', '.join(DTYPES)}")
@@ -217,6 +219,7 @@ def check_pair(
             _explain_failure(made, known, tick)
         except KeyboardInterrupt:
             made.interrupted = True
+    made.rows.sort(key=lambda row: dtypes.index(row.dtype))
     return made
 
 
@@ -234,16 +237,16 @@ def _explain_failure(made: Check, known: tuple[Deviation, ...], tick: Tick) -> N
 def survey(twin: Twin, dtype: str, start: int, known: tuple[Deviation, ...] = ()) -> tuple[list[Probe], list[Probe]]:
     """Try every option value by itself and every law; failures that do not depend on the option are left out."""
     excuses = Hunt(twin, dtype, forgiving=True, known=known, lenient=twin.pair is None)
-    defaults = twin.defaults()
-    probes = [probe("defaults", twin, dtype, defaults, None, start, excuses)]
+    defaults, count = twin.defaults(), PROBES if twin.pair is None else PROBES_OF_PAIR
+    probes = [probe("defaults", twin, dtype, defaults, None, start, excuses, count)]
     for name, values in twin.options.items():
         for value in values[1:]:
             row = defaults | {name: value}
             if twin.allowed(row):
-                found = probe(f"{name}={label(value)}", twin, dtype, row, None, start, excuses)
+                found = probe(f"{name}={label(value)}", twin, dtype, row, None, start, excuses, count)
                 failures = tuple(trial for trial in found.failures if not fails_without_option(twin, trial, name))
                 probes.append(replace(found, failures=failures))
-    laws = [probe(law.name, twin, dtype, {}, law, start, excuses) for law in twin.laws_for(dtype)]
+    laws = [probe(law.name, twin, dtype, {}, law, start, excuses, count) for law in twin.laws_for(dtype)]
     return probes, laws
 
 

@@ -29,7 +29,7 @@ WITHIN = ("eighths", "uniform", "ends", "equal")
 INTEGERS = ("any", "equal")
 
 # The largest number of numbers in an array, but for large cases.
-MOST, MOST_LARGE = 2000, 200_000
+MOST, MOST_LARGE = 60_000, 200_000
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings, target
 from hypothesis.database import DirectoryBasedExampleDatabase, InMemoryExampleDatabase
-from hypothesis.errors import Flaky
+from hypothesis.errors import Flaky, Unsatisfiable
 
 from twinloss.harness.drawing import coverage
 from twinloss.harness.drawing.hypothesis_seed import of_the_seed_alone
@@ -282,6 +282,8 @@ def _draw_all(seen: Hunt, examples: int, start: int, tick: Callable[[], None]) -
     attempts = ATTEMPTS if twin.ground == Ground() else 1
     _draw(seen, {}, None, examples, start, tick)
     _draw(seen, {}, None, LARGE_TRIALS, start, tick, large=True)
+    for axis in coverage.long_axes(twin):
+        _draw(seen, {}, None, ROW_TRIALS, start, tick, shape=axis)
     for row in coverage.covering_rows(coverage.with_shapes(twin), coverage.missing_pairs(twin, seen.pairs)):
         shape = {name: row.pop(name) for name in coverage.shapes(twin)}
         _draw(seen, row, None, ROW_TRIALS, start, tick, shape=shape)
@@ -351,3 +353,6 @@ def _draw(
     except Flaky:
         # The loss is nondeterministic: report the first failure.
         raise failed[0] from None
+    except Unsatisfiable:
+        if not shape:  # the domain of a pair may exclude some shapes
+            raise

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,10 +47,11 @@ class PairPlace:
     """The place of a pair, from which another process makes its twin."""
 
     place: str
+    device: str | None = None
 
     def twin(self) -> Twin:
         """Return the twin."""
-        return as_twin(load_pair(self.place), self.place)
+        return as_twin(load_pair(self.place), self.place, self.device)
 
 
 def load_pair(place: str) -> Pair:
@@ -81,7 +83,9 @@ def find_pair(name: str) -> tuple[Pair, str]:
         TargetError: if there is no such pair.
     """
     if ":" in name:
-        return load_pair(name), name
+        file, _, attribute = name.rpartition(":")
+        place = f"{Path(file).resolve()}:{attribute}" if file.endswith(".py") else name
+        return load_pair(name), place
     known = installed()
     if name not in known:
         raise TargetError(
@@ -102,7 +106,7 @@ def place_of(pair: Pair) -> str | None:
     return None
 
 
-def as_twin(pair: Pair, place: str | None = None) -> Twin:
+def as_twin(pair: Pair, place: str | None = None, device: str | None = None) -> Twin:
     """Make the twin of a pair; `place` is where other processes find it, by default its module.
 
     Raises:
@@ -110,6 +114,7 @@ def as_twin(pair: Pair, place: str | None = None) -> Twin:
         PairError: if the fast function cannot be called as the pair says.
     """
     place = place or place_of(pair)
+    pair = replace(pair, device=device) if device else pair
     found = _loaded(pair, pair.fast)
     slope = None if pair.fast_gradient is None else _loaded(pair, pair.fast_gradient)
     by_arrays = pair.takes == "numpy" if pair.takes else is_of_arrays(found)
@@ -133,8 +138,8 @@ def as_twin(pair: Pair, place: str | None = None) -> Twin:
         differentiable=bool(pair.wrt),
         pair=pair,
         laws=laws,
-        origin=PairPlace(place) if place else None,
-        source=_source(place),
+        origin=PairPlace(place, device) if place else None,
+        source=_source(place) + (f"\nPAIR = replace(PAIR, device={device!r})" if device else ""),
     )
     return replace(made, laws=(*laws, *pair_laws.protocol(made)))
 
@@ -297,6 +302,9 @@ def _complaint(twin: Twin, case: Case) -> str | None:
         answer = ask_pair(twin, case)
     except Exception as error:
         what = f"{fast.__name__} raised {type(error).__name__} for {passed}: {error}"
+        if pair.takes is None and isinstance(error, TypeError | AttributeError):
+            taken, other = ("NumPy arrays", "torch") if fast.by_arrays else ("torch tensors", "numpy")
+            what += f"\nit was called with {taken}; if that is wrong, give takes={other!r}"
         if fast.constructed:
             made = fast.constructor_arguments(sizes_of(pair, case), options)
             what += f"\nconstructed with: {made}\nsignature: {_signature(fast.found)}"

@@ -96,6 +96,7 @@ sys.exit(trial.kind is not None)
 REPLAYED = '''"""{title}."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 from twinloss.harness import replay

@@ -125,6 +125,7 @@ class Finding:
         bound: its bound.
         where: the index of the element or block.
         of: the output or input of a pair, or what is wrong with it.
+        basis: what the bound of a pair rests on, in words.
     """
 
     part: str
@@ -134,6 +135,7 @@ class Finding:
     bound: float = 0.0
     where: tuple[int, ...] = ()
     of: str = ""
+    basis: str = ""
 
     @property
     def bits(self) -> float:

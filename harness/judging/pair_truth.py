@@ -66,13 +66,18 @@ ROUNDS, MORE_ROUNDS = 6, 16
 
 # The number of nearby points at which the plain computation is tried, and their relative distance.
 POINTS, NEAR = 20, 2.0**-10
-# The plain gradient is computed forwards, by complex steps, and the fast one backwards, with other rounding errors.
-OTHER_WAY = 2
+# At a single point the plain computation may be right by luck. With more than FEW numbers, FEWER points are enough.
+FEW, FEWER = 16, 6
+# The plain gradient is computed forwards, by complex steps, and the fast one backwards, with other rounding errors: in
+# all, C times the error of the plain computation is degraded, and not wrong.
+OTHER_WAY = C / 2
 # The number of points to both sides of a kink.
 SIDES = 8
 
 # Error estimates of difference quotients that are a larger share of the slope cannot confirm a complex step.
 CONFIRMED = 1e-6
+# The largest error estimate of a one-sided derivative, as a share of it, unless the point is a pole.
+DECIDED = 1e-2
 
 _REALS: dict[Pair, Real] = {}
 
@@ -94,6 +99,10 @@ class PairTruth:
         assert twin.pair is not None
         self.twin, self.pair, self.case = twin, twin.pair, case
         self.options = options_of(twin, case)
+        self._near: list[Arrays] = []
+        # For each output and input the number of perturbations, and the spread and own error that they allow.
+        self._allowed_values: dict[int, tuple[int, Any, Any]] = {}
+        self._allowed_slopes: dict[str, tuple[int, Any, Any]] = {}
         self.real = real or best_real(self.pair, case, self.options)
         self.precision = Precision.of(case.tolerance, self.real)
 
@@ -154,7 +163,8 @@ class PairTruth:
             return Finding("value", "fail", np.inf, of=of)
         errors = distance(got, ref)
         bounds = self.value_bounds(k, errors)
-        return replace(finding("value", errors, bounds, grade(errors, bounds, lambda: self._plain_errors(k))), of=of)
+        found = finding("value", errors, bounds, grade(errors, bounds, lambda: self._plain_errors(k)))
+        return replace(found, of=of, basis=self._basis(found, np.abs(ref), self._allowed_values[k]))
 
     def _judge_integers(self, k: int, got: Array, of: str) -> Finding:
         low = high = np.asarray(self.outputs[k])
@@ -174,10 +184,12 @@ class PairTruth:
         ref = self.outputs[k]
         scale = self.growth * np.abs(ref)
         bounds = bound(scale, ref, self.precision)
+        self._allowed_values[k] = (0, 0.0, 0.0)
         if (errors <= bounds).all():
             return bounds
-        for spread, own in self._value_allowances(k):
+        for rounds, (spread, own) in enumerate(self._value_allowances(k), 1):
             bounds = bound(scale, ref, self.precision, self.growth * spread, own)
+            self._allowed_values[k] = (rounds, spread, own)
             if (errors <= bounds).all():
                 break
         return bounds
@@ -210,15 +222,15 @@ class PairTruth:
     def _shapes(self) -> list[tuple[int, ...]]:
         return [output.shape for output in self.outputs if output.dtype.kind == "f"]
 
+    @cached_property
+    def _upstream(self) -> list[Array]:
+        return [weight.astype(self.real) for weight in weights(self.case, self._shapes)]
+
     def weighted(self, arguments: Mapping[str, Array], options: Mapping[str, Any]) -> Any:
         """Return the sum of all floating outputs times the upstream gradients."""
-        outputs = reference_outputs(self.pair, arguments, options)
-        floating = [output for output in outputs if output.dtype.kind in "fc"]
-        upstream = weights(self.case, [output.shape for output in floating])
+        floating = [each for each in reference_outputs(self.pair, arguments, options) if each.dtype.kind in "fc"]
         with np.errstate(all="ignore"):
-            return sum(
-                np.sum(weight.astype(self.real) * output) for weight, output in zip(upstream, floating, strict=True)
-            )
+            return sum(np.sum(weight * output) for weight, output in zip(self._upstream, floating, strict=True))
 
     @cached_property
     def method(self) -> str:
@@ -272,9 +284,9 @@ class PairTruth:
         """Return the gradient for each input; along the directions, if it is not known for all numbers."""
         if self.method == "closed form":
             return self._closed_form(arguments, options)
-        differentiate = self._complex_slope if self.method == "complex step" else self._difference_slope
-        found = [differentiate(arguments, options, d) for d in self._all_directions()]
-        return self._by_input(found)
+        if self.method == "complex step":
+            return self._complex_slopes(arguments, options)
+        return self._by_input([self._differences(arguments, options, d).value for d in self._all_directions()])
 
     def _by_input(self, found: Sequence[Any]) -> Arrays:
         """Sort one number for each direction by inputs, in the shape of the input if there is one for each number."""
@@ -301,14 +313,31 @@ class PairTruth:
         x = arguments[direction.name]
         scale = _scale(x, direction)
         step = (scale * direction.values).astype(x.dtype)
+        held = _as_complex(arguments)
 
         def along(t: Any) -> Any:
-            return self.weighted({**arguments, direction.name: x + t * step}, options)
+            return self.weighted({**held, direction.name: x + t * step}, options)
 
         return slopes.complex_step(along, x.dtype.type) / scale
 
-    def _difference_slope(self, arguments: Arrays, options: Mapping[str, Any], direction: Direction) -> Any:
-        return self._differences(arguments, options, direction).value
+    def _complex_slopes(self, arguments: Arrays, options: Mapping[str, Any]) -> Arrays:
+        """Return the derivatives along all directions; those of single numbers need not move whole arrays."""
+        found: list[Any] = []
+        held, name = _as_complex(arguments), ""
+        for direction in self._all_directions():
+            if direction.place is None:
+                found.append(self._complex_slope(arguments, options, direction))
+                continue
+            if direction.name != name:
+                name, x = direction.name, arguments[direction.name]
+                sizes, moved = _sizes(x), held[name].copy()
+                step = slopes.complex_length(x.dtype.type)
+            place = direction.place
+            moved[place] = x[place] + 1j * (step * sizes[place])
+            value = self.weighted({**held, name: moved}, options)
+            found.append(np.imag(value) / (step * sizes[place]))
+            moved[place] = x[place]
+        return self._by_input(found)
 
     def _differences(
         self, arguments: Arrays, options: Mapping[str, Any], direction: Direction, side: int = 0
@@ -365,6 +394,8 @@ class PairTruth:
         if not ref.size:
             return Finding("gradient", "pass", 0.0, of=name)
         undecided = ~np.isfinite(self.own_slope_errors[name])
+        if self.method == "differences" and not np.isfinite(got).all():
+            undecided |= ~np.isfinite(got) & self._is_at_a_pole(name)
         got = np.where(undecided, ref, got)
         if unlike(got, ref, self.precision.largest, poles=True).any():
             return Finding("gradient", "fail", np.inf, of=name)
@@ -373,18 +404,44 @@ class PairTruth:
         bounds = self.gradient_bounds(name, errors, norms)
         if (errors > bounds).any():
             errors = self._in_blocks(name, self._outside(name, ref, got))
-        return replace(
-            finding("gradient", errors, bounds, grade(errors, bounds, lambda: self._plain_slope_errors(name))), of=name
+        found = finding("gradient", errors, bounds, grade(errors, bounds, lambda: self._plain_slope_errors(name)))
+        return replace(found, of=name, basis=self._basis(found, norms, self._allowed_slopes[name]))
+
+    def _basis(self, found: Finding, scale: Array, allowed: tuple[int, Any, Any]) -> str:
+        """Describe in words what a bound rests on."""
+        rounds, spread, own = allowed
+        size, moved, mine = (float(np.broadcast_to(a, scale.shape)[found.where]) for a in (scale, spread, own))
+        u = f"2^{round(math.log2(self.precision.u))}"
+        spread_of = f"{moved:.3g} from {rounds} perturbations of the inputs by {u}" if rounds else "not needed"
+        real = "longdouble" if self.real is np.longdouble else np.dtype(self.real).name
+        method = f", differentiated by {self.method}" if found.part == "gradient" else ""
+        return (
+            f"{found.bound:.3g} = {C:g} g (u * size + spread) + u_out * size + own + tiny, with size {size:.3g}, "
+            f"spread {spread_of}, own error of the reference {mine:.3g}, g = {self.growth:.3g} for {self.terms} "
+            f"numbers in a block, u = {u}, u_out = 2^{round(math.log2(self.precision.u_out))}; the reference computes "
+            f"in {real}{method}"
         )
+
+    def _is_at_a_pole(self, name: str) -> Array:
+        """Return where no derivative to a side can be found, though those to both sides may cancel."""
+        found = [
+            max(slope.error / abs(slope.value) if slope.value else 0 for slope in sides)
+            for sides in (
+                [self._differences(self.arguments, self.options, d, s) for s in (-1, 1)] for d in self._all_directions()
+            )
+        ]
+        return ~(self._by_input(found)[name] <= DECIDED)
 
     def gradient_bounds(self, name: str, errors: Array, norms: Array) -> Array:
         """Return the bound of each block of the gradient of an input."""
         own = self._in_blocks(name, self.own_slope_errors[name])
         bounds = bound(self.growth * norms, norms, self.precision, own=own)
+        self._allowed_slopes[name] = (0, 0.0, own)
         if (errors <= bounds).all():
             return bounds
-        for spread, more in self._gradient_allowances(name):
+        for rounds, (spread, more) in enumerate(self._gradient_allowances(name), 1):
             bounds = bound(self.growth * norms, norms, self.precision, self.growth * spread, own + more)
+            self._allowed_slopes[name] = (rounds, spread, own + more)
             if (errors <= bounds).all():
                 break
         return bounds
@@ -392,13 +449,20 @@ class PairTruth:
     def _gradient_allowances(self, name: str) -> Iterator[tuple[Array, Array | float]]:
         ref = self._reference_slopes[name]
         spread = self._in_blocks(name, np.zeros(ref.shape, self.real))
-        for arguments, options in self._perturbations(ROUNDS):
-            near = self._slopes_at(arguments, options)[name]
-            spread = np.maximum(spread, self._in_blocks(name, _difference(near, ref)))
+        for k in range(ROUNDS):
+            spread = np.maximum(spread, self._in_blocks(name, _difference(self._slopes_near(k)[name], ref)))
             yield spread, 0.0
         if self.method != "differences":
             own = self._own_error(lambda real: self._slopes_at(lifted(self.case, real), self.options)[name], ref)
             yield spread, self._in_blocks(name, own)
+
+    def _slopes_near(self, k: int) -> Arrays:
+        """Return the slopes at a perturbed point; all inputs share the work."""
+        if not self._near:
+            self._perturbed = self._perturbations(ROUNDS)
+        while len(self._near) <= k:
+            self._near.append(self._slopes_at(*next(self._perturbed)))
+        return self._near[k]
 
     def _norms(self, name: str, ref: Array, got: Array) -> Array:
         """Return the size of each block: its largest number, or the sum of the terms of a slope."""
@@ -529,8 +593,8 @@ class PairTruth:
     def _points(self) -> Iterator[tuple[Arrays, Arrays]]:
         """Yield the inputs in working precision and in the reference's, here and at nearby points."""
         plain = self.precision.plain
-        few = sum(x.size for x in self.arguments.values()) <= 5000
-        for k in range(POINTS if few else 3):
+        few = sum(x.size for x in self.arguments.values())
+        for k in range(POINTS if few <= FEW else FEWER):
             rng = np.random.default_rng(k)
             exact, narrow = {}, {}
             for name, x in self.arguments.items():
@@ -575,6 +639,13 @@ def _difference(near: Array, ref: Array) -> Array:
     with np.errstate(all="ignore"):
         made = np.abs(near - ref)
     return np.where(np.isfinite(made), made, 0)
+
+
+def _as_complex(arguments: Arrays) -> Arrays:
+    """Return the inputs with all floating numbers complex, so that an array like one of them can hold the results."""
+    return {
+        name: x.astype(np.result_type(x, np.complex64)) if x.dtype.kind == "f" else x for name, x in arguments.items()
+    }
 
 
 def _sizes(x: Array) -> Array:

@@ -30,9 +30,14 @@ class Slope:
     error: Any
 
 
+def complex_length(real: type[np.floating[Any]]) -> Any:
+    """Return the length of a complex step, so small that its square underflows."""
+    return real(np.finfo(real).tiny ** 0.5)
+
+
 def complex_step(f: Callable[[Any], Any], real: type[np.floating[Any]]) -> Any:
     """Return the derivative at 0 of an analytic function of one number."""
-    h = real(np.finfo(real).tiny ** 0.5)
+    h = complex_length(real)
     return real(np.imag(f(1j * h)) / h)
 
 

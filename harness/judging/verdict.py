@@ -26,7 +26,8 @@ def judge(truth: Truth | PairTruth, answer: Answer) -> tuple[Finding, ...]:
     """Judge the value and, if the twin is `differentiable`, the gradient."""
     if isinstance(truth, PairTruth):
         found = truth.judge_value(answer)
-        return (found, truth.judge_gradient(answer)) if truth.twin.differentiable else (found,)
+        decided = found.verdict == "fail" or not truth.twin.differentiable
+        return (found,) if decided else (found, truth.judge_gradient(answer))
     value = judge_value(truth, answer.value)
     return (value, judge_gradient(truth, answer.gradient)) if truth.twin.differentiable else (value,)
 

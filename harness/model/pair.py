@@ -16,6 +16,8 @@ from twinloss.harness.model.operand import Array
 # The sizes that are tried for an axis, unless the pair states others, and those of a large case.
 SIZES = (1, 2, 3, 4, 5, 7)
 LARGE = (13, 31, 64)
+# The sizes that each axis has in some cases while the others are small.
+LONG = (67, 1031)
 
 # Stands for any number of leading axes, of which up to this many are drawn.
 ANY = "..."
