@@ -316,7 +316,7 @@ class PairTruth:
         held = _as_complex(arguments)
 
         def along(t: Any) -> Any:
-            return self.weighted({**held, direction.name: x + t * step}, options)
+            return self.weighted({**held, direction.name: (x + t * step).view(slopes.Analytic)}, options)
 
         return slopes.complex_step(along, x.dtype.type) / scale
 
@@ -353,6 +353,12 @@ class PairTruth:
             found = slopes.one_sided(along, self.real, side) if side else slopes.central(along, self.real)
         return slopes.Slope(found.value / scale, found.error / scale)
 
+    @cached_property
+    def _size(self) -> Any:
+        """The sum of all |outputs|, times the upstream gradients."""
+        floating = [output for output in self.outputs if output.dtype.kind == "f"]
+        return sum(np.nansum(np.abs(w * output)) for w, output in zip(self._upstream, floating, strict=True))
+
     def _is_analytic(self) -> bool:
         """Return whether a complex step can be taken: differences along a random direction confirm its result."""
         rng = np.random.default_rng(0)
@@ -368,8 +374,9 @@ class PairTruth:
                         near = self._differences(self.arguments, self.options, direction)
                     if not abs(exact - near.value) <= CONFIRMED * abs(near.value) + 10 * near.error:
                         return False
-                    if not near.error <= CONFIRMED * abs(near.value):
-                        return bool(near.value == 0 and near.error == 0) and exact == 0
+                    # A step of 1 along the direction moves the outputs by about their own size.
+                    if not near.error * _scale(x, direction) <= CONFIRMED * self._size:
+                        return False
             except Exception:
                 return False
         return True
@@ -644,7 +651,8 @@ def _difference(near: Array, ref: Array) -> Array:
 def _as_complex(arguments: Arrays) -> Arrays:
     """Return the inputs with all floating numbers complex, so that an array like one of them can hold the results."""
     return {
-        name: x.astype(np.result_type(x, np.complex64)) if x.dtype.kind == "f" else x for name, x in arguments.items()
+        name: x.astype(np.result_type(x, np.complex64)).view(slopes.Analytic) if x.dtype.kind == "f" else x
+        for name, x in arguments.items()
     }
 
 

@@ -22,6 +22,54 @@ GOOD = 1e-11
 ROUNDOFFS = 8
 
 
+# Functions that are applied to the real part alone, those that depend on its sign, and those with a real domain.
+_STEPWISE = {np.floor, np.ceil, np.rint, np.trunc, np.sign, np.isnan, np.isfinite, np.isinf, np.signbit}
+_COMPARISONS = {np.less, np.less_equal, np.greater, np.greater_equal, np.equal, np.not_equal}
+_OF_A_DOMAIN = {np.sqrt, np.log, np.log2, np.log10, np.log1p, np.arcsin, np.arccos, np.arctanh}
+
+
+class Analytic(np.ndarray[Any, Any]):
+    """A complex array whose functions continue those of real numbers, so that a complex step differentiates them.
+
+    |z| is z or -z, comparisons and maxima look at the real parts, and a root of a negative number is NaN.
+    """
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **more: Any) -> Any:
+        """Apply a ufunc."""
+        plain = [np.asarray(each) if isinstance(each, Analytic) else each for each in inputs]
+        if out is not None:
+            more["out"] = tuple(np.asarray(each) if isinstance(each, Analytic) else each for each in out)
+        if method == "__call__" and ufunc in _COMPARISONS | _STEPWISE:
+            return ufunc(*map(np.real, plain), **more)
+        if method == "__call__" and ufunc in (np.absolute, np.fabs):
+            (z,) = plain
+            return np.where(np.real(z) < 0, -z, z).view(Analytic)
+        if ufunc in (np.maximum, np.minimum, np.fmax, np.fmin) and method == "__call__":
+            a, b = plain
+            left = np.real(a) >= np.real(b) if ufunc in (np.maximum, np.fmax) else np.real(a) <= np.real(b)
+            return np.where(left | np.isnan(a), a, b).view(Analytic)
+        made = getattr(ufunc, method)(*plain, **more)
+        if ufunc in _OF_A_DOMAIN:
+            made = np.where(np.isnan(ufunc(np.real(plain[0]))), np.nan, made)
+        if out is not None:
+            return out[0] if len(out) == 1 else out
+        return made.view(Analytic) if isinstance(made, np.ndarray) else made
+
+    def var(  # type: ignore[override]
+        self, axis: Any = None, dtype: Any = None, out: Any = None, ddof: int = 0, **more: Any
+    ) -> Any:
+        """Return the variance without conjugation."""
+        centred = self - self.mean(axis, keepdims=True)
+        total = (centred * centred).sum(axis, **more)
+        return total * (total.size / self.size) / (1 - ddof * total.size / self.size)
+
+    def std(  # type: ignore[override]
+        self, axis: Any = None, dtype: Any = None, out: Any = None, ddof: int = 0, **more: Any
+    ) -> Any:
+        """Return the standard deviation without conjugation."""
+        return np.sqrt(self.var(axis, ddof=ddof, **more))
+
+
 @dataclass(frozen=True)
 class Slope:
     """A derivative, and an estimate of its error."""

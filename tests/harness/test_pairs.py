@@ -1,6 +1,7 @@
 """Pairs of a user's own functions: right and wrong kernels of five kinds, and descriptions that do not fit."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,11 +13,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from twinloss import harness
 from twinloss.harness import Pair, PairError, arrays, check_pair, laws
 from twinloss.harness.cli.main import with_all_commands
 from twinloss.harness.hunting.loading import TargetError
 from twinloss.harness.hunting.pairs import as_twin
 from twinloss.harness.hunting.self_check import survivors
+from twinloss.harness.judging import slopes
 from twinloss.harness.judging.judgement import C
 from twinloss.harness.judging.pair_truth import PairTruth
 from twinloss.harness.judging.trial import examine
@@ -88,7 +91,7 @@ W = np.array([1.0, -2.0, 0.25])
 
 
 def test_the_gradient_of_a_reference_is_that_of_its_formula():
-    """By complex step, and by differences where the reference takes an absolute value."""
+    """By complex step, and by differences where the reference is not defined for complex numbers."""
     twin = as_twin(PAIR)
     truth = PairTruth(twin, case_of("float64", x=X, w=W, cotangent=(1.0, -0.5, 2.0)))
     assert truth.method == "complex step"
@@ -96,10 +99,10 @@ def test_the_gradient_of_a_reference_is_that_of_its_formula():
     upstream = np.resize([1.0, -0.5, 2.0], X.shape)
     wanted = r * W * upstream - X * r**3 * (W * upstream * X).mean(-1, keepdims=True)
     np.testing.assert_allclose(truth.gradient[:6].astype(float), wanted.ravel(), rtol=1e-14)
-    absolute = replace(PAIR, reference=lambda x, w, *, eps=1e-6: np.sqrt(np.abs(x**2 + eps)) * w)
-    truth = PairTruth(as_twin(absolute), case_of("float64", x=X, w=W))
+    length = replace(PAIR, reference=lambda x, w, *, eps=1e-6: np.hypot(x, np.sqrt(eps)) * w)
+    truth = PairTruth(as_twin(length), case_of("float64", x=X, w=W))
     assert truth.method == "differences"
-    wanted = X / np.sqrt(X**2 + 1e-6) * W
+    wanted = X / np.hypot(X, 1e-3) * W
     np.testing.assert_allclose(truth.gradient[:6].astype(float), wanted.ravel(), rtol=1e-10)
 
 
@@ -113,6 +116,27 @@ def test_the_bound_of_a_value_grows_with_its_conditioning():
     assert C * u * 100 < bound < C * u * 4000
     (near,) = truth.value_bounds(0, np.array([0.0]))
     assert near < 16 * u
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: np.abs(x).sum(), lambda x: np.maximum(x, 0), lambda x: np.clip(x, -1, 0.5), lambda x: np.sort(x)[1:],
+        lambda x: x.std(), lambda x: np.var(x, ddof=1), lambda x: np.where(x > 0, x, 2 * x), lambda x: np.median(x),
+        lambda x: np.exp(x - x.max()), lambda x: np.floor(x) * x, lambda x: np.add.accumulate(np.sqrt(np.abs(x))),
+        lambda x: np.pad(x, 1, mode="edge").cumsum(), lambda x: np.sign(x) * np.log1p(np.fabs(x)),
+    ],
+)  # fmt: skip
+def test_a_complex_step_differentiates_what_numpy_does_not_continue(function):
+    x, d = np.array([0.3, -1.2, 2.0], np.longdouble), np.array([1, 0.5, -0.25], np.longdouble)
+
+    def along(t):
+        moved = x + t * d
+        return np.sum(np.asarray(function(moved.view(slopes.Analytic) if np.iscomplexobj(moved) else moved)))
+
+    wanted = slopes.central(along, np.longdouble)
+    assert wanted.error < 1e-12
+    assert abs(slopes.complex_step(along, np.longdouble) - wanted.value) < 1e-13
 
 
 def relu_of_slope(slope):
@@ -407,3 +431,20 @@ def test_a_bad_command_line_is_a_matter_of_usage(tmp_path, line, message):
     done = CliRunner().invoke(with_all_commands(), ["check", *line, "--report", str(tmp_path)])
     assert done.exit_code == 2, done.output
     assert message in " ".join(done.output.replace("│", " ").split())
+
+
+def test_the_tutorial_tells_the_truth(tmp_path):
+    """Its files are written one after the other: the first kernel fails, and the second passes."""
+    page = Path(harness.__file__).with_name("PAIRS.md").read_text()
+    files = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page, re.DOTALL)
+    assert [name for name, _ in files] == ["mykernels.py", "mypairs.py", "mykernels.py", "test_mykernels.py"]
+    (kernel, pair, mended, test) = files
+    for name, text in (kernel, pair, test):
+        (tmp_path / name).write_text(text.replace(', "bfloat16"', ""))  # one dtype saves time
+    line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mykernels.py"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Differs with eps=1.0" in done.stdout
+    (tmp_path / mended[0]).write_text(mended[1])
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
