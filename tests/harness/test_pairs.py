@@ -128,7 +128,7 @@ def test_the_bound_of_a_value_grows_with_its_conditioning():
     ],
 )  # fmt: skip
 def test_a_complex_step_differentiates_what_numpy_does_not_continue(function):
-    x, d = np.array([0.3, -1.2, 2.0], np.longdouble), np.array([1, 0.5, -0.25], np.longdouble)
+    x, d = np.array([0.3, -1.2, 2.25], np.longdouble), np.array([1, 0.5, -0.25], np.longdouble)
 
     def along(t):
         moved = x + t * d
