@@ -68,7 +68,7 @@ def cross_entropy_over_all(x, labels, reduction="mean", ignore_index=-100):
 
 LOSS = Pair(
     "cross_entropy", fast=functional.cross_entropy, reference=cross_entropy,
-    inputs={"x": arrays("N C"), "labels": arrays("N", "int64", below="C", also=(-100,))}, wrt="x",
+    inputs={"x": arrays("N C", logits=True), "labels": arrays("N", "int64", below="C", also=(-100,))}, wrt="x",
     options={"reduction": ("mean", "sum", "none")}, blocks="N",
     laws=[laws.permutes("N", reduction="none")],
 )  # fmt: skip

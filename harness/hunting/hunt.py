@@ -17,7 +17,7 @@ from twinloss.harness.drawing.hypothesis_seed import of_the_seed_alone
 from twinloss.harness.hunting import conventions, self_check
 from twinloss.harness.hunting.deviations import Deviation, entry
 from twinloss.harness.hunting.shrink import simplest
-from twinloss.harness.hunting.snippet import snippet
+from twinloss.harness.hunting.snippet import in_a_line, snippet
 from twinloss.harness.judging.judgement import ORDER, Finding
 from twinloss.harness.judging.trial import Trial, examine, only_rounding, outside_its_bounds
 from twinloss.harness.model.twin import Ground, Law, Twin
@@ -88,12 +88,16 @@ class Excuse:
 
 @dataclass(frozen=True)
 class Counterexample:
-    """The simplest failing case that was found; `xfail` is a matching entry for a file of known deviations."""
+    """The simplest failing case that was found.
+
+    `xfail` is a matching entry for a file of known deviations, and `line` the case and both answers in one line.
+    """
 
     kind: str
     message: str
     snippet: str
     xfail: str = ""
+    line: str = ""
 
 
 @dataclass
@@ -264,7 +268,8 @@ def _show(seen: Hunt, trial: Trial) -> None:
 
 def _counterexample(seen: Hunt, trial: Trial) -> Counterexample:
     kind = trial.kind or "error"
-    return Counterexample(kind, trial.message, snippet(seen.twin, trial), entry(seen.twin, trial))
+    made = snippet(seen.twin, trial), entry(seen.twin, trial), in_a_line(trial)
+    return Counterexample(kind, trial.message, *made)
 
 
 def _show_conventions(seen: Hunt) -> None:

@@ -11,8 +11,11 @@ import numpy as np
 from twinloss.harness.judging.trial import Trial
 from twinloss.harness.judging.truth import Truth
 from twinloss.harness.judging.verdict import gradient_bounds, value_bounds
-from twinloss.harness.model.operand import LAYOUTS, Array, Elementwise, Operand
+from twinloss.harness.model.operand import LAYOUTS, Array, Elementwise, Operand, label
 from twinloss.harness.model.twin import Case, Twin
+
+# Arguments with at most this many numbers are printed in full in a line.
+FEW = 12
 
 # Arrays with more numbers are compressed.
 LONGEST = 4000
@@ -257,6 +260,26 @@ def _replayed(twin: Twin, trial: Trial) -> str:
         cotangent=tuple(float(w) for w in case.cotangent) if case.cotangent else None,
         law=case.law.name if case.law else None,
     )
+
+
+def in_a_line(trial: Trial) -> str:
+    """Return a case and both answers in one line."""
+    case = trial.case
+    parts = [
+        f"{name} ({o.dtype}) "
+        + (f"{np.round(o.values, 3).tolist()}" if o.values.size <= FEW else f"of {o.values.shape}")
+        for name, o in case.operands.items()
+    ]
+    parts += [f"{name}={label(value)}" for name, value in case.options.items()]
+    if trial.answer is None or trial.truth is None:
+        return ", ".join(parts)
+    part = "value" if trial.kind == "value" else "gradient"
+    got, want = (np.asarray(getattr(each, part), np.float64) for each in (trial.answer, trial.truth))
+    if got.shape != want.shape:
+        return f"{', '.join(parts)}: {part} of shape {got.shape}, by the paper {want.shape}"
+    got, want = got.ravel(), want.ravel()
+    at = int(np.argmax(np.where(got == want, 0, np.nan_to_num(np.abs(got - want), nan=np.inf))))
+    return f"{', '.join(parts)}: {part} {got[at]:.6g}, by the paper {want[at]:.6g}" if got.size and want.size else ""
 
 
 def shortened(snippet: str, longest: int = 400) -> str:

@@ -7,7 +7,8 @@ The rules are those of `judgement.py`; here is how they read for a function of w
     |fast - ref| <= C g (max_k |ref(x(1 + u d_k)) - ref(x)| + u |ref|) + u_out |ref| + own + tiny,
 
 where the d_k are random in [-1, 1], one for each floating number of the inputs and options, and one d_k is 1
-everywhere. Integers and booleans must be equal to the reference's, here or at one of these points.
+everywhere. Logits are perturbed by u max(|x|, 1) instead.
+Integers and booleans must be equal to the reference's, here or at one of these points.
 
 **Sums.** g = max(1, sqrt(n) / C) for n numbers in the inputs of a block: rounding errors of a sum of n terms grow like
 sqrt(n) (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis"). C g is C up to n = 64.
@@ -590,7 +591,8 @@ class PairTruth:
             arguments = {}
             for name, x in self.arguments.items():
                 d = np.ones(x.shape) if k == 0 else rng.uniform(-1, 1, x.shape)
-                arguments[name] = x * (1 + u * d.astype(self.real)) if x.dtype.kind == "f" else x
+                size = np.maximum(np.abs(x), 1) if self.pair.inputs[name].logits else x
+                arguments[name] = x + u * size * d.astype(self.real) if x.dtype.kind == "f" else x
             options = {
                 name: self.real(v) * (1 + u * self.real(rng.uniform(-1, 1))) if _is_rounded(v) else v
                 for name, v in self.options.items()

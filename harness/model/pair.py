@@ -43,6 +43,7 @@ class ArraySpec:
     also: tuple[float, ...] = ()
     finite: bool = True
     make: Callable[[np.random.Generator, tuple[int, ...]], Any] | None = None
+    logits: bool = False
 
     @property
     def floating(self) -> bool:
@@ -92,6 +93,7 @@ def arrays(
     also: Sequence[float] = (),
     finite: bool = True,
     make: Callable[[np.random.Generator, tuple[int, ...]], Any] | None = None,
+    logits: bool = False,
 ) -> ArraySpec:
     """Describe the arrays to draw for an input.
 
@@ -105,6 +107,8 @@ def arrays(
         also: further numbers that may occur, such as -100 for a label that is ignored.
         finite: whether to draw neither NaN nor infinity.
         make: makes the numbers from a NumPy generator and a shape, if `low` and `high` cannot describe them.
+        logits: whether an exponential is applied to the numbers. A relative error of a roundoff in exp(x) equals an
+            absolute error of a roundoff in x, so that small numbers are perturbed by as much as 1.
 
     Raises:
         PairError: if the arguments contradict each other; the message says how to mend them.
@@ -126,7 +130,7 @@ def arrays(
     if low is not None and high is not None and low > high:
         raise PairError(f"no number is at least low={low} and at most high={high}")
     return ArraySpec(
-        names, dtype, 0 if below is not None and low is None else low, high, below, tuple(also), finite, make
+        names, dtype, 0 if below is not None and low is None else low, high, below, tuple(also), finite, make, logits
     )
 
 
@@ -165,7 +169,7 @@ class Pair:
     fast: Any
     reference: Callable[..., Any]
     inputs: Mapping[str, ArraySpec]
-    wrt: tuple[str, ...] = ()
+    wrt: str | tuple[str, ...] = ()
     options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     laws: Sequence[Any] = ()
     blocks: str = ""
@@ -174,8 +178,8 @@ class Pair:
     sizes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     state: Mapping[str, str] = field(default_factory=dict)
-    writes: tuple[str, ...] = ()
-    results: tuple[str, ...] = ()
+    writes: str | tuple[str, ...] = ()
+    results: str | tuple[str, ...] = ()
     takes: str | None = None
     allowed: Callable[[Mapping[str, Any]], bool] = lambda options: True
     domain: Callable[[Mapping[str, Any]], bool] = lambda case: True

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from typer.testing import CliRunner
 from twinloss import harness
 from twinloss.harness import Pair, PairError, arrays, check_pair, laws
 from twinloss.harness.cli.main import with_all_commands
+from twinloss.harness.commands.audit import LibraryError
+from twinloss.harness.commands.audit_torch import as_markdown, audit_torch
+from twinloss.harness.hunting import pairs
 from twinloss.harness.hunting.loading import TargetError
 from twinloss.harness.hunting.pairs import as_twin
 from twinloss.harness.hunting.self_check import survivors
@@ -448,3 +452,82 @@ def test_the_tutorial_tells_the_truth(tmp_path):
     (tmp_path / mended[0]).write_text(mended[1])
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def doubled_in_place(x, k):
+    x.mul_(k)
+
+
+def test_a_function_that_writes_into_its_input_is_called_with_a_copy():
+    pair = Pair(
+        "scaled", fast=doubled_in_place, reference=lambda x, k: x * k, wrt=("x", "k"), writes="x", takes="torch",
+        inputs={"x": arrays("N M"), "k": arrays("")},
+    )  # fmt: skip
+    made = checked(pair)
+    assert made.verdict == "pass", made.rows[0].counterexample
+
+
+class Exported:
+    """An array of another library."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __dlpack__(self, **more):
+        return self.values.__dlpack__(**more)
+
+    def __dlpack_device__(self):
+        return self.values.__dlpack_device__()
+
+
+def test_outputs_of_any_library_with_dlpack_or_array_are_taken():
+    pair = Pair(
+        "twice", fast=lambda x: (Exported(2 * x), np.argmax(x)), takes="numpy", inputs={"x": arrays("N")},
+        reference=lambda x: (2 * x, np.argmax(x)),
+    )  # fmt: skip
+    assert checked(pair).verdict == "pass"
+
+
+def test_numbers_beyond_float16_are_drawn():
+    """A sum of squares in half precision is infinite beyond 65504, where the root mean square is not."""
+    pair = Pair(
+        "rms", fast=lambda x: (x * x).mean(-1).sqrt(), reference=lambda x: np.sqrt((x * x).mean(-1)), takes="torch",
+        inputs={"x": arrays("B N")},
+    )  # fmt: skip
+    assert checked(pair, "float32").verdict in RIGHT
+    made = checked(pair, "float16")
+    assert made.verdict == "fail"
+    assert "NaN and infinity" in made.rows[0].counterexample.message
+
+
+def test_two_processes_hunt_as_one_does(tmp_path):
+    place = f"{examples.__file__}:HISTOGRAM"
+    one, two = (
+        check_pair(place, dtypes=["float32", "float64"], examples=10, processes=processes) for processes in (1, 2)
+    )
+    assert [(row.dtype, row.cases, row.laws) for row in one.rows] == [
+        (row.dtype, row.cases, row.laws) for row in two.rows
+    ]
+
+
+def test_pairs_of_installed_packages_are_found_by_name(monkeypatch):
+    entry = EntryPoint("their_norm", "pair_examples:NORM", pairs.GROUP)
+    monkeypatch.setattr(pairs, "entry_points", lambda group: [entry] if group == pairs.GROUP else [])
+    assert pairs.find_pair("their_norm") == (examples.NORM, "pair_examples:NORM")
+    done = CliRunner().invoke(with_all_commands(), ["list"])
+    assert "their_norm" in done.output
+    with pytest.raises(TargetError, match="their_norm"):
+        pairs.find_pair("their_nrom")
+
+
+@pytest.mark.parametrize("name", ["dice", "diffusion"])
+def test_our_own_losses_are_pairs(name):
+    assert check_pair(f"twinloss.harness.losses.own_pairs:{name}", dtypes=["float64"], examples=5).verdict in RIGHT
+
+
+def test_torch_functions_are_audited():
+    rows = audit_torch(["avg_pool1d"])
+    assert [(row.option, row.verdict) for row in rows] == [("float32", "agrees"), ("float64", "agrees")]
+    assert "| avg_pool1d | float32 | agrees |" in as_markdown(rows, 0)
+    with pytest.raises(LibraryError, match="avg_pool1d"):
+        audit_torch(["avgpool"])
