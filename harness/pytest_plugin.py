@@ -94,17 +94,17 @@ class TwinItem(pytest.Item):
         return self.target.rpartition(":")[0], None, self.name
 
 
-def run_check(target: Any, like: str, **more: Any) -> Check:
-    """Run `twinloss.harness.check`, and raise if the loss differs.
+def run_check(target: Any, like: str | None = None, **more: Any) -> Check:
+    """Run `twinloss.harness.check`, or `check_pair` for a pair, and raise if the target differs.
 
     Raises:
         Differs: if the loss differs; the message says how, and contains a script that shows it.
     """
     __tracebackhide__ = True
-    from twinloss.harness import check
+    from twinloss.harness import check, check_pair
     from twinloss.harness.commands.check import story
 
-    made = check(target, like, **more)
+    made = check_pair(target, **more) if like is None else check(target, like, **more)
     if made.failed:
         lines = [text for text, _ in story(made)]
         found = next((row.counterexample for row in made.rows if row.counterexample and row.verdict == "fail"), None)
@@ -116,5 +116,9 @@ def run_check(target: Any, like: str, **more: Any) -> Check:
 
 @pytest.fixture
 def twin_check() -> Callable[..., Check]:
-    """`twin_check(MyDice, "dice", options={"softmax": True})` fails the test if the loss differs; see `check`."""
+    """Fail the test if a loss or a pair differs from its reference.
+
+    `twin_check(PAIR, dtypes=["float32"])` takes the arguments of `check_pair`, and
+    `twin_check(MyDice, "dice", options={"softmax": True})` those of `check`.
+    """
     return run_check

@@ -46,6 +46,8 @@ twinloss check my/losses.py:FastDice --as dice --xfails known.toml     with know
 
 twinloss check my/losses.py:LabelDice --as dice --option softmax=True --labels-without-channel
 
+twinloss check --pair mykernels.pairs:PAIR --dtype float32 --dtype bfloat16     any two functions
+
 [bold]Conventions[/]: papers leave open how to treat one channel where classes are expected, inputs without spatial
 axes, soft targets, and targets of another dtype. A loss that differs only there passes, unless --strict is given.
 
@@ -57,8 +59,16 @@ target cannot be called; 130 interrupted.
 
 @app.command(epilog=EPILOG)
 def check(
-    target: Annotated[str, typer.Argument(help="Your loss: package.module:attr or path/file.py:attr; see below.")],
-    like: Annotated[str, typer.Option("--as", metavar="LOSS", help="The loss with the same formula.")],
+    target: Annotated[
+        str | None, typer.Argument(help="Your loss: package.module:attr or path/file.py:attr; see below.")
+    ] = None,
+    like: Annotated[
+        str | None, typer.Option("--as", metavar="LOSS", help="The loss with the same formula.", show_default=False)
+    ] = None,
+    pair: Annotated[
+        str | None,
+        typer.Option(metavar="PAIR", help="Instead of a loss: a pair of any functions, package.module:PAIR."),
+    ] = None,
     option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A fixed value of an option; repeat for several.")
     ] = None,
@@ -92,36 +102,66 @@ def check(
     report: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for report.json and a script for each counterexample.")
     ] = REPORT,
+    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save report.json to this file.")] = None,
     device: OnDevice = Device.cpu,
+    explain_bound: Annotated[
+        bool, typer.Option("--explain-bound", help="For a pair: print what the bounds rest on.")
+    ] = False,
     jobs: Jobs = None,
     dask: Cluster = None,
 ) -> None:
     """Hunt for an input on which your own loss differs from the reference."""
     folder, where = writable(report), usable(device)
+    if save:
+        writable(save.parent)
+    _refuse_what_does_not_go_together(target, like, pair, explain_bound)
     from twinloss.harness.commands.arguments import ArgumentError, pairs, value
     from twinloss.harness.commands.check import check as run
+    from twinloss.harness.commands.check import check_pair
     from twinloss.harness.hunting.deviations import DeviationsError
     from twinloss.harness.hunting.loading import TargetError
     from twinloss.harness.losses.catalogue import UnknownLossError
+    from twinloss.harness.model.pair import PairError
 
+    dtypes = chosen_types(dtype, ("float32", "float64"))
+    hunting = {
+        "dtypes": dtypes, "examples": examples, "seed": drawn_seed(seed), "xfails": xfails, "strict": strict,
+        "processes": jobs or 1, "cluster": with_dask(dask), "remember": remembers(),
+    }  # fmt: skip
     with progress() as tick:
         try:
+            if pair is not None:
+                on = where if device is Device.cuda else None
+                made = check_pair(pair, device=on, tick=tick, **hunting)  # type: ignore[arg-type]
+                tell(made, folder, save, explain_bound)
+                raise typer.Exit(made.exit_code)
+            assert target is not None
+            assert like is not None
             given = {name: value(text) for name, text in pairs(option, "--option").items()}
             made = run(
                 target, like, options=given, names=pairs(names, "--map"), gradient=gradient, value_only=value_only,
                 ranks=rank, channels=channels, hard_targets=hard_targets,
                 labels_without_channel=labels_without_channel,
-                dtypes=chosen_types(dtype, ("float32", "float64")), examples=examples,
-                seed=drawn_seed(seed), xfails=xfails, strict=strict, tick=tick,
-                processes=jobs or 1, cluster=with_dask(dask), remember=remembers(), device=where,
+                tick=tick, device=where, **hunting,  # type: ignore[arg-type]
             )  # fmt: skip
-        except (ArgumentError, TargetError, UnknownLossError, DeviationsError) as error:
+        except (ArgumentError, TargetError, UnknownLossError, DeviationsError, PairError) as error:
             raise typer.BadParameter(str(error)) from error
-    tell(made, folder)
+    tell(made, folder, save)
     raise typer.Exit(made.exit_code)
 
 
-def tell(made: Check, folder: Path) -> None:
+def _refuse_what_does_not_go_together(
+    target: str | None, like: str | None, pair: str | None, explain_bound: bool
+) -> None:
+    if pair is None and (target is None or like is None):
+        raise typer.BadParameter("give your loss and --as LOSS, or --pair package.module:PAIR")
+    if pair is not None and (target is not None or like is not None):
+        raise typer.BadParameter("--pair names both functions: leave out the loss and --as")
+    if pair is None and explain_bound:
+        raise typer.BadParameter("--explain-bound is for --pair")
+
+
+def tell(made: Check, folder: Path, save: Path | None = None, explain_bound: bool = False) -> None:
     """Print the table and the results in words, and write the files."""
     from twinloss.harness.commands import report as reports
     from twinloss.harness.commands.check import story
@@ -145,8 +185,14 @@ def tell(made: Check, folder: Path) -> None:
         console.print(Syntax(shortened(worst.counterexample.snippet), "python", word_wrap=True))
         console.print("To accept it as a known deviation, put this into a file for --xfails:")
         console.print(Syntax(worst.counterexample.xfail, "toml", word_wrap=True))
+    for row in made.rows if explain_bound else ():
+        for part, finding in row.worst.items():
+            console.print(f"{row.dtype}, worst {part} {finding.of}: {finding.basis or 'no bound'}", markup=False)
     for path in [*reports.write(made, folder), *write_conventions(made, folder)]:
         console.print(f"wrote {path}")
+    if save:
+        save.write_bytes((folder / "report.json").read_bytes())
+        console.print(f"saved {save}")
 
 
 def write_conventions(made: Check, folder: Path) -> list[Path]:

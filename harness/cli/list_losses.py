@@ -18,3 +18,17 @@ def list_losses(losses: Losses = None) -> None:
         for name, values in twin.options.items():
             made.add_row(name, label(values[0]), ", ".join(label(value) for value in values[1:]))
         console.print(made)
+    if not losses:
+        _list_pairs()
+
+
+def _list_pairs() -> None:
+    """Show the pairs of installed packages, if there are any."""
+    from twinloss.harness.hunting.pairs import GROUP, installed
+
+    pairs = installed()
+    if pairs:
+        made = Table("pair", "place", title=f"Pairs of installed packages ({GROUP})", title_justify="left")
+        for name, entry in pairs.items():
+            made.add_row(name, entry.value)
+        console.print(made)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import torch
 
 from twinloss import __version__
@@ -23,6 +22,7 @@ from twinloss.harness.hunting.hunt import Hunt
 from twinloss.harness.hunting.loading import load
 from twinloss.harness.hunting.parallel import on_cluster, prepare
 from twinloss.harness.hunting.shrink import simplest
+from twinloss.harness.hunting.snippet import in_a_line
 from twinloss.harness.hunting.target import Convert, Wiring, adapted, matrix_as_array
 from twinloss.harness.judging.trial import Trial
 from twinloss.harness.losses.catalogue import find
@@ -31,8 +31,6 @@ from twinloss.harness.model.twin import Twin
 
 # The number of cases for each option value, and the largest number of attempts to simplify a failing case.
 PROBES, STEPS = 24, 150
-# Arguments with at most this many numbers are printed in full.
-FEW = 12
 KINDS = ("value", "gradient", "law", "differences", "error", "reference")
 
 
@@ -204,27 +202,7 @@ def _erratum(peer: Peer, text: str, twin: Twin, failures: Sequence[Trial], excus
     raised = shown.kind == "error"
     share = f"{len(failures)} of {PROBES} cases"
     what = shown.message.partition(" raised ")[2] if raised else f"{shown.kind} differs"
-    return Erratum(peer.like, text, "raises" if raised else "differs", f"{what} ({share})", _shown(shown))
-
-
-def _shown(trial: Trial) -> str:
-    """Return a case and both answers in one line."""
-    case = trial.case
-    parts = [
-        f"{name} ({o.dtype}) "
-        + (f"{np.round(o.values, 3).tolist()}" if o.values.size <= FEW else f"of {o.values.shape}")
-        for name, o in case.operands.items()
-    ]
-    parts += [f"{name}={label(value)}" for name, value in case.options.items()]
-    if trial.answer is None or trial.truth is None:
-        return ", ".join(parts)
-    part = "value" if trial.kind == "value" else "gradient"
-    got, want = (np.asarray(getattr(each, part), np.float64) for each in (trial.answer, trial.truth))
-    if got.shape != want.shape:
-        return f"{', '.join(parts)}: {part} of shape {got.shape}, by the paper {want.shape}"
-    got, want = got.ravel(), want.ravel()
-    at = int(np.argmax(np.where(got == want, 0, np.nan_to_num(np.abs(got - want), nan=np.inf))))
-    return f"{', '.join(parts)}: {part} {got[at]:.6g}, by the paper {want[at]:.6g}" if got.size and want.size else ""
+    return Erratum(peer.like, text, "raises" if raised else "differs", f"{what} ({share})", in_a_line(shown))
 
 
 def as_markdown(library: str, rows: Sequence[Erratum], seed: int) -> str:
@@ -244,9 +222,10 @@ def as_markdown(library: str, rows: Sequence[Erratum], seed: int) -> str:
     ]
     for row in rows:
         cells = (row.loss, row.option, row.verdict, row.what, row.smallest)
-        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+        lines.append("| " + " | ".join(cell(text) for text in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """Return a text as a cell of a table in Markdown."""
     return " ".join(text.split()).replace("|", "\\|")

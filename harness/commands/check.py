@@ -12,7 +12,7 @@ from typing import Any
 
 from twinloss.harness.commands.verify import Verification
 from twinloss.harness.drawing.hypothesis_seed import drawn
-from twinloss.harness.hunting import conventions, deviations
+from twinloss.harness.hunting import conventions, deviations, pairs
 from twinloss.harness.hunting.deviations import Deviation
 from twinloss.harness.hunting.hunt import EXAMPLES, Counterexample, Hunt
 from twinloss.harness.hunting.jobs import Job, Tick
@@ -22,11 +22,12 @@ from twinloss.harness.hunting.relation import relation
 from twinloss.harness.hunting.target import Wiring, adapted, as_twin
 from twinloss.harness.judging.trial import Trial, examine
 from twinloss.harness.model import device as devices
-from twinloss.harness.model.operand import label
+from twinloss.harness.model.operand import DTYPES, label
+from twinloss.harness.model.pair import Pair, PairError
 from twinloss.harness.model.twin import Law, Twin
 
 # The number of cases for each option value and each law after a failure.
-PROBES = 12
+PROBES, PROBES_OF_PAIR = 12, 5
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,66 @@ def check(
     return made
 
 
+def check_pair(
+    pair: Pair | str,
+    *,
+    dtypes: Sequence[str] = ("float32", "float64"),
+    examples: int = EXAMPLES,
+    seed: int = 0,
+    xfails: Path | str | None = None,
+    strict: bool = False,
+    tick: Tick = lambda what, cases: None,
+    processes: int = 1,
+    cluster: str | None = None,
+    remember: bool = False,
+    device: str | None = None,
+) -> Check:
+    """Hunt for an input on which the fast function of a pair differs from its reference.
+
+    Args:
+        pair: the pair, its place "package.module:PAIR", or the name of a pair of an installed package.
+        dtypes: the dtypes under test.
+        examples: the number of cases for each dtype.
+        seed: the seed of the draws.
+        xfails: a file of known deviations, see `deviations.py`.
+        strict: count a loss of precision as a failure.
+        tick: called with the name of the current step and the number of new cases.
+        processes: the number of dtypes that are hunted in parallel.
+        cluster: the address of a Dask scheduler whose workers run the hunts.
+        remember: first retry the cases that failed last time in the same folder.
+        device: the device on which the fast function runs; by default that of the pair.
+
+    Returns:
+        The results; `verdict` and `failed` summarise them.
+
+    Raises:
+        TargetError: if the pair or its fast function cannot be imported.
+        PairError: if the functions do not fit the description of the pair.
+        DeviationsError: if the file of known deviations cannot be read.
+    """
+    if isinstance(pair, str):
+        twin = pairs.as_twin(*pairs.find_pair(pair), device)
+    else:
+        twin = pairs.as_twin(pair, device=device)
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise PairError(f"there is no dtype {dtype!r} to test: known are {', '.join(DTYPES)}")
+    known = deviations.read(Path(xfails)) if xfails else ()
+    made = Check(seed, twin=twin, strict=strict)
+    hunting = {"forgiving": not strict, "known": known, "remember": remember}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the functions' own warnings about unusual input
+        pairs.refuse_what_does_not_fit(twin, dtypes, seed)
+        try:
+            jobs = [Job(twin, (dtype,), "generated", examples, seed, hunting) for dtype in dtypes]
+            run_jobs(made.work, jobs, tick, processes, cluster)
+            _explain_failure(made, known, tick)
+        except KeyboardInterrupt:
+            made.interrupted = True
+    made.rows.sort(key=lambda row: dtypes.index(row.dtype))
+    return made
+
+
 def _explain_failure(made: Check, known: tuple[Deviation, ...], tick: Tick) -> None:
     """Find the known deviations that did not occur; after a failure, find which options and laws fail."""
     met = {reason for row in made.rows for reason in row.expected}
@@ -174,23 +235,23 @@ def _explain_failure(made: Check, known: tuple[Deviation, ...], tick: Tick) -> N
     failed = next((row for row in made.rows if row.verdict == "fail"), None)
     if failed:
         tick("which options and laws fail", 0)
-        made.relation = relation(made.twin, failed.dtype, made.seed)
+        made.relation = None if made.twin.pair else relation(made.twin, failed.dtype, made.seed)
         made.options, made.laws = survey(made.twin, failed.dtype, made.seed, known)
 
 
 def survey(twin: Twin, dtype: str, start: int, known: tuple[Deviation, ...] = ()) -> tuple[list[Probe], list[Probe]]:
     """Try every option value by itself and every law; failures that do not depend on the option are left out."""
-    excuses = Hunt(twin, dtype, forgiving=True, known=known, lenient=True)
-    defaults = twin.defaults()
-    probes = [probe("defaults", twin, dtype, defaults, None, start, excuses)]
+    excuses = Hunt(twin, dtype, forgiving=True, known=known, lenient=twin.pair is None)
+    defaults, count = twin.defaults(), PROBES if twin.pair is None else PROBES_OF_PAIR
+    probes = [probe("defaults", twin, dtype, defaults, None, start, excuses, count)]
     for name, values in twin.options.items():
         for value in values[1:]:
             row = defaults | {name: value}
             if twin.allowed(row):
-                found = probe(f"{name}={label(value)}", twin, dtype, row, None, start, excuses)
+                found = probe(f"{name}={label(value)}", twin, dtype, row, None, start, excuses, count)
                 failures = tuple(trial for trial in found.failures if not fails_without_option(twin, trial, name))
                 probes.append(replace(found, failures=failures))
-    laws = [probe(law.name, twin, dtype, {}, law, start, excuses) for law in twin.laws_for(dtype)]
+    laws = [probe(law.name, twin, dtype, {}, law, start, excuses, count) for law in twin.laws_for(dtype)]
     return probes, laws
 
 

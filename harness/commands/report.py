@@ -129,6 +129,8 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "error": finding.error,
         "bound": finding.bound,
         "where": list(finding.where),
+        **({"of": finding.of} if finding.of else {}),
+        **({"basis": finding.basis} if finding.basis else {}),
     }
 
 

@@ -11,8 +11,7 @@ import torch
 
 from twinloss.harness.diagnosis.batch import Batch
 from twinloss.harness.diagnosis.batch_files import BatchError
-from twinloss.harness.judging.answers import widened
-from twinloss.harness.model.operand import HALVES, Array
+from twinloss.harness.model.operand import HALVES, Array, widened
 
 # The relative change of the value at which smoothing is reported, and the relative error at which rounding is reported.
 DECIDES, COSTS = 0.01, 1e-3

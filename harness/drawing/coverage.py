@@ -16,6 +16,7 @@ from typing import Any
 from twinloss.harness.drawing import input_kinds, registration_cases, segmentation_cases
 from twinloss.harness.drawing.segmentation_options import has_labels
 from twinloss.harness.model.operand import label
+from twinloss.harness.model.pair import LONG
 from twinloss.harness.model.twin import Case, Twin
 
 RANK, CHANNELS, ITEMS, UNIT_AXIS = "rank", "channels", "items", "an axis of size 1"
@@ -49,6 +50,8 @@ def by_option(tried: set[Pair], possible: set[Pair]) -> list[tuple[str, str, int
 
 def shapes(twin: Twin) -> dict[str, tuple[Any, ...]]:
     """Return the shapes that can be drawn, in the form of options: the values of each, the ordinary one first."""
+    if twin.pair is not None:
+        return {}  # its axes have any number and meaning
     segments, pair = twin.operands[0] == "input", len(twin.operands) > 1
     made: dict[str, tuple[Any, ...]] = {
         RANK: tuple(sorted((rank for rank in twin.ranks if rank or segments), reverse=True)),
@@ -66,8 +69,17 @@ def shapes(twin: Twin) -> dict[str, tuple[Any, ...]]:
     return made | {NUMBERS: (first, *(kind for kind in kinds if kind != first), *perfect)}
 
 
+def long_axes(twin: Twin) -> list[dict[str, tuple[int, ...]]]:
+    """Return for each axis of a pair the sizes that exceed what kernels process at once, to be drawn by themselves."""
+    if twin.pair is None:
+        return []
+    return [{axis: (size,)} for axis in twin.pair.axes() if axis not in twin.pair.sizes for size in LONG]
+
+
 def shape_of(twin: Twin, case: Case) -> dict[str, str]:
     """Return the shapes of a case as text."""
+    if twin.pair is not None:
+        return {}
     batch, channels, *axes = case.input.values.shape
     made = {RANK: len(axes), ITEMS: SEVERAL if batch > 1 else ONE, CHANNELS: SEVERAL if channels > 1 else ONE}
     made[UNIT_AXIS] = 1 in axes
@@ -88,6 +100,8 @@ def missing_pairs(twin: Twin, tried: set[Pair]) -> set[Pair]:
 
 def with_shapes(twin: Twin) -> Twin:
     """Return a twin whose options include the shapes of its cases, for coverage only; it cannot be called."""
+    if twin.pair is not None:
+        return twin
 
     def allowed(options: Mapping[str, Any]) -> bool:
         rank, one = options[RANK], options.get(CHANNELS) == ONE
@@ -106,6 +120,8 @@ def with_shapes(twin: Twin) -> Twin:
 
 def narrowed(twin: Twin, wanted: Mapping[str, Any]) -> Twin:
     """Return a twin that draws only the wanted shapes, as far as its options allow."""
+    if twin.pair is not None:
+        return replace(twin, pair=replace(twin.pair, sizes={**twin.pair.sizes, **wanted}))
     ground, counts = twin.ground, {ONE: (1,), SEVERAL: (2, 3)}
     if CHANNELS in wanted:
         ground = replace(ground, channels=counts[wanted[CHANNELS]])

@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings, target
 from hypothesis.database import DirectoryBasedExampleDatabase, InMemoryExampleDatabase
-from hypothesis.errors import Flaky
+from hypothesis.errors import Flaky, Unsatisfiable
 
 from twinloss.harness.drawing import coverage
 from twinloss.harness.drawing.hypothesis_seed import of_the_seed_alone
 from twinloss.harness.hunting import conventions, self_check
 from twinloss.harness.hunting.deviations import Deviation, entry
 from twinloss.harness.hunting.shrink import simplest
-from twinloss.harness.hunting.snippet import snippet
+from twinloss.harness.hunting.snippet import in_a_line, snippet
 from twinloss.harness.judging.judgement import ORDER, Finding
 from twinloss.harness.judging.trial import Trial, examine, only_rounding, outside_its_bounds
 from twinloss.harness.model.twin import Ground, Law, Twin
@@ -88,12 +88,16 @@ class Excuse:
 
 @dataclass(frozen=True)
 class Counterexample:
-    """The simplest failing case that was found; `xfail` is a matching entry for a file of known deviations."""
+    """The simplest failing case that was found.
+
+    `xfail` is a matching entry for a file of known deviations, and `line` the case and both answers in one line.
+    """
 
     kind: str
     message: str
     snippet: str
     xfail: str = ""
+    line: str = ""
 
 
 @dataclass
@@ -264,7 +268,8 @@ def _show(seen: Hunt, trial: Trial) -> None:
 
 def _counterexample(seen: Hunt, trial: Trial) -> Counterexample:
     kind = trial.kind or "error"
-    return Counterexample(kind, trial.message, snippet(seen.twin, trial), entry(seen.twin, trial))
+    made = snippet(seen.twin, trial), entry(seen.twin, trial), in_a_line(trial)
+    return Counterexample(kind, trial.message, *made)
 
 
 def _show_conventions(seen: Hunt) -> None:
@@ -282,6 +287,8 @@ def _draw_all(seen: Hunt, examples: int, start: int, tick: Callable[[], None]) -
     attempts = ATTEMPTS if twin.ground == Ground() else 1
     _draw(seen, {}, None, examples, start, tick)
     _draw(seen, {}, None, LARGE_TRIALS, start, tick, large=True)
+    for axis in coverage.long_axes(twin):
+        _draw(seen, {}, None, ROW_TRIALS, start, tick, shape=axis)
     for row in coverage.covering_rows(coverage.with_shapes(twin), coverage.missing_pairs(twin, seen.pairs)):
         shape = {name: row.pop(name) for name in coverage.shapes(twin)}
         _draw(seen, row, None, ROW_TRIALS, start, tick, shape=shape)
@@ -351,3 +358,6 @@ def _draw(
     except Flaky:
         # The loss is nondeterministic: report the first failure.
         raise failed[0] from None
+    except Unsatisfiable:
+        if not shape:  # the domain of a pair may exclude some shapes
+            raise

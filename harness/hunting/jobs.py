@@ -11,6 +11,7 @@ from typing import Any
 from twinloss.harness.data import brain
 from twinloss.harness.hunting import real_images
 from twinloss.harness.hunting.hunt import Counterexample, Hunt, hunt
+from twinloss.harness.hunting.pairs import PairPlace
 from twinloss.harness.hunting.target import Wiring
 from twinloss.harness.hunting.warmup import warm_up
 from twinloss.harness.losses.catalogue import catalogue
@@ -19,6 +20,9 @@ from twinloss.harness.model.twin import Twin
 
 # Called with the name of the current step and the number of new cases.
 Tick = Callable[[str, int], None]
+
+# The name, wiring or place from which another process makes a twin.
+Key = str | Wiring | PairPlace
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ class Job:
         return f"{self.twin.name} {self.data if self.data == 'real' else self.dtypes[0]}"
 
     @property
-    def key(self) -> str | Wiring | None:
-        """The name or wiring from which another process can make the twin, or None if it cannot make it."""
+    def key(self) -> Key | None:
+        """The name, wiring or place from which another process can make the twin, or None if it cannot make it."""
         return self.twin.origin or (self.twin.name if catalogue().get(self.twin.name) is self.twin else None)
 
 

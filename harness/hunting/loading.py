@@ -15,7 +15,19 @@ class TargetError(ValueError):
 
 
 def load(target: str) -> Any:
-    """Load the object that `package.module:attr` or `path/file.py:attr` names.
+    """Load the class, function or callable that `package.module:attr` or `path/file.py:attr` names.
+
+    Raises:
+        TargetError: if there is no such file, module or attribute, or it cannot be imported or called.
+    """
+    found = load_object(target)
+    if not callable(found):
+        raise TargetError(f"{target} is a {type(found).__name__}: a class, a function or a callable instance is needed")
+    return found
+
+
+def load_object(target: str, kind: type | None = None) -> Any:
+    """Load any object; a message about a wrong name lists objects of `kind`, by default callable ones.
 
     Raises:
         TargetError: if there is no such file, module or attribute, or it cannot be imported.
@@ -29,11 +41,11 @@ def load(target: str) -> Any:
         for name in attribute.split("."):
             found = getattr(found, name)
     except AttributeError:
-        known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        wanted = callable if kind is None else lambda value: isinstance(value, kind)
+        known = [name for name, value in vars(module).items() if wanted(value) and not name.startswith("_")]
         near = get_close_matches(attribute, known, 3, 0.4) or known[:8]
-        raise TargetError(f"{where} has no {attribute}; it has {', '.join(near) or 'nothing callable'}") from None
-    if not callable(found):
-        raise TargetError(f"{target} is a {type(found).__name__}: a class, a function or a callable instance is needed")
+        nothing = "nothing callable" if kind is None else f"no {kind.__name__}"
+        raise TargetError(f"{where} has no {attribute}; it has {', '.join(near) or nothing}") from None
     return found
 
 

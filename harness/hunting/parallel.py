@@ -21,8 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from twinloss.harness.hunting import compiling
 from twinloss.harness.hunting.hunt import Hunt
-from twinloss.harness.hunting.jobs import Job, Tick, Work, do_job
-from twinloss.harness.hunting.target import Wiring, as_twin
+from twinloss.harness.hunting.jobs import Job, Key, Tick, Work, do_job
 from twinloss.harness.losses.catalogue import catalogue
 
 # The reference uses one core; real images take up to 1.7 GB in each process.
@@ -228,14 +227,14 @@ def _raise_if_interrupted(what: str = "", cases: int = 0) -> None:
         raise KeyboardInterrupt
 
 
-def _run_job(key: str | Wiring, order: Job) -> tuple[list[dict[str, Any]], list[str]]:
+def _run_job(key: Key, order: Job) -> tuple[list[dict[str, Any]], list[str]]:
     """Run a job in this process; return its rows so far, without the fields that cannot be pickled, and its notes."""
     global _at_work
     work = Work()
     _at_work = True
     try:
         _raise_if_interrupted()
-        twin = catalogue()[key] if isinstance(key, str) else as_twin(key)
+        twin = catalogue()[key] if isinstance(key, str) else key.twin()
         do_job(work, replace(order, twin=twin), _raise_if_interrupted)
     except KeyboardInterrupt:
         pass  # the results so far are in `work`

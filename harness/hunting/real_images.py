@@ -19,10 +19,9 @@ import numpy as np
 import torch
 
 from twinloss.harness.data import brain, warp
-from twinloss.harness.judging.answers import widened
 from twinloss.harness.judging.trial import Trial, examine
 from twinloss.harness.judging.truth import Truth
-from twinloss.harness.model.operand import Array, Operand
+from twinloss.harness.model.operand import Array, Operand, widened
 from twinloss.harness.model.real_case import RealCase
 from twinloss.harness.model.twin import Case, Twin
 

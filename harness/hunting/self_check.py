@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
+from twinloss.harness.hunting.pair_sabotage import wrong_answers_of_a_pair
+from twinloss.harness.judging.judgement import Finding
+from twinloss.harness.judging.pair_truth import PairTruth
 from twinloss.harness.judging.trial import Trial
 from twinloss.harness.judging.truth import Truth
-from twinloss.harness.judging.verdict import judge_gradient, judge_value
+from twinloss.harness.judging.verdict import judge_gradient, judge_value, truth_of
+from twinloss.harness.model.answer import Answer
 from twinloss.harness.model.operand import Array, label
 from twinloss.harness.model.twin import Case, Twin
 
@@ -28,30 +33,69 @@ SABOTAGE: dict[str, Callable[[Array], Array]] = {
 
 @np.errstate(all="ignore")
 def survivors(trials: Iterable[Trial]) -> list[str]:
-    """Return the wrong answers that the judge accepted in all trials; none if the judge works."""
-    alive = {(name, part) for name in SABOTAGE for part in ("value", "gradient")} - {("shuffled", "value")}
+    """Return the wrong answers that the judge accepted in all trials; none if the judge works.
+
+    An answer that is the right one in all trials, such as a shuffled gradient of equal numbers, is not wrong.
+    """
+    accepted: set[str] = set()
+    rejected: set[str] = set()
     for trial in trials:
         if trial.truth is None or trial.answer is None:
             continue
-        for name, part in sorted(alive):
-            if part == "gradient" and not trial.truth.twin.differentiable:
-                alive.discard((name, part))
+        wrong = wrong_answers_of_a_pair(trial) if trial.truth.twin.pair else _wrong_answers(trial)
+        for name, part, make in wrong:
+            if name in rejected:
                 continue
-            value, gradient = trial.answer.value, trial.answer.gradient
-            spoilt = SABOTAGE[name](value if part == "value" else gradient)
-            judge = judge_value if part == "value" else judge_gradient
-            if judge(trial.truth, spoilt).verdict == "fail":
-                alive.discard((name, part))
-    return [
-        f"{part} replaced by {name}" if name in ("zeros", "a constant") else f"{name} {part}"
-        for name, part in sorted(alive)
-    ]
+            spoilt = make()
+            if spoilt is None or _is_right(trial, spoilt, part):
+                continue
+            accepted.add(name)
+            if judged(trial.truth, spoilt, part).verdict == "fail":
+                rejected.add(name)
+    return sorted(accepted - rejected)
+
+
+def judged(truth: Truth | PairTruth, answer: Answer, part: str) -> Finding:
+    """Judge the value or the gradient of an answer."""
+    if isinstance(truth, PairTruth):
+        return truth.judge_value(answer) if part == "value" else truth.judge_gradient(answer)
+    return judge_value(truth, answer.value) if part == "value" else judge_gradient(truth, answer.gradient)
+
+
+def _is_right(trial: Trial, spoilt: Answer, part: str) -> bool:
+    """Return whether a spoilt answer is the right one after all, as far as rounding allows to say."""
+    assert trial.answer is not None
+    got, right = getattr(spoilt, part), getattr(trial.answer, part)
+    return got.shape == right.shape and bool(np.array_equal(got, right, equal_nan=True))
+
+
+WrongAnswer = tuple[str, str, Callable[[], Answer | None]]
+
+
+def _wrong_answers(trial: Trial) -> Iterator[WrongAnswer]:
+    """Yield the name of each wrong answer, the part that is wrong, and a function that makes it."""
+    answer, truth = trial.answer, trial.truth
+    assert answer is not None
+    assert truth is not None
+    for part in ("value", "gradient") if truth.twin.differentiable else ("value",):
+        for name, spoil in SABOTAGE.items():
+            if (name, part) != ("shuffled", "value"):
+
+                def make(part: str = part, spoil: Callable[[Array], Array] = spoil) -> Answer:
+                    spoilt = spoil(getattr(answer, part))
+                    return replace(answer, value=spoilt) if part == "value" else replace(answer, gradient=spoilt)
+
+                yield _called(name, part), part, make
+
+
+def _called(name: str, part: str) -> str:
+    return f"{part} replaced by {name}" if name in ("zeros", "a constant") else f"{name} {part}"
 
 
 @np.errstate(all="ignore")
 def changes_result(twin: Twin, case: Case, option: str) -> bool:
     """Return whether the reference's answer changes when an option is set to its default."""
-    with_it, without = Truth(twin, case, np.float64), Truth(twin, case.having(**{option: None}), np.float64)
+    with_it, without = (truth_of(twin, each, np.float64) for each in (case, case.having(**{option: None})))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

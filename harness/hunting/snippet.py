@@ -9,10 +9,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from twinloss.harness.judging.trial import Trial
+from twinloss.harness.judging.truth import Truth
 from twinloss.harness.judging.verdict import gradient_bounds, value_bounds
 from twinloss.harness.model import device
-from twinloss.harness.model.operand import LAYOUTS, Array, Elementwise, Operand
+from twinloss.harness.model.operand import LAYOUTS, Array, Elementwise, Operand, label
 from twinloss.harness.model.twin import Case, Twin
+
+# Arguments with at most this many numbers are printed in full in a line.
+FEW = 12
 
 # Arrays with more numbers are compressed.
 LONGEST = 4000
@@ -93,6 +97,30 @@ print(trial.message or "nothing is wrong")
 sys.exit(trial.kind is not None)
 '''
 
+REPLAYED = '''"""{title}."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+from twinloss.harness import replay
+{source}
+
+nan, inf = float("nan"), float("inf")
+
+# The exact numbers.
+{numbers}
+
+trial = replay(
+    PAIR,
+    {{{operands}}},
+    {options!r},
+    dtype={dtype!r},
+    cotangent={cotangent},
+    law={law!r},
+)
+sys.exit(trial.kind is not None)
+'''
 
 PARTS = {
     "value": '    ("value", fast, slow, value_bound),',
@@ -103,6 +131,8 @@ PARTS = {
 @np.errstate(all="ignore")
 def snippet(twin: Twin, trial: Trial) -> str:
     """Return a script: a plain comparison if that shows the failure, otherwise one that uses the harness."""
+    if twin.pair is not None:
+        return _replayed(twin, trial)
     if trial.kind in ("value", "gradient", "error", "reference"):
         return _compared(twin, trial)
     return _examined(twin, trial)
@@ -168,7 +198,7 @@ def _title(twin: Twin, trial: Trial) -> str:
 def _bounds(trial: Trial) -> tuple[str, str]:
     """Return the bounds as literals; that of the gradient has an entry for each block."""
     truth = trial.truth
-    if truth is None:
+    if not isinstance(truth, Truth):
         return "0.0", "0.0"
     value = value_bounds(truth, np.full(truth.value.shape, np.inf))
     gradient = gradient_bounds(truth, np.full(truth.gradient.shape[:2], np.inf))
@@ -223,6 +253,43 @@ def _examined(twin: Twin, trial: Trial) -> str:
         traits=dict(case.traits),
         law=case.law.name if case.law else None,
     )
+
+
+def _replayed(twin: Twin, trial: Trial) -> str:
+    case = trial.case
+    given = {name: [name, repr(o.dtype)] for name, o in case.operands.items()}
+    for name, operand in case.operands.items():
+        given[name] += [repr(operand.layout)] if operand.layout != "contiguous" else []
+    return REPLAYED.format(
+        title=_title(twin, trial),
+        source=twin.source,
+        numbers=_numbers(case),
+        operands=", ".join(f"{name!r}: ({', '.join(parts)})" for name, parts in given.items()),
+        options=dict(case.options),
+        dtype=case.dtype,
+        cotangent=tuple(float(w) for w in case.cotangent) if case.cotangent else None,
+        law=case.law.name if case.law else None,
+    )
+
+
+def in_a_line(trial: Trial) -> str:
+    """Return a case and both answers in one line."""
+    case = trial.case
+    parts = [
+        f"{name} ({o.dtype}) "
+        + (f"{np.round(o.values, 3).tolist()}" if o.values.size <= FEW else f"of {o.values.shape}")
+        for name, o in case.operands.items()
+    ]
+    parts += [f"{name}={label(value)}" for name, value in case.options.items()]
+    if trial.answer is None or trial.truth is None:
+        return ", ".join(parts)
+    part = "value" if trial.kind == "value" else "gradient"
+    got, want = (np.asarray(getattr(each, part), np.float64) for each in (trial.answer, trial.truth))
+    if got.shape != want.shape:
+        return f"{', '.join(parts)}: {part} of shape {got.shape}, by the paper {want.shape}"
+    got, want = got.ravel(), want.ravel()
+    at = int(np.argmax(np.where(got == want, 0, np.nan_to_num(np.abs(got - want), nan=np.inf))))
+    return f"{', '.join(parts)}: {part} {got[at]:.6g}, by the paper {want[at]:.6g}" if got.size and want.size else ""
 
 
 def shortened(snippet: str, longest: int = 400) -> str:

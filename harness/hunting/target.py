@@ -19,10 +19,10 @@ import torch
 
 from twinloss.harness.drawing.input_kinds import HARD
 from twinloss.harness.hunting.loading import TargetError, load
-from twinloss.harness.judging.answers import fast_options, widened
+from twinloss.harness.judging.answers import fast_options
 from twinloss.harness.losses.catalogue import find
 from twinloss.harness.losses.module_laws import ROUNDED_ONCE
-from twinloss.harness.model.operand import PerCase
+from twinloss.harness.model.operand import PerCase, widened
 from twinloss.harness.model.twin import Ground, Twin, UnsupportedError
 
 # Converts our value of an option, given its name, to the target's value.
@@ -66,6 +66,10 @@ class Wiring:
     def theirs(self, name: str) -> str:
         """Return the target's name for our `name`."""
         return self.names.get(name, name)
+
+    def twin(self) -> Twin:
+        """Return the twin of the target."""
+        return as_twin(self)
 
 
 def as_twin(wiring: Wiring) -> Twin:

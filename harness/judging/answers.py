@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from twinloss.harness.judging.pair_call import ask_pair
 from twinloss.harness.model.answer import Answer
-from twinloss.harness.model.operand import Array, Elementwise, function
+from twinloss.harness.model.operand import Array, Elementwise, function, widened
 from twinloss.harness.model.twin import Case, Twin
 
 # Beginnings of warnings that losses give by design for some of the drawn inputs.
@@ -40,13 +41,6 @@ def fast_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: function(value.torch) if isinstance(value, Elementwise) else value for name, value in options.items()}
 
 
-def widened(tensor: torch.Tensor) -> Array:
-    """Convert a tensor to an array; half precision becomes float32, as NumPy has no bfloat16."""
-    half = tensor.dtype in (torch.float16, torch.bfloat16)
-    made: Array = (tensor.float() if half else tensor).detach().cpu().numpy()
-    return made
-
-
 def ask_slope(twin: Twin, case: Case, name: str) -> Array | None:
     """Return the fast twin's gradient with respect to another argument than the input, or None if it has none."""
     with expected_warnings_silent():
@@ -65,6 +59,8 @@ def ask_fast(twin: Twin, case: Case) -> Answer:
     Raises:
         TypeError: if the value is not a tensor, has no gradient, or value or gradient has a wrong dtype.
     """
+    if twin.pair is not None:
+        return ask_pair(twin, case)
     with expected_warnings_silent():
         x, *rest = (operand.tensor() for operand in case.operands.values())
         value = twin.fast(**fast_options(case.options))(x.requires_grad_(), *rest)

@@ -124,6 +124,8 @@ class Finding:
         error: the worst error.
         bound: its bound.
         where: the index of the element or block.
+        of: the output or input of a pair, or what is wrong with it.
+        basis: what the bound of a pair rests on, in words.
     """
 
     part: str
@@ -132,6 +134,8 @@ class Finding:
     error: float = 0.0
     bound: float = 0.0
     where: tuple[int, ...] = ()
+    of: str = ""
+    basis: str = ""
 
     @property
     def bits(self) -> float:

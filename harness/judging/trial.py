@@ -10,8 +10,9 @@ import numpy as np
 from twinloss.harness.judging import finite_differences, law_check
 from twinloss.harness.judging.answers import ask_fast
 from twinloss.harness.judging.judgement import C, Finding, Precision
+from twinloss.harness.judging.pair_truth import PairTruth
 from twinloss.harness.judging.truth import Truth
-from twinloss.harness.judging.verdict import judge
+from twinloss.harness.judging.verdict import judge, truth_of
 from twinloss.harness.model.answer import Answer
 from twinloss.harness.model.twin import Case, Twin, UnsupportedError
 
@@ -37,15 +38,15 @@ class Trial:
     kind: str | None = None
     message: str = ""
     findings: tuple[Finding, ...] = ()
-    truth: Truth | None = field(default=None, repr=False)
+    truth: Truth | PairTruth | None = field(default=None, repr=False)
     answer: Answer | None = field(default=None, repr=False)
     beyond: bool = False
 
 
 @np.errstate(all="ignore")  # the judge itself looks for NaN and infinity
-def examine(twin: Twin, case: Case, truth: Truth | None = None) -> Trial:
+def examine(twin: Twin, case: Case, truth: Truth | PairTruth | None = None) -> Trial:
     """Run both twins on a case and judge the result; `truth` saves the reference's work if it is known."""
-    truth = truth or Truth(twin, case)
+    truth = truth or truth_of(twin, case)
     try:
         answer = ask_fast(twin, case)
     except Exception as error:
@@ -107,22 +108,29 @@ def outside_its_bounds(twin: Twin, trial: Trial) -> str | None:
 
 def describe(finding: Finding) -> str:
     """Describe a finding in a sentence."""
+    if np.isinf(finding.ratio) and finding.of:
+        place = f" at {finding.where}" if finding.where else ""
+        return f"{finding.part} {finding.of}{place}: it, or the places of NaN and infinity, differ from the reference"
     if np.isinf(finding.ratio):
         return f"{finding.part}: the shape, or the places of NaN and infinity, differ from the reference"
     place = f" at {finding.where}" if finding.where else ""
-    if finding.part == "gradient":
+    if finding.part == "gradient" and not finding.of:
         place = " in item {}, channel {}".format(*finding.where)
+    part = f"{finding.part} {finding.of}".rstrip()
     return (
-        f"{finding.part}: off by {finding.error:.3g}{place}, {finding.ratio:.3g} times the bound of "
+        f"{part}: off by {finding.error:.3g}{place}, {finding.ratio:.3g} times the bound of "
         f"{finding.bound:.3g} ({finding.bits:.1f} bits)"
     )
 
 
-def _second_opinions(twin: Twin, case: Case, truth: Truth, answer: Answer) -> tuple[str | None, str]:
+def _second_opinions(twin: Twin, case: Case, truth: Truth | PairTruth, answer: Answer) -> tuple[str | None, str]:
     if case.law is not None and case.law.applies(case):
         broken = law_check.breach(case.law, twin, case)
         if broken:
             return "law", broken
+    if isinstance(truth, PairTruth):
+        contradicted = truth.contradiction()
+        return ("differences", contradicted) if contradicted else (None, "")
     if finite_differences.applies(truth):
         contradicted = finite_differences.complaint(truth, answer)
         if contradicted:

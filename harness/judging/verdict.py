@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from twinloss.harness.judging.judgement import AT_ONCE, Finding, blocks, bound, distance, finding, grade, unlike
+from twinloss.harness.judging.pair_truth import PairTruth
 from twinloss.harness.judging.truth import Truth
 from twinloss.harness.model.answer import Answer
 from twinloss.harness.model.operand import Array
+from twinloss.harness.model.twin import Case, Twin
 
 
-def judge(truth: Truth, answer: Answer) -> tuple[Finding, ...]:
+def truth_of(twin: Twin, case: Case, real: type[np.floating[Any]] | None = None) -> Truth | PairTruth:
+    """Return the reference's results for a case."""
+    if twin.pair is not None:
+        return PairTruth(twin, case, real)
+    return Truth(twin, case, real or np.longdouble)
+
+
+def judge(truth: Truth | PairTruth, answer: Answer) -> tuple[Finding, ...]:
     """Judge the value and, if the twin is `differentiable`, the gradient."""
+    if isinstance(truth, PairTruth):
+        found = truth.judge_value(answer)
+        decided = found.verdict == "fail" or not truth.twin.differentiable
+        return (found,) if decided else (found, truth.judge_gradient(answer))
     value = judge_value(truth, answer.value)
     return (value, judge_gradient(truth, answer.gradient)) if truth.twin.differentiable else (value,)
 

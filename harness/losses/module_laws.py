@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from twinloss.harness.judging.answers import ask_fast, fast_options, widened
+from twinloss.harness.judging.answers import ask_fast, fast_options
 from twinloss.harness.judging.judgement import Precision
-from twinloss.harness.model.operand import HALVES, Array, Elementwise
+from twinloss.harness.model.operand import HALVES, Array, Elementwise, widened
 from twinloss.harness.model.twin import Case, Claim, Law, Twin
 
 # The number of roundoffs of the largest number by which two float32 computations may differ. They sum in a different

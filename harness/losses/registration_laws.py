@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from twinloss.harness.drawing.input_kinds import rounded
-from twinloss.harness.judging.answers import ask_fast, fast_options, widened
+from twinloss.harness.judging.answers import ask_fast, fast_options
 from twinloss.harness.judging.law_check import both
 from twinloss.harness.losses.general_laws import BOUNDED, FLIPS, MEAN, NO_ORDER, NONE_MEAN, NONE_SUM, needing, spatial
-from twinloss.harness.model.operand import Array
+from twinloss.harness.model.operand import Array, widened
 from twinloss.harness.model.twin import Case, Claim, Law, Twin
 
 

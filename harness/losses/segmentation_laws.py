@@ -17,7 +17,7 @@ from twinloss.harness.drawing.segmentation_options import (
     PER_CLASS,
     has_labels,
 )
-from twinloss.harness.judging.answers import ask_fast, widened
+from twinloss.harness.judging.answers import ask_fast
 from twinloss.harness.judging.law_check import both
 from twinloss.harness.losses.general_laws import (
     BOUNDED,
@@ -30,7 +30,7 @@ from twinloss.harness.losses.general_laws import (
     needing,
     spatial,
 )
-from twinloss.harness.model.operand import Array
+from twinloss.harness.model.operand import Array, widened
 from twinloss.harness.model.twin import Case, Claim, Law, Twin
 from twinloss.reference.steps.segmentation import SegmentationOptions, class_target, kept_voxels
 

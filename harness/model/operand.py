@@ -29,6 +29,13 @@ LAYOUTS = {
     "channels_last_3d": "x.contiguous(memory_format=torch.channels_last_3d)",
 }
 
+# Further layouts for the arrays of a pair, which may have any rank.
+PAIR_LAYOUTS = {
+    **LAYOUTS,
+    "offset": "torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape)",
+    "stepped": "x.repeat_interleave(2, 0)[::2]",
+}
+
 
 @cache
 def function(source: str, names: str = "x") -> Callable[..., Any]:
@@ -84,13 +91,20 @@ class Operand:
     def tensor(self) -> torch.Tensor:
         """Return the values as a new tensor on the device under test."""
         made = torch.tensor(self.values, device=device.current()).to(getattr(torch, self.dtype))
-        laid: torch.Tensor = function(LAYOUTS[self.layout])(made)
+        laid: torch.Tensor = function(PAIR_LAYOUTS[self.layout])(made)
         return laid
 
     def lifted(self, real: type[np.floating[Any]]) -> Array:
         """Return the values for the reference, in dtype `real`; integers and booleans keep their dtype."""
         whole = self.values.dtype.kind in "iub"
         return self.values if whole else self.values.astype(real, copy=False)
+
+
+def widened(tensor: torch.Tensor) -> Array:
+    """Convert a tensor to an array; half precision becomes float32, as NumPy has no bfloat16."""
+    half = tensor.dtype in (torch.float16, torch.bfloat16)
+    made: Array = (tensor.float() if half else tensor).detach().cpu().numpy()
+    return made
 
 
 def label(value: Any) -> str:

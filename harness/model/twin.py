@@ -12,6 +12,7 @@ import torch
 
 from twinloss.harness.model.benchmark_spec import BenchmarkSpec
 from twinloss.harness.model.operand import DTYPES, Array, Operand
+from twinloss.harness.model.pair import Pair
 from twinloss.harness.model.real_case import RealCase
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Case:
         traits: how the case was made, for the coverage report: names of options and kinds, and their values as text.
         law: the law that is checked on this case.
         judged_as: the dtype whose roundoff sets the tolerance, if it is not the dtype under test.
+        tested: the dtype under test, if it is not that of the first argument. All arguments of a pair that have this
+            dtype are under test.
     """
 
     operands: Mapping[str, Operand]
@@ -62,6 +65,7 @@ class Case:
     traits: Mapping[str, str] = field(default_factory=dict)
     law: Law | None = None
     judged_as: str | None = None
+    tested: str | None = None
 
     def weights(self, shape: tuple[int, ...]) -> Array:
         """Return the upstream gradient for a loss of this shape."""
@@ -75,7 +79,7 @@ class Case:
     @property
     def dtype(self) -> str:
         """The dtype under test."""
-        return self.input.dtype
+        return self.tested or self.input.dtype
 
     @property
     def tolerance(self) -> str:
@@ -84,8 +88,13 @@ class Case:
 
     def in_double(self) -> Case:
         """Return the case in float64, with the tolerance of its dtype but at least that of float32."""
-        name = next(iter(self.operands))
         judged_as = "float32" if self.dtype == "float64" else self.dtype
+        if self.tested:
+            under_test = {
+                k: replace(o, dtype="float64") if o.dtype == self.tested else o for k, o in self.operands.items()
+            }
+            return replace(self, operands=under_test, judged_as=judged_as, tested="float64")
+        name = next(iter(self.operands))
         return replace(self.with_operand(name, replace(self.input, dtype="float64")), judged_as=judged_as)
 
     def having(self, **options: Any) -> Case:
@@ -178,6 +187,7 @@ class Twin:
         results: the dtypes that the value of a case may have; the gradient always has the dtype of the input.
         infinite: whether to draw infinite logits, whose meaning differs between libraries.
         slopes: the names of the further arguments of a case for which the fast twin has a gradient.
+        pair: the user's pair that this record was made from, or None; see `hunting.pairs`.
         origin: the data from which another process makes a twin that is not in the catalogue; see `hunting.parallel`.
         source: the statements that make the twin and bind the name of `fast`, if it is not in the catalogue.
         laws: relations that must hold between answers of the fast twin.
@@ -210,6 +220,7 @@ class Twin:
     results: Callable[[Case], tuple[str, ...]] = lambda case: (case.dtype,)
     infinite: bool = True
     slopes: Callable[[Twin, Case], tuple[str, ...]] = lambda twin, case: ()
+    pair: Pair | None = None
     source: str = ""
     origin: Any = None
     laws: tuple[Law, ...] = ()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from twinloss.harness.judging.answers import widened
+from twinloss.harness.model.operand import widened
 from twinloss.harness.reliability.everyday import Everyday, everyday
 from twinloss.harness.reliability.numerics import REGISTRATION
 from twinloss.harness.reliability.registry import Row, line

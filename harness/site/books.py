@@ -85,6 +85,11 @@ def load(folder: Path | None) -> list[Book]:
     return [_book(name, folder / f"{name}.md" if folder else None) for name in names]
 
 
+def tutorial() -> Book:
+    """Return the tutorial for a user's own pair of functions; its page is pairs.html."""
+    return _book("pairs", Path(__file__).parents[1] / "PAIRS.md")
+
+
 def copy_others(folder: Path | None, out: Path) -> None:
     """Copy the images and other files that the reports refer to."""
     if folder:

@@ -96,6 +96,8 @@ def build(plan: SitePlan, tick: Callable[[str, int], None] = lambda what, done: 
     _evidence(site)
     tick("API reference", 1)
     _api(site)
+    tutorial = books.tutorial()
+    site.page("pairs.html", "book.html", tutorial.title, "page", book=tutorial)
     site.page("index.html", "index.html", "Overview", "page")
     site.write_index()
     return plan.out / "index.html"
