@@ -16,6 +16,9 @@ Kernels = TypeVar("Kernels")
 
 HALVES = (torch.float16, torch.bfloat16)
 
+# The device of kernels in operators of torch.
+_ANY = "any"
+
 _forced: Backend | None = None
 
 
@@ -31,6 +34,10 @@ class Statistic(Generic[Kernels]):
         self._dtypes: dict[str, tuple[torch.dtype, ...]] = {}
         self._load: dict[str, Callable[[], Kernels]] = {}
         self._loaded: dict[str, Kernels] = {}
+
+    def fall_back(self, load: Callable[[], Kernels]) -> None:
+        """Let kernels in operators of torch compute the statistic on all devices that have no others."""
+        self._load[_ANY] = load
 
     def register(self, device: str, dtypes: tuple[torch.dtype, ...], load: Callable[[], Kernels]) -> None:
         """Let kernels compute the statistic on a type of device.
@@ -52,9 +59,13 @@ class Statistic(Generic[Kernels]):
         """Return whether there are kernels for the device and the dtype of a tensor."""
         return x.dtype in self._dtypes.get(x.device.type, ())
 
+    def has_kernels(self, x: Tensor) -> bool:
+        """Return whether there are kernels for a tensor, compiled or in operators of torch."""
+        return _ANY in self._load or (_forced != "plain" and self.serves(x))
+
     def kernels(self, x: Tensor) -> Kernels:
-        """Return the kernels for the device of a tensor."""
-        device = x.device.type
+        """Return the kernels for the device and the dtype of a tensor."""
+        device = x.device.type if _forced != "plain" and self.serves(x) else _ANY
         found = self._loaded.get(device)
         if found is None:
             found = self._loaded[device] = self._load[device]()
@@ -62,10 +73,10 @@ class Statistic(Generic[Kernels]):
 
 
 def choose(statistic: Statistic[Kernels], x: Tensor, *constants: Tensor | None) -> Backend:
-    """Choose the kernels where they serve `x`, or plain torch, as where a constant asks for a gradient."""
-    if _forced is not None:
+    """Choose kernels, or the plain form if all derivatives are needed, or that in a constant."""
+    if _forced == "kernel":
         return _forced
-    if observed() or not statistic.serves(x):
+    if observed() or not statistic.has_kernels(x):
         return "plain"
     for constant in constants:  # a generator would take twice as long
         if constant is not None and constant.requires_grad:
@@ -75,13 +86,35 @@ def choose(statistic: Statistic[Kernels], x: Tensor, *constants: Tensor | None) 
 
 @contextmanager
 def forced(backend: Backend) -> Iterator[None]:
-    """Compute every statistic within the block with `backend`, in all threads. For tests and benchmarks."""
+    """Compute every statistic within the block with compiled kernels, or without any ("plain"), in all threads.
+
+    For tests and benchmarks.
+    """
     global _forced
     before, _forced = _forced, backend
     try:
         yield
     finally:
         _forced = before
+
+
+_watched = False
+
+
+def is_watched() -> bool:
+    """Return whether a dispatch mode only watches the operators of torch, see `watched`."""
+    return _watched
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Let the losses compute as without a dispatch mode within the block, so that a mode sees their inner operators."""
+    global _watched
+    before, _watched = _watched, True
+    try:
+        yield
+    finally:
+        _watched = before
 
 
 def widened(x: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def operator(name: str, schema: str | None = None) -> Callable[[Callable[..., An
 
 def is_traced(arguments: Sequence[Any]) -> bool:
     """Return whether a compiler, a dispatch mode such as that of fake tensors, or a tensor subclass must see a call."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+    if torch.compiler.is_compiling() or (torch._C._len_torch_dispatch_stack() > 0 and not dispatch.is_watched()):
         return True
     for each in arguments:  # a generator would take twice as long
         if isinstance(each, Tensor) and type(each) not in PLAIN_TENSORS:

@@ -30,6 +30,7 @@ from twinloss.fast.kernels.contract import (
     Terms,
     VoxelInputs,
 )
+from twinloss.fast.runtime.constants import accumulator, constant
 from twinloss.fast.runtime.torch_operator import Computation, InputsAndValue, apply, on_arrays, one_node, save
 
 
@@ -216,4 +217,4 @@ def reduced_fraction(tensors: tuple[Tensor, Tensor, Tensor | None], asked: Fract
 
 def distance_matrix(distances: Distances | None, like: Tensor) -> Tensor | None:
     """Return distances between classes as a tensor on the device of `like`."""
-    return None if distances is None else torch.tensor(distances, dtype=torch.float64, device=like.device)
+    return None if distances is None else constant(distances, accumulator(like.device), like.device)
