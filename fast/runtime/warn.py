@@ -14,7 +14,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.nn import Module
 
-
 # Folders whose code is not the user's.
 _OURS = tuple(str(folder) + os.sep for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
 

@@ -8,14 +8,23 @@ subtracted first, so that the first term is 0 where the second could cancel it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from twinloss.fast.engine.segmentation.fraction import (
+    Weights,
+    distance_matrix,
+    parts_of,
+    slopes_of_parts,
+    volumes,
+)
 from twinloss.fast.engine.segmentation.labels import comparable, flat, ignored
 from twinloss.fast.kernels.contract import (
     DISTANCE,
@@ -31,12 +40,13 @@ from twinloss.fast.kernels.contract import (
     FractionPlan,
     InvalidVoxelsError,
     Plan,
+    Terms,
     UpstreamSlopes,
     VoxelInputs,
 )
 from twinloss.fast.runtime.checks import is_readable
 from twinloss.fast.runtime.constants import accumulator, classes, constant
-from twinloss.fast.runtime.dispatch import full_precision, widened
+from twinloss.fast.runtime.dispatch import widened
 
 
 class _Slopes(NamedTuple):
@@ -86,87 +96,47 @@ def gradient(upstream: Tensor, inputs: VoxelInputs, plan: Plan, kept: object) ->
 
 @dataclass
 class _KeptForLoss:
-    """The overlap + ν, the errors + δ - ν, and the denominator, (3, B or 1, C' or 1), and the weights of classes."""
+    """The parts of the fraction, see `parts_of`, and the weights of classes."""
 
     parts: Tensor
-    weights: tuple[Tensor, ...]
+    weights: Weights
 
 
 def loss(inputs: VoxelInputs, asked: FractionPlan, ahead: bool) -> tuple[Tensor, _KeptForLoss]:
     """Return a scalar loss, see `VoxelKernels.loss`."""
-    terms, device = asked.terms, inputs.x.device
-    made = _sums(_with_matrix(inputs, asked), asked.plan)[:, :, terms.first :]
-    if terms.batch:
-        made = made.sum(1, keepdim=True)
-    weights = tuple(asked.weigh(made[VOLUME]))
-    factors, offsets = _constants(asked, made.dtype, device)[:2]
-    with full_precision(made):
-        parts = (factors @ made.flatten(1)).unflatten(1, made.shape[1:])
-    if weights:
-        by_part = weights[0] if len(weights) == 1 else torch.stack(weights)
-        parts = (parts * by_part).sum(2, keepdim=True)
-    parts = torch.cat([parts, parts.sum(0, keepdim=True)]) + offsets
-    by_class = parts[1] / parts[2]
-    total = by_class.mean() if asked.mean else by_class.sum()
-    return total.to(asked.dtype), _KeptForLoss(parts, weights)
+    weighed = len(asked.weigh(np.ones((1, 1)))) > 0
+    made = _sums(_with_matrix(inputs, asked), asked.plan, weighed)
+    weights = tuple(asked.weigh(volumes(made[VOLUME], asked.terms)))
+    kept = _KeptForLoss(parts_of(made, (*weights, None, None)[:2], asked.terms), (*weights, None, None)[:2])
+    by_class = kept.parts[1] / kept.parts[2]
+    return (by_class.mean() if asked.mean else by_class.sum()).to(asked.dtype), kept
 
 
 def loss_gradient(upstream: Tensor, inputs: VoxelInputs, asked: FractionPlan, kept: _KeptForLoss | None) -> Tensor:
     """Return the gradient of such a loss, times the upstream gradient."""
     if kept is None:
         _, kept = loss(inputs, asked, ahead=False)
-    (overlap_and_errors, denominator), terms = kept.parts.split([2, 1]), asked.terms
-    if kept.weights:
-        # The slope of the errors is proportional to the overlap, and that of the overlap to the errors.
-        by_part = kept.weights[0] if len(kept.weights) == 1 else torch.stack(kept.weights[::-1])
-        overlap_and_errors = overlap_and_errors * by_part
-    count = kept.parts[0].numel() if asked.mean else 1
+    terms, denominator = asked.terms, kept.parts[2]
     by_denominator = upstream.to(denominator.dtype) / denominator
-    scaled = overlap_and_errors / denominator * (by_denominator if count == 1 else by_denominator / count)
-    mixed = _constants(asked, scaled.dtype, scaled.device)[2]
-    with full_precision(scaled):
-        rows = (mixed @ scaled.flatten(1)).unflatten(1, scaled.shape[1:])
+    mixing = _mixing(terms, denominator.numel() if asked.mean else 1)
+    rows = slopes_of_parts(by_denominator, kept.parts, kept.weights, mixing)
     rows = functional.pad(rows.to(widened(inputs.x[:0]).dtype), (terms.first, 0)).unsqueeze(-1)
     slopes = _Slopes(distance=rows[0]) if asked.distances else _Slopes(*rows.unbind())
     return _gradient(slopes, _with_matrix(inputs, asked), asked.plan)
 
 
 def _with_matrix(inputs: VoxelInputs, asked: FractionPlan) -> VoxelInputs:
-    if asked.distances is None:
-        return inputs
-    return inputs._replace(matrix=constant(asked.distances, accumulator(inputs.x.device), inputs.x.device))
+    return inputs._replace(matrix=distance_matrix(asked.distances, inputs.x))
 
 
-def _constants(asked: FractionPlan, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the factors of overlap and errors, (2, ROWS), what is added to the parts, and how slopes mix the parts."""
-    terms = asked.terms
-    smooth = terms.smooth_nr, terms.smooth_dr
-    return _constants_of(terms.overlap, terms.errors, smooth, terms.complementary, dtype, device)
-
-
-@lru_cache(maxsize=256)
-def _constants_of(
-    overlap: tuple[tuple[int, float], ...],
-    errors: tuple[tuple[int, float], ...],
-    smooth: tuple[float, float],
-    complementary: bool,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[Tensor, Tensor, Tensor]:
-    factors, (nu, delta) = [dict(overlap), dict(errors)], smooth
-    # With the overlap A + ν, the errors B + δ - ν and the denominator M, the slopes are -(B + δ - ν)/M² in the overlap
-    # and (A + ν)/M² in the errors.
-    if DISTANCE in factors[1]:
-        mixed = [[factors[1][DISTANCE], factors[0][NEARNESS]]]
-    else:
-        a, b, c = factors[0][TP], factors[1][FP], factors[1][FN]
-        mixed = [[-c if complementary else -2 * c, -a], [b, 0.0], [c, 0.0], [0.0, -a]]
-    by_row = tuple(tuple(each.get(row, 0.0) for row in range(len(ROWS))) for each in factors)
-    return (
-        constant(by_row, dtype, device),
-        constant((((nu,),), ((delta - nu,),), ((delta,),)), dtype, device),
-        constant(tuple(map(tuple, mixed)), dtype, device),
-    )
+@cache
+def _mixing(terms: Terms, count: int) -> tuple[tuple[float, float], ...]:
+    """Return how the first fields of `_Slopes`, divided by a count, mix the parts of a fraction."""
+    overlap, errors = dict(terms.overlap), dict(terms.errors)
+    if DISTANCE in errors:
+        return ((errors[DISTANCE] / count, overlap[NEARNESS] / count),)
+    a, b, c = overlap[TP] / count, errors[FP] / count, errors[FN] / count
+    return (-c if terms.complementary else -2 * c, -a), (b, 0.0), (c, 0.0), (0.0, -a)
 
 
 # --- the voxels -------------------------------------------------------------------------------------------------------
@@ -177,141 +147,182 @@ class _Voxels:
     """The voxels of a call, flattened.
 
     Attributes:
-        x: (B, C, N), float32 or float64, with 0 in excluded voxels.
-        own: for labels, whether a class is that of the label, (B, C, N); nowhere in ignored voxels. Else None.
-        target: dense target in the dtype of x, (B, C, N), with 0 in excluded voxels; or labels.
+        x: (B, C, N), float32 or float64, with 0 in excluded voxels, unless for a gradient.
+        target: labels, (B, 1, N); or a dense target in the dtype of x, (B, C, N), with 0 in excluded voxels.
+        labels: whether the target holds labels.
         weight: of the voxels, (B or 1, 1, N), or None if all are 1.
         soft: whether the weight may be neither 0 nor 1.
-        ignored: the ignored voxels, (B, 1, N), or None.
+        excluded: the voxels of weight 0, (B or 1, 1, N), or None.
+        ignored: the voxels that `ignore_index` excludes, (B, 1, N), or None.
     """
 
     x: Tensor
-    own: Tensor | None
     target: Tensor
+    labels: bool
     weight: Tensor | None
     soft: bool
+    excluded: Tensor | None
     ignored: Tensor | None
+
+    def own(self) -> Tensor:
+        """Return whether a class is that of the label, (B, C, N); it is not in ignored voxels."""
+        return _one_hot(self.target, self.x.shape[1], self.ignored)
 
     def index(self) -> Tensor:
         """Return the labels as an index of the classes, whatever they hold."""
         return self.target.to(torch.int64).clamp(0, self.x.shape[1] - 1)
-
-    def by_class(self, values: Tensor | None) -> Tensor:
-        """Return values of the voxels, (B, 1, N), summed by the class of the label; None stands for 1."""
-        assert self.own is not None
-        return (self.own if values is None else torch.where(self.own, values, 0)).sum(-1)
 
     def weighed(self, values: Tensor) -> Tensor:
         """Multiply values, which the caller owns, by the weight."""
         return values if self.weight is None else values.mul_(self.weight)
 
 
-def _voxels(inputs: VoxelInputs, plan: Plan) -> _Voxels:
+def _voxels(inputs: VoxelInputs, plan: Plan, for_gradient: bool = False) -> _Voxels:
+    """Return the voxels of a call.
+
+    In a gradient, what an excluded voxel holds matters to this voxel alone, whose gradient is then set to 0. So with
+    `for_gradient`, it keeps its numbers, and has no weight unless others may be neither 0 nor 1.
+    """
     x, target = widened(flat(inputs.x)), flat(inputs.target)
     out = None if plan.ignore_index is None else ignored(target, plan.labels, plan.ignore_index)
-    weight, soft = None, False
+    excluded, weight, soft = out, None, False
     if inputs.mask is not None:
         mask = flat(inputs.mask)
         weight, soft = mask.to(x.dtype), mask.is_floating_point()
     if out is not None:
-        weight = (~out).to(x.dtype) if weight is None else torch.where(out, 0, weight)
-    if weight is not None:
-        x = torch.where(weight == 0, 0, x)
-    if plan.labels:
-        own = comparable(target) == classes(x.shape[1], x.device)
-        return _Voxels(x, own if out is None else own.logical_and_(~out), target, weight, soft, out)
-    target = target.to(x.dtype)
-    return _Voxels(x, None, target if weight is None else torch.where(weight == 0, 0, target), weight, soft, out)
+        weight = (~out).to(x.dtype) if weight is None else _without(out, weight)
+    if inputs.mask is not None:
+        excluded = weight == 0
+    if for_gradient:
+        weight = weight if soft else None
+    elif excluded is not None:
+        x = _without(excluded, x)
+    # Without an activation, a prediction may lie outside [0, 1], or equal the target.
+    labels = plan.labels and not (plan.activation == "identity" and plan.overlap != "product")
+    if not labels:
+        dense = (_one_hot(target, x.shape[1], out) if plan.labels else target).to(x.dtype)
+        target = dense if excluded is None or for_gradient else _without(excluded, dense)
+    return _Voxels(x, target, labels, weight, soft, excluded, out)
 
 
-def _validated(stack: Tensor, inputs: VoxelInputs, voxels: _Voxels, labelled: Tensor | None) -> Tensor:
+def _one_hot(labels: Tensor, count: int, out: Tensor | None) -> Tensor:
+    made = comparable(labels) == classes(count, labels)
+    return made if out is None else made.logical_and_(~out)
+
+
+def _only(chosen: Tensor, values: Tensor, room: Tensor | None = None) -> Tensor:
+    """Return values, and 0 where they are not chosen, in `room` if it is given.
+
+    A number in place of the constant would be written to the device in each call.
+    """
+    return torch.where(chosen, values, constant(0.0, values), out=room)
+
+
+def _without(excluded: Tensor, values: Tensor) -> Tensor:
+    """Return values, and 0 where they are excluded."""
+    return torch.where(excluded, constant(0.0, values), values)
+
+
+def _sums(inputs: VoxelInputs, plan: Plan, volume: bool = True) -> Tensor:
+    voxels, labelled = _voxels(inputs, plan), None
+    if voxels.labels:
+        own = voxels.own()
+        labelled = own.sum(-1)
+        rows = _sums_of_labels(voxels, own, plan, inputs.matrix)
+        if voxels.soft and volume and voxels.weight is not None:
+            rows[VOLUME] = _by_class(own, voxels.weight)
+    else:
+        rows = _sums_of_dense(voxels, plan)
+        if plan.labels:
+            labelled = _one_hot(flat(inputs.target), voxels.x.shape[1], voxels.ignored).sum(-1)
+    nothing = constant(0.0, voxels.x).expand(voxels.x.shape[:2])
+    stack = torch.stack([rows.get(row, nothing) for row in range(len(ROWS))]).to(accumulator(voxels.x.device))
+    if labelled is not None and not voxels.soft:
+        stack[VOLUME] = labelled
+    return _validated(stack, inputs, voxels.ignored, labelled)
+
+
+def _validated(stack: Tensor, inputs: VoxelInputs, out: Tensor | None, labelled: Tensor | None) -> Tensor:
     """Return the statistics, with NaN if labels or mask are invalid, or raise if numbers can be read.
 
-    Args:
-        stack: the statistics.
-        inputs: the arguments.
-        voxels: the same, flattened.
-        labelled: the number of voxels of each class, (B, C), for labels.
+    Labels are valid if each voxel is ignored or has a class, of which `labelled` has the number of voxels.
     """
-    invalid = None
+    valid = None
     if labelled is not None:
-        total = labelled.sum() if voxels.ignored is None else labelled.sum() + voxels.ignored.sum()
-        invalid = total != len(voxels.x) * voxels.x.shape[2]
+        valid = (labelled.sum() if out is None else labelled.sum() + out.sum()) == inputs.target.numel()
     if inputs.mask is not None and inputs.mask.dtype != torch.bool:
         low, high = flat(inputs.mask).aminmax()
-        outside = (low >= 0).logical_and_(high <= 1).logical_not_()
-        invalid = outside if invalid is None else invalid.logical_or_(outside)
-    if invalid is None:
+        within = torch.logical_and(low >= 0, high <= 1)
+        valid = within if valid is None else valid.logical_and_(within)
+    if valid is None:
         return stack
-    if is_readable(invalid):
-        if invalid:
+    if is_readable(valid):
+        if not valid:
             raise InvalidVoxelsError
         return stack
-    return torch.where(invalid, torch.nan, stack)
-
-
-def _sums(inputs: VoxelInputs, plan: Plan) -> Tensor:
-    voxels = _voxels(inputs, plan)
-    labelled = None if voxels.own is None else voxels.own.sum(-1)
-    rows = _sums_of_dense(voxels, plan) if labelled is None else _sums_of_labels(voxels, plan, inputs.matrix)
-    nothing = voxels.x.new_zeros(voxels.x.shape[:2])
-    stack = torch.stack([rows.get(row, nothing) for row in range(len(ROWS))]).to(accumulator(voxels.x.device))
-    if labelled is not None and voxels.weight is None:
-        stack[VOLUME] = labelled
-    return _validated(stack, inputs, voxels, labelled)
+    return torch.where(valid, stack, constant(math.nan, stack))
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-def _sums_of_labels(voxels: _Voxels, plan: Plan, matrix: Tensor | None) -> dict[int, Tensor]:
-    x, own, weight = voxels.x, voxels.own, voxels.weight
-    assert own is not None
-    rows: dict[int, Tensor] = {}
-    surprisal = None
-    if weight is not None:
-        rows[VOLUME] = voxels.by_class(weight)
-    if plan.activation == "softmax":
-        if plan.surprisal == "none":
-            p = x.softmax(1)
-        else:
-            log_p = x.log_softmax(1)
-            p, surprisal = log_p.exp(), log_p.gather(1, voxels.index()).neg_()
-            if plan.surprisal == "all":
-                rows[MISSES] = voxels.weighed(log_p.neg_()).sum(-1)
-            del log_p
-        if matrix is not None:
-            rows |= _distances(voxels, p, matrix)
-        if matrix is not None and plan.overlap == "none":
-            return rows
-        others = torch.where(own, 0, p)
-        q = others.sum(1, keepdim=True)
-        if surprisal is not None:
-            rows[HITS] = voxels.by_class(voxels.weighed(_focused(_accurate(surprisal, q), q, plan.gamma)))
-        if plan.overlap == "none":
-            return rows
-        p = torch.where(own, p, 0) if p is x else p.mul_(own)
-    else:
-        if plan.surprisal != "none":
-            x_own = x.gather(1, voxels.index())
-            hit = _focused(_softplus(-x_own), (-x_own).sigmoid_(), plan.gamma)
-            rows[HITS] = voxels.by_class(voxels.weighed(hit))
-            lost = _focused(_softplus(x), x.sigmoid(), plan.gamma)
-            rows[MISSES] = voxels.weighed(torch.where(own, 0, lost)).sum(-1)
-        if plan.overlap == "none":
-            return rows
-        p = x.sigmoid() if plan.activation == "sigmoid" else x
-        others, p = torch.where(own, 0, p), torch.where(own, p, 0)
-        q = (-x.gather(1, voxels.index())).sigmoid_() if plan.activation == "sigmoid" else 1 - p.sum(1, keepdim=True)
-    return rows | _overlaps(voxels, plan, p, q, others)
+def _sums_of_labels(voxels: _Voxels, own: Tensor, plan: Plan, matrix: Tensor | None) -> dict[int, Tensor]:
+    """Return sums by class; `own` is `voxels.own()`."""
+    if plan.activation != "softmax":
+        return _sums_of_channels(voxels, own, plan)
+    if plan.surprisal != "none":
+        return _sums_of_surprisal(voxels, own, plan)
+    p = voxels.x.softmax(1)
+    if matrix is not None:
+        return _distances(voxels, own, p, matrix)
+    others = _without(own, p)
+    return _overlaps(voxels, plan, own, p.mul_(own), others.sum(1, keepdim=True), others)
 
 
-def _overlaps(voxels: _Voxels, plan: Plan, p: Tensor, q: Tensor, others: Tensor) -> dict[int, Tensor]:
+def _sums_of_surprisal(voxels: _Voxels, own: Tensor, plan: Plan) -> dict[int, Tensor]:
+    """Return the sums under a softmax, with those of the surprisals."""
+    rows, log_p = dict[int, Tensor](), voxels.x.log_softmax(1)
+    others, log_own = log_p.exp().masked_fill_(own, 0), log_p.gather(1, voxels.index())
+    if plan.surprisal == "all":
+        rows[MISSES] = voxels.weighed(log_p).sum(-1).neg_()
+    q = others.sum(1, keepdim=True)
+    log_own = _accurate(log_own, q)
+    p = log_own.exp() if plan.overlap != "none" else None
+    surprisal = voxels.weighed(log_own if plan.gamma == 0 else log_own.mul_(q**plan.gamma))
+    rows[HITS] = _by_class(own, surprisal, log_p).neg_()
+    if p is None:
+        return rows
+    return rows | _overlaps(voxels, plan, own, _only(own, p, log_p), q, others)
+
+
+def _sums_of_channels(voxels: _Voxels, own: Tensor, plan: Plan) -> dict[int, Tensor]:
+    """Return sums of binary problems, one for each class."""
+    x, rows = voxels.x, dict[int, Tensor]()
+    if plan.surprisal != "none":
+        x_own = x.gather(1, voxels.index())
+        hit = _focused(_softplus(-x_own), (-x_own).sigmoid_(), plan.gamma)
+        lost = _focused(_softplus(x), x.sigmoid(), plan.gamma).masked_fill_(own, 0)
+        rows[MISSES] = voxels.weighed(lost).sum(-1)
+        rows[HITS] = _by_class(own, voxels.weighed(hit), lost)
+        del lost
+    if plan.overlap == "none":
+        return rows
+    if plan.activation == "sigmoid":
+        p = x.sigmoid()
+        q = (-x.gather(1, voxels.index())).sigmoid_()
+        others = _without(own, p)
+        return rows | _overlaps(voxels, plan, own, p.mul_(own), q, others)
+    p = _only(own, x)
+    return rows | _overlaps(voxels, plan, own, p, 1 - p.sum(1, keepdim=True), _without(own, x))
+
+
+def _overlaps(voxels: _Voxels, plan: Plan, own: Tensor, p: Tensor, q: Tensor, others: Tensor) -> dict[int, Tensor]:
     """Return TP, FP and FN.
 
     Args:
         voxels: the voxels.
         plan: the statistics.
+        own: whether a class is that of the label, (B, C, N).
         p: the prediction of the class of the label, and 0 for other classes, (B, C, N); overwritten.
         q: one minus the prediction of the class of the label, (B, 1, N).
         others: the prediction of other classes, (B, C, N); overwritten.
@@ -320,25 +331,30 @@ def _overlaps(voxels: _Voxels, plan: Plan, p: Tensor, q: Tensor, others: Tensor)
     others = voxels.weighed(others)
     fp = (others.square_() if squared else others).sum(-1)
     if weight is None:
-        return {TP: p.sum(-1), FP: fp, FN: voxels.by_class(q.square() if squared else q)}
+        return {TP: p.sum(-1), FP: fp, FN: _by_class(own, q.square() if squared else q, others)}
     p.mul_(weight)
+    if squared and voxels.soft:
+        return {TP: p.mul_(weight).sum(-1), FP: fp, FN: _by_class(own, (weight * q).square_(), others)}
     if plan.overlap == "minimum" or not voxels.soft:
         lack = weight * q
-        return {TP: p.sum(-1), FP: fp, FN: voxels.by_class(lack.square_() if squared else lack)}
-    if squared:
-        return {TP: p.mul_(weight).sum(-1), FP: fp, FN: voxels.by_class((weight * q).square_())}
+        return {TP: p.sum(-1), FP: fp, FN: _by_class(own, lack.square_() if squared else lack, others)}
     all_of_p = p.sum(-1)
     tp = p.mul_(weight).sum(-1)
     # If the weights are 0 and 1, the two sums are the same, so that their difference is 0.
-    fn = voxels.by_class(weight * ((1 - weight) + weight * q))
+    fn = _by_class(own, weight * ((1 - weight) + weight * q), others)
     return {TP: tp, FP: fp + (all_of_p - tp), FN: fn}
 
 
-def _distances(voxels: _Voxels, p: Tensor, matrix: Tensor) -> dict[int, Tensor]:
+def _by_class(own: Tensor, values: Tensor, room: Tensor | None = None) -> Tensor:
+    """Return values of the voxels, (B, 1, N), summed by the class of the label; `room`, (B, C, N), is overwritten."""
+    return _only(own, values, room).sum(-1)
+
+
+def _distances(voxels: _Voxels, own: Tensor, p: Tensor, matrix: Tensor) -> dict[int, Tensor]:
     far = _of_label(matrix.to(p.dtype).expand(len(p), -1, -1), voxels).mul_(p)
     distance = voxels.weighed(far.sum(1, keepdim=True))
-    nearness = voxels.weighed(torch.sub(p, far, out=far).sum(1, keepdim=True))
-    return {DISTANCE: voxels.by_class(distance), NEARNESS: voxels.by_class(nearness)}
+    nearness = voxels.weighed(p.sub_(far).sum(1, keepdim=True))
+    return {DISTANCE: _by_class(own, distance, far), NEARNESS: _by_class(own, nearness, far)}
 
 
 def _of_own(by_class: Tensor, index: Tensor) -> Tensor:
@@ -358,9 +374,9 @@ def _softplus(x: Tensor) -> Tensor:
     return functional.softplus(x, threshold=50)  # beyond, the result is x to all digits
 
 
-def _accurate(surprisal: Tensor, q: Tensor) -> Tensor:
-    """Return a surprisal -log p, given q = 1 - p, which keeps the digits of a small surprisal."""
-    return torch.where(q < 0.5, (-q).log1p_().neg_(), surprisal)
+def _accurate(log_p: Tensor, q: Tensor) -> Tensor:
+    """Return log p, given q = 1 - p, which keeps the digits of a small logarithm."""
+    return torch.where(q < 0.5, (-q).log1p_(), log_p)
 
 
 def _focused(surprisal: Tensor, q: Tensor, gamma: float) -> Tensor:
@@ -381,83 +397,86 @@ def _slope_of_focused(surprisal: Tensor, q: Tensor, gamma: float) -> Tensor:
 
 
 def _gradient(slopes: _Slopes, inputs: VoxelInputs, plan: Plan) -> Tensor:
-    voxels = _voxels(inputs, plan)
-    if voxels.own is None:
+    voxels = _voxels(inputs, plan, for_gradient=True)
+    if not voxels.labels:
         made = _gradient_of_dense(slopes, voxels, plan)
     elif plan.activation == "softmax":
         made = _gradient_of_softmax(slopes, voxels, plan, inputs.matrix)
     else:
         made = _gradient_of_channels(slopes, voxels, plan)
+    if voxels.excluded is not None:
+        made.masked_fill_(voxels.excluded, 0)
     return made.reshape(inputs.x.shape).to(inputs.x.dtype)
 
 
-def _in_prediction(slopes: _Slopes, voxels: _Voxels, plan: Plan, p: Tensor) -> Tensor:
+def _in_prediction(slopes: _Slopes, voxels: _Voxels, plan: Plan, own: Tensor, p: Tensor) -> Tensor:
     """Return dL/dp of the overlap for labels, up to a constant for each voxel under a softmax."""
-    own, weight = voxels.own, voxels.weight
-    assert own is not None
     assert slopes.hit is not None
     assert slopes.fp is not None
     assert slopes.fn is not None
+    assert slopes.tp is not None
     if plan.overlap == "squared":
-        made = torch.where(own, 2 * slopes.fn, 2 * slopes.fp).mul_(p).add_(torch.where(own, slopes.hit, 0))
-        made = voxels.weighed(made)
-    elif plan.overlap == "product" and voxels.soft and weight is not None:
-        made = torch.where(own, torch.lerp(slopes.fp, slopes.hit, weight), slopes.fp)
+        softmax = plan.activation == "softmax"
+        q = _without(own, p).sum(1, keepdim=True) if softmax else (-voxels.x).sigmoid_()
+        # The derivative of TP minus that of FN: neither form cancels where it is taken.
+        of_own = torch.where(p > 0.5, slopes.tp - 2 * slopes.fn * q, slopes.hit + 2 * slopes.fn * p)
+        made = voxels.weighed(torch.where(own, of_own, 2 * slopes.fp * p))
+    elif plan.overlap == "product" and voxels.soft and voxels.weight is not None:
+        made = torch.where(own, torch.lerp(slopes.fp, slopes.hit, voxels.weight), slopes.fp)
     else:
         made = torch.where(own, slopes.hit, slopes.fp)
     return voxels.weighed(made)
 
 
-def _through_softmax(in_p: Tensor, p: Tensor, top: Tensor) -> Tensor:
-    """Return p_k (a_k - Σ p_j a_j), given a = dL/dp, which is overwritten, and the most probable class."""
-    in_p.sub_(in_p.gather(1, top))
+def _through_softmax(in_p: Tensor, p: Tensor) -> Tensor:
+    """Return p_k (a_k - Σ p_j a_j), given a = dL/dp, which is overwritten."""
+    in_p.sub_(in_p.gather(1, p.argmax(1, keepdim=True)))
     return torch._softmax_backward_data(in_p, p, 1, p.dtype)
 
 
 def _gradient_of_softmax(slopes: _Slopes, voxels: _Voxels, plan: Plan, matrix: Tensor | None) -> Tensor:
-    x, own = voxels.x, voxels.own
-    assert own is not None
-    log_p = None if plan.surprisal == "none" else x.log_softmax(1)
-    p = x.softmax(1) if log_p is None else log_p.exp()
-    made = None
-    if plan.overlap != "none" or matrix is not None:
-        top = p.argmax(1, keepdim=True)
-        if matrix is not None:
-            assert slopes.distance is not None
-            in_p = voxels.weighed(_of_label(matrix.to(p.dtype) * slopes.distance, voxels))
-        else:
-            in_p = _in_prediction(slopes, voxels, plan, p)
-        made = _through_softmax(in_p, p, top)
-        del in_p, top
-    if log_p is None:
-        assert made is not None
-        return made
+    p = voxels.x.softmax(1)
+    if matrix is not None:
+        assert slopes.distance is not None
+        in_p = voxels.weighed(_of_label(matrix.to(p.dtype) * slopes.distance, voxels))
+    elif plan.overlap != "none":
+        in_p = _in_prediction(slopes, voxels, plan, voxels.own(), p)
+    else:
+        return _of_surprisal(slopes, voxels, plan, p, None)
+    made = _through_softmax(in_p, p)
+    del in_p
+    return made if plan.surprisal == "none" else _of_surprisal(slopes, voxels, plan, p, made)
+
+
+def _of_surprisal(slopes: _Slopes, voxels: _Voxels, plan: Plan, p: Tensor, added: Tensor | None) -> Tensor:
+    """Return dL/dx of the surprisals: p_k for other classes, and p_k - 1 for that of the label, times dL/d(surprisal).
+
+    It is added to `added`, if that is given, and overwrites p.
+    """
     assert slopes.hits is not None
     assert slopes.misses is not None
-    index = voxels.index()
-    surprisal = log_p.gather(1, index).neg_()
-    if plan.surprisal == "all":
+    own, index, log_p = voxels.own(), voxels.index(), None
+    if plan.surprisal == "all" or plan.gamma > 0:
+        log_p = voxels.x.log_softmax(1)
+    p.masked_fill_(own, 0)
+    q = p.sum(1, keepdim=True)
+    slope = _of_own(slopes.hits, index)
+    if log_p is not None:
+        surprisal = _accurate(log_p.gather(1, index), q).neg_()
+        slope.mul_(_slope_of_focused(surprisal, q, plan.gamma))
+    slope, made = voxels.weighed(slope), torch.where(own, q.neg_(), p, out=p)
+    made = made.mul_(slope) if added is None else added.addcmul_(made, slope)
+    if plan.surprisal == "all" and log_p is not None:
         share = slopes.misses if voxels.weight is None else slopes.misses * voxels.weight
-        more = torch._log_softmax_backward_data(share.expand_as(x), log_p, 1, p.dtype).neg_()
-        made = more if made is None else made.add_(more)
-        del more
-    del log_p
-    others = torch.where(own, 0, p)
-    q = others.sum(1, keepdim=True)
-    slope = _slope_of_focused(_accurate(surprisal, q), q, plan.gamma)
-    slope = voxels.weighed(slope.mul_(_of_own(slopes.hits, index)))
-    if voxels.ignored is not None:
-        slope = torch.where(voxels.ignored, 0, slope)
-    of_surprisal = torch.where(own, -q, others)
-    return of_surprisal.mul_(slope) if made is None else made.addcmul_(of_surprisal, slope)
+        made.sub_(torch._log_softmax_backward_data(share.expand_as(p), log_p, 1, p.dtype))
+    return made
 
 
 def _gradient_of_channels(slopes: _Slopes, voxels: _Voxels, plan: Plan) -> Tensor:
-    x, own, made = voxels.x, voxels.own, None
-    assert own is not None
+    x, own, made = voxels.x, voxels.own(), None
     if plan.overlap != "none":
         p = x.sigmoid() if plan.activation == "sigmoid" else x
-        made = _in_prediction(slopes, voxels, plan, p)
+        made = _in_prediction(slopes, voxels, plan, own, p)
         if plan.activation == "sigmoid":
             made = _through_sigmoid(made, x)
     if plan.surprisal == "none":
@@ -547,13 +566,13 @@ def _surprisals_of_dense(voxels: _Voxels, plan: Plan, volume: Tensor) -> dict[in
 
 def _product(weight: Tensor, term: Tensor) -> Tensor:
     """Return a product that is 0 where the weight is 0, even if the term is infinite; the term is overwritten."""
-    return torch.where(weight == 0, 0, term.mul_(weight))
+    return _without(weight == 0, term.mul_(weight))
 
 
 def _surprisal(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return -log p of a softmax, and 1 - p."""
     _, q = _prediction(x, "softmax")
-    return _accurate(x.log_softmax(1).neg_(), q), q
+    return _accurate(x.log_softmax(1), q).neg_(), q
 
 
 def _gradient_of_dense(slopes: _Slopes, voxels: _Voxels, plan: Plan) -> Tensor:
@@ -563,7 +582,7 @@ def _gradient_of_dense(slopes: _Slopes, voxels: _Voxels, plan: Plan) -> Tensor:
         made = _of_dense_overlap(slopes, voxels, plan, volume)
         if plan.activation == "softmax":
             p = x.softmax(1)
-            made = _through_softmax(made, p, p.argmax(1, keepdim=True))
+            made = _through_softmax(made, p)
             del p
         elif plan.activation == "sigmoid":
             made = _through_sigmoid(made, x)
@@ -588,9 +607,11 @@ def _of_dense_overlap(slopes: _Slopes, voxels: _Voxels, plan: Plan, volume: Tens
         return voxels.weighed(torch.lerp(slopes.fp, slopes.hit, (1 - excess.sign_()).mul_(0.5)))
     # Of P G and of the squares of max(P - G, 0) and of max(G - P, 0).
     excess, p = voxels.weighed(excess), p if voxels.weight is None else p * voxels.weight
-    below = (volume * slopes.hit).addcmul_(p, 2 * slopes.fn)
-    above = (volume * slopes.tp).addcmul_(excess, 2 * slopes.fp)
-    return voxels.weighed(torch.where(excess > 0, above, below))
+    of_product = volume * slopes.tp
+    close = torch.addcmul(of_product, excess, 2 * slopes.fn)
+    far = (volume * slopes.hit).addcmul_(p, 2 * slopes.fn)
+    below = torch.where(p > 0.5 * volume, close, far)
+    return voxels.weighed(torch.where(excess > 0, of_product.addcmul_(excess, 2 * slopes.fp), below))
 
 
 def _of_dense_surprisal(slopes: _Slopes, voxels: _Voxels, plan: Plan, volume: Tensor) -> Tensor:
@@ -611,5 +632,3 @@ def _of_dense_surprisal(slopes: _Slopes, voxels: _Voxels, plan: Plan, volume: Te
     p = x.softmax(1)
     others = in_surprisal.sum(1, keepdim=True).sub(in_surprisal)
     return others.mul_(p).sub_(in_surprisal.mul_(q))
-
-

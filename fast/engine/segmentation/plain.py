@@ -89,7 +89,7 @@ def _total(term: Tensor) -> Tensor:
 
 def _by_class(values: Tensor, y: Tensor, start: Tensor) -> Tensor:
     """Return `start`, (B, C), plus the values (B, 1, N) summed by class, in a fixed order."""
-    return start + _total(torch.where(y == classes(start.shape[1], y.device), values, 0))
+    return start + _total(torch.where(y == classes(start.shape[1], y), values, 0))
 
 
 def _probabilities(x: Tensor, activation: str) -> tuple[Tensor | None, Tensor, Tensor]:
