@@ -191,11 +191,12 @@ def _slopes(upstream: Tensor, p: Tensor, t: Tensor, of_both: Tensor, of_p: Tenso
 def _(p: Tensor, t: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     voxelwise, asked = rest[-2:]
     score = p.new_empty(p.shape) if voxelwise else p.new_empty(p.shape[:1], dtype=torch.float64)
-    nothing = p.new_empty(0)
+    kept = p.dtype if CORRELATION.is_compiled(p) else torch.float64
+    nothing = p.new_empty(0, dtype=kept)
     return (
         score,
-        p.new_empty((p.shape[0], 3, *p.shape[1:])) if asked > 0 else nothing,
-        p.new_empty((p.shape[0], 2, *p.shape[1:])) if asked > 1 else nothing.clone(),
+        p.new_empty((p.shape[0], 3, *p.shape[1:]), dtype=kept) if asked > 0 else nothing,
+        p.new_empty((p.shape[0], 2, *p.shape[1:]), dtype=kept) if asked > 1 else nothing.clone(),
     )
 
 

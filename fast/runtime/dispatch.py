@@ -34,10 +34,16 @@ class Statistic(Generic[Kernels]):
         self._dtypes: dict[str, tuple[torch.dtype, ...]] = {}
         self._load: dict[str, Callable[[], Kernels]] = {}
         self._loaded: dict[str, Kernels] = {}
+        self._falls_back: Callable[[Tensor], bool] = lambda x: False
 
-    def fall_back(self, load: Callable[[], Kernels]) -> None:
-        """Let kernels in operators of torch compute the statistic on all devices that have no others."""
-        self._load[_ANY] = load
+    def fall_back(self, load: Callable[[], Kernels], serves: Callable[[Tensor], bool] = lambda x: True) -> None:
+        """Let kernels in operators of torch compute the statistic on devices that have no others.
+
+        Args:
+            load: as in `register`.
+            serves: returns whether these kernels serve a tensor.
+        """
+        self._load[_ANY], self._falls_back = load, serves
 
     def register(self, device: str, dtypes: tuple[torch.dtype, ...], load: Callable[[], Kernels]) -> None:
         """Let kernels compute the statistic on a type of device.
@@ -59,13 +65,17 @@ class Statistic(Generic[Kernels]):
         """Return whether there are kernels for the device and the dtype of a tensor."""
         return x.dtype in self._dtypes.get(x.device.type, ())
 
+    def is_compiled(self, x: Tensor) -> bool:
+        """Return whether compiled kernels compute the statistic of a tensor."""
+        return _forced != "plain" and self.serves(x)
+
     def has_kernels(self, x: Tensor) -> bool:
         """Return whether there are kernels for a tensor, compiled or in operators of torch."""
-        return _ANY in self._load or (_forced != "plain" and self.serves(x))
+        return self.is_compiled(x) or self._falls_back(x)
 
     def kernels(self, x: Tensor) -> Kernels:
         """Return the kernels for the device and the dtype of a tensor."""
-        device = x.device.type if _forced != "plain" and self.serves(x) else _ANY
+        device = x.device.type if self.is_compiled(x) else _ANY
         found = self._loaded.get(device)
         if found is None:
             found = self._loaded[device] = self._load[device]()

@@ -14,7 +14,11 @@ Rules for this folder:
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from twinloss.fast.kernels import contract
+from twinloss.fast.runtime.constants import accumulator
 
 
 def _voxels() -> contract.VoxelKernels:
@@ -23,4 +27,22 @@ def _voxels() -> contract.VoxelKernels:
     return voxels
 
 
+def _correlation() -> contract.CorrelationKernels:
+    from twinloss.fast.engine.eager import correlation
+
+    return correlation
+
+
+def _smoothing() -> contract.SmoothingKernels:
+    from twinloss.fast.engine.eager import smoothing
+
+    return smoothing
+
+
+def _has_wider_type(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and accumulator(x.device) == torch.float64
+
+
 contract.VOXELS.fall_back(_voxels)
+contract.CORRELATION.fall_back(_correlation, _has_wider_type)
+contract.SMOOTHING.fall_back(_smoothing)
