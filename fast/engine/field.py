@@ -15,6 +15,7 @@ from twinloss.fast.engine.loss import Loss, entry_point
 from twinloss.fast.kernels.contract import Differences, EnergyKernels
 from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import check_tensors, checked_flag, numbers
+from twinloss.fast.runtime.constants import accumulator, constant
 from twinloss.fast.runtime.dispatch import Statistic
 from twinloss.fast.runtime.options import one_of
 from twinloss.fast.runtime.torch_operator import (
@@ -29,8 +30,9 @@ from twinloss.fast.runtime.torch_operator import (
     scaled,
 )
 
-# A function that returns the energy of fields (N, D, H, W) as float64, or the energy of each voxel. Its arguments are
-# u, weights (C, differences), the number of voxels at each border that have no energy, and whether to return voxels.
+# A function that returns the energy of fields (N, D, H, W) in the dtype of the weights, or that of each voxel. Its
+# arguments are u, weights (C, differences), the number of voxels at each border that have no energy, and whether to
+# return voxels.
 PlainEnergy = Callable[[Tensor, Tensor, int, bool], Tensor]
 
 
@@ -113,7 +115,9 @@ class FieldLoss(Loss):
         if by_kernel and reduction != "none" and not is_traced((pred,)):
             differences = Differences(_weights(self.weigh, self.stencil, grid), margin, rank)
             return self.energy.reduced(wide, differences, count, kind)
-        weights = torch.tensor(self.weigh(self.stencil, grid), dtype=torch.float64, device=pred.device)
+        # The kernels take numbers, so that the weights of their operator stay on the CPU.
+        made, kind_of_sum = self.weigh(self.stencil, grid), torch.float64 if by_kernel else accumulator(pred.device)
+        weights = torch.tensor(made, dtype=kind_of_sum, device="cpu" if by_kernel else pred.device)
         energies = self.energy.operator if by_kernel else self.energy.plain
         energy = energies(_fields(wide), weights, margin, reduction == "none")
         if reduction == "none":
@@ -192,7 +196,7 @@ class Energy:
             return made.view(pred.shape)
 
         def plain(pred: Tensor) -> InputsAndValue:
-            weights = torch.as_tensor(differences.weights, device=pred.device)
+            weights = constant(tuple(map(tuple, differences.weights.tolist())), pred, accumulator(pred.device))
             return (pred,), self.plain(_fields(pred), weights, differences.margin, False) / count
 
         return one_node(Computation(value, gradient, plain), pred)
@@ -217,7 +221,7 @@ class Energy:
         u, weights = ctx.saved_tensors
         made = gradients(
             upstream,
-            lambda: ((u,), self.plain(u, weights, ctx.margin, ctx.voxelwise)),
+            lambda: ((u,), self.plain(u, weights.to(u.device, accumulator(u.device)), ctx.margin, ctx.voxelwise)),
             lambda: (self.gradient_operator(upstream, u, weights, ctx.margin),),
         )
         return *made, None, None, None

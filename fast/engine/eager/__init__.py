@@ -33,6 +33,18 @@ def _correlation() -> contract.CorrelationKernels:
     return correlation
 
 
+def _bending_energy() -> contract.EnergyKernels:
+    from twinloss.fast.engine.eager import fields
+
+    return fields.BENDING_ENERGY
+
+
+def _diffusion() -> contract.EnergyKernels:
+    from twinloss.fast.engine.eager import fields
+
+    return fields.DIFFUSION
+
+
 def _smoothing() -> contract.SmoothingKernels:
     from twinloss.fast.engine.eager import smoothing
 
@@ -44,5 +56,7 @@ def _has_wider_type(x: Tensor) -> bool:
 
 
 contract.VOXELS.fall_back(_voxels)
+contract.BENDING_ENERGY.fall_back(_bending_energy)
+contract.DIFFUSION.fall_back(_diffusion)
 contract.CORRELATION.fall_back(_correlation, _has_wider_type)
 contract.SMOOTHING.fall_back(_smoothing)

@@ -1,7 +1,8 @@
-"""The correlations of float32 images in moving windows, in operators of torch.
+"""The correlations of float32 images in windows of equal weights, in operators of torch.
 
-The moments are differences, such as Σ w p² - (Σ w p)² / Σ w. In float64, their rounding errors are far below those of
-float32 images. A variance that is not larger than its rounding error is that of a flat window, and becomes 0.
+A variance is a difference of moments, n Σ p² - (Σ p)², which would lose all digits of a faint contrast. Therefore, each
+number is split into a high and a low half of 12 bits. In float64, all sums of products of the halves are exact, and so
+are these differences, unless the numbers of a window differ so much in size that their variance is large.
 """
 
 from __future__ import annotations
@@ -11,24 +12,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from twinloss.fast.engine.eager.windows import filtered, summed
+from twinloss.fast.engine.eager.windows import summed
 from twinloss.fast.kernels.contract import CorrelationPlan
+from twinloss.fast.runtime.constants import constant
 
-# A variance up to this share of (Σ w p)² / Σ w is rounding error.
-_FLAT = 8 * torch.finfo(torch.float64).eps
+# The bits of a float32 without the lower half of its digits.
+_HIGH = ~0xFFF
 
 
 class _Scores(NamedTuple):
-    """The correlations of all windows, and what their gradients need, all (N, D, H, W) float64.
+    """The correlations of all windows, and what their gradients need.
+
+    With n voxels in a window, the moments are n times as large, so that n² ν and n² δ stand for ν and δ.
 
     Attributes:
-        score: (c² + ν) / M with the covariance c and the denominator M.
-        fields: (N, 5, D, H, W): dscore/dc / 2, dscore/d(variance of p), its product with the sum of p plus that of the
-            first with the sum of t; and the last two for the variance of t.
+        score: (c² + ν) / M with the covariance c and the denominator M, (N, D, H, W).
+        fields: (N, 3, D, H, W): c / M, the score times the variance of t over M, and the first times the sum of t less
+            the second times the sum of p.
+        of_t: the last two fields for the other image, if its gradient is needed, (N, 2, D, H, W).
     """
 
     score: Tensor
-    fields: Tensor | None
+    fields: Tensor
+    of_t: Tensor | None
 
 
 def value(p: Tensor, t: Tensor, plan: CorrelationPlan, factor: float, dtype: torch.dtype) -> Tensor:
@@ -40,10 +46,9 @@ def value_and_gradient(
     p: Tensor, t: Tensor, plan: CorrelationPlan, factor: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Return the value and dL/dp, for an upstream gradient of 1."""
-    score, fields = _scores(p, t, plan, 1)
+    score, fields, _ = _scores(p, t, plan, 1)
     made = (score.sum() * factor).to(dtype)
     del score
-    assert fields is not None
     return made, _gradient(p, t, fields, plan, factor)
 
 
@@ -56,11 +61,10 @@ def scores(
     p: Tensor, t: Tensor, plan: CorrelationPlan, voxelwise: bool, gradients: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the correlations or their sums, and intermediate results, see `CorrelationKernels.scores`."""
-    score, fields = _scores(p, t, plan, gradients)
+    score, fields, of_t = _scores(p, t, plan, gradients)
+    nothing = score.new_empty(0)
     made = score.to(p.dtype) if voxelwise else score.sum((1, 2, 3))
-    if fields is None:
-        return made, score.new_empty(0), score.new_empty(0)
-    return made, fields[:, :3].clone(), fields[:, 3:].clone() if gradients > 1 else score.new_empty(0)
+    return made, fields if gradients else nothing, nothing.clone() if of_t is None else of_t
 
 
 def slopes(upstream: Tensor, p: Tensor, t: Tensor, of_both: Tensor, of_p: Tensor, plan: CorrelationPlan) -> Tensor:
@@ -70,72 +74,108 @@ def slopes(upstream: Tensor, p: Tensor, t: Tensor, of_both: Tensor, of_p: Tensor
 
 
 def _scores(p: Tensor, t: Tensor, plan: CorrelationPlan, gradients: int) -> _Scores:
-    moments = _moments(p, t, plan)
-    sum_p, pp, tp, tt, sum_t = moments.unbind(1)
-    weight = sum(plan.window()) ** plan.rank
-    flat = _subtract_mean(pp, sum_p, weight).logical_or_(_subtract_mean(tt, sum_t, weight))
-    tp.addcmul_(sum_p, sum_t, value=-1 / weight).masked_fill_(flat, 0)
-    del flat
-    kept = (pp >= plan.delta, tt >= plan.delta) if plan.clamped else None
-    if kept is not None:
-        pp.clamp_(min=plan.delta)
-        tt.clamp_(min=plan.delta)
-    denominator = pp * tt
-    if kept is None:
-        denominator.add_(plan.delta)
-    score = tp.square().add_(plan.nu).div_(denominator)
+    count = plan.size**plan.rank
+    sums_p, sums_t = _sums(p, plan), _sums(t, plan)
+    pp, found_tt = _variance(p, plan, count, sums_p), _variance(t, plan, count, sums_t)
+    found_tp = _covariance(p, t, plan, count, (sums_p, sums_t))
+    fields = p.new_empty((len(p), 3, *p.shape[1:]), dtype=torch.float64)
+    tp, tt, sum_t = fields.unbind(1)
+    tp.copy_(found_tp)
+    tt.copy_(found_tt)
+    torch.sum(sums_t, 1, out=sum_t)
+    sum_p = sums_p.sum(1)
+    del sums_p, sums_t, found_tp, found_tt
+    nu, delta = (constant(count**2 * smooth, tp) for smooth in (plan.nu, plan.delta))
+    clamped = (pp >= count * plan.delta, tt >= count * plan.delta) if plan.clamped else None
+    if clamped is None:
+        denominator = torch.addcmul(delta, pp, tt)
+    else:
+        denominator = pp.clamp_(min=count * plan.delta) * tt.clamp_(min=count * plan.delta)
+    score = torch.addcmul(nu, tp, tp).div_(denominator)
     if gradients == 0:
-        return _Scores(score, None)
+        return _Scores(score, fields, None)
     tp.div_(denominator)
-    if gradients > 1:
-        in_t = (pp * score).div_(denominator).neg_()
-    in_p = tt.mul_(score).div_(denominator).neg_()
-    if kept is not None:
-        in_p.mul_(kept[0])
-    if gradients > 1:
-        if kept is not None:
-            in_t.mul_(kept[1])
-        torch.mul(sum_p, tp, out=pp).addcmul_(sum_t, in_t).div_(weight)
-        both = torch.stack([tp, in_p, sum_t.mul_(tp).addcmul_(sum_p, in_p).div_(weight), in_t, pp], 1)
-        return _Scores(score, both)
-    sum_t.mul_(tp).addcmul_(sum_p, in_p).div_(weight)
-    return _Scores(score, moments[:, 2:])
+    in_t = pp.mul_(score).div_(denominator) if gradients > 1 else None
+    in_p = tt.mul_(score).div_(denominator)
+    del denominator
+    if clamped is not None:
+        in_p.mul_(clamped[0])
+    of_t = None
+    if in_t is not None:
+        if clamped is not None:
+            in_t.mul_(clamped[1])
+        of_t = torch.stack([in_t, (sum_p * tp).addcmul_(sum_t, in_t, value=-1)], 1)
+    sum_t.mul_(tp).addcmul_(sum_p, in_p, value=-1)
+    return _Scores(score, fields, of_t)
 
 
-def _moments(p: Tensor, t: Tensor, plan: CorrelationPlan) -> Tensor:
-    """Return the weighted sums of p, p², tp, t² and t in all windows, (N, 5, D, H, W)."""
-    if plan.kind == "rectangular":
-        return summed(_products(p, t), plan.size, plan.rank)
-    return filtered(_products(p, t), tuple(plan.window()), plan.rank, 2)
+def _split(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the halves of an image, whose sum is the image."""
+    high = image.view(torch.int32).bitwise_and(_HIGH).view(torch.float32)
+    return high, image - high
 
 
-def _products(p: Tensor, t: Tensor) -> Tensor:
-    """Return p, p², tp, t² and t as float64, (N, 5, D, H, W)."""
-    made = p.new_empty((len(p), 5, *p.shape[1:]), dtype=torch.float64)
-    first, pp, tp, tt, second = made.unbind(1)
-    first.copy_(p)
-    second.copy_(t)
-    torch.mul(first, first, out=pp)
-    torch.mul(second, second, out=tt)
-    torch.mul(first, second, out=tp)
+def _sums(image: Tensor, plan: CorrelationPlan) -> Tensor:
+    """Return the sums of the halves of an image in all windows, (N, 2, D, H, W) float64."""
+    return summed(_halves(image), plan.size, plan.rank)
+
+
+def _halves(image: Tensor) -> Tensor:
+    made = image.new_empty((len(image), 2, *image.shape[1:]), dtype=torch.float64)
+    for field, half in zip(made.unbind(1), _split(image), strict=True):
+        field.copy_(half)
     return made
 
 
-def _subtract_mean(squares: Tensor, sums: Tensor, weight: float) -> Tensor:
-    """Make a sum of squares that of squared deviations from the mean, and return where a window is flat."""
-    of_mean = sums.square().div_(weight)
-    squares.sub_(of_mean)
-    flat = squares <= of_mean.mul_(_FLAT)
-    squares.masked_fill_(flat, 0)
-    return flat
+def _variance(image: Tensor, plan: CorrelationPlan, count: int, sums: Tensor) -> Tensor:
+    """Return n Σ p² - (Σ p)², given the sums of the halves."""
+    hh, hl, ll = summed(_squares(image, count), plan.size, plan.rank).unbind(1)
+    high, low = sums.unbind(1)
+    hh.addcmul_(high, high, value=-1)
+    hl.addcmul_(high, low, value=-1)
+    ll.addcmul_(low, low, value=-1 / count)  # so small that its rounding errors do not matter
+    return torch.add(hh, hl, alpha=2).add_(ll, alpha=count)
+
+
+def _squares(image: Tensor, count: int) -> Tensor:
+    """Return the products of the halves of an image; all but that of the low halves are multiplied by n."""
+    high, low = _split(image)
+    made = image.new_empty((len(image), 3, *image.shape[1:]), dtype=torch.float64)
+    hh, hl, ll = made.unbind(1)
+    hh.copy_(high).mul_(count)
+    torch.mul(hh, low, out=hl)
+    hh.mul_(high)
+    ll.copy_(low).mul_(low)
+    return made
+
+
+def _covariance(p: Tensor, t: Tensor, plan: CorrelationPlan, count: int, sums: tuple[Tensor, Tensor]) -> Tensor:
+    """Return n Σ p t - Σ p Σ t, given the sums of the halves of both images."""
+    hh, hl, ll = summed(_products(p, t, count), plan.size, plan.rank).unbind(1)
+    (p_high, p_low), (t_high, t_low) = (each.unbind(1) for each in sums)
+    hh.addcmul_(p_high, t_high, value=-1)
+    hl.addcmul_(p_high, t_low, value=-1).addcmul_(p_low, t_high, value=-1)
+    ll.addcmul_(p_low, t_low, value=-1)
+    return torch.add(hh, hl).add_(ll)
+
+
+def _products(p: Tensor, t: Tensor, count: int) -> Tensor:
+    """Return the products of the halves of two images, multiplied by n."""
+    (p_high, p_low), (t_high, t_low) = _split(p), _split(t)
+    made = p.new_empty((len(p), 3, *p.shape[1:]), dtype=torch.float64)
+    hh, hl, ll = made.unbind(1)
+    ll.copy_(p_low).mul_(count)
+    torch.mul(ll, t_high, out=hl)
+    ll.mul_(t_low)
+    hh.copy_(p_high).mul_(count)
+    hl.add_(hh * t_low)
+    hh.mul_(t_high)
+    return made
 
 
 def _gradient(p: Tensor, t: Tensor, fields: Tensor, plan: CorrelationPlan, factor: float) -> Tensor:
-    """Return the gradient in p, given the three fields of `_Scores` for p, which are overwritten."""
-    if plan.kind == "rectangular":
-        fields = summed(fields, plan.size, plan.rank)
-    else:
-        fields = filtered(fields, tuple(plan.window()), plan.rank)
-    in_c, in_variance, means = fields.unbind(1)
-    made = in_c.mul_(t).add_(in_variance.mul_(p)).sub_(means)
-    return torch.mul(made, 2 * factor).to(p.dtype)
+    """Return the gradient in p, given the three fields of `_Scores` for p."""
+    count = plan.size**plan.rank
+    in_c, in_variance, means = summed(fields, plan.size, plan.rank).unbind(1)
+    made = in_c.mul_(t).sub_(in_variance.mul_(p)).sub_(means, alpha=1 / count)
+    return torch.mul(made, 2 * factor * count, out=torch.empty_like(p, memory_format=torch.contiguous_format))

@@ -12,20 +12,18 @@ from twinloss.fast.runtime.constants import constant
 from twinloss.fast.runtime.dispatch import full_precision
 
 
-def filtered(images: Tensor, taps: tuple[float, ...], rank: int, marked: int = 0) -> Tensor:
+def filtered(images: Tensor, taps: tuple[float, ...], rank: int) -> Tensor:
     """Return images (N, M, D, H, W), which are overwritten, correlated with positive taps along the last `rank` axes.
 
     Beyond the borders, images are 0. The number of taps is odd. Along each axis, this is a product with a banded
     matrix. There, 0 times NaN would be NaN far from the window, so that numbers that are not finite are summed apart.
-    Image `marked` must hold such a number wherever another of the M images does.
     """
-    mark = images[:, marked : marked + 1]
-    mark = torch.where(mark.isfinite(), constant(0.0, images), mark)
+    others = torch.where(images.isfinite(), constant(0.0, images), images)
     images.nan_to_num_(0.0, 0.0, 0.0)
     for axis in range(5 - rank, 5):  # each result takes the place of the last, whose memory is freed
         images = _along(images, axis, taps)
-        mark = _summed_along(mark, axis, len(taps))
-    return images.add_(mark)
+        others = _summed_along(others, axis, len(taps))
+    return images.add_(others)
 
 
 def summed(images: Tensor, size: int, rank: int) -> Tensor:
