@@ -5,6 +5,7 @@ from twinloss.fast.dice import Dice, DiceLoss, MaskedDiceLoss, dice
 from twinloss.fast.dice_ce import DiceCELoss
 from twinloss.fast.dice_focal import DiceFocalLoss
 from twinloss.fast.diffusion import DiffusionLoss
+from twinloss.fast.engine import eager as eager
 from twinloss.fast.focal import FocalLoss
 from twinloss.fast.generalized_dice import GeneralizedDiceLoss
 from twinloss.fast.generalized_wasserstein_dice import GeneralizedWassersteinDiceLoss, wasserstein_distance_map

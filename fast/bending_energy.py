@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from twinloss.fast.engine.field import FieldEnergy, FieldLoss, Grid
@@ -34,7 +33,7 @@ def _plain(u: Tensor, weights: Tensor, step: int, voxelwise: bool) -> Tensor:
         ]
     by_field = weights.to(u.dtype).repeat(u.shape[0] // weights.shape[0], 1)
     energy = total(by_field[:, k, None, None, None] * difference**2 for k, difference in enumerate(differences))
-    return energy if voxelwise else energy.sum(dtype=torch.float64)
+    return energy if voxelwise else energy.sum(dtype=weights.dtype)
 
 
 def _axes(differences: int) -> int:

@@ -17,7 +17,7 @@ def _plain(u: Tensor, weights: Tensor, margin: int, voxelwise: bool) -> Tensor:
     by_field = weights.to(u.dtype).repeat(u.shape[0] // weights.shape[0], 1)
     terms = [by_field[:, k, None, None, None] * _squares(u, 3 - k, margin, weights) for k in range(weights.shape[1])]
     energy = sum(terms[1:], terms[0])
-    return energy if voxelwise else energy.sum(dtype=torch.float64)
+    return energy if voxelwise else energy.sum(dtype=weights.dtype)
 
 
 def _squares(u: Tensor, axis: int, margin: int, weights: Tensor) -> Tensor:

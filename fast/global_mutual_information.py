@@ -11,9 +11,10 @@ from twinloss.fast.engine.histogram import joint_histogram
 from twinloss.fast.engine.loss import Loss, entry_point
 from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import ShapeError, check_tensors
+from twinloss.fast.runtime.checks import is_readable
 from twinloss.fast.runtime.options import checked_number, is_whole, one_of
 from twinloss.fast.runtime.ranks import ProcessGroup, checked_group, sum_over_ranks
-from twinloss.fast.runtime.warn import has_warned, numbers_are_hidden, warn_once
+from twinloss.fast.runtime.warn import has_warned, warn_once
 
 
 def _checked_bins(value: Any, name: str) -> int:
@@ -162,7 +163,7 @@ class GlobalMutualInformationLoss(Loss):
         return (-information).to(kind)
 
     def _warn_of_clamping(self, x: Tensor, y: Tensor) -> None:
-        if numbers_are_hidden(x) or has_warned(self, "clamping"):
+        if not is_readable(x) or has_warned(self, "clamping"):
             return
         low, high = (torch.stack(ends) for ends in zip(x.detach().aminmax(), y.detach().aminmax(), strict=True))
         if low.min() < 0 or high.max() > 1:

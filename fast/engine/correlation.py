@@ -28,9 +28,16 @@ from twinloss.fast.runtime.torch_operator import (
 def correlation_sum(p: Tensor, t: Tensor, plan: CorrelationPlan, factor: float, dtype: torch.dtype) -> Tensor:
     """Return a factor times the sum of the correlations of images (N, D, H, W) in all windows."""
     asked = torch.is_grad_enabled()
-    if dispatch.choose(CORRELATION, p) == "plain" or (asked and t.requires_grad) or is_traced((p, t)):
+    if _choose(p, plan) == "plain" or (asked and t.requires_grad) or is_traced((p, t)):
         return (factor * correlations(p, t, plan, False).sum()).to(dtype)
     return _sum_as_one_node(p, t, plan, factor, dtype)
+
+
+def _choose(p: Tensor, plan: CorrelationPlan) -> dispatch.Backend:
+    """Choose the plain form also for windows that only compiled kernels serve."""
+    if plan.kind != "rectangular" and not CORRELATION.is_compiled(p):
+        return "plain"
+    return dispatch.choose(CORRELATION, p)
 
 
 def correlations(p: Tensor, t: Tensor, plan: CorrelationPlan, voxelwise: bool) -> Tensor:
@@ -38,7 +45,7 @@ def correlations(p: Tensor, t: Tensor, plan: CorrelationPlan, voxelwise: bool) -
 
     If `voxelwise`, return those of all windows, or else their sum for each image, (N,) float64.
     """
-    if dispatch.choose(CORRELATION, p) == "plain":
+    if _choose(p, plan) == "plain":
         return _plain(p, t, plan, voxelwise)
     asked = torch.is_grad_enabled() * (p.requires_grad + t.requires_grad)
     score: Tensor
@@ -193,11 +200,12 @@ def _(p: Tensor, t: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     voxelwise, asked = rest[-2:]
     wide = torch.promote_types(torch.promote_types(p.dtype, t.dtype), torch.float32)
     score = p.new_empty(p.shape, dtype=wide) if voxelwise else p.new_empty(p.shape[:1], dtype=torch.float64)
-    nothing = p.new_empty(0, dtype=wide)
+    kept = wide if CORRELATION.is_compiled(p) else torch.float64
+    nothing = p.new_empty(0, dtype=kept)
     return (
         score,
-        p.new_empty((p.shape[0], 3, *p.shape[1:]), dtype=wide) if asked > 0 else nothing,
-        p.new_empty((p.shape[0], 2, *p.shape[1:]), dtype=wide) if asked > 1 else nothing.clone(),
+        p.new_empty((p.shape[0], 3, *p.shape[1:]), dtype=kept) if asked > 0 else nothing,
+        p.new_empty((p.shape[0], 2, *p.shape[1:]), dtype=kept) if asked > 1 else nothing.clone(),
     )
 
 

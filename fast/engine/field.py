@@ -15,6 +15,7 @@ from twinloss.fast.engine.loss import Loss, entry_point
 from twinloss.fast.kernels.contract import Differences, EnergyKernels
 from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import check_tensors, checked_flag, numbers
+from twinloss.fast.runtime.constants import accumulator, constant
 from twinloss.fast.runtime.dispatch import Statistic
 from twinloss.fast.runtime.options import one_of
 from twinloss.fast.runtime.torch_operator import (
@@ -29,8 +30,9 @@ from twinloss.fast.runtime.torch_operator import (
     scaled,
 )
 
-# A function that returns the energy of fields (N, D, H, W) as float64, or the energy of each voxel. Its arguments are
-# u, weights (C, differences), the number of voxels at each border that have no energy, and whether to return voxels.
+# A function that returns the energy of fields (N, D, H, W) in the dtype of the weights, or that of each voxel. Its
+# arguments are u, weights (C, differences), the number of voxels at each border that have no energy, and whether to
+# return voxels.
 PlainEnergy = Callable[[Tensor, Tensor, int, bool], Tensor]
 
 
@@ -113,9 +115,9 @@ class FieldLoss(Loss):
         if by_kernel and reduction != "none" and not traced:
             differences = Differences(_weights(self.weigh, self.stencil, grid), margin, rank)
             return self.energy.reduced(taken, differences, count, kind)
-        # Kernels that are called directly take constants from the CPU, so that nothing is uploaded in each call.
-        device = "cpu" if by_kernel and not traced else pred.device
-        weights = torch.tensor(self.weigh(self.stencil, grid), dtype=torch.float64, device=device)
+        # The kernels take numbers, so that the weights of their operator stay on the CPU.
+        made, kind_of_sum = self.weigh(self.stencil, grid), torch.float64 if by_kernel else accumulator(pred.device)
+        weights = torch.tensor(made, dtype=kind_of_sum, device="cpu" if by_kernel else pred.device)
         energies = self.energy.operator if by_kernel else self.energy.plain
         fields = _fields(taken if by_kernel else dispatch.widened(taken))
         energy = energies(fields, weights, margin, reduction == "none")
@@ -196,7 +198,8 @@ class FieldEnergy:
             return made.view(pred.shape)
 
         def plain(pred: Tensor) -> InputsAndValue:
-            weights, fields = torch.as_tensor(differences.weights, device=pred.device), _fields(dispatch.widened(pred))
+            weights = constant(tuple(map(tuple, differences.weights.tolist())), pred, accumulator(pred.device))
+            fields = _fields(dispatch.widened(pred))
             return (pred,), self.plain(fields, weights, differences.margin, False) / count
 
         return one_node(Computation(value, gradient, plain), pred)
@@ -223,7 +226,10 @@ class FieldEnergy:
         u, weights = ctx.saved_tensors
         made = gradients(
             upstream,
-            lambda: ((u,), self.plain(dispatch.widened(u), weights.to(u.device), ctx.margin, ctx.voxelwise)),
+            lambda: (
+                (u,),
+                self.plain(dispatch.widened(u), weights.to(u.device, accumulator(u.device)), ctx.margin, ctx.voxelwise),
+            ),
             lambda: (self.gradient_operator(upstream, u, weights, ctx.margin),),
         )
         return *made, None, None, None

@@ -314,7 +314,7 @@ class CorrelationKernels(Protocol):
 
         The first, (N, 3, D, H, W), is for the gradient with respect to p. The second, (N, 2, D, H, W), is also needed
         for the gradient with respect to t. `gradients` is the number of gradients that will be needed, 0 to 2; tensors
-        that are not needed are empty.
+        that are not needed are empty. Both have the dtype of p; kernels in operators of torch return float64.
         """
 
     def slopes(

@@ -16,6 +16,9 @@ Kernels = TypeVar("Kernels")
 
 HALVES = (torch.float16, torch.bfloat16)
 
+# The device of kernels in operators of torch.
+_ANY = "any"
+
 _forced: Backend | None = None
 
 
@@ -31,6 +34,16 @@ class Statistic(Generic[Kernels]):
         self._dtypes: dict[str, tuple[torch.dtype, ...]] = {}
         self._load: dict[str, Callable[[], Kernels]] = {}
         self._loaded: dict[str, Kernels] = {}
+        self._falls_back: Callable[[Tensor], bool] = lambda x: False
+
+    def fall_back(self, load: Callable[[], Kernels], serves: Callable[[Tensor], bool] = lambda x: True) -> None:
+        """Let kernels in operators of torch compute the statistic on devices that have no others.
+
+        Args:
+            load: as in `register`.
+            serves: returns whether these kernels serve a tensor.
+        """
+        self._load[_ANY], self._falls_back = load, serves
 
     def register(self, device: str, dtypes: tuple[torch.dtype, ...], load: Callable[[], Kernels]) -> None:
         """Let kernels compute the statistic on a type of device.
@@ -52,13 +65,21 @@ class Statistic(Generic[Kernels]):
         """Return whether there are kernels for the device and the dtype of a tensor."""
         return x.dtype in self._dtypes.get(x.device.type, ())
 
+    def is_compiled(self, x: Tensor) -> bool:
+        """Return whether compiled kernels compute the statistic of a tensor."""
+        return _forced != "plain" and self.serves(x)
+
+    def has_kernels(self, x: Tensor) -> bool:
+        """Return whether there are kernels for a tensor, compiled or in operators of torch."""
+        return self.is_compiled(x) or self._falls_back(x)
+
     def taken(self, x: Tensor) -> Tensor:
-        """Return a tensor in a dtype that kernels take: a half becomes float32, unless the kernels take halves."""
-        return x if self.serves(x) else widened(x)
+        """Return a tensor in a dtype that kernels take: a half becomes float32, unless compiled kernels take halves."""
+        return x if self.is_compiled(x) else widened(x)
 
     def kernels(self, x: Tensor) -> Kernels:
-        """Return the kernels for the device of a tensor."""
-        device = x.device.type
+        """Return the kernels for the device and the dtype of a tensor."""
+        device = x.device.type if self.is_compiled(x) else _ANY
         found = self._loaded.get(device)
         if found is None:
             found = self._loaded[device] = self._load[device]()
@@ -66,10 +87,10 @@ class Statistic(Generic[Kernels]):
 
 
 def choose(statistic: Statistic[Kernels], x: Tensor, *constants: Tensor | None) -> Backend:
-    """Choose the kernels where they serve `x`, or plain torch, as where a constant asks for a gradient."""
-    if _forced is not None:
+    """Choose kernels, or the plain form if all derivatives are needed, or that in a constant."""
+    if _forced == "kernel":
         return _forced
-    if observed() or not statistic.serves(x):
+    if observed() or not statistic.has_kernels(x):
         return "plain"
     for constant in constants:  # a generator would take twice as long
         if constant is not None and constant.requires_grad:
@@ -79,13 +100,35 @@ def choose(statistic: Statistic[Kernels], x: Tensor, *constants: Tensor | None) 
 
 @contextmanager
 def forced(backend: Backend) -> Iterator[None]:
-    """Compute every statistic within the block with `backend`, in all threads. For tests and benchmarks."""
+    """Compute every statistic within the block with compiled kernels, or without any ("plain"), in all threads.
+
+    For tests and benchmarks.
+    """
     global _forced
     before, _forced = _forced, backend
     try:
         yield
     finally:
         _forced = before
+
+
+_watched = False
+
+
+def is_watched() -> bool:
+    """Return whether a dispatch mode only watches the operators of torch, see `watched`."""
+    return _watched
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Let the losses compute as without a dispatch mode within the block, so that a mode sees their inner operators."""
+    global _watched
+    before, _watched = _watched, True
+    try:
+        yield
+    finally:
+        _watched = before
 
 
 def widened(x: Tensor) -> Tensor:

@@ -12,11 +12,7 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
 from torch.nn import Module
-
-from twinloss.fast.runtime import dispatch
-from twinloss.fast.runtime.arguments import dispatches
 
 # Folders whose code is not the user's.
 _OURS = tuple(str(folder) + os.sep for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
@@ -49,18 +45,3 @@ def warn_once(loss: Module, topic: str, message: str) -> None:
 def has_warned(loss: Module, topic: str) -> bool:
     """Return whether this loss has already warned about the topic."""
     return topic in _warned.get(loss, ())
-
-
-def numbers_are_hidden(tensor: Tensor) -> bool:
-    """Return whether the values of a tensor cannot be read.
-
-    This is so on the meta device, for fake tensors, and within a trace, a CUDA graph or a transform of torch.func.
-    """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        return True
-    if dispatch.transformed() or tensor.is_meta:
-        return True
-    # Fake and distributed tensors, for example, have a dispatch of their own, which may not give access to values.
-    if dispatches(tensor) or torch._C._len_torch_dispatch_stack() > 0:
-        return True
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from twinloss.fast.runtime.warn import numbers_are_hidden, warn
+from twinloss.fast.runtime.checks import is_readable
+from twinloss.fast.runtime.warn import warn
 
-# The number of targets that are checked for each loss, on CPUs and on other devices. A check takes up to a third of the
-# time of a loss, and synchronises other devices.
-_LOOKS, _LOOKS_ELSEWHERE = 8, 1
+# The number of targets that are checked for each loss. A check takes up to a third of the time of a loss.
+_LOOKS = 8
 
 # The tolerance for targets in bfloat16, and for interpolated targets.
 _SLACK = 0.01
@@ -23,9 +23,9 @@ _looks: WeakKeyDictionary[Module, int] = WeakKeyDictionary()
 
 def is_looked_at(loss: Module, target: Tensor) -> bool:
     """Return whether to check a target: it must have readable values, and be one of the first targets of its loss."""
-    if torch.compiler.is_compiling() or _looks.get(loss, 0) >= (_LOOKS if target.is_cpu else _LOOKS_ELSEWHERE):
+    if torch.compiler.is_compiling() or _looks.get(loss, 0) >= _LOOKS:
         return False
-    return not numbers_are_hidden(target)
+    return is_readable(target)
 
 
 def look_at(loss: Module, target: Tensor, taken: Tensor | None, exclusive: bool, whole: bool) -> None:

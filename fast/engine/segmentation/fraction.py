@@ -20,6 +20,7 @@ from twinloss.fast.engine.segmentation.labels import raise_invalid
 from twinloss.fast.engine.segmentation.plain import plain_sums
 from twinloss.fast.kernels.contract import (
     FN,
+    ROWS,
     TP,
     TP_LESS_FN,
     VOLUME,
@@ -30,7 +31,17 @@ from twinloss.fast.kernels.contract import (
     Terms,
     VoxelInputs,
 )
-from twinloss.fast.runtime.torch_operator import Computation, InputsAndValue, apply, on_arrays, one_node, save
+from twinloss.fast.runtime.constants import accumulator, constant
+from twinloss.fast.runtime.dispatch import full_precision
+from twinloss.fast.runtime.torch_operator import (
+    Computation,
+    InputsAndValue,
+    apply,
+    by_numpy,
+    on_arrays,
+    one_node,
+    save,
+)
 
 
 def fraction(stack: Tensor, terms: Terms, *weights: Tensor) -> Tensor:
@@ -110,11 +121,20 @@ def _pooled(overlap: Any, errors: Any, w_overlap: Tensor | None, w_errors: Tenso
     return (w_overlap * overlap).sum(axis=1, keepdims=True), (w_errors * errors).sum(axis=1, keepdims=True)
 
 
-@on_arrays
 def _value(stack: Tensor, w_overlap: Tensor | None, w_errors: Tensor | None, terms: Terms) -> Tensor:
+    made: Tensor = (_value_by_numpy if by_numpy(stack) else _value_by_torch)(stack, w_overlap, w_errors, terms)
+    return made
+
+
+@on_arrays
+def _value_by_numpy(stack: Any, w_overlap: Any, w_errors: Any, terms: Terms) -> Any:
     overlap, errors = _pooled(*_by_class(stack, terms), w_overlap, w_errors)
-    loss: Tensor = (errors + (terms.smooth_dr - terms.smooth_nr)) / (overlap + errors + terms.smooth_dr)
-    return loss
+    return (errors + (terms.smooth_dr - terms.smooth_nr)) / (overlap + errors + terms.smooth_dr)
+
+
+def _value_by_torch(stack: Tensor, w_overlap: Tensor | None, w_errors: Tensor | None, terms: Terms) -> Tensor:
+    parts = parts_of(stack, (w_overlap, w_errors), terms)
+    return parts[1] / parts[2]
 
 
 def _slopes_of_parts(
@@ -127,7 +147,6 @@ def _slopes_of_parts(
     return -by_denominator * loss, in_errors, denominator, by_denominator
 
 
-@on_arrays
 def _slopes(
     upstream: Tensor, stack: Tensor, w_overlap: Tensor | None, w_errors: Tensor | None, loss: Tensor, terms: Terms
 ) -> Tensor:
@@ -137,6 +156,13 @@ def _slopes(
     difference, and the row of the volume holds that of FN. Otherwise, the row `TP_LESS_FN` holds the rounding error of
     their difference.
     """
+    slopes = _slopes_by_numpy if by_numpy(upstream) else _slopes_by_torch
+    made: Tensor = slopes(upstream, stack, w_overlap, w_errors, loss, terms)
+    return made
+
+
+@on_arrays
+def _slopes_by_numpy(upstream: Any, stack: Any, w_overlap: Any, w_errors: Any, loss: Any, terms: Terms) -> Any:
     overlap, errors = _pooled(*_by_class(stack, terms), w_overlap, w_errors)
     in_overlap, in_errors, denominator, by_denominator = _slopes_of_parts(upstream, overlap, errors, loss, terms)
     by_row = {row: factor * in_errors for row, factor in terms.errors}
@@ -148,16 +174,79 @@ def _slopes(
             by_row[TP], by_row[VOLUME] = -by_denominator * both, by_row.pop(FN)
         else:
             by_row[TP_LESS_FN] = -by_denominator * both - (by_row[TP] - 2 * by_row[FN])
-    if isinstance(stack, np.ndarray):
-        slopes = np.zeros_like(stack)
-    else:  # under torch.func they must be batched like the values that are written into them
-        slopes = torch.zeros_like(stack) + torch.zeros_like(in_errors).sum()
+    slopes = np.zeros_like(stack)
     w_errors = w_overlap if w_errors is None else w_errors
     of_overlap = [TP_LESS_FN, *(row for row, _ in terms.overlap)]
     for row, slope in by_row.items():
         weight = w_overlap if row in of_overlap else w_errors
         slopes[row, :, terms.first :] = slope if weight is None else weight * slope
     return slopes
+
+
+def _slopes_by_torch(
+    upstream: Tensor, stack: Tensor, w_overlap: Tensor | None, w_errors: Tensor | None, loss: Tensor, terms: Terms
+) -> Tensor:
+    parts = parts_of(stack, (w_overlap, w_errors), terms)
+    rows = slopes_of_parts(upstream / parts[2], parts, (w_overlap, w_errors), _mixing(terms))
+    if TP in dict(terms.overlap) and not terms.complementary:
+        lost = rows[TP_LESS_FN] - (rows[TP] - 2 * rows[FN])
+        rows = torch.cat([rows[:TP_LESS_FN], lost.unsqueeze(0)])
+    return torch.nn.functional.pad(rows.expand(-1, stack.shape[1], -1), (terms.first, 0))
+
+
+def parts_of(stack: Tensor, weights: Weights, terms: Terms) -> Tensor:
+    """Return overlap + ν, errors + δ - ν, and their sum, the denominator, (3, B or 1, C' or 1)."""
+    used = [row for row, _ in (*terms.overlap, *terms.errors)]
+    first, count = min(used), max(used) - min(used) + 1  # not all rows: other rows may be infinite
+    rows = stack.narrow(0, first, count).narrow(2, terms.first, stack.shape[2] - terms.first)
+    if terms.batch:
+        rows = rows.sum(1, keepdim=True)
+    factors = tuple(
+        tuple(dict(part).get(row, 0.0) for row in range(first, first + count)) for part in (terms.overlap, terms.errors)
+    )
+    with full_precision(stack):
+        parts = (constant(factors, stack) @ rows.flatten(1)).unflatten(1, rows.shape[1:])
+    if weights[0] is not None:
+        both = weights[0] if weights[1] is None else torch.stack([weights[0], weights[1]])
+        parts = (parts * both).sum(2, keepdim=True)
+    added = (((terms.smooth_nr,),), ((terms.smooth_dr - terms.smooth_nr,),), ((terms.smooth_dr,),))
+    return torch.cat([parts, parts.sum(0, keepdim=True)]) + constant(added, stack)
+
+
+def slopes_of_parts(
+    by_denominator: Tensor, parts: Tensor, weights: Weights, mixing: tuple[tuple[float, float], ...]
+) -> Tensor:
+    """Return slopes in statistics, (rows, B or 1, C').
+
+    With the overlap A + ν, the errors B + δ - ν and the denominator M, the slope in the overlap is -(B + δ - ν)/M², and
+    that in the errors is (A + ν)/M².
+
+    Args:
+        by_denominator: the upstream gradient divided by the denominator.
+        parts: the result of `parts_of`.
+        weights: the class weights of overlap and of errors.
+        mixing: for each row, the factors of A + ν and of B + δ - ν.
+    """
+    both = parts[:2] / parts[2]
+    if weights[0] is not None:
+        both = both * (weights[0] if weights[1] is None else torch.stack([weights[1], weights[0]]))
+    both = both * by_denominator
+    with full_precision(both):
+        return (constant(mixing, both) @ both.flatten(1)).unflatten(1, both.shape[1:])
+
+
+def _mixing(terms: Terms) -> tuple[tuple[float, float], ...]:
+    """Return how the slopes of all rows mix the parts of a fraction, see `slopes_of_parts`."""
+    mixed = {row: (factor, 0.0) for row, factor in terms.errors} | {
+        row: (0.0, -factor) for row, factor in terms.overlap
+    }
+    if TP in mixed:
+        lost, hit = mixed[FN], mixed[TP]
+        if terms.complementary:
+            mixed |= {TP: (-lost[0], hit[1]), FN: (0.0, 0.0), VOLUME: lost}
+        else:
+            mixed[TP_LESS_FN] = -2 * lost[0], hit[1]
+    return tuple(mixed.get(row, (0.0, 0.0)) for row in range(len(ROWS)))
 
 
 def _slopes_of_weights(
@@ -216,4 +305,4 @@ def reduced_fraction(tensors: tuple[Tensor, Tensor, Tensor | None], asked: Fract
 
 def distance_matrix(distances: Distances | None, like: Tensor) -> Tensor | None:
     """Return distances between classes as a tensor on the device of `like`."""
-    return None if distances is None else torch.tensor(distances, dtype=torch.float64, device=like.device)
+    return None if distances is None else constant(distances, like, accumulator(like.device))

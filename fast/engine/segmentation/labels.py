@@ -1,7 +1,7 @@
 """Checks of labels and masks, and the voxels that a target excludes.
 
-Under torch.func, branches must not depend on values, so invalid values make the loss NaN instead of raising an error.
-Tensors on the meta device have no values to check.
+Where values cannot be read (`is_readable`), as under torch.func and on a GPU, invalid values make the loss NaN instead
+of raising an error.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from twinloss.fast.kernels.contract import VoxelInputs
-from twinloss.fast.runtime.dispatch import transformed, widened
+from twinloss.fast.runtime.checks import is_readable
+from twinloss.fast.runtime.dispatch import widened
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """Return (B, C, *S) as (B, C, N)."""
+    return tensor.flatten(2) if tensor.ndim > 2 else tensor.unsqueeze(-1)
 
 
 def ignored(target: Tensor, labels: bool, ignore_index: int) -> Tensor:
@@ -23,11 +29,9 @@ def ignored(target: Tensor, labels: bool, ignore_index: int) -> Tensor:
 
 
 def checked_mask(mask: Tensor, x: Tensor) -> Tensor:
-    """Return the mask in the dtype of x; raise an error if a value lies outside [0, 1]."""
-    if transformed():
+    """Return the mask in the dtype of x; a value outside [0, 1] raises an error, or becomes NaN."""
+    if not is_readable(mask):
         return torch.where((mask >= 0) & (mask <= 1), mask.to(x.dtype), torch.nan)
-    if mask.is_meta:
-        return mask.to(x.dtype)
     low, high = mask.detach().to(x.dtype).aminmax()
     if not (low >= 0 and high <= 1):
         raise ValueError(
@@ -61,12 +65,12 @@ def wrong_labels(target: Tensor, classes: int, ignore_index: int | None) -> Tens
 
 
 def checked_labels(target: Tensor, classes: int, ignore_index: int | None) -> Tensor:
-    """Return labels as int64, with 0 where they are ignored; raise an error if one is not a class."""
+    """Return labels as int64, with 0 where they are ignored; raise an error if one is not a class, or return 0."""
     target = comparable(target)
     wrong = wrong_labels(target, classes, ignore_index)
-    if transformed():
+    if not is_readable(target):
         target = torch.where(wrong, 0, target)
-    elif not target.is_meta and wrong.any():
+    elif wrong.any():
         _raise_wrong_labels(target, classes, ignore_index)
     labels = target.to(torch.int64)
     return labels if ignore_index is None else labels.masked_fill(_equals(target, ignore_index), 0)

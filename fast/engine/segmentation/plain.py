@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from twinloss.fast.engine.segmentation.labels import checked_labels, checked_mask, comparable, ignored, wrong_labels
+from twinloss.fast.engine.segmentation.labels import (
+    checked_labels,
+    checked_mask,
+    comparable,
+    flat,
+    ignored,
+    wrong_labels,
+)
 from twinloss.fast.engine.segmentation.stable_functions import (
     complement_of,
     focused,
@@ -14,12 +21,9 @@ from twinloss.fast.engine.segmentation.stable_functions import (
     weighted,
 )
 from twinloss.fast.kernels.contract import Plan, VoxelInputs
-from twinloss.fast.runtime.dispatch import transformed, widened
-
-
-def flat(tensor: Tensor) -> Tensor:
-    """Return (B, C, *S) as (B, C, N)."""
-    return tensor.flatten(2) if tensor.ndim > 2 else tensor.unsqueeze(-1)
+from twinloss.fast.runtime.checks import is_readable
+from twinloss.fast.runtime.constants import accumulator, classes
+from twinloss.fast.runtime.dispatch import widened
 
 
 def plain_sums(inputs: VoxelInputs, plan: Plan) -> Tensor:
@@ -33,7 +37,7 @@ def plain_sums(inputs: VoxelInputs, plan: Plan) -> Tensor:
     weight, x = torch.where(taken, weight, 0), torch.where(taken, x, 0)
     if not plan.labels:
         return _sums_of_dense(x, torch.where(taken, target.to(x.dtype), 0), weight, plan)
-    if transformed():
+    if not is_readable(target):
         x = torch.where(wrong_labels(comparable(target), x.shape[1], plan.ignore_index), torch.nan, x)
     return _sums_of_labels(x, target, weight, inputs.matrix, plan)
 
@@ -68,6 +72,8 @@ def focal_terms(x: Tensor, target: Tensor, activation: str, gamma: float, labels
     """Return the terms of hits and misses, (B, C, *S), for a loss without reduction."""
     if labels:
         y = checked_labels(target, x.shape[1], None)
+        if not is_readable(target):
+            x = torch.where(wrong_labels(comparable(target), x.shape[1], None), torch.nan, x)
         g = torch.zeros_like(x).scatter(1, y, 1)
     else:
         g = target.to(x.dtype)
@@ -78,12 +84,12 @@ def focal_terms(x: Tensor, target: Tensor, activation: str, gamma: float, labels
 
 
 def _total(term: Tensor) -> Tensor:
-    return term.sum(-1, dtype=torch.float64)
+    return term.sum(-1, dtype=accumulator(term.device))
 
 
 def _by_class(values: Tensor, y: Tensor, start: Tensor) -> Tensor:
-    """Return `start`, (B, C), plus the values (B, 1, N) summed by class."""
-    return start.scatter_add(1, y[:, 0], values.expand_as(y)[:, 0].double())
+    """Return `start`, (B, C), plus the values (B, 1, N) summed by class, in a fixed order."""
+    return start + _total(torch.where(y == classes(start.shape[1], y), values, 0))
 
 
 def _probabilities(x: Tensor, activation: str) -> tuple[Tensor | None, Tensor, Tensor]:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twinloss.fast.engine.segmentation.labels import ignored
-from twinloss.fast.engine.segmentation.plain import flat
+from twinloss.fast.engine.segmentation.labels import flat, ignored
 from twinloss.fast.engine.segmentation.statistics import Activation, Statistics, statistics
 from twinloss.fast.kernels.contract import Plan, UpstreamSlopes, VoxelInputs
 from twinloss.fast.runtime.arguments import ShapeError

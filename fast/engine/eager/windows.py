@@ -1,0 +1,67 @@
+"""Images filtered along their axes, in operators of torch."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from twinloss.fast.runtime.constants import constant
+from twinloss.fast.runtime.dispatch import full_precision
+
+
+def filtered(images: Tensor, taps: tuple[float, ...], rank: int) -> Tensor:
+    """Return images (N, M, D, H, W), which are overwritten, correlated with positive taps along the last `rank` axes.
+
+    Beyond the borders, images are 0. The number of taps is odd. Along each axis, this is a product with a banded
+    matrix. There, 0 times NaN would be NaN far from the window, so that numbers that are not finite are summed apart.
+    """
+    others = torch.where(images.isfinite(), constant(0.0, images), images)
+    images.nan_to_num_(0.0, 0.0, 0.0)
+    for axis in range(5 - rank, 5):  # each result takes the place of the last, whose memory is freed
+        images = _along(images, axis, taps)
+        others = _summed_along(others, axis, len(taps))
+    return images.add_(others)
+
+
+def summed(images: Tensor, size: int, rank: int) -> Tensor:
+    """Return the sums of images (N, M, D, H, W) in windows of an odd number of voxels along their last `rank` axes.
+
+    Beyond the borders, images are 0.
+    """
+    for axis in range(5 - rank, 5):
+        images = _summed_along(images, axis, size)
+    return images
+
+
+def _along(images: Tensor, axis: int, taps: tuple[float, ...]) -> Tensor:
+    bands = constant(_band(taps, images.shape[axis]), images)
+    with full_precision(images):
+        if axis == 4:
+            return images @ bands.mT
+        if axis == 3:
+            return bands @ images
+        return (bands @ images.flatten(3)).unflatten(3, images.shape[3:])
+
+
+def _summed_along(images: Tensor, axis: int, size: int) -> Tensor:
+    """Pool planes, as some devices do not pool volumes."""
+    reach, last = size // 2, axis == 4
+    if images.shape[axis] < size:  # torch does not pool with a window that is larger than the image
+        images, pad = functional.pad(images, [0, 0] * (4 - axis) + [reach, reach]), 0
+    else:
+        pad = reach
+    planes = images.flatten(3).flatten(0, 1) if axis == 2 else images.flatten(0, 2)
+    window, padding = ((1, size), (0, pad)) if last else ((size, 1), (pad, 0))
+    pooled = functional.avg_pool2d(planes, window, 1, padding, divisor_override=1)
+    shape = list(images.shape)
+    shape[axis] += 2 * pad - 2 * reach
+    return pooled.reshape(shape)
+
+
+@lru_cache(maxsize=64)
+def _band(taps: tuple[float, ...], size: int) -> tuple[tuple[float, ...], ...]:
+    reach = len(taps) // 2
+    return tuple(tuple(taps[j - i + reach] if abs(j - i) <= reach else 0.0 for j in range(size)) for i in range(size))
