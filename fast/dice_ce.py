@@ -12,7 +12,7 @@ from torch import Tensor
 from twinloss.fast.dice import CompoundDiceLoss
 from twinloss.fast.engine.loss import entry_point
 from twinloss.fast.engine.segmentation.labels import checked_labels
-from twinloss.fast.engine.segmentation.loss import ClassWeight, checked_weight, mean_of, weight_by_class
+from twinloss.fast.engine.segmentation.loss import ClassWeight, checked_weight, mean_of, times, weight_by_class
 from twinloss.fast.engine.segmentation.statistics import Activation, Statistics
 from twinloss.fast.engine.segmentation.voxels import Voxels
 from twinloss.fast.runtime import dispatch
@@ -184,7 +184,8 @@ class DiceCELoss(CompoundDiceLoss):
         else:
             dice_sums, ce_sums = self.two_sums(voxels, activation, plan)
         dice = self.reduced(self.dice(dice_sums, voxels), input.ndim)
-        loss = self.lambda_dice * dice + self.lambda_ce * self._cross_entropy(ce_sums, voxels, binary)
+        ce = self._cross_entropy(ce_sums, voxels, binary)
+        loss = times(self.lambda_dice, dice) + times(self.lambda_ce, ce)
         return loss.to(dispatch.result_type(input))
 
     def _smoothed(self, voxels: Voxels) -> Voxels:

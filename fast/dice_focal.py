@@ -9,7 +9,7 @@ from torch import Tensor
 
 from twinloss.fast.dice import CompoundDiceLoss
 from twinloss.fast.engine.loss import entry_point
-from twinloss.fast.engine.segmentation.loss import ClassWeight, checked_weight
+from twinloss.fast.engine.segmentation.loss import ClassWeight, checked_weight, times
 from twinloss.fast.focal import FOCAL_CHECKS, FOCAL_RULES, FocalTerm
 from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.options import checked_number
@@ -144,9 +144,10 @@ class DiceFocalLoss(CompoundDiceLoss):
         term.warn(input)
         activation = term.activation(input.shape[1])
         dice_sums, focal_sums = self.two_sums(voxels, activation, {} if reduction == "none" else term.plan())
-        dice = self.lambda_dice * self.reduced(self.dice(dice_sums, voxels), input.ndim)
+        dice = times(self.lambda_dice, self.reduced(self.dice(dice_sums, voxels), input.ndim))
         weight = self.focal_weight if self.weight is None else self.seen(self.weight, voxels)
         if reduction == "none":
             focal = term.unreduced(voxels, weight)
-            return (dice + self.lambda_focal * focal).to(kind)
-        return (dice + self.lambda_focal * term.reduced(focal_sums, voxels, reduction, weight)).to(kind)
+            return (dice + times(self.lambda_focal, focal)).to(kind)
+        focal = term.reduced(focal_sums, voxels, reduction, weight)
+        return (dice + times(self.lambda_focal, focal)).to(kind)

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from twinloss.fast.kernels.contract import HISTOGRAM, HistogramPlan
 from twinloss.fast.runtime import dispatch
+from twinloss.fast.runtime.constants import accumulator
 from twinloss.fast.runtime.torch_operator import InputsAndValue, gradients, operator
 
 # The number of weights that the plain form stores at a time.
@@ -19,7 +20,8 @@ _BLOCK = 2**19
 def joint_histogram(x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) -> Tensor:
     """Return the joint histogram of the images (B, N) of each item, (B, K, K) float64, which sums to 1."""
     sigma = min(max(sigma, 1e-150), 1e150)  # beyond, the weights stay the same, but sigma^2 would be 0 or infinite
-    if dispatch.choose(HISTOGRAM, x) == "kernel":
+    compiled = HISTOGRAM.is_compiled(x)
+    if dispatch.choose(HISTOGRAM, x) == "kernel" and (compiled or kernel == "gaussian"):
         histogram: Tensor = _joint_histogram(x, y, bins, sigma, kernel)
         return histogram
     return _plain(x, y, HistogramPlan(bins, sigma, kernel))
@@ -31,7 +33,7 @@ def joint_histogram(x: Tensor, y: Tensor, bins: int, sigma: float, kernel: str) 
 def _plain(x: Tensor, y: Tensor, plan: HistogramPlan) -> Tensor:
     """Sum blocks of voxels; their weights are recomputed for the gradient, to save memory."""
     bins, sigma, kernel = plan
-    z, of_y = (_places(image.double(), bins, kernel) for image in (x, y))
+    z, of_y = (_places(image.to(accumulator(x.device)), bins, kernel) for image in (x, y))
     joint = z.new_zeros(len(x), bins, bins)
     step = max(_BLOCK // (len(x) * bins), 1)
     for start in range(0, x.shape[1], step):

@@ -13,6 +13,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from twinloss.fast.runtime import dispatch
+from twinloss.harness.bench.cases import BenchmarkCase
+from twinloss.harness.bench.competitors import EAGER, FAST, loss_of
 
-# The largest share of MONAI's bytes, launches and peak memory that the losses may take.
+# The largest share of MONAI's bytes, launches and peak memory that the losses are meant to take.
 BYTES, LAUNCHES, PEAK = 1.5, 1.5, 1.0
-SIZE = 64
 
 # Operators that launch nothing, besides those that return views.
 _FREE = {
@@ -169,3 +171,88 @@ def traffic(loss: Callable[..., Tensor], arguments: Sequence[Tensor]) -> Traffic
     return Traffic(
         counter.moved / size, counter.launches, counter.waits, counter.uploads, counter.peak / size, kept / size
     )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The traffic of a case, and that of MONAI's loss in eager mode, if MONAI has the loss."""
+
+    case: BenchmarkCase
+    ours: Traffic
+    monai: Traffic | None
+
+    @property
+    def shares(self) -> tuple[float, float, float] | None:
+        """Bytes, launches and peak memory, as multiples of MONAI's."""
+        if self.monai is None:
+            return None
+        ours, monai = self.ours, self.monai
+        return ours.moved / monai.moved, ours.launches / monai.launches, ours.peak / monai.peak
+
+    @property
+    def beyond(self) -> list[str]:
+        """What exceeds its limit, in words; a percent more memory is that of constants."""
+        found = [f"{self.ours.waits} waits"] * (self.ours.waits > 0) + [f"{self.ours.uploads} uploads"] * (
+            self.ours.uploads > 0
+        )
+        for share, limit, name in zip(
+            self.shares or (), (BYTES, LAUNCHES, 1.01 * PEAK), ("bytes", "launches", "peak"), strict=False
+        ):
+            if share > limit:
+                found.append(f"{share:.2f} × the {name}")
+        return found
+
+
+def compare(case: BenchmarkCase) -> Comparison:
+    """Count a case."""
+    arguments = case.line.operands(case.size, case.batch)
+    ours = traffic(loss_of(case, FAST), arguments)
+    return Comparison(case, ours, traffic(loss_of(case, EAGER), arguments) if case.line.peer else None)
+
+
+COLUMNS = (
+    "case", "bytes", "MONAI", "share", "launches", "MONAI", "share", "peak", "MONAI", "share", "kept", "MONAI",
+    "waits", "MONAI", "uploads", "MONAI",
+)  # fmt: skip
+
+INTRODUCTION = """
+What one forward and one backward pass in float32 cost on a device without compiled kernels, in eager mode, beside
+MONAI's loss: `twinloss bench --traffic` counts it without a GPU, on tensors without numbers. Bytes are read and written
+by operators of torch, peak is the largest amount of memory in use beyond the arguments, and kept is what lives from the
+forward to the backward pass, all as multiples of the size of the gradient. A wait is an operator whose result the host
+needs, and an upload a constant that is copied to the device.
+"""
+
+
+def row(each: Comparison) -> list[str]:
+    """Return the cells of a case."""
+    ours, monai, shares = each.ours, each.monai, each.shares
+    cells = [str(each.case).split(", 1 thread")[0]]
+    numbers = (
+        (f"{ours.moved:.1f}", monai and f"{monai.moved:.1f}", shares and f"{shares[0]:.2f}"),
+        (str(ours.launches), monai and str(monai.launches), shares and f"{shares[1]:.2f}"),
+        (f"{ours.peak:.1f}", monai and f"{monai.peak:.1f}", shares and f"{shares[2]:.2f}"),
+        (f"{ours.kept:.1f}", monai and f"{monai.kept:.1f}"),
+        (str(ours.waits), monai and str(monai.waits)),
+        (str(ours.uploads), monai and str(monai.uploads)),
+    )
+    return cells + [cell or "" for group in numbers for cell in group]
+
+
+def as_markdown(comparisons: Sequence[Comparison]) -> str:
+    """Render the report as Markdown."""
+    lines = ["# Memory traffic without compiled kernels", INTRODUCTION]
+    lines += ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
+    lines += ["| " + " | ".join(row(each)) + " |" for each in comparisons]
+    beyond = [each for each in comparisons if each.beyond]
+    limits = f"{BYTES:g} × MONAI's bytes and launches, its peak memory, no waits and no uploads"
+    lines += ["", f"Cases beyond the limits ({limits}): {len(beyond) or 'none'}.", ""]
+    lines += [f"* {row(each)[0]}: {', '.join(each.beyond)}" for each in beyond]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def write(comparisons: Sequence[Comparison], folder: Path) -> Path:
+    """Write the report."""
+    path = folder / "traffic.md"
+    path.write_text(as_markdown(comparisons), encoding="utf-8")
+    return path

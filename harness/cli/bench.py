@@ -15,6 +15,7 @@ from twinloss.harness.model.device import Device
 if TYPE_CHECKING:
     from twinloss.harness.bench.cases import BenchmarkCase
     from twinloss.harness.bench.records import BenchmarkRun
+    from twinloss.harness.model.twin import Twin
 
 
 EPILOG = """
@@ -29,6 +30,8 @@ twinloss bench --sweep --out reports --resume        only the cases that an inte
 twinloss bench dice --size 32 --threads 1 --no-compiled --no-memory --budget 1      a quick look
 
 twinloss bench --device cuda --out reports           benchmarks-cuda.md: the losses in plain torch on a GPU
+
+twinloss bench --traffic --out reports               traffic.md: bytes, launches, waits and memory, without a GPU
 
 [bold]Files[/]: benchmarks.json keeps all results; new results replace those of the same case. It is written after each
 case, so Ctrl-C loses only the current case. benchmarks.md is made from it.
@@ -47,6 +50,9 @@ def bench(
     device: OnDevice = Device.cpu,
     compiled: Annotated[bool, typer.Option(help="Also time torch.compile of the losses, which takes minutes.")] = True,
     memory: Annotated[bool, typer.Option(help="Also measure peak memory, each in its own process.")] = True,
+    traffic: Annotated[
+        bool, typer.Option("--traffic", help="Count bytes, launches, waits and memory on a device without kernels.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Skip cases whose results are in the --out folder.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the report and benchmarks.json.")] = None,
 ) -> None:
@@ -54,6 +60,9 @@ def bench(
     twins, folder, where = named_twins(losses), writable(out) if out else None, usable(device)
     if device is Device.interpreter:
         raise typer.BadParameter("Triton's interpreter shows whether kernels are right; their times mean nothing")
+    if traffic:
+        _count(twins, size, folder)
+        return
     import torch
 
     from twinloss.harness.bench import cases as made
@@ -81,6 +90,32 @@ def bench(
     if not finished:
         console.print("interrupted: the results so far are kept", style="magenta")
         raise typer.Exit(130)
+
+
+def _count(twins: list[Twin], size: int, folder: Path | None) -> None:
+    """Count the traffic of the base cases, print a table, and write the report."""
+    from rich import box
+    from rich.table import Table
+
+    from twinloss.harness.bench import traffic
+    from twinloss.harness.bench.cases import base_cases
+
+    with progress() as tick:
+        comparisons = []
+        for case in base_cases(twins, 1, size):
+            tick(str(case), 0)
+            comparisons.append(traffic.compare(case))
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for i, column in enumerate(traffic.COLUMNS):
+        made.add_column(column, justify="right" if i else "left", no_wrap=i == 0)
+    for each in comparisons:
+        made.add_row(*traffic.row(each))
+    console.print(made)
+    for each in comparisons:
+        if each.beyond:
+            console.print(f"{each.case}: {', '.join(each.beyond)}", style="magenta")
+    if folder:
+        console.print(f"wrote {traffic.write(comparisons, folder)}")
 
 
 def _run(cases: list[BenchmarkCase]) -> BenchmarkRun:

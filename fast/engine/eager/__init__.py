@@ -51,6 +51,12 @@ def _smoothing() -> contract.SmoothingKernels:
     return smoothing
 
 
+def _histogram() -> contract.HistogramKernels:
+    from twinloss.fast.engine.eager import histogram
+
+    return histogram
+
+
 def _has_wider_type(x: Tensor) -> bool:
     return x.dtype == torch.float32 and accumulator(x.device) == torch.float64
 
@@ -60,3 +66,4 @@ contract.BENDING_ENERGY.fall_back(_bending_energy)
 contract.DIFFUSION.fall_back(_diffusion)
 contract.CORRELATION.fall_back(_correlation, _has_wider_type)
 contract.SMOOTHING.fall_back(_smoothing)
+contract.HISTOGRAM.fall_back(_histogram, _has_wider_type)

@@ -35,7 +35,6 @@ from twinloss.fast.kernels.contract import (
     NEARNESS,
     ROWS,
     TP,
-    TP_LESS_FN,
     VOLUME,
     FractionPlan,
     InvalidVoxelsError,
@@ -46,7 +45,7 @@ from twinloss.fast.kernels.contract import (
 )
 from twinloss.fast.runtime.checks import is_readable
 from twinloss.fast.runtime.constants import accumulator, classes, constant
-from twinloss.fast.runtime.dispatch import widened
+from twinloss.fast.runtime.dispatch import full_precision, widened
 
 
 class _Slopes(NamedTuple):
@@ -81,17 +80,24 @@ def sums(inputs: VoxelInputs, plan: Plan, ahead: bool, slopes: UpstreamSlopes | 
 
 def gradient(upstream: Tensor, inputs: VoxelInputs, plan: Plan, kept: object) -> Tensor:
     """Return dL/dx, see `VoxelKernels.gradient`."""
-    count = 2 if plan.overlap == "squared" else 1
-    rows: dict[str, Tensor] = {}
-    if plan.overlap != "none":
-        rows |= {"hit": upstream[TP] - count * upstream[FN] + upstream[TP_LESS_FN]}
-        rows |= {"fp": upstream[FP], "fn": upstream[FN], "tp": upstream[TP]}
-    if plan.surprisal != "none":
-        rows |= {"hits": upstream[HITS], "misses": upstream[MISSES]}
-    if inputs.matrix is not None:
-        rows |= {"distance": upstream[DISTANCE] - upstream[NEARNESS]}
-    made = torch.stack(list(rows.values())).to(widened(inputs.x[:0]).dtype).unsqueeze(-1)
-    return _gradient(_Slopes(**dict(zip(rows, made.unbind(), strict=True))), inputs, plan)
+    with full_precision(upstream):
+        rows = constant(_FIELDS[plan.overlap == "squared"], upstream) @ upstream.flatten(1)
+    rows = rows.view(-1, *upstream.shape[1:], 1).to(widened(inputs.x[:0]).dtype)
+    return _gradient(_Slopes(*rows.unbind()), inputs, plan)
+
+
+def _row(**factors: float) -> tuple[float, ...]:
+    return tuple(factors.get(name, 0.0) for name in ROWS)
+
+
+# The fields of `_Slopes` as sums of the slopes in all statistics, and the same for squared overlaps.
+_FIELDS = tuple(
+    (
+        _row(tp=1, fn=-count, tp_less_fn=1), _row(fp=1), _row(fn=1), _row(tp=1), _row(hits=1), _row(misses=1),
+        _row(distance=1, nearness=-1),
+    )
+    for count in (1, 2)
+)  # fmt: skip
 
 
 @dataclass
@@ -191,8 +197,8 @@ def _voxels(inputs: VoxelInputs, plan: Plan, for_gradient: bool = False) -> _Vox
         weight, soft = mask.to(x.dtype), mask.is_floating_point()
     if out is not None:
         weight = (~out).to(x.dtype) if weight is None else _without(out, weight)
-    if inputs.mask is not None:
-        excluded = weight == 0
+    if inputs.mask is not None and weight is not None:
+        excluded = weight.eq(0)
     if for_gradient:
         weight = weight if soft else None
     elif excluded is not None:
@@ -440,22 +446,24 @@ def _gradient_of_softmax(slopes: _Slopes, voxels: _Voxels, plan: Plan, matrix: T
         assert slopes.distance is not None
         in_p = voxels.weighed(_of_label(matrix.to(p.dtype) * slopes.distance, voxels))
     elif plan.overlap != "none":
-        in_p = _in_prediction(slopes, voxels, plan, voxels.own(), p)
+        own = voxels.own()
+        in_p = _in_prediction(slopes, voxels, plan, own, p)
+        if plan.surprisal != "none":
+            return _of_surprisal(slopes, voxels, plan, own, p, _through_softmax(in_p, p))
+        del own
     else:
-        return _of_surprisal(slopes, voxels, plan, p, None)
-    made = _through_softmax(in_p, p)
-    del in_p
-    return made if plan.surprisal == "none" else _of_surprisal(slopes, voxels, plan, p, made)
+        return _of_surprisal(slopes, voxels, plan, voxels.own(), p, None)
+    return _through_softmax(in_p, p)
 
 
-def _of_surprisal(slopes: _Slopes, voxels: _Voxels, plan: Plan, p: Tensor, added: Tensor | None) -> Tensor:
+def _of_surprisal(slopes: _Slopes, voxels: _Voxels, plan: Plan, own: Tensor, p: Tensor, added: Tensor | None) -> Tensor:
     """Return dL/dx of the surprisals: p_k for other classes, and p_k - 1 for that of the label, times dL/d(surprisal).
 
     It is added to `added`, if that is given, and overwrites p.
     """
     assert slopes.hits is not None
     assert slopes.misses is not None
-    own, index, log_p = voxels.own(), voxels.index(), None
+    index, log_p = voxels.index(), None
     if plan.surprisal == "all" or plan.gamma > 0:
         log_p = voxels.x.log_softmax(1)
     p.masked_fill_(own, 0)

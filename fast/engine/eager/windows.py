@@ -43,7 +43,7 @@ def _along(images: Tensor, axis: int, taps: tuple[float, ...]) -> Tensor:
             return images @ bands.mT
         if axis == 3:
             return bands @ images
-        return (bands @ images.flatten(3)).unflatten(3, images.shape[3:])
+        return (bands @ images.flatten(3)).view(images.shape)
 
 
 def _summed_along(images: Tensor, axis: int, size: int) -> Tensor:

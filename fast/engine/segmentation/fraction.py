@@ -100,7 +100,7 @@ class _Fraction(torch.autograd.Function):
         stack, w_overlap, w_errors, loss = ctx.saved_tensors
         weights = w_overlap, w_errors
         of_weights = _slopes_of_weights(upstream[0], stack, weights, loss, ctx.terms) if weighted else (None, None)
-        return _slopes(upstream[0], *ctx.saved_tensors, ctx.terms), *of_weights, None
+        return _slopes(upstream[0], stack, w_overlap, w_errors, loss, ctx.terms), *of_weights, None
 
 
 _fraction = apply(_Fraction)
@@ -205,7 +205,7 @@ def parts_of(stack: Tensor, weights: Weights, terms: Terms) -> Tensor:
         tuple(dict(part).get(row, 0.0) for row in range(first, first + count)) for part in (terms.overlap, terms.errors)
     )
     with full_precision(stack):
-        parts = (constant(factors, stack) @ rows.flatten(1)).unflatten(1, rows.shape[1:])
+        parts = (constant(factors, stack) @ rows.flatten(1)).view(-1, *rows.shape[1:])
     if weights[0] is not None:
         both = weights[0] if weights[1] is None else torch.stack([weights[0], weights[1]])
         parts = (parts * both).sum(2, keepdim=True)
@@ -232,7 +232,7 @@ def slopes_of_parts(
         both = both * (weights[0] if weights[1] is None else torch.stack([weights[1], weights[0]]))
     both = both * by_denominator
     with full_precision(both):
-        return (constant(mixing, both) @ both.flatten(1)).unflatten(1, both.shape[1:])
+        return (constant(mixing, both) @ both.flatten(1)).view(-1, *both.shape[1:])
 
 
 def _mixing(terms: Terms) -> tuple[tuple[float, float], ...]:

@@ -43,6 +43,11 @@ def mean_of(total: Tensor, count: Tensor) -> Tensor:
     return total / torch.where(count > 0, count, 1)
 
 
+def times(factor: float, loss: Tensor) -> Tensor:
+    """Return a factor times a loss; a factor of 1 takes no operator, forward and backward."""
+    return loss if factor == 1 else factor * loss
+
+
 def checked_weight(weight: ClassWeight | None, name: str = "weight") -> float | tuple[float, ...] | None:
     """Return a class weight as Python numbers, so that `.half()` of a surrounding module does not round it."""
     if weight is None:
