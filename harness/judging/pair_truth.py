@@ -46,7 +46,7 @@ from twinloss.harness.judging.pair_call import (
     in_a_row,
     lifted,
     named_gradients,
-    options_of,
+    reference_options,
     reference_outputs,
     sizes_of,
     weights,
@@ -99,7 +99,7 @@ class PairTruth:
         """Prepare the reference to compute in dtype `real`, by default the most precise one that it can."""
         assert twin.pair is not None
         self.twin, self.pair, self.case = twin, twin.pair, case
-        self.options = options_of(twin, case)
+        self.options = reference_options(twin, case)
         self._near: list[Arrays] = []
         # For each output and input the number of perturbations, and the spread and own error that they allow.
         self._allowed_values: dict[int, tuple[int, Any, Any]] = {}

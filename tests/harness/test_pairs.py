@@ -531,3 +531,20 @@ def test_torch_functions_are_audited():
     assert "| avg_pool1d | float32 | agrees |" in as_markdown(rows, 0)
     with pytest.raises(LibraryError, match="avg_pool1d"):
         audit_torch(["avgpool"])
+
+
+@pytest.mark.parametrize(("block", "verdict"), [(4, "pass"), (3, "fail")])
+def test_options_that_only_tune_must_not_change_the_results(block, verdict):
+    def total(x, block=1):
+        whole = x[: len(x) // block * block].sum(0) if block == 3 else x.sum(0)
+        return whole
+
+    pair = Pair("total", fast=total, reference=lambda x: x.sum(0), inputs={"x": arrays("N M")}, takes="torch",
+                tuning={"block": (1, block)})  # fmt: skip
+    assert checked(pair).verdict == verdict
+
+
+def test_a_domain_that_excludes_long_axes_is_no_obstacle():
+    pair = Pair("total", fast=lambda x: x.sum(0), reference=lambda x: x.sum(0), inputs={"x": arrays("N M")},
+                takes="torch", domain=lambda case: case["N"] <= 3 and case["M"] <= 4)  # fmt: skip
+    assert checked(pair).verdict == "pass"
