@@ -359,5 +359,5 @@ def _draw(
         # The loss is nondeterministic: report the first failure.
         raise failed[0] from None
     except Unsatisfiable:
-        if not shape:  # the domain of a pair may exclude some shapes
+        if seen.twin.pair is None:  # the domain of a pair may exclude some sizes and options
             raise

@@ -26,6 +26,7 @@ from twinloss.harness.judging.pair_call import (
     lifted,
     named_gradients,
     options_of,
+    reference_options,
     reference_outputs,
     sizes_of,
     weights,
@@ -130,7 +131,7 @@ def as_twin(pair: Pair, place: str | None = None, device: str | None = None) -> 
         value=pair.reference,
         gradient=pair.gradient or pair.reference,
         operands=tuple(pair.inputs),
-        options=pair.options,
+        options=pair.all_options(),
         cases=pair_cases,
         allowed=pair.allowed,
         domain=lambda case: in_domain(pair, case),
@@ -188,7 +189,7 @@ def _refuse_signature(fast: Fast, call: Any) -> None:
     """
     pair = fast.pair
     function = getattr(fast.found, "py_func", fast.found)
-    for name in pair.options:
+    for name in pair.all_options():
         taken = fast.takes(fast.theirs(name)) or (fast.constructed and fast.call_takes(fast.theirs(name)))
         if not taken and not (isinstance(call, object) and not _has_signature(function)):
             raise PairError(
@@ -199,7 +200,7 @@ def _refuse_signature(fast: Fast, call: Any) -> None:
         return
     passed = [name for name in pair.inputs if name not in pair.state]
     by_name = any(name in pair.names for name in passed)
-    keywords = [fast.theirs(name) for name in (*pair.options, *(w for w in pair.writes if w not in pair.inputs))]
+    keywords = [fast.theirs(name) for name in (*pair.all_options(), *(w for w in pair.writes if w not in pair.inputs))]
     keywords += [fast.theirs(name) for name in passed] if by_name else []
     try:
         inspect.signature(function).bind(*([] if by_name else passed), **dict.fromkeys(keywords))
@@ -249,7 +250,8 @@ def refuse_what_does_not_fit(twin: Twin, dtypes: Sequence[str], seed: int) -> No
 
 def _refuse_reference(twin: Twin, pair: Pair, case: Case) -> None:
     name = getattr(pair.reference, "__name__", "the reference")
-    options, passed = options_of(twin, case), _passed(case, options_of(twin, case))
+    options = reference_options(twin, case)
+    passed = _passed(case, options)
     arguments = lifted(case, np.float64)
     before = {key: value.copy() for key, value in arguments.items()}
     try:
@@ -309,7 +311,7 @@ def _complaint(twin: Twin, case: Case) -> str | None:
             made = fast.constructor_arguments(sizes_of(pair, case), options)
             what += f"\nconstructed with: {made}\nsignature: {_signature(fast.found)}"
         return what
-    want = reference_outputs(pair, lifted(case, np.float64), options)
+    want = reference_outputs(pair, lifted(case, np.float64), reference_options(twin, case))
     got_shapes, shapes = [o.shape for o in answer.outputs], [o.shape for o in want]
     if len(want) != len(answer.outputs):
         return f"{fast.__name__} returns {len(answer.outputs)} outputs, and the reference {len(want)}, for {passed}"

@@ -111,7 +111,8 @@ def _differ(a: Array, b: Array) -> bool:
 
 def option_values(twin: Twin) -> set[tuple[str, str]]:
     """Return all option values but the defaults; if the other values have an effect, the default has one, too."""
-    return {(name, label(value)) for name, tried in twin.options.items() for value in tried[1:]}
+    tuning = twin.pair.tuning if twin.pair else ()
+    return {(name, label(value)) for name, tried in twin.options.items() if name not in tuning for value in tried[1:]}
 
 
 def given_values(case: Case) -> Iterable[tuple[str, str]]:

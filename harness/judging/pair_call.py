@@ -87,6 +87,12 @@ def options_of(twin: Twin, case: Case) -> dict[str, Any]:
     return {**twin.defaults(), **case.options}
 
 
+def reference_options(twin: Twin, case: Case) -> dict[str, Any]:
+    """Return the options of the reference: all but those that must not change the results."""
+    assert twin.pair is not None
+    return {name: value for name, value in options_of(twin, case).items() if name in twin.pair.options}
+
+
 def tensors_of(pair: Pair, case: Case, wrt: Sequence[str] = ()) -> dict[str, torch.Tensor]:
     """Return new tensors of all inputs on the pair's device; those in `wrt` require a gradient."""
     made = {name: operand.tensor().to(pair.device) for name, operand in case.operands.items()}
@@ -144,7 +150,7 @@ def _buffers(twin: Twin, case: Case) -> dict[str, torch.Tensor]:
     names = [name for name in pair.writes if name not in pair.inputs]
     if not names:
         return {}
-    wanted = reference_outputs(pair, lifted(case, np.float64), options_of(twin, case))[-len(names) :]
+    wanted = reference_outputs(pair, lifted(case, np.float64), reference_options(twin, case))[-len(names) :]
     made = {}
     for name, output in zip(names, wanted, strict=True):
         kind = output.dtype.kind
@@ -263,7 +269,7 @@ def _slopes(
         made = [as_array(each) for each in made]
         arguments = {name: as_array(tensor) for name, tensor in tensors.items()}
     cotangent = made[0] if len(made) == 1 else tuple(made)
-    found = slope(*arguments.values(), cotangent=cotangent, **options_of(twin, case))
+    found = slope(*arguments.values(), cotangent=cotangent, **reference_options(twin, case))
     return {name: widened(_tensor(each)) for name, each in named_gradients(pair, found).items()}
 
 

@@ -46,7 +46,7 @@ from twinloss.harness.judging.pair_call import (
     in_a_row,
     lifted,
     named_gradients,
-    options_of,
+    reference_options,
     reference_outputs,
     sizes_of,
     weights,
@@ -77,6 +77,8 @@ SIDES = 8
 
 # Error estimates of difference quotients that are a larger share of the slope cannot confirm a complex step.
 CONFIRMED = 1e-6
+# The number of points at which differences may confirm it.
+TRIES = 3
 # The largest error estimate of a one-sided derivative, as a share of it, unless the point is a pole.
 DECIDED = 1e-2
 
@@ -99,7 +101,7 @@ class PairTruth:
         """Prepare the reference to compute in dtype `real`, by default the most precise one that it can."""
         assert twin.pair is not None
         self.twin, self.pair, self.case = twin, twin.pair, case
-        self.options = options_of(twin, case)
+        self.options = reference_options(twin, case)
         self._near: list[Arrays] = []
         # For each output and input the number of perturbations, and the spread and own error that they allow.
         self._allowed_values: dict[int, tuple[int, Any, Any]] = {}
@@ -361,26 +363,28 @@ class PairTruth:
         return sum(np.nansum(np.abs(w * output)) for w, output in zip(self._upstream, floating, strict=True))
 
     def _is_analytic(self) -> bool:
-        """Return whether a complex step can be taken: differences along a random direction confirm its result."""
+        """Return whether a complex step can be taken: differences confirm it at points near by, away from kinks."""
         rng = np.random.default_rng(0)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("error")
             try:
-                for name in self.pair.wrt:
-                    x = self.arguments[name]
-                    signs = rng.choice([-1.0, 1.0], x.shape) * rng.uniform(0.5, 1, x.shape) * _sizes(x)
-                    direction = Direction(name, signs.astype(self.real))
-                    with np.errstate(all="ignore"):
-                        exact = self._complex_slope(self.arguments, self.options, direction)
-                        near = self._differences(self.arguments, self.options, direction)
-                    if not abs(exact - near.value) <= CONFIRMED * abs(near.value) + 10 * near.error:
-                        return False
-                    # A step of 1 along the direction moves the outputs by about their own size.
-                    if not near.error * _scale(x, direction) <= CONFIRMED * self._size:
-                        return False
+                points = [_ordinary(rng, self.arguments) for _ in range(TRIES)]
+                return any(all(self._is_confirmed(rng, point, name) for name in self.pair.wrt) for point in points)
             except Exception:
                 return False
-        return True
+
+    def _is_confirmed(self, rng: np.random.Generator, arguments: Arrays, name: str) -> bool:
+        """Return whether a complex step along a random direction agrees with differences that are accurate."""
+        x = arguments[name]
+        if not x.size:
+            return True
+        signs = rng.choice([-1.0, 1.0], x.shape) * rng.uniform(0.5, 1, x.shape) * _sizes(x)
+        direction = Direction(name, signs.astype(self.real))
+        exact = self._complex_slope(arguments, self.options, direction)
+        near = self._differences(arguments, self.options, direction)
+        # A step of 1 along the direction moves the outputs by about their own size.
+        accurate = near.error * _scale(x, direction) <= CONFIRMED * max(self._size, abs(near.value))
+        return bool(accurate and abs(exact - near.value) <= CONFIRMED * abs(near.value) + 10 * near.error)
 
     @cached_property
     def own_slope_errors(self) -> Arrays:
@@ -642,6 +646,17 @@ def best_real(pair: Pair, case: Case, options: Mapping[str, Any]) -> Real:
 def _is_rounded(value: Any) -> bool:
     """Return whether an option is a real number that rounding may change; whole numbers are exact."""
     return isinstance(value, float) and math.isfinite(value) and value != round(value)
+
+
+def _ordinary(rng: np.random.Generator, arguments: Arrays) -> Arrays:
+    """Return a point near by at which no number is 0 and no two are equal."""
+    made = {}
+    for name, x in arguments.items():
+        if x.dtype.kind == "f":
+            moved = np.where(x == 0, 0.01 * _sizes(x), x)
+            x = moved * (1 - 0.25 * rng.random(x.shape)).astype(x.dtype)
+        made[name] = x
+    return made
 
 
 def _difference(near: Array, ref: Array) -> Array:

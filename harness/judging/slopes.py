@@ -18,6 +18,9 @@ STEPS = (2.0**-4, 2.0**-10, 2.0**-18, 2.0**-26)
 LEVELS = 5
 GOOD = 1e-11
 
+# An error estimate that is a larger share of the derivative means that the quotients do not converge.
+CONVERGED = 1e-2
+
 # The number of roundoffs of the largest value that its rounding error may have.
 ROUNDOFFS = 8
 
@@ -110,7 +113,9 @@ def _best(quotient: Callable[[Any], Any], factor: int, f: Callable[[Any], Any], 
             best = found
         if best.error <= GOOD * abs(best.value):
             break
-    return best
+    # Quotients that do not converge, as at a pole, say nothing, and neither does the difference between them.
+    converged = best.error <= CONVERGED * abs(best.value) or best.error <= GOOD * size
+    return best if converged else Slope(best.value, real(np.inf))
 
 
 def _extrapolated(

@@ -149,6 +149,8 @@ class Pair:
         inputs: for each input, what to draw for it; see `arrays`.
         wrt: the inputs with respect to which the gradient is judged.
         options: the values to try for each option, the default first.
+        tuning: the values of further options of the fast function that must not change its results, such as the size
+            of a block. The reference does not get them.
         laws: relations that must hold, besides those that hold for any function; see `twinloss.harness.laws`.
         blocks: the axes along which parts are judged each by itself, as in "B C".
         gradient: the gradient of the reference, `gradient(*inputs, cotangent=…, **options)`. It returns an array for
@@ -171,6 +173,7 @@ class Pair:
     inputs: Mapping[str, ArraySpec]
     wrt: str | tuple[str, ...] = ()
     options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    tuning: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     laws: Sequence[Any] = ()
     blocks: str = ""
     gradient: Callable[..., Any] | None = None
@@ -194,7 +197,9 @@ class Pair:
         for name in ("wrt", "writes", "results"):
             given = getattr(self, name)
             object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
-        object.__setattr__(self, "options", {name: _tried(name, tried) for name, tried in self.options.items()})
+        for which in ("options", "tuning"):
+            tried = {name: _tried(name, values) for name, values in getattr(self, which).items()}
+            object.__setattr__(self, which, tried)
         _check_inputs(self)
         _check_names(self)
         _check_reference(self)
@@ -217,9 +222,13 @@ class Pair:
         """Return the size of each named axis, given the shapes of the inputs."""
         return {axis: n for name, spec in self.inputs.items() for axis, n in spec.sizes(shapes[name]).items()}
 
+    def all_options(self) -> dict[str, tuple[Any, ...]]:
+        """Return the values to try for each option of the fast function."""
+        return {**self.options, **self.tuning}
+
     def defaults(self) -> dict[str, Any]:
-        """Return the default of each option."""
-        return {name: tried[0] for name, tried in self.options.items()}
+        """Return the default of each option of the fast function."""
+        return {name: tried[0] for name, tried in self.all_options().items()}
 
     def block_axes(self, name: str, ndim: int) -> tuple[int, ...]:
         """Return the positions of the block axes in an input of so many axes."""
@@ -266,8 +275,8 @@ def _check_names(pair: Pair) -> None:
         if axis not in pair.axes():
             raise PairError(_unknown("blocks", axis, pair.axes(), "axis"))
     for name in pair.names:
-        if name not in (*pair.inputs, *pair.options, *pair.axes(), *pair.writes):
-            raise PairError(_unknown("names", name, [*pair.inputs, *pair.options, *pair.axes()], "name"))
+        if name not in (*pair.inputs, *pair.all_options(), *pair.axes(), *pair.writes):
+            raise PairError(_unknown("names", name, [*pair.inputs, *pair.all_options(), *pair.axes()], "name"))
     for name in pair.state:
         if name not in pair.inputs:
             raise PairError(_unknown("state", name, pair.inputs, "input"))

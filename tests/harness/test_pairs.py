@@ -178,6 +178,19 @@ def test_an_infinite_gradient_is_right_at_a_pole_and_only_there():
     assert examine(as_twin(wrong), case_of(x=[4.0, 9.0])).kind == "gradient"
 
 
+def test_a_slope_that_is_steep_within_less_than_a_step_is_seen():
+    """Differences do not converge at 0; the complex step is exact. Torch's own gradient ignores the clamp."""
+    pair = Pair(
+        "sign", fast=lambda x: x / x.detach().abs().clamp(min=1e-8), takes="torch", wrt="x",
+        reference=lambda x: x / np.maximum(np.abs(x), 1e-8), inputs={"x": arrays("N")},
+    )  # fmt: skip
+    case = case_of(x=[0.0, 1e-9])
+    truth = PairTruth(as_twin(pair), case)
+    np.testing.assert_allclose(truth.gradient.astype(float), 1e8, rtol=1e-12)
+    assert examine(as_twin(pair), case).kind is None
+    assert examine(as_twin(pair), case_of(x=[1.0])).kind == "gradient"
+
+
 def test_blocks_are_judged_each_by_itself():
     class Small(torch.autograd.Function):
         @staticmethod
@@ -531,3 +544,20 @@ def test_torch_functions_are_audited():
     assert "| avg_pool1d | float32 | agrees |" in as_markdown(rows, 0)
     with pytest.raises(LibraryError, match="avg_pool1d"):
         audit_torch(["avgpool"])
+
+
+@pytest.mark.parametrize(("block", "verdict"), [(4, "pass"), (3, "fail")])
+def test_options_that_only_tune_must_not_change_the_results(block, verdict):
+    def total(x, block=1):
+        whole = x[: len(x) // block * block].sum(0) if block == 3 else x.sum(0)
+        return whole
+
+    pair = Pair("total", fast=total, reference=lambda x: x.sum(0), inputs={"x": arrays("N M")}, takes="torch",
+                tuning={"block": (1, block)})  # fmt: skip
+    assert checked(pair).verdict == verdict
+
+
+def test_a_domain_that_excludes_long_axes_is_no_obstacle():
+    pair = Pair("total", fast=lambda x: x.sum(0), reference=lambda x: x.sum(0), inputs={"x": arrays("N M")},
+                takes="torch", domain=lambda case: case["N"] <= 3 and case["M"] <= 4)  # fmt: skip
+    assert checked(pair).verdict == "pass"
