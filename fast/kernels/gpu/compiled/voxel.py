@@ -99,7 +99,7 @@ def sums(
         mask_ptr += item * mask_item + start * mask_step
     channel = 0
     if IGNORE is not None and not LABELS and CLASSES > 1:
-        channel = IGNORE * y_class
+        channel = tl.full((), y_class, tl.int64) * IGNORE
 
     wrong = tl.zeros((BLOCK,), REAL)
     zero = tl.zeros((PADDED, BLOCK), REAL)
@@ -187,7 +187,7 @@ def slopes(
     LABELS: tl.constexpr, IGNORE: tl.constexpr, ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr,
     SURPRISAL: tl.constexpr, FOCUS: tl.constexpr, EACH: tl.constexpr,
 ):  # fmt: skip
-    """Write dL/dx of a chunk of voxels, times a factor unless it is None, given the slopes of `slopes.py`."""
+    """Write dL/dx of a chunk of voxels, times a factor unless it is None, given the slopes of `rows.py`."""
     MASKED: tl.constexpr = mask_ptr is not None
     DISTANT: tl.constexpr = matrix_ptr is not None
     OWN: tl.constexpr = ACTIVATION == SOFTMAX and LABELS and SURPRISAL != ALL
@@ -203,7 +203,7 @@ def slopes(
         mask_ptr += item * mask_item + start * mask_step
     channel = 0
     if IGNORE is not None and not LABELS and CLASSES > 1:
-        channel = IGNORE * y_class
+        channel = tl.full((), y_class, tl.int64) * IGNORE
     at = item * CLASSES + c
     row = tl.num_programs(1) * CLASSES
     stretch = tl.load(slopes_ptr + STRETCH * row + item * CLASSES)
@@ -258,14 +258,15 @@ def slopes(
                 out = h
         w = weight[None, :]
         if SURPRISAL != NONE and OWN:
-            if OVERLAP == NONE and not DISTANT:
+            ALONE: tl.constexpr = OVERLAP == NONE and not DISTANT  # no softmax of all classes is needed
+            if ALONE:
                 p_others, p_own, q_own, of_own = softmax_of_labels(x, y, own)
-            else:  # which has computed the softmax
-                p_others, p_own = p, tl.sum(tl.where(own, p, 0.0), 0)
-                q_own, of_own = tl.sum(tl.where(own, q, 0.0), 0), tl.sum(tl.where(own, surprisal, 0.0), 0)
+            else:
+                p_own, q_own = tl.sum(tl.where(own, p, 0.0), 0), tl.sum(tl.where(own, q, 0.0), 0)
+                of_own = tl.sum(tl.where(own, surprisal, 0.0), 0)
             u = tl.sum(tl.where(own, hits, 0.0), 0) * focused_slope(of_own, p_own, q_own, gamma, FOCUS)
-            u = weighed(weight, u)
-            out += tl.where(own, (u * q_own)[None, :], -(u[None, :] * p_others))
+            u = weighed(weight, u)[None, :]
+            out += tl.where(own, u * q_own[None, :], -(u * p_others)) if ALONE else u * tl.where(own, q, -p)
         elif SURPRISAL != NONE and ACTIVATION == SOFTMAX:
             # dL/dx_c = q_c u_c - p_c (the sum of the other u). The u of the largest class is not subtracted from a sum
             # that contains it, so that nothing cancels.

@@ -121,7 +121,7 @@ def sums_of_many(
         mask_ptr += item * mask_item + start * mask_step
     channel = 0
     if IGNORE is not None and not LABELS:
-        channel = IGNORE * y_class
+        channel = tl.full((), y_class, tl.int64) * IGNORE
     k = tl.arange(0, BLOCK)
     inside = k < N - start
     y, weight = read_voxels(y_ptr, mask_ptr, k, inside, channel, y_step, mask_step, CLASSES, LABELS, IGNORE, REAL)
@@ -242,7 +242,7 @@ def slopes_of_many(
         mask_ptr += item * mask_item + start * mask_step
     channel = 0
     if IGNORE is not None and not LABELS:
-        channel = IGNORE * y_class
+        channel = tl.full((), y_class, tl.int64) * IGNORE
     k = tl.arange(0, BLOCK)
     inside = k < N - start
     y, weight = read_voxels(y_ptr, mask_ptr, k, inside, channel, y_step, mask_step, CLASSES, LABELS, IGNORE, REAL)
