@@ -178,6 +178,8 @@ def _setup(
     plan: Plan, x: _Layout, y: _Layout, mask: _Layout | None, distant: bool, device: torch.device, interpreter: bool
 ) -> _Setup:
     items, classes, voxels = x.shape
+    if plan.labels and plan.overlap == "minimum" and plan.activation == "softmax" and mask is None:
+        plan = plan._replace(overlap="product")  # of hard targets, they are the same
     many = plan.activation == "softmax" and classes > _HELD
     padded = _LOOPED if many else min(_power_of_two(classes), _HELD)
     each, block = _tile(padded, x.dtype.itemsize)

@@ -178,12 +178,13 @@ def test_ignored_voxels_may_hold_nan(classes):
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("classes", [3, MANY])
-@pytest.mark.parametrize("name", ["dice", "focal"])
-def test_numbers_that_are_not_finite_have_the_results_of_the_reference(name, classes, number):
+@pytest.mark.parametrize(("name", "options"), [("dice", SOFTMAX), ("dice", SIGMOID), ("focal", {"to_onehot_y": True})])
+@pytest.mark.parametrize("channel", [0, 1])
+def test_numbers_that_are_not_finite_have_the_results_of_the_reference(name, options, classes, number, channel):
     def poison(x, y):
-        x[0, 1, 2, 3] = number
+        x[0, channel, 2, 3] = number
 
-    judge(name, SOFTMAX if name == "dice" else {"to_onehot_y": True}, "float32", classes, change=poison)
+    judge(name, options, "float32", classes, change=poison)
 
 
 def test_a_class_whose_logits_are_all_minus_infinity_has_probability_0():

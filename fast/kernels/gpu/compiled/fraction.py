@@ -88,7 +88,7 @@ def _put(slopes_ptr, row, there, tp, fp, hit, hits, misses, far):
     store(slopes_ptr + OF_HITS * row, hits / stretch, there)
     store(slopes_ptr + OF_MISSES * row, misses / stretch, there)
     store(slopes_ptr + OF_DISTANCE * row, far / stretch, there)
-    store(slopes_ptr + STRETCH * row, stretch + 0.0 * tp, there)
+    store(slopes_ptr + STRETCH * row, stretch + tl.zeros_like(tp), there)
 
 
 @triton.jit

@@ -31,6 +31,7 @@ from twinloss.fast.kernels.gpu.compiled.rows import (
 from twinloss.fast.kernels.gpu.compiled.voxel_tile import (
     ALL,
     EXCLUDED,
+    INVALID,
     LOWEST,
     NONE,
     PRODUCT,
@@ -47,6 +48,7 @@ from twinloss.fast.kernels.gpu.compiled.voxel_tile import (
     read_voxels,
     sigmoid,
     softmax,
+    softmax_of_labels,
     weighed,
 )
 
@@ -83,6 +85,7 @@ def sums(
     """
     MASKED: tl.constexpr = mask_ptr is not None
     COUNTED: tl.constexpr = LABELS and not MASKED and PADDED >= 16  # to spare registers
+    HARD: tl.constexpr = LABELS and not MASKED and ACTIVATION == SOFTMAX and matrix_ptr is None and SURPRISAL != ALL
     WORDS: tl.constexpr = PADDED // 4
     chunk, item = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     gamma = tl.full((), gamma, tl.float64).to(REAL)
@@ -96,8 +99,9 @@ def sums(
         mask_ptr += item * mask_item + start * mask_step
     channel = 0
     if IGNORE is not None and not LABELS and CLASSES > 1:
-        channel = IGNORE * y_class
+        channel = tl.full((), y_class, tl.int64) * IGNORE
 
+    wrong = tl.zeros((BLOCK,), REAL)
     zero = tl.zeros((PADDED, BLOCK), REAL)
     if OVERLAP != NONE:
         tp, fp, fn = zero, zero, zero
@@ -117,32 +121,34 @@ def sums(
         y, weight = read_voxels(y_ptr, mask_ptr, k, inside, channel, y_step, mask_step, CLASSES, LABELS, IGNORE, REAL)
         x = read_logits(x_ptr, offsets_of(c, k, x_class, x_step, EACH), both, y, REAL)
         g, own = read_target(y_ptr, offsets_of(c, k, y_class, y_step, EACH), both, y, c, x, LABELS, REAL)
-        if ACTIVATION == SOFTMAX:
-            x = tl.where(there[:, None], x, LOWEST)
-            p, q, surprisal, _ = softmax(x, y, c)
+        w = weight[None, :]
+        wrong += tl.where(y == INVALID, float("nan"), 0.0)
+        if HARD:
+            p, p_own, q_own, of_own = softmax_of_labels(tl.where(there[:, None], x, LOWEST), y, own)
+            if OVERLAP != NONE:
+                tp += tl.where(own, p_own[None, :], 0.0)
+                fp += p * p if OVERLAP == SQUARED else p
+                fn += tl.where(own, (q_own * q_own if OVERLAP == SQUARED else q_own)[None, :], 0.0)
+            if SURPRISAL != NONE:
+                hits += tl.where(own, focused(of_own, q_own, gamma, FOCUS)[None, :], 0.0)
+        elif ACTIVATION == SOFTMAX:
+            p, q, surprisal, _ = softmax(tl.where(there[:, None], x, LOWEST), y, c)
         elif ACTIVATION == SIGMOID:
             p, q, surprisal, against = sigmoid(x, y)
         else:
             p, q = x, 1.0 - x
 
-        if OVERLAP != NONE:
+        if OVERLAP != NONE and not HARD:
             of_tp, of_fp, of_fn = confusion(p, q, g, weight, OVERLAP, MASKED)
             tp += of_tp
             fp += of_fp
             fn += of_fn
-        w = weight[None, :]
-        if SURPRISAL != NONE and ACTIVATION == SOFTMAX:
-            if LABELS:
-                of_own = tl.sum(tl.where(own, surprisal, 0.0), 0)
-                q_own = tl.sum(tl.where(own, q, 0.0), 0)
-                hits += tl.where(own, weighed(weight, focused(of_own, q_own, gamma, FOCUS))[None, :], 0.0)
-            else:
-                hits += weighed(w * g, focused(surprisal, q, gamma, FOCUS))
-            if SURPRISAL == ALL:
-                misses += weighed(w, surprisal)
-        elif SURPRISAL != NONE:
+        if SURPRISAL != NONE and not HARD:
             hits += weighed(w * g, focused(surprisal, q, gamma, FOCUS))
-            misses += weighed(w * (1.0 - g), focused(against, p, gamma, FOCUS))
+            if ACTIVATION == SIGMOID:
+                misses += weighed(w * (1.0 - g), focused(against, p, gamma, FOCUS))
+            elif SURPRISAL == ALL:
+                misses += weighed(w, surprisal)
         if matrix_ptr is not None:
             m = _distances(matrix_ptr, y, c, CLASSES, REAL)
             far, near = tl.sum(m * p, 0) * weight, tl.sum((1.0 - m) * p, 0) * weight
@@ -151,19 +157,20 @@ def sums(
         if COUNTED:
             count += tl.where(word[:, None] == (y >> 2)[None, :], (1 << ((y & 3) * 8))[None, :], 0)
         else:
-            volume += w * g
+            volume += g if HARD else w * g
 
     part_ptr += (item * tl.num_programs(0) + chunk) * ROWS * CLASSES
+    nan = wrong[None, :]  # in all classes, if a voxel is invalid
     if OVERLAP != NONE:
-        put(part_ptr, TP, tp, c, CLASSES)
-        put(part_ptr, FP, fp, c, CLASSES)
-        put(part_ptr, FN, fn, c, CLASSES)
+        put(part_ptr, TP, tp + nan, c, CLASSES)
+        put(part_ptr, FP, fp + nan, c, CLASSES)
+        put(part_ptr, FN, fn + nan, c, CLASSES)
     if SURPRISAL != NONE:
-        put(part_ptr, HITS, hits, c, CLASSES)
-        put(part_ptr, MISSES, misses, c, CLASSES)
+        put(part_ptr, HITS, hits + nan, c, CLASSES)
+        put(part_ptr, MISSES, misses + nan, c, CLASSES)
     if matrix_ptr is not None:
-        put(part_ptr, DISTANCE, distance, c, CLASSES)
-        put(part_ptr, NEARNESS, nearness, c, CLASSES)
+        put(part_ptr, DISTANCE, distance + nan, c, CLASSES)
+        put(part_ptr, NEARNESS, nearness + nan, c, CLASSES)
     if COUNTED:
         for place in tl.static_range(4):
             put(part_ptr, VOLUME, (count >> (8 * place)) & 255, 4 * word + place, CLASSES)
@@ -180,7 +187,7 @@ def slopes(
     LABELS: tl.constexpr, IGNORE: tl.constexpr, ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr,
     SURPRISAL: tl.constexpr, FOCUS: tl.constexpr, EACH: tl.constexpr,
 ):  # fmt: skip
-    """Write dL/dx of a chunk of voxels, times a factor unless it is None, given the slopes of `slopes.py`."""
+    """Write dL/dx of a chunk of voxels, times a factor unless it is None, given the slopes of `rows.py`."""
     MASKED: tl.constexpr = mask_ptr is not None
     DISTANT: tl.constexpr = matrix_ptr is not None
     OWN: tl.constexpr = ACTIVATION == SOFTMAX and LABELS and SURPRISAL != ALL
@@ -196,7 +203,7 @@ def slopes(
         mask_ptr += item * mask_item + start * mask_step
     channel = 0
     if IGNORE is not None and not LABELS and CLASSES > 1:
-        channel = IGNORE * y_class
+        channel = tl.full((), y_class, tl.int64) * IGNORE
     at = item * CLASSES + c
     row = tl.num_programs(1) * CLASSES
     stretch = tl.load(slopes_ptr + STRETCH * row + item * CLASSES)
@@ -251,10 +258,15 @@ def slopes(
                 out = h
         w = weight[None, :]
         if SURPRISAL != NONE and OWN:
-            of_own, p_own = tl.sum(tl.where(own, surprisal, 0.0), 0), tl.sum(tl.where(own, p, 0.0), 0)
-            q_own = tl.sum(tl.where(own, q, 0.0), 0)
+            ALONE: tl.constexpr = OVERLAP == NONE and not DISTANT  # no softmax of all classes is needed
+            if ALONE:
+                p_others, p_own, q_own, of_own = softmax_of_labels(x, y, own)
+            else:
+                p_own, q_own = tl.sum(tl.where(own, p, 0.0), 0), tl.sum(tl.where(own, q, 0.0), 0)
+                of_own = tl.sum(tl.where(own, surprisal, 0.0), 0)
             u = tl.sum(tl.where(own, hits, 0.0), 0) * focused_slope(of_own, p_own, q_own, gamma, FOCUS)
-            out += weighed(weight, u)[None, :] * tl.where(own, q, -p)
+            u = weighed(weight, u)[None, :]
+            out += tl.where(own, u * q_own[None, :], -(u * p_others)) if ALONE else u * tl.where(own, q, -p)
         elif SURPRISAL != NONE and ACTIVATION == SOFTMAX:
             # dL/dx_c = q_c u_c - p_c (the sum of the other u). The u of the largest class is not subtracted from a sum
             # that contains it, so that nothing cancels.

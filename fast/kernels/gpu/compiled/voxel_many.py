@@ -81,7 +81,7 @@ def _denominator(
         # The exponential of the largest logit so far was 1, and becomes one of the others.
         rest = tl.where(newer, (1.0 + rest) * tl.exp(top - higher), rest) + added
         top, first = higher, tl.where(newer, number, first)
-        x_own += tl.sum(tl.where((c[:, None] == y[None, :]) | (y == INVALID)[None, :], x, 0.0), 0)
+        x_own += tl.sum(tl.where(c[:, None] == y[None, :], x, 0.0), 0)
     # The last difference is 0, or NaN where the largest logit is infinite, so that the softmax is NaN.
     return top, first, rest + (top - top), x_own
 
@@ -121,7 +121,7 @@ def sums_of_many(
         mask_ptr += item * mask_item + start * mask_step
     channel = 0
     if IGNORE is not None and not LABELS:
-        channel = IGNORE * y_class
+        channel = tl.full((), y_class, tl.int64) * IGNORE
     k = tl.arange(0, BLOCK)
     inside = k < N - start
     y, weight = read_voxels(y_ptr, mask_ptr, k, inside, channel, y_step, mask_step, CLASSES, LABELS, IGNORE, REAL)
@@ -131,6 +131,7 @@ def sums_of_many(
     hit = weighed(weight, focused(of_own, q_own, gamma, FOCUS))
     far, near = tl.zeros((BLOCK,), REAL), tl.zeros((BLOCK,), REAL)
     w = weight[None, :]
+    nan = tl.where(y == INVALID, float("nan"), 0.0)[None, :]  # in all classes
     part_ptr += (item * tl.num_programs(0) + chunk) * ROWS * CLASSES
     for lowest in range(0, CLASSES, PADDED):
         c = lowest + tl.arange(0, PADDED)
@@ -141,12 +142,12 @@ def sums_of_many(
         p, q, surprisal = _probabilities(x, c[:, None], top, first, rest, scale)[:3]
         if OVERLAP != NONE:
             tp, fp, fn = confusion(p, q, g, weight, OVERLAP, MASKED)
-            put(part_ptr, TP, tp, c, CLASSES)
-            put(part_ptr, FP, fp, c, CLASSES)
-            put(part_ptr, FN, fn, c, CLASSES)
+            put(part_ptr, TP, tp + nan, c, CLASSES)
+            put(part_ptr, FP, fp + nan, c, CLASSES)
+            put(part_ptr, FN, fn + nan, c, CLASSES)
         if SURPRISAL != NONE:
             if LABELS:
-                put(part_ptr, HITS, tl.where(own, hit[None, :], 0.0), c, CLASSES)
+                put(part_ptr, HITS, tl.where(own, hit[None, :], 0.0) + nan, c, CLASSES)
             else:
                 put(part_ptr, HITS, weighed(w * g, focused(surprisal, q, gamma, FOCUS)), c, CLASSES)
             put(part_ptr, MISSES, weighed(w if SURPRISAL == ALL else w * 0.0, surprisal), c, CLASSES)
@@ -158,9 +159,9 @@ def sums_of_many(
     if matrix_ptr is not None:
         for lowest in range(0, CLASSES, PADDED):
             c = lowest + tl.arange(0, PADDED)
-            own = (c[:, None] == y[None, :]) | (y == INVALID)[None, :]
-            put(part_ptr, DISTANCE, tl.where(own, (far * weight)[None, :], 0.0), c, CLASSES)
-            put(part_ptr, NEARNESS, tl.where(own, (near * weight)[None, :], 0.0), c, CLASSES)
+            own = c[:, None] == y[None, :]
+            put(part_ptr, DISTANCE, tl.where(own, (far * weight)[None, :], 0.0) + nan, c, CLASSES)
+            put(part_ptr, NEARNESS, tl.where(own, (near * weight)[None, :], 0.0) + nan, c, CLASSES)
 
 
 @triton.jit
@@ -204,7 +205,7 @@ def _slopes_of_first(
     BY_CLASS: tl.constexpr, FOCUS: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """Return what `_slopes_of` returns, for the largest class of each voxel."""
-    own = (first == y) | (y == INVALID)
+    own = first == y
     g = own.to(REAL)
     if not LABELS:
         offsets = first.to(tl.int64) * y_class + k * y_step
@@ -241,7 +242,7 @@ def slopes_of_many(
         mask_ptr += item * mask_item + start * mask_step
     channel = 0
     if IGNORE is not None and not LABELS:
-        channel = IGNORE * y_class
+        channel = tl.full((), y_class, tl.int64) * IGNORE
     k = tl.arange(0, BLOCK)
     inside = k < N - start
     y, weight = read_voxels(y_ptr, mask_ptr, k, inside, channel, y_step, mask_step, CLASSES, LABELS, IGNORE, REAL)

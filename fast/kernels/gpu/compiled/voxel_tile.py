@@ -85,10 +85,9 @@ def read_logits(x_ptr, offsets, there, y, REAL: tl.constexpr):
 
 @triton.jit
 def read_target(y_ptr, offsets, there, y, c, x, LABELS: tl.constexpr, REAL: tl.constexpr):
-    """Return the target of each class, and whether it is the true class of the voxel (all, if the voxel is invalid)."""
-    own = (c[:, None] == y[None, :]) | (y == INVALID)[None, :]
-    # This changes nothing, and costs nothing, but lets the compiler compute with labels in the threads that hold x.
-    own = own & ((x == x) | (x != x))
+    """Return the target of each class, and whether the label names it."""
+    # The second condition always holds, and costs nothing. It lets the compiler compare in the threads that hold x.
+    own = (c[:, None] == y[None, :]) & ((x == x) | (x != x))
     if LABELS:
         return own.to(REAL), own
     g = tl.load(y_ptr + offsets, there, 0).to(REAL)
@@ -128,6 +127,23 @@ def softmax(x, y, c):
     p = e * scale[None, :]
     q = tl.where(largest, (rest * scale)[None, :], 1.0 - p)
     return p, q, log1p(rest)[None, :] + (top[None, :] - x), largest
+
+
+@triton.jit
+def softmax_of_labels(x, y, own):
+    """Return p of all classes but the true one, which gets 0; and p, q and -log p of the true class.
+
+    q is the sum of the other exponentials. If the true class is not the largest, -log p is at least log 2, so that the
+    difference in its sum of exponentials does no harm.
+    """
+    top = tl.max(x, 0)
+    e = tl.exp(x - top[None, :])
+    e_others = tl.where(own, 0.0, e)
+    others, e_own = tl.sum(e_others, 0), tl.sum(tl.where(own, e, 0.0), 0)
+    scale = tl.where(y == EXCLUDED, 0.0, 1.0 / (others + e_own))
+    rest = tl.where(e_own == 1.0, others, (others - 1.0) + e_own)
+    surprisal = log1p(rest) + (top - tl.sum(tl.where(own, x, 0.0), 0))
+    return e_others * scale[None, :], e_own * scale, others * scale, surprisal
 
 
 # --- terms of the statistics ------------------------------------------------------------------------------------------
