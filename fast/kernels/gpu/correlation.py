@@ -197,7 +197,7 @@ class _Windows:
                 gradient if last else None, by_voxel, *((0,) * 4 if by_voxel is None else step.strides(by_voxel)),
                 slope, 0 if slope is None or slope.ndim == 0 else slope.stride(0), factor, *ready.geometry,
                 weights.window, weights.ring, warps=ready.warps, **step.constants(), ACROSS=step.across,
-                BLOCK=ready.block, FAR=self.far,
+                EXACT=self.real == torch.float64, BLOCK=ready.block, FAR=self.far,
             )  # fmt: skip
             if out is not None:
                 fields = out.unbind(1)

@@ -32,21 +32,85 @@ _IMAGES = ["p", "t"]
 
 
 @triton.jit
+def _pair(p, t, m, j_a, j_x, there, REAL: tl.constexpr):
+    """Return the voxels of t and p."""
+    step = m.to(tl.int64)
+    from_t = step * t[1] + (j_a * t[2] + j_x * t[3])
+    from_p = step * p[1] + (j_a * p[2] + j_x * p[3])
+    return read(t[0] + from_t, there, REAL), read(p[0] + from_p, there, REAL)
+
+
+@triton.jit
 def _means(p, t, means, m, j_a, j_x, there, X, plane, DEEP: tl.constexpr):
     if means is None:
-        step = m.to(tl.int64)
-        from_t = step * t[1] + (j_a * t[2] + j_x * t[3])
-        from_p = step * p[1] + (j_a * p[2] + j_x * p[3])
-        return read(t[0] + from_t, there), read(p[0] + from_p, there)
+        return _pair(p, t, m, j_a, j_x, there, tl.float64)
     else:
         pointers = means[0] + (offset_of(m, means[2], X, plane, DEEP) + (j_a * X + j_x))
-        return read(pointers, there), read(pointers + means[1], there)
+        return tl.load(pointers, there, 0.0), tl.load(pointers + means[1], there, 0.0)
 
 
 @triton.jit
 def _seconds(sums, m, j_a, j_x, there, X, plane, DEEP: tl.constexpr):
     pointers = sums[0] + (offset_of(m, sums[2], X, plane, DEEP) + (j_a * X + j_x))
-    return read(pointers, there), read(pointers + sums[1], there), read(pointers + 2 * sums[1], there)
+    return (
+        tl.load(pointers, there, 0.0),
+        tl.load(pointers + sums[1], there, 0.0),
+        tl.load(pointers + 2 * sums[1], there, 0.0),
+    )
+
+
+# Moments in a window are summed up in a tuple: the deviations of t and p from a number, their squares and products, and
+# the sums tt, pp and tp that each number stands for. The latter are float32 if the images are, because many numbers are
+# converted to float64 more slowly than they are added.
+
+
+@triton.jit
+def _nothing(zero, REAL: tl.constexpr):
+    none = zero.to(REAL)
+    return zero, zero, zero, zero, zero, none, none, none
+
+
+@triton.jit
+def _added(moments, t, p, kept, weights, place):
+    sum_t, sum_p, tt, pp, tp, kept_tt, kept_pp, kept_tp = moments
+    of_t, of_p = t, p
+    if weights is not None:
+        weight = tl.load(weights + place)
+        of_t, of_p = weight * t, weight * p
+    sum_t += of_t
+    sum_p += of_p
+    tt += of_t * t
+    pp += of_p * p
+    tp += of_t * p
+    if kept is not None:
+        if weights is not None:
+            of_kept = weight.to(kept_tt.dtype)
+            kept_tt += of_kept * kept[0]
+            kept_pp += of_kept * kept[1]
+            kept_tp += of_kept * kept[2]
+        else:
+            kept_tt += kept[0]
+            kept_pp += kept[1]
+            kept_tp += kept[2]
+    return sum_t, sum_p, tt, pp, tp, kept_tt, kept_pp, kept_tp
+
+
+@triton.jit
+def _central(moments, total, count):
+    """Return the distances to the means, and the sums tt, pp and tp relative to these.
+
+    If all deviations are from the number in the middle, and this is an outlier, a sum of squares is up to `total` times
+    that about the mean. Float64 has digits enough for this if the images are float32.
+    """
+    sum_t, sum_p, tt, pp, tp, kept_tt, kept_pp, kept_tp = moments
+    shift_t, shift_p = sum_t / total, sum_p / total
+    return (
+        shift_t,
+        shift_p,
+        kept_tt.to(tl.float64) + count * (tt - sum_t * shift_t),
+        kept_pp.to(tl.float64) + count * (pp - sum_p * shift_p),
+        kept_tp.to(tl.float64) + count * (tp - sum_t * shift_p),
+    )
 
 
 @triton.jit
@@ -56,22 +120,22 @@ def _moments(
 ):  # fmt: skip
     """Return the means of t and p in windows, and the sums tt, pp and tp.
 
-    Deviations are taken from the number in the middle. If that is an outlier, the sum of squares is up to `total` times
-    the variance that is left when the mean is taken off, which float64 does not mind of float32 images. `EXACT` takes
-    the deviations from the mean, in a second loop.
+    Deviations are taken from the number in the middle. `EXACT` takes them from the mean, in a second loop.
     """
     a, x, march, A, X = lanes
+    REAL: tl.constexpr = tl.float64 if EXACT else tl.float32
     here = in_range(m, march)
-    middle_t, middle_p = _means(p, t, means, m, 0, 0, here, X, plane, DEEP)
-    tt, pp, tp = tl.zeros_like(middle_t), tl.zeros_like(middle_t), tl.zeros_like(middle_t)
+    mean_t, mean_p = _means(p, t, means, m, 0, 0, here, X, plane, DEEP)
+    zero = tl.zeros_like(mean_t)
     if ALONG * ACROSS * ROW == 1:
+        tt, pp, tp = zero, zero, zero
         if means is not None:
             tt, pp, tp = _seconds(sums, m, 0, 0, here, X, plane, DEEP)
-        return middle_t, middle_p, tt, pp, tp
+        return mean_t, mean_p, tt.to(tl.float64), pp.to(tl.float64), tp.to(tl.float64)
     else:
-        sum_t, sum_p = tl.zeros_like(middle_t), tl.zeros_like(middle_t)
-        shift_t, shift_p = tl.zeros_like(middle_t), tl.zeros_like(middle_t)
-        for loop in tl.static_range(2 if EXACT else 1):
+        tt, pp, tp = zero, zero, zero
+        for last in tl.static_range(0 if EXACT else 1, 2):
+            moments = _nothing(zero, REAL)
             for k_m in range(ALONG):
                 there = m + (k_m - ALONG // 2)
                 steps = in_range(there, march)
@@ -86,67 +150,32 @@ def _moments(
                         if ROW > 1:
                             found = rows & ((x + j_x >= 0) & (x + j_x < X))
                         one, other = _means(p, t, means, there, j_a, j_x, found, X, plane, DEEP)
-                        one, other = one - middle_t, other - middle_p
-                        if weights is not None:
-                            weight = tl.load(weights + ((k_m * ACROSS + k_a) * ROW + k_x))
-                        if loop == 0:
-                            if weights is not None:
-                                sum_t += weight * one
-                                sum_p += weight * other
-                            else:
-                                sum_t += one
-                                sum_p += other
-                        if loop == 1 or not EXACT:
-                            if EXACT:
-                                one, other = one - shift_t, other - shift_p
-                            of_tt, of_pp, of_tp = count * (one * one), count * (other * other), count * (one * other)
-                            if means is not None:
-                                more_tt, more_pp, more_tp = _seconds(sums, there, j_a, j_x, found, X, plane, DEEP)
-                                of_tt, of_pp, of_tp = more_tt + of_tt, more_pp + of_pp, more_tp + of_tp
-                            if weights is not None:
-                                of_tt, of_pp, of_tp = weight * of_tt, weight * of_pp, weight * of_tp
-                            tt += of_tt
-                            pp += of_pp
-                            tp += of_tp
-            if loop == 0:
-                shift_t, shift_p = sum_t / total, sum_p / total
-        if not EXACT:
-            tt -= count * (sum_t * shift_t)
-            pp -= count * (sum_p * shift_p)
-            tp -= count * (sum_t * shift_p)
-        return middle_t + shift_t, middle_p + shift_p, tt, pp, tp
+                        kept = None
+                        if last == 1 and means is not None:
+                            kept = _seconds(sums, there, j_a, j_x, found, X, plane, DEEP)
+                        place = (k_m * ACROSS + k_a) * ROW + k_x
+                        moments = _added(moments, one - mean_t, other - mean_p, kept, weights, place)
+            shift_t, shift_p, tt, pp, tp = _central(moments, total, count)
+            mean_t += shift_t
+            mean_p += shift_p
+        return mean_t, mean_p, tt, pp, tp
 
 
 @triton.jit
-def _merged(ring, weights, total, count, RING: tl.constexpr):
+def _merged(ring, weights, total, count, RING: tl.constexpr, EXACT: tl.constexpr):
     """Merge the moments of the steps in a ring."""
-    if RING == 1:
-        return ring[0]
-    middle_t, middle_p = ring[RING // 2][0], ring[RING // 2][1]
-    shift_t, shift_p = tl.zeros_like(middle_t), tl.zeros_like(middle_t)
-    for j in tl.static_range(RING):
-        one, other = ring[j][0] - middle_t, ring[j][1] - middle_p
-        if weights is not None:
-            weight = tl.load(weights + j)
-            one, other = weight * one, weight * other
-        shift_t += one
-        shift_p += other
-    shift_t, shift_p = shift_t / total, shift_p / total
-    tt, pp, tp = tl.zeros_like(middle_t), tl.zeros_like(middle_t), tl.zeros_like(middle_t)
-    for j in tl.static_range(RING):
-        one, other = (ring[j][0] - middle_t) - shift_t, (ring[j][1] - middle_p) - shift_p
-        here_tt, here_pp, here_tp = (
-            ring[j][2] + count * (one * one),
-            ring[j][3] + count * (other * other),
-            ring[j][4] + count * (one * other),
-        )
-        if weights is not None:
-            weight = tl.load(weights + j)
-            here_tt, here_pp, here_tp = weight * here_tt, weight * here_pp, weight * here_tp
-        tt += here_tt
-        pp += here_pp
-        tp += here_tp
-    return middle_t + shift_t, middle_p + shift_p, tt, pp, tp
+    mean_t, mean_p = ring[RING // 2][0], ring[RING // 2][1]
+    zero = tl.zeros_like(mean_t)
+    tt, pp, tp = zero, zero, zero
+    for _ in tl.static_range(0 if EXACT else 1, 2):
+        moments = _nothing(zero, ring[0][2].dtype)
+        for j in tl.static_range(RING):
+            kept = ring[j][2], ring[j][3], ring[j][4]
+            moments = _added(moments, ring[j][0] - mean_t, ring[j][1] - mean_p, kept, weights, j)
+        shift_t, shift_p, tt, pp, tp = _central(moments, total, count)
+        mean_t += shift_t
+        mean_p += shift_p
+    return mean_t, mean_p, tt, pp, tp
 
 
 @triton.jit
@@ -233,19 +262,23 @@ def forward(
         if score is not None:
             score += n * volume + places_of(lanes, D, plane, DEEP)
     zero = tl.zeros((BLOCK,), tl.float64)
-    ring = ((zero, zero, zero, zero, zero),) * RING
+    REAL: tl.constexpr = tl.float64 if EXACT else tl.float32
+    none = zero.to(REAL)
+    ring = ((zero, zero, none, none, none),) * RING
     correlations = zero
     first = m_first + tl.program_id(1) * chunk
     written = range_of(inside, first, tl.minimum(first + chunk, m_first + m_count))
     for k in range(0, chunk + RING - 1):
         m = first + k - RING // 2
-        entering = _moments(
+        moments = _moments(
             image_p, image_t, means, sums, lanes, m, plane, weights, total, count, ALONG, ACROSS, ROW, DEEP, EXACT
         )
-        ring = pushed(ring, entering)
+        if RING > 1:
+            mean_t, mean_p, tt, pp, tp = moments
+            ring = pushed(ring, (mean_t, mean_p, tt.to(REAL), pp.to(REAL), tp.to(REAL)))
+            moments = _merged(ring, ring_weights, ring_total, count * total, RING, EXACT)
         m -= RING // 2
         here = in_range(m, written)
-        moments = _merged(ring, ring_weights, ring_total, count * total, RING)
         if means_out is not None:
             at = offset_of(m, planes, X, plane, DEEP)
             tl.store(means_out + at, moments[0], here)
@@ -254,7 +287,7 @@ def forward(
             store(sums_out + (at + step), moments[3], here)
             store(sums_out + (at + 2 * step), moments[4], here)
         else:
-            of_t, of_p = _means(image_p, image_t, None, m, 0, 0, here, X, plane, DEEP)
+            of_t, of_p = _pair(image_p, image_t, m, 0, 0, here, tl.float64)
             value, a, by_p, of_p, by_t, of_t = _score(moments, of_t, of_p, nu, delta, CLAMPED)
             if fields is not None:
                 at = offset_of(m, fields_planes, X, plane, DEEP)
@@ -284,7 +317,7 @@ def backward(
     upstream, u_n, u_m, u_a, u_x, slope, slope_n, factor: tl.float64,
     M, A, X, plane, m_first, m_count, chunk, a_first, a_count, blocks, weights, ring_weights,
     ALONG: tl.constexpr, ACROSS: tl.constexpr, ROW: tl.constexpr, RING: tl.constexpr, DEEP: tl.constexpr,
-    BLOCK: tl.constexpr, FAR: tl.constexpr,
+    EXACT: tl.constexpr, BLOCK: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
     """Sum A, B, and A (t - …) + 2 B (p - …) over windows, and in the last launch write the gradient in p.
 
@@ -320,13 +353,14 @@ def backward(
     else:
         step = out_planes * (n * 0 + plane)
         out += 3 * n * step + places_of(lanes, out_planes, plane, DEEP)
-    zero = tl.zeros((BLOCK,), tl.float64)
+    REAL: tl.constexpr = tl.float64 if EXACT else tl.float32
+    zero = tl.zeros((BLOCK,), REAL)
     ring = ((zero, zero, zero, zero, zero),) * RING
     first = m_first + tl.program_id(1) * chunk
     written = range_of(inside, first, tl.minimum(first + chunk, m_first + m_count))
     for k in range(0, chunk + RING - 1):
         m = first + k - RING // 2
-        of_t, of_p = _means(image_p, image_t, None, m, 0, 0, in_range(m, march), X, plane, DEEP)
+        of_t, of_p = _pair(image_p, image_t, m, 0, 0, in_range(m, march), REAL)
         sum_a, sum_b, total = zero, zero, zero
         for k_m in range(ALONG):
             there = m + (k_m - ALONG // 2)
@@ -342,14 +376,16 @@ def backward(
                     if ROW > 1:
                         found = rows & ((x_of_lane + j_x >= 0) & (x_of_lane + j_x < X))
                     at = offset_of(there, planes, X, plane, DEEP) + (j_a * X + j_x)
-                    here_a, here_b, here_of = read(a + at, found), read(b + at, found), read(of + at, found)
-                    dt, dp = _means(image_p, image_t, None, there, j_a, j_x, found, X, plane, DEEP)
+                    here_a, here_b = tl.load(a + at, found, 0.0), tl.load(b + at, found, 0.0)
+                    here_of = tl.load(of + at, found, 0.0)
+                    dt, dp = _pair(image_p, image_t, there, j_a, j_x, found, REAL)
                     here_of += here_a * (dt - of_t) + 2.0 * here_b * (dp - of_p)
                     if upstream is not None:
-                        up = read(upstream + (there.to(tl.int64) * u_m + (j_a * u_a + j_x * u_x)), found)
+                        here_up = upstream + (there.to(tl.int64) * u_m + (j_a * u_a + j_x * u_x))
+                        up = tl.load(here_up, found, 0.0).to(REAL)
                         here_a, here_b, here_of = up * here_a, up * here_b, up * here_of
                     if weights is not None:
-                        weight = tl.load(weights + ((k_m * ACROSS + k_a) * ROW + k_x))
+                        weight = tl.load(weights + ((k_m * ACROSS + k_a) * ROW + k_x)).to(REAL)
                         here_a, here_b, here_of = weight * here_a, weight * here_b, weight * here_of
                     sum_a += here_a
                     sum_b += here_b
@@ -363,13 +399,13 @@ def backward(
                 here_a, here_b, here_of = ring[j][0], ring[j][1], ring[j][2]
                 here_of += here_a * (ring[j][3] - of_t) + 2.0 * here_b * (ring[j][4] - of_p)
                 if ring_weights is not None:
-                    weight = tl.load(ring_weights + j)
+                    weight = tl.load(ring_weights + j).to(REAL)
                     here_a, here_b, here_of = weight * here_a, weight * here_b, weight * here_of
                 sum_a += here_a
                 sum_b += here_b
                 total += here_of
         if gradient is not None:
-            store(gradient + offset_of(m, D, X, plane, DEEP), -scale * total, here)
+            store(gradient + offset_of(m, D, X, plane, DEEP), -scale * total.to(tl.float64), here)
         else:
             at = offset_of(m, out_planes, X, plane, DEEP)
             store(out + at, sum_a, here)

@@ -56,7 +56,7 @@ def smooth(
                 found = steps
                 if ROW > 1:
                     found = steps & ((x + j_x >= 0) & (x + j_x < X))
-                here = read(images + (there.to(tl.int64) * m_stride + j_x * x_stride), found)
+                here = read(images + (there.to(tl.int64) * m_stride + j_x * x_stride), found, tl.float64)
                 if ROW > 1:
                     here = tl.load(taps + k_x) * here
                 if ALONG > 1:
