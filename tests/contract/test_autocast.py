@@ -66,7 +66,7 @@ def test_compiled_loss_is_float32_under_autocast_and_a_half_without():
 
 
 def skipped_steps(loss, steps):
-    """Train a small network in float16 with a GradScaler; return the number of skipped steps, last scale and loss."""
+    """Train a network in float16 with a GradScaler; return how many steps it skips, the last scale and loss."""
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 1, 1))
     optimizer = torch.optim.Adam(network.parameters(), 1e-2)
