@@ -43,7 +43,7 @@ __all__ = [
     "BENDING_ENERGY", "CORRELATION", "DIFFUSION", "DISTANCE", "FN", "FP", "HISTOGRAM", "HITS", "MISSES", "NEARNESS",
     "ROWS", "SMOOTHING", "TP", "TP_LESS_FN", "VOLUME", "VOXELS", "CorrelationKernels", "CorrelationPlan", "Differences",
     "Distances", "EnergyKernels", "FractionPlan", "HistogramKernels", "HistogramPlan", "InvalidVoxelsError", "Plan",
-    "SmoothingKernels", "Terms", "UpstreamSlopes", "VoxelInputs", "VoxelKernels", "Weigh",
+    "SmoothingKernels", "Terms", "UpstreamSlopes", "VoxelInputs", "VoxelKernels", "Weigh", "unweighted",
 ]  # fmt: skip
 
 # --- segmentation: sums over voxels, by item and class ----------------------------------------------------------------
@@ -54,6 +54,11 @@ UpstreamSlopes = Callable[[], Tensor]
 Weigh = Callable[[Any], Sequence[Any]]
 # The distances between classes, (C, C), as Python numbers.
 Distances = tuple[tuple[float, ...], ...]
+
+
+def unweighted(volumes: Any) -> Sequence[Any]:
+    """Return no weights, for a fraction of each class by itself."""
+    return ()
 
 
 class InvalidVoxelsError(Exception):
@@ -124,7 +129,7 @@ class FractionPlan(NamedTuple):
     Attributes:
         plan: the statistics.
         terms: the fraction.
-        weigh: a function that returns the class weights, or an empty tuple if classes are not pooled.
+        weigh: a function that returns the class weights; `unweighted` if classes are not pooled.
         distances: the distances between classes, or None.
         mean: whether the result is the mean over items and classes, or else the sum.
         dtype: the dtype of the result.
