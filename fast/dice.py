@@ -9,7 +9,13 @@ from torch import Tensor
 
 from twinloss.fast.engine.loss import entry_point
 from twinloss.fast.engine.segmentation.fraction import fraction
-from twinloss.fast.engine.segmentation.loss import ClassWeight, SegmentationLoss, checked_weight, weight_by_class
+from twinloss.fast.engine.segmentation.loss import (
+    ClassWeight,
+    Fraction,
+    SegmentationLoss,
+    checked_weight,
+    weight_by_class,
+)
 from twinloss.fast.engine.segmentation.statistics import Activation, Overlap, Statistics
 from twinloss.fast.engine.segmentation.voxels import Voxels
 from twinloss.fast.kernels.contract import Terms
@@ -124,13 +130,17 @@ class DiceLoss(SegmentationLoss):
     def _loss(self, input: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         voxels = self.voxels(input, target, mask)
         if self.weight is None:
-            return self.reduced_fraction(input, voxels, self.overlap(), self._terms(voxels))
+            return self.reduced_fraction(voxels)
         sums = voxels.sums(self.activation(input), overlap=self.overlap())
         return self.reduce(self.dice(sums, voxels), input)
 
     def overlap(self) -> Overlap:
         """Return the kind of overlap; `squared_pred` comes first, as it sums the same with min(p, g) as with p g."""
         return "squared" if self.squared_pred else "minimum" if self.soft_label else "product"
+
+    def fraction(self, voxels: Voxels) -> Fraction:
+        """Return the fraction of each item and class, for a loss without class weights."""
+        return Fraction(self.overlap(), self._terms(voxels))
 
     def dice(self, sums: Statistics, voxels: Voxels) -> Tensor:
         """Return the unreduced loss of each item and included class, (B, C'), or (1, C') with `batch`."""

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from twinloss.fast.engine.loss import entry_point
-from twinloss.fast.engine.segmentation.loss import SegmentationLoss
-from twinloss.fast.engine.segmentation.statistics import Overlap
+from twinloss.fast.engine.segmentation.loss import Fraction, SegmentationLoss
+from twinloss.fast.engine.segmentation.voxels import Voxels
 from twinloss.fast.kernels.contract import ClassWeights, Weigh
 from twinloss.fast.runtime.arguments import checked_flag
 from twinloss.fast.runtime.options import one_of
@@ -107,9 +107,11 @@ class GeneralizedDiceLoss(SegmentationLoss):
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the class documents shapes and errors."""
-        voxels = self.voxels(input, target)
-        overlap: Overlap = "minimum" if self.soft_label else "product"
-        return self.reduced_fraction(input, voxels, overlap, self.terms(voxels, (2.0, 1.0, 1.0)), self._weigh())
+        return self.reduced_fraction(self.voxels(input, target))
+
+    def fraction(self, voxels: Voxels) -> Fraction:
+        """Return the fraction of each item, in which the classes are pooled."""
+        return Fraction("minimum" if self.soft_label else "product", self.terms(voxels, (2.0, 1.0, 1.0)), self._weigh())
 
     def _weigh(self) -> Weigh:
         """Return the function that computes the weight of each class, given the volumes, (B or 1, C')."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from twinloss.fast.engine.loss import entry_point, untraced
-from twinloss.fast.engine.segmentation.loss import SegmentationLoss
+from twinloss.fast.engine.segmentation.loss import Fraction, SegmentationLoss
+from twinloss.fast.engine.segmentation.voxels import Voxels
 from twinloss.fast.kernels.contract import DISTANCE, NEARNESS, ClassWeights, Distances, Terms, Weigh
 from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import ShapeError, check_tensors, numbers
@@ -166,8 +167,12 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
                 f"target has shape {tuple(target.shape)} and input {tuple(input.shape)}: expected labels of shape "
                 f"{flat} or {(flat[0], 1, *flat[1:])}"
             )
+        return self.reduced_fraction(self.voxels(input, target))
+
+    def fraction(self, voxels: Voxels) -> Fraction:
+        """Return the fraction of each item, in which the classes are pooled."""
         terms = Terms(((NEARNESS, 2.0),), ((DISTANCE, 1.0),), self.smooth_nr, self.smooth_dr)
-        return self.reduced_fraction(input, self.voxels(input, target), "none", terms, self._weigh(), self.dist_matrix)
+        return Fraction("none", terms, self._weigh(), self.dist_matrix)
 
     def _weigh(self) -> Weigh:
         """Return the function that computes the class weights of the nearness 1 - W and of the distance W."""

@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from twinloss.fast.engine.loss import entry_point
-from twinloss.fast.engine.segmentation.loss import SegmentationLoss
-from twinloss.fast.engine.segmentation.statistics import Overlap
+from twinloss.fast.engine.segmentation.loss import Fraction, SegmentationLoss
+from twinloss.fast.engine.segmentation.voxels import Voxels
 from twinloss.fast.runtime.arguments import checked_flag
 from twinloss.fast.runtime.options import checked_number
 from twinloss.fast.runtime.ranks import ProcessGroup
@@ -104,6 +104,8 @@ class TverskyLoss(SegmentationLoss):
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the class documents shapes and errors."""
-        voxels = self.voxels(input, target)
-        overlap: Overlap = "minimum" if self.soft_label else "product"
-        return self.reduced_fraction(input, voxels, overlap, self.terms(voxels, (1.0, self.alpha, self.beta)))
+        return self.reduced_fraction(self.voxels(input, target))
+
+    def fraction(self, voxels: Voxels) -> Fraction:
+        """Return the fraction of each item and class."""
+        return Fraction("minimum" if self.soft_label else "product", self.terms(voxels, (1.0, self.alpha, self.beta)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -105,25 +105,41 @@ class FieldLoss(Loss):
         check_tensors(pred=pred)
         if not pred.is_floating_point():
             pred = pred.to(torch.get_default_dtype())
+        statistic, kind = self.energy.statistic, dispatch.result_type(pred)
+        taken = statistic.taken(pred)
+        by_kernel = dispatch.choose(statistic, taken) == "kernel"
+        if by_kernel and self.reduction != "none" and not is_traced((pred,)):
+            kernels = statistic.kernels(taken)
+            make = partial(self._computation, pred, kernels, kind)
+            return one_node(self.remembered((kernels, pred.shape, kind), make), taken)
         self._check(pred)
-        taken, kind = self.energy.statistic.taken(pred), dispatch.result_type(pred)
-        reduction, margin, rank = self.reduction, self.margins[self.stencil], pred.ndim - 2
-        by_kernel, traced = dispatch.choose(self.energy.statistic, taken) == "kernel", is_traced((pred,))
-        grid = Grid(tuple(pred.shape[1:]), self.normalize, self.spacing)
-        inside = [n - 2 * margin for n in pred.shape[2:]]
-        count = pred.shape[0] * pred.shape[1] * math.prod(inside) if reduction == "mean" else 1
-        if by_kernel and reduction != "none" and not traced:
-            differences = Differences(_weights(self.weigh, self.stencil, grid), margin, rank)
-            return self.energy.reduced(taken, differences, count, kind)
+        margin, voxelwise = self.margins[self.stencil], self.reduction == "none"
         # The kernels take numbers, so that the weights of their operator stay on the CPU.
-        made, kind_of_sum = self.weigh(self.stencil, grid), torch.float64 if by_kernel else accumulator(pred.device)
-        weights = torch.tensor(made, dtype=kind_of_sum, device="cpu" if by_kernel else pred.device)
+        made, kind_of_sum = self.weigh(self.stencil, self._grid(pred)), accumulator(pred.device)
+        weights = torch.tensor(
+            made, dtype=torch.float64 if by_kernel else kind_of_sum, device="cpu" if by_kernel else pred.device
+        )
         energies = self.energy.operator if by_kernel else self.energy.plain
-        fields = _fields(taken if by_kernel else dispatch.widened(taken))
-        energy = energies(fields, weights, margin, reduction == "none")
-        if reduction == "none":
-            energy = energy.reshape(*pred.shape[:2], *inside)
-        return (energy / count).to(kind)
+        energy = energies(_fields(taken if by_kernel else dispatch.widened(taken)), weights, margin, voxelwise)
+        if voxelwise:
+            energy = energy.reshape(*pred.shape[:2], *[n - 2 * margin for n in pred.shape[2:]])
+        return (energy / self._count(pred)).to(kind)
+
+    def _computation(self, pred: Tensor, kernels: EnergyKernels, kind: torch.dtype) -> Computation:
+        self._check(pred)
+        weights = np.array(self.weigh(self.stencil, self._grid(pred)), dtype=np.float64)
+        differences = Differences(weights, self.margins[self.stencil], pred.ndim - 2)
+        return self.energy.reduced(kernels, differences, self._count(pred), kind)
+
+    def _grid(self, pred: Tensor) -> Grid:
+        return Grid(tuple(pred.shape[1:]), self.normalize, self.spacing)
+
+    def _count(self, pred: Tensor) -> int:
+        """Return the number of energies of voxels that the reduction divides by."""
+        if self.reduction != "mean":
+            return 1
+        margin = self.margins[self.stencil]
+        return pred.shape[0] * pred.shape[1] * math.prod([n - 2 * margin for n in pred.shape[2:]])
 
     def _check(self, pred: Tensor) -> None:
         shape, least = tuple(pred.shape), self.leasts[self.stencil]
@@ -150,11 +166,6 @@ def _fields(pred: Tensor) -> Tensor:
     return pred.reshape(-1, *[1] * (5 - pred.ndim), *pred.shape[2:])
 
 
-@lru_cache
-def _weights(weigh: Callable[[str, Grid], list[list[float]]], stencil: str, grid: Grid) -> np.ndarray[Any, Any]:
-    return np.array(weigh(stencil, grid), dtype=np.float64)
-
-
 class FieldEnergy:
     """An energy of fields in all its forms, including `torch.ops.twinloss.<name of the statistic>`.
 
@@ -173,14 +184,15 @@ class FieldEnergy:
         self.gradient_operator.fake(_fake_gradient)
         self.operator.differentiable(_save, self._backward)
 
-    def reduced(self, pred: Tensor, differences: Differences, count: float, dtype: torch.dtype) -> Tensor:
-        """Return the energy of a field (B, C, *S) divided by a count, as one node of the autograd graph.
+    def reduced(
+        self, kernels: EnergyKernels, differences: Differences, count: float, dtype: torch.dtype
+    ) -> Computation:
+        """Return the computation of the energy of a field (B, C, *S), divided by a count, by kernels.
 
         The gradient does not depend on a sum over the field. If it will be needed, it is computed in the same pass as
         the value, while the field is in the cache, and kept until backward. The gradient of a half waits for the slope
         of the value, because it might underflow without.
         """
-        kernels = self.statistic.kernels(pred)
 
         def value(tensors: tuple[Tensor], ahead: bool) -> tuple[Tensor, Once[Tensor] | None]:
             fields = _fields(tensors[0])
@@ -202,7 +214,7 @@ class FieldEnergy:
             fields = _fields(dispatch.widened(pred))
             return (pred,), self.plain(fields, weights, differences.margin, False) / count
 
-        return one_node(Computation(value, gradient, plain), pred)
+        return Computation(value, gradient, plain)
 
     def _differences(self, weights: Tensor, margin: int) -> Differences:
         # Reading weights from another device would wait for it.

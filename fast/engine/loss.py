@@ -126,6 +126,7 @@ class Loss(Configured):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled state; its default process group becomes that of this process."""
         super().__setstate__({name: restored(value) for name, value in state.items()})  # type: ignore[no-untyped-call]
+        self.forget()
 
     def __prepare_scriptable__(self) -> NoReturn:
         """Raise an error that names alternatives to `torch.jit.script`, which calls this method.

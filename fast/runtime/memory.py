@@ -54,3 +54,10 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     if size > 0 and (madvise := _madvise()) is not None:
         madvise(start, size, mmap.MADV_HUGEPAGE)
     return made
+
+
+def empty_like(tensor: Tensor) -> Tensor:
+    """Allocate an uninitialised contiguous tensor on the CPU with the shape and dtype of another."""
+    if tensor.numel() * tensor.itemsize < _PAGE:
+        return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    return empty(tensor.shape, tensor.dtype)

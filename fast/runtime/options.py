@@ -6,9 +6,9 @@ Both the constructor and the user can assign them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from torch.nn.modules.loss import _Loss
@@ -21,6 +21,11 @@ Check = Callable[[Any, str], Any]
 Rule = tuple[tuple[str, ...], Callable[..., None]]
 
 _MISSING = object()
+
+# The largest number of results that a loss remembers, for example for as many shapes of its input.
+_MOST = 64
+
+T = TypeVar("T")
 
 
 def one_of(*choices: str) -> Check:
@@ -81,11 +86,40 @@ class Configured(_Loss):
     option_checks: ClassVar[Mapping[str, Check]] = {"reduction": checked_reduction}
     option_rules: ClassVar[tuple[Rule, ...]] = ()
 
+    # A slot is no part of `__dict__`, so that state, copies and pickles of a loss do not have its memory.
+    __slots__ = ("_memory",)
+    _memory: dict[Hashable, Any]
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Make a loss that remembers nothing."""
+        made = super().__new__(cls)
+        made.forget()
+        return made
+
+    def remembered(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return `make()`, or its earlier result for this key if no attribute has been assigned since.
+
+        The result may depend only on the attributes of this loss and on the key. If another thread assigns an option
+        during `make`, the result is stored in a memory that has been replaced, and is not returned again.
+        """
+        memory = self._memory
+        found: T | None = memory.get(key)
+        if found is None:
+            if len(memory) >= _MOST:
+                memory.clear()
+            found = memory[key] = make()
+        return found
+
+    def forget(self) -> None:
+        """Forget what `remembered` has stored. Each assignment calls this, after it has changed the attribute."""
+        object.__setattr__(self, "_memory", {})
+
     def __setattr__(self, name: str, value: Any) -> None:
         """Assign an option if it passes its check and the rules; assign other attributes as torch does."""
         check = self.option_checks.get(name)
         if check is None:
             super().__setattr__(name, value)
+            self.forget()
             return
         value = check(value, name)
         for names, rule in self.option_rules:
@@ -96,3 +130,9 @@ class Configured(_Loss):
         # torch only allows a module to be replaced by another module.
         self.__dict__.get("_modules", {}).pop(name, None)
         super().__setattr__(name, value)
+        self.forget()
+
+    def __delattr__(self, name: str) -> None:
+        """Delete an attribute as torch does."""
+        super().__delattr__(name)
+        self.forget()

@@ -124,6 +124,7 @@ def progress() -> Iterator[Callable[[str, int], None]]:
 
     If the output is a file or a pipe, there is no bar, and lines of text report compilation, which takes minutes.
     """
+    os.environ.setdefault("TWINLOSS_QUIET", "1")  # the bar itself says which kernels are being compiled
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed} cases"))
     said = time.monotonic() - SILENCE
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:

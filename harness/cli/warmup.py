@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
-from twinloss.harness.cli.app import Dtype, Jobs, Losses, app, chosen_types, console, named_twins, progress
+from twinloss.harness.cli.app import Dtype, Losses, app, chosen_types, console, named_twins, progress
+
+# Losses whose kernels are also those of other losses. They come last, so that two processes do not compile the same
+# kernels at the same time.
+SHARING = ("masked_dice", "tversky", "generalized_dice", "dice_focal", "multi_scale")
 
 
 @app.command()
@@ -15,14 +20,17 @@ def warmup(
     dtype: Annotated[
         list[Dtype] | None, typer.Option(help="Dtype; repeat for several. Default: float32, float64.")
     ] = None,
-    jobs: Jobs = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Number of parallel processes. Default: one for each core.")
+    ] = None,
 ) -> None:
     """Compile the kernels in advance, for example while building a container; later processes read Numba's cache."""
     from twinloss.harness.hunting.jobs import Job, Work
-    from twinloss.harness.hunting.parallel import PROCESSES, run_jobs
+    from twinloss.harness.hunting.parallel import run_jobs
 
     dtypes = chosen_types(dtype, ("float32", "float64"))
-    parts = [Job(twin, (each,), "warmup", 0, 0) for twin in named_twins(losses) for each in dtypes]
+    twins = sorted(named_twins(losses), key=lambda twin: twin.name in SHARING)
+    parts = [Job(twin, (each,), "warmup", 0, 0) for twin in twins for each in dtypes]
     with progress() as tick:
-        run_jobs(Work(), parts, tick, jobs or PROCESSES)
+        run_jobs(Work(), parts, tick, jobs or os.cpu_count() or 1)
     console.print("compiled")

@@ -174,6 +174,8 @@ def test_assigned_option_counts_as_one_given_at_once(loss_class, name):
     given, others = OPTIONS[loss_class][name][0], base(loss_class, name)
     at_once, later = loss_class(**others | {name: given}), loss_class(**others)
     before = later.reduction
+    if name not in ("ndim", "spatial_dims"):  # whatever a loss remembers of a call must not outlive the assignment
+        value(later, name)
     setattr(later, name, given)
     expected = value(at_once, name)
     assert getattr(later, name) == getattr(at_once, name)
@@ -182,6 +184,51 @@ def test_assigned_option_counts_as_one_given_at_once(loss_class, name):
         assert torch.equal(value(made, name), expected)
     if name not in ("to_onehot_y", "ndim", "spatial_dims", "process_group"):  # these decide on the input, or are None
         assert not torch.equal(value(loss_class(**others), name), expected)
+
+
+@EVERY_OPTION
+def test_option_of_a_copy_leaves_the_original_as_it_was(loss_class, name):
+    loss, given = loss_class(**base(loss_class, name)), OPTIONS[loss_class][name][0]
+    used = "reduction" if name in ("ndim", "spatial_dims") else name  # these decide on the input
+    expected = value(loss, used)
+    # As in torch, a shallow copy has the same dictionary of modules as the original.
+    for copied in (copy.deepcopy,) if isinstance(given, torch.nn.Module) else (copy.copy, copy.deepcopy):
+        made = copied(loss)
+        setattr(made, name, given)
+        value(made, name)
+        assert torch.equal(value(loss, used), expected)
+
+
+def test_result_of_an_assigned_option_is_remembered_until_the_next_one():
+    loss, calls = fast.DiceLoss(), []
+    for _ in range(2):
+        assert loss.remembered("key", lambda: calls.append(1) or "found") == "found"
+    assert loss.remembered("another key", lambda: calls.append(1) or "else") == "else"
+    assert len(calls) == 2
+    assert "_memory" not in vars(loss)
+    loss.anything = 1
+    assert loss.remembered("key", lambda: "again") == "again"
+    del loss.anything
+    assert loss.remembered("key", lambda: "once more") == "once more"
+
+
+def test_option_that_another_thread_assigns_meanwhile_is_not_overlooked():
+    loss = fast.TverskyLoss(alpha=0.5)
+
+    def make():
+        found = loss.alpha
+        loss.alpha = 0.25  # as another thread does it after the option was read
+        return found
+
+    assert loss.remembered("alpha", make) == 0.5
+    assert loss.remembered("alpha", lambda: loss.alpha) == 0.25
+
+
+def test_memory_of_a_loss_does_not_grow_with_the_number_of_shapes():
+    loss = fast.DiffusionLoss()
+    for size in range(2, 200):
+        loss(torch.zeros(1, 1, size))
+    assert len(loss._memory) <= 64
 
 
 @EVERY_OPTION

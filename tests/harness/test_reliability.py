@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from twinloss.harness import reliability
+from twinloss.harness.cli import warmup
 from twinloss.harness.cli.main import with_all_commands
 from twinloss.harness.hunting.warmup import warm_up
 from twinloss.harness.losses.catalogue import TWINS, find
@@ -131,6 +132,10 @@ def test_fuzz_tells_a_wrong_answer_from_the_reference(monkeypatch):
     monkeypatch.setattr(dice.twin.fast, "forward", lambda self, *arguments: 2 * forward(self, *arguments))
     found = fuzz.outcomes(dice, 40)
     assert any(what.startswith("value differs from the reference") for what in found)
+
+
+def test_losses_that_share_kernels_are_losses():
+    assert set(warmup.SHARING) < {twin.name for twin in TWINS}
 
 
 def test_warm_up_compiles_for_the_losses_that_are_named():

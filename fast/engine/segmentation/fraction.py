@@ -24,24 +24,16 @@ from twinloss.fast.kernels.contract import (
     TP,
     TP_LESS_FN,
     VOLUME,
-    VOXELS,
     Distances,
     FractionPlan,
     InvalidVoxelsError,
     Terms,
     VoxelInputs,
+    VoxelKernels,
 )
 from twinloss.fast.runtime.constants import accumulator, constant
 from twinloss.fast.runtime.dispatch import full_precision
-from twinloss.fast.runtime.torch_operator import (
-    Computation,
-    InputsAndValue,
-    apply,
-    by_numpy,
-    on_arrays,
-    one_node,
-    save,
-)
+from twinloss.fast.runtime.torch_operator import Computation, InputsAndValue, apply, by_numpy, on_arrays, save
 
 
 def fraction(stack: Tensor, terms: Terms, *weights: Tensor) -> Tensor:
@@ -276,12 +268,9 @@ def _slope_along(
     return slope
 
 
-def reduced_fraction(tensors: tuple[Tensor, Tensor, Tensor | None], asked: FractionPlan) -> Tensor:
-    """Return the mean or the sum of the fraction, computed by kernels, as one node of the autograd graph.
-
-    The tensors are x, target and mask of `VoxelInputs`.
-    """
-    kernels, plan = VOXELS.kernels(tensors[0]), asked.plan
+def reduced_fraction(kernels: VoxelKernels, asked: FractionPlan) -> Computation:
+    """Return the computation of the mean or the sum of the fraction by kernels, from x, target and mask."""
+    plan = asked.plan
 
     def value(tensors: tuple[Any, ...], ahead: bool) -> tuple[Tensor, object]:
         inputs = VoxelInputs(*tensors)
@@ -300,7 +289,7 @@ def reduced_fraction(tensors: tuple[Tensor, Tensor, Tensor | None], asked: Fract
         by_item = fraction(sums, asked.terms, *asked.weigh(volumes(sums[VOLUME].detach(), asked.terms)))
         return (x,), by_item.mean() if asked.mean else by_item.sum()
 
-    return one_node(Computation(value, gradient, plain), *tensors)
+    return Computation(value, gradient, plain)
 
 
 def distance_matrix(distances: Distances | None, like: Tensor) -> Tensor | None:

@@ -6,7 +6,8 @@ The reference has its own code for these, which is not imported here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from twinloss.fast.kernels.contract import (
     Distances,
     FractionPlan,
     Terms,
+    VoxelKernels,
     Weigh,
     unweighted,
 )
@@ -32,7 +34,7 @@ from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import ShapeError, check_tensors, checked_flag, numbers
 from twinloss.fast.runtime.options import Rule, checked_number, is_whole
 from twinloss.fast.runtime.ranks import ProcessGroup, checked_group
-from twinloss.fast.runtime.torch_operator import is_traced
+from twinloss.fast.runtime.torch_operator import Computation, is_traced, one_node
 from twinloss.fast.runtime.warn import warn
 
 ClassWeight = float | Sequence[float] | np.ndarray | Tensor
@@ -96,6 +98,15 @@ def weight_by_class(weight: float | tuple[float, ...], classes: int, like: Tenso
             "for each (without the background if include_background=False), or a single number"
         )
     return torch.as_tensor(weight, dtype=like.dtype, device=like.device)
+
+
+class Fraction(NamedTuple):
+    """A fraction of statistics; `FractionPlan` describes terms, weights and distances."""
+
+    overlap: Overlap
+    terms: Terms
+    weigh: Weigh = unweighted
+    distances: Distances | None = None
 
 
 class SegmentationLoss(Loss):
@@ -168,24 +179,29 @@ class SegmentationLoss(Loss):
         smoothing = self.smooth_nr, self.smooth_dr
         return Terms(((TP, a),), ((FP, b), (FN, c)), *smoothing, first, self.batch, complementary=not squared)
 
-    def reduced_fraction(
-        self,
-        input: Tensor,
-        voxels: Voxels,
-        overlap: Overlap,
-        terms: Terms,
-        weigh: Weigh = unweighted,
-        distances: Distances | None = None,
-    ) -> Tensor:
+    def fraction(self, voxels: Voxels) -> Fraction:
+        """Return the fraction of the statistics that a subclass consists of."""
+        raise NotImplementedError
+
+    def reduced_fraction(self, voxels: Voxels) -> Tensor:
         """Return the reduced fraction of the statistics, in the dtype `dispatch.result_type`."""
-        activation, reduction = self.activation(input), self.reduction
-        if isinstance(activation, str) and self.process_group is None and reduction != "none":
-            tensors = voxels.input, voxels.target, voxels.mask
+        input, activation = voxels.input, self.activation(voxels.input)
+        if isinstance(activation, str) and self.process_group is None and self.reduction != "none":
+            tensors = input, voxels.target, voxels.mask
             if dispatch.choose(VOXELS, *tensors) == "kernel" and not is_traced(tensors):
-                plan, kind = voxels.plan(activation, overlap=overlap), dispatch.result_type(input)
-                return reduced_fraction(tensors, FractionPlan(plan, terms, weigh, distances, reduction == "mean", kind))
+                kernels, kind = VOXELS.kernels(input), dispatch.result_type(input)
+                make = partial(self._computation, voxels, activation, kernels, kind)
+                return one_node(self.remembered((kernels, kind, input.shape, voxels.kept is None), make), *tensors)
+        overlap, terms, weigh, distances = self.fraction(voxels)
         sums = voxels.sums(activation, distance_matrix(distances, input), overlap=overlap)
         return self.reduce(fraction(sums.stack, terms, *weigh(volumes(sums.volume, terms))), input)
+
+    def _computation(
+        self, voxels: Voxels, activation: Activation, kernels: VoxelKernels, kind: torch.dtype
+    ) -> Computation:
+        overlap, terms, weigh, distances = self.fraction(voxels)
+        plan = voxels.plan(activation, overlap=overlap)
+        return reduced_fraction(kernels, FractionPlan(plan, terms, weigh, distances, self.reduction == "mean", kind))
 
     def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
         """Reduce per-item values and convert them to the dtype of the loss."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twinloss.fast.engine.segmentation.labels import flat, ignored
+from twinloss.fast.engine.segmentation.labels import ignored
 from twinloss.fast.engine.segmentation.statistics import Activation, Statistics, statistics
 from twinloss.fast.kernels.contract import Plan, UpstreamSlopes, VoxelInputs
 from twinloss.fast.runtime.arguments import ShapeError
@@ -59,8 +59,7 @@ class Voxels:
         x = self.input
         if callable(activation):
             x, activation = self._activated(widened(x), activation), "identity"
-        mask = None if self.mask is None else flat(self.mask)
-        inputs = VoxelInputs(flat(x), flat(self.target), mask, matrix)
+        inputs = VoxelInputs(x, self.target, self.mask, matrix)
         found = statistics(inputs, self.plan(activation, **asked), slopes)
         if self.process_group is None:
             return found

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from twinloss.fast.kernels.contract import CorrelationPlan
+from twinloss.fast.kernels.cpu.arrays import as_array
 from twinloss.fast.kernels.cpu.compiled import correlation, window
 from twinloss.fast.runtime.memory import empty, scalar
 from twinloss.fast.runtime.threads import for_each_bundle, for_each_tile
@@ -108,7 +109,7 @@ def scores(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the correlations, and intermediate results for their gradients; see `CorrelationKernels.scores`."""
     windows = _Windows(p.shape, plan)
-    pair = p.contiguous().numpy(), t.contiguous().numpy(), 0, windows.depth
+    pair = as_array(p), as_array(t), 0, windows.depth
     means = empty((len(p), 2, *p.shape[1:]), torch.float64).numpy()
     kept = empty((len(p), 3, *p.shape[1:]), p.dtype)
     more = empty((len(p), 2, *p.shape[1:]) if gradients > 1 else (len(p), 2, 0, 0, 0), p.dtype)
@@ -128,7 +129,7 @@ def scores(
 def slopes(upstream: Tensor, p: Tensor, t: Tensor, of_both: Tensor, of_p: Tensor, plan: CorrelationPlan) -> Tensor:
     """Return dL/dp from the intermediate results: A, the first of `of_both`, and B and the rest, in `of_p`."""
     windows = _Windows(p.shape, plan)
-    pair = p.contiguous().numpy(), t.contiguous().numpy(), 0, windows.depth
+    pair = as_array(p), as_array(t), 0, windows.depth
     a, b = of_both.numpy()[:, 0], of_p.numpy()
     by_window = upstream.double().reshape(-1, 1, 1, 1) if upstream.ndim == 1 else upstream.contiguous()
     fields = empty((len(p), 2, *p.shape[1:]), p.dtype).numpy()
@@ -191,7 +192,7 @@ def _by_planes(
 ) -> tuple[float, Tensor | None]:
     """Return the results of `_sum_and_gradient`, computed for blocks of `images` images and `step` planes."""
     gradients, rest, margin = int(slope is not None), (plan.nu, plan.delta, plan.clamped), windows.reach
-    first, second = p.contiguous().numpy(), t.contiguous().numpy()
+    first, second = as_array(p), as_array(t)
     (count, depth, *plane) = first.shape
     reached = min(step + 2 * margin, depth)
 

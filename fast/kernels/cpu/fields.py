@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from twinloss.fast.kernels.contract import Differences
+from twinloss.fast.kernels.cpu.arrays import Array, as_array
 from twinloss.fast.kernels.cpu.compiled import bending_energy, diffusion
 from twinloss.fast.runtime.memory import empty, scalar
 from twinloss.fast.runtime.threads import for_each_chunk
@@ -18,7 +18,6 @@ from twinloss.fast.runtime.threads import for_each_chunk
 # The number of voxels in a slab, rounded down to whole planes.
 _SLAB = 2**16
 
-Array = np.ndarray[Any, Any]
 # A function that processes a slab, given the indices of the field and the slab, the first plane and the end.
 _Work = Callable[[int, int, int, int], None]
 
@@ -141,7 +140,7 @@ def _by_field(weights: Array, factor: float, slabs: _Slabs) -> Array:
 
 def _planes(fields: Tensor) -> Array:
     """Return fields as an array (N, D, H * W)."""
-    return fields.contiguous().flatten(2).numpy()
+    return as_array(fields).reshape(*fields.shape[:2], -1)
 
 
 BENDING_ENERGY, DIFFUSION = Energy(bending_energy), Energy(diffusion)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from twinloss.fast.kernels.contract import HistogramPlan
+from twinloss.fast.kernels.cpu.arrays import as_array
 from twinloss.fast.kernels.cpu.compiled import mutual_information as compiled
 from twinloss.fast.kernels.cpu.compiled.lanes import LANES
 from twinloss.fast.runtime.memory import empty
@@ -23,6 +25,7 @@ _CHUNK, _PER_CELL, _MOST = 2**15, 4, 32
 _NUMBERS = 32
 
 
+@lru_cache
 def _reach(bins: int, sigma: float, dtype: torch.dtype) -> int:
     """Return r: a voxel has weights in its nearest bin and in r bins on either side; all other weights are dropped.
 
@@ -44,7 +47,7 @@ class _Histogram:
     def __init__(self, x: Tensor, y: Tensor, plan: HistogramPlan) -> None:
         bins, sigma, kernel = plan
         self.bins = bins
-        self.images = x.contiguous().numpy(), y.contiguous().numpy()
+        self.images = as_array(x), as_array(y)
         gaussian = kernel == "gaussian"
         self.windows = (compiled.GAUSSIAN, compiled.GAUSSIAN) if gaussian else (compiled.CUBIC, compiled.BOX)
         self.reach = _reach(bins, sigma, x.dtype) if gaussian else 0
@@ -97,7 +100,9 @@ def gradient(upstream: Tensor, x: Tensor, y: Tensor, plan: HistogramPlan) -> Ten
     before = [compiled.before(window, call.reach) for window in call.windows]
     # After the last bin, there is room for the reach of the windows and for one vector register.
     after = [compiled.reached(window, call.reach) + LANES for window in call.windows]
-    padded = np.pad(upstream.numpy() / x.shape[1], ((0, 0), (before[0], after[0]), (before[1], after[1])))
+    bins = plan.bins
+    padded = np.zeros((len(x), *(low + bins + high for low, high in zip(before, after, strict=True))))
+    padded[:, before[0] : before[0] + bins, before[1] : before[1] + bins] = upstream.numpy() / x.shape[1]
     made = empty(x.shape, x.dtype)
     out = made.numpy()
     sums = np.zeros((len(x), call.parts, 2))

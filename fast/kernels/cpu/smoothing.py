@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from twinloss.fast.kernels.cpu.arrays import as_array
 from twinloss.fast.kernels.cpu.compiled import smoothing, window
 from twinloss.fast.runtime.memory import empty
 from twinloss.fast.runtime.threads import for_each_tile
@@ -18,7 +19,7 @@ def smooth(images: Tensor, taps: Sequence[float], rank: int) -> Tensor:
     weights, none = np.array(taps), np.ones(1)
     window_z, window_y, window_x = [none] * (3 - rank) + [weights] * rank
     made = empty(images.shape, images.dtype)
-    source, out = images.contiguous().numpy(), made.numpy()
+    source, out = as_array(images), made.numpy()
     between = empty(images.shape, images.dtype).numpy() if rank == 3 else out
     _smooth_planes(source, window_y, window_x, between)
     if rank == 3:  # smoothing across planes is smoothing along the columns of one plane (D, H * W)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import lru_cache
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +18,9 @@ import torch
 from torch import Tensor
 
 from twinloss.fast.kernels.contract import Plan
+from twinloss.fast.kernels.cpu.arrays import Array, as_array
 from twinloss.fast.kernels.cpu.compiled import tile, voxel
-from twinloss.fast.kernels.cpu.compiled.status import INVALID, NOT_BINARY, VALID
+from twinloss.fast.kernels.cpu.compiled.status import INVALID, NOT_BINARY
 from twinloss.fast.runtime.dispatch import HALVES
 from twinloss.fast.runtime.memory import empty
 from twinloss.fast.runtime.threads import for_each_range
@@ -38,18 +41,87 @@ _WIDENED = {
     torch.int8: torch.int32, torch.int16: torch.int32, torch.float16: torch.float32, torch.bfloat16: torch.float32,
 }  # fmt: skip
 
-Array = np.ndarray[Any, Any]
+# Arguments of kernels that stand for no kept labels and for no mask.
+_NOTHING_KEPT = np.empty((0, 0, 0), np.uint8)
+_NO_MASK = {real: np.empty((0, 0), real) for real in (np.float32, np.float64)}
 
 
 class Part(NamedTuple):
-    """A range of voxels of an item, in the form that the kernels take."""
+    """Voxels in the form that the kernels take."""
 
     x: Array
     target: Array
-    mask: Array | None
-    item: int
-    start: int
-    stop: int
+    mask: Array
+
+
+class _Layout(NamedTuple):
+    """All that a call takes from the shapes and types of its tensors, and not from their values.
+
+    Attributes:
+        forward: the kernel that sums the statistics.
+        backward: the kernel that writes the gradient.
+        statistics: the arguments of both for the type of the target and the statistics.
+        options: their arguments after the matrix and before the mask.
+        real: the type in which they compute.
+        chunk: the number of voxels of a chunk.
+        chunks: the number of chunks of an item.
+        writes_in_place: whether `backward` may overwrite x.
+        keeps_target: whether `forward` can keep a compressed target.
+    """
+
+    forward: Callable[..., int]
+    backward: Callable[..., int]
+    statistics: tuple[int, int | None, int | None]
+    options: tuple[Any, ...]
+    real: Any
+    chunk: int
+    chunks: int
+    writes_in_place: bool
+    keeps_target: bool
+
+
+@lru_cache
+def _layout(
+    kernels: ModuleType, plan: Plan, classes: int, voxels: int, dtype: torch.dtype, item: int, excluding: bool,
+    distances: bool, general: bool,
+) -> _Layout:  # fmt: skip
+    """Choose the kernels; the general ones support everything, and alone support soft targets and soft masks."""
+    alone = not distances or (plan.overlap, plan.surprisal) == ("none", "none")
+    common = plan.overlap != "squared" and plan.surprisal != "all" and alone
+    # In a dense target of several channels, the channel ignore_index excludes voxels from all channels.
+    by_channel = plan.labels or plan.ignore_index is None or classes == 1
+    pair = plan.activation == "softmax" and classes == 2
+    if not general and common and plan.activation == "softmax" and plan.labels and not pair:
+        forward, backward, in_place = kernels.forward_labels, kernels.backward_labels, True
+    elif not general and common and (plan.labels if pair else plan.activation == "sigmoid" and by_channel):
+        forward, backward, in_place = kernels.forward_channels, kernels.backward_channels, False
+    else:
+        forward, backward, in_place, general = kernels.forward, kernels.backward, True, True
+    real = np.float64 if dtype == torch.float64 else np.float32
+    ignoring = plan.ignore_index is not None and item != tile.KEPT
+    chunk = tile.TILES * tile.tile_width.py_func(classes, voxels)
+    return _Layout(
+        forward,
+        backward,
+        (
+            item,
+            None if plan.overlap == "none" else _OVERLAPS.index(plan.overlap),
+            None if plan.surprisal == "none" else _SURPRISALS.index(plan.surprisal),
+        ),
+        (
+            real(plan.gamma),
+            _ACTIVATIONS.index(plan.activation),
+            not plan.labels,
+            ignoring,
+            plan.ignore_index if ignoring else 0,
+            excluding,
+        ),
+        real,
+        chunk,
+        -(-voxels // chunk),
+        in_place,
+        (plan.labels or classes == 1) and not general and classes <= tile.MOST_KEPT and dtype not in HALVES,
+    )
 
 
 class VoxelCall:
@@ -73,146 +145,97 @@ class VoxelCall:
             target, mask = kept, None
         elif target.dtype not in _NATIVE:
             target = target.to(_WIDENED.get(target.dtype, torch.int64))
-        self.x, self.halves = _flat(x.detach()).contiguous(), x.dtype in HALVES
-        real = torch.float32 if self.halves else x.dtype
-        self.real = np.float32 if real == torch.float32 else np.float64
-        self.target: Array = _flat(target).contiguous().numpy().view(np.uint8)
-        self.mask = None if mask is None else _flat(mask)[:, 0].detach()
-        self.asked = (
-            _NATIVE[target.dtype] if kept is None else tile.KEPT,
-            None if plan.overlap == "none" else _OVERLAPS.index(plan.overlap),
-            None if plan.surprisal == "none" else _SURPRISALS.index(plan.surprisal),
-            self.real(plan.gamma),
-        )
-        self.ignore = None if plan.ignore_index is None else float(plan.ignore_index)
-        if kept is not None:
-            self.ignore = math.nan if excluding else None
-        self.dense, self.activation = not plan.labels, _ACTIVATIONS.index(plan.activation)
-        voxels = self.x.shape[2]
-        self.chunk = tile.TILES * tile.tile_width.py_func(x.shape[1], voxels)
-        self.chunks_of_item = -(-voxels // self.chunk)
-        self._choose_kernels(plan, distances)
-        self.whole = None
-        if not self.halves:
-            weights = None if self.mask is None else self.mask.to(real).contiguous().numpy()
-            self.whole = Part(self.x.numpy(), self.target, weights, 0, 0, 0)
-
-    def _choose_kernels(self, plan: Plan, distances: bool) -> None:
-        classes = self.x.shape[1]
-        alone = not distances or (plan.overlap, plan.surprisal) == ("none", "none")
-        common = plan.overlap != "squared" and plan.surprisal != "all" and alone
-        # In a dense target of several channels, the channel ignore_index excludes voxels from all channels.
-        by_channel = plan.labels or plan.ignore_index is None or classes == 1
-        pair = plan.activation == "softmax" and classes == 2
-        self.general = False
-        self.options: tuple[Any, ...] = ()
-        self.room: tuple[Any, ...] = (np.empty((len(self.x), 1, 0), np.uint8),)
-        if common and plan.activation == "softmax" and plan.labels and not pair:
-            self._forward, self._backward = voxel.forward_labels, voxel.backward_labels
-            self.writes_in_place = True
-        elif common and (plan.labels if pair else plan.activation == "sigmoid" and by_channel):
-            self._forward, self._backward = voxel.forward_channels, voxel.backward_channels
-            self.options = pair, self.dense
-            self.writes_in_place = False
+        self.items, classes, *space = x.shape
+        voxels = math.prod(space)
+        self.shape = self.items, classes, voxels
+        item = _NATIVE[target.dtype] if kept is None else tile.KEPT
+        self._choice = plan, classes, voxels, x.dtype, item, excluding, distances
+        self.layout = _layout(voxel, *self._choice, False)
+        self.room = _NOTHING_KEPT
+        self.target: Array = as_array(target).reshape(self.items, target.shape[1], -1).view(np.uint8)
+        self.mask = None if mask is None else mask.detach().reshape(len(mask), voxels)
+        self.x, self.whole = x, None
+        if x.dtype in HALVES:
+            self.x = x.detach().reshape(self.shape)
         else:
-            self.use_general_kernels()
-        single = plan.labels or classes == 1
-        self.keeps_target = single and not self.general and classes <= tile.MOST_KEPT and not self.halves
+            weights = _NO_MASK[self.layout.real]
+            if self.mask is not None:
+                weights = self.mask.to(x.dtype).contiguous().numpy()
+            self.whole = Part(as_array(x).reshape(self.shape), self.target, weights)
+
+    @property
+    def chunks(self) -> int:
+        """The number of chunks of all items."""
+        return self.items * self.layout.chunks
 
     def use_general_kernels(self) -> None:
         """Switch to the general kernels: only these support soft targets, and masks with fractional weights."""
-        self._forward, self._backward, self.room = voxel.forward, voxel.backward, ()
-        self.general, self.writes_in_place, self.keeps_target = True, True, False
+        self.layout, self.room = _layout(voxel, *self._choice, True), _NOTHING_KEPT
 
     def keep_target(self) -> Tensor:
         """Return an array for the compressed target and mask, which forward fills for backward."""
-        items, _, voxels = self.x.shape
+        items, _, voxels = self.shape
         kept = empty((items, 1, (voxels + 1) // 2), torch.uint8)
-        self.room = (kept.numpy(),)
+        self.room = kept.numpy()
         return kept
 
-    def forward(self, part: Part, matrix: Array | None, sums: Array) -> int:
-        """Add the statistics of a part to `sums`, (chunks, ROWS, C), given the distances; return a status."""
-        arguments = self._arguments(part, matrix)
-        status: int = self._forward(*arguments, part.item, part.start, part.stop, sums, *self.room)
-        return status
+    def forward(self, part: Part, first: int, end: int, matrix: Array | None, sums: Array) -> int:
+        """Add the statistics of chunks of a part to `sums`, (chunks, ROWS, C); return a status."""
+        layout, (x, target, mask) = self.layout, part
+        return layout.forward(
+            x, target, *layout.statistics, matrix, *layout.options, mask, first, end, sums, self.room
+        )  # fmt: skip
 
-    def backward(self, part: Part, matrix: Array | None, slopes: Array, out: Array) -> int:
-        """Write dL/dx of a part, given dL/d(statistics), and with distances dL/dp by true class; return a status."""
-        arguments = self._arguments(part, matrix)
-        status: int = self._backward(*arguments, slopes, part.item, part.start, part.stop, out)
-        return status
+    def backward(self, part: Part, first: int, end: int, matrix: Array | None, slopes: Array, out: Array) -> int:
+        """Write dL/dx of chunks of a part, given dL/d(statistics), and dL/dp by true class; return a status."""
+        layout, (x, target, mask) = self.layout, part
+        return layout.backward(x, target, *layout.statistics, matrix, *layout.options, mask, first, end, slopes, out)
 
-    def _arguments(self, part: Part, matrix: Array | None) -> tuple[Any, ...]:
-        if self.general:
-            mask = np.empty((0, 0), self.real) if part.mask is None else part.mask
-            after = self.dense, mask, self.activation, math.nan if self.ignore is None else self.ignore
-        else:
-            after = *self.options, self.ignore, part.mask
-        return part.x, part.target, *self.asked, matrix, *after
+    def widened_parts(self, first: int, end: int) -> Iterator[tuple[Part, int, tuple[int, int, int]]]:
+        """Yield half-precision values, converted to float32 a few tiles at a time.
 
-    def spans(self, first: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """Yield spans of chunks of one item as tuples: first chunk, item, first voxel, end.
-
-        The chunks do not depend on the number of threads. Half-precision inputs yield one chunk per span.
+        Yields parts of a single chunk, the chunk, and the position (item, start, stop) in x. To save memory, the caller
+        must delete a part before it requests the next.
         """
-        while first < end:
-            item, start = divmod(first, self.chunks_of_item)
-            count = 1 if self.halves else min(end - first, self.chunks_of_item - start)
-            yield first, item, start * self.chunk, min((start + count) * self.chunk, self.x.shape[2])
-            first += count
-
-    def parts(self, first: int, end: int) -> Iterator[tuple[Part, int, tuple[int, int, int]]]:
-        """Yield the parts of a range of chunks, the first chunk of each, and its position (item, start, stop) in x.
-
-        Half-precision values are converted to float32 a few tiles at a time. To save memory, the caller must delete a
-        part before it requests the next.
-        """
-        for chunk, item, start, stop in self.spans(first, end):
-            if self.whole is not None:
-                yield self.whole._replace(item=item, start=start, stop=stop), chunk, (item, start, stop)
-                continue
-            width, classes = self.chunk // tile.TILES, self.x.shape[1]
-            step = width * max(_WIDENED_AT_ONCE // (width * classes), 1)
-            for lo in range(start, stop, step):
+        _, classes, voxels = self.shape
+        size, width = self.layout.chunk, self.layout.chunk // tile.TILES
+        step = width * max(_WIDENED_AT_ONCE // (width * classes), 1)
+        for chunk in range(first, end):
+            item, k = divmod(chunk, self.layout.chunks)
+            stop = min((k + 1) * size, voxels)
+            for lo in range(k * size, stop, step):
                 hi = min(lo + step, stop)
                 yield self.widened(item, lo, hi), chunk, (item, lo, hi)
 
     def widened(self, item: int, lo: int, hi: int) -> Part:
         """Return a range of voxels of an item, converted to float32."""
-        size = self.target.shape[2] // self.x.shape[2]
+        size = self.target.shape[2] // self.shape[2]
         x = self.x[item : item + 1, :, lo:hi].to(torch.float32, memory_format=torch.contiguous_format).numpy()
         target = np.ascontiguousarray(self.target[item : item + 1, :, lo * size : hi * size])
-        mask = None
+        mask = _NO_MASK[np.float32]
         if self.mask is not None:
             row = min(item, len(self.mask) - 1)
             mask = self.mask[row : row + 1, lo:hi].float().numpy()
-        return Part(x, target, mask, 0, 0, hi - lo)
+        return Part(x, target, mask)
 
     def run(self, work: Callable[[int, int], int]) -> bool:
         """Call `work` with ranges of all chunks, and again with the general kernels if mask or target is soft.
 
         Returns whether a label or a mask value is invalid.
         """
-        chunks = len(self.x) * self.chunks_of_item
-        found = [VALID] * chunks
-
-        def each(first: int, end: int) -> None:
-            found[first] = work(first, end)
-
-        for_each_range(each, chunks, self.x.numel())
-        if not any(found):  # the usual case, and `any` is the fastest test
-            return False
-        if max(found) == NOT_BINARY:
+        found = self._run(work)
+        if found == NOT_BINARY:
             self.use_general_kernels()
-            for_each_range(each, chunks, self.x.numel())
-        return max(found) == INVALID
+            found = self._run(work)
+        return found == INVALID
+
+    def _run(self, work: Callable[[int, int], int]) -> int:
+        """Call `work` with ranges of all chunks, and return the largest status."""
+        found: list[int] = []
+        for_each_range(lambda first, end: found.append(work(first, end)), self.chunks, math.prod(self.shape))
+        return max(found)
 
 
 def places(*tensors: Tensor | None) -> list[int | None]:
     """Return the addresses of the data, because a hook for saved tensors may have replaced tensors by copies."""
     return [None if each is None else each.data_ptr() for each in tensors]
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    return tensor.flatten(2) if tensor.ndim > 2 else tensor.unsqueeze(-1)

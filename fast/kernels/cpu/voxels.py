@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,17 +14,21 @@ from twinloss.fast.kernels.contract import (
     HITS,
     ROWS,
     VOLUME,
+    Distances,
     FractionPlan,
     InvalidVoxelsError,
     Plan,
+    Terms,
     UpstreamSlopes,
     VoxelInputs,
+    unweighted,
 )
+from twinloss.fast.kernels.cpu.arrays import Array
 from twinloss.fast.kernels.cpu.compiled import fraction, voxel
 from twinloss.fast.kernels.cpu.compiled.status import NOT_BINARY, VALID
-from twinloss.fast.kernels.cpu.voxel_call import Array, VoxelCall, places
+from twinloss.fast.kernels.cpu.voxel_call import VoxelCall, places
 from twinloss.fast.runtime.dispatch import HALVES
-from twinloss.fast.runtime.memory import empty, scalar
+from twinloss.fast.runtime.memory import empty_like, scalar
 from twinloss.fast.runtime.torch_operator import Once
 
 # Up to this number of logits, which stay in the cache until backward, reading the target again is faster than keeping a
@@ -77,15 +81,15 @@ def gradient(upstream: Tensor, inputs: VoxelInputs, plan: Plan, kept: _Foreseen 
 def loss(inputs: VoxelInputs, asked: FractionPlan, ahead: bool) -> tuple[Tensor, _KeptForLoss]:
     """Return a scalar loss, and an object for its gradient, which holds dL/d(statistics)."""
     terms = asked.terms
-    made, kept = _sums(inputs, _matrix(asked), asked.plan, ahead)
-    volumes = made[VOLUME][:, terms.first :]
-    with np.errstate(all="ignore"):
-        if terms.batch:
-            volumes = volumes.sum(axis=0, keepdims=True)
-        weights = asked.weigh(volumes) or (_NO_WEIGHTS,)
-    slopes, smooth = np.zeros(made.shape), (terms.smooth_nr, terms.smooth_dr)
-    options = smooth, terms.first, terms.batch, terms.complementary, weights[0], weights[-1], asked.mean
-    total = fraction.fraction(made, _factors(terms.overlap), _factors(terms.errors), *options, slopes)
+    made, kept = _sums(inputs, _matrix(asked.distances), asked.plan, ahead)
+    weights: Sequence[Array] = ()
+    if asked.weigh is not unweighted:
+        volumes = made[VOLUME][:, terms.first :]
+        with np.errstate(all="ignore"):
+            weights = asked.weigh(volumes.sum(axis=0, keepdims=True) if terms.batch else volumes)
+    w_overlap, w_errors = (weights[0], weights[-1]) if weights else (_NO_WEIGHTS, _NO_WEIGHTS)
+    slopes = np.zeros(made.shape)
+    total = fraction.fraction(made, *_constants(terms), w_overlap, w_errors, asked.mean, slopes)
     return scalar(total, asked.dtype, "cpu"), _KeptForLoss(slopes, kept)
 
 
@@ -94,17 +98,24 @@ def loss_gradient(upstream: Tensor, inputs: VoxelInputs, asked: FractionPlan, ke
     if kept is None:
         _, kept = loss(inputs, asked, ahead=False)
     voxels = None if kept.voxels is None else kept.voxels.take()
-    return _gradient(kept.slopes, upstream.item(), inputs, _matrix(asked), asked.plan, voxels)
+    return _gradient(kept.slopes, upstream.item(), inputs, _matrix(asked.distances), asked.plan, voxels)
 
 
 _NO_WEIGHTS = np.zeros((0, 0))
 
 
-def _matrix(asked: FractionPlan) -> Array | None:
-    return None if asked.distances is None else np.array(asked.distances)
+@lru_cache
+def _matrix(distances: Distances | None) -> Array | None:
+    return None if distances is None else np.array(distances)
 
 
 @lru_cache
+def _constants(terms: Terms) -> tuple[Any, ...]:
+    """Return the arguments of `fraction.fraction` that describe the terms."""
+    smooth = terms.smooth_nr, terms.smooth_dr
+    return _factors(terms.overlap), _factors(terms.errors), smooth, terms.first, terms.batch, terms.complementary
+
+
 def _factors(part: Sequence[tuple[int, float]]) -> Array:
     """Return the factor of each row of the statistics, and NaN for unused rows. It is not 0, because 0 * NaN is NaN."""
     factors = np.full(len(ROWS), np.nan)
@@ -121,29 +132,30 @@ def _sums(inputs: VoxelInputs, matrix: Array | None, plan: Plan, ahead: bool) ->
     x, target, mask, _ = inputs
     call = VoxelCall(x, target, mask, plan, matrix is not None)
     many = x.numel() > _CACHED
-    kept = call.keep_target() if ahead and call.keeps_target and many else None
-    distances = None if matrix is None else matrix.astype(call.real)
+    kept = call.keep_target() if ahead and call.layout.keeps_target and many else None
+    distances = None if matrix is None else matrix.astype(call.layout.real)
 
     def add(first: int, end: int, by_chunk: Array) -> int:
+        if call.whole is not None:
+            return call.forward(call.whole, first, end, distances, by_chunk)
         worst = VALID
-        for part, chunk, _ in call.parts(first, end):
-            found = call.forward(part, distances, by_chunk[chunk:end])
-            if found == NOT_BINARY:
-                return found
-            worst = max(worst, found)
+        for part, chunk, _ in call.widened_parts(first, end):
+            worst = max(worst, call.forward(part, 0, 1, distances, by_chunk[chunk : chunk + 1]))
+            if worst == NOT_BINARY:
+                break
             del part
         return worst
 
     made = _summed(call, add)
     if ahead and not many:
         return made, Once(call)
-    return made, Once(kept) if kept is not None and call.keeps_target else None
+    return made, Once(kept) if kept is not None and call.layout.keeps_target else None
 
 
 def _summed(call: VoxelCall, add: Callable[[int, int, Array], int]) -> Array:
     """Return the sums by item, (ROWS, B, C); `add` adds a range of chunks to an array (chunks, ROWS, C)."""
-    items, classes, _ = call.x.shape
-    made = np.zeros((items, call.chunks_of_item, len(ROWS), classes))
+    items, classes, _ = call.shape
+    made = np.zeros((items, call.layout.chunks, len(ROWS), classes))
     by_chunk = made.reshape(-1, len(ROWS), classes)
 
     def forward(first: int, end: int) -> int:
@@ -171,38 +183,36 @@ def _gradient(
         call = kept
     else:
         call = VoxelCall(x, target, mask, plan, matrix is not None, labels)
-    items, classes, _ = call.x.shape
-    by_row = np.empty((len(ROWS), items, classes), call.real)
-    by_class = None if matrix is None else np.empty((items, classes, classes), call.real)
+    (items, classes, _), real = call.shape, call.layout.real
+    by_row = np.empty((len(ROWS), items, classes), real)
+    by_class = None if matrix is None else np.empty((items, classes, classes), real)
     fits = fraction.scaled(slopes, factor, plan.overlap == "squared", matrix, by_row, by_class)
-    if not fits and call.real is np.float32:
+    if not fits and real is np.float32:
         # If a class is almost absent, and there is no smoothing, dL/d(statistics) may overflow float32, but dL/dx does
         # not.
         wide = inputs._replace(x=x.double())
         return _gradient(slopes, factor, wide, matrix, plan, labels).float().to(x.dtype)
-    made = empty(x.shape, x.dtype)
-    call.run(_put_gradient(call, by_row, by_class, made.view(call.x.shape)))
+    made = empty_like(x)
+    if call.whole is None:
+        call.run(_put_in_halves(call, by_row, by_class, made.view(call.shape)))
+    else:
+        whole, out = call.whole, made.numpy().reshape(call.shape)
+        call.run(lambda first, end: call.backward(whole, first, end, by_class, by_row, out))
     return made
 
 
-def _put_gradient(call: VoxelCall, slopes: Array, by_class: Array | None, made: Tensor) -> Callable[[int, int], int]:
-    """Return a function that writes the gradient of ranges of chunks into `made`, and returns a status."""
+def _put_in_halves(call: VoxelCall, slopes: Array, by_class: Array | None, made: Tensor) -> Callable[[int, int], int]:
+    """Return a function that writes the half-precision gradient of ranges of chunks, and returns a status."""
 
     def put(first: int, end: int) -> int:
-        for part, _, (item, start, stop) in call.parts(first, end):
-            matrix = None if by_class is None else by_class[item]
-            if not call.halves:
-                found = call.backward(part, matrix, slopes, made.numpy())
-            else:
-                of_item = np.ascontiguousarray(slopes[:, item : item + 1])
-                out = part.x if call.writes_in_place else np.empty_like(part.x)
-                found = call.backward(part, matrix, of_item, out)
-                if found != NOT_BINARY:
-                    made[item, :, start:stop] = torch.from_numpy(out[0])
-                del out
-            if found == NOT_BINARY:
-                return found
-            del part
+        for part, _, (item, start, stop) in call.widened_parts(first, end):
+            matrix = None if by_class is None else by_class[item : item + 1]
+            of_item = np.ascontiguousarray(slopes[:, item : item + 1])
+            out = part.x if call.layout.writes_in_place else np.empty_like(part.x)
+            if call.backward(part, 0, 1, matrix, of_item, out) == NOT_BINARY:
+                return NOT_BINARY
+            made[item, :, start:stop] = torch.from_numpy(out[0])
+            del out, part
         return VALID
 
     return put
@@ -233,16 +243,17 @@ def _multiple(slopes: Array, foreseen: Array) -> float | None:
 def _sums_and_gradient(x: Tensor, target: Tensor, plan: Plan, slopes: Array) -> tuple[Array, Tensor | None]:
     """Return the statistics, and dL/dx given dL/d(statistics), (ROWS, B, C), or None if these overflow float32."""
     call = VoxelCall(x, target, None, plan, False)
-    by_row = np.empty((len(ROWS), *x.shape[:2]), call.real)
-    if not fraction.scaled(slopes, 1.0, False, None, by_row, None):
+    by_row, part = np.empty((len(ROWS), *x.shape[:2]), call.layout.real), call.whole
+    if part is None or not fraction.scaled(slopes, 1.0, False, None, by_row, None):
         return _sums(VoxelInputs(x, target), None, plan, False)[0], None
-    gradient = empty(x.shape, x.dtype)
-    item, *_, gamma = call.asked
-    at = call.x.numpy(), call.target, item, gamma, by_row
-    both, out = voxel.surprisals_of_labels, gradient.view(call.x.shape).numpy()
+    gradient = empty_like(x)
+    out = gradient.numpy().reshape(call.shape)
+    statistics, options = call.layout.statistics, call.layout.options
 
     def add(first: int, end: int, by_chunk: Array) -> int:
-        worst: int = max(both(*at, *span, by_chunk[chunk:end], out) for chunk, *span in call.spans(first, end))
-        return worst
+        found: int = voxel.surprisals_of_labels(
+            part.x, part.target, *statistics, None, *options, part.mask, first, end, by_chunk, by_row, out
+        )
+        return found
 
     return _summed(call, add), gradient

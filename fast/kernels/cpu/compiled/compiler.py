@@ -13,6 +13,7 @@ from typing import Any
 from numba import njit
 
 from twinloss.fast.kernels import statistic_rows
+from twinloss.fast.kernels.cpu.compiled.notice import announced
 
 
 def hash_of(folder: Path) -> str:
@@ -45,6 +46,8 @@ _compile = njit(cache=_can_cache(), nogil=True)
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a function at its first call, so that it runs without the GIL, and cache the result on disk.
 
+    If this takes long, the terminal shows a notice.
+
     Numba's cache detects a change in the file of a kernel, but not in the stages that it calls from other files. The
     cache also distinguishes functions by their closure variables. Therefore each kernel closes over the hash of all
     sources, which it never reads.
@@ -56,4 +59,6 @@ def kernel(function: Callable[..., Any]) -> Any:
         function.__defaults__,
         (CellType(SOURCES),),
     )
-    return _compile(update_wrapper(closing, function))
+    made = _compile(update_wrapper(closing, function))
+    made.compile = announced()(made.compile)
+    return made

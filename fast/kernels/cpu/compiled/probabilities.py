@@ -112,22 +112,22 @@ def _many_exponentials(x, b, lo, raw, after, size, p, top, scale, rest, ties):
 
 
 @stage
-def exponentials(x, b, lo, p, top, scale, rest, room, y, raw):
+def exponentials(x, b, lo, p, top, scale, rest, room, excluding, y, raw):
     """Compute e in p, so that the softmax is e * scale, and 1 - softmax is rest * scale where e = 1.
 
     e is exp(logit - top) for the logits of item b from voxel `lo` on, where `top` is the largest logit. e = 1 for the
     classes that have the largest logit. `rest` is the sum of the e of the other classes, plus 1 for each further class
-    with the largest logit, so that 1 - p is not a difference that cancels. Voxels that the labels y exclude have
-    scale = rest = 0, whatever their logits; y=None, which is a type of its own, excludes none. `room` has two rows for
-    intermediate values. `raw` holds the bytes of all labels, to prefetch those of the next tile, or is None. Labels
-    that `keep_labels` has stored are small and are not prefetched.
+    with the largest logit, so that 1 - p is not a difference that cancels. With `excluding`, voxels that the labels y
+    exclude have scale = rest = 0, whatever their logits. y=None, which is a type of its own, excludes none. `room` has
+    two rows for intermediate values. `raw` holds the bytes of all labels, to prefetch those of the next tile, or is
+    None. Labels that `keep_labels` has stored are small and are not prefetched.
     """
     last, width = p.shape[0] - 1, scale.size
     size = 0 if raw is None else raw.size // x.shape[2]
     after = (lo + width) * size
     if last > 3:
         _many_exponentials(x, b, lo, raw, after, size, p, top, scale, rest, room[0])
-        if y is not None:
+        if y is not None and excluding:
             clear_where_excluded(y, p)
             for i in range(width):
                 scale[i], rest[i] = taken(scale[i], y, i), taken(rest[i], y, i)
@@ -137,12 +137,15 @@ def exponentials(x, b, lo, p, top, scale, rest, room, y, raw):
         room[0] = -np.inf
     first, second, third, fourth = four_rows(x[b], slice(lo, lo + width), room[0])
     e, f, g, h = four_rows(p, slice(0, width), room[1])
-    _few_exponentials(first, second, third, fourth, y, raw, after, size, e, f, g, h, top, scale, rest)
+    if y is not None and excluding:
+        _few_exponentials(first, second, third, fourth, y, raw, after, size, e, f, g, h, top, scale, rest)
+    else:
+        _few_exponentials(first, second, third, fourth, None, raw, after, size, e, f, g, h, top, scale, rest)
 
 
 @stage
 def _softmax(x, p, q, top, scale, rest, room):
-    exponentials(x, START, START, p, top, scale, rest, room, None, None)
+    exponentials(x, START, START, p, top, scale, rest, room, False, None, None)
     one = p.dtype.type(1)
     for c in range(p.shape[0]):
         e, complement = p[c], q[c]

@@ -12,19 +12,15 @@ from twinloss.fast.kernels.cpu.compiled.tile import EXCLUDED, KEPT, LACKING, G, 
 
 
 @stage
-def _read_labels(values, classes, ignore, y):
-    """Read labels as int32, or EXCLUDED where they equal `ignore`, and return how many are not a class.
-
-    `ignore` is NaN or None if no label is ignored. None is a type of its own, for which the comparison is not compiled;
-    for int64 labels, reading then takes a third of the time.
-    """
+def _read_labels(values, classes, ignoring, ignore, y):
+    """Read labels as int32, or EXCLUDED where they equal `ignore`, and return how many are not a class."""
     bad = 0
     for i in range(values.size):
         v = values[i]
         inside = (v >= 0) & (v < classes)
         label = np.int32(v) if inside else EXCLUDED
         known = inside & (label == v)
-        ignored = v == ignore
+        ignored = ignoring & (v == ignore)
         y[i] = label if known & (not ignored) else EXCLUDED
         bad += not (known | ignored)
     return bad
@@ -38,17 +34,17 @@ def _read(values, row):
 
 
 @stage
-def _labels(raw, item, classes, ignore, y):
+def _labels(raw, item, classes, ignoring, ignore, y):
     """Read labels from bytes of the type with number `item`, so that one compiled kernel serves every label type."""
     if item == 0:
-        return _read_labels(raw, classes, ignore, y)
+        return _read_labels(raw, classes, ignoring, ignore, y)
     if item == 1:
-        return _read_labels(raw.view(np.int32), classes, ignore, y)
+        return _read_labels(raw.view(np.int32), classes, ignoring, ignore, y)
     if item == 2:
-        return _read_labels(raw.view(np.int64), classes, ignore, y)
+        return _read_labels(raw.view(np.int64), classes, ignoring, ignore, y)
     if item == 3:
-        return _read_labels(raw.view(np.float32), classes, ignore, y)
-    return _read_labels(raw.view(np.float64), classes, ignore, y)
+        return _read_labels(raw.view(np.float32), classes, ignoring, ignore, y)
+    return _read_labels(raw.view(np.float64), classes, ignoring, ignore, y)
 
 
 @stage
@@ -98,10 +94,10 @@ def _one_hot(y, g):
 
 
 @stage
-def read_labels(raw, item, classes, ignore, lo, voxels, y):
+def read_labels(given, raw, classes, lo, y):
     """Read the labels from voxel `lo` on from the bytes of all labels, and return how many are not a class."""
-    size = raw.size // voxels
-    return _labels(raw[lo * size : (lo + y.size) * size], item, classes, ignore, y)
+    size = raw.size // given.x.shape[2]
+    return _labels(raw[lo * size : (lo + y.size) * size], given.item, classes, given.ignoring, given.ignore, y)
 
 
 @sums_stage
@@ -141,49 +137,48 @@ def _read_kept(kept, lo, y):
 
 
 @stage
-def read_counted(raw, item, classes, ignore, mask, b, lo, voxels, y):
-    """Read labels, or EXCLUDED where the mask is 0, and return a status; `mask=None` excludes nothing."""
-    if item == KEPT:
+def read_counted(given, raw, classes, b, lo, y):
+    """Read labels from their bytes, or EXCLUDED where the mask is 0, and return a status."""
+    if given.item == KEPT:
         _read_kept(raw, lo, y)
         return VALID
-    bad = read_labels(raw, item, classes, ignore, lo, voxels, y)
-    if mask is not None:
-        row = mask[min(b, mask.shape[0] - 1)]
+    bad = read_labels(given, raw, classes, lo, y)
+    if given.mask.shape[0] > 0:
+        row = given.mask[min(b, given.mask.shape[0] - 1)]
         if _exclude(row[lo : lo + y.size], y) > 0:
             return NOT_BINARY
     return INVALID if bad > 0 else VALID
 
 
 @stage
-def read_weighted(x, target, item, dense, mask, activation, ignore, b, lo, buffers):
+def read_weighted(given, b, lo, buffers):
     """Fill all arrays except the slopes, and return a status; excluded voxels get weight 0 and logits 0."""
-    g, w, y = buffers.rows[G], buffers.row[W], buffers.y
+    x, target, g, w, y = given.x, given.target, buffers.rows[G], buffers.row[W], buffers.y
     classes, width = g.shape
     one, zero = w.dtype.type(1), w.dtype.type(0)
-    ignoring, masked = not np.isnan(ignore), mask.shape[0] > 0
+    masked = given.mask.shape[0] > 0
     bad = 0
     w[:] = one
     for c in range(classes):
         _read(x[b, c, lo : lo + width], buffers.rows[X, c])
-    if dense:
+    if given.dense:
         size = target.shape[2] // x.shape[2]
         for c in range(classes):
-            _values(target[b, c, lo * size : (lo + width) * size], item, g[c])
-        if ignoring:
-            channel, value = (int(ignore), one) if classes > 1 else (0, w.dtype.type(ignore))
+            _values(target[b, c, lo * size : (lo + width) * size], given.item, g[c])
+        if given.ignoring:
+            channel, value = (given.ignore, one) if classes > 1 else (0, w.dtype.type(given.ignore))
             for i in range(width):
                 w[i] = zero if g[channel, i] == value else one
     else:
-        bad = read_labels(target[b, 0], item, classes, ignore, lo, x.shape[2], y)
+        bad = read_labels(given, target[b, 0], classes, lo, y)
         _one_hot(y, g)
-        if ignoring:
+        if given.ignoring:
             for i in range(width):
                 w[i] = zero if y[i] < 0 else one
     if masked:
-        row = mask[min(b, mask.shape[0] - 1), lo : lo + width]
-        bad += _weigh(row, w)
-    if ignoring or masked:
+        bad += _weigh(given.mask[min(b, given.mask.shape[0] - 1), lo : lo + width], w)
+    if given.ignoring or masked:
         _clear_excluded(buffers.rows[X], w)
         _clear_excluded(g, w)
-    probabilities(activation, buffers)
+    probabilities(given.activation, buffers)
     return INVALID if bad > 0 else VALID

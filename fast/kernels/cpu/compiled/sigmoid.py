@@ -21,10 +21,12 @@ from twinloss.fast.kernels.cpu.compiled.tile import (
     FACTOR,
     OWN,
     SCRATCH_A,
+    SOFTMAX,
     TOP,
     stage,
     sums_stage,
     taken,
+    tile_stage,
     volume,
 )
 from twinloss.fast.kernels.statistic_rows import DISTANCE, FN, FP, HITS, MISSES, NEARNESS, TP, TP_LESS_FN, VOLUME
@@ -123,28 +125,28 @@ def surprisal_gradient(right, wrong, values, y, number, overlap, hits, misses, o
 
 
 @stage
-def _read_channel(target, item, classes, dense, ignore, mask, b, c, lo, voxels, y):
+def _read_channel(given, b, c, lo, y):
     """Read the labels, unless they are the same as for the previous channel; return a status."""
-    if not dense:
-        return read_counted(target[b, 0], item, classes, ignore, mask, b, lo, voxels, y) if c == 0 else VALID
-    found = read_counted(target[b, c], item, 2, ignore, mask, b, lo, voxels, y)
+    if not given.dense:
+        first = 1 if given.activation == SOFTMAX else 0
+        return read_counted(given, given.target[b, 0], given.x.shape[1], b, lo, y) if c == first else VALID
+    found = read_counted(given, given.target[b, c], 2, b, lo, y)
     return VALID if found == VALID else NOT_BINARY
 
 
-@stage
-def forward_tile(
-    x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, b, lo, buffers, sums, kept
-):  # fmt: skip
-    """Add the statistics of the tile that starts at voxel `lo`, as in `forward_channels`; return a status."""
+@tile_stage
+def forward_channels_tile(given, overlap, surprisals, matrix, chunk, b, lo, buffers, by_chunk, kept):
+    """Add the statistics of a tile, as in `forward_channels`, and return a status."""
+    x, gamma, dense, pair, sums = given.x, given.gamma, given.dense, given.activation == SOFTMAX, by_chunk[chunk]
     y, row_right, row_wrong, spare = buffers.y, buffers.row[OWN], buffers.row[FACTOR], buffers.row[SCRATCH_A]
-    status = VALID
-    for c in range(1, 2) if pair else range(x.shape[1]):
-        found = _read_channel(target, item, x.shape[1], dense, ignore, mask, b, 0 if pair else c, lo, x.shape[2], y)
+    status, first = VALID, 1 if pair else 0
+    for c in range(first, x.shape[1]):
+        found = _read_channel(given, b, c, lo, y)
         if found == NOT_BINARY:
             return found
         status = max(status, found)
-        if kept.size > 0 and (pair or c == 0):
-            keep_labels(y, lo, kept)
+        if kept.size > 0 and c == first:
+            keep_labels(y, lo, kept[b, 0])
         for k in range(0, y.size, BLOCK):
             block, number = slice(k, min(k + BLOCK, y.size)), np.int32(1 if dense else c)
             labels, spread = y[block], buffers.row[TOP, block]
@@ -192,18 +194,17 @@ def _slopes_of_channel(matrix, slopes, pair, b, c):
     if matrix is None:
         hit, miss = slopes[TP_LESS_FN, b, 1] - slopes[FP, b, 0], slopes[FP, b, 1] - slopes[TP_LESS_FN, b, 0]
     else:
-        hit, miss = matrix[1, 1] - matrix[1, 0], matrix[0, 1] - matrix[0, 0]
+        hit, miss = matrix[b, 1, 1] - matrix[b, 1, 0], matrix[b, 0, 1] - matrix[b, 0, 0]
     return (hit, slopes[HITS, b, 1]), (miss, slopes[HITS, b, 0])
 
 
-@stage
-def backward_tile(
-    x, target, item, overlap, surprisals, gamma, matrix, pair, dense, ignore, mask, slopes, b, lo, buffers, out
-):  # fmt: skip
-    """Write dL/dx of the tile that starts at voxel `lo`, as in `backward_channels`; return a status."""
+@tile_stage
+def backward_channels_tile(given, overlap, surprisals, matrix, chunk, b, lo, buffers, slopes, out):
+    """Write dL/dx of a tile, as in `backward_channels`, and return a status."""
+    x, gamma, dense, pair = given.x, given.gamma, given.dense, given.activation == SOFTMAX
     y, row_right, row_wrong, spare = buffers.y, buffers.row[OWN], buffers.row[FACTOR], buffers.row[SCRATCH_A]
-    for c in range(1, 2) if pair else range(x.shape[1]):
-        found = _read_channel(target, item, x.shape[1], dense, ignore, mask, b, 0 if pair else c, lo, x.shape[2], y)
+    for c in range(1 if pair else 0, x.shape[1]):
+        found = _read_channel(given, b, c, lo, y)
         if found == NOT_BINARY:
             return found
         hits, misses = _slopes_of_channel(matrix, slopes, pair, b, c)

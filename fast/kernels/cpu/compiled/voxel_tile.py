@@ -16,7 +16,8 @@ from twinloss.fast.kernels.cpu.compiled.confusion import (
 )
 from twinloss.fast.kernels.cpu.compiled.distance import distance_slopes, distance_sums, distances, table_slopes
 from twinloss.fast.kernels.cpu.compiled.probabilities import exponentials
-from twinloss.fast.kernels.cpu.compiled.reading import keep_labels, read_counted
+from twinloss.fast.kernels.cpu.compiled.reading import keep_labels, read_counted, read_weighted
+from twinloss.fast.kernels.cpu.compiled.status import NOT_BINARY, VALID
 from twinloss.fast.kernels.cpu.compiled.surprisal import (
     add_gradient_soft,
     class_sum,
@@ -45,6 +46,7 @@ from twinloss.fast.kernels.cpu.compiled.tile import (
     four_classes,
     four_exponentials,
     stage,
+    tile_stage,
     volume,
 )
 from twinloss.fast.kernels.statistic_rows import DISTANCE, FN, FP, HITS, MISSES, NEARNESS, TP, TP_LESS_FN, VOLUME
@@ -72,22 +74,27 @@ def _few_sums(p, scale, rest, y, values, spare, sums):
 
 
 @stage
-def softmax_against_labels(x, target, item, ignore, mask, b, lo, buffers):
+def _softmax_against_labels(given, b, lo, buffers):
     """Read labels, compute exponentials and return a status; excluded voxels have p = 1 - p = 0 and no class."""
-    p, top, scale, rest = buffers.rows[P], buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
-    status = read_counted(target[b, 0], item, x.shape[1], ignore, mask, b, lo, x.shape[2], buffers.y)
-    excluding = None if ignore is None and mask is None else buffers.y
-    exponentials(x, b, lo, p, top, scale, rest, buffers.row[SCRATCH_A : SCRATCH_A + 2], excluding, target[b, 0])
+    x, raw, y, p = given.x, given.target[b, 0], buffers.y, buffers.rows[P]
+    top, scale, rest, room = buffers.row[TOP], buffers.row[SCALE], buffers.row[REST], buffers.row[SCRATCH_A:OWN]
+    status = read_counted(given, raw, x.shape[1], b, lo, y)
+    exponentials(x, b, lo, p, top, scale, rest, room, given.excluding, y, raw)
     return status
 
 
-@stage
-def forward_labels_tile(x, target, item, overlap, surprisals, gamma, matrix, ignore, mask, b, lo, buffers, sums, kept):
+# A function for a tile takes the arguments of its kernel, the chunk, the item and the first voxel of the tile, and the
+# arrays for one tile. `out` may be x: stages are compiled for arrays that do not overlap, so no stage may take both.
+
+
+@tile_stage
+def forward_labels_tile(given, overlap, surprisals, matrix, chunk, b, lo, buffers, by_chunk, kept):
     """Add the statistics of a softmax against labels, and return a status."""
+    x, gamma, sums = given.x, given.gamma, by_chunk[chunk]
     p, y, top, scale, rest = buffers.rows[P], buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
-    status = softmax_against_labels(x, target, item, ignore, mask, b, lo, buffers)
+    status = _softmax_against_labels(given, b, lo, buffers)
     if kept.size > 0:
-        keep_labels(y, lo, kept)
+        keep_labels(y, lo, kept[b, 0])
     if surprisals is not None:
         own_surprisal(
             x, b, lo, buffers.rows[P : P + 1], y, top, scale, rest, gamma,
@@ -121,10 +128,12 @@ def forward_labels_tile(x, target, item, overlap, surprisals, gamma, matrix, ign
     return status
 
 
-@stage
-def forward_weighted_tile(activation, overlap, surprisals, gamma, matrix, buffers, sums):
-    """Add the statistics of a tile of any kind, which has been read."""
+@tile_stage
+def forward_weighted_tile(given, overlap, surprisals, matrix, chunk, b, lo, buffers, by_chunk, kept):
+    """Add the statistics of a tile of any kind, and return a status."""
+    activation, gamma, sums = given.activation, given.gamma, by_chunk[chunk]
     p, q, g, w, y = buffers.rows[P], buffers.rows[Q], buffers.rows[G], buffers.row[W], buffers.y
+    status = read_weighted(given, b, lo, buffers)
     if matrix is not None:
         distances(p, y, w, matrix, buffers.row[SCRATCH_B], buffers.row[SCRATCH_A])
     for c in range(p.shape[0]):
@@ -150,31 +159,34 @@ def forward_weighted_tile(activation, overlap, surprisals, gamma, matrix, buffer
                 sums[DISTANCE, c] += distance
                 sums[NEARNESS, c] += near
             sums[VOLUME, c] += surprisal.product_sum(g[c, block], w[block])
-
-
-# The gradient may overwrite the logits. Stages are compiled for arrays that do not overlap, so no stage may take both.
+    return status
 
 
 @stage
-def slopes_of_own(x, gamma, excluding, slopes, b, lo, buffers):
+def _slopes_of_own(given, slopes, b, lo, buffers):
     """Put p dL/dp of each voxel's true class, through its surprisal, into SCRATCH_A."""
-    y, top, scale, rest = buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
+    gamma, y, top, scale, rest = given.gamma, buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
     own_p, own_q, own = buffers.row[OWN], buffers.row[FACTOR], buffers.row[SCRATCH_A]
     if gamma != 0:
-        own_surprisal(x, b, lo, buffers.rows[P : P + 1], y, top, scale, rest, gamma, own_p, own_q, own)
+        own_surprisal(given.x, b, lo, buffers.rows[P : P + 1], y, top, scale, rest, gamma, own_p, own_q, own)
     own_slope(own_p, own_q, y, gamma, slopes[HITS, b], own)
-    if excluding:
+    if given.excluding:
         clear_where_excluded(y, buffers.row[SCRATCH_A : SCRATCH_A + 1])
 
 
-@stage
-def gradient_labels_tile(overlap, surprisals, matrix, excluding, slopes, small, b, lo, buffers, out):
-    """Write dL/dx of a softmax against labels."""
+@tile_stage
+def backward_labels_tile(given, overlap, surprisals, matrix, chunk, b, lo, buffers, slopes, out):
+    """Write dL/dx of a softmax against labels, and return a status."""
+    status = _softmax_against_labels(given, b, lo, buffers)
+    if status == NOT_BINARY:
+        return status
+    if surprisals is not None and matrix is None:
+        _slopes_of_own(given, slopes, b, lo, buffers)
     p, y, scale, rest = buffers.rows[P], buffers.y, buffers.row[SCALE], buffers.row[REST]
     largest, others, own = buffers.row[W], buffers.row[SCRATCH_B], buffers.row[SCRATCH_A]
     if matrix is not None:
         h = buffers.rows[H]
-        table_slopes(y, matrix, h)
+        table_slopes(y, matrix[b], h)
         gradient_slopes(p, scale, rest, h, largest, others, out, b, lo)
     elif overlap is None:
         gradient_own(p, scale, rest, y, own, buffers.row[OWN : OWN + 2], out, b, lo)
@@ -184,16 +196,19 @@ def gradient_labels_tile(overlap, surprisals, matrix, excluding, slopes, small, 
         hits, misses = slopes[TP_LESS_FN, b], slopes[FP, b]
         gradient_labels(p, scale, rest, y, hits, misses, largest, others, own, out, b, lo)
     # scale = rest = 0 gives a gradient of 0, unless a slope is infinite, as that of an empty denominator.
-    if excluding and not small:
+    if given.excluding and not _are_small(slopes[:, b], None if matrix is None else matrix[b]):
         clear_where_excluded(y, out[b, :, lo : lo + y.size])
+    return VALID
 
 
-@stage
-def surprisals_of_labels_tile(x, target, item, gamma, slopes, b, lo, buffers, sums, out):
+@tile_stage
+def surprisals_of_labels_tile(given, overlap, surprisals, matrix, chunk, b, lo, buffers, by_chunk, gradient):
     """Add surprisals and write their gradient at once, and return a status."""
+    x, gamma, sums = given.x, given.gamma, by_chunk[chunk]
+    slopes, out = gradient
     p, y, top, scale, rest = buffers.rows[P], buffers.y, buffers.row[TOP], buffers.row[SCALE], buffers.row[REST]
     own_p, own_q, own, focused = buffers.row[OWN], buffers.row[FACTOR], buffers.row[SCRATCH_A], buffers.row[SCRATCH_B]
-    status = softmax_against_labels(x, target, item, None, None, b, lo, buffers)
+    status = _softmax_against_labels(given, b, lo, buffers)
     own_surprisal(x, b, lo, buffers.rows[P : P + 1], y, top, scale, rest, gamma, own_p, own_q, own)
     copy_cast(own, focused)
     surprisal.focus(own_q, gamma, focused)
@@ -209,7 +224,7 @@ def surprisals_of_labels_tile(x, target, item, gamma, slopes, b, lo, buffers, su
 
 
 @stage
-def are_small(slopes, matrix):
+def _are_small(slopes, matrix):
     """Return whether sums of a few slopes are finite."""
     total = slopes.dtype.type(0)
     for row in range(slopes.shape[0]):
@@ -222,19 +237,24 @@ def are_small(slopes, matrix):
     return np.isfinite(slopes.dtype.type(8) * total)
 
 
-@stage
-def backward_weighted_tile(activation, overlap, surprisals, gamma, matrix, slopes, buffers):
-    """Put dL/dx of a tile of any kind, which has been read, into its slopes h."""
+@tile_stage
+def backward_weighted_tile(given, overlap, surprisals, matrix, chunk, b, lo, buffers, slopes, out):
+    """Write dL/dx of a tile of any kind, and return a status."""
+    activation = given.activation
     p, q, h, w = buffers.rows[P], buffers.rows[Q], buffers.rows[H], buffers.row[W]
+    status = read_weighted(given, b, lo, buffers)
     h[:] = p.dtype.type(0)
     for c in range(p.shape[0]):
         if overlap is not None:
             add_confusion_slope(
-                p[c], q[c], buffers.rows[G, c], w, slopes[TP, c], slopes[FP, c], slopes[FN, c], slopes[TP_LESS_FN, c],
-                overlap, h[c],
+                p[c], q[c], buffers.rows[G, c], w, slopes[TP, b, c], slopes[FP, b, c], slopes[FN, b, c],
+                slopes[TP_LESS_FN, b, c], overlap, h[c],
             )  # fmt: skip
     if matrix is not None:
-        distance_slopes(buffers.y, w, matrix, h)
+        distance_slopes(buffers.y, w, matrix[b], h)
     adjoint(activation, p, q, h, buffers.row[SCALE], buffers.row[SCRATCH_A], buffers.row[SCRATCH_B])
     if surprisals is not None:
-        add_gradient_soft(activation, buffers, gamma, slopes[HITS], slopes[MISSES])
+        add_gradient_soft(activation, buffers, given.gamma, slopes[HITS, b], slopes[MISSES, b])
+    for c in range(p.shape[0]):
+        copy_cast(h[c], out[b, c, lo : lo + w.size])
+    return status
