@@ -11,6 +11,9 @@ from torch.nn import functional
 from twinloss.fast.runtime.constants import constant
 from twinloss.fast.runtime.dispatch import full_precision
 
+# The largest number of voxels along an axis that one product with a banded matrix takes.
+_PIECE = 256
+
 
 def filtered(images: Tensor, taps: tuple[float, ...], rank: int) -> Tensor:
     """Return images (N, M, D, H, W), which are overwritten, correlated with positive taps along the last `rank` axes.
@@ -37,6 +40,20 @@ def summed(images: Tensor, size: int, rank: int) -> Tensor:
 
 
 def _along(images: Tensor, axis: int, taps: tuple[float, ...]) -> Tensor:
+    """Filter along an axis, of which a banded matrix takes a piece at a time: its size is the square of the piece's."""
+    length, reach = images.shape[axis], len(taps) // 2
+    if length <= _PIECE:
+        return _piece_along(images, axis, taps)
+    made = []
+    for start in range(0, length, _PIECE):
+        stop = min(start + _PIECE, length)
+        low, high = max(start - reach, 0), min(stop + reach, length)
+        piece = _piece_along(images.narrow(axis, low, high - low), axis, taps)
+        made.append(piece.narrow(axis, start - low, stop - start))
+    return torch.cat(made, axis)
+
+
+def _piece_along(images: Tensor, axis: int, taps: tuple[float, ...]) -> Tensor:
     bands = constant(_band(taps, images.shape[axis]), images)
     with full_precision(images):
         if axis == 4:

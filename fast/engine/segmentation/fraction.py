@@ -197,7 +197,7 @@ def parts_of(stack: Tensor, weights: Weights, terms: Terms) -> Tensor:
         tuple(dict(part).get(row, 0.0) for row in range(first, first + count)) for part in (terms.overlap, terms.errors)
     )
     with full_precision(stack):
-        parts = (constant(factors, stack) @ rows.flatten(1)).view(-1, *rows.shape[1:])
+        parts = (constant(factors, stack) @ rows.reshape(count, -1)).reshape(-1, *rows.shape[1:])
     if weights[0] is not None:
         both = weights[0] if weights[1] is None else torch.stack([weights[0], weights[1]])
         parts = (parts * both).sum(2, keepdim=True)
@@ -224,7 +224,7 @@ def slopes_of_parts(
         both = both * (weights[0] if weights[1] is None else torch.stack([weights[1], weights[0]]))
     both = both * by_denominator
     with full_precision(both):
-        return (constant(mixing, both) @ both.flatten(1)).view(-1, *both.shape[1:])
+        return (constant(mixing, both) @ both.reshape(2, -1)).reshape(-1, *both.shape[1:])
 
 
 def _mixing(terms: Terms) -> tuple[tuple[float, float], ...]:
