@@ -513,6 +513,13 @@ def test_numbers_beyond_float16_are_drawn():
     assert "NaN and infinity" in made.rows[0].counterexample.message
 
 
+def test_a_kernel_that_is_off_by_a_factor_is_told_so():
+    pair = Pair(
+        "half", fast=lambda x: x, reference=lambda x: x / 2, inputs={"x": arrays("N M")}, wrt="x", takes="torch"
+    )
+    assert checked(pair).relation == "2 times that of the reference, in value and gradient"
+
+
 def test_two_processes_hunt_as_one_does(tmp_path):
     place = f"{examples.__file__}:HISTOGRAM"
     one, two = (
