@@ -168,6 +168,29 @@ def test_a_gradient_at_a_kink_must_lie_between_both_sides(reference, slope, kind
     assert examine(as_twin(pair), case_of(x=[0.0, 1.0, -2.0])).kind == kind
 
 
+@pytest.mark.parametrize(
+    ("at_tie", "elsewhere", "kind"),
+    [(0, 1, None), (1, 1, None), (-0.5, 1, None), (1.5, 1, "gradient"), (0, 1.001, "gradient")],
+)
+@pytest.mark.parametrize("distance", [np.abs, lambda d: np.hypot(d, 0)])
+def test_a_tie_hides_no_error_of_its_neighbours(distance, at_tie, elsewhere, kind):
+    class Distance(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, y):
+            ctx.save_for_backward(x - y)
+            return (x - y).abs()
+
+        @staticmethod
+        def backward(ctx, upstream):
+            (d,) = ctx.saved_tensors
+            slope = upstream * torch.where(d == 0, at_tie, d.sign() * elsewhere)
+            return slope, -slope
+
+    pair = Pair("distance", fast=Distance.apply, reference=lambda x, y: distance(x - y), wrt=("x", "y"),
+                inputs={"x": arrays("N"), "y": arrays("N")}, takes="torch")  # fmt: skip
+    assert examine(as_twin(pair), case_of(x=[2.0, 1.0, -2.0], y=[2.0, 0.25, 3.0])).kind == kind
+
+
 def test_an_infinite_gradient_is_right_at_a_pole_and_only_there():
     root = Pair(
         "root", fast=lambda x: x.sqrt(), reference=lambda x: np.sqrt(np.abs(x)), wrt="x", takes="torch",
