@@ -503,6 +503,28 @@ def test_a_function_that_writes_into_its_input_is_called_with_a_copy():
     assert made.verdict == "pass", made.rows[0].counterexample
 
 
+class Scale:
+    """A callable object that takes an option in its call."""
+
+    def __call__(self, x, factor=1.0):
+        return x * factor
+
+
+class ScaleModule(torch.nn.Module):
+    def forward(self, x, factor=1.0):
+        return x * factor
+
+
+@pytest.mark.parametrize("fast", [Scale(), ScaleModule(), Scale, ScaleModule], ids=lambda each: type(each).__name__)
+def test_objects_and_classes_may_take_options_when_called(fast):
+    pair = Pair("scale", fast=fast, reference=lambda x, *, factor: x * factor, inputs={"x": arrays("N")}, wrt="x",
+                options={"factor": (1.0, 0.5)}, takes="torch")  # fmt: skip
+    made = checked(pair)
+    assert made.verdict == "pass", made.rows[0].counterexample or made.rows[0].problems
+    with pytest.raises(PairError, match="no parameter scale"):
+        check_pair(replace(pair, names={"factor": "scale"}), dtypes=["float32"])
+
+
 class Exported:
     """An array of another library."""
 
