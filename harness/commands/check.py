@@ -236,7 +236,7 @@ def _explain_failure(made: Check, known: tuple[Deviation, ...], tick: Tick) -> N
     failed = next((row for row in made.rows if row.verdict == "fail"), None)
     if failed:
         tick("which options and laws fail", 0)
-        made.relation = None if made.twin.pair else relation(made.twin, failed.dtype, made.seed)
+        made.relation = relation(made.twin, failed.dtype, made.seed)
         made.options, made.laws = survey(made.twin, failed.dtype, made.seed, known)
 
 

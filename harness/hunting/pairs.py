@@ -21,7 +21,6 @@ from twinloss.harness.judging import pair_laws
 from twinloss.harness.judging.pair_call import (
     Fast,
     ask_pair,
-    build,
     fast_of,
     lifted,
     named_gradients,
@@ -119,9 +118,9 @@ def as_twin(pair: Pair, place: str | None = None, device: str | None = None) -> 
     found = _loaded(pair, pair.fast)
     slope = None if pair.fast_gradient is None else _loaded(pair, pair.fast_gradient)
     by_arrays = pair.takes == "numpy" if pair.takes else is_of_arrays(found)
-    call = found.__call__ if inspect.isclass(found) else found
-    if inspect.isclass(found) and hasattr(found, "forward"):
-        call = found.forward
+    call = found
+    if not inspect.isroutine(found):
+        call = getattr(found, "forward", None) or (found.__call__ if inspect.isclass(found) else found)
     fast = Fast(pair, found, slope, by_arrays, parameters(found), _keywords(call))
     _refuse_signature(fast, call)
     laws = _laws(pair)
@@ -190,8 +189,8 @@ def _refuse_signature(fast: Fast, call: Any) -> None:
     pair = fast.pair
     function = getattr(fast.found, "py_func", fast.found)
     for name in pair.all_options():
-        taken = fast.takes(fast.theirs(name)) or (fast.constructed and fast.call_takes(fast.theirs(name)))
-        if not taken and not (isinstance(call, object) and not _has_signature(function)):
+        taken = fast.takes(fast.theirs(name)) or fast.call_takes(fast.theirs(name))
+        if not taken and _has_signature(call):
             raise PairError(
                 f"{fast.__name__}{_signature(function)} has no parameter {fast.theirs(name)}: rename the option with "
                 f"names={{{name!r}: …}}, or leave it out of options"
@@ -362,6 +361,3 @@ def replay(
                 print(f"{part}:\n  fast      {got[:20]}\n  reference {want[:20].astype(float)}")
                 print(f"  error     {error[:20].astype(float)}")
     return trial
-
-
-__all__ = ["PairPlace", "as_twin", "build", "find_pair", "load_pair", "refuse_what_does_not_fit", "replay"]

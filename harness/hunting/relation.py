@@ -11,7 +11,7 @@ from twinloss.harness.drawing import coverage
 from twinloss.harness.drawing.hypothesis_seed import drawn
 from twinloss.harness.hunting.conventions import of_one_type
 from twinloss.harness.judging.answers import ask_fast
-from twinloss.harness.judging.truth import Truth
+from twinloss.harness.judging.verdict import truth_of
 from twinloss.harness.model.answer import Answer
 from twinloss.harness.model.operand import Array
 from twinloss.harness.model.twin import Twin
@@ -41,7 +41,8 @@ def relation(twin: Twin, dtype: str, seed: int) -> str | None:
         return None
     slope = _slope([(ours.gradient, theirs.gradient) for ours, theirs in answers]) if twin.differentiable else None
     fit = _fit([(ours.value, theirs.value) for ours, theirs in answers], slope)
-    return None if fit is None else _sentence(*fit, slope, twin.differentiable)
+    sentence = None if fit is None else _sentence(*fit, slope, twin.differentiable)
+    return sentence.replace("ours", "that of the reference") if sentence and twin.pair else sentence
 
 
 def _sentence(factor: float, constant: float, slope: float | None, judged: bool) -> str | None:
@@ -64,8 +65,8 @@ def _answers(twin: Twin, dtype: str, seed: int) -> Iterator[tuple[Answer, Answer
     wanted = {name: value for name, value in ordinary.items() if name in (coverage.CHANNELS, coverage.TARGET)}
     narrowed = coverage.narrowed(replace(twin, ranks=tuple(filter(None, twin.ranks)) or twin.ranks), wanted)
     for case in drawn(narrowed, dtype, twin.defaults(), None, CASES, seed):
-        case = of_one_type(twin, case)
-        truth = Truth(twin, case)
+        case = case if twin.pair else of_one_type(twin, case)
+        truth = truth_of(twin, case)
         try:
             theirs = ask_fast(twin, case)
         except Exception:

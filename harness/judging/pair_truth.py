@@ -25,8 +25,8 @@ derivatives along some directions are compared instead: random ones within a blo
 **Reference.** It computes in longdouble if it can, else in float64. `own` also holds an estimate of its rounding error,
 scaled from its results in the next lower precisions.
 
-**Kinks.** An element of the gradient that exceeds its bound may also lie between the derivatives to both sides. A block
-is not judged by directions that cross kinks.
+**Kinks.** An element of the gradient that exceeds its bound may also lie between the derivatives to both sides. What
+jumps across a kink is left out of the spread, and a block is not judged by directions that cross kinks.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ FEW, FEWER = 16, 6
 # The plain gradient is computed forwards, by complex steps, and the fast one backwards, with other rounding errors: in
 # all, C times the error of the plain computation is degraded, and not wrong.
 OTHER_WAY = C / 2
+# A gradient has jumped if a roundoff moves it by more than this share of the largest number of its block.
+JUMP = 2.0**-10
 # The number of points to both sides of a kink.
 SIDES = 8
 
@@ -446,7 +448,8 @@ class PairTruth:
 
     def gradient_bounds(self, name: str, errors: Array, norms: Array) -> Array:
         """Return the bound of each block of the gradient of an input."""
-        own = self._in_blocks(name, self.own_slope_errors[name])
+        errors_of_slopes = self.own_slope_errors[name]  # infinite where a slope is undecided, and so not judged
+        own = self._in_blocks(name, np.where(np.isfinite(errors_of_slopes), errors_of_slopes, 0))
         bounds = bound(self.growth * norms, norms, self.precision, own=own)
         self._allowed_slopes[name] = (0, 0.0, own)
         if (errors <= bounds).all():
@@ -461,8 +464,11 @@ class PairTruth:
     def _gradient_allowances(self, name: str) -> Iterator[tuple[Array, Array | float]]:
         ref = self._reference_slopes[name]
         spread = self._in_blocks(name, np.zeros(ref.shape, self.real))
+        most = JUMP * self._norm_of_each(name, ref)
         for k in range(ROUNDS):
-            spread = np.maximum(spread, self._in_blocks(name, _difference(self._slopes_near(k)[name], ref)))
+            moved = _difference(self._slopes_near(k)[name], ref)
+            # A number that jumps across a kink is judged by the derivatives to both sides instead.
+            spread = np.maximum(spread, self._in_blocks(name, np.where(moved > most, 0, moved)))
             yield spread, 0.0
         if self.method != "differences":
             own = self._own_error(lambda real: self._slopes_at(lifted(self.case, real), self.options)[name], ref)
@@ -475,6 +481,15 @@ class PairTruth:
         while len(self._near) <= k:
             self._near.append(self._slopes_at(*next(self._perturbed)))
         return self._near[k]
+
+    def _norm_of_each(self, name: str, ref: Array) -> Array:
+        """Return for each number of a gradient the largest one of its block."""
+        size = np.abs(np.where(np.isfinite(ref), ref, 0))
+        if self.directions is not None or not ref.ndim:
+            return size
+        kept = self.pair.block_axes(name, ref.ndim)
+        worst: Array = np.max(size, axis=tuple(i for i in range(ref.ndim) if i not in kept), initial=0, keepdims=True)
+        return worst
 
     def _norms(self, name: str, ref: Array, got: Array) -> Array:
         """Return the size of each block: its largest number, or the sum of the terms of a slope."""

@@ -168,6 +168,29 @@ def test_a_gradient_at_a_kink_must_lie_between_both_sides(reference, slope, kind
     assert examine(as_twin(pair), case_of(x=[0.0, 1.0, -2.0])).kind == kind
 
 
+@pytest.mark.parametrize(
+    ("at_tie", "elsewhere", "kind"),
+    [(0, 1, None), (1, 1, None), (-0.5, 1, None), (1.5, 1, "gradient"), (0, 1.001, "gradient")],
+)
+@pytest.mark.parametrize("distance", [np.abs, lambda d: np.hypot(d, 0)])
+def test_a_tie_hides_no_error_of_its_neighbours(distance, at_tie, elsewhere, kind):
+    class Distance(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, y):
+            ctx.save_for_backward(x - y)
+            return (x - y).abs()
+
+        @staticmethod
+        def backward(ctx, upstream):
+            (d,) = ctx.saved_tensors
+            slope = upstream * torch.where(d == 0, at_tie, d.sign() * elsewhere)
+            return slope, -slope
+
+    pair = Pair("distance", fast=Distance.apply, reference=lambda x, y: distance(x - y), wrt=("x", "y"),
+                inputs={"x": arrays("N"), "y": arrays("N")}, takes="torch")  # fmt: skip
+    assert examine(as_twin(pair), case_of(x=[2.0, 1.0, -2.0], y=[2.0, 0.25, 3.0])).kind == kind
+
+
 def test_an_infinite_gradient_is_right_at_a_pole_and_only_there():
     root = Pair(
         "root", fast=lambda x: x.sqrt(), reference=lambda x: np.sqrt(np.abs(x)), wrt="x", takes="torch",
@@ -480,6 +503,28 @@ def test_a_function_that_writes_into_its_input_is_called_with_a_copy():
     assert made.verdict == "pass", made.rows[0].counterexample
 
 
+class Scale:
+    """A callable object that takes an option in its call."""
+
+    def __call__(self, x, factor=1.0):
+        return x * factor
+
+
+class ScaleModule(torch.nn.Module):
+    def forward(self, x, factor=1.0):
+        return x * factor
+
+
+@pytest.mark.parametrize("fast", [Scale(), ScaleModule(), Scale, ScaleModule], ids=lambda each: type(each).__name__)
+def test_objects_and_classes_may_take_options_when_called(fast):
+    pair = Pair("scale", fast=fast, reference=lambda x, *, factor: x * factor, inputs={"x": arrays("N")}, wrt="x",
+                options={"factor": (1.0, 0.5)}, takes="torch")  # fmt: skip
+    made = checked(pair)
+    assert made.verdict == "pass", made.rows[0].counterexample or made.rows[0].problems
+    with pytest.raises(PairError, match="no parameter scale"):
+        check_pair(replace(pair, names={"factor": "scale"}), dtypes=["float32"])
+
+
 class Exported:
     """An array of another library."""
 
@@ -511,6 +556,13 @@ def test_numbers_beyond_float16_are_drawn():
     made = checked(pair, "float16")
     assert made.verdict == "fail"
     assert "NaN and infinity" in made.rows[0].counterexample.message
+
+
+def test_a_kernel_that_is_off_by_a_factor_is_told_so():
+    pair = Pair(
+        "half", fast=lambda x: x, reference=lambda x: x / 2, inputs={"x": arrays("N M")}, wrt="x", takes="torch"
+    )
+    assert checked(pair).relation == "2 times that of the reference, in value and gradient"
 
 
 def test_two_processes_hunt_as_one_does(tmp_path):

@@ -310,3 +310,9 @@ def test_the_command_writes_the_site_and_says_where(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert "wrote site/index.html" in done.output
     assert (tmp_path / "site" / "losses" / "dice.html").exists()
+
+
+def test_the_tutorial_for_pairs_is_a_page_with_highlighted_code(pages):
+    page = pages["pairs.html"]
+    assert "twin_check" in page.text
+    assert page.all("pre", **{"class": "code"})
