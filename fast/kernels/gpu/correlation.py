@@ -20,8 +20,8 @@ from twinloss.fast.kernels.gpu.compiled import correlation
 from twinloss.fast.kernels.gpu.launch import interpreted, launch, on_device
 from twinloss.fast.kernels.gpu.window import Programs, Step, far, near, programs
 
-# The largest window that one launch takes along all three axes, and the largest that is carried in registers. One launch
-# takes the latter, too, if float32 images have so few voxels that the launches of slabs would keep no GPU busy.
+# The largest window that one launch takes along all three axes, and the largest that is carried in registers. One
+# launch also takes the latter if float32 images have so few voxels that the launches of slabs would keep no GPU busy.
 _WHOLE, _RING, _ONE_LAUNCH = 5, 9, 2**20
 
 # What intermediate results may take beyond the gradient, in images; and how many voxels may take more, because many

@@ -42,6 +42,7 @@ def small_programs(monkeypatch):
 
     monkeypatch.setattr(window, "_LANES", 16)
     monkeypatch.setattr(window, "interpreted", lambda: False)
+    monkeypatch.setattr(window, "processors", lambda device: 1)
     monkeypatch.setattr(host(), "_SMALL", 0)
 
 
