@@ -17,11 +17,12 @@ from torch import Tensor
 
 from twinloss.fast.kernels.contract import CorrelationPlan
 from twinloss.fast.kernels.gpu.compiled import correlation
-from twinloss.fast.kernels.gpu.launch import launch, on_device
+from twinloss.fast.kernels.gpu.launch import interpreted, launch, on_device
 from twinloss.fast.kernels.gpu.window import Programs, Step, far, near, programs
 
-# The largest window that one launch takes along all three axes, and the largest that is carried in registers.
-_WHOLE, _RING = 5, 9
+# The largest window that one launch takes along all three axes, and the largest that is carried in registers. One
+# launch also takes the latter if float32 images have so few voxels that the launches of slabs would keep no GPU busy.
+_WHOLE, _RING, _ONE_LAUNCH = 5, 9, 2**20
 
 # What intermediate results may take beyond the gradient, in images; and how many voxels may take more, because many
 # short launches would take longer.
@@ -31,13 +32,14 @@ _IMAGES, _SMALL = 3, 2**17
 _SLABS = 16
 
 
-def _steps(size: int, rank: int) -> list[Step]:
+def _steps(size: int, rank: int, small: bool) -> list[Step]:
     """Return the launches whose windows make a window of the last `rank` axes; if `rank` is 2, these are z and x."""
+    whole = _RING if small and not interpreted() else _WHOLE
     if rank == 1:
         return [Step(True, row=size)]
     if rank == 2:
         return [Step(True, row=size, ring=size)] if size <= _RING else [Step(True, size), Step(True, row=size)]
-    if size <= _WHOLE:
+    if size <= whole:
         return [Step(True, across=size, row=size, ring=size)]
     if size <= _RING:
         return [Step(True, size), Step(False, row=size, ring=size)]
@@ -98,7 +100,8 @@ class _Windows:
         self.p, self.t, self.plan = near(p, plan.size), near(t, plan.size), plan
         self.device, self.shape = p.device, tuple(p.shape)
         self.real = torch.float64 if torch.float64 in (p.dtype, t.dtype) else torch.float32
-        self.steps = _steps(plan.size, plan.rank)
+        small = p.numel() <= _ONE_LAUNCH and self.real == torch.float32
+        self.steps = _steps(plan.size, plan.rank, small)
         self.reach = plan.size // 2 if plan.rank > 1 else 0
         self.far = far(self.p, self.t)
 

@@ -63,9 +63,9 @@ def programs(step: Step, shape: tuple[int, ...], low: int, high: int, device: to
     block = min(power_of_2(lanes), 4096) if interpreted() else _LANES
     blocks, chunk = -(-lanes // block), march
     if not interpreted():
-        # A chunk also does the steps that its ring reaches beyond it, so that short chunks are a waste.
-        wanted, most = processors(device) * 8 // (blocks * count), march // (4 * max(step.ring, 2))
-        chunk = -(-march // max(min(wanted, most), 1))
+        # A chunk also does the steps that its ring reaches beyond it, so that shorter chunks would be a waste.
+        chunks = min(processors(device) * 8 // (blocks * count), march // max(step.ring, 4))
+        chunk = -(-march // max(chunks, 1))
     if step.deep:
         geometry = (depth, height, width, height * width, low, high - low, chunk, 0, height, blocks)
     else:

@@ -30,15 +30,20 @@ def harness_on(device):
     tested.use("cpu")
 
 
+def host():
+    """Return the module that launches the kernels."""
+    return pytest.importorskip("twinloss.fast.kernels.gpu.correlation")
+
+
 @pytest.fixture
 def small_programs(monkeypatch):
     """Let many small programs do the work, as on a GPU, a few planes at a time."""
-    gpu = pytest.importorskip("twinloss.fast.kernels.gpu.correlation")
     from twinloss.fast.kernels.gpu import window
 
     monkeypatch.setattr(window, "_LANES", 16)
     monkeypatch.setattr(window, "interpreted", lambda: False)
-    monkeypatch.setattr(gpu, "_SMALL", 0)
+    monkeypatch.setattr(window, "processors", lambda device: 1)
+    monkeypatch.setattr(host(), "_SMALL", 0)
 
 
 def pair(*shape, dtype=torch.float64):
@@ -82,6 +87,11 @@ def test_weighted_windows(size, kernel_type):
 def test_weighted_windows_of_three_axes():
     for size in (3, 7):
         judge(*pair(1, 1, 3, 4, 5), kernel_size=size, kernel_type="gaussian", reduction="none")
+
+
+def test_one_launch_may_take_a_window_that_is_not_small(monkeypatch):
+    monkeypatch.setattr(host(), "interpreted", lambda: False)
+    judge(*pair(1, 1, 2, 3, 4), kernel_size=7)
 
 
 def test_window_may_be_larger_than_a_block_of_threads():
@@ -234,19 +244,19 @@ def test_layout_of_the_images_does_not_matter(device, layout):
 
 
 @pytest.mark.usefixtures("small_programs")
-@pytest.mark.parametrize(("spatial", "size"), [((16, 3, 4), 3), ((12, 2, 3), 7), ((20, 2), 11), ((40,), 5)])
+@pytest.mark.parametrize(("spatial", "size"), [((9, 3, 7), 3), ((12, 2, 3), 7), ((18, 1), 11), ((40,), 5)])
 def test_programs_and_slabs_know_of_each_other(spatial, size):
     judge(*pair(1, 1, *spatial), kernel_size=size)
 
 
 @pytest.mark.usefixtures("small_programs")
 def test_result_is_bitwise_the_same_from_run_to_run(device):
-    images = pair(2, 1, 12, 3, dtype=torch.float32)
+    images = pair(1, 1, 8, 20, dtype=torch.float32)
     runs = []
     for _ in range(2):
         p, t = on(device, *images)
-        value = LNCC(2, 5)(p, t)
-        runs.append([value, *torch.autograd.grad(value, (p, t))])
+        value = LNCC(2, 3)(p, t.detach())
+        runs.append([value, *torch.autograd.grad(value, p)])
     for one, other in zip(*runs, strict=True):
         assert torch.equal(one, other)
 
@@ -304,7 +314,7 @@ class _Live(TorchDispatchMode):
         self.now -= size
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 96, 96, 96), (2, 1, 64, 64, 64), (1, 1, 1024, 1024)])
+@pytest.mark.parametrize("shape", [(1, 1, 112, 112, 112), (2, 1, 64, 64, 64), (1, 1, 1024, 1024)])
 @pytest.mark.parametrize("size", [3, 9, 21])
 def test_peak_is_four_images_beyond_the_inputs(device, monkeypatch, shape, size):
     p, t = torch.empty(2, shape[0] * shape[1], *[1] * (5 - len(shape)), *shape[2:], device=device)

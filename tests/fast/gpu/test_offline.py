@@ -25,8 +25,9 @@ FocalLoss(to_onehot_y=True)(random(2, 40, 32, 32, 32), labels).backward()
 """,
     "diffusion": "DiffusionLoss()(random(1, 3, 32, 48, 64)).backward()",
     "correlation": (
-        "for size in (3, 9):\n"
-        "    LNCC(kernel_size=size)(random(1, 1, 48, 48, 48), torch.rand(1, 1, 48, 48, 48)).backward()"
+        "for size, length in ((3, 48), (9, 48), (9, 104)):\n"
+        "    images = random(1, 1, length, length, length), torch.rand(1, 1, length, length, length)\n"
+        "    LNCC(kernel_size=size)(*images).backward()"
     ),
     "correlation, weighted": (
         "images = [random(1, 1, 48, 48, 48, dtype=torch.float64) for _ in range(2)]\n"

@@ -76,6 +76,7 @@ def test_many_small_programs_and_strided_images(device, monkeypatch):
 
     monkeypatch.setattr(window, "_LANES", 16)
     monkeypatch.setattr(window, "interpreted", lambda: False)
+    monkeypatch.setattr(window, "processors", lambda device: 1)
     taps = [0.25, 0.5, 0.125]  # not symmetric, so that a wrong direction shows
     images = logits(1, 16, 7, 3, dtype=torch.float32).to(device)
     expected = by_definition(images, taps, 3).float()
