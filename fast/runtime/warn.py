@@ -51,6 +51,14 @@ def has_warned(loss: Module, topic: str) -> bool:
     return topic in _warned.get(loss, ())
 
 
+def is_first(loss: Module, topic: str) -> bool:
+    """Return whether this is the first question about a topic for this loss."""
+    topics = _warned.setdefault(loss, set())
+    first = topic not in topics
+    topics.add(topic)
+    return first
+
+
 def numbers_are_hidden(tensor: Tensor) -> bool:
     """Return whether the values of a tensor cannot be read.
 

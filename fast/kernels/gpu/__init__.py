@@ -28,10 +28,17 @@ def _diffusion() -> contract.EnergyKernels:
     return fields.DIFFUSION
 
 
+def _histogram() -> contract.HistogramKernels:
+    from twinloss.fast.kernels.gpu import histogram
+
+    return histogram
+
+
 def register(device: str) -> None:
     """Let these kernels serve a type of device."""
     contract.BENDING_ENERGY.register(device, DTYPES, _bending_energy)
     contract.DIFFUSION.register(device, DTYPES, _diffusion)
+    contract.HISTOGRAM.register(device, DTYPES, _histogram)
 
 
 if find_spec("triton") is not None:

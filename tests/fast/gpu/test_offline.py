@@ -11,6 +11,8 @@ import pytest
 CASES = {
     "bending energy": "BendingEnergyLoss()(random(1, 3, 32, 48, 64)).backward()",
     "diffusion": "DiffusionLoss()(random(1, 3, 32, 48, 64)).backward()",
+    "histogram": "GlobalMutualInformationLoss()(random(1, 1, 64, 64, 64), random(1, 1, 64, 64, 64)).backward()",
+    "histogram of splines": 'GlobalMutualInformationLoss(kernel_type="b-spline")(*random(2, 1, 64, 64, 64)).backward()',
 }
 
 # Spilled registers cost much more time than those that are used; a thread has up to 255.
