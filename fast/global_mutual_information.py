@@ -9,6 +9,7 @@ from torch import Tensor
 
 from twinloss.fast.engine.histogram import joint_histogram
 from twinloss.fast.engine.loss import Loss, entry_point
+from twinloss.fast.kernels.contract import HISTOGRAM
 from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import ShapeError, check_tensors
 from twinloss.fast.runtime.checks import is_readable
@@ -141,9 +142,7 @@ class GlobalMutualInformationLoss(Loss):
             raise ValueError(f"images must have at least one item and one voxel, got shape {tuple(pred.shape)}")
         kind = dispatch.result_type(pred, target)
         wide = torch.float64 if kind == torch.float64 else torch.float32
-        x, y = (
-            image.to(wide).flatten(1) if image.ndim > 1 else image.to(wide).unsqueeze(1) for image in (pred, target)
-        )
+        x, y = (_samples(image, wide) for image in (pred, target))
         if self.kernel_type == "gaussian":
             self._warn_of_clamping(x, y)
         elif target.requires_grad and not pred.requires_grad and torch.is_grad_enabled():
@@ -174,6 +173,13 @@ class GlobalMutualInformationLoss(Loss):
                 f"[{low.min().item():g}, {high.max().item():g}]. Scale the images to [0, 1], or use "
                 'kernel_type="b-spline"',
             )
+
+
+def _samples(image: Tensor, wide: torch.dtype) -> Tensor:
+    """Return the voxels of each item, (B, N), in a dtype that the kernels take."""
+    is_half = image.dtype in dispatch.HALVES and wide == torch.float32
+    image = HISTOGRAM.taken(image) if is_half else image.to(wide)
+    return image.flatten(1) if image.ndim > 1 else image.unsqueeze(1)
 
 
 def mutual_information(joint: Tensor, smooth_nr: float, smooth_dr: float) -> Tensor:

@@ -46,6 +46,12 @@ def _smoothing() -> contract.SmoothingKernels:
     return smoothing
 
 
+def _histogram() -> contract.HistogramKernels:
+    from twinloss.fast.kernels.gpu import histogram
+
+    return histogram
+
+
 def register(device: str) -> None:
     """Let these kernels serve a type of device."""
     contract.VOXELS.register(device, DTYPES, _voxels)
@@ -53,6 +59,7 @@ def register(device: str) -> None:
     contract.DIFFUSION.register(device, DTYPES, _diffusion)
     contract.CORRELATION.register(device, DTYPES, _correlation)
     contract.SMOOTHING.register(device, DTYPES, _smoothing)
+    contract.HISTOGRAM.register(device, DTYPES, _histogram)
 
 
 if find_spec("triton") is not None:

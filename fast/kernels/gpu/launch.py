@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -127,9 +127,12 @@ def power_of_2(n: int) -> int:
 
 
 def _on_device(arguments: Sequence[Any]) -> AbstractContextManager[object]:
-    """Return a context in which the device of the first tensor is the current one, for which Triton launches."""
+    """Return a context in which the device of the first tensor is the current one, for which Triton launches.
+
+    On a CPU, Triton's interpreter computes with NumPy, which must not warn of NaN, as a GPU does not.
+    """
     device = next(each.device for each in arguments if isinstance(each, Tensor))
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    return torch.cuda.device(device) if device.type == "cuda" else np.errstate(all="ignore")
 
 
 def _described(kernel: Any, arguments: Sequence[Any], constants: dict[str, Any], warps: int) -> Launch:
