@@ -27,7 +27,7 @@ def _checked_size(value: Any, name: str) -> int:
     if value % 2 == 0:
         raise ValueError(f"{name} must be odd, so that the window has a centre, got {value}")
     if value > 1023:
-        raise ValueError(f"{name} must be at most 1023, got {value}: memory grows with its power")
+        raise ValueError(f"{name} must be at most 1023, got {value}: larger windows take too much memory")
     return int(value)
 
 
@@ -63,9 +63,9 @@ class LocalNormalizedCrossCorrelationLoss(Loss):
 
     Raises:
         TypeError: if an option is not a number.
-        ValueError: if the window size is even or not positive; if the window, the denominator or the reduction is
-            unknown; if ``ndim`` is not 1, 2 or 3, or not the number of spatial axes of the images; if the shapes of the
-            images differ; if the images are empty.
+        ValueError: if the window size is even, not positive or too large; if the window, the denominator or the
+            reduction is unknown; if ``ndim`` is not 1, 2 or 3, or not the number of spatial axes of the images; if the
+            shapes of the images differ; if the images are empty.
 
     Reference:
         Avants, B. B. et al. (2008) Symmetric diffeomorphic image registration with cross-correlation, Medical Image

@@ -40,7 +40,7 @@ def _checked_scales(value: Any, name: str) -> tuple[float, ...] | None:
         raise ValueError(f"{name} must hold at least one number, or be None to leave the images unsmoothed")
     scales = tuple(checked_number(_number(scale), name) for scale in value)
     if max(scales) > 1000:
-        raise ValueError(f"{name} must be at most 1000 voxels, got {max(scales)}: memory grows with the kernel")
+        raise ValueError(f"{name} must be at most 1000 voxels, got {max(scales)}: larger kernels take too much memory")
     return scales
 
 
@@ -71,7 +71,7 @@ class MultiScaleLoss(Loss):
 
     Raises:
         TypeError: if the loss is not callable, or if ``scales`` is not a list of numbers.
-        ValueError: if ``scales`` is empty; if a scale is negative or infinite; if the kernel or the reduction is
+        ValueError: if ``scales`` is empty; if a scale is negative or too large; if the kernel or the reduction is
             unknown; if the images do not have 1 to 3 spatial axes; if the images are empty.
 
     Example:

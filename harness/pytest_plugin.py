@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Differs(AssertionError):
-    """A loss differs from its reference; the message says how, and holds a script that shows it."""
+    """A loss differs from its reference; the message says how, and contains a script that shows it."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -98,7 +98,7 @@ def run_check(target: Any, like: str, **more: Any) -> Check:
     """Run `twinloss.harness.check`, and raise if the loss differs.
 
     Raises:
-        Differs: if the loss differs; the message says how, and holds a script that shows it.
+        Differs: if the loss differs; the message says how, and contains a script that shows it.
     """
     __tracebackhide__ = True
     from twinloss.harness import check

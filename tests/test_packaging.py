@@ -64,8 +64,8 @@ def environment(wheel, tmp_path_factory):
 def with_dependencies(environment):
     """Add the dependencies of the running interpreter to that environment, after the wheel.
 
-    Python does not follow .pth files in a folder that a .pth file names, so that an editable twinloss there stays
-    hidden.
+    Python ignores .pth files in a folder that is itself named by a .pth file. Therefore an editable install of twinloss
+    in that folder stays hidden.
     """
     purelib = sysconfig.get_path("purelib", "venv", {"base": str(environment)})
     Path(purelib, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -111,7 +111,7 @@ def test_readme_example_from_the_wheel(with_dependencies, tmp_path):
 
 
 def test_import_of_the_installed_package(tmp_path):
-    """In this environment (usually an editable install), all parts resolve, and no further top-level name does."""
+    """In this environment, usually an editable install, the parts can be imported only from `twinloss`."""
     script = f"""
 import importlib, importlib.util, sys
 import twinloss

@@ -33,7 +33,7 @@ def checked_group(group: ProcessGroup | None, name: str = "process_group") -> Pr
 
 
 # A process group belongs to the processes that made it. Copies of a loss share the group. A pickle cannot contain a
-# group, and stores its name instead, which only the default group of all ranks has.
+# group. It stores the name of the default group of all ranks, which is the only group that has a name.
 
 
 class _Named(Enum):

@@ -79,7 +79,7 @@ class Check(Verification):
 
     @property
     def conventions(self) -> dict[str, Counterexample]:
-        """The conventions, left open by papers, in which the target deviates from ours; with an example of each."""
+        """The conventions in which the target deviates from ours, with an example of each. Papers leave them open."""
         return {name: found for row in reversed(self.rows) for name, found in row.conventions.items()}
 
     @property

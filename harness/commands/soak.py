@@ -217,5 +217,5 @@ def put_into(text: str, seen: Verification) -> str:
     cells = f"{START} {summary(seen)} | `{command(seen)}` | [soak](reports/soak.md) {END}"
     marked = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", re.DOTALL)
     if not marked.search(text):
-        raise ValueError(f"there is no {START} … {END} to put the result of the soak between")
+        raise ValueError(f"it has no marks {START} … {END} between which the result of the soak belongs")
     return marked.sub(lambda _: cells, text, count=1)

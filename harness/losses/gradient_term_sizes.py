@@ -142,7 +142,7 @@ def _of_item(p: Array, t: Array, u: Array, o: Any) -> Array:
 
 
 def multi_scale_lncc(truth: Truth, wrapped: Callable[..., Array], wrapped_gradient: Callable[..., Array]) -> Array:
-    """Return the terms of the loss of the smoothed images, smoothed again, plus the effect of rounding these images."""
+    """Return the terms of the wrapped loss, smoothed as its gradient is, plus the effect of rounding the images."""
     (pred, target), cotangent, options = _arguments(truth)
     ours = {name: value for name, value in options.items() if name not in ("ndim", "loss")}
     rng, u = np.random.default_rng(0), truth.real(truth.precision.u)

@@ -56,7 +56,7 @@ def _default(parameter: inspect.Parameter | None, values: list[str]) -> str:
 
 
 def meaning(loss: type[Any], name: str) -> str:
-    """Return the documentation of an option, which may come from a base class or from a loss it refers to."""
+    """Return the documentation of an option, which may come from a base class or from a loss that it refers to."""
     for cls in loss.__mro__:
         args = section(cls.__doc__ or "", "Args")
         text = dict(args.entries).get(name, "") if args else ""

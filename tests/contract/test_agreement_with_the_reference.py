@@ -217,7 +217,7 @@ GRADIENT_IN_FLOAT64 = {FocalLoss: (1e-14, 1e-17), DiceCELoss: (1e-12, 1e-16), Di
             W_TYPES,
             [{}, {"soft_label": True}, {"batch": True, "normalize_weights": True}],
         ),
-        # Nor is the quotient of 0.3 and 0.9.
+        # The quotient of 0.3 and 0.9 is not a float32 either.
         GeneralizedWassersteinDiceLoss: grid(
             [{"dist_matrix": [[0, 0.9, 0.9], [0.9, 0, 0.3], [0.9, 0.7, 0]], "smooth_nr": 0.1, "smooth_dr": 0.7}], MODES
         ),

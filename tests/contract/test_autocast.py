@@ -1,4 +1,4 @@
-"""Mixed precision: under autocast every loss is float32, as those of torch are, and its arithmetic is not lowered."""
+"""Under autocast, every loss is float32, like the losses of torch, and is computed as precisely as without."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ HALVES = pytest.mark.parametrize("half", dispatch.HALVES)
 
 
 def _step(each, arguments, dtype=None):
-    """The loss and its gradient, all of it under autocast if it is given a type."""
+    """Return the loss and its gradient, both computed under autocast if a dtype is given."""
     x = arguments[0].detach().requires_grad_()
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         value = each(x, *arguments[1:])
@@ -66,7 +66,7 @@ def test_compiled_loss_is_float32_under_autocast_and_a_half_without():
 
 
 def skipped_steps(loss, steps):
-    """Train a small network in float16 with a GradScaler; how many steps are skipped, the last scale and loss."""
+    """Train a network in float16 with a GradScaler; return how many steps it skips, the last scale and loss."""
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 1, 1))
     optimizer = torch.optim.Adam(network.parameters(), 1e-2)

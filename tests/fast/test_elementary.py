@@ -37,7 +37,7 @@ def test_exp_is_within_two_ulp(real):
 
 
 @REALS
-def test_exp_of_the_far_end_is_zero_and_of_nan_is_nan(real):
+def test_exp_underflows_to_zero_and_keeps_nan(real):
     out = applied(exponentials, np.array([0, -1e4, -np.inf, np.nan], real))
     np.testing.assert_array_equal(out, np.array([1, 0, 0, np.nan], real))
 
@@ -50,5 +50,5 @@ def test_log1p_is_within_two_ulp(real):
 
 
 @REALS
-def test_log1p_of_zero_is_zero_and_of_nan_is_nan(real):
+def test_log1p_keeps_zero_and_nan(real):
     np.testing.assert_array_equal(applied(logarithms, np.array([0, np.nan], real)), np.array([0, np.nan], real))

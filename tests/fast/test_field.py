@@ -21,7 +21,7 @@ SPACING = (0.5, 3.0, 1.25)
 
 
 def second(u, d, e, stencil):
-    """d2u / (dx_d dx_e) of one component on its interior, by the definition and with NumPy's gradient only if wide."""
+    """Return d²u / (dx_d dx_e) of a component on its interior; NumPy's gradient computes it if wide."""
     step = {"compact": 1, "wide": 2}[stencil]
     inside = (slice(step, -step),) * u.ndim
     if stencil == "wide":  # central first differences, one after the other
@@ -33,7 +33,7 @@ def second(u, d, e, stencil):
 
 
 def bending_by_definition(u, stencil="compact", normalize=False, spacing=None):
-    """The energies of the interior voxels of a field (B, C, *S), one derivative after the other."""
+    """Return the energies of the interior voxels of a field (B, C, *S), one derivative after the other."""
     spatial = u.shape[2:]
     h = spacing or (1,) * len(spatial)
     extent = [n * size for n, size in zip(spatial, h, strict=True)]
@@ -49,7 +49,7 @@ def bending_by_definition(u, stencil="compact", normalize=False, spacing=None):
 
 
 def diffusion_by_definition(u, stencil="compact", normalize=False, spacing=None):
-    """The energies of a field (B, C, *S), one derivative after the other, with NumPy's gradient if wide."""
+    """Return the energies of a field (B, C, *S), one derivative after the other, with NumPy's gradient if wide."""
     spatial = u.shape[2:]
     h = spacing or (1,) * len(spatial)
     extent = [n * size for n, size in zip(spatial, h, strict=True)]
@@ -74,7 +74,7 @@ def diffusion_by_definition(u, stencil="compact", normalize=False, spacing=None)
 
 @dataclass(frozen=True)
 class OfField:
-    """A loss of a field, and what tells it from the other one.
+    """A loss of a field, with everything in which the two losses differ.
 
     Attributes:
         loss_class: the loss.
@@ -131,7 +131,7 @@ LOSSES = pytest.mark.parametrize(
     [BendingEnergyLoss(), BendingEnergyLoss(stencil="wide"), DiffusionLoss(), DiffusionLoss(stencil="wide")],
     ids=["bending", "bending-wide", "diffusion", "diffusion-wide"],
 )
-# Of the largest each component takes several slabs, and each slab several blocks of rows.
+# In the largest shape, each component takes several slabs, and each slab several blocks of rows.
 SHAPES = pytest.mark.parametrize("shape", [(1, 3, 6, 5, 7), (2, 2, 9, 8), (1, 1, 11), (1, 3, 20, 90, 70)])
 
 
@@ -238,20 +238,20 @@ def test_a_second_backward_gives_the_gradient_again_and_leaves_the_first_alone(l
 @LOSSES
 @SHAPES
 @pytest.mark.parametrize("factor", [-3.0, 2.0**16, 0.0])
-def test_the_gradient_takes_on_the_slope_of_what_becomes_of_the_loss(loss, shape, factor):
+def test_gradient_is_multiplied_by_the_upstream_gradient(loss, shape, factor):
     x = logits(*shape).requires_grad_()
     expected = factor * gradient(loss(x), x).double()
     value = loss(x)
-    for _ in range(2):  # made ahead, and anew
+    for _ in range(2):  # computed ahead, and computed again
         found = gradient(value, x, grad_outputs=torch.tensor(factor), retain_graph=True)
-        largest = expected.abs().max().item()  # terms of an element may cancel, which round apart
+        largest = expected.abs().max().item()  # the terms of an element may cancel, and are rounded differently
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=4 * torch.finfo(x.dtype).eps * largest)
 
 
 @LOSSES
 @SHAPES
-def test_the_value_is_the_same_where_nobody_asks_for_a_gradient(loss, shape):
-    for seed in range(8):  # energies that are added up in another order often have the same sum, more so in float32
+def test_value_is_the_same_without_a_gradient(loss, shape):
+    for seed in range(8):  # energies that are added in another order often have the same sum, especially in float32
         x = logits(*shape, dtype=torch.float64, seed=seed)
         asked = loss(x.clone().requires_grad_())
         with torch.no_grad():
@@ -260,7 +260,7 @@ def test_the_value_is_the_same_where_nobody_asks_for_a_gradient(loss, shape):
 
 
 @LOSSES
-def test_no_gradient_is_made_where_nobody_asks_for_one(loss, monkeypatch):
+def test_no_gradient_is_computed_unless_it_is_needed(loss, monkeypatch):
     def refuse(*_):
         raise AssertionError("a gradient was made")
 
@@ -285,7 +285,7 @@ def test_a_field_that_is_changed_before_the_backward_is_an_error(loss):
 
 
 @LOSSES
-def test_a_graph_of_the_gradient_keeps_no_gradient_that_nobody_may_have(loss):
+def test_graph_of_the_gradient_keeps_no_computed_gradient(loss):
     x = logits(1, 3, 6, 5, 7).requires_grad_()
     value = loss(x)
     slope = gradient(value, x, create_graph=True)

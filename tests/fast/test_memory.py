@@ -8,14 +8,14 @@ from twinloss.fast.runtime import memory
 
 @pytest.fixture
 def advice(monkeypatch):
-    """The (start, bytes) of which large pages are asked for."""
+    """Record the (start, bytes) for which large pages are requested."""
     asked = []
     monkeypatch.setattr(memory, "_madvise", lambda: lambda start, size, _: asked.append((start, size)))
     monkeypatch.setattr(memory.mmap, "MADV_HUGEPAGE", 14, raising=False)
     return asked
 
 
-def test_large_pages_are_asked_for_within_the_tensor_only(advice):
+def test_large_pages_are_requested_only_within_the_tensor(advice):
     made = memory.empty((3, 2**21), torch.float32)
     assert (made.shape, made.dtype, made.is_contiguous()) == ((3, 2**21), torch.float32, True)
     ((start, size),) = advice
@@ -30,7 +30,7 @@ def test_small_tensors_stay_on_small_pages(advice, shape):
     assert advice == []
 
 
-def test_room_is_made_where_the_system_knows_no_large_pages(monkeypatch):
+def test_memory_is_allocated_without_support_for_large_pages(monkeypatch):
     monkeypatch.delattr(memory.mmap, "MADV_HUGEPAGE", raising=False)
     memory._madvise.cache_clear()
     try:

@@ -1,4 +1,4 @@
-"""What got worse from one report to another."""
+"""Tests of `twinloss compare`, which lists what got worse from one report to another."""
 
 import copy
 import json
@@ -45,7 +45,7 @@ def changed(report, change):
         (lambda row: row.update(dtype="float64"), "row"),
     ],
 )
-def test_each_loss_is_named(report, change, what):
+def test_each_regression_is_named(report, change, what):
     assert [found.what for found in changed(report, change)] == [what]
 
 
@@ -84,7 +84,7 @@ def test_the_commands_save_compare_and_exit(tmp_path):
 
 
 @pytest.mark.parametrize("text", [None, "no json", "[]", "{}"])
-def test_what_is_no_report_is_refused(tmp_path, text):
+def test_a_file_that_is_no_report_is_refused(tmp_path, text):
     path = tmp_path / "report.json"
     if text is not None:
         path.write_text(text)

@@ -1,4 +1,4 @@
-"""The laws of every loss, and the finite differences in further arguments: each finds a sabotaged loss."""
+"""Tests that laws, and finite differences in further arguments, detect losses with a bug."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from twinloss.harness.model.twin import Case, unbounded
 
 
 class RoundedTwice(torch.nn.Module):
-    """Dice and cross entropy, each widened by itself, so that each rounds its gradient to the half."""
+    """Dice and cross entropy, each converted to float32 separately, so that each rounds its gradient."""
 
     def __init__(self, **options):
         super().__init__()
@@ -35,7 +35,7 @@ class NoSlopeAtZero(FocalLoss):
 
 
 class MeanOfTheFinite(FocalLoss):
-    """Focal loss whose mean leaves out what is not finite."""
+    """Focal loss whose mean leaves out voxels that are not finite."""
 
     def forward(self, input, target):
         value = super().forward(input, target)
@@ -71,7 +71,7 @@ def test_a_slope_in_the_target_that_is_dropped_where_it_is_0_contradicts_the_dif
 
 
 @pytest.mark.parametrize("twin", [twin for twin in TWINS if len(twin.operands) > 1], ids=lambda twin: twin.name)
-def test_every_further_argument_that_is_no_label_is_asked_for_its_gradient(twin):
+def test_gradient_of_every_further_argument_except_labels_is_checked(twin):
     values = {name: Operand(np.full((1, 1, 4), 0.5), "float64") for name in twin.operands}
     if twin.channels > 1:
         values["input"] = Operand(np.zeros((1, twin.channels, 4)), "float64")
@@ -112,7 +112,7 @@ class ClampedTarget(FocalLoss):
         return super().forward(input, target.clamp_(0, 1))
 
 
-def test_an_error_as_the_target_asks_for_a_gradient_is_told():
+def test_error_in_the_gradient_of_the_target_is_reported():
     trial = examine(replace(find("focal"), fast=ClampedTarget), soft_case())
     assert trial.kind == "differences"
     assert "raised RuntimeError for the gradient with respect to target" in trial.message
@@ -123,14 +123,14 @@ def test_a_loss_without_bounds_is_never_outside_them():
     assert outside_its_bounds(twin, examine(twin, soft_case())) is None
 
 
-def test_a_value_that_jumps_says_nothing_of_a_slope():
-    # Where the target is 0 everywhere, cross entropy is 0 by definition, and beside that a mean of -log p.
+def test_no_slope_follows_from_a_value_that_jumps():
+    # Cross entropy is 0 by definition if the target is 0 everywhere, and a mean of -log p next to that.
     case = soft_case()
     case = case.with_values(target=0 * case.operands["target"].values)
     assert examine(find("dice_ce"), case).message == ""
 
 
-def test_an_argument_that_keeps_few_digits_beside_a_step_is_not_asked_for_differences():
+def test_no_differences_are_taken_in_an_argument_with_few_digits_beside_the_step():
     twin = replace(find("focal"), fast=NoSlopeAtZero)
     case = soft_case()
     assert examine(twin, replace(case, traits={**case.traits, "target": "offset"})).kind is None

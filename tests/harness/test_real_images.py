@@ -1,4 +1,4 @@
-"""Real images: the judge sees a block and, by further questions, what goes wrong only in a whole volume."""
+"""Tests on real images: the judge sees a block, and further comparisons find errors that only whole volumes have."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ PLANES = 4
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """A brain of a few voxels, of which the reference gets some planes."""
+    """Use a brain of a few voxels. The reference gets only some of its planes."""
     monkeypatch.setattr(brain, "load_brain", small_brain)
     monkeypatch.setattr(real_images, "PLANES", PLANES)
     monkeypatch.setattr(warp, "load_brain", small_brain)
@@ -30,7 +30,7 @@ def trials(twin, *dtypes):
 
 
 def beyond_the_block(cls):
-    """The loss, wrong where it gets as many numbers as a whole volume has."""
+    """Return a subclass of a loss that is wrong if its input is as large as a whole volume."""
 
     class WrongOnWholeVolumes(cls):
         def forward(self, input, *rest):
@@ -59,7 +59,7 @@ def test_the_judge_can_fail_on_real_images(twin):
     assert all(trial.kind for trial in trials(replace(twin, fast=SlightlyWrong), "float64"))
 
 
-def test_an_error_of_large_volumes_is_seen_though_no_type_is_right():
+def test_an_error_of_large_volumes_is_seen_even_if_all_dtypes_have_it():
     twin = replace(find("dice"), fast=beyond_the_block(fast.DiceLoss))
     failed = {trial.case.traits["judged"] for trial in trials(twin, "float64") if trial.kind}
     assert len(failed) == 1

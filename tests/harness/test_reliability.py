@@ -1,4 +1,4 @@
-"""The trials of `twinloss reliability`, at small sizes; what takes a time is measured by the command alone."""
+"""Run the tests of `twinloss reliability` at small sizes, except those that measure a time."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -32,7 +32,7 @@ def test_trial_passes(trial):
     assert [row for row in rows if not row.passed] == []
 
 
-def test_a_trial_that_raises_is_a_row_that_failed(monkeypatch):
+def test_exception_in_a_test_is_a_failed_row(monkeypatch):
     def broken(name, index, quick):
         raise RuntimeError("no luck")
 
@@ -52,18 +52,18 @@ def test_a_trial_that_raises_is_a_row_that_failed(monkeypatch):
 # --- the report ------------------------------------------------------------------------------------------------------
 
 
-def test_every_line_has_a_meaning():
+def test_every_section_has_a_description():
     assert set(MEANING) == set(lines())
 
 
-def test_the_report_says_what_its_figures_say_at_full_size():
+def test_report_is_rendered_from_its_figures_at_full_size():
     sections = load(REPORTS)
     assert sections.keys() <= lines().keys()
     assert all(section.rows and not section.quick for section in sections.values())
     assert (REPORTS / "reliability.md").read_text() == as_markdown(sections)
 
 
-def test_lines_that_are_tried_anew_are_replaced_whole_and_others_stay(tmp_path):
+def test_sections_that_run_again_are_replaced_and_others_stay(tmp_path):
     update(tmp_path, {"State": [BROKEN, HELD], "Fuzz": [BROKEN]}, False)
     update(tmp_path, {"Fuzz": [HELD]}, True)
     sections = load(tmp_path)
@@ -76,7 +76,7 @@ def test_lines_that_are_tried_anew_are_replaced_whole_and_others_stay(tmp_path):
     assert "| Scale | not run yet |  |" in text
 
 
-def test_losses_of_which_the_same_came_out_share_a_row_and_others_have_columns():
+def test_losses_with_equal_results_share_a_row_and_others_have_columns():
     same = [Row("export", "the same value", True, loss) for loss in ("dice", "focal")]
     other = [Row("time", f"{n} s", n < 2, loss) for n, loss in enumerate(("dice", "focal", "lncc"), start=1)]
     text = as_markdown({"State": ReportSection.now([*same, *other], False)})
@@ -90,7 +90,7 @@ def test_a_failure_is_never_hidden_in_a_shared_row():
     assert as_markdown({"State": ReportSection.now(rows, False)}).count("**FAILED**: another value") == 2
 
 
-def test_the_command_runs_the_lines_that_are_named_and_refuses_others(tmp_path):
+def test_command_runs_the_named_sections_and_refuses_unknown_ones(tmp_path):
     update(tmp_path, {"Fuzz": [HELD]}, False)
     made = CliRunner().invoke(APP, ["reliability", "state", "--quick", "--out", str(tmp_path)])
     assert made.exit_code == 0
@@ -102,7 +102,7 @@ def test_the_command_runs_the_lines_that_are_named_and_refuses_others(tmp_path):
     assert refused.exit_code == 2
 
 
-# --- that trials can fail --------------------------------------------------------------------------------------------
+# --- tests can fail --------------------------------------------------------------------------------------------------
 
 
 def test_curves_that_rounding_explains_are_alike_and_others_are_not():
@@ -112,7 +112,7 @@ def test_curves_that_rounding_explains_are_alike_and_others_are_not():
     assert not Curve("dice", [1.0, 0.5 - 4e-4, 0.25], 0, 1, peer, others).alike
 
 
-def test_a_curve_that_leaves_at_once_is_not_alike_however_far_rounding_gets_later():
+def test_curve_that_deviates_at_once_differs_even_if_rounding_explains_later_distances():
     peer = [1.0] * 20
     others = [[1.0] * 15 + [0.5] * 5]
     assert Curve("dice", [1.0] * 20, 0, 1, peer, others).alike
@@ -144,7 +144,7 @@ def test_a_record_without_a_benchmark_is_told_to_have_one():
         warm_up(replace(find("diffusion"), benches=()), "float32")
 
 
-def test_an_interruption_loses_no_line_that_was_tried(tmp_path, monkeypatch):
+def test_interruption_loses_no_finished_section(tmp_path, monkeypatch):
     def run(names, quick, tick):
         if names == ["State"]:  # which comes later
             raise KeyboardInterrupt

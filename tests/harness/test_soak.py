@@ -1,4 +1,4 @@
-"""The soak: many seeds, what each has shown, and the figure of the README."""
+"""Tests of the soak: the results of many seeds, and the figure in the README."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def rows(report):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in report["rows"]]
 
 
-def test_each_seed_is_hunted_as_it_is_by_itself(folder, tmp_path):
+def test_each_seed_is_hunted_as_in_a_run_of_its_own(folder, tmp_path):
     report = json.loads((folder / "report.json").read_text())
     assert [row["seed"] for row in report["rows"]] == [7, 8, 9]
     assert report["asked"]["repeat"] == 3
@@ -92,7 +92,7 @@ def test_failures_and_degraded_cases_are_told_with_their_seeds():
 @pytest.mark.parametrize(
     ("loss", "said"), [("dice", "- dice: The gradient of an overlap"), ("focal", "not explained yet")]
 )
-def test_each_loss_with_degraded_cases_is_explained_or_said_not_to_be(loss, said):
+def test_degraded_cases_are_explained_or_called_unexplained(loss, said):
     seen = Verification(7, {"losses": [loss], "dtypes": ["float32"], "examples": 5, "real": False, "repeat": 2})
     seen.work.rows.append(Hunt(find(loss), "float32", cases=5, degraded=1, seed=7))
     assert said in soak.as_markdown(seen)
@@ -116,7 +116,7 @@ def test_a_failure_is_exit_code_1_and_is_printed(tmp_path, monkeypatch):
     assert "repeat a failure: twinloss verify bending_energy --seed 8 --dtype float32 --no-real" in done.output
 
 
-def test_an_interrupted_soak_tells_what_it_saw(tmp_path, monkeypatch):
+def test_interrupted_soak_reports_what_it_has(tmp_path, monkeypatch):
     do_job, begun = parallel.do_job, []
 
     def interrupted(*arguments):
@@ -164,7 +164,7 @@ def test_a_comparison_goes_seed_by_seed_and_the_site_shows_the_first(folder):
     assert "--repeat 3" in site.command
 
 
-def test_what_one_seed_found_is_not_remembered_for_the_others(monkeypatch):
+def test_failure_of_one_seed_is_not_remembered_for_others(monkeypatch):
     asked = []
     monkeypatch.setattr("twinloss.harness.commands.verify.run_jobs", lambda work, jobs, *rest: asked.extend(jobs))
     for repeat in (1, 2):

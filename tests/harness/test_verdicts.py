@@ -1,4 +1,4 @@
-"""`twinloss check` gives one verdict for all seeds, and a true one: conventions, bounds, relations, calls."""
+"""Tests that `twinloss check` gives the right verdict, and the same for all seeds."""
 
 import subprocess
 import sys
@@ -40,7 +40,7 @@ def dice(p, target, axes):
 
 
 class SoftmaxDice(torch.nn.Module):
-    """Right for several classes and some spatial axes, as most write it."""
+    """Right for several classes and at least one spatial axis, like most implementations."""
 
     def forward(self, input, target):
         p, g = input.softmax(1), target.to(input.dtype)
@@ -49,14 +49,14 @@ class SoftmaxDice(torch.nn.Module):
 
 
 class PlainDice(torch.nn.Module):
-    """Right where there are spatial axes."""
+    """Right if there are spatial axes."""
 
     def forward(self, input, target):
         return dice(input.flatten(2), target.flatten(2), 2)
 
 
 class Promoted(torch.nn.Module):
-    """Right, in the type that torch promotes to."""
+    """Right; the value has the dtype to which torch promotes the arguments."""
 
     def forward(self, input, target):
         return dice(input + 0 * target, target, tuple(range(2, input.ndim)))
@@ -160,14 +160,14 @@ def test_strict_counts_conventions_as_failures():
     assert made.exit_code == 1
 
 
-def test_a_convention_that_is_asked_for_is_none():
+def test_convention_that_an_option_asks_for_is_not_reported():
     assert check(PlainDice, "dice", dtypes=["float32"], examples=5, ranks=[0, 1]).verdict == "convention"
     with pytest.raises(TargetError, match="Dimension out of range"):
         check(PlainDice, "dice", dtypes=["float32"], examples=5, ranks=[0])
     assert check(SoftmaxDice, "dice", channels=1, **SOFTMAX).verdict == "fail"
 
 
-def test_the_type_that_torch_promotes_to_is_a_convention_and_the_value_is_judged_all_the_same():
+def test_promoted_dtype_is_a_convention_and_the_value_is_still_judged():
     made = check(Promoted, "dice", dtypes=["float32"], examples=20)
     assert made.verdict == "convention"
     assert set(made.conventions) == {TYPES}
@@ -214,7 +214,7 @@ def test_channels_and_targets_that_are_asked_for_are_the_only_ones_drawn():
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.name)
-def test_shapes_are_covered_in_pairs_with_options_whatever_is_drawn_freely(twin):
+def test_pairs_of_shapes_and_options_are_covered(twin):
     table, missing = coverage.with_shapes(twin), coverage.missing_pairs(twin, set())
     assert {coverage.RANK, coverage.ITEMS, coverage.NUMBERS} <= {name for pair in missing for name, _ in pair}
     for row in coverage.covering_rows(table, missing):
@@ -226,7 +226,7 @@ def test_shapes_are_covered_in_pairs_with_options_whatever_is_drawn_freely(twin)
     assert not missing
 
 
-def test_what_ours_do_is_told_of_each_convention_and_of_several_together():
+def test_report_says_what_ours_do_for_one_convention_and_for_several():
     told = [each.ours for each in conventions.CONVENTIONS]
     assert [conventions.ours(each.name) for each in conventions.CONVENTIONS] == told
     both = conventions.TOGETHER.join([NO_AXES, SOFT])
@@ -237,7 +237,7 @@ def test_what_ours_do_is_told_of_each_convention_and_of_several_together():
 
 
 class SumsOfEach(torch.nn.Module):
-    """Right, with sums of the target in its own type."""
+    """Right; the target is summed in its own dtype."""
 
     def forward(self, input, target):
         p, g = input.flatten(2), target.flatten(2)
@@ -252,7 +252,7 @@ def test_sums_of_a_half_target_are_a_convention_and_sums_of_integers_are_not():
 
 
 class BlindToIntegers(PlainDice):
-    """Wrong: takes a target of integers for empty."""
+    """Wrong: treats a target of integers as empty."""
 
     def forward(self, input, target):
         return super().forward(input, target if target.is_floating_point() else 0 * target.int())
@@ -272,7 +272,7 @@ def test_references_stay_within_the_bounds_of_their_losses(twin):
         assert ((value >= low - 1e-9) & (value <= high + 1e-9)).all(), (case, value, low, high)
 
 
-def test_a_value_that_the_loss_cannot_have_is_no_matter_of_digits():
+def test_value_outside_the_bounds_of_the_loss_is_never_imprecise():
     made = check(NaiveCorrelation, "lncc", options={"kernel_size": 3}, ranks=[1], dtypes=["float32"], examples=40)
     assert made.verdict == "fail"
     assert "is outside [-1, 0]" in made.rows[0].counterexample.message
@@ -291,12 +291,12 @@ def test_a_value_that_the_loss_cannot_have_is_no_matter_of_digits():
         (Pooled, None),
     ],
 )
-def test_what_a_loss_is_of_ours_is_found_where_it_is_simple(target, relation):
+def test_simple_relation_to_our_loss_is_found(target, relation):
     twin = adapted(Wiring("here:target", "dice", {"softmax": True}), target)
     assert relation_of(twin, "float64", 0) == relation
 
 
-def test_a_loss_that_follows_simply_from_ours_is_told_so():
+def test_report_names_a_simple_relation_to_our_loss():
     made = check(Less, "dice", **SOFTMAX)
     assert made.verdict == "fail"
     assert any("off by a constant 1; the gradient agrees" in text for text, _ in story(made))
@@ -341,7 +341,7 @@ class OnlyPlanes(torch.nn.Module):
         ("renamed", ("positional", "renamed(*, logits, truth)", "--map target=THEIRS")),
     ],
 )
-def test_a_target_that_cannot_be_called_is_a_matter_of_usage(tmp_path, name, words):
+def test_target_that_cannot_be_called_is_a_usage_error(tmp_path, name, words):
     path = tmp_path / "uncallable.py"
     path.write_text(UNCALLABLE)
     with pytest.raises(TargetError) as caught:

@@ -54,7 +54,7 @@ def test_binary_form_by_hand(alpha, one, zero, channels):
         assert np.array_equal(focal_loss(x, g, alpha=alpha, reduction="none"), none)
 
 
-def test_alpha_of_each_class_in_the_binary_form_leaves_the_rest_for_negatives():
+def test_alpha_of_each_class_in_the_binary_form_weighs_negatives_by_1_minus_alpha():
     g = np.array([[[1, 0], [1, 0]]])
     none = focal_loss(np.zeros((1, 2, 2)), g, use_softmax=False, gamma=0, alpha=[0.25, 0.625], reduction="none")
     assert np.allclose(none / np.log(2), [[[0.25, 0.75], [0.625, 0.375]]], rtol=1e-15)

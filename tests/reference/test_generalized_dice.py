@@ -29,7 +29,7 @@ def test_generalized_dice_by_hand(target, options, loss):
     assert np.isclose(generalized_dice_loss(P, target, **(EXACT | options)), loss, rtol=1e-15)
 
 
-def test_largest_weight_is_that_of_the_item_or_with_batch_of_the_batch():
+def test_absent_class_gets_the_largest_weight_of_its_item_or_with_batch_of_all_items():
     p, g = np.repeat(P, 2, 0), np.concatenate([G, ABSENT])
     each = generalized_dice_loss(p, g, reduction="none")
     assert np.isclose(each[0, 0, 0], generalized_dice_loss(P, G), rtol=1e-15)

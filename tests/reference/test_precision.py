@@ -202,7 +202,7 @@ def test_value_and_gradient_have_the_accuracy_of_the_inputs_dtype(name, target, 
 @pytest.mark.parametrize("kind", [bool, np.uint8, np.int64, np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("dtype", [np.longdouble, np.float32])
 @pytest.mark.parametrize(("name", "target", "options"), [case[:3] for case in CASES])
-def test_target_of_any_dtype_becomes_the_inputs(name, target, options, kind, dtype):
+def test_target_of_any_dtype_is_converted_to_that_of_the_input(name, target, options, kind, dtype):
     if kind is bool and target is LABELS:
         target = LABELS > 0
     if target is SOFT and kind in (bool, np.uint8, np.int64):

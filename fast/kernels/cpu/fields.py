@@ -105,7 +105,10 @@ class Energy:
         return float(totals.sum()), gradient
 
     def _add_energies(self, slabs: _Slabs, differences: Differences, out: Array) -> tuple[_Work, Array]:
-        """Return a function that sums energies by slab, or writes them to `out` unless it is empty; and the sums."""
+        """Return a function that computes the energies of a slab, and the array in which it puts their sums.
+
+        If `out` is not empty, the function writes the energies to it instead.
+        """
         totals, weights = np.zeros((slabs.fields, slabs.count)), differences.weights.astype(slabs.real)
         margin, border = differences.margin, (slabs.depth - differences.interior(slabs.u.shape)[1]) // 2
         forward = self.kernels.forward

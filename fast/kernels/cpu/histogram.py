@@ -113,7 +113,7 @@ def gradient(upstream: Tensor, x: Tensor, y: Tensor, plan: HistogramPlan) -> Ten
 
 
 def _through_the_range(out: Any, call: _Histogram, sums: Any) -> None:
-    """Turn dL/dz into dL/dx: z also depends on the extremes of x; voxels that attain the same one share its part."""
+    """Turn dL/dz into dL/dx. z also depends on the extremes of x; the voxels that attain one share its derivative."""
     for item, image in enumerate(call.images[0]):
         width = call.ranges[item, 0, 1]
         total, moment = sums[item, 0], sums[item, 1] / (call.bins - 4)
