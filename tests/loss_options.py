@@ -1,4 +1,4 @@
-"""The options with which the contract tests call the losses, and what the losses return by the reference."""
+"""The options with which the contract tests call the losses, and the results of the reference."""
 
 import itertools
 from functools import reduce
@@ -85,7 +85,7 @@ def with_options(table):
 
 
 def for_labels(loss_class, options):
-    """Return options with which a segmentation loss takes labels, if it takes any other target at all."""
+    """Return options with which a segmentation loss takes labels; Wasserstein Dice always does."""
     if loss_class is GeneralizedWassersteinDiceLoss:
         return {"dist_matrix": MATRIX} | options
     return {"to_onehot_y": True} | options

@@ -1,4 +1,4 @@
-"""torch.jit.trace of every loss, and what torch.jit.script says."""
+"""Tests of every loss under torch.jit.trace, and of the error under torch.jit.script."""
 
 import io
 
@@ -9,7 +9,7 @@ from support import assert_all_close
 
 from twinloss.fast import DiceLoss, wasserstein_distance_map
 
-# Torch itself says so of both functions.
+# Torch warns that both functions are deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 
@@ -49,7 +49,7 @@ def test_trace_of_a_model_can_be_saved():
     torch.testing.assert_close(loaded.layer.weight.grad, model.layer.weight.grad)
 
 
-def test_what_is_an_error_elsewhere_makes_a_traced_loss_nan():
+def test_invalid_label_makes_a_traced_loss_nan_instead_of_an_error():
     loss = DiceLoss(softmax=True, to_onehot_y=True)
     x = torch.zeros(1, 2, 3)
     traced = torch.jit.trace(loss, (x, torch.tensor([[[0, 1, 0]]])))

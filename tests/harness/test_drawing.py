@@ -1,4 +1,4 @@
-"""Generation: every kind, layout and type occurs, options are covered pairwise, numbers are exact."""
+"""Tests of drawn cases: every kind, layout and dtype occurs, pairs of options are covered, numbers are exact."""
 
 from collections import Counter
 
@@ -68,7 +68,7 @@ def test_numbers_are_exact_in_their_types(dtype):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_keep_the_numbers_and_are_what_they_say(layout):
+def test_layouts_keep_the_numbers_and_match_their_names(layout):
     shape = (2, 3, 4, 5, 6) if layout.endswith("3d") else (2, 3, 4, 5)
     numbers = np.broadcast_to(np.arange(np.prod(shape[1:])).reshape(1, *shape[1:]), shape) / 4
     tensor = Operand(numbers, "float32", layout).tensor()

@@ -1,4 +1,4 @@
-"""The table of differences to MONAI is what the losses say today."""
+"""Tests that the table of differences from MONAI shows what the losses return today."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def kept():
     return [dict(zip(names, answers, strict=True)) for names, answers in cells]
 
 
-def test_the_report_tells_what_ours_and_the_installed_release_answer(rows):
+def test_report_shows_the_results_of_ours_and_of_the_installed_release(rows):
     assert [{name: told[name] for name in row.answers} for row, told in zip(rows, kept(), strict=True)] == [
         dict(row.answers) for row in rows
     ]
@@ -50,7 +50,7 @@ def test_the_readme_has_the_five_differences_that_bite(rows):
     assert migration.put_into(text, migration.as_table(migration.that_bite(full))) == text
 
 
-def test_every_difference_is_one_and_every_loss_is_looked_at():
+def test_every_listed_difference_exists_and_every_loss_is_covered():
     assert all(
         len({answer for name, answer in told.items() if name != "twinloss"} - {told["twinloss"]}) for told in kept()
     )
@@ -72,7 +72,7 @@ def test_every_difference_is_one_and_every_loss_is_looked_at():
         ("TverskyLoss(reduction='none')(x, g)", "TverskyLoss(reduction='none')(x, g).flatten(1)"),
     ],
 )
-def test_what_is_said_to_be_monais_is(theirs, ours):
+def test_behaviour_that_the_table_ascribes_to_monai_is_monais(theirs, ours):
     x, g = "torch.rand(1, 2, 6, 7)", "torch.eye(2)[torch.arange(42) % 2].T.reshape(1, 2, 6, 7)"
     drawn = f"torch.manual_seed(0)\nx, g = {x}, {g}\n"
     assert migration.answer(drawn + theirs, monai.losses) == migration.answer(drawn + ours, fast)
