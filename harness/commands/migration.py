@@ -152,5 +152,5 @@ def put_into(text: str, table: str) -> str:
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not (start and end):
-        raise ValueError(f"no {START} … {END} to put the table between")
+        raise ValueError(f"no {START} … {END}, between which the table belongs")
     return f"{before}{START}\n{table}{END}{after}"

@@ -26,7 +26,7 @@ def pair(*shape, dtype=torch.float64):
 
 
 def squares(y_pred, y_true):
-    """A loss of somebody's own, in which the images do not mean the same."""
+    """A loss of the user that treats its two images differently."""
     return ((y_pred - 2 * y_true) ** 2).mean()
 
 
@@ -35,7 +35,7 @@ def squares_by_voxel(y_pred, y_true):
 
 
 def taps(sigma, kernel="gaussian", normalize=False):
-    """The kernel along an axis as the documentation writes it."""
+    """Return the kernel along an axis, by the formula in the documentation."""
     if sigma == 0:
         return np.ones(1)
     reach = int(3 * sigma + 0.5) if kernel == "gaussian" else int(5 * sigma)
@@ -48,7 +48,7 @@ def taps(sigma, kernel="gaussian", normalize=False):
 
 
 def smoothed(images, sigma, kernel="gaussian", normalize=False):
-    """Images (B, C, *S), each voxel the sum of all others by their distances along the axes."""
+    """Return smoothed images (B, C, *S): each voxel is the sum of all voxels, weighted by their distances."""
     weights = taps(sigma, kernel, normalize)
     reach = len(weights) // 2
     images = images.double().numpy()
@@ -61,14 +61,14 @@ def smoothed(images, sigma, kernel="gaussian", normalize=False):
 
 
 def gradients(loss, y_true, y_pred, form):
-    """The gradients of the sum of the loss in both images."""
+    """Return the gradients of the sum of the loss with respect to both images."""
     y_true, y_pred = y_true.clone().requires_grad_(), y_pred.clone().requires_grad_()
     with dispatch.forced(form):
         return torch.autograd.grad(loss(y_true, y_pred).sum(), (y_true, y_pred))
 
 
 def of_first(y_pred, y_true):
-    """What the wrapper hands to its loss first."""
+    """Return the first image that the wrapper passes to its loss."""
     return y_pred
 
 
@@ -138,7 +138,7 @@ def test_smoothed_delta_is_the_kernel(form, kernel, normalize, sigma, rank):
     torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-14, atol=0)
 
 
-def test_taps_reach_as_far_as_documented_and_add_up_to_what_is_documented():
+def test_taps_have_the_documented_reach_and_sum():
     line = torch.zeros(1, 1, 41, dtype=torch.float64)
     line[..., 20] = 1
 
@@ -160,7 +160,7 @@ def test_taps_reach_as_far_as_documented_and_add_up_to_what_is_documented():
 
 @BACKENDS
 def test_narrow_gaussian_of_one_tap_still_scales_the_image(form):
-    # σ = 0.1: one tap of 1 / (σ √2π) along each axis; it is no identity but for normalize_kernel.
+    # σ = 0.1: one tap of 1 / (σ √2π) along each axis; it is the identity only with normalize_kernel.
     y_true, y_pred = pair(1, 1, 4, 5)
     with dispatch.forced(form):
         found = MultiScaleLoss(of_first, [0.1], reduction="none")(y_true, y_pred)[0]
@@ -312,7 +312,7 @@ def test_float32_is_smoothed_to_its_last_digits(form, kernel):
 
 @BACKENDS
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_nan_reaches_the_voxels_that_the_kernel_brings_it_to(form, poison):
+def test_nan_reaches_the_voxels_within_the_kernel(form, poison):
     y_true, y_pred = pair(2, 1, 9, 10, 11, dtype=torch.float32)
     y_pred[1, 0, 4, 5, 6] = poison
     with dispatch.forced(form):
@@ -337,7 +337,7 @@ def test_batch_and_channels_are_smoothed_one_by_one(form, spatial):
 
 @BACKENDS
 @KERNELS
-def test_flipping_and_transposing_the_images_does_so_to_the_smoothed_ones(form, kernel):
+def test_smoothing_commutes_with_flips_and_transpositions(form, kernel):
     y_true, y_pred = pair(1, 1, 4, 5, 6)
     loss = MultiScaleLoss(squares_by_voxel, [0.7, 1.6], kernel, "none")
     with dispatch.forced(form):
@@ -466,7 +466,7 @@ def test_gradcheck_and_gradgradcheck_in_both_images(form, kernel, reduction, spa
             assert torch.autograd.gradgradcheck(multi, images, fast_mode=True)
 
 
-def test_a_graph_of_the_gradient_knows_of_smoothed_images_that_were_not_kept():
+def test_graph_of_the_gradient_includes_smoothed_images_that_were_not_kept():
     y_true, y_pred = pair(1, 1, 7, 6, 5)
     loss, found = MultiScaleLoss(LocalNormalizedCrossCorrelationLoss(), [0, 1, 2]), []
     for form in ("kernel", "plain"):
@@ -502,7 +502,7 @@ def test_an_image_that_is_changed_before_a_graph_of_the_gradient_is_an_error():
 
 
 class Cropped(LocalNormalizedCrossCorrelationLoss):
-    """A loss of somebody's own, which does not compare the images that it is given."""
+    """A loss of the user that crops and scales the images before it compares them."""
 
     def forward(self, pred, target):
         return super().forward(pred[..., :4], 2 * target[..., :4])
@@ -553,7 +553,7 @@ def test_smoothing_can_be_differentiated_a_third_time(form):
 
 
 @BACKENDS
-def test_y_true_gets_a_gradient_if_it_asks(form):
+def test_y_true_gets_a_gradient_if_it_requires_one(form):
     y_true, y_pred = pair(1, 2, 5, 6)
     loss = MultiScaleLoss(squares_by_voxel, [0, 1.5])
     both = gradients(loss, y_true, y_pred, form)
