@@ -45,7 +45,7 @@ def test_anisotropic_spacing_measures_the_same_physical_field_alike(form, stenci
 
 @BACKENDS
 @pytest.mark.parametrize("spacing", [None, (0.5, 3.0)])
-def test_normalized_energy_does_not_hang_on_the_sampling(form, spacing):
+def test_normalized_energy_does_not_depend_on_the_sampling(form, spacing):
     # u_c = S_c h_c q_c(position / extent): one deformation of the unit square, sampled twice. Its second derivatives
     # are (2, 0, 6) of component 0 and (2, 2, 0) of component 1, mixed one in the middle.
     expected = ((2**2 + 2 * 0 + 6**2) + (2**2 + 2 * 2**2 + 0)) / 2

@@ -59,7 +59,7 @@ def test_anisotropic_spacing_measures_the_same_physical_field_alike(form, stenci
 
 @BACKENDS
 @pytest.mark.parametrize("spacing", [None, (0.5, 3.0)])
-def test_normalized_loss_does_not_hang_on_the_sampling(form, spacing):
+def test_normalized_loss_does_not_depend_on_the_sampling(form, spacing):
     # u_c = extent_c q_c(position / extent): one deformation of the unit square, sampled twice, with slopes 1, 3; 2, -1.
     for spatial in ((8, 8), (10, 32)):
         extent = [n * h for n, h in zip(spatial, spacing or (1, 1), strict=True)]

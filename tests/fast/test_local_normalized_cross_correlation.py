@@ -30,7 +30,7 @@ def pair(*shape, dtype=torch.float64):
 
 
 def truth(p, t, **options):
-    """The reference's value and the gradient of its sum in p, in long double."""
+    """Return the reference's value, and the gradient of its sum with respect to p, in long double."""
     return exact(
         reference.local_normalized_cross_correlation_loss,
         reference.local_normalized_cross_correlation_loss_gradient,
@@ -39,7 +39,7 @@ def truth(p, t, **options):
 
 
 def weights(size, kernel_type):
-    """The weights along an axis as the documentation writes them."""
+    """Return the weights along an axis, by the formula in the documentation."""
     middle = (size + 1) // 2
     if kernel_type == "triangular":
         rising = [j / middle**2 for j in range(1, middle + 1)]
@@ -50,7 +50,7 @@ def weights(size, kernel_type):
 
 
 def by_definition(p, t, size, kernel_type="rectangular", smooth_nr=1e-5, smooth_dr=1e-5, denominator="product"):
-    """The losses of the windows of images (B, C, *S), one window after the other, in long double."""
+    """Return the losses of all windows of images (B, C, *S), one window after the other, in long double."""
     spatial = p.shape[2:]
     window = weights(size, kernel_type)
     for _ in spatial[1:]:
@@ -71,7 +71,7 @@ def by_definition(p, t, size, kernel_type="rectangular", smooth_nr=1e-5, smooth_
 
 
 def gradients(loss, p, t, form):
-    """The gradients of the sum of the loss in both images."""
+    """Return the gradients of the sum of the loss with respect to both images."""
     p, t = p.clone().requires_grad_(), t.clone().requires_grad_()
     with dispatch.forced(form):
         return torch.autograd.grad(loss(p, t).sum(), (p, t))
@@ -114,7 +114,7 @@ def test_each_window_is_correlated_as_the_definition_says(form, kernel_type, den
 
 @BACKENDS
 @pytest.mark.parametrize("size", [2 * k + 1 for k in range(16)])
-def test_window_of_ones_of_any_length_is_the_sum_of_its_numbers(form, size):
+def test_sum_over_a_window_of_any_length_is_the_sum_of_its_numbers(form, size):
     p, t = pair(1, 1, 37)
     options = {"smooth_nr": 0.1, "smooth_dr": 0.2}
     with dispatch.forced(form):
@@ -160,7 +160,7 @@ def test_none_is_of_the_shape_of_the_images_and_mean_and_sum_reduce_it(form, ker
 @BACKENDS
 @DENOMINATORS
 @SPATIAL
-def test_loss_does_not_change_when_the_images_change_places(form, denominator, spatial):
+def test_loss_is_symmetric_in_the_images(form, denominator, spatial):
     p, t = pair(2, 1, *spatial)
     loss = LocalNormalizedCrossCorrelationLoss(len(spatial), denominator=denominator)
     with dispatch.forced(form):
@@ -183,7 +183,7 @@ def test_batch_and_channels_are_compared_one_by_one(form, kernel_type, spatial):
 
 @BACKENDS
 @WINDOWS
-def test_flipping_and_transposing_the_images_does_so_to_the_losses(form, kernel_type):
+def test_loss_commutes_with_flips_and_transpositions(form, kernel_type):
     p, t = pair(1, 1, 4, 5, 6)
     loss = LocalNormalizedCrossCorrelationLoss(3, 5, kernel_type, "none")
     expected = value_and_gradient(loss, p, t, form=form)
@@ -277,7 +277,7 @@ def test_flat_window_under_clamp_scores_what_the_documentation_says(form, kernel
 
 @BACKENDS
 def test_variance_below_the_clamp_has_no_slope(form):
-    # So faint an image that its variance never counts: the loss is quadratic in it but for ν.
+    # The image is so faint that its variance is always clamped: the loss is quadratic in it, apart from ν.
     p, t = pair(1, 1, 5, 6)
     loss = LocalNormalizedCrossCorrelationLoss(2, smooth_nr=0.0, smooth_dr=0.5, denominator="clamp")
     value, gradient = value_and_gradient(loss, 1e-3 * p, t, form=form)
@@ -312,7 +312,7 @@ def test_constant_patch_of_an_image_has_a_finite_value_and_no_gradient_in_its_mi
     value, gradient = value_and_gradient(loss, p, t, form=form)
     assert value.isfinite().all()
     assert gradient.isfinite().all()
-    # Two windows from the border of the patch, all that a voxel is in are flat.
+    # A voxel that is two windows from the border of the patch lies only in flat windows.
     torch.testing.assert_close(gradient[..., 4:7, 4:7], torch.zeros(1, 1, 3, 3), rtol=0, atol=1e-3)
     expected = truth(p, t, ndim=2, kernel_type=kernel_type, reduction="none", denominator=denominator)
     assert_all_close((value,), expected[:1], 1e-4, 1e-5)
@@ -381,7 +381,7 @@ def test_even_the_zeros_beyond_the_borders_are_samples(form):
      (1, 1, 40000, 1, 1)],
 )  # fmt: skip
 def test_images_larger_than_a_tile_have_no_seams(reduction, shape):
-    # The plain form knows neither tiles, bundles of columns nor threads.
+    # The plain form has no tiles, bundles of columns or threads.
     p, t = pair(*shape)
     loss = LocalNormalizedCrossCorrelationLoss(len(shape) - 2, 5, reduction=reduction)
     expected = value_and_gradient(loss, p, t, form="plain")
@@ -391,7 +391,7 @@ def test_images_larger_than_a_tile_have_no_seams(reduction, shape):
 @pytest.mark.parametrize("least", [2, 3])
 @pytest.mark.parametrize("kernel_size", [3, 7])
 @pytest.mark.parametrize("shape", [(2, 3, 23, 5, 6), (1, 1, 23, 5, 6), (1, 1, 4, 5, 6), (1, 2, 40, 6)])
-def test_planes_and_images_done_after_others_know_of_each_other(monkeypatch, shape, kernel_size, least):
+def test_planes_and_images_in_several_slabs_give_the_same_as_in_one(monkeypatch, shape, kernel_size, least):
     p, t = pair(*shape)
     loss = LocalNormalizedCrossCorrelationLoss(len(shape) - 2, kernel_size)
     expected = value_and_gradient(loss, p, t, form="plain")
@@ -410,9 +410,7 @@ def test_planes_and_images_done_after_others_know_of_each_other(monkeypatch, sha
         ((4, 300, 900), True, 10.5),
     ],
 )
-def test_a_deep_image_needs_little_more_room_than_its_gradient_and_a_flat_one_no_more_than_a_few_fields(
-    monkeypatch, spatial, ask, images
-):
+def test_memory_of_a_deep_image_is_that_of_little_more_than_its_gradient(monkeypatch, spatial, ask, images):
     rooms, empty = [], local_correlation.empty
     monkeypatch.setattr(local_correlation, "empty", lambda *given: rooms.append(empty(*given)) or rooms[-1])
     p, t = pair(1, 1, *spatial, dtype=torch.float32)
@@ -664,7 +662,7 @@ def test_a_window_without_contrast_or_smoothing_is_infinite(form):
 
 
 @pytest.mark.parametrize("kernel_size", [9, 31])
-def test_a_deep_image_is_done_in_slabs_that_know_of_each_other(kernel_size):
+def test_a_deep_image_in_several_slabs_gives_the_same_as_the_plain_form(kernel_size):
     p, t = pair(1, 1, 230, 2, 3)
     loss = LocalNormalizedCrossCorrelationLoss(kernel_size=kernel_size)
     found, expected = (value_and_gradient(loss, p, t, form=form) for form in ("kernel", "plain"))

@@ -20,7 +20,7 @@ def truth(x, target, **options):
 
 
 def by_definition(p, g, alpha, beta, smooth_nr=1e-5, smooth_dr=1e-5):
-    """The loss of each item and class, (B, C)."""
+    """Return the loss of each item and class, (B, C)."""
     tp, fp, fn = ((a * b).reshape(*p.shape[:2], -1).sum(2) for a, b in ((p, g), (p, 1 - g), (1 - p, g)))
     return 1 - (tp + smooth_nr) / (tp + alpha * fp + beta * fn + smooth_dr)
 
@@ -120,7 +120,7 @@ def test_absent_class_and_item_of_background_alone_are_no_exception(form):
     value, gradient = value_and_gradient(TverskyLoss(**options), x, y, form=form)
     expected = by_definition(x.softmax(1), one_hot(y), **ERRORS)[..., None, None]
     torch.testing.assert_close(value, expected, rtol=1e-13, atol=0)
-    assert (value[1, 1:] > 0.99).all()  # nothing of the class is there and some is predicted
+    assert (value[1, 1:] > 0.99).all()  # the class is absent, but predicted
     torch.testing.assert_close(gradient, truth(x, y, **options)[1], rtol=1e-12, atol=1e-16)
 
 

@@ -1,4 +1,4 @@
-"""The work shared out: the same result however it is done, and nothing lost with a process."""
+"""Tests that jobs give the same results however they are distributed, and that a dying process loses none."""
 
 import json
 import threading
@@ -46,7 +46,7 @@ def test_a_target_is_hunted_in_another_process_too():
     assert [(row.dtype, row.verdict) for row in made.rows] == [("float32", "pass"), ("float64", "pass")]
 
 
-def test_a_process_that_dies_costs_its_part_another_try(alone):
+def test_job_whose_process_dies_is_tried_again(alone):
     work = Work()
     jobs = [Job(find(name), ("float32",), "generated", 20, 5) for name in LOSSES]
 
@@ -68,7 +68,7 @@ def test_a_process_that_dies_costs_its_part_another_try(alone):
     assert sorted((row.twin.name, row.cases) for row in work.rows) == [(row["loss"], row["cases"]) for row in alone]
 
 
-def test_a_part_whose_process_always_dies_fails_and_says_so(monkeypatch):
+def test_job_whose_process_always_dies_fails_with_a_message(monkeypatch):
     monkeypatch.setattr(parallel, "_run_with", lambda work, jobs, *rest: list(jobs))
     work = Work()
     jobs = [Job(find(name), ("float32",), "generated", 20, 5) for name in LOSSES]
@@ -77,7 +77,7 @@ def test_a_part_whose_process_always_dies_fails_and_says_so(monkeypatch):
     assert all(row.verdict == "fail" for row in work.rows)
 
 
-def test_what_failed_is_tried_first_next_time(tmp_path, monkeypatch):
+def test_failing_cases_are_tried_first_in_the_next_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wrong_losses.py").write_text(
         "from twinloss.fast import TverskyLoss\n\n\n"
@@ -93,7 +93,7 @@ def test_what_failed_is_tried_first_next_time(tmp_path, monkeypatch):
     assert again.cases == 0
 
 
-def test_what_passed_leaves_no_trace_in_the_next_run(tmp_path, monkeypatch):
+def test_passing_hunt_leaves_no_trace_in_the_next_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first, again = (
         check("twinloss.fast:TverskyLoss", "tversky", seed=1, dtypes=("float32",), examples=20, remember=True).rows[0]
