@@ -1,4 +1,4 @@
-"""What the documentation of the registration losses promises of their reductions, errors and dtypes."""
+"""Tests of the documented reductions, errors and dtypes of the registration losses."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""What the documentation of the segmentation losses promises of their reductions, errors and warnings."""
+"""Tests of the documented reductions, errors and warnings of the segmentation losses."""
 
 import warnings
 from enum import Enum

@@ -12,17 +12,6 @@ STENCILS = pytest.mark.parametrize("stencil", ["compact", "wide"])
 SHAPES = pytest.mark.parametrize("shape", [(2, 1, 7), (1, 2, 3, 6), (2, 3, 3, 7, 4), (1, 2, 3, 3, 3)])
 
 
-def positions(sizes, spacing=None):
-    """Return the coordinates of the voxel centres, (rank, *sizes)."""
-    h = np.ones(len(sizes)) if spacing is None else np.asarray(spacing)
-    return (np.indices(sizes) + 0.5) * h.reshape(-1, *[1] * len(sizes))
-
-
-def linear(slopes, x):
-    """Return the field with components A x + 1, (1, C, *S)."""
-    return np.einsum("cd,d...->c...", np.asarray(slopes, float), x)[np.newaxis] + 1
-
-
 def energies(u, stencil="compact", normalize=False, spacing=None):
     """Return the energy of each component and voxel, in floats or decimals, with a loop over voxels and neighbours."""
     sizes, number = u.shape[2:], type(u.flat[0])
@@ -51,23 +40,6 @@ def test_translation_has_no_loss(shape, stencil):
     u = np.full(shape, 2.5)
     assert diffusion_loss(u, stencil=stencil) == 0
     assert not diffusion_loss_gradient(u, stencil=stencil).any()
-
-
-@STENCILS
-@pytest.mark.parametrize("sizes", [(6,), (3, 6), (5, 3, 7)])
-def test_loss_of_a_linear_field_is_its_squared_slopes_at_every_voxel(sizes, stencil):
-    a = np.random.default_rng(0).integers(-4, 5, (2, len(sizes)))
-    got = diffusion_loss(linear(a, positions(sizes)), stencil=stencil, reduction="none")
-    margin = 0 if stencil == "compact" else 1
-    assert got.shape == (1, 2, *(n - 2 * margin for n in sizes))
-    expected = (a**2).sum(1).reshape(1, 2, *[1] * len(sizes))
-    assert np.array_equal(got, np.broadcast_to(expected, got.shape))
-
-
-def test_checkerboard_has_a_loss_with_the_compact_stencil_only():
-    u = (-1.0) ** np.indices((6, 7)).sum(0)[np.newaxis, np.newaxis]
-    assert diffusion_loss(u) == 2**2 + 2**2
-    assert diffusion_loss(u, stencil="wide") == 0
 
 
 @pytest.mark.parametrize(
@@ -103,43 +75,11 @@ def test_energy_is_that_of_differences_voxel_by_voxel(shape, stencil, spacing, n
     assert np.allclose(diffusion_loss(u, reduction="none", **options), energies(u, **options), rtol=1e-13)
 
 
-@STENCILS
-def test_spacing_makes_slopes_physical(stencil):
-    a, h = np.random.default_rng(0).integers(-4, 5, (3, 3)), [0.5, 2.0, 1.25]
-    got = diffusion_loss(linear(a, positions((5, 6, 7), h)), stencil=stencil, spacing=h, reduction="none")
-    assert np.allclose(got, (a**2).sum(1).reshape(1, 3, 1, 1, 1), rtol=1e-13)
-
-
-@STENCILS
-@pytest.mark.parametrize("spacing", [None, (1.0, 1.5)])
-def test_normalized_loss_does_not_depend_on_the_resolution(stencil, spacing):
-    """Sample a field over 6 × 8 mm (or voxels) twice as finely along one axis, and three times along the other."""
-    h = np.ones(2) if spacing is None else np.asarray(spacing)
-    a, finer = np.array([[1, -2], [3, 1]]), np.array([2, 3])
-    u, v = linear(a, positions((6, 8), h)), linear(a, positions((12, 24), h / finer))
-    if spacing is None:  # displacements are in voxels
-        v *= finer.reshape(1, 2, 1, 1)
-    options = {"stencil": stencil, "normalize": True}
-    coarse = diffusion_loss(u, spacing=spacing, **options)
-    assert coarse > 0
-    got = diffusion_loss(v, spacing=None if spacing is None else (h / finer).tolist(), **options)
-    assert np.isclose(got, coarse, rtol=1e-12)
-
-
 def test_normalized_loss_by_hand():
-    u = linear([[1, 1], [1, 1]], positions((3, 5)))
+    u = np.broadcast_to(np.indices((3, 5)).sum(0), (1, 2, 3, 5)).astype(float)  # both components are x + y
     # The derivatives of u/3 and v/5 with respect to x/3 and y/5.
     got = diffusion_loss(u, normalize=True, reduction="none")[0, :, 1, 1]
     assert np.allclose(got, [1 + (5 / 3) ** 2, (3 / 5) ** 2 + 1], rtol=1e-14)
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_reduction_is_over_voxels_components_and_items(reduction):
-    u = np.random.default_rng(0).normal(size=(2, 3, 4, 5))
-    expected = getattr(diffusion_loss(u, reduction="none"), reduction)()
-    got = diffusion_loss(u, reduction=reduction)
-    assert got.shape == ()
-    assert np.isclose(got, expected, rtol=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -168,15 +108,6 @@ def test_every_voxel_contributes_to_the_compact_loss():
     corner = np.zeros((1, 1, 3, 3, 3))
     corner[..., 0, 0, 0] = 1
     assert diffusion_loss(corner, stencil="wide") == 0
-
-
-@STENCILS
-def test_nan_stays_within_reach_of_the_stencil(stencil):
-    u = np.zeros((1, 2, 9, 9))
-    u[0, 1, 4, 4] = np.nan
-    bad = np.isnan(diffusion_loss(u, stencil=stencil, reduction="none"))
-    assert not bad[0, 0].any()
-    assert bad[0, 1].sum() == (5 if stencil == "compact" else 4)
 
 
 @pytest.mark.parametrize("dtype", [np.longdouble, np.float64, np.float32])
