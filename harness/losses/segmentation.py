@@ -16,6 +16,14 @@ from twinloss.harness.losses.module_laws import PROTOCOL
 from twinloss.harness.losses.real_cases import LABELS, LABELS_IN_MASK, SOFT_LABELS, SOFT_LABELS_IN_MASK
 from twinloss.harness.model.twin import Twin
 
+# Attributes that all segmentation losses share.
+OF_SEGMENTATION: dict[str, Any] = {"cases": segmentation, "slopes": seg.slopes_of_arguments}
+SMOOTHED = ("smooth_nr", "smooth_dr")
+# Attributes that all losses of overlaps with a choice of activations share.
+OF_OVERLAP: dict[str, Any] = OF_SEGMENTATION | {
+    "domain": seg.probabilities_if_not_activated, "constants": SMOOTHED, "kinks": seg.ties_matter,
+}  # fmt: skip
+
 DICE = Twin(
     name="dice",
     fast=fast.DiceLoss,
@@ -24,14 +32,10 @@ DICE = Twin(
     operands=("input", "target"),
     options=seg.TARGET | seg.ACTIVATION | {"squared_pred": (False, True), "jaccard": (False, True)}
     | seg.REDUCTION | seg.SMOOTHING | seg.BATCH | seg.WEIGHT | seg.SOFT_LABEL | seg.IGNORE,
-    cases=segmentation,
-    slopes=seg.slopes_of_arguments,
+    **OF_OVERLAP,
     allowed=seg.one_activation,
-    domain=seg.probabilities_if_not_activated,
-    constants=("smooth_nr", "smooth_dr"),
     logits=seg.logits_in,
     slope=gradient_term_sizes.dice_slope,
-    kinks=seg.ties_matter,
     bounds=bounds.overlap,
     laws=laws.SEGMENTATION + laws.JACCARD + laws.WEIGHT + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
@@ -45,14 +49,10 @@ MASKED_DICE = Twin(
     gradient=reference.masked_dice_loss_gradient,
     operands=("input", "target", "mask"),
     options=DICE.options,
-    cases=segmentation,
-    slopes=seg.slopes_of_arguments,
+    **OF_OVERLAP,
     allowed=seg.one_activation,
-    domain=seg.probabilities_if_not_activated,
-    constants=DICE.constants,
     logits=seg.logits_in,
     slope=gradient_term_sizes.dice_slope,
-    kinks=seg.ties_matter,
     bounds=bounds.overlap,
     laws=laws.SEGMENTATION + laws.JACCARD + laws.WEIGHT + laws.MASKED + PROTOCOL,
     real=(LABELS_IN_MASK, SOFT_LABELS_IN_MASK),
@@ -67,14 +67,10 @@ TVERSKY = Twin(
     operands=("input", "target"),
     options=seg.TARGET | seg.ACTIVATION | {"alpha": (0.5, 0.25, 0.0), "beta": (0.5, 0.75, 2.0)}
     | seg.REDUCTION | seg.SMOOTHING | seg.BATCH | seg.SOFT_LABEL | seg.IGNORE,
-    cases=segmentation,
-    slopes=seg.slopes_of_arguments,
+    **OF_OVERLAP | {"constants": (*SMOOTHED, "alpha", "beta")},
     allowed=seg.one_activation,
-    domain=DICE.domain,
-    constants=(*DICE.constants, "alpha", "beta"),
     logits=seg.logits_in,
     slope=gradient_term_sizes.dice_slope,
-    kinks=seg.ties_matter,
     bounds=bounds.overlap,
     laws=laws.SEGMENTATION + laws.TVERSKY + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
@@ -89,14 +85,10 @@ GENERALIZED_DICE = Twin(
     operands=("input", "target"),
     options=seg.TARGET | seg.ACTIVATION | {"w_type": ("square", "simple", "uniform")}
     | seg.REDUCTION | seg.SMOOTHING | seg.BATCH | seg.SOFT_LABEL | seg.IGNORE | {"normalize_weights": (False, True)},
-    cases=segmentation,
-    slopes=seg.slopes_of_arguments,
+    **OF_OVERLAP,
     allowed=seg.one_activation,
-    domain=DICE.domain,
-    constants=DICE.constants,
     logits=seg.logits_in,
     terms=gradient_term_sizes.generalized_dice_loss,
-    kinks=seg.ties_matter,
     bounds=bounds.overlap,
     laws=laws.SEGMENTATION + laws.GENERALIZED + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
@@ -121,11 +113,10 @@ GENERALIZED_WASSERSTEIN_DICE = Twin(
     operands=("input", "target"),
     options={"dist_matrix": (seg.TREE, seg.EQUAL_DISTANCES, seg.ORDERED), "weighting_mode": ("default", "GDL")}
     | seg.REDUCTION | seg.SMOOTHING | seg.IGNORE,
-    cases=segmentation,
-    slopes=seg.slopes_of_arguments,
+    **OF_SEGMENTATION,
     channels=2,
     required=("dist_matrix",),
-    constants=DICE.constants,
+    constants=SMOOTHED,
     logits=lambda options: True,
     slope=gradient_term_sizes.wasserstein_slope,
     bounds=bounds.overlap,
@@ -150,8 +141,7 @@ FOCAL = Twin(
     gradient=reference.focal_loss_gradient,
     operands=("input", "target"),
     options=seg.TARGET | seg.FOCAL | seg.WEIGHT | seg.REDUCTION | seg.IGNORE,
-    cases=segmentation,
-    slopes=seg.slopes_of_arguments,
+    **OF_SEGMENTATION,
     logits=lambda options: True,
     bounds=bounds.not_negative,
     laws=laws.FOCAL + PROTOCOL,
@@ -173,6 +163,13 @@ COMPOUND: dict[str, tuple[Any, ...]] = {
     "weight": (None, 2.0, seg.PER_CHANNEL),
     "lambda_dice": seg.LAMBDAS,
 }
+# Attributes that both compound losses share.
+OF_COMPOUND: dict[str, Any] = OF_OVERLAP | {
+    "allowed": seg.one_activation_and_one_weight,
+    "logits": lambda options: True,
+    "slope": gradient_term_sizes.dice_slope,
+    "bounds": bounds.overlap_and_entropy,
+}
 
 DICE_CE = Twin(
     name="dice_ce",
@@ -186,15 +183,7 @@ DICE_CE = Twin(
         "lambda_ce": seg.LAMBDAS,
         "label_smoothing": (0.0, 0.25),
     },
-    cases=segmentation,
-    slopes=seg.slopes_of_arguments,
-    allowed=seg.one_activation_and_one_weight,
-    domain=DICE.domain,
-    constants=DICE.constants,
-    logits=lambda options: True,
-    slope=gradient_term_sizes.dice_slope,
-    kinks=seg.ties_matter,
-    bounds=bounds.overlap_and_entropy,
+    **OF_COMPOUND,
     laws=laws.DICE_CE + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
     benches=(labelled("DiceCELoss", others=peers.cross_entropy),),
@@ -207,15 +196,7 @@ DICE_FOCAL = Twin(
     gradient=reference.dice_focal_loss_gradient,
     operands=("input", "target"),
     options=COMPOUND | seg.FOCAL | {"focal_weight": (None, 2.0, seg.PER_CLASS), "lambda_focal": seg.LAMBDAS},
-    cases=segmentation,
-    slopes=seg.slopes_of_arguments,
-    allowed=seg.one_activation_and_one_weight,
-    domain=DICE.domain,
-    constants=DICE.constants,
-    logits=lambda options: True,
-    slope=gradient_term_sizes.dice_slope,
-    kinks=seg.ties_matter,
-    bounds=bounds.overlap_and_entropy,
+    **OF_COMPOUND,
     laws=laws.DICE_FOCAL + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
     benches=(
