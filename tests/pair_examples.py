@@ -17,11 +17,7 @@ def fast_rms_norm(x, w, eps=1e-6):
     return functional.rms_norm(x, x.shape[-1:], w, eps)
 
 
-def rms_norm_without_eps(x, w, eps=1e-6):
-    return functional.rms_norm(x, x.shape[-1:], w, 1e-6)
-
-
-class _FirstRow(torch.autograd.Function):
+class _Halved(torch.autograd.Function):
     @staticmethod
     def forward(ctx, w):
         return w.clone()
@@ -32,7 +28,7 @@ class _FirstRow(torch.autograd.Function):
 
 
 def rms_norm_of_half_a_gradient(x, w, eps=1e-6):
-    return fast_rms_norm(x, _FirstRow.apply(w), eps)
+    return fast_rms_norm(x, _Halved.apply(w), eps)
 
 
 class RMSNorm(torch.nn.Module):

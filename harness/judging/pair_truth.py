@@ -22,6 +22,10 @@ g_ref is the closed form of the pair, or else a derivative by complex step or, w
 differences; see `slopes.py`. The error estimate of the differences is a part of `own`. If there are many numbers, the
 derivatives along some directions are compared instead: random ones within a block, and those of single numbers.
 
+**Degraded** is an error beyond the bound of at most twice that of the plain computation: the reference in the working
+precision, here or at nearby points. For a gradient it is C times that error, since complex steps compute the gradient
+forwards, and the fast function computes it backwards, with other roundings.
+
 **Reference.** It computes in longdouble if it can, else in float64. `own` also holds an estimate of its rounding error,
 scaled from its results in the next lower precisions.
 
