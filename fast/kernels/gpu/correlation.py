@@ -246,6 +246,8 @@ def slopes(upstream: Tensor, p: Tensor, t: Tensor, of_both: Tensor, of_p: Tensor
     if plan.rank == 2:
         fields = [field.transpose(1, 2) for field in fields]
         by_voxel = None if by_voxel is None else by_voxel.transpose(1, 2)
+    if by_voxel is not None and far(by_voxel):
+        by_voxel = by_voxel.contiguous()
     gradient = torch.empty(p.shape, dtype=p.dtype, device=p.device)
     slab = windows.slab(1, 3 * (len(windows.steps) - 1))
     rooms = windows.scratch(slab, True)
