@@ -9,7 +9,13 @@ from torch import Tensor
 
 from twinloss.fast.engine.loss import entry_point
 from twinloss.fast.engine.segmentation.fraction import fraction
-from twinloss.fast.engine.segmentation.loss import ClassWeight, SegmentationLoss, checked_weight, weight_by_class
+from twinloss.fast.engine.segmentation.loss import (
+    ClassWeight,
+    SegmentationLoss,
+    checked_weight,
+    numbers_by_class,
+    weight_by_class,
+)
 from twinloss.fast.engine.segmentation.statistics import Activation, Overlap, Statistics
 from twinloss.fast.engine.segmentation.voxels import Voxels
 from twinloss.fast.kernels.contract import Terms
@@ -124,7 +130,7 @@ class DiceLoss(SegmentationLoss):
     def _loss(self, input: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         voxels = self.voxels(input, target, mask)
         if self.weight is None:
-            return self.reduced_fraction(input, voxels, self.overlap(), self._terms(voxels))
+            return self.reduced_fraction(input, voxels, self.overlap(), self.dice_terms(voxels))
         sums = voxels.sums(self.activation(input), overlap=self.overlap())
         return self.reduce(self.dice(sums, voxels), input)
 
@@ -134,10 +140,11 @@ class DiceLoss(SegmentationLoss):
 
     def dice(self, sums: Statistics, voxels: Voxels) -> Tensor:
         """Return the unreduced loss of each item and included class, (B, C'), or (1, C') with `batch`."""
-        loss = fraction(sums.stack, self._terms(voxels))
+        loss = fraction(sums.stack, self.dice_terms(voxels))
         return loss if self.weight is None else loss * self.class_weight(loss, voxels)
 
-    def _terms(self, voxels: Voxels) -> Terms:
+    def dice_terms(self, voxels: Voxels) -> Terms:
+        """Return the terms of the fraction."""
         # With I = TP, the denominator is D = 2 TP + FP + FN, or with `jaccard` 2 (D - I) = 2 TP + 2 (FP + FN).
         errors = 2.0 if self.jaccard else 1.0
         return self.terms(voxels, (2.0, errors, errors), squared=self.squared_pred)
@@ -200,6 +207,14 @@ class CompoundDiceLoss(DiceLoss):
             return sums, sums
         voxels = voxels.widened()
         return voxels.sums(own, overlap=self.overlap()), voxels.sums(activation, **plan)
+
+    def fractions(self, voxels: Voxels, factor: float) -> tuple[float | None, ...]:
+        """Return the factor of the fraction of each class in the reduced loss, None for one that is not included."""
+        items, classes = voxels.input.shape[:2]
+        included = classes if voxels.background else classes - 1
+        share = factor / (included * (1 if self.batch else items) if self.reduction == "mean" else 1)
+        weights = numbers_by_class(None if self.weight is None else self.seen(self.weight, voxels), included)
+        return (*[None] * (classes - included), *(share * weight for weight in weights))
 
     def seen(self, weight: float | tuple[float, ...], voxels: Voxels) -> float | tuple[float, ...]:
         """Return the weight of the included classes, given one for all classes or a single number."""

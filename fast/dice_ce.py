@@ -10,9 +10,17 @@ from torch import Tensor
 
 from twinloss.fast.dice import CompoundDiceLoss
 from twinloss.fast.engine.loss import entry_point
-from twinloss.fast.engine.segmentation.loss import ClassWeight, checked_weight, mean_of, weight_by_class
-from twinloss.fast.engine.segmentation.statistics import Activation, Statistics
+from twinloss.fast.engine.segmentation.compound import compound, is_served
+from twinloss.fast.engine.segmentation.loss import (
+    ClassWeight,
+    checked_weight,
+    mean_of,
+    numbers_by_class,
+    weight_by_class,
+)
+from twinloss.fast.engine.segmentation.statistics import Activation, Statistics, Surprisal
 from twinloss.fast.engine.segmentation.voxels import Voxels
+from twinloss.fast.kernels.contract import CompoundPlan
 from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.options import Rule, checked_number, checked_reduction
 from twinloss.fast.runtime.ranks import ProcessGroup
@@ -140,16 +148,42 @@ class DiceCELoss(CompoundDiceLoss):
         """Return the loss; the class documents shapes and errors."""
         voxels = self.compound_voxels(input, target)
         activation: Activation = "softmax" if input.shape[1] > 1 else "sigmoid"
-        plan: dict[str, Any] = {"surprisal": "all" if self.label_smoothing else "target"}
+        surprisal: Surprisal = "all" if self.label_smoothing else "target"
         if input.shape[1] == 1 and self.label_smoothing > 0:
             voxels = voxels.widened()
             dice_sums, _ = self.two_sums(voxels, activation, {})
             ce_sums = self._smoothed(voxels).sums(activation, surprisal="target")
         else:
-            dice_sums, ce_sums = self.two_sums(voxels, activation, plan)
-        dice = self.reduced(self.dice(dice_sums, voxels), input.ndim)
-        loss = self.lambda_dice * dice + self.lambda_ce * self._cross_entropy(ce_sums, voxels)
-        return loss.to(dispatch.result_type(input))
+            if self.activation(input) == activation and self._is_whole(voxels):
+                asked = self._whole(voxels, activation, surprisal)
+                return compound(voxels, asked, lambda sums: self._total(sums, sums, voxels).to(asked.dtype))
+            dice_sums, ce_sums = self.two_sums(voxels, activation, {"surprisal": surprisal})
+        return self._total(dice_sums, ce_sums, voxels).to(dispatch.result_type(input))
+
+    def _total(self, dice_sums: Statistics, ce_sums: Statistics, voxels: Voxels) -> Tensor:
+        """Return the loss, given the statistics of each term."""
+        dice = self.reduced(self.dice(dice_sums, voxels), voxels.input.ndim)
+        return self.lambda_dice * dice + self.lambda_ce * self._cross_entropy(ce_sums, voxels)
+
+    def _is_whole(self, voxels: Voxels) -> bool:
+        """Return whether kernels compute the whole loss; the count of one channel must then be known."""
+        known = voxels.input.shape[1] > 1 or voxels.ignore_index is None
+        return known and is_served(voxels)
+
+    def _whole(self, voxels: Voxels, activation: Activation, surprisal: Surprisal) -> CompoundPlan:
+        x, smoothing, mean = voxels.input, self.label_smoothing, self.reduction == "mean"
+        classes = x.shape[1]
+        name, weight = ("ce_weight", self.ce_weight) if self.weight is None else ("weight", self.weight)
+        weights = numbers_by_class(weight, classes, name)
+        factor = self.lambda_ce / (x.numel() if mean and classes == 1 else 1)
+        hits = tuple(factor * (1 - smoothing) * w for w in weights)
+        misses: tuple[float | None, ...] = (factor,) if classes == 1 else (None,) * classes
+        if smoothing:
+            misses = tuple(factor * smoothing / classes * w for w in weights)
+        plan = voxels.plan(activation, overlap=self.overlap(), surprisal=surprisal)
+        volumes, fractions = weights if mean and classes > 1 else (), self.fractions(voxels, self.lambda_dice)
+        kind = dispatch.result_type(x)
+        return CompoundPlan(plan, self.dice_terms(voxels), fractions, hits, misses, volumes, False, kind)
 
     def _smoothed(self, voxels: Voxels) -> Voxels:
         """Return the voxels with the smoothed target (1 - ε) g + ε/2 of a binary problem."""
