@@ -14,6 +14,7 @@ from twinloss.fast.engine.segmentation.loss import (
     Fraction,
     SegmentationLoss,
     checked_weight,
+    numbers_by_class,
     weight_by_class,
 )
 from twinloss.fast.engine.segmentation.statistics import Activation, Overlap, Statistics
@@ -140,14 +141,15 @@ class DiceLoss(SegmentationLoss):
 
     def fraction(self, voxels: Voxels) -> Fraction:
         """Return the fraction of each item and class, for a loss without class weights."""
-        return Fraction(self.overlap(), self._terms(voxels))
+        return Fraction(self.overlap(), self.dice_terms(voxels))
 
     def dice(self, sums: Statistics, voxels: Voxels) -> Tensor:
         """Return the unreduced loss of each item and included class, (B, C'), or (1, C') with `batch`."""
-        loss = fraction(sums.stack, self._terms(voxels))
+        loss = fraction(sums.stack, self.dice_terms(voxels))
         return loss if self.weight is None else loss * self.class_weight(loss, voxels)
 
-    def _terms(self, voxels: Voxels) -> Terms:
+    def dice_terms(self, voxels: Voxels) -> Terms:
+        """Return the terms of the fraction."""
         # With I = TP, the denominator is D = 2 TP + FP + FN, or with `jaccard` 2 (D - I) = 2 TP + 2 (FP + FN).
         errors = 2.0 if self.jaccard else 1.0
         return self.terms(voxels, (2.0, errors, errors), squared=self.squared_pred)
@@ -211,6 +213,14 @@ class CompoundDiceLoss(DiceLoss):
             return sums, sums
         voxels = voxels.widened()
         return voxels.sums(own, overlap=self.overlap()), voxels.sums(activation, **plan)
+
+    def fractions(self, voxels: Voxels, factor: float) -> tuple[float | None, ...]:
+        """Return the factor of the fraction of each class in the reduced loss, None for one that is not included."""
+        items, classes = voxels.input.shape[:2]
+        included = classes if voxels.background else classes - 1
+        share = factor / (included * (1 if self.batch else items) if self.reduction == "mean" else 1)
+        weights = numbers_by_class(None if self.weight is None else self.seen(self.weight, voxels), included)
+        return (*[None] * (classes - included), *(share * weight for weight in weights))
 
     def seen(self, weight: float | tuple[float, ...], voxels: Voxels) -> float | tuple[float, ...]:
         """Return the weight of the included classes, given one for all classes or a single number."""

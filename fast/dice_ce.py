@@ -11,10 +11,19 @@ from torch import Tensor
 
 from twinloss.fast.dice import CompoundDiceLoss
 from twinloss.fast.engine.loss import entry_point
+from twinloss.fast.engine.segmentation.compound import compound, is_served
 from twinloss.fast.engine.segmentation.labels import checked_labels
-from twinloss.fast.engine.segmentation.loss import ClassWeight, checked_weight, mean_of, times, weight_by_class
-from twinloss.fast.engine.segmentation.statistics import Activation, Statistics
+from twinloss.fast.engine.segmentation.loss import (
+    ClassWeight,
+    checked_weight,
+    mean_of,
+    numbers_by_class,
+    times,
+    weight_by_class,
+)
+from twinloss.fast.engine.segmentation.statistics import Activation, Statistics, Surprisal
 from twinloss.fast.engine.segmentation.voxels import Voxels
+from twinloss.fast.kernels.contract import CompoundPlan
 from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import checked_flag
 from twinloss.fast.runtime.options import Rule, checked_number, checked_reduction
@@ -168,7 +177,7 @@ class DiceCELoss(CompoundDiceLoss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the class documents shapes and errors."""
         voxels = self.compound_voxels(input, target)
-        binary = self.multilabel or input.shape[1] == 1
+        binary = self._is_binary(voxels)
         if self.sigmoid and not binary:
             warn_once(
                 self, "sigmoid",
@@ -176,17 +185,51 @@ class DiceCELoss(CompoundDiceLoss):
                 f"{input.shape[1]} classes: pass multilabel=True if the classes may overlap",
             )  # fmt: skip
         activation: Activation = "sigmoid" if binary else "softmax"
-        plan: dict[str, Any] = {"surprisal": "all" if self.label_smoothing else "target"}
+        surprisal: Surprisal = "all" if self.label_smoothing else "target"
         if binary and self.label_smoothing > 0:
             voxels = voxels.widened()
             dice_sums, _ = self.two_sums(voxels, activation, {})
             ce_sums = self._smoothed(voxels).sums(activation, surprisal="target")
         else:
-            dice_sums, ce_sums = self.two_sums(voxels, activation, plan)
-        dice = self.reduced(self.dice(dice_sums, voxels), input.ndim)
-        ce = self._cross_entropy(ce_sums, voxels, binary)
-        loss = times(self.lambda_dice, dice) + times(self.lambda_ce, ce)
-        return loss.to(dispatch.result_type(input))
+            if self.activation(input) == activation and self._is_whole(voxels):
+                asked = self._whole(voxels, activation, surprisal)
+                return compound(voxels, asked, lambda sums: self._total(sums, sums, voxels).to(asked.dtype))
+            dice_sums, ce_sums = self.two_sums(voxels, activation, {"surprisal": surprisal})
+        return self._total(dice_sums, ce_sums, voxels).to(dispatch.result_type(input))
+
+    def _is_binary(self, voxels: Voxels) -> bool:
+        """Return whether each channel is a binary problem."""
+        return self.multilabel or voxels.input.shape[1] == 1
+
+    def _total(self, dice_sums: Statistics, ce_sums: Statistics, voxels: Voxels) -> Tensor:
+        """Return the loss, given the statistics of each term."""
+        dice = self.reduced(self.dice(dice_sums, voxels), voxels.input.ndim)
+        return times(self.lambda_dice, dice) + times(self.lambda_ce, self._cross_entropy(ce_sums, voxels))
+
+    def _is_whole(self, voxels: Voxels) -> bool:
+        """Return whether kernels compute the whole loss; the count of a binary problem must then be known."""
+        known = not self._is_binary(voxels) or (voxels.ignore_index is None and voxels.kept is None)
+        return known and is_served(voxels)
+
+    def _whole(self, voxels: Voxels, activation: Activation, surprisal: Surprisal) -> CompoundPlan:
+        x, smoothing, mean, binary = (
+            voxels.input,
+            self.label_smoothing,
+            self.reduction == "mean",
+            activation != "softmax",
+        )
+        classes = x.shape[1]
+        name, weight = ("ce_weight", self.ce_weight) if self.weight is None else ("weight", self.weight)
+        weights = numbers_by_class(weight, classes, name)
+        factor = self.lambda_ce / (x.numel() if mean and binary else 1)
+        hits = tuple(factor * (1 - smoothing) * w for w in weights)
+        misses: tuple[float | None, ...] = (factor if binary else None,) * classes
+        if smoothing:
+            misses = tuple(factor * smoothing / classes * w for w in weights)
+        plan = voxels.plan(activation, overlap=self.overlap(), surprisal=surprisal)
+        volumes, fractions = () if binary or not mean else weights, self.fractions(voxels, self.lambda_dice)
+        kind = dispatch.result_type(x)
+        return CompoundPlan(plan, self.dice_terms(voxels), fractions, hits, misses, volumes, False, kind)
 
     def _smoothed(self, voxels: Voxels) -> Voxels:
         """Return the voxels with the smoothed target (1 - ε) g + ε/2 of a binary problem."""
@@ -198,13 +241,13 @@ class DiceCELoss(CompoundDiceLoss):
         smoothed = (1 - self.label_smoothing) * target.double() + self.label_smoothing / 2
         return replace(voxels, input=x, target=smoothed, mask=kept, ignore_index=None, labels=False)
 
-    def _cross_entropy(self, sums: Statistics, voxels: Voxels, binary: bool) -> Tensor:
+    def _cross_entropy(self, sums: Statistics, voxels: Voxels) -> Tensor:
         classes = sums.hits.shape[1]
         weight = self.ce_weight if self.weight is None else self.weight
         w: Tensor | float = 1.0
         if weight is not None:
             w = weight_by_class(weight, classes, sums.hits, "ce_weight" if self.weight is None else "weight")
-        if binary:
+        if self._is_binary(voxels):
             total, count = (w * sums.hits + sums.misses).sum(), classes * voxels.counts().sum()
         else:
             smoothing, hits = self.label_smoothing, sums.hits

@@ -9,8 +9,11 @@ from torch import Tensor
 
 from twinloss.fast.dice import CompoundDiceLoss
 from twinloss.fast.engine.loss import entry_point
+from twinloss.fast.engine.segmentation.compound import compound
 from twinloss.fast.engine.segmentation.loss import ClassWeight, checked_weight, times
+from twinloss.fast.engine.segmentation.statistics import Statistics
 from twinloss.fast.focal import FOCAL_CHECKS, FOCAL_RULES, FocalTerm
+from twinloss.fast.kernels.contract import CompoundPlan
 from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.options import checked_number
 from twinloss.fast.runtime.ranks import ProcessGroup
@@ -143,11 +146,18 @@ class DiceFocalLoss(CompoundDiceLoss):
             voxels = voxels.widened()
         term.warn(input)
         activation = term.activation(input.shape[1])
-        dice_sums, focal_sums = self.two_sums(voxels, activation, {} if reduction == "none" else term.plan())
-        dice = times(self.lambda_dice, self.reduced(self.dice(dice_sums, voxels), input.ndim))
         weight = self.focal_weight if self.weight is None else self.seen(self.weight, voxels)
-        if reduction == "none":
-            focal = term.unreduced(voxels, weight)
-            return (dice + times(self.lambda_focal, focal)).to(kind)
-        focal = term.reduced(focal_sums, voxels, reduction, weight)
-        return (dice + times(self.lambda_focal, focal)).to(kind)
+
+        def total(dice_sums: Statistics, focal_sums: Statistics) -> Tensor:
+            dice = times(self.lambda_dice, self.reduced(self.dice(dice_sums, voxels), input.ndim))
+            if reduction == "none":
+                return (dice + times(self.lambda_focal, term.unreduced(voxels, weight))).to(kind)
+            return (dice + times(self.lambda_focal, term.reduced(focal_sums, voxels, reduction, weight))).to(kind)
+
+        if reduction != "none" and self.activation(input) == activation and term.is_whole(voxels):
+            plan = voxels.plan(activation, overlap=self.overlap(), **term.plan())
+            surprisals = term.whole(voxels, reduction, weight, self.lambda_focal)
+            fractions = self.fractions(voxels, self.lambda_dice)
+            asked = CompoundPlan(plan, self.dice_terms(voxels), fractions, *surprisals, kind)
+            return compound(voxels, asked, lambda sums: total(sums, sums))
+        return total(*self.two_sums(voxels, activation, {} if reduction == "none" else term.plan()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -11,16 +11,19 @@ import torch
 from torch import Tensor
 
 from twinloss.fast.engine.loss import entry_point
+from twinloss.fast.engine.segmentation.compound import compound, is_served
 from twinloss.fast.engine.segmentation.loss import (
     ClassWeight,
     SegmentationLoss,
     checked_weight,
     mean_of,
+    numbers_by_class,
     weight_by_class,
 )
 from twinloss.fast.engine.segmentation.plain import focal_terms
 from twinloss.fast.engine.segmentation.statistics import Activation, Statistics, Surprisal
 from twinloss.fast.engine.segmentation.voxels import Voxels
+from twinloss.fast.kernels.contract import CompoundPlan
 from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import checked_flag
 from twinloss.fast.runtime.options import Check, Rule, checked_number, fixed
@@ -121,6 +124,33 @@ class FocalTerm:
         if reduction == "mean":
             return mean_of(totals.sum(), counts.sum() * totals.shape[1])
         return mean_of(totals.sum(1), counts).sum()
+
+    def is_whole(self, voxels: Voxels) -> bool:
+        """Return whether kernels compute the whole loss; how many voxels are ignored must then follow from volumes."""
+        return (voxels.ignore_index is None or voxels.labels) and is_served(voxels)
+
+    def whole(
+        self, voxels: Voxels, reduction: str, weight: Any, factor: float = 1.0
+    ) -> tuple[tuple[float | None, ...], tuple[float | None, ...], tuple[float, ...], bool]:
+        """Return hits, misses, volumes and `by_item` of the `CompoundPlan` of `reduced`, times a factor."""
+        items, classes = voxels.input.shape[:2]
+        binary, mean = self.activation(classes) == "sigmoid", reduction == "mean"
+        counted = classes if voxels.background else classes - 1
+        positive: Sequence[float] = (1.0,) * counted
+        negative = positive
+        if self.alpha is not None:
+            positive = numbers_by_class(self.alpha, counted, "alpha")
+            negative = [1 - a for a in positive]
+            if not binary and not isinstance(self.alpha, tuple) and voxels.background:
+                positive = [negative[0], *positive[1:]]
+        scale = numbers_by_class(weight, counted)
+        volumes: tuple[float, ...] = (counted if mean else 1.0,) * classes
+        if voxels.ignore_index is None:
+            volumes, factor = (), factor / (voxels.input[0, 0].numel() * (items * counted if mean else 1))
+        out = [None] * (classes - counted)
+        hits = *out, *(factor * a * w for a, w in zip(positive, scale, strict=True))
+        misses = *out, *(factor * a * w if binary else None for a, w in zip(negative, scale, strict=True))
+        return hits, misses, volumes, not mean
 
     def slopes(self, voxels: Voxels, reduction: str, weight: Any) -> Tensor:
         """Return the derivative of `reduced` with respect to the hits of each item and class, (B, C)."""
@@ -223,6 +253,11 @@ class FocalLoss(SegmentationLoss):
         if self.reduction == "none":
             return term.unreduced(voxels, self.weight).to(dispatch.result_type(input))
         arguments = voxels, self.reduction, self.weight
+        kind = dispatch.result_type(input)
+        if term.is_whole(voxels):
+            plan = voxels.plan(term.activation(input.shape[1]), **term.plan())
+            asked = CompoundPlan(plan, None, (), *term.whole(*arguments), kind)
+            return compound(voxels, asked, lambda sums: term.reduced(sums, *arguments).to(kind))
         slopes = partial(term.slopes, *arguments)
         sums = voxels.sums(term.activation(input.shape[1]), slopes=slopes, **term.plan())
-        return term.reduced(sums, *arguments).to(dispatch.result_type(input))
+        return term.reduced(sums, *arguments).to(kind)

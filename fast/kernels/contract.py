@@ -42,11 +42,11 @@ from twinloss.fast.kernels.statistic_rows import (
 from twinloss.fast.runtime.dispatch import Statistic
 
 __all__ = [
-    "BENDING_ENERGY", "CORRELATION", "DIFFUSION", "DISTANCE", "FN", "FP", "HISTOGRAM", "HITS", "MISSES", "NEARNESS",
-    "ROWS", "SMOOTHING", "TP", "TP_LESS_FN", "VOLUME", "VOXELS", "ClassWeights", "CorrelationKernels",
-    "CorrelationPlan", "Differences", "Distances", "EnergyKernels", "FractionPlan", "HistogramKernels", "HistogramPlan",
-    "InvalidVoxelsError", "Plan", "SmoothingKernels", "Terms", "UpstreamSlopes", "VoxelInputs", "VoxelKernels", "Weigh",
-    "unweighted",
+    "BENDING_ENERGY", "COMPOUND", "CORRELATION", "DIFFUSION", "DISTANCE", "FN", "FP", "HISTOGRAM", "HITS", "MISSES",
+    "NEARNESS", "ROWS", "SMOOTHING", "TP", "TP_LESS_FN", "VOLUME", "VOXELS", "ClassWeights", "CompoundKernels",
+    "CompoundPlan", "CorrelationKernels", "CorrelationPlan", "Differences", "Distances", "EnergyKernels",
+    "FractionPlan", "HistogramKernels", "HistogramPlan", "InvalidVoxelsError", "Plan", "SmoothingKernels", "Terms",
+    "UpstreamSlopes", "VoxelInputs", "VoxelKernels", "Weigh", "unweighted",
 ]  # fmt: skip
 
 # --- segmentation: sums over voxels, by item and class ----------------------------------------------------------------
@@ -184,6 +184,33 @@ class FractionPlan(NamedTuple):
     dtype: torch.dtype
 
 
+class CompoundPlan(NamedTuple):
+    """A loss of two terms: a weighted sum of fractions, or none, and a weighted sum of surprisals divided by a count.
+
+    A factor of None leaves a class out, whatever its statistics are.
+
+    Attributes:
+        plan: the statistics.
+        terms: the fraction, or None.
+        fractions: the factor of the fraction of each class, (C).
+        hits: the factor of the hits of each class.
+        misses: the factor of the misses of each class.
+        volumes: the factor of the volume of each class in the count; empty if the count is 1.
+        by_item: whether each item is divided by its own count; otherwise the sum is divided by that of all items. If
+            the count is 0, it is 1.
+        dtype: the dtype of the result.
+    """
+
+    plan: Plan
+    terms: Terms | None
+    fractions: tuple[float | None, ...]
+    hits: tuple[float | None, ...]
+    misses: tuple[float | None, ...]
+    volumes: tuple[float, ...]
+    by_item: bool
+    dtype: torch.dtype
+
+
 class VoxelKernels(Protocol):
     """The sums of a segmentation, and losses that are a fraction of these sums."""
 
@@ -211,6 +238,19 @@ class VoxelKernels(Protocol):
 
 
 VOXELS: Statistic[VoxelKernels] = Statistic("voxels")
+
+
+class CompoundKernels(Protocol):
+    """Losses of two terms as a whole, for devices on which operators of torch cost more than the voxels."""
+
+    def compound(self, inputs: VoxelInputs, asked: CompoundPlan, ahead: bool) -> tuple[Tensor, object]:
+        """Return a scalar loss, and the object that is kept for its gradient."""
+
+    def compound_gradient(self, upstream: Tensor, inputs: VoxelInputs, asked: CompoundPlan, kept: Any) -> Tensor:
+        """Return the gradient of such a loss, times the upstream gradient."""
+
+
+COMPOUND: Statistic[CompoundKernels] = Statistic("compound")
 
 # --- displacement fields: sums of squared differences -----------------------------------------------------------------
 

@@ -546,12 +546,12 @@ class SoftmaxOfRegions(fast.DiceCELoss):
 class WeightOnNegatives(fast.DiceCELoss):
     """In a binary problem, the class weight multiplies negatives, too: it no longer balances rare regions."""
 
-    def _cross_entropy(self, sums: Any, voxels: Any, binary: bool) -> Tensor:
+    def _cross_entropy(self, sums: Any, voxels: Any) -> Tensor:
         weight = self.ce_weight if self.weight is None else self.weight
-        if binary and weight is not None:
+        if self._is_binary(voxels) and weight is not None:
             weighted = sums.misses * torch.as_tensor(weight, dtype=torch.float64)
             sums = replace(sums, stack=torch.cat([sums.stack[:MISSES], weighted[None], sums.stack[MISSES + 1 :]]))
-        return super()._cross_entropy(sums, voxels, binary)
+        return super()._cross_entropy(sums, voxels)
 
 
 @bug("dice_focal")

@@ -41,6 +41,12 @@ class FakeKernels:
         assert kept.take() == "kept"
         return self._like("loss_gradient", torch.empty_like(inputs.x))
 
+    def compound(self, inputs, asked, ahead):
+        return self._like("compound", torch.empty((), dtype=asked.dtype, device="meta"), "kept")
+
+    def compound_gradient(self, upstream, inputs, asked, kept):
+        return self._like("compound_gradient", torch.empty_like(inputs.x))
+
     # fields and correlation
     def value(self, u, *rest):
         return self._like("value", torch.empty((), dtype=rest[-1], device="meta"))
@@ -61,7 +67,7 @@ class FakeKernels:
 def fake(monkeypatch):
     """Kernels for the meta device, registered for all statistics."""
     made, statistics = FakeKernels(), [each for each in vars(contract).values() if isinstance(each, contract.Statistic)]
-    assert len(statistics) == 6
+    assert len(statistics) == 7
     for each in statistics:
         each.register("meta", (torch.float32,), lambda: made)
     yield made
@@ -73,7 +79,11 @@ CASES = pytest.mark.parametrize(
     ("loss", "arguments", "asked"),
     [
         (DiceLoss(softmax=True, to_onehot_y=True), (logits(1, 3, 5), labels(1, 1, 5)), ["loss", "loss_gradient"]),
-        (FocalLoss(to_onehot_y=True), (logits(1, 3, 5), labels(1, 1, 5)), ["sums", "gradient"]),
+        (
+            DiceLoss(softmax=True, to_onehot_y=True, weight=[1.0, 2.0, 3.0]), (logits(1, 3, 5), labels(1, 1, 5)),
+            ["sums", "gradient"],
+        ),
+        (FocalLoss(to_onehot_y=True), (logits(1, 3, 5), labels(1, 1, 5)), ["compound", "compound_gradient"]),
         (BendingEnergyLoss(), (logits(1, 3, 5, 5, 5),), ["value_and_gradient"]),
         (LNCC(1), (logits(1, 1, 9), logits(1, 1, 9)), ["value_and_gradient"]),
         (GlobalMutualInformationLoss(4), (logits(1, 1, 9), logits(1, 1, 9)), ["histogram", "gradient"]),
@@ -82,7 +92,7 @@ CASES = pytest.mark.parametrize(
             ["smooth", "smooth", "value_and_gradient", "smooth"],
         ),
     ],
-    ids=["fraction", "sums", "field", "correlation", "histogram", "smoothing"],
+    ids=["fraction", "sums", "compound", "field", "correlation", "histogram", "smoothing"],
 )  # fmt: skip
 
 

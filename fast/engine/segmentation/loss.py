@@ -92,12 +92,24 @@ def one_activation(sigmoid: bool, softmax: bool, other_act: Callable[[Tensor], T
 
 def weight_by_class(weight: float | tuple[float, ...], classes: int, like: Tensor, name: str = "weight") -> Tensor:
     """Return a checked weight as a tensor that broadcasts over the classes of `like`."""
+    _check_length(weight, classes, name)
+    return torch.as_tensor(weight, dtype=like.dtype, device=like.device)
+
+
+def numbers_by_class(weight: float | tuple[float, ...] | None, classes: int, name: str = "weight") -> tuple[float, ...]:
+    """Return a checked weight as a number for each class."""
+    if isinstance(weight, tuple):
+        _check_length(weight, classes, name)
+        return weight
+    return (1.0 if weight is None else weight,) * classes
+
+
+def _check_length(weight: float | tuple[float, ...], classes: int, name: str) -> None:
     if isinstance(weight, tuple) and len(weight) != classes:
         raise ValueError(
             f"{name} has {len(weight)} values but {classes} classes take part in the loss: give one value "
             "for each (without the background if include_background=False), or a single number"
         )
-    return torch.as_tensor(weight, dtype=like.dtype, device=like.device)
 
 
 class Fraction(NamedTuple):

@@ -53,6 +53,7 @@ def _smoothing() -> contract.SmoothingKernels:
 def register() -> None:
     """Let these kernels serve CPUs."""
     contract.VOXELS.register("cpu", _WITH_HALVES, _voxels)
+    contract.COMPOUND.unregister("cpu")  # on a CPU, the formulas of the losses take little time
     contract.BENDING_ENERGY.register("cpu", _FULL, _bending_energy)
     contract.DIFFUSION.register("cpu", _FULL, _diffusion)
     contract.CORRELATION.register("cpu", _FULL, _correlation)

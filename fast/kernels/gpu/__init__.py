@@ -22,6 +22,12 @@ def _voxels() -> contract.VoxelKernels:
     return voxels
 
 
+def _compound() -> contract.CompoundKernels:
+    from twinloss.fast.kernels.gpu import voxels
+
+    return voxels
+
+
 def _bending_energy() -> contract.EnergyKernels:
     from twinloss.fast.kernels.gpu import fields
 
@@ -55,6 +61,7 @@ def _histogram() -> contract.HistogramKernels:
 def register(device: str) -> None:
     """Let these kernels serve a type of device."""
     contract.VOXELS.register(device, DTYPES, _voxels)
+    contract.COMPOUND.register(device, DTYPES, _compound)
     contract.BENDING_ENERGY.register(device, DTYPES, _bending_energy)
     contract.DIFFUSION.register(device, DTYPES, _diffusion)
     contract.CORRELATION.register(device, DTYPES, _correlation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import astuple
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from twinloss.fast.kernels.contract import (
     TP,
     VOLUME,
     ClassWeights,
+    CompoundPlan,
     FractionPlan,
     Plan,
     Terms,
@@ -113,14 +115,10 @@ def gradient(upstream: Tensor, inputs: VoxelInputs, plan: Plan, kept: None) -> T
 def loss(inputs: VoxelInputs, asked: FractionPlan, ahead: bool) -> tuple[Tensor, Tensor]:
     """Return a scalar loss, and the slopes for its gradient."""
     call, terms, weigh = _call(inputs, asked.plan, _matrix(asked, inputs.x)), asked.terms, asked.weigh
-    parts = _parts(call)
-    items, chunks, rows, classes = parts.shape
-    steps = chunks * rows * classes, classes
+    items, classes = call.x.shape[:2]
     declared, weights = weigh if isinstance(weigh, ClassWeights) else None, (None, None)
     undeclared = declared is None and weigh is not unweighted
-    if undeclared or chunks > _FEW_CHUNKS:
-        parts = _added(call, parts)
-        chunks, steps = 1, (classes, items * classes)
+    parts, *steps = _parts_or_sums(call, undeclared)
     if undeclared:
         volumes = parts[VOLUME, :, terms.first :]
         given = weigh(volumes.sum(0, keepdim=True) if terms.batch else volumes)
@@ -130,10 +128,31 @@ def loss(inputs: VoxelInputs, asked: FractionPlan, ahead: bool) -> tuple[Tensor,
     numbers, constants = _terms(terms, declared, asked.mean, classes)
     rows_of_weights = (1 if each is None else len(each) for each in weights)
     launch(
-        fraction.fraction, (1,), parts, *weights, slopes, value, items, chunks, *steps, *rows_of_weights, *numbers,
+        fraction.fraction, (1,), parts, *weights, slopes, value, items, *steps, *rows_of_weights, *numbers,
         warps=8, **constants,
     )  # fmt: skip
     return value, slopes
+
+
+def compound(inputs: VoxelInputs, asked: CompoundPlan, ahead: bool) -> tuple[Tensor, Tensor]:
+    """Return a scalar loss of two terms, and the slopes for its gradient."""
+    call = _call(inputs, asked.plan, None)
+    items, classes = call.x.shape[:2]
+    parts, *steps = _parts_or_sums(call, False)
+    slopes = _slopes(call)
+    value = torch.empty((), dtype=asked.dtype, device=call.x.device)
+    factors, numbers, constants = _compound_terms(asked)
+    launch(
+        fraction.compound, (1,), parts, on_device(factors, value.device), slopes, value, items, *steps, *numbers,
+        warps=8, **constants, **_classes(classes),
+    )  # fmt: skip
+    return value, slopes
+
+
+def compound_gradient(upstream: Tensor, inputs: VoxelInputs, asked: CompoundPlan, kept: Tensor | None) -> Tensor:
+    """Return the gradient of such a loss, times the upstream gradient."""
+    slopes = compound(inputs, asked, ahead=False)[1] if kept is None else kept
+    return _gradient(slopes, upstream, inputs.x, _call(inputs, asked.plan, None))
 
 
 def loss_gradient(upstream: Tensor, inputs: VoxelInputs, asked: FractionPlan, kept: Tensor | None) -> Tensor:
@@ -208,6 +227,25 @@ def _setup(
 
 
 @lru_cache(maxsize=256)
+def _compound_terms(asked: CompoundPlan) -> tuple[np.ndarray[Any, Any], tuple[float, ...], dict[str, Any]]:
+    """Return the factors, the numbers and the constants that the kernel of compound losses takes."""
+    nothing = (None,) * len(asked.hits)
+    rows = asked.fractions or nothing, asked.hits, asked.misses, asked.volumes or nothing
+    factors = np.array([[math.nan if each is None else each for each in row] for row in rows])
+    numbers: tuple[float, ...] = (0.0,) * 5
+    constants = {
+        "FRACTION": asked.terms is not None, "BATCH": False, "COMPLEMENTARY": False,
+        "COUNTED": bool(asked.volumes), "BY_ITEM": asked.by_item,
+    }  # fmt: skip
+    if asked.terms is not None:
+        terms = asked.terms
+        ((_, in_overlap),), ((_, in_errors), (_, in_others)) = terms.overlap, terms.errors
+        numbers = in_overlap, in_errors, in_others, terms.smooth_nr, terms.smooth_dr
+        constants |= {"BATCH": terms.batch, "COMPLEMENTARY": terms.complementary}
+    return factors, numbers, constants
+
+
+@lru_cache(maxsize=256)
 def _terms(
     terms: Terms, weights: ClassWeights | None, mean: bool, classes: int
 ) -> tuple[tuple[float, ...], dict[str, Any]]:
@@ -255,6 +293,15 @@ def _parts(call: _Call) -> Tensor:
         **setup.constants,
     )  # fmt: skip
     return parts
+
+
+def _parts_or_sums(call: _Call, summed: bool) -> tuple[Tensor, int, int, int]:
+    """Return the parts of few chunks, or their sums; and the number of chunks, and the steps between items and rows."""
+    parts = _parts(call)
+    items, chunks, rows, classes = parts.shape
+    if summed or chunks > _FEW_CHUNKS:
+        return _added(call, parts), 1, classes, items * classes
+    return parts, chunks, chunks * rows * classes, classes
 
 
 def _added(call: _Call, parts: Tensor) -> Tensor:

@@ -381,8 +381,9 @@ def test_the_operator_gives_what_the_node_gives(device):
 @pytest.mark.parametrize(
     "loss",
     [
-        DiceLoss(**SOFTMAX), TverskyLoss(**SIGMOID), GeneralizedDiceLoss(**SOFTMAX),
+        DiceLoss(**SOFTMAX), TverskyLoss(**SIGMOID), GeneralizedDiceLoss(**SOFTMAX), DiceCELoss(**SOFTMAX),
         GeneralizedWassersteinDiceLoss(distances(3)), DiceLoss(**SOFTMAX, ignore_index=1),
+        FocalLoss(to_onehot_y=True), DiceFocalLoss(**SOFTMAX, weight=[1.0, 2.0, 3.0]),
     ],
     ids=lambda loss: type(loss).__name__,
 )  # fmt: skip
@@ -399,6 +400,65 @@ def test_no_number_of_the_device_is_read(device, loss, monkeypatch):
         for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
             patched.setattr(torch.Tensor, name, read)
         loss(x, y).backward()
+
+
+@pytest.mark.parametrize(
+    ("loss", "launches"),
+    [
+        (DiceLoss(**SOFTMAX), ["sums", "fraction", "slopes"]),
+        (GeneralizedDiceLoss(**SOFTMAX), ["sums", "fraction", "slopes"]),
+        (FocalLoss(to_onehot_y=True, ignore_index=1), ["sums", "compound", "slopes"]),
+        (DiceCELoss(**SOFTMAX, label_smoothing=0.1), ["sums", "compound", "slopes"]),
+        (DiceFocalLoss(**SIGMOID, use_softmax=False), ["sums", "compound", "slopes"]),
+        (DiceFocalLoss(**SIGMOID), ["sums", "add"] * 2 + ["prepare", "slopes"] * 2),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_a_step_of_a_loss_takes_three_launches_if_its_terms_share_an_activation(device, loss, launches, monkeypatch):
+    from twinloss.fast.kernels.gpu import voxels
+
+    found, launch = [], voxels.launch
+    monkeypatch.setattr(
+        voxels, "launch", lambda kernel, *_, **__: [found.append(kernel.fn.__name__), launch(kernel, *_, **__)]
+    )
+    value_and_gradient(loss, logits(1, 3, 40).to(device), labels(1, 1, 40).to(device))
+    assert found == launches
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@with_options(
+    dice_ce=[
+        ({**SOFTMAX, "batch": True, "ce_weight": [1.0, 0.5, 2.0], "include_background": False},),
+        ({**SOFTMAX, "weight": [1.0, 0.0, 2.0], "label_smoothing": 0.25, "ignore_index": 1, "jaccard": True},),
+        ({"softmax": True, "lambda_dice": 0.5, "lambda_ce": 3.0, "squared_pred": True}, "soft"),
+    ],
+    dice_focal=[
+        ({**SOFTMAX, "include_background": False, "weight": [1.0, 0.5, 2.0], "alpha": 0.25, "ignore_index": 2},),
+        ({**SIGMOID, "use_softmax": False, "focal_weight": [1.0, 0.5, 2.0], "alpha": [0.2, 0.5, 0.9], "batch": True},),
+        ({"softmax": True, "gamma": 0.5, "ignore_index": 1}, "one-hot"),
+    ],
+    focal=[
+        ({"to_onehot_y": True, "include_background": False, "alpha": 0.25, "weight": [2.0, 4.0], "ignore_index": 255},),
+        ({"use_softmax": False, "alpha": 0.3}, "soft"),
+    ],
+)
+def test_compound_losses_with_weights_and_counts_are_within_the_bounds_of_the_hunt(case, reduction):
+    name, options, *target = case
+    judge(name, {**options, "reduction": reduction}, "float32", 3, *target)
+
+
+@pytest.mark.parametrize("name", ["dice_ce", "dice_focal", "focal"])
+def test_compound_losses_of_one_channel(name):
+    judge(name, {} if name == "focal" else {"sigmoid": True}, "float32", 1)
+
+
+@pytest.mark.parametrize("loss", [FocalLoss(to_onehot_y=True, ignore_index=7), DiceCELoss(**SOFTMAX, ignore_index=7)])
+def test_a_batch_whose_voxels_are_all_ignored_has_no_surprisal(device, loss):
+    x, y = logits(1, 3, 40).to(device), torch.full((1, 1, 40), 7, device=device)
+    for found, expected in zip(
+        value_and_gradient(loss, x, y), value_and_gradient(loss, x, y, form="plain"), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
 
 
 def test_compound_losses_of_two_activations(device):

@@ -111,6 +111,24 @@ def prepare(
 
 
 @triton.jit
+def _loss_and_slopes(
+    overlap, errors, share, w_overlap, w_errors, a, b, further, nu, delta, COMPLEMENTARY: tl.constexpr
+):
+    """Return the fraction, and its slopes in TP, in FP and in TP less FN, times a share.
+
+    The slopes in TP and FN may cancel, so that their difference is a formula of its own.
+    """
+    denominator = overlap + errors + delta
+    loss = (errors + (delta - nu)) / denominator
+    by_denominator = share / denominator
+    d = further if COMPLEMENTARY else 2.0 * further
+    both = (a * (errors + delta) + d * overlap + (d - a) * nu) / denominator
+    tp = w_overlap * (a * (-by_denominator * loss))
+    fp = w_errors * (b * (by_denominator * ((overlap + nu) / denominator)))
+    return loss, tp, fp, w_overlap * (-by_denominator * both)
+
+
+@triton.jit
 def _weights(weights_ptr, rows, group, c, first, CLASSES: tl.constexpr):
     """Return the weights of a group, given those of the included classes, (rows, C'), where rows may be 1."""
     at = tl.minimum(group, rows - 1) * (CLASSES - first) + c - first
@@ -181,25 +199,84 @@ def fraction(
         if POOLED:
             overlap = tl.sum(tl.where(included, w_overlap * overlap, 0.0), 0) + zero
             errors = tl.sum(tl.where(included, w_errors * errors, 0.0), 0) + zero
-        denominator = overlap + errors + delta
-        loss = (errors + (delta - nu)) / denominator
-        by_denominator = share / denominator
-        of_overlap = -by_denominator * loss
-        of_errors = by_denominator * ((overlap + nu) / denominator)
+        loss, tp, fp, hit = _loss_and_slopes(
+            overlap, errors, share, w_overlap, w_errors, a, b, further, nu, delta, COMPLEMENTARY
+        )
         # One of the classes stands for all that are pooled.
-        counted = (c == FIRST) if POOLED else included
-        total += tl.sum(tl.where(counted, loss, 0.0), 0)
-
+        total += tl.sum(tl.where((c == FIRST) if POOLED else included, loss, 0.0), 0)
+        tp, fp, hit = tl.where(included, tp, 0.0), tl.where(included, fp, 0.0), tl.where(included, hit, 0.0)
+        far = zero
+        if OVERLAP != TP:  # the overlap is the nearness, and the errors are the distance
+            tp, fp, hit, far = zero, zero, zero, fp - tp
         for item in range(group * together, (group + 1) * together):
-            # The slopes in TP and FN may cancel, so that their difference is a formula of its own.
-            d = further if COMPLEMENTARY else 2.0 * further
-            both = -by_denominator * ((a * (errors + delta) + d * overlap + (d - a) * nu) / denominator)
-            tp, fp, hit, far = zero, zero, zero, zero
-            if OVERLAP == TP:
-                tp = tl.where(included, w_overlap * (a * of_overlap), 0.0)
-                fp = tl.where(included, w_errors * (b * of_errors), 0.0)
-                hit = tl.where(included, w_overlap * both, 0.0)
-            else:
-                far = tl.where(included, w_errors * (b * of_errors) - w_overlap * (a * of_overlap), 0.0)
             _put(slopes_ptr + tl.full((), CLASSES, tl.int64) * item + c, row, there, tp, fp, hit, zero, zero, far)
     store(loss_ptr, total / count if MEAN else total)
+
+
+@triton.jit
+def _factors(factors_ptr, row: tl.constexpr, c, CLASSES: tl.constexpr):
+    """Return the factor of each class, and which classes have one."""
+    factor = tl.load(factors_ptr + row * CLASSES + c, c < CLASSES, float("nan"))
+    return tl.where(factor == factor, factor, 0.0), factor == factor
+
+
+@triton.jit
+def _counted(part_ptr, item, chunks, item_step, row_step, factor, c, CLASSES: tl.constexpr, TOGETHER: tl.constexpr):
+    """Return the weighted volume of an item."""
+    return tl.sum(factor * _summed(part_ptr, item, VOLUME, chunks, item_step, row_step, c, CLASSES, TOGETHER), 0)
+
+
+@triton.jit
+def compound(
+    part_ptr, factors_ptr, slopes_ptr, loss_ptr, items, chunks, item_step, row_step,
+    in_overlap: tl.float64, in_errors: tl.float64, in_others: tl.float64, nu: tl.float64, delta: tl.float64,
+    FRACTION: tl.constexpr, BATCH: tl.constexpr, COMPLEMENTARY: tl.constexpr, COUNTED: tl.constexpr,
+    BY_ITEM: tl.constexpr, CLASSES: tl.constexpr, PADDED: tl.constexpr, TOGETHER: tl.constexpr,
+):  # fmt: skip
+    """Write a loss of two terms, and the slopes that its gradient takes: see `CompoundPlan` of the contract.
+
+    The parts are as for `fraction`. The factors, (4, C) float64, are those of fractions, hits, misses and volumes; NaN
+    leaves a class out.
+    """
+    a, b = tl.full((), in_overlap, tl.float64), tl.full((), in_errors, tl.float64)
+    further = tl.full((), in_others, tl.float64)
+    nu, delta = tl.full((), nu, tl.float64), tl.full((), delta, tl.float64)
+    c = tl.arange(0, PADDED)
+    there = c < CLASSES
+    of_fraction, included = _factors(factors_ptr, 0, c, CLASSES)
+    of_hits, with_hits = _factors(factors_ptr, 1, c, CLASSES)
+    of_misses, with_misses = _factors(factors_ptr, 2, c, CLASSES)
+    of_volume, _ = _factors(factors_ptr, 3, c, CLASSES)
+    groups, together = (1, items) if BATCH else (items, 1)
+    row = tl.full((), items, tl.int64) * CLASSES
+    zero = tl.zeros((PADDED,), tl.float64)
+    total, count = tl.full((), 0.0, tl.float64), tl.full((), 1.0, tl.float64)
+    if COUNTED and not BY_ITEM:
+        count -= 1.0
+        for item in range(0, items):
+            count += _counted(part_ptr, item, chunks, item_step, row_step, of_volume, c, CLASSES, TOGETHER)
+        count = tl.where(count > 0, count, 1.0)
+    for group in range(0, groups):
+        tp, fp, hit = zero, zero, zero
+        if FRACTION:
+            overlap, errors = zero, zero
+            for item in range(group * together, (group + 1) * together):
+                overlap += a * _summed(part_ptr, item, TP, chunks, item_step, row_step, c, CLASSES, TOGETHER)
+                errors += b * _summed(part_ptr, item, FP, chunks, item_step, row_step, c, CLASSES, TOGETHER)
+                errors += further * _summed(part_ptr, item, FN, chunks, item_step, row_step, c, CLASSES, TOGETHER)
+            loss, tp, fp, hit = _loss_and_slopes(
+                overlap, errors, of_fraction, 1.0, 1.0, a, b, further, nu, delta, COMPLEMENTARY
+            )
+            tp, fp, hit = tl.where(included, tp, 0.0), tl.where(included, fp, 0.0), tl.where(included, hit, 0.0)
+            total += tl.sum(tl.where(included, of_fraction * loss, 0.0), 0)
+        for item in range(group * together, (group + 1) * together):
+            hits = _summed(part_ptr, item, HITS, chunks, item_step, row_step, c, CLASSES, TOGETHER)
+            misses = _summed(part_ptr, item, MISSES, chunks, item_step, row_step, c, CLASSES, TOGETHER)
+            of_item = tl.where(with_hits, of_hits * hits, 0.0) + tl.where(with_misses, of_misses * misses, 0.0)
+            if BY_ITEM:
+                count = _counted(part_ptr, item, chunks, item_step, row_step, of_volume, c, CLASSES, TOGETHER)
+                count = tl.where(count > 0, count, 1.0)
+            total += tl.sum(of_item, 0) / count
+            at = slopes_ptr + tl.full((), CLASSES, tl.int64) * item + c
+            _put(at, row, there, tp, fp, hit, of_hits / count, of_misses / count, zero)
+    store(loss_ptr, total)
