@@ -12,7 +12,8 @@ The losses then call them for such tensors; no loss has to change. Rules for all
   A large object is kept in a `Once`, so that it does not live as long as the loss. The tensors that the gradient gets
   may be copies of those that the value got. After double backward, nothing is kept any more.
 * Constants, such as weights of differences, are NumPy arrays or Python numbers.
-* A function that raises `InvalidVoxelsError` need not say which voxel is wrong: the engine finds it.
+* If numbers can be read (`runtime/checks.py`), invalid labels and masks raise `InvalidVoxelsError`, which need not say
+  which voxel is wrong: the engine finds it. Otherwise, they make the statistics of the call NaN.
 """
 
 from __future__ import annotations
