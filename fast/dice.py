@@ -70,8 +70,8 @@ class DiceLoss(SegmentationLoss):
     Raises:
         TypeError: if ``other_act`` is neither None nor callable, or if the input is not a floating-point tensor.
         ValueError: if more than one of ``sigmoid``, ``softmax`` and ``other_act`` is given; if the reduction is
-            unknown; if weights are negative, NaN or not one for each class; if a label is not a class; if the input is
-            empty.
+            unknown; if weights are negative, NaN or not one for each class; if the input is empty; on the CPU, if a
+            label is not a class. On other devices, the loss is then NaN, unless ``TWINLOSS_CHECK=1`` is set.
         AssertionError: if the shapes of input and target do not match. The error is also a ValueError.
 
     Warns:
@@ -172,7 +172,8 @@ class MaskedDiceLoss(DiceLoss):
         """Return the loss within `mask`, (B, 1, *S) or (1, 1, *S). Without a mask, warn and return the Dice loss.
 
         Raises:
-            ValueError: if the shape of the mask does not match the input, or if its values lie outside [0, 1].
+            ValueError: if the shape of the mask does not match the input, or, on the CPU, if its values lie outside
+                [0, 1]. On other devices, the loss is then NaN, unless ``TWINLOSS_CHECK=1`` is set.
         """
         if mask is None:
             warn("no mask given: the loss is that of DiceLoss")

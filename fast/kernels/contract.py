@@ -11,9 +11,9 @@ The losses then call them for such tensors; no loss has to change. Rules for all
 * A value may keep any object for its gradient. The engine passes it back unchanged, or passes None if nothing was kept.
   A large object is kept in a `Once`, so that it does not live as long as the loss. The tensors that the gradient gets
   may be copies of those that the value got. After double backward, nothing is kept any more.
-* Constants, such as weights of differences, are NumPy arrays or Python numbers. In a traced call, an array may be a
-  tensor on the device of `x`.
-* A function that raises `InvalidVoxelsError` need not say which voxel is wrong: the engine finds it.
+* Constants, such as weights of differences, are NumPy arrays or Python numbers.
+* If numbers can be read (`runtime/checks.py`), invalid labels and masks raise `InvalidVoxelsError`, which need not say
+  which voxel is wrong: the engine finds it. Otherwise, they make the statistics of the call NaN.
 """
 
 from __future__ import annotations

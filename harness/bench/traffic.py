@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -95,14 +96,14 @@ class Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, and count it."""
         kwargs, name = kwargs or {}, func._schema.name.split("::")[1]
-        self.waits += name in _WAITS
+        self.waits += name in _WAITS and args[0].is_meta
         if name == "_local_scalar_dense" and args[0].is_meta:
             return torch.zeros((), dtype=args[0].dtype).item()
         out = func(*args, **kwargs)
         read = {name: value for name, value in kwargs.items() if name != "out"}
         given, made = _tensors((args, read)), _tensors(out)
         on_host = bool(given) and all(each.device.type == "cpu" for each in given)
-        if any(each.is_meta for each in made) and (on_host or name == "lift_fresh"):
+        if any(each.is_meta for each in made) and on_host:
             self.uploads += 1
         view = any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns)
         if view or not any(each.is_meta for each in made):
@@ -154,15 +155,31 @@ class Counter(TorchDispatchMode):
         self.live += size
 
 
+class _Uploads(TorchFunctionMode):
+    """Add tensors to a counter that are made of Python numbers, which a dispatch mode does not see."""
+
+    def __init__(self, counter: Counter) -> None:
+        super().__init__()
+        self.counter = counter
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function, and count its result if it is a constant."""
+        made = func(*args, **(kwargs or {}))
+        if func in (torch.tensor, torch.as_tensor) and made.is_meta and not isinstance(args[0], Tensor):
+            self.counter.uploads += 1
+        return made
+
+
 def traffic(loss: Callable[..., Tensor], arguments: Sequence[Tensor]) -> Traffic:
     """Count one forward and one backward pass with respect to the first argument, on the meta device."""
     x, *rest = (each.to("meta") for each in arguments)
     x.requires_grad_()
     with dispatch.forced("plain"), dispatch.watched(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.autograd.grad(loss(x, *rest), x)  # constants are made once
+        with Counter():
+            torch.autograd.grad(loss(x, *rest), x)  # constants are made once
         gc.collect()
-        with Counter((x, *rest)) as counter:
+        with Counter((x, *rest)) as counter, _Uploads(counter):
             value = loss(x, *rest)
             kept = counter.live
             gradient = torch.autograd.grad(value, x)

@@ -75,7 +75,7 @@ class _Slopes(NamedTuple):
 
 def sums(inputs: VoxelInputs, plan: Plan, ahead: bool, slopes: UpstreamSlopes | None) -> tuple[Tensor, object]:
     """Return the statistics, see `VoxelKernels.sums`."""
-    return _sums(inputs, plan), None
+    return _sums(inputs, plan)
 
 
 def gradient(upstream: Tensor, inputs: VoxelInputs, plan: Plan, kept: object) -> Tensor:
@@ -83,6 +83,9 @@ def gradient(upstream: Tensor, inputs: VoxelInputs, plan: Plan, kept: object) ->
     with full_precision(upstream):
         rows = constant(_FIELDS[plan.overlap == "squared"], upstream) @ upstream.flatten(1)
     rows = rows.view(-1, *upstream.shape[1:], 1).to(widened(inputs.x[:0]).dtype)
+    valid = kept if isinstance(kept, Tensor) else _valid(inputs, plan, None)
+    if valid is not None:  # the slopes may not depend on the sums, which are NaN if the labels are invalid
+        rows = torch.where(valid, rows, constant(math.nan, rows))
     return _gradient(_Slopes(*rows.unbind()), inputs, plan)
 
 
@@ -111,7 +114,7 @@ class _KeptForLoss:
 def loss(inputs: VoxelInputs, asked: FractionPlan, ahead: bool) -> tuple[Tensor, _KeptForLoss]:
     """Return a scalar loss, see `VoxelKernels.loss`."""
     weighed = len(asked.weigh(np.ones((1, 1)))) > 0
-    made = _sums(_with_matrix(inputs, asked), asked.plan, weighed)
+    made, _ = _sums(_with_matrix(inputs, asked), asked.plan, weighed)
     weights = tuple(asked.weigh(volumes(made[VOLUME], asked.terms)))
     kept = _KeptForLoss(parts_of(made, (*weights, None, None)[:2], asked.terms), (*weights, None, None)[:2])
     by_class = kept.parts[1] / kept.parts[2]
@@ -229,7 +232,12 @@ def _without(excluded: Tensor, values: Tensor) -> Tensor:
     return torch.where(excluded, constant(0.0, values), values)
 
 
-def _sums(inputs: VoxelInputs, plan: Plan, volume: bool = True) -> Tensor:
+def _sums(inputs: VoxelInputs, plan: Plan, volume: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Return the statistics, and whether labels and mask are valid, if these can be invalid.
+
+    If they are invalid, the statistics are NaN, or an error is raised if numbers can be read. The volume is computed if
+    it takes no operator, or if it is asked for.
+    """
     voxels, labelled = _voxels(inputs, plan), None
     if voxels.labels:
         own = voxels.own()
@@ -245,28 +253,32 @@ def _sums(inputs: VoxelInputs, plan: Plan, volume: bool = True) -> Tensor:
     stack = torch.stack([rows.get(row, nothing) for row in range(len(ROWS))]).to(accumulator(voxels.x.device))
     if labelled is not None and not voxels.soft:
         stack[VOLUME] = labelled
-    return _validated(stack, inputs, voxels.ignored, labelled)
+    valid = _valid(inputs, plan, labelled)
+    if valid is None:
+        return stack, None
+    if is_readable(valid):
+        if not valid:
+            raise InvalidVoxelsError
+        return stack, None
+    return torch.where(valid, stack, constant(math.nan, stack)), valid
 
 
-def _validated(stack: Tensor, inputs: VoxelInputs, out: Tensor | None, labelled: Tensor | None) -> Tensor:
-    """Return the statistics, with NaN if labels or mask are invalid, or raise if numbers can be read.
+def _valid(inputs: VoxelInputs, plan: Plan, labelled: Tensor | None) -> Tensor | None:
+    """Return whether labels and mask are valid, or None if they cannot be invalid.
 
     Labels are valid if each voxel is ignored or has a class, of which `labelled` has the number of voxels.
     """
-    valid = None
-    if labelled is not None:
-        valid = (labelled.sum() if out is None else labelled.sum() + out.sum()) == inputs.target.numel()
+    target, valid = flat(inputs.target), None
+    if plan.labels:
+        out = None if plan.ignore_index is None else ignored(target, True, plan.ignore_index)
+        if labelled is None:
+            labelled = _one_hot(target, inputs.x.shape[1], out)
+        valid = (labelled.sum() if out is None else labelled.sum() + out.sum()) == target.numel()
     if inputs.mask is not None and inputs.mask.dtype != torch.bool:
         low, high = flat(inputs.mask).aminmax()
         within = torch.logical_and(low >= 0, high <= 1)
         valid = within if valid is None else valid.logical_and_(within)
-    if valid is None:
-        return stack
-    if is_readable(valid):
-        if not valid:
-            raise InvalidVoxelsError
-        return stack
-    return torch.where(valid, stack, constant(math.nan, stack))
+    return valid
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
