@@ -110,6 +110,7 @@ TOLERANCES = {
             [
                 {},
                 {"sigmoid": True, "squared_pred": True},
+                {"sigmoid": True, "multilabel": True},
                 {"softmax": True, "jaccard": True, "batch": True},
                 {"softmax": True, "ce_weight": [0.5, 0.0, 2.0], "smooth_nr": 0.0, "smooth_dr": 1e-3},
                 {"softmax": True, "ce_weight": 3.0},

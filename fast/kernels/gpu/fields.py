@@ -88,7 +88,7 @@ class Energy:
         """Return dL/du, given dL/d(value) or, by voxel, dL/d(energies)."""
         made = _like(u)
         if upstream.ndim == 0:
-            self._march(u, differences, count, upstream, None, made)
+            self._march(u, _Tiles.of(u), differences, count, upstream, None, made)
         else:
             self._by_voxel(self.kernels.gradient_by_voxel, u, differences, upstream.contiguous(), made)
         return made
@@ -102,22 +102,22 @@ class Energy:
     def _sum(
         self, u: Tensor, differences: Differences, count: float, dtype: torch.dtype, gradient: Tensor | None
     ) -> Tensor:
-        value, programs = u.new_empty((), dtype=dtype), _Tiles.of(u).programs
-        parts = u.new_empty(programs, dtype=torch.float64)
-        self._march(u, differences, count, None, parts, gradient)
-        launch(add_parts, (1,), parts, value, programs, float(count), BLOCK=_PARTS)
+        value, tiles = u.new_empty((), dtype=dtype), _Tiles.of(u)
+        parts = u.new_empty(tiles.programs, dtype=torch.float64)
+        self._march(u, tiles, differences, count, None, parts, gradient)
+        launch(add_parts, (1,), parts, value, tiles.programs, float(count), BLOCK=_PARTS)
         return value
 
     def _march(
         self,
         u: Tensor,
+        tiles: _Tiles,
         differences: Differences,
         count: float,
         upstream: Tensor | None,
         parts: Tensor | None,
         gradient: Tensor | None,
     ) -> None:
-        tiles = _Tiles.of(u)
         launch(
             self.kernels.march, (tiles.programs,), u, _weights(differences, u), upstream, parts, gradient,
             *_sizes(u, differences), tiles.planes, 2 / count, MARGIN=differences.margin, RANK=differences.rank,
