@@ -228,7 +228,8 @@ class Target(torch.nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         """Return the value of the target as a tensor."""
-        arguments: dict[str, Any] = dict(zip(self.known.operands, tensors, strict=True))
+        # The last argument may be left out, for example a mask.
+        arguments: dict[str, Any] = dict(zip(self.known.operands, tensors, strict=False))
         if self.wiring.labels_without_channel and arguments["target"].shape[1] == 1:
             arguments["target"] = arguments["target"][:, 0]
         if not self.by_arrays and not self.wiring.value_only:
@@ -251,11 +252,11 @@ class Target(torch.nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the wiring, as the class was made at run time and cannot be imported."""
-        return _rebuilt, (self.wiring, self.options, self.loss)
+        return _rebuilt, (self.wiring, self.convert, self.options, self.loss)
 
 
-def _rebuilt(wiring: Wiring, options: Mapping[str, Any], loss: Any) -> torch.nn.Module:
-    made = as_twin(wiring).fast(**options)
+def _rebuilt(wiring: Wiring, convert: Convert, options: Mapping[str, Any], loss: Any) -> torch.nn.Module:
+    made = adapted(wiring, load(wiring.target), convert).fast(**options)
     made.loss = loss
     return made
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from twinloss.harness.judging import finite_differences, law_check
-from twinloss.harness.judging.answers import ask_fast
+from twinloss.harness.judging.answers import WrongDtypeError, ask_fast
 from twinloss.harness.judging.judgement import C, Finding, Precision
 from twinloss.harness.judging.truth import Truth
 from twinloss.harness.judging.verdict import judge
@@ -46,8 +46,11 @@ class Trial:
 def examine(twin: Twin, case: Case, truth: Truth | None = None) -> Trial:
     """Run both twins on a case and judge the result; `truth` saves the reference's work if it is known."""
     truth = truth or Truth(twin, case)
+    wrong_dtype: WrongDtypeError | None = None
     try:
         answer = ask_fast(twin, case)
+    except WrongDtypeError as error:
+        answer, wrong_dtype = error.answer, error
     except Exception as error:
         return Trial(case, "error", f"the fast twin raised {type(error).__name__}: {error}")
     try:
@@ -57,6 +60,8 @@ def examine(twin: Twin, case: Case, truth: Truth | None = None) -> Trial:
     for finding in findings:
         if finding.verdict == "fail":
             return _with_bounds(twin, Trial(case, finding.part, describe(finding), findings, truth, answer))
+    if wrong_dtype is not None:
+        return Trial(case, "error", f"the fast twin raised TypeError: {wrong_dtype}", findings, truth, answer)
     try:
         kind, message = _second_opinions(twin, case, truth, answer)
     except UnsupportedError:
