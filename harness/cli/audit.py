@@ -15,7 +15,7 @@ from twinloss.harness.cli.app import Cluster, Jobs, app, console, progress, with
 
 @app.command()
 def audit(
-    library: Annotated[str, typer.Argument(help="monai, kornia or segmentation_models_pytorch.")],
+    library: Annotated[str, typer.Argument(help="monai, kornia, segmentation_models_pytorch or neurite (VoxelMorph).")],
     losses: Annotated[
         list[str] | None, typer.Argument(help="Our losses whose counterparts to audit; all by default.")
     ] = None,
@@ -24,22 +24,23 @@ def audit(
     jobs: Jobs = None,
     dask: Cluster = None,
 ) -> None:
-    """Compare the losses of another library with the papers, option by option."""
+    """Find what is wrong in another library's losses, by its documentation and the papers, and show it."""
     folder = writable(out) if out else None
     from twinloss.harness.commands import audit as audits
     from twinloss.harness.hunting.parallel import PROCESSES
 
     with progress() as tick:
         try:
-            rows = audits.audit(library, losses or (), seed, tick, jobs or PROCESSES, with_dask(dask))
+            found = audits.audit(library, losses or (), seed, tick, jobs or PROCESSES, with_dask(dask))
         except audits.LibraryError as error:
             raise typer.BadParameter(str(error)) from error
-    made = Table("loss", "option", "verdict", "what", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    styles = {"differs": "red", "raises": "red", "not there": "dim"}
-    for row in rows:
-        made.add_row(row.loss, row.option, f"[{styles.get(row.verdict, 'green')}]{row.verdict}[/]", escape(row.what))
+    made = Table("loss", "class", "what", "also in", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    styles = {"defect": "red", "precision": "yellow"}
+    for each in (erratum for part in found for erratum in part.errata):
+        sort = f"[{styles.get(each.sort, 'dim')}]{each.sort}[/]"
+        made.add_row(each.loss, sort, escape(each.what), ", ".join(each.also))
     console.print(made)
     if folder:
         path = folder / ("errata.md" if library == "monai" else f"errata-{library}.md")
-        path.write_text(audits.as_markdown(library, rows, seed), encoding="utf-8")
+        path.write_text(audits.as_markdown(library, found, seed), encoding="utf-8")
         console.print(f"wrote {path}")

@@ -108,14 +108,14 @@ def adapted(wiring: Wiring, found: Any, convert: Convert = matrix_as_array) -> T
         options=kept,
         required=tuple(dict.fromkeys((*known.required, *fixed))),
         # Other losses may compute in half precision; the judge calls this imprecise.
-        laws=tuple(law for law in known.laws if _has(kept, law.needs) and law is not ROUNDED_ONCE),
+        laws=tuple(law for law in known.laws if supports(kept, law.needs) and law is not ROUNDED_ONCE),
         slopes=lambda twin, case: (),
         results=lambda case: (*known.results(case), case.dtype),
         infinite=False,
         differentiable=not wiring.value_only and (bool(wiring.gradient) or not by_arrays),
         ranks=wiring.ranks or known.ranks,
         ground=_restrictions(wiring, known),
-        real=tuple(case for case in known.real if _has(kept, case.options) and 3 in (wiring.ranks or known.ranks)),
+        real=tuple(case for case in known.real if supports(kept, case.options) and 3 in (wiring.ranks or known.ranks)),
         source=f"from twinloss.harness.hunting.target import Wiring, as_twin\n\ntwin = as_twin({wiring!r})\n"
         f"{module.__name__} = twin.fast",
     )
@@ -176,7 +176,7 @@ def _name(target: str) -> str:
     return target.rpartition(":")[2].rpartition(".")[2]
 
 
-def _has(options: Mapping[str, tuple[Any, ...]], needs: Mapping[str, Any]) -> bool:
+def supports(options: Mapping[str, tuple[Any, ...]], needs: Mapping[str, Any]) -> bool:
     """Return whether the values that a law or a case needs are among the remaining values of the options."""
     return all(any(_same(value, v) for v in options[n]) for n, value in needs.items() if n in options)
 
