@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -12,10 +13,16 @@ from rich.table import Table
 
 from twinloss.harness.cli.app import Cluster, Jobs, app, console, named_twins, progress, with_dask, writable
 
+if TYPE_CHECKING:
+    from twinloss.harness.auditing.erratum import Audited
+    from twinloss.harness.commands.audit_torch import Checked
+
 
 @app.command()
 def audit(
-    library: Annotated[str, typer.Argument(help="monai, kornia, segmentation_models_pytorch, or torch.")],
+    library: Annotated[
+        str, typer.Argument(help="monai, kornia, segmentation_models_pytorch, neurite (VoxelMorph), or torch.")
+    ],
     losses: Annotated[
         list[str] | None,
         typer.Argument(help="Our losses whose counterparts to audit, or torch functions; all by default."),
@@ -25,7 +32,7 @@ def audit(
     jobs: Jobs = None,
     dask: Cluster = None,
 ) -> None:
-    """Compare the losses of another library with the papers, option by option, or functions of torch with its docs."""
+    """Find what is wrong in the losses of another library, or in functions of torch, by their documentation."""
     folder = writable(out) if out else None
     from twinloss.harness.commands import audit as audits
     from twinloss.harness.commands import audit_torch
@@ -35,20 +42,33 @@ def audit(
         try:
             if library == "torch":
                 rows = audit_torch.audit_torch(losses or (), seed, tick)
+                made, page = _of_functions(rows), audit_torch.as_markdown(rows, seed)
             else:
                 names = [twin.name for twin in named_twins(losses)] if losses else []
-                rows = audits.audit(library, names, seed, tick, jobs or PROCESSES, with_dask(dask))
+                found = audits.audit(library, names, seed, tick, jobs or PROCESSES, with_dask(dask))
+                made, page = _of_losses(found), audits.as_markdown(library, found, seed)
         except audits.LibraryError as error:
             raise typer.BadParameter(str(error)) from error
-    made = Table("loss", "option", "verdict", "what", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    styles = {"differs": "red", "raises": "red", "not there": "dim"}
-    for row in rows:
-        made.add_row(row.loss, row.option, f"[{styles.get(row.verdict, 'green')}]{row.verdict}[/]", escape(row.what))
     console.print(made)
     if folder:
         path = folder / ("errata.md" if library == "monai" else f"errata-{library}.md")
-        made_page = (
-            audit_torch.as_markdown(rows, seed) if library == "torch" else audits.as_markdown(library, rows, seed)
-        )
-        path.write_text(made_page, encoding="utf-8")
+        path.write_text(page, encoding="utf-8")
         console.print(f"wrote {path}")
+
+
+def _of_losses(found: Sequence[Audited]) -> Table:
+    made = Table("loss", "class", "what", "also in", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    styles = {"defect": "red", "precision": "yellow"}
+    for each in (erratum for part in found for erratum in part.errata):
+        sort = f"[{styles.get(each.sort, 'dim')}]{each.sort}[/]"
+        made.add_row(each.loss, sort, escape(each.what), ", ".join(each.also))
+    return made
+
+
+def _of_functions(rows: Sequence[Checked]) -> Table:
+    made = Table("function", "dtype", "verdict", "what", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    styles = {"differs": "red", "imprecise": "yellow"}
+    for row in rows:
+        verdict = f"[{styles.get(row.verdict, 'green')}]{row.verdict}[/]"
+        made.add_row(row.function, row.dtype, verdict, escape(row.what))
+    return made

@@ -1,113 +1,33 @@
-"""`twinloss audit`: compare every option of another library's losses with the references; the table is the errata.
-
-A loss counts as agreeing if it differs only by rounding.
-"""
+"""`twinloss audit`: what is wrong in another library's losses, and the lines that show it."""
 
 from __future__ import annotations
 
-import math
 import multiprocessing
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.metadata import version
-from typing import Any
 
 import torch
 
 from twinloss import __version__
-from twinloss.harness.commands.check import fails_without_option, probe
-from twinloss.harness.hunting.hunt import Hunt
-from twinloss.harness.hunting.loading import load
+from twinloss.harness.auditing.audit import COUNTS, audited
+from twinloss.harness.auditing.erratum import DEFECT, SORTS, Audited, Erratum
+from twinloss.harness.auditing.libraries import LIBRARIES, PACKAGES, make_importable
+from twinloss.harness.auditing.peer import Peer
 from twinloss.harness.hunting.parallel import on_cluster, prepare
-from twinloss.harness.hunting.shrink import simplest
-from twinloss.harness.hunting.snippet import in_a_line
-from twinloss.harness.hunting.target import Convert, Wiring, adapted, matrix_as_array
-from twinloss.harness.judging.trial import Trial
-from twinloss.harness.losses.catalogue import find
-from twinloss.harness.model.operand import label
-from twinloss.harness.model.twin import Twin
 
-# The number of cases for each option value, and the largest number of attempts to simplify a failing case.
-PROBES, STEPS = 24, 150
-KINDS = ("value", "gradient", "law", "differences", "error", "reference")
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A loss of another library: where it is, which of our losses it should equal, and how to call it."""
-
-    target: str
-    like: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    names: Mapping[str, str] = field(default_factory=dict)
-    convert: Convert = matrix_as_array
-    ranks: tuple[int, ...] = (1, 2, 3)
-    channels: int = 1
-
-    def twin(self) -> Twin:
-        """Return the twin for this loss."""
-        wiring = Wiring(self.target, self.like, self.options, self.names, ranks=self.ranks)
-        made = adapted(wiring, load(self.target), self.convert)
-        return replace(made, channels=max(made.channels, self.channels))
-
-
-def _as_tensor(name: str, value: Any) -> Any:
-    return torch.tensor(value) if name == "weight" and isinstance(value, list) else value
-
-
-_OF_LABELS = {"softmax": True, "to_onehot_y": True, "smooth_nr": 0.0, "smooth_dr": 1e-8}
-_OF_CHANNELS = {"sigmoid": True, "batch": True, "smooth_nr": 0.0, "smooth_dr": 0.0}
-
-PEERS: dict[str, tuple[Peer, ...]] = {
-    "monai": (
-        Peer("monai.losses:DiceLoss", "dice"),
-        Peer("monai.losses:MaskedDiceLoss", "masked_dice"),
-        Peer("monai.losses:TverskyLoss", "tversky"),
-        Peer("monai.losses:GeneralizedDiceLoss", "generalized_dice"),
-        Peer("monai.losses:GeneralizedWassersteinDiceLoss", "generalized_wasserstein_dice"),
-        Peer("monai.losses:FocalLoss", "focal"),
-        Peer("monai.losses:DiceCELoss", "dice_ce", convert=_as_tensor),
-        Peer("monai.losses:DiceFocalLoss", "dice_focal", {"use_softmax": False}),
-        Peer("monai.losses:BendingEnergyLoss", "bending_energy"),
-        Peer("monai.losses:DiffusionLoss", "diffusion", {"stencil": "wide"}),
-        Peer(
-            "monai.losses:LocalNormalizedCrossCorrelationLoss",
-            "lncc",
-            {"denominator": "clamp"},
-            {"ndim": "spatial_dims"},
-        ),
-        Peer("monai.losses:GlobalMutualInformationLoss", "mutual_information"),
-        Peer("twinloss.harness.losses.peers:MonaiMultiScale", "multi_scale"),
-    ),
-    "kornia": (
-        Peer("twinloss.harness.losses.peers:kornia_dice", "dice", _OF_LABELS, ranks=(2,), channels=2),
-        Peer("twinloss.harness.losses.peers:kornia_tversky", "tversky", _OF_LABELS, ranks=(2,), channels=2),
-        Peer("twinloss.harness.losses.peers:kornia_focal", "focal", {"to_onehot_y": True}, ranks=(2,), channels=2),
-    ),
-    "segmentation_models_pytorch": (
-        Peer("twinloss.harness.losses.peers:smp_dice", "dice", _OF_CHANNELS),
-        Peer("twinloss.harness.losses.peers:smp_tversky", "tversky", _OF_CHANNELS),
-        Peer("twinloss.harness.losses.peers:smp_focal", "focal", {"use_softmax": False}),
-    ),
+EXPLAINED = {
+    "defect": "wrong by the library's own documentation, or by the paper that it cites, on input that it documents",
+    "precision": "the formula is right, but digits are lost; a relative error of more than 1 % is a defect",
+    "convention": "papers and documentation leave it open, and our reference does otherwise",
+    "outside the documented domain": "the documentation excludes this input, or says nothing about it",
 }
-PACKAGES = {"monai": "monai", "kornia": "kornia", "segmentation_models_pytorch": "segmentation-models-pytorch"}
 
 
 class LibraryError(ValueError):
     """A library is unknown or not installed, or has no counterpart of a loss."""
-
-
-@dataclass(frozen=True)
-class Erratum:
-    """The result for one option value of a loss: it agrees, "differs", "raises" or is "not there"; with an example."""
-
-    loss: str
-    option: str
-    verdict: str
-    what: str = ""
-    smallest: str = ""
 
 
 def audit(
@@ -117,17 +37,17 @@ def audit(
     tick: Callable[[str, int], None] = lambda what, cases: None,
     processes: int = 1,
     cluster: str | None = None,
-) -> list[Erratum]:
-    """Compare all losses of a library, or the counterparts of some of ours, with the references.
+) -> list[Audited]:
+    """Audit all losses of a library, or the counterparts of some of ours.
 
     The losses are distributed over processes, or over the workers of the Dask scheduler at the address `cluster`.
 
     Raises:
         LibraryError: if the library is unknown or not installed, or has no counterpart of one of the losses.
     """
-    if library not in PEERS:
-        raise LibraryError(f"unknown library {library}: known are {', '.join(PEERS)}")
-    known = {peer.like for peer in PEERS[library]}
+    if library not in LIBRARIES:
+        raise LibraryError(f"unknown library {library}: known are {', '.join(LIBRARIES)}, torch")
+    known = {peer.like for peer in LIBRARIES[library]}
     for name in losses:
         if name not in known:
             raise LibraryError(f"{library} has no counterpart of {name}, only of {', '.join(sorted(known))}")
@@ -135,95 +55,128 @@ def audit(
         version(PACKAGES[library])
     except ImportError as error:
         raise LibraryError(f"{library} is not installed: pip install {PACKAGES[library]}") from error
-    indices = [n for n, peer in enumerate(PEERS[library]) if not losses or peer.like in losses]
+    make_importable(library)
+    indices = [n for n, peer in enumerate(LIBRARIES[library]) if not losses or peer.like in losses]
     if cluster is None and processes == 1:
-        return _collected((_errata_of_index(library, n, seed) for n in indices), tick)
+        return merged(library, _collected((_audited(library, n, seed) for n in indices), tick))
     context, count = multiprocessing.get_context("spawn"), len(indices)
     with (
         on_cluster(cluster)
         if cluster
         else ProcessPoolExecutor(processes, context, initializer=prepare, initargs=(processes,)) as executor
     ):
-        return _collected(executor.map(_errata_of_index, [library] * count, indices, [seed] * count), tick)
+        return merged(library, _collected(executor.map(_audited, [library] * count, indices, [seed] * count), tick))
 
 
-def _collected(parts: Iterable[list[Erratum]], tick: Callable[[str, int], None]) -> list[Erratum]:
-    rows = []
+def _collected(parts: Iterable[Audited], tick: Callable[[str, int], None]) -> list[Audited]:
+    made = []
     for part in parts:
-        rows += part
-        tick(f"after {part[0].loss}", PROBES * len(part))
-    return rows
-
-
-def _errata_of_index(library: str, index: int, seed: int) -> list[Erratum]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the library's own warnings about unusual input
-        return _errata_of(PEERS[library][index], seed)
-
-
-def _errata_of(peer: Peer, seed: int) -> list[Erratum]:
-    twin, known = peer.twin(), find(peer.like)
-    excuses = Hunt(twin, "float32", forgiving=True)
-    made = _errata(peer, "defaults", twin, twin.defaults(), seed, excuses)
-    for name, values in known.options.items():
-        for value in values[1:]:
-            text = f"{name}={label(value)}"
-            if name in peer.options and label(peer.options[name]) == label(value):
-                continue  # the defaults were tested with this value
-            if name in peer.options or not any(value is v for v in twin.options[name]):
-                made.append(Erratum(peer.like, text, "not there"))
-            elif twin.allowed(row := twin.defaults() | {name: value}):
-                made += _errata(peer, text, twin, row, seed, excuses, name)
+        made.append(part)
+        tick(f"after {part.loss}", part.cases)
     return made
 
 
-def _errata(
-    peer: Peer, text: str, twin: Twin, row: Mapping[str, Any], seed: int, excuses: Hunt, option: str | None = None
-) -> list[Erratum]:
-    """Return the error that an option causes; for the defaults, one erratum for each kind of error."""
-    kinds: dict[str, list[Trial]] = {}
-    for trial in probe(text, twin, "float32", row, None, seed, excuses, PROBES).failures:
-        if trial.kind != "law" and not (option and fails_without_option(twin, trial, option)):
-            kinds.setdefault(trial.kind or "error", []).append(trial)
-    found = sorted(kinds, key=KINDS.index)[: None if option is None else 1]
-    if not found:
-        return [Erratum(peer.like, text, "agrees" if option is None else "agrees as the defaults do")]
-    return [_erratum(peer, text, twin, kinds[kind], excuses) for kind in found]
+def _audited(library: str, index: int, seed: int) -> Audited:
+    make_importable(library)
+    return audited(LIBRARIES[library][index], seed)
 
 
-def _erratum(peer: Peer, text: str, twin: Twin, failures: Sequence[Trial], excuses: Hunt) -> Erratum:
-    smallest = min(failures, key=lambda trial: trial.case.input.values.size)
-    needed = set(smallest.case.options)
+def merged(library: str, found: Sequence[Audited]) -> list[Audited]:
+    """Keep one erratum of each cause: defects in losses that share code, and all else that has the same reason."""
+    peers = {peer.like: peer for peer in LIBRARIES[library]}
+    kept: list[Erratum] = []
+    for each in (erratum for part in found for erratum in part.errata):
+        known = next((n for n, other in enumerate(kept) if _same_cause(peers, other, each)), None)
+        if known is None:
+            kept.append(each)
+        else:
+            also = (*kept[known].also, *([each.peer] if each.peer != kept[known].peer else []))
+            kept[known] = replace(kept[known], also=tuple(dict.fromkeys(also)))
+    return [replace(part, errata=tuple(each for each in kept if each.loss == part.loss)) for part in found]
 
-    def counts(trial: Trial) -> bool:
-        return set(trial.case.options) >= needed and excuses.excuse(trial) is None
 
-    shown = simplest(twin, smallest, counts, math.inf, STEPS)
-    raised = shown.kind == "error"
-    share = f"{len(failures)} of {PROBES} cases"
-    what = shown.message.partition(" raised ")[2] if raised else f"{shown.kind} differs"
-    return Erratum(peer.like, text, "raises" if raised else "differs", f"{what} ({share})", in_a_line(shown))
+def _same_cause(peers: dict[str, Peer], a: Erratum, b: Erratum) -> bool:
+    if a.sort != b.sort:
+        return False
+    if a.sort != DEFECT:
+        return a.source == b.source and a.traits[:1] == b.traits[:1]
+    more, less = set(a.traits), set(b.traits)
+    return (
+        (more <= less or less <= more)
+        and a.traits[:1] == b.traits[:1]
+        and (_uses(peers[b.loss], peers[a.loss]) or _uses(peers[a.loss], peers[b.loss]))
+    )
 
 
-def as_markdown(library: str, rows: Sequence[Erratum], seed: int) -> str:
-    """Return the errata table as Markdown."""
+def _uses(peer: Peer, other: Peer) -> bool:
+    """Return whether a loss inherits from another one, or holds one."""
+    found, used = peer.found, other.found
+    if not isinstance(found, type) or not isinstance(used, type):
+        return False
+    if issubclass(found, used):
+        return True
+    try:
+        held = peer.make({}).modules()
+    except Exception:  # an option is required
+        return False
+    return any(isinstance(module, used) for module in held)
+
+
+def counts(found: Sequence[Audited]) -> dict[str, int]:
+    """Return the number of causes of each class."""
+    errata = [each for part in found for each in part.errata]
+    return {sort: sum(each.sort == sort for each in errata) for sort in SORTS}
+
+
+def as_markdown(library: str, found: Sequence[Audited], seed: int) -> str:
+    """Return the errata as Markdown: a table of all causes, and for each the lines that show it."""
     package = PACKAGES[library]
+    drawn = sum(part.cases for part in found)
+    numbered = _numbered(found)
+    some = [part.loss for part in found] if len(found) < len(LIBRARIES[library]) else []
+    command = " ".join(["twinloss audit", library, *some, f"--seed {seed} --out reports"])
     lines = [
-        f"# {library} {version(package)} beside the papers",
+        f"# {library} {version(package)} beside its documentation and the papers",
         "",
-        f"Made by `twinloss audit {library} --seed {seed} --out reports`, of twinloss {__version__} with torch",
-        f"{torch.__version__.partition('+')[0]}: {PROBES} float32 cases of each option value, with other options at",
-        "their defaults, judged by the references. A loss agrees if it differs only by rounding. Errors with default",
-        "options are not repeated for each option. An option that is *not there* is missing in the library, or does",
-        "not have this value.",
+        f"Made by `{command}`, of twinloss {__version__} with torch",
+        f"{torch.__version__.partition('+')[0]}: {drawn} cases in {', '.join(COUNTS)}, and probes that need no",
+        "reference. Each row is one cause, with the smallest input that shows it. The lines below a row run without",
+        "twinloss. Only a *defect* is called wrong; [how we audit](how-we-audit.md) explains the classes.",
         "",
-        "| loss | option | verdict | what | smallest input |",
+        "| class | causes | meaning |",
+        "|---|---|---|",
+        *(f"| {sort} | {count} | {EXPLAINED[sort]} |" for sort, count in counts(found).items()),
+        "",
+        "| loss | no. | class | what | also in |",
         "|---|---|---|---|---|",
     ]
-    for row in rows:
-        cells = (row.loss, row.option, row.verdict, row.what, row.smallest)
-        lines.append("| " + " | ".join(cell(text) for text in cells) + " |")
+    for n, each in numbered:
+        also = ", ".join(each.also)
+        lines.append(f"| {each.loss} | {n} | {each.sort} | {each.peer}: {cell(each.what)} | {also} |")
+    lines += ["", "## What agrees", "", "| loss | defaults of the library | agrees | not there |", "|---|---|---|---|"]
+    for part in found:
+        cells = (f"`{part.peer}`", ", ".join(part.agrees), "; ".join(part.missing))
+        lines.append(f"| {part.loss} | {' | '.join(cell(text) for text in cells)} |")
+    for sort in SORTS:
+        rows = [(n, each) for n, each in numbered if each.sort == sort]
+        if rows:
+            lines += ["", f"## {sort.capitalize()}"]
+        for n, each in rows:
+            also = f" Also in {', '.join(each.also)}." if each.also else ""
+            lines += ["", f"**{n}. {each.peer}: {each.what}.**{also}", "", f"Source: {each.source}.", "", "```python"]
+            lines += [each.code, "```", "", "```text", each.prints, "```"]
     return "\n".join(lines) + "\n"
+
+
+def _numbered(found: Sequence[Audited]) -> list[tuple[int, Erratum]]:
+    errata = [each for part in found for each in part.errata]
+    return list(enumerate(sorted(errata, key=lambda each: SORTS.index(each.sort)), 1))
+
+
+def snippets(text: str) -> list[tuple[str, str]]:
+    """Return the lines of code of a report, each with what they print."""
+    found = re.findall(r"```python\n(.*?)\n```\n\n```text\n(.*?)\n```", text, re.S)
+    return [(code, prints) for code, prints in found]
 
 
 def cell(text: str) -> str:

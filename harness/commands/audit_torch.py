@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from twinloss import __version__
-from twinloss.harness.commands.audit import Erratum, LibraryError, cell
+from twinloss.harness.commands.audit import LibraryError, cell
 from twinloss.harness.commands.check import check_pair
 from twinloss.harness.commands.torch_pairs import PAIRS
 
@@ -17,9 +18,20 @@ EXAMPLES = 60
 VERDICTS = {"pass": "agrees", "degraded": "agrees", "imprecise": "imprecise", "fail": "differs"}
 
 
+@dataclass(frozen=True)
+class Checked:
+    """The result for a function in a dtype: it "agrees", is "imprecise" or "differs"; with the smallest input."""
+
+    function: str
+    dtype: str
+    verdict: str
+    what: str
+    smallest: str
+
+
 def audit_torch(
     names: Sequence[str] = (), seed: int = 0, tick: Callable[[str, int], None] = lambda what, cases: None
-) -> list[Erratum]:
+) -> list[Checked]:
     """Check all functions, or those of some names, in each dtype.
 
     Raises:
@@ -35,11 +47,11 @@ def audit_torch(
             row = check_pair(known[name], dtypes=(dtype,), examples=EXAMPLES, seed=seed, tick=tick).rows[0]
             found = row.counterexample
             what = "; ".join([*([found.message] if found else []), *row.problems])
-            rows.append(Erratum(name, dtype, VERDICTS[row.verdict], what, found.line if found else ""))
+            rows.append(Checked(name, dtype, VERDICTS[row.verdict], what, found.line if found else ""))
     return rows
 
 
-def as_markdown(rows: Sequence[Erratum], seed: int) -> str:
+def as_markdown(rows: Sequence[Checked], seed: int) -> str:
     """Return the table as Markdown."""
     lines = [
         "# torch.nn.functional beside its documentation",
@@ -53,7 +65,6 @@ def as_markdown(rows: Sequence[Erratum], seed: int) -> str:
         "|---|---|---|---|---|",
     ]
     for row in rows:
-        lines.append(
-            "| " + " | ".join(cell(text) for text in (row.loss, row.option, row.verdict, row.what, row.smallest)) + " |"
-        )
+        cells = row.function, row.dtype, row.verdict, row.what, row.smallest
+        lines.append(f"| {' | '.join(map(cell, cells))} |")
     return "\n".join(lines) + "\n"

@@ -6,7 +6,7 @@ If a failure disappears once such a trait is removed from the case, it is due to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -54,14 +54,16 @@ def _free_channels(twin: Twin, wanted: int) -> bool:
     return twin.ground.channels is None or (wanted in twin.ground.channels and len(twin.ground.channels) > 1)
 
 
+def expects_classes(options: Mapping[str, Any]) -> bool:
+    """Return whether the options ask for several classes."""
+    several = options.get("softmax") or options.get("use_softmax") or options.get("to_onehot_y")
+    return bool(several) or not options.get("include_background", True)
+
+
 def _one_channel(twin: Twin, trial: Trial) -> bool:
-    options = _options(twin, trial.case)
-    of_several = (
-        options.get("softmax") or options.get("use_softmax") or options.get("to_onehot_y")
-        or not options.get("include_background", True) or "lambda_ce" in twin.options
-    )  # fmt: skip
+    of_several = expects_classes(_options(twin, trial.case)) or "lambda_ce" in twin.options
     one = trial.case.input.values.shape[1] == 1
-    return _is_segmentation(twin) and one and bool(of_several) and _free_channels(twin, 1)
+    return _is_segmentation(twin) and one and of_several and _free_channels(twin, 1)
 
 
 def _with_second_channel(twin: Twin, case: Case) -> Case:

@@ -112,14 +112,14 @@ def adapted(wiring: Wiring, found: Any, convert: Convert = matrix_as_array) -> T
         options=kept,
         required=tuple(dict.fromkeys((*known.required, *fixed))),
         # Other losses may compute in half precision; the judge calls this imprecise.
-        laws=tuple(law for law in known.laws if _has(kept, law.needs) and law is not ROUNDED_ONCE),
+        laws=tuple(law for law in known.laws if supports(kept, law.needs) and law is not ROUNDED_ONCE),
         slopes=lambda twin, case: (),
         results=lambda case: (*known.results(case), case.dtype),
         infinite=False,
         differentiable=not wiring.value_only and (bool(wiring.gradient) or not by_arrays),
         ranks=wiring.ranks or known.ranks,
         ground=_restrictions(wiring, known),
-        real=tuple(case for case in known.real if _has(kept, case.options) and 3 in (wiring.ranks or known.ranks)),
+        real=tuple(case for case in known.real if supports(kept, case.options) and 3 in (wiring.ranks or known.ranks)),
         source=f"from twinloss.harness.hunting.target import Wiring, as_twin\n\ntwin = as_twin({wiring!r})\n"
         f"{module.__name__} = twin.fast",
     )
@@ -180,7 +180,7 @@ def _name(target: str) -> str:
     return target.rpartition(":")[2].rpartition(".")[2]
 
 
-def _has(options: Mapping[str, tuple[Any, ...]], needs: Mapping[str, Any]) -> bool:
+def supports(options: Mapping[str, tuple[Any, ...]], needs: Mapping[str, Any]) -> bool:
     """Return whether the values that a law or a case needs are among the remaining values of the options."""
     return all(any(_same(value, v) for v in options[n]) for n, value in needs.items() if n in options)
 
@@ -232,7 +232,8 @@ class Target(torch.nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         """Return the value of the target as a tensor."""
-        arguments: dict[str, Any] = dict(zip(self.known.operands, tensors, strict=True))
+        # The last argument may be left out, for example a mask.
+        arguments: dict[str, Any] = dict(zip(self.known.operands, tensors, strict=False))
         if self.wiring.labels_without_channel and arguments["target"].shape[1] == 1:
             arguments["target"] = arguments["target"][:, 0]
         if not self.by_arrays and not self.wiring.value_only:
@@ -255,11 +256,11 @@ class Target(torch.nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the wiring, as the class was made at run time and cannot be imported."""
-        return _rebuilt, (self.wiring, self.options, self.loss)
+        return _rebuilt, (self.wiring, self.convert, self.options, self.loss)
 
 
-def _rebuilt(wiring: Wiring, options: Mapping[str, Any], loss: Any) -> torch.nn.Module:
-    made = as_twin(wiring).fast(**options)
+def _rebuilt(wiring: Wiring, convert: Convert, options: Mapping[str, Any], loss: Any) -> torch.nn.Module:
+    made = adapted(wiring, load(wiring.target), convert).fast(**options)
     made.loss = loss
     return made
 

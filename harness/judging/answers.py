@@ -27,6 +27,14 @@ EXPECTED = (
 )
 
 
+class WrongDtypeError(TypeError):
+    """Value or gradient have a wrong dtype; `answer` holds their numbers, which can be judged nevertheless."""
+
+    def __init__(self, message: str, answer: Answer) -> None:
+        super().__init__(message)
+        self.answer = answer
+
+
 @contextmanager
 def expected_warnings_silent() -> Iterator[None]:
     """Suppress the warnings that are expected for drawn inputs."""
@@ -57,7 +65,8 @@ def ask_fast(twin: Twin, case: Case) -> Answer:
     """Return value and gradient of the fast twin, from one forward and one backward pass.
 
     Raises:
-        TypeError: if the value is not a tensor, has no gradient, or value or gradient has a wrong dtype.
+        TypeError: if the value is not a tensor, or has no gradient.
+        WrongDtypeError: if value or gradient has a wrong dtype.
     """
     if twin.pair is not None:
         return ask_pair(twin, case)
@@ -70,6 +79,8 @@ def ask_fast(twin: Twin, case: Case) -> Answer:
             raise TypeError("the value has no gradient: it was detached, or computed on a copy of the input's numbers")
         weights = torch.tensor(case.weights(tuple(value.shape)), dtype=value.dtype, device=value.device)
         (gradient,) = torch.autograd.grad(value, x, weights)
+    answer = Answer(widened(value), widened(gradient))
     if value.dtype not in [getattr(torch, dtype) for dtype in twin.results(case)] or gradient.dtype != x.dtype:
-        raise TypeError(f"for an input of {x.dtype}, the value is {value.dtype} and the gradient {gradient.dtype}")
-    return Answer(widened(value), widened(gradient))
+        message = f"for an input of {x.dtype}, the value is {value.dtype} and the gradient {gradient.dtype}"
+        raise WrongDtypeError(message, answer)
+    return answer

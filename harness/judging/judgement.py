@@ -180,6 +180,8 @@ def grade(errors: Array, bounds: Array, plain: Callable[[], Array]) -> Verdict:
 def finding(part: str, errors: Array, bounds: Array, verdict: Verdict) -> Finding:
     """Return the finding for the largest of the ratios of errors to bounds."""
     ratios = errors / bounds
+    if not ratios.size:  # an empty batch without reduction
+        return Finding(part, verdict, 0.0)
     where = np.unravel_index(int(np.argmax(ratios)), ratios.shape)
     return Finding(
         part,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from twinloss.harness.judging import finite_differences, law_check
-from twinloss.harness.judging.answers import ask_fast
+from twinloss.harness.judging.answers import WrongDtypeError, ask_fast
 from twinloss.harness.judging.judgement import C, Finding, Precision
 from twinloss.harness.judging.pair_truth import PairTruth
 from twinloss.harness.judging.truth import Truth
 from twinloss.harness.judging.verdict import judge, truth_of
 from twinloss.harness.model.answer import Answer
+from twinloss.harness.model.operand import Array
 from twinloss.harness.model.twin import Case, Twin, UnsupportedError
 
 # The rounding error, in float64, that may remain when terms of size 1 cancel.
@@ -47,8 +49,11 @@ class Trial:
 def examine(twin: Twin, case: Case, truth: Truth | PairTruth | None = None) -> Trial:
     """Run both twins on a case and judge the result; `truth` saves the reference's work if it is known."""
     truth = truth or truth_of(twin, case)
+    wrong_dtype: WrongDtypeError | None = None
     try:
         answer = ask_fast(twin, case)
+    except WrongDtypeError as error:
+        answer, wrong_dtype = error.answer, error
     except Exception as error:
         return Trial(case, "error", f"the fast twin raised {type(error).__name__}: {error}")
     try:
@@ -58,6 +63,8 @@ def examine(twin: Twin, case: Case, truth: Truth | PairTruth | None = None) -> T
     for finding in findings:
         if finding.verdict == "fail":
             return _with_bounds(twin, Trial(case, finding.part, describe(finding), findings, truth, answer))
+    if wrong_dtype is not None:
+        return Trial(case, "error", f"the fast twin raised TypeError: {wrong_dtype}", findings, truth, answer)
     try:
         kind, message = _second_opinions(twin, case, truth, answer)
     except UnsupportedError:
@@ -71,8 +78,8 @@ def _with_bounds(twin: Twin, trial: Trial) -> Trial:
     return replace(trial, message=f"{trial.message}; {beyond}") if beyond else trial
 
 
-def only_rounding(twin: Twin, failed: Trial) -> bool:
-    """Return whether a failure is only a loss of precision.
+def only_rounding(twin: Twin, failed: Trial, examine: Callable[[Twin, Case], Trial] = examine) -> bool:
+    """Return whether a failure is only a loss of precision; `examine` judges the case in float64.
 
     It is one if the case passes in float64, judged with the tolerance of its dtype but at least that of float32. A
     gradient close to 0 that remains when terms of size 1 cancel is accepted, too. NaN, infinity and values outside
@@ -88,6 +95,25 @@ def only_rounding(twin: Twin, failed: Trial) -> bool:
         size *= max(map(abs, again.case.cotangent or (1.0,)))
         return all(found.verdict != "fail" or found.error <= CANCELLED * size for found in again.findings)
     return again.kind is None
+
+
+def wrong_parts(trial: Trial) -> tuple[Array, Array]:
+    """Return the wrong part of the answer, value or gradient, and the reference's."""
+    assert trial.answer is not None
+    assert trial.truth is not None
+    part = "gradient" if trial.kind == "gradient" else "value"
+    return np.asarray(getattr(trial.answer, part), np.float64), np.asarray(getattr(trial.truth, part), np.float64)
+
+
+def relative_error(twin: Twin, trial: Trial) -> float:
+    """Return the largest error, relative to the largest number, or to the terms that the loss subtracts."""
+    got, want = wrong_parts(trial)
+    if got.shape != want.shape or (np.isfinite(got) != np.isfinite(want)).any():
+        return math.inf
+    finite = np.isfinite(want)
+    size = twin.unit if trial.kind == "value" else twin.unit / trial.case.input.values.size
+    scale = max(float(np.abs(want[finite]).max(initial=0)), size * max(map(abs, trial.case.cotangent or (1.0,))))
+    return float(np.abs(got - want)[finite].max(initial=0)) / (scale or 1.0)
 
 
 def outside_its_bounds(twin: Twin, trial: Trial) -> str | None:

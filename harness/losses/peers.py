@@ -63,24 +63,6 @@ def kornia_focal(input: Tensor, target: Tensor, gamma: float = 2.0, reduction: s
     return made
 
 
-def smp_dice(input: Tensor, target: Tensor) -> Tensor:
-    """The Dice loss of segmentation_models_pytorch, on channels that may overlap."""
-    made: Tensor = _smp().DiceLoss("multilabel")(input, target)
-    return made
-
-
-def smp_tversky(input: Tensor, target: Tensor, alpha: float = 0.5, beta: float = 0.5) -> Tensor:
-    """The Tversky loss of segmentation_models_pytorch, on channels that may overlap."""
-    made: Tensor = _smp().TverskyLoss("multilabel", alpha=alpha, beta=beta)(input, target)
-    return made
-
-
-def smp_focal(input: Tensor, target: Tensor, gamma: float = 2.0, alpha: Any = None) -> Tensor:
-    """The focal loss of segmentation_models_pytorch, on channels that may overlap."""
-    made: Tensor = _smp().FocalLoss("multilabel", alpha=alpha, gamma=gamma)(input, target)
-    return made
-
-
 # --- for the benchmark: volumes, labels, exclusive classes ------------------------------------------------------------
 
 
@@ -104,7 +86,7 @@ def _of_planes(loss: LossFunction) -> Callable[[], LossFunction]:
 
 def _of_smp(name: str, classes: int) -> Callable[[], LossFunction]:
     def build() -> LossFunction:
-        loss: LossFunction = getattr(_smp(), name)("multiclass" if classes > 1 else "binary")
+        loss: LossFunction = getattr(smp_losses(), name)("multiclass" if classes > 1 else "binary")
         return (lambda input, target: loss(input, target[:, 0])) if classes > 1 else loss
 
     return build
@@ -164,7 +146,7 @@ def voxelmorph_ncc(size: int) -> LossFunction:
 
 
 @cache
-def _smp() -> Any:
+def smp_losses() -> Any:
     """Load the losses of segmentation_models_pytorch without its models, which need a matching torchvision."""
     package = importlib.util.find_spec("segmentation_models_pytorch")
     if package is None or package.origin is None:

@@ -20,12 +20,13 @@ KNOWN = {
     "errata": "twinloss audit monai --seed 0 --out reports",
     "errata-kornia": "twinloss audit kornia --seed 0 --out reports",
     "errata-segmentation_models_pytorch": "twinloss audit segmentation_models_pytorch --seed 0 --out reports",
+    "errata-neurite": "twinloss audit neurite --seed 0 --out reports",
 }
 TITLES = {
     "zoo": "The zoo: which check detects which mutant",
     "benchmarks": "Speed and memory",
     "reliability": "Reliability",
-    "errata": "MONAI compared with the papers",
+    "errata": "MONAI compared with its documentation and the papers",
 }
 # Cells that hold exactly one of these verdicts are coloured. The first word of the verdict is the CSS class.
 VERDICTS = ("passed", "failed", "agrees", "agrees as the defaults do", "differs", "raises", "imprecise", "not there")
@@ -109,7 +110,9 @@ def where() -> Path | None:
 def _book(name: str, path: Path | None) -> Book:
     if path is None or not path.exists():
         title = (
-            f"{name.removeprefix('errata-')} compared with the papers" if name.startswith("errata-") else TITLES[name]
+            f"{name.removeprefix('errata-')} compared with its documentation and the papers"
+            if name.startswith("errata-")
+            else TITLES[name]
         )
         return Book(name, title, KNOWN[name])
     text = path.read_text(encoding="utf-8")

@@ -1,0 +1,126 @@
+"""The audit of one loss of another library: draw cases, find the cause of each failure, and class it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from twinloss.harness.auditing.causes import Cause, cause, quick, same_cause, smallest
+from twinloss.harness.auditing.erratum import DEFECT, PRECISION, SORTS, Audited, Erratum
+from twinloss.harness.auditing.peer import Peer
+from twinloss.harness.auditing.probes import findings, probes
+from twinloss.harness.auditing.snippets import run, snippet
+from twinloss.harness.auditing.sorts import NOTHING, sentence, sort_of
+from twinloss.harness.drawing import coverage
+from twinloss.harness.drawing.hypothesis_seed import drawn
+from twinloss.harness.judging.trial import Trial
+from twinloss.harness.model.operand import label
+from twinloss.harness.model.twin import Twin
+
+# The number of cases of each option value by dtype, and of each row that combines options.
+COUNTS = {"float32": 12, "float64": 4, "float16": 4}
+COMBINED = 2
+# Failing cases of a row beyond this number are not examined further.
+MOST = 4
+
+
+def audited(peer: Peer, seed: int = 0) -> Audited:
+    """Audit one loss."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # the library's own warnings about unusual input
+        return _audited(peer, peer.twin(), seed)
+
+
+def _audited(peer: Peer, twin: Twin, seed: int) -> Audited:
+    causes: list[Cause] = []
+    agrees, count = [], 0
+    for text, row, combined in rows(twin) if peer.hunted else ():
+        right = True
+        for trials in _trials(twin, row, combined, seed):
+            count += len(trials)
+            failed = [trial for trial in trials if trial.kind not in (None, "reference")]
+            for trial in failed[:MOST]:
+                found = next((known for known in causes if same_cause(twin, trial, known)), None)
+                if found is None:
+                    found = cause(twin, trial)
+                    if not any(found.how == known.how and found.traits == known.traits for known in causes):
+                        causes.append(found)
+                right &= combined or not any(f"`{name}`" in found.traits for name in row if name in text)
+        if right and not combined:
+            agrees.append(text)
+    errata = _grouped(_errata_of(peer, twin, causes))
+    known = [set(each.traits[1:]) for each in errata if each.sort == DEFECT]
+    errata += [each for each in findings(peer, probes(peer, twin)) if set(each.traits) not in known]
+    missing = [f"{name}: {values}" for name, values in peer.missing().items()]
+    shown = ", ".join(f"{name}={value!r}" for name, value in peer.defaults().items())
+    kept = sorted(errata, key=lambda each: SORTS.index(each.sort))
+    return Audited(peer.like, f"{peer.name}({shown})", tuple(kept), tuple(agrees), tuple(missing), count)
+
+
+def rows(twin: Twin) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
+    """Yield rows of options: the defaults, each value by itself, and rows that cover all pairs of values."""
+    defaults = twin.defaults()
+    yield "defaults", defaults, False
+    for name, values in twin.options.items():
+        for value in values[1:]:
+            if twin.allowed(defaults | {name: value}):
+                yield f"{name}={label(value)}", defaults | {name: value}, False
+    for row in coverage.covering_rows(twin, coverage.possible_pairs(twin)):
+        yield "", row, True
+
+
+def _trials(twin: Twin, row: Mapping[str, Any], combined: bool, seed: int) -> Iterator[list[Trial]]:
+    for dtype, count in COUNTS.items():
+        # The caller's own activation may overflow in float16.
+        if (combined and dtype != "float32") or (dtype == "float16" and row.get("other_act") is not None):
+            continue
+        cases = drawn(twin, dtype, row, None, COMBINED if combined else count, seed)
+        yield [quick(twin, case) for case in cases]
+
+
+def _errata_of(peer: Peer, twin: Twin, causes: list[Cause]) -> Iterator[Erratum]:
+    """Yield an erratum for each cause, but none for a wrong gradient where the value is wrong for the same reason."""
+    values = {each.traits for each in causes if each.how.startswith("value")}
+    for found in causes:
+        if found.how.startswith("gradient") and found.traits in values:
+            continue
+        sort, source = sort_of(peer, twin, found)
+        if sort == NOTHING:
+            continue
+        shown = smallest(twin, found)
+        sort, source = sort_of(peer, twin, shown)
+        if sort != NOTHING:
+            code = snippet(peer, shown.trial)
+            traits = (shown.how, *sorted(shown.traits))
+            yield Erratum(peer.like, peer.name, sort, sentence(peer, twin, shown), source, code, run(code), traits)
+
+
+def _grouped(errata: Iterator[Erratum]) -> list[Erratum]:
+    """Keep one erratum of each cause.
+
+    Defects have one cause if they need the same traits. What is not a defect has one cause if it has the same reason;
+    lost precision, if it is lost in the same part and dtype.
+    """
+    made: dict[tuple[str, ...], Erratum] = {}
+    for each in sorted(errata, key=lambda each: len(each.traits)):
+        if each.sort == DEFECT and any(_includes(each, known) for known in made.values()):
+            continue
+        key = each.traits if each.sort == DEFECT else (each.sort, each.source)
+        if each.sort == PRECISION:
+            key = (each.sort, each.traits[0], each.source.rpartition(" of ")[2])
+        known = made.get(key)
+        if known is None or (len(each.traits), len(each.code)) < (len(known.traits), len(known.code)):
+            made[key] = each
+    return list(made.values())
+
+
+def _includes(each: Erratum, known: Erratum) -> bool:
+    """Return whether a defect needs all traits of a known one, and more."""
+    part = each.traits[0].partition(" ")[0]
+    return (
+        known.sort == DEFECT and len(known.traits) > 1 and set(known.traits[1:]) <= set(each.traits[1:])
+        and (known.traits[0].startswith(part) or part == "gradient")
+    )  # fmt: skip
