@@ -82,12 +82,13 @@ def _put(slopes_ptr, row, there, tp, fp, hit, hits, misses, far):
         size = _larger(_larger(_larger(stretch, tp), fp), hit)
         size = _larger(_larger(_larger(size, hits), misses), far)
         stretch = tl.maximum(size / LARGE, 1.0)
-    store(slopes_ptr + OF_TP * row, tp / stretch, there)
-    store(slopes_ptr + OF_FP * row, fp / stretch, there)
-    store(slopes_ptr + OF_HIT * row, hit / stretch, there)
-    store(slopes_ptr + OF_HITS * row, hits / stretch, there)
-    store(slopes_ptr + OF_MISSES * row, misses / stretch, there)
-    store(slopes_ptr + OF_DISTANCE * row, far / stretch, there)
+    scale = 1.0 / stretch
+    store(slopes_ptr + OF_TP * row, tp * scale, there)
+    store(slopes_ptr + OF_FP * row, fp * scale, there)
+    store(slopes_ptr + OF_HIT * row, hit * scale, there)
+    store(slopes_ptr + OF_HITS * row, hits * scale, there)
+    store(slopes_ptr + OF_MISSES * row, misses * scale, there)
+    store(slopes_ptr + OF_DISTANCE * row, far * scale, there)
     store(slopes_ptr + STRETCH * row, stretch + tl.zeros_like(tp), there)
 
 
@@ -276,7 +277,8 @@ def compound(
             if BY_ITEM:
                 count = _counted(part_ptr, item, chunks, item_step, row_step, of_volume, c, CLASSES, TOGETHER)
                 count = tl.where(count > 0, count, 1.0)
-            total += tl.sum(of_item, 0) / count
+            share = 1.0 / count
+            total += tl.sum(of_item, 0) * share
             at = slopes_ptr + tl.full((), CLASSES, tl.int64) * item + c
-            _put(at, row, there, tp, fp, hit, of_hits / count, of_misses / count, zero)
+            _put(at, row, there, tp, fp, hit, of_hits * share, of_misses * share, zero)
     store(loss_ptr, total)
