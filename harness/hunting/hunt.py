@@ -90,7 +90,8 @@ class Excuse:
 class Counterexample:
     """The simplest failing case that was found.
 
-    `xfail` is a matching entry for a file of known deviations, and `line` the case and both answers in one line.
+    `xfail` is a matching entry for a file of known deviations. For a pair, `line` is the case and both answers in one
+    line.
     """
 
     kind: str
@@ -268,8 +269,8 @@ def _show(seen: Hunt, trial: Trial) -> None:
 
 def _counterexample(seen: Hunt, trial: Trial) -> Counterexample:
     kind = trial.kind or "error"
-    made = snippet(seen.twin, trial), entry(seen.twin, trial), in_a_line(trial)
-    return Counterexample(kind, trial.message, *made)
+    line = in_a_line(trial) if seen.twin.pair and kind in ("value", "gradient") else ""
+    return Counterexample(kind, trial.message, snippet(seen.twin, trial), entry(seen.twin, trial), line)
 
 
 def _show_conventions(seen: Hunt) -> None:

@@ -288,6 +288,8 @@ def in_a_line(trial: Trial) -> str:
     if got.shape != want.shape:
         return f"{', '.join(parts)}: {part} of shape {got.shape}, by the paper {want.shape}"
     got, want = got.ravel(), want.ravel()
+    if not got.size:
+        return ", ".join(parts)
     at = int(np.argmax(np.where(got == want, 0, np.nan_to_num(np.abs(got - want), nan=np.inf))))
     return f"{', '.join(parts)}: {part} {got[at]:.6g}, by the paper {want[at]:.6g}" if got.size and want.size else ""
 

@@ -325,7 +325,7 @@ class PairTruth:
         held = _as_complex(arguments)
 
         def along(t: Any) -> Any:
-            return self.weighted({**held, direction.name: (x + t * step).view(slopes.Analytic)}, options)
+            return self.weighted({**held, direction.name: np.asarray(x + t * step).view(slopes.Analytic)}, options)
 
         return slopes.complex_step(along, x.dtype.type) / scale
 
@@ -541,11 +541,12 @@ class PairTruth:
 
     def _beside(self, rng: np.random.Generator) -> Arrays:
         """Return the inputs with each floating number moved up or down by a few roundoffs at random."""
-        step = 4 * self.precision.u
-        return {
-            name: x + step * _sizes(x) * rng.choice([-1.0, 1.0], x.shape).astype(x.dtype) if x.dtype.kind == "f" else x
-            for name, x in self.arguments.items()
-        }
+        step, made = 4 * self.precision.u, dict(self.arguments)
+        for name, x in self.arguments.items():
+            if x.dtype.kind == "f":
+                signs = np.asarray(rng.choice([-1.0, 1.0], x.shape), x.dtype)
+                made[name] = np.asarray(x + step * _sizes(x) * signs)
+        return made
 
     def _plain_slope_errors(self, name: str) -> Array:
         """Return what the plain computation may explain: its errors here and at nearby points, times `OTHER_WAY`."""
@@ -613,9 +614,9 @@ class PairTruth:
         for k in range(rounds):
             arguments = {}
             for name, x in self.arguments.items():
-                d = np.ones(x.shape) if k == 0 else rng.uniform(-1, 1, x.shape)
+                d = np.asarray(np.ones(x.shape) if k == 0 else rng.uniform(-1, 1, x.shape), self.real)
                 size = np.maximum(np.abs(x), 1) if self.pair.inputs[name].logits else x
-                arguments[name] = x + u * size * d.astype(self.real) if x.dtype.kind == "f" else x
+                arguments[name] = np.asarray(x + u * size * d) if x.dtype.kind == "f" else x
             options = {
                 name: self.real(v) * (1 + u * self.real(rng.uniform(-1, 1))) if _is_rounded(v) else v
                 for name, v in self.options.items()
@@ -631,7 +632,7 @@ class PairTruth:
             exact, narrow = {}, {}
             for name, x in self.arguments.items():
                 if x.dtype.kind == "f":
-                    moved = (x * (1 + (NEAR if k else 0.0) * rng.uniform(-1, 1, x.shape))).astype(plain)
+                    moved = np.asarray(x * (1 + (NEAR if k else 0.0) * rng.uniform(-1, 1, x.shape)), plain)
                     narrow[name], exact[name] = moved, moved.astype(self.real)
                 else:
                     narrow[name] = exact[name] = x
@@ -673,7 +674,7 @@ def _ordinary(rng: np.random.Generator, arguments: Arrays) -> Arrays:
     for name, x in arguments.items():
         if x.dtype.kind == "f":
             moved = np.where(x == 0, 0.01 * _sizes(x), x)
-            x = moved * (1 - 0.25 * rng.random(x.shape)).astype(x.dtype)
+            x = np.asarray(moved * (1 - 0.25 * rng.random(x.shape)), x.dtype)
         made[name] = x
     return made
 
