@@ -10,7 +10,9 @@ import pytest
 # The base cases of each statistic: statements that launch its kernels, with torch and the losses in scope.
 CASES = {
     "bending energy": "BendingEnergyLoss()(random(1, 3, 32, 48, 64)).backward()",
+    "bending energy by voxel": 'BendingEnergyLoss("none")(random(1, 3, 32, 48, 64)).sum().backward()',
     "diffusion": "DiffusionLoss()(random(1, 3, 32, 48, 64)).backward()",
+    "diffusion by voxel": 'DiffusionLoss(reduction="none")(random(1, 3, 32, 48, 64)).sum().backward()',
     "histogram": "GlobalMutualInformationLoss()(random(1, 1, 64, 64, 64), random(1, 1, 64, 64, 64)).backward()",
     "histogram of splines": 'GlobalMutualInformationLoss(kernel_type="b-spline")(*random(2, 1, 64, 64, 64)).backward()',
 }
