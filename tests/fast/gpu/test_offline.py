@@ -37,6 +37,8 @@ FocalLoss(to_onehot_y=True)(random(2, 40, 32, 32, 32), labels).backward()
         "image = random(1, 1, 64, 64, 96)\n"
         "MultiScaleLoss(torch.nn.MSELoss(), [1.0, 2.0, 8.0])(image.detach(), image).backward()"
     ),
+    "bending energy by voxel": 'BendingEnergyLoss("none")(random(1, 3, 32, 48, 64)).sum().backward()',
+    "diffusion by voxel": 'DiffusionLoss(reduction="none")(random(1, 3, 32, 48, 64)).sum().backward()',
     "histogram": "GlobalMutualInformationLoss()(random(1, 1, 64, 64, 64), random(1, 1, 64, 64, 64)).backward()",
     "histogram of splines": 'GlobalMutualInformationLoss(kernel_type="b-spline")(*random(2, 1, 64, 64, 64)).backward()',
 }

@@ -263,6 +263,27 @@ def energies(
     store_inside(made, place, size, MARGINS, energy)
 
 
+@triton.jit
+def _slope(
+    field, of_energy, here, MARGINS: tl.constexpr, STEP: tl.constexpr, TERM: tl.constexpr, j: tl.constexpr,
+    k: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """Return the difference j and k places away, times dL/dE there and the coefficient of `here` in the difference."""
+    FIRST: tl.constexpr = 2 if TERM < 1 else (1 if TERM < 3 else 0)
+    PURE: tl.constexpr = TERM == 0 or TERM == 1 or TERM == 3
+    SECOND: tl.constexpr = FIRST if PURE else (1 if TERM == 5 else 2)
+    BY: tl.constexpr = STEP * j if PURE else j
+    place = (
+        here[0] + (BY * (FIRST == 0) + k * (SECOND == 0)),
+        here[1] + (BY * (FIRST == 1) + k * (SECOND == 1)),
+        here[2] + (BY * (FIRST == 2) + k * (SECOND == 2)),
+    )
+    slope = at(of_energy, place, (-MARGINS[0], -MARGINS[1], -MARGINS[2]), REAL)
+    slope *= _difference(field, place, STEP, TERM, REAL)
+    COUNTS: tl.constexpr = (1 if j else -2) if PURE else j * k
+    return COUNTS * tl.where(inside(place, field[2], MARGINS), slope, 0.0)
+
+
 @triton.jit(do_not_specialize_on_alignment=SHAPE)
 def gradient_by_voxel(
     u, weights, upstream, out, fields, components, depth, height, width, stride_n, stride_z, stride_y, stride_x,
@@ -278,21 +299,9 @@ def gradient_by_voxel(
     by_slope = weights_of(weights, n % components, 2.0, TERMS, REAL)
     slopes = tl.zeros((BLOCK,), REAL)
     for term in tl.static_range(TERMS):
-        # The axes of the difference.
-        FIRST: tl.constexpr = 2 if term < 1 else (1 if term < 3 else 0)
-        SECOND: tl.constexpr = FIRST if (term == 0 or term == 1 or term == 3) else (1 if term == 5 else 2)
         for j in tl.static_range(-1, 2):
             for k in tl.static_range(-1, 2):
-                # A pure difference at the place plus j steps; a mixed one at the place plus j and k, none being 0.
-                if (k == 0) if FIRST == SECOND else (j * k != 0):
-                    COUNTS: tl.constexpr = (1 if j else -2) if FIRST == SECOND else j * k
-                    BY: tl.constexpr = MARGIN * j if FIRST == SECOND else j
-                    place = (
-                        here[0] + (BY * (FIRST == 0) + k * (SECOND == 0)),
-                        here[1] + (BY * (FIRST == 1) + k * (SECOND == 1)),
-                        here[2] + (BY * (FIRST == 2) + k * (SECOND == 2)),
-                    )
-                    above = at(of_energy, place, (-MARGINS[0], -MARGINS[1], -MARGINS[2]), REAL)
-                    slope = above * _difference(field, place, MARGIN, term, REAL)
-                    slopes += by_slope[term] * COUNTS * tl.where(inside(place, size, MARGINS), slope, 0.0)
+                # A pure difference is j steps away along its axis; a mixed one j and k along its axes, none being 0.
+                if (k == 0) if (term == 0 or term == 1 or term == 3) else (j * k != 0):
+                    slopes += by_slope[term] * _slope(field, of_energy, here, MARGINS, MARGIN, term, j, k, REAL)
     store_inside(without_border(out, n, size, (0, 0, 0)), here, size, (0, 0, 0), slopes)

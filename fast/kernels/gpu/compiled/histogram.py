@@ -229,10 +229,11 @@ def _position(value, extremes, bins, GAUSSIAN: tl.constexpr):
         width = high - low
         # The products are exact, so that a quotient that is a whole number is computed exactly.
         z = 2.0 + tl.where(width > 0.0, (value - low) * (bins - 4) / tl.where(width > 0.0, width, 1.0), 0.0)
-        near = tl.minimum(tl.floor(z), bins - 3.0)
+        # Places without a voxel may lie far outside the range, and must not lead out of the histogram.
+        near = tl.maximum(tl.minimum(tl.floor(z), bins - 3.0), 2.0)
     z = tl.where(value == value, z, value)
     known = z == z  # NaN for infinity over infinity
-    return tl.where(known, near, 0.0).to(tl.int32), z - near
+    return tl.where(known, near, 0.0 if GAUSSIAN else 2.0).to(tl.int32), z - near
 
 
 @triton.jit
