@@ -651,4 +651,7 @@ def _of_dense_surprisal(slopes: _Slopes, voxels: _Voxels, plan: Plan, volume: Te
     # p_k (sum of the other slopes) - (1 - p_k) (own slope).
     p = x.softmax(1)
     others = in_surprisal.sum(1, keepdim=True).sub(in_surprisal)
+    # Where p is not small, the difference may cancel, and the own slope does not make up for it.
+    top = p.argmax(1, keepdim=True)
+    others.scatter_(1, top, in_surprisal.scatter(1, top, 0).sum(1, keepdim=True))
     return others.mul_(p).sub_(in_surprisal.mul_(q))
