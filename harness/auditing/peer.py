@@ -179,7 +179,8 @@ class Peer:
                 options[name] = (*first, *(v for v in kept if not first or label(v) != label(first[0])))
             else:
                 options[name] = values[:1]
-        changed = tuple(n for n, values in options.items() if label(values[0]) != label(known.options[n][0]))
+        changed = [n for n, values in options.items() if label(values[0]) != label(known.options[n][0])]
+        changed += [n for n in options if self.theirs(n) in takes and self.theirs(n) not in defaults]
         return replace(
             known,
             fast=_class_of(self),

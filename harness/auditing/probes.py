@@ -322,7 +322,7 @@ def reductions(peer: Peer, twin: Twin) -> Iterator[Probe]:
                 _printed(f"{asked}.item()", f"{asked.replace('loss(', 'each(')}.{name}().item()")]  # fmt: skip
         yield Probe(
             DEFECT, f'`reduction="{name}"` is not the {name} of `reduction="none"`', "its documentation of `reduction`",
-            "\n".join(code), error_is_right=True, traits=(f"reduction {name}",),
+            "\n".join(code), error_is_right=True, traits=("`reduction`",),
         )  # fmt: skip
 
 
