@@ -43,7 +43,7 @@ def use(name: str) -> None:
     from twinloss.fast.kernels import cpu, gpu
 
     if name == Device.interpreter:
-        _start_interpreter()
+        start_interpreter()
         gpu.register("cpu")
     else:
         cpu.register()
@@ -60,7 +60,12 @@ def current() -> torch.device:
     return torch.device("cuda" if _device == Device.cuda else "cpu")
 
 
-def _start_interpreter() -> None:
+def start_interpreter() -> None:
+    """Let Triton's interpreter run the kernels that are imported from now on, with the programs in any order.
+
+    Raises:
+        DeviceError: if Triton is missing, or runs without its interpreter.
+    """
     # Triton reads the variable when it is imported: its functions are then interpreted for good.
     if "triton" not in sys.modules:
         os.environ["TRITON_INTERPRET"] = "1"

@@ -1,4 +1,4 @@
-"""Mutants whose bug is in a kernel for GPUs. Without a GPU, Triton's interpreter runs these kernels."""
+"""Mutants whose bug is in a kernel for GPUs. Triton's interpreter runs these kernels."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _reduced(loss: Any, add: Callable[[Tensor], Tensor], *images: Tensor) -> Ten
     return total / by_voxel.numel() if reduction == "mean" else total
 
 
-@bug("diffusion", device="interpreter")
+@bug("diffusion", interpreted=True)
 class TailWithoutMask(fast.DiffusionLoss):
     """The last block is loaded without a mask: the sum contains what lies in memory behind the image."""
 
@@ -47,7 +47,7 @@ class TailWithoutMask(fast.DiffusionLoss):
         return _reduced(self, device_kernels.sum_without_mask, pred)
 
 
-@bug("bending_energy", device="interpreter")
+@bug("bending_energy", interpreted=True)
 class FirstProgramStarts(fast.BendingEnergyLoss):
     """The first program sets the total and the others add to it, without a barrier: the order decides."""
 
@@ -58,7 +58,7 @@ class FirstProgramStarts(fast.BendingEnergyLoss):
         return _reduced(self, device_kernels.sum_in_a_race, pred)
 
 
-@bug("diffusion", dtype="float32", device="interpreter")
+@bug("diffusion", dtype="float32", interpreted=True)
 class SumByAtomics(fast.DiffusionLoss):
     """Programs add to the total by float atomics: the last bits differ from call to call, as in many public kernels."""
 
@@ -69,7 +69,7 @@ class SumByAtomics(fast.DiffusionLoss):
         return _reduced(self, device_kernels.sum_by_atomics, pred)
 
 
-@bug("generalized_dice", dtype="float32", full_size=True, device="interpreter")
+@bug("generalized_dice", dtype="float32", full_size=True, interpreted=True)
 class VolumesInInt32(fast.GeneralizedDiceLoss):
     """The square of a class's volume is computed in int32, and overflows: only whole images show it."""
 

@@ -67,7 +67,8 @@ def kills(mutant: Mutant, start: int = 0, examples: int = EXAMPLES) -> Kills:
 
     A mutant with `full_size` is tested on real images first, and on generated cases only if these do not kill it.
     """
-    device.use(mutant.device)
+    if mutant.interpreted:
+        device.start_interpreter()
     twin, made = mutant.twin(), Kills(mutant.name, mutant.of, mutant.origin)
     for question in real_images.questions(twin, [mutant.dtype]) if mutant.full_size else ():
         made.cases += 1

@@ -23,7 +23,7 @@ class Mutant:
         fast: the module with the bug.
         shared: fields of the twin with the same bug, as if the authors of both sides had the same misconception.
         dtype: the dtype to test in. In float64, the rounding errors of plain torch do not hide the bug.
-        device: where it runs, as in `twinloss verify --device`.
+        interpreted: whether its bug is in a kernel for GPUs, which Triton's interpreter runs.
         full_size: whether generated cases are too small to show the bug, so that real images are tried first.
     """
 
@@ -34,7 +34,7 @@ class Mutant:
     shared: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "float64"
     full_size: bool = False
-    device: str = "cpu"
+    interpreted: bool = False
 
     def twin(self) -> Twin:
         """Return the twin with the mutant in place of its fast loss."""
@@ -47,14 +47,14 @@ Module = type[torch.nn.Module]
 
 
 def bug(
-    of: str, dtype: str = "float64", full_size: bool = False, device: str = "cpu", **shared: Any
+    of: str, dtype: str = "float64", full_size: bool = False, interpreted: bool = False, **shared: Any
 ) -> Callable[[Module], Module]:
     """Add a class to the zoo, as a mutant of a twin."""
 
     def put(cls: Module) -> Module:
         words = "".join(f" {c.lower()}" if c.isupper() else c for c in cls.__name__).strip()
         origin = (cls.__doc__ or "").partition("\n")[0]
-        ZOO.append(Mutant(words, origin, of, cls, shared, dtype, full_size, device))
+        ZOO.append(Mutant(words, origin, of, cls, shared, dtype, full_size, interpreted))
         return cls
 
     return put

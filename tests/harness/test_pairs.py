@@ -460,7 +460,7 @@ def test_the_command_writes_a_script_that_runs_by_itself(tmp_path):
         (["--pair", "nowhere"], "package.module:PAIR"),
         (["math:sin", "--pair", "pair_examples:NORM"], "leave out the loss"),
         (["math:sin"], "--as LOSS"),
-        (["math:sin", "--as", "dice", "--explain-bound"], "are for --pair"),
+        (["math:sin", "--as", "dice", "--explain-bound"], "is for --pair"),
     ],
 )
 def test_a_bad_command_line_is_a_matter_of_usage(tmp_path, line, message):
