@@ -117,7 +117,7 @@ class Peer:
         defaults, given = self.defaults(), []
         for name, value in options.items():
             theirs = self.theirs(name)
-            if theirs not in self.parameters or name in self.options or isinstance(value, PerCase):
+            if theirs not in self.parameters or name in (*self.options, *self.unlike) or isinstance(value, PerCase):
                 continue
             text = name if name in known else self.literal(name, value)
             if theirs not in defaults or text != repr(defaults[theirs]):

@@ -66,7 +66,7 @@ def sort_of(peer: Peer, twin: Twin, cause: Cause) -> tuple[str, str]:
 def _is_rounding(twin: Twin, cause: Cause) -> bool:
     """Return whether only digits are lost, and the relative error is small."""
     trial = cause.trial
-    if relative_error(twin, trial) > MOST or outside_its_bounds(twin, trial):
+    if relative_error(twin, trial) > MOST:
         return False
     rounding = {"less than float64", "float16", "arguments of different types"} & cause.traits
     return relative_error(twin, trial) < ROUNDING or bool(rounding) or only_digits(twin, trial)
