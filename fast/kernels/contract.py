@@ -85,12 +85,15 @@ class ClassWeights:
     def __call__(self, volume: Any) -> tuple[Any, ...]:
         """Return the weights of overlap and errors, or one for both, given volumes, (B or 1, C'), of NumPy or torch."""
         xp: Any = np if isinstance(volume, np.ndarray) else torch
-        weight = 1 / (volume + self.offset if self.offset else volume) ** self.power
-        present = xp.isfinite(weight)
-        # NumPy skips the rule for absent classes where it has no effect: the check is cheaper. A tensor may be traced,
-        # where no branch may depend on its values.
-        if xp is torch or not present.all():
-            weight = xp.where(present, weight, xp.amax(xp.where(present, weight, 0), axis=1, keepdims=True))
+        if self.power == 0:
+            weight = (volume[:1] if self.foreground else volume) ** 0  # ones, also for a volume of 0
+        else:
+            weight = 1 / (volume + self.offset if self.offset else volume) ** self.power
+            present = xp.isfinite(weight)
+            # NumPy skips the rule for absent classes where it has no effect: the check is cheaper. A tensor may be
+            # traced, where no branch may depend on its values.
+            if xp is torch or not present.all():
+                weight = xp.where(present, weight, xp.amax(xp.where(present, weight, 0), axis=1, keepdims=True))
         if self.normalized:
             total = weight.sum(axis=1, keepdims=True)
             weight = xp.where(total > 0, weight / total, 0)

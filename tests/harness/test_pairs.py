@@ -589,7 +589,7 @@ def test_our_own_losses_are_pairs():
 
 def test_torch_functions_are_audited():
     rows = audit_torch(["avg_pool1d"])
-    assert [(row.option, row.verdict) for row in rows] == [("float32", "agrees"), ("float64", "agrees")]
+    assert [(row.dtype, row.verdict) for row in rows] == [("float32", "agrees"), ("float64", "agrees")]
     assert "| avg_pool1d | float32 | agrees |" in as_markdown(rows, 0)
     with pytest.raises(LibraryError, match="avg_pool1d"):
         audit_torch(["avgpool"])

@@ -19,7 +19,7 @@ REPORT = Path(__file__).parents[2] / "reports" / "zoo.md"
 NEEDED = {
     "value": "logged with debias",
     "gradient": "scale of mixed precision",
-    "differences": "derived alike",
+    "differences": "no slope in a target of zero",
     "laws": "pooled by both authors",
     "protocol": "counts its calls",
 }
