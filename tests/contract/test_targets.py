@@ -191,6 +191,17 @@ def test_ignored_voxels_may_hold_anything_and_the_rest_counts_as_if_cropped(form
 
 
 @BACKENDS
+@with_options(ONE_CHANNEL)
+def test_one_loss_takes_labels_to_ignore_and_then_a_channel_that_marks_them(form, loss_class, options):
+    x, y = logits(2, 1, 9, dtype=torch.float64), labels(2, 1, 9, classes=2)
+    marked = torch.cat([1 - y, y], 1)  # label 1 is ignored, and so is what the second channel marks
+    loss = loss_class(**options, ignore_index=1)
+    for target in (y, marked, y):
+        found = value_and_gradient(loss, x, target, form=form)
+        assert_all_close(found, value_and_gradient(loss_class(**options, ignore_index=1), x, target, form=form), 0, 0)
+
+
+@BACKENDS
 @with_options(
     {
         TverskyLoss: [SOFTMAX | ERRORS],

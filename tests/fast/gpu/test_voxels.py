@@ -59,7 +59,7 @@ def judge(name, options, dtype="float32", classes=3, target="labels", spatial=(5
     if target == "soft":
         y = soft(2, classes, *spatial).to(getattr(torch, dtype)).double()
     elif target == "one-hot":
-        y = one_hot(y, classes).double()
+        y = one_hot(y, max(classes, 1 + (ignored or 0))).double()
     operands = {"input": Operand(x.numpy(), dtype)}
     operands["target"] = Operand(y.numpy(), "int64" if target == "labels" else dtype)
     if mask is not None:
@@ -78,6 +78,27 @@ CASES = {
     "dice_ce, soft": ("dice_ce", {"softmax": True}, "soft"),
     "dice_focal, sigmoid": ("dice_focal", {**SIGMOID, "use_softmax": False}),
 }
+
+
+FURTHER = {"ignore_index": 3}  # of three classes: the target has a further channel
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dice", {"softmax": True}), ("focal", {}), ("dice_ce", {"softmax": True}),
+        ("dice_ce", {"sigmoid": True, "multilabel": True}), ("dice_focal", {"softmax": True}),
+    ],
+)  # fmt: skip
+def test_voxels_that_a_further_channel_marks_do_not_count(name, options):
+    def poison(x, y):
+        x[y[:, 3:].expand_as(x) == 1] = math.nan
+
+    judge(name, options | FURTHER, target="one-hot", change=poison)
+
+
+def test_regions_are_within_the_bounds_of_the_hunt():
+    judge("dice_ce", {"sigmoid": True, "multilabel": True, "ce_weight": [0.5, 1.0, 2.0]}, target="soft")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
