@@ -53,8 +53,9 @@ class DiceLoss(SegmentationLoss):
         weight: factor on the loss: a number, or a list with one for each class that is not excluded.
         soft_label: use min(p, g) as the overlap instead of the product p g. The minimum of the loss is then at p = g
             for soft targets, too (Wang et al. 2023, Dice semimetric losses).
-        ignore_index: voxels with this label are excluded, whatever values they hold. In a target of channels,
-            these are the voxels with a 1 in this channel. C means a further channel: the target is then (B, C + 1, *S).
+        ignore_index: voxels with this label are excluded, whatever values they hold. If the target has a channel
+            for each class, these are the voxels with a 1 in this channel. The value C stands for an additional channel
+            of the target, which is then (B, C + 1, *S).
         process_group: sum the statistics over the ranks of this group, so that every rank returns the loss of all data.
             All ranks must call ``forward`` together. With ``batch=True`` each rank may hold different items; otherwise
             the ranks hold different voxels of the same items. The gradient of a rank is the gradient of its own data
@@ -194,8 +195,8 @@ class CompoundDiceLoss(DiceLoss):
                 f"input and target must have as many dimensions, got shapes {tuple(input.shape)} and "
                 f"{tuple(target.shape)}; labels are (B, 1, *S)"
             )
-        classes = input.shape[1] if input.ndim >= 2 else 0
-        if classes and target.shape[1] not in (1, classes, *[classes + 1] * (self.ignore_index == classes)):
+        marks_ignored = input.ndim >= 2 and self.ignore_index == input.shape[1] == target.shape[1] - 1
+        if input.ndim >= 2 and target.shape[1] not in (1, input.shape[1]) and not marks_ignored:
             raise ShapeError(
                 f"target must have 1 channel or the {input.shape[1]} of the input, got shapes {tuple(input.shape)} and "
                 f"{tuple(target.shape)}"

@@ -99,7 +99,7 @@ class DiceCELoss(CompoundDiceLoss):
         ignore_index: see DiceLoss.
         label_smoothing: ε in [0, 1]. The target of the cross entropy becomes (1 - ε) g + ε/C, as in
             ``torch.nn.CrossEntropyLoss``; in a binary problem it becomes (1 - ε) g + ε/2.
-        multilabel: the classes may overlap. It is used with ``sigmoid=True``.
+        multilabel: whether the classes may overlap. Combine it with ``sigmoid=True``.
         process_group: see DiceLoss.
 
     Raises:
@@ -110,8 +110,8 @@ class DiceCELoss(CompoundDiceLoss):
             has neither 1 channel nor as many as the input.
 
     Warns:
-        UserWarning: once, if ``sigmoid=True`` suggests classes that overlap, but the cross entropy of several channels
-            is that of a softmax; about the values of the target, as in DiceLoss, with a softmax unless ``multilabel``.
+        UserWarning: once, if several channels are given with ``sigmoid=True`` but without ``multilabel=True``, because
+            the cross entropy is then that of a softmax. Also about the values of the target, as in DiceLoss.
 
     Example:
         >>> import torch
@@ -171,7 +171,7 @@ class DiceCELoss(CompoundDiceLoss):
 
     def exclusive(self, background: bool) -> tuple[bool, bool]:
         """Return whether a softmax makes the classes exclude each other, and whether the background counts."""
-        return not self.multilabel, True  # the cross entropy is that of all classes
+        return not self.multilabel, True  # the cross entropy includes the background
 
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -212,13 +212,8 @@ class DiceCELoss(CompoundDiceLoss):
         return known and is_served(voxels)
 
     def _whole(self, voxels: Voxels, activation: Activation, surprisal: Surprisal) -> CompoundPlan:
-        x, smoothing, mean, binary = (
-            voxels.input,
-            self.label_smoothing,
-            self.reduction == "mean",
-            activation != "softmax",
-        )
-        classes = x.shape[1]
+        x, smoothing, mean = voxels.input, self.label_smoothing, self.reduction == "mean"
+        classes, binary = x.shape[1], self._is_binary(voxels)
         name, weight = ("ce_weight", self.ce_weight) if self.weight is None else ("weight", self.weight)
         weights = numbers_by_class(weight, classes, name)
         factor = self.lambda_ce / (x.numel() if mean and binary else 1)

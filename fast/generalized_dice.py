@@ -42,8 +42,9 @@ class GeneralizedDiceLoss(SegmentationLoss):
         batch: sum over all items of the batch before the division, which gives a single value.
         soft_label: use min(p, g) as the overlap instead of the product p g. The minimum of the loss is then at p = g
             for soft targets, too (Wang et al. 2023, Dice semimetric losses).
-        ignore_index: voxels with this label are excluded, whatever values they hold. In a target of channels,
-            these are the voxels with a 1 in this channel. C means a further channel: the target is then (B, C + 1, *S).
+        ignore_index: voxels with this label are excluded, whatever values they hold. If the target has a channel
+            for each class, these are the voxels with a 1 in this channel. The value C stands for an additional channel
+            of the target, which is then (B, C + 1, *S).
         normalize_weights: divide the weights of an item by their sum, so that the effect of ν and δ does not depend on
             the volume. Otherwise w is about 1e-10 for 96³ voxels, and ν = 1e-5 outweighs the data.
         process_group: see DiceLoss.

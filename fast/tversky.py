@@ -41,8 +41,9 @@ class TverskyLoss(SegmentationLoss):
         batch: sum over all items of the batch before the division. ``"none"`` then gives (1, C', 1, …).
         soft_label: use the sum of min(p, g) as TP. The minimum of the loss is then at p = g for soft targets, too (Wang
             et al. 2023, Dice semimetric losses).
-        ignore_index: voxels with this label are excluded, whatever values they hold. In a target of channels,
-            these are the voxels with a 1 in this channel. C means a further channel: the target is then (B, C + 1, *S).
+        ignore_index: voxels with this label are excluded, whatever values they hold. If the target has a channel
+            for each class, these are the voxels with a 1 in this channel. The value C stands for an additional channel
+            of the target, which is then (B, C + 1, *S).
         process_group: see DiceLoss.
 
     Shape:

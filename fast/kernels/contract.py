@@ -108,6 +108,11 @@ class InvalidVoxelsError(Exception):
     """A label is not a class, or a mask value lies outside [0, 1]."""
 
 
+def flat(tensor: Tensor) -> Tensor:
+    """Return (B, C, *S) as (B, C, N), without a copy if the voxels lie at equal distances in memory."""
+    return tensor.flatten(2) if tensor.ndim > 2 else tensor.unsqueeze(-1)
+
+
 class VoxelInputs(NamedTuple):
     """The tensors that the statistics of a segmentation are computed from.
 

@@ -158,10 +158,14 @@ class Peer:
         code = self.expression(options, frozenset(functions))
         return eval(code, {**_scope(self), **functions})
 
+    def called(self, arguments: int) -> str:
+        """Return the code of the call with a number of arguments."""
+        return self.call if arguments > 2 else self.call.replace(", mask", "")
+
     def ask(self, loss: Any, tensors: tuple[torch.Tensor, ...]) -> Any:
         """Call the loss."""
-        call = self.call if len(tensors) > 2 else self.call.replace(", mask", "")
-        return eval(call, {**_scope(self), "loss": loss, **dict(zip(VARIABLES, tensors, strict=False))})
+        arguments = dict(zip(VARIABLES, tensors, strict=False))
+        return eval(self.called(len(tensors)), {**_scope(self), "loss": loss, **arguments})
 
     def twin(self) -> Twin:
         """Return a twin of this loss and our reference, with the peer's defaults and the options that both have."""

@@ -148,18 +148,15 @@ def module(peer: Peer, twin: Twin) -> Iterator[Probe]:
         value = f"{asked}.sum().item()"
         is_module = "forward" in vars(peer.found)
         if is_module:
-            yield Probe(
-                DEFECT, f"a pickled copy does not give the same answer{what}", "pickle, as of every torch module",
-                _code(peer, case, "import pickle", "copy = pickle.loads(pickle.dumps(loss))",
-                      _printed(value.replace("loss(", "copy("), value)),
-                traits=("a copy does not give the same answer",),
-            )  # fmt: skip
-            yield Probe(
-                DEFECT, f"a deep copy does not give the same answer{what}", "copy.deepcopy, as of every torch module",
-                _code(peer, case, "from copy import deepcopy", "copy = deepcopy(loss)",
-                      _printed(value.replace("loss(", "copy("), value)),
-                traits=("a copy does not give the same answer",),
-            )  # fmt: skip
+            for name, source, *copying in (
+                ("a pickled copy", "pickle", "import pickle", "copy = pickle.loads(pickle.dumps(loss))"),
+                ("a deep copy", "copy.deepcopy", "from copy import deepcopy", "copy = deepcopy(loss)"),
+            ):
+                yield Probe(
+                    DEFECT, f"{name} does not give the same answer{what}", f"{source}, as of every torch module",
+                    _code(peer, case, *copying, _printed(value.replace("loss(", "copy("), value)),
+                    traits=("a copy does not give the same answer",),
+                )  # fmt: skip
             yield Probe(
                 DEFECT, f"`load_state_dict` does not accept its own `state_dict`{what}", "torch.nn.Module",
                 _code(peer, case, f"copy = {peer.expression(case.options)}",

@@ -93,7 +93,7 @@ def lines(peer: Peer, case: Case, gradient: bool = False) -> list[str]:
 
 def call(peer: Peer, case: Case) -> str:
     """Return the code of the call."""
-    return peer.call if len(case.operands) > 2 else peer.call.replace(", mask", "")
+    return peer.called(len(case.operands))
 
 
 def snippet(peer: Peer, trial: Trial) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -157,15 +158,10 @@ def check(
     known = deviations.read(Path(xfails)) if xfails else ()
     made = Check(seed, twin=twin, strict=strict)
     hunting = {"forgiving": not strict, "known": known, "remember": remember, "lenient": True}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the target's own warnings about unusual input
+    jobs = [Job(twin, (dtype,), "generated", examples, seed, hunting, device) for dtype in dtypes]
+    with _ignoring_warnings():
         refuse_what_cannot_be_called(twin, wiring, dtypes, seed)
-        try:
-            jobs = [Job(twin, (dtype,), "generated", examples, seed, hunting, device) for dtype in dtypes]
-            run_jobs(made.work, jobs, tick, processes, cluster)
-            _explain_failure(made, known, tick)
-        except KeyboardInterrupt:
-            made.interrupted = True
+        _hunt(made, jobs, known, tick, processes, cluster)
     return made
 
 
@@ -216,17 +212,31 @@ def check_pair(
     known = deviations.read(Path(xfails)) if xfails else ()
     made = Check(seed, twin=twin, strict=strict)
     hunting = {"forgiving": not strict, "known": known, "remember": remember}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the functions' own warnings about unusual input
+    jobs = [Job(twin, (dtype,), "generated", examples, seed, hunting) for dtype in dtypes]
+    with _ignoring_warnings():
         pairs.refuse_what_does_not_fit(twin, dtypes, seed)
-        try:
-            jobs = [Job(twin, (dtype,), "generated", examples, seed, hunting) for dtype in dtypes]
-            run_jobs(made.work, jobs, tick, processes, cluster)
-            _explain_failure(made, known, tick)
-        except KeyboardInterrupt:
-            made.interrupted = True
+        _hunt(made, jobs, known, tick, processes, cluster)
     made.rows.sort(key=lambda row: dtypes.index(row.dtype))
     return made
+
+
+@contextmanager
+def _ignoring_warnings() -> Iterator[None]:
+    """Suppress the target's own warnings about unusual input."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _hunt(
+    made: Check, jobs: Sequence[Job], known: tuple[Deviation, ...], tick: Tick, processes: int, cluster: str | None
+) -> None:
+    """Run the hunts and explain a failure; an interruption is noted."""
+    try:
+        run_jobs(made.work, jobs, tick, processes, cluster)
+        _explain_failure(made, known, tick)
+    except KeyboardInterrupt:
+        made.interrupted = True
 
 
 def _explain_failure(made: Check, known: tuple[Deviation, ...], tick: Tick) -> None:

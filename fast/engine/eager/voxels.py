@@ -25,7 +25,7 @@ from twinloss.fast.engine.segmentation.fraction import (
     slopes_of_parts,
     volumes,
 )
-from twinloss.fast.engine.segmentation.labels import comparable, flat, ignored
+from twinloss.fast.engine.segmentation.labels import comparable, ignored
 from twinloss.fast.kernels.contract import (
     DISTANCE,
     FN,
@@ -42,6 +42,7 @@ from twinloss.fast.kernels.contract import (
     Terms,
     UpstreamSlopes,
     VoxelInputs,
+    flat,
 )
 from twinloss.fast.runtime.checks import is_readable
 from twinloss.fast.runtime.constants import accumulator, classes, constant

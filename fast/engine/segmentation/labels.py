@@ -16,11 +16,6 @@ from twinloss.fast.runtime.checks import is_readable
 from twinloss.fast.runtime.dispatch import widened
 
 
-def flat(tensor: Tensor) -> Tensor:
-    """Return (B, C, *S) as (B, C, N)."""
-    return tensor.flatten(2) if tensor.ndim > 2 else tensor.unsqueeze(-1)
-
-
 def ignored(target: Tensor, labels: bool, ignore_index: int) -> Tensor:
     """Return which voxels a target (B, 1 or C, …) excludes, (B, 1, …)."""
     if labels or target.shape[1] == 1:

@@ -9,7 +9,6 @@ from twinloss.fast.engine.segmentation.labels import (
     checked_labels,
     checked_mask,
     comparable,
-    flat,
     ignored,
     wrong_labels,
 )
@@ -20,7 +19,7 @@ from twinloss.fast.engine.segmentation.stable_functions import (
     surprisal_of,
     weighted,
 )
-from twinloss.fast.kernels.contract import Plan, VoxelInputs
+from twinloss.fast.kernels.contract import Plan, VoxelInputs, flat
 from twinloss.fast.runtime.checks import is_readable
 from twinloss.fast.runtime.constants import accumulator, classes
 from twinloss.fast.runtime.dispatch import widened

@@ -28,11 +28,12 @@ from twinloss.fast.kernels.contract import (
     Terms,
     UpstreamSlopes,
     VoxelInputs,
+    flat,
     unweighted,
 )
 from twinloss.fast.kernels.gpu.compiled import fraction, voxel, voxel_many
 from twinloss.fast.kernels.gpu.compiled.rows import SLOPES
-from twinloss.fast.kernels.gpu.launch import interpreted, launch, on_device, real_type, share
+from twinloss.fast.kernels.gpu.launch import interpreted, launch, on_device, power_of_2, real_type, share
 
 _ACTIVATIONS = ("identity", "sigmoid", "softmax")
 _OVERLAPS = ("none", "product", "minimum", "squared")
@@ -166,23 +167,19 @@ def _matrix(asked: FractionPlan, x: Tensor) -> Tensor | None:
 
 
 def _classes(classes: int) -> dict[str, int]:
-    padded = _power_of_two(classes)
+    padded = power_of_2(classes)
     return {"CLASSES": classes, "PADDED": padded, "TOGETHER": max(1024 // padded, 1)}
 
 
-def _power_of_two(least: int) -> int:
-    return 1 << (least - 1).bit_length()
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    """Return (B, C, *S) as (B, C, N), without a copy if the voxels lie at equal distances in memory."""
-    flat = tensor.flatten(2) if tensor.ndim > 2 else tensor.unsqueeze(-1)
-    return flat if flat.stride(2) <= _FARTHEST else flat.contiguous()
+def _read(tensor: Tensor) -> Tensor:
+    """Return (B, C, *S) as (B, C, N), copied if the voxels lie so far apart that their offsets could exceed int32."""
+    voxels = flat(tensor)
+    return voxels if voxels.stride(2) <= _FARTHEST else voxels.contiguous()
 
 
 def _call(inputs: VoxelInputs, plan: Plan, matrix: Tensor | None) -> _Call:
-    x, y = _flat(inputs.x), _flat(inputs.target)
-    mask = None if inputs.mask is None else _flat(inputs.mask)
+    x, y = _read(inputs.x), _read(inputs.target)
+    mask = None if inputs.mask is None else _read(inputs.mask)
     if y.dtype == torch.bool:
         y = y.view(torch.uint8)
     if mask is not None and mask.dtype == torch.bool:
@@ -200,7 +197,7 @@ def _setup(
     if plan.labels and plan.overlap == "minimum" and plan.activation == "softmax" and mask is None:
         plan = plan._replace(overlap="product")  # of hard targets, they are the same
     many = plan.activation == "softmax" and classes > _HELD
-    padded = _LOOPED if many else min(_power_of_two(classes), _HELD)
+    padded = _LOOPED if many else min(power_of_2(classes), _HELD)
     each, block = _tile(padded, x.dtype.itemsize)
     if interpreter:
         block = 1024
