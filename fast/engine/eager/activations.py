@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from twinloss.fast.engine.eager.voxel_inputs import without
+from twinloss.fast.runtime.constants import constant
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ def slope_of_focused(surprisal: Tensor, q: Tensor, gamma: float) -> Tensor:
         return torch.ones_like(q)
     limits = torch.finfo(q.dtype)
     p_times = (-surprisal).exp_().mul_(surprisal.clamp(max=limits.max))
-    return p_times.div_(q.clamp(min=limits.tiny)).mul_(gamma).add_(1).mul_(q**gamma)
+    return torch.addcdiv(constant(1.0, q), p_times, q.clamp(min=limits.tiny), value=gamma).mul_(q**gamma)
 
 
 def product(weight: Tensor, term: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -15,42 +17,65 @@ from twinloss.fast.engine.eager.activations import (
 )
 from twinloss.fast.engine.eager.voxel_inputs import Slopes, Voxels, only, without
 from twinloss.fast.kernels.contract import DISTANCE, FN, FP, HITS, MISSES, NEARNESS, TP, VOLUME, Plan
+from twinloss.fast.runtime.constants import constant
 
 
-def sums_of_labels(voxels: Voxels, own: Tensor, plan: Plan, matrix: Tensor | None, volume: bool) -> dict[int, Tensor]:
-    """Return the sums by class; `own` is `voxels.own()`, and `volume` whether to sum a soft weight."""
-    rows = _statistics(voxels, own, plan, matrix)
+class Softmax(NamedTuple):
+    """What the sums of labels under a softmax have computed that the gradient needs, too.
+
+    Attributes:
+        p: the softmax, (B, C, N).
+        own: whether a class is that of the label, (B, C, N).
+        labels: the labels as an index of the classes, (B, 1, N); None without surprisals, like all that follow.
+        q: one minus the prediction of the class of the label, (B, 1, N).
+        surprisal: that of the class of the label, (B, 1, N); None if its exponent is 0.
+    """
+
+    p: Tensor
+    own: Tensor | None = None
+    labels: Tensor | None = None
+    q: Tensor | None = None
+    surprisal: Tensor | None = None
+
+
+def sums_of_labels(
+    voxels: Voxels, own: Tensor, plan: Plan, matrix: Tensor | None, volume: bool
+) -> tuple[dict[int, Tensor], Softmax | None]:
+    """Return the sums by class, and what to keep; `own` is `voxels.own()`, `volume` whether to sum a soft weight."""
+    kept = None
+    if plan.activation != "softmax":
+        rows = _sums_of_channels(voxels, own, plan)
+    elif plan.surprisal != "none":
+        rows, kept = _sums_of_surprisal(voxels, own, plan)
+    else:
+        kept = Softmax(voxels.x.softmax(1))
+        if matrix is None:
+            p = kept.p
+            if voxels.weight is not None:  # x, from which excluded voxels were removed, is a copy
+                p = torch.mul(p, voxels.weight, out=voxels.x)
+            rows = _overlaps(voxels, plan, own, p, without(own, p))
+        else:
+            rows = _distances(voxels, own, kept.p, matrix)
     if voxels.soft and volume and voxels.weight is not None:
         rows[VOLUME] = _by_class(own, voxels.weight)
-    return rows
+    return rows, kept
 
 
-def _statistics(voxels: Voxels, own: Tensor, plan: Plan, matrix: Tensor | None) -> dict[int, Tensor]:
-    if plan.activation != "softmax":
-        return _sums_of_channels(voxels, own, plan)
-    if plan.surprisal != "none":
-        return _sums_of_surprisal(voxels, own, plan)
-    p = voxels.x.softmax(1)
-    if matrix is not None:
-        return _distances(voxels, own, p, matrix)
-    others = without(own, p)
-    return _overlaps(voxels, plan, own, p.mul_(own), others.sum(1, keepdim=True), others)
-
-
-def _sums_of_surprisal(voxels: Voxels, own: Tensor, plan: Plan) -> dict[int, Tensor]:
+def _sums_of_surprisal(voxels: Voxels, own: Tensor, plan: Plan) -> tuple[dict[int, Tensor], Softmax]:
     """Return the sums under a softmax, with those of the surprisals."""
-    rows, log_p = dict[int, Tensor](), voxels.x.log_softmax(1)
-    others, log_own = log_p.exp().masked_fill_(own, 0), log_p.gather(1, voxels.index())
+    log_p, index, rows = voxels.x.log_softmax(1), voxels.index(), dict[int, Tensor]()
+    p, log_own = log_p.exp(), log_p.gather(1, index)
     if plan.surprisal == "all":
         rows[MISSES] = voxels.weighed(log_p).sum(-1).neg_()
+    others = torch.where(own, constant(0.0, p), p, out=log_p)
     q = others.sum(1, keepdim=True)
-    log_own = accurate(log_own, q)
-    p = log_own.exp() if plan.overlap != "none" else None
-    surprisal = voxels.weighed(log_own if plan.gamma == 0 else log_own.mul_(q**plan.gamma))
-    rows[HITS] = _by_class(own, surprisal, log_p).neg_()
-    if p is None:
-        return rows
-    return rows | _overlaps(voxels, plan, own, only(own, p, log_p), q, others)
+    surprisal = accurate(log_own, q).neg_()
+    if plan.overlap != "none":
+        p_own, lack = voxels.weighed((-surprisal).exp_()), voxels.weighed(q.clone())
+        rows |= _overlaps(voxels, plan, own, p_own, voxels.weighed(others), lack)
+    kept = Softmax(p, own, index, q, surprisal if plan.gamma > 0 else None)
+    hit = voxels.weighed(surprisal if plan.gamma == 0 else surprisal * q**plan.gamma)
+    return rows | {HITS: _by_class(own, hit, others)}, kept
 
 
 def _sums_of_channels(voxels: Voxels, own: Tensor, plan: Plan) -> dict[int, Tensor]:
@@ -68,39 +93,39 @@ def _sums_of_channels(voxels: Voxels, own: Tensor, plan: Plan) -> dict[int, Tens
     if plan.activation == "sigmoid":
         p = x.sigmoid()
         q = (-x.gather(1, voxels.index())).sigmoid_()
-        others = without(own, p)
-        return rows | _overlaps(voxels, plan, own, p.mul_(own), q, others)
-    p = only(own, x)
-    return rows | _overlaps(voxels, plan, own, p, 1 - p.sum(1, keepdim=True), without(own, x))
+        p = voxels.weighed(p)
+        return rows | _overlaps(voxels, plan, own, p, without(own, p), voxels.weighed(q))
+    p = only(own, x).sum(1, keepdim=True)
+    q, others = voxels.weighed(1 - p), voxels.weighed(without(own, x))
+    return rows | _overlaps(voxels, plan, own, voxels.weighed(p), others, q)
 
 
-def _overlaps(voxels: Voxels, plan: Plan, own: Tensor, p: Tensor, q: Tensor, others: Tensor) -> dict[int, Tensor]:
+def _overlaps(
+    voxels: Voxels, plan: Plan, own: Tensor, p: Tensor, others: Tensor, lack: Tensor | None = None
+) -> dict[int, Tensor]:
     """Return TP, FP and FN.
 
     Args:
         voxels: the voxels.
         plan: the statistics.
         own: whether a class is that of the label, (B, C, N).
-        p: the prediction of the class of the label, and 0 for other classes, (B, C, N); overwritten.
-        q: one minus the prediction of the class of the label, (B, 1, N).
-        others: the prediction of other classes, (B, C, N); overwritten.
+        p: the prediction of the class of the label, (B, 1, N), or of all classes, (B, C, N), times the weight.
+        others: the prediction of other classes, and 0 for that of the label, times the weight, (B, C, N); overwritten.
+        lack: one minus the prediction of the class of the label, times the weight, (B, 1, N); overwritten. None if
+            that is the sum of the others.
     """
-    weight, squared = voxels.weight, plan.overlap == "squared"
-    others = voxels.weighed(others)
-    fp = (others.square_() if squared else others).sum(-1)
-    if weight is None:
-        return {TP: p.sum(-1), FP: fp, FN: _by_class(own, q.square() if squared else q, others)}
-    p.mul_(weight)
-    if squared and voxels.soft:
-        return {TP: p.mul_(weight).sum(-1), FP: fp, FN: _by_class(own, (weight * q).square_(), others)}
-    if plan.overlap == "minimum" or not voxels.soft:
-        lack = weight * q
-        return {TP: p.sum(-1), FP: fp, FN: _by_class(own, lack.square_() if squared else lack, others)}
-    all_of_p = p.sum(-1)
-    tp = p.mul_(weight).sum(-1)
-    # If the weights are 0 and 1, the two sums are the same, so that their difference is 0.
-    fn = _by_class(own, weight * ((1 - weight) + weight * q), others)
-    return {TP: tp, FP: fp + (all_of_p - tp), FN: fn}
+    weight, squared, extra = voxels.weight, plan.overlap == "squared", None
+    if lack is None:
+        lack = others.sum(1, keepdim=True)
+    fp, hit = (others.square_() if squared else others).sum(-1), only(own, p, others)
+    if voxels.soft and plan.overlap != "minimum" and weight is not None:
+        if plan.overlap == "product":
+            extra, lack = hit.sum(-1), lack.add_(1 - weight).mul_(weight)
+        hit.mul_(weight)
+    tp = hit.sum(-1)
+    if extra is not None:  # if the weights are 0 and 1, the two sums are the same, so that their difference is 0
+        fp += extra - tp
+    return {TP: tp, FP: fp, FN: _by_class(own, lack.square_() if squared else lack, others)}
 
 
 def _by_class(own: Tensor, values: Tensor, room: Tensor | None = None) -> Tensor:
@@ -111,7 +136,7 @@ def _by_class(own: Tensor, values: Tensor, room: Tensor | None = None) -> Tensor
 def _distances(voxels: Voxels, own: Tensor, p: Tensor, matrix: Tensor) -> dict[int, Tensor]:
     far = _of_label(matrix.to(p.dtype).expand(len(p), -1, -1), voxels).mul_(p)
     distance = voxels.weighed(far.sum(1, keepdim=True))
-    nearness = voxels.weighed(p.sub_(far).sum(1, keepdim=True))
+    nearness = voxels.weighed(torch.sub(p, far, out=far).sum(1, keepdim=True))
     return {DISTANCE: _by_class(own, distance, far), NEARNESS: _by_class(own, nearness, far)}
 
 
@@ -125,15 +150,37 @@ def _of_label(table: Tensor, voxels: Voxels) -> Tensor:
     return table.mT.gather(2, voxels.index().expand(-1, table.shape[1], -1))
 
 
-def gradient_of_labels(slopes: Slopes, voxels: Voxels, plan: Plan, matrix: Tensor | None) -> Tensor:
-    """Return dL/dx."""
-    if plan.activation == "softmax":
-        return _gradient_of_softmax(slopes, voxels, plan, matrix)
-    return _gradient_of_channels(slopes, voxels, plan)
+def gradient_of_labels(
+    slopes: Slopes, voxels: Voxels, plan: Plan, matrix: Tensor | None, kept: Softmax | None
+) -> Tensor:
+    """Return dL/dx; what was kept is overwritten."""
+    if plan.activation != "softmax":
+        return _gradient_of_channels(slopes, voxels, plan)
+    kept = _softmax(voxels, plan) if kept is None else kept
+    if matrix is not None:
+        assert slopes.distance is not None
+        return through_softmax(voxels.weighed(_of_label(matrix.to(kept.p.dtype) * slopes.distance, voxels)), kept.p)
+    added = None
+    if plan.overlap != "none":
+        added = through_softmax(_in_prediction(slopes, voxels, plan, kept), kept.p)
+    return added if plan.surprisal == "none" and added is not None else _of_surprisal(slopes, voxels, plan, kept, added)
 
 
-def _in_prediction(slopes: Slopes, voxels: Voxels, plan: Plan, own: Tensor, p: Tensor) -> Tensor:
-    """Return dL/dp of the overlap for labels, up to a constant for each voxel under a softmax."""
+def _softmax(voxels: Voxels, plan: Plan) -> Softmax:
+    """Return the same numbers as the sums kept, to the bit, for a second backward."""
+    if plan.surprisal == "none":
+        return Softmax(voxels.x.softmax(1))
+    log_p, own, labels, surprisal = voxels.x.log_softmax(1), voxels.own(), voxels.index(), None
+    p = log_p.exp()
+    q = without(own, p).sum(1, keepdim=True)
+    if plan.gamma > 0:
+        surprisal = accurate(log_p.gather(1, labels), q).neg_()
+    return Softmax(p, own, labels, q, surprisal)
+
+
+def _in_prediction(slopes: Slopes, voxels: Voxels, plan: Plan, given: Softmax) -> Tensor:
+    """Return dL/dp of the overlap for labels, given at least p; under a softmax, up to a constant for each voxel."""
+    p, own = given.p, voxels.own() if given.own is None else given.own
     assert slopes.hit is not None
     assert slopes.fp is not None
     assert slopes.fn is not None
@@ -151,42 +198,25 @@ def _in_prediction(slopes: Slopes, voxels: Voxels, plan: Plan, own: Tensor, p: T
     return voxels.weighed(made)
 
 
-def _gradient_of_softmax(slopes: Slopes, voxels: Voxels, plan: Plan, matrix: Tensor | None) -> Tensor:
-    p = voxels.x.softmax(1)
-    if matrix is not None:
-        assert slopes.distance is not None
-        in_p = voxels.weighed(_of_label(matrix.to(p.dtype) * slopes.distance, voxels))
-    elif plan.overlap != "none":
-        own = voxels.own()
-        in_p = _in_prediction(slopes, voxels, plan, own, p)
-        if plan.surprisal != "none":
-            return _of_surprisal(slopes, voxels, plan, own, p, through_softmax(in_p, p))
-        del own
-    else:
-        return _of_surprisal(slopes, voxels, plan, voxels.own(), p, None)
-    return through_softmax(in_p, p)
-
-
-def _of_surprisal(slopes: Slopes, voxels: Voxels, plan: Plan, own: Tensor, p: Tensor, added: Tensor | None) -> Tensor:
+def _of_surprisal(slopes: Slopes, voxels: Voxels, plan: Plan, kept: Softmax, added: Tensor | None) -> Tensor:
     """Return dL/dx of the surprisals: p_k for other classes, and p_k - 1 for that of the label, times dL/d(surprisal).
 
     It is added to `added`, if that is given, and overwrites p.
     """
+    p, own, index, q, surprisal = kept
+    assert own is not None
+    assert index is not None
+    assert q is not None
     assert slopes.hits is not None
     assert slopes.misses is not None
-    index, log_p = voxels.index(), None
-    if plan.surprisal == "all" or plan.gamma > 0:
-        log_p = voxels.x.log_softmax(1)
-    p.masked_fill_(own, 0)
-    q = p.sum(1, keepdim=True)
     slope = _of_own(slopes.hits, index)
-    if log_p is not None:
-        surprisal = accurate(log_p.gather(1, index), q).neg_()
+    if surprisal is not None:
         slope.mul_(slope_of_focused(surprisal, q, plan.gamma))
-    slope, made = voxels.weighed(slope), torch.where(own, q.neg_(), p, out=p)
+    slope, made = voxels.weighed(slope), torch.where(own, -q, p, out=p)
     made = made.mul_(slope) if added is None else added.addcmul_(made, slope)
-    if plan.surprisal == "all" and log_p is not None:
+    if plan.surprisal == "all":
         share = slopes.misses if voxels.weight is None else slopes.misses * voxels.weight
+        log_p = voxels.x.log_softmax(1)
         made.sub_(torch._log_softmax_backward_data(share.expand_as(p), log_p, 1, p.dtype))
     return made
 
@@ -195,7 +225,7 @@ def _gradient_of_channels(slopes: Slopes, voxels: Voxels, plan: Plan) -> Tensor:
     x, own, made = voxels.x, voxels.own(), None
     if plan.overlap != "none":
         p = x.sigmoid() if plan.activation == "sigmoid" else x
-        made = _in_prediction(slopes, voxels, plan, own, p)
+        made = _in_prediction(slopes, voxels, plan, Softmax(p, own))
         if plan.activation == "sigmoid":
             made = through_sigmoid(made, x)
     if plan.surprisal == "none":

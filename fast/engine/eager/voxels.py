@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from twinloss.fast.engine.eager.dense_target import gradient_of_dense, sums_of_dense
-from twinloss.fast.engine.eager.label_target import gradient_of_labels, sums_of_labels
+from twinloss.fast.engine.eager.label_target import Softmax, gradient_of_labels, sums_of_labels
 from twinloss.fast.engine.eager.voxel_inputs import Slopes, one_hot, voxels_of
 from twinloss.fast.engine.segmentation.fraction import (
     Weights,
@@ -41,22 +41,24 @@ from twinloss.fast.kernels.contract import (
 from twinloss.fast.runtime.checks import is_readable
 from twinloss.fast.runtime.constants import accumulator, constant
 from twinloss.fast.runtime.dispatch import full_precision, widened
+from twinloss.fast.runtime.torch_operator import Once
 
 
 def sums(inputs: VoxelInputs, plan: Plan, ahead: bool, slopes: UpstreamSlopes | None) -> tuple[Tensor, object]:
     """Return the statistics, see `VoxelKernels.sums`."""
-    return _sums(inputs, plan)
+    made, valid, softmax = _sums(inputs, plan)
+    return made, _Kept(valid, Once(softmax) if ahead else None)
 
 
-def gradient(upstream: Tensor, inputs: VoxelInputs, plan: Plan, kept: object) -> Tensor:
+def gradient(upstream: Tensor, inputs: VoxelInputs, plan: Plan, kept: _Kept | None) -> Tensor:
     """Return dL/dx, see `VoxelKernels.gradient`."""
     with full_precision(upstream):
         rows = constant(_FIELDS[plan.overlap == "squared"], upstream) @ upstream.flatten(1)
     rows = rows.view(-1, *upstream.shape[1:], 1).to(widened(inputs.x[:0]).dtype)
-    valid = kept if isinstance(kept, Tensor) else _valid(inputs, plan, None)
+    valid = _valid(inputs, plan, None) if kept is None else kept.valid
     if valid is not None:  # the slopes may not depend on the sums, which are NaN if the labels are invalid
         rows = torch.where(valid, rows, constant(math.nan, rows))
-    return _gradient(Slopes(*rows.unbind()), inputs, plan)
+    return _gradient(Slopes(*rows.unbind()), inputs, plan, _taken(kept))
 
 
 def _row(**factors: float) -> tuple[float, ...]:
@@ -74,19 +76,33 @@ _FIELDS = tuple(
 
 
 @dataclass
+class _Kept:
+    """What sums keep for their gradient: whether labels and mask are valid, see `_sums`, and the softmax, or None."""
+
+    valid: Tensor | None
+    softmax: Once[Softmax | None] | None
+
+
+@dataclass
 class _KeptForLoss:
-    """The parts of the fraction, see `parts_of`, and the weights of classes."""
+    """The parts of the fraction, see `parts_of`, the weights of classes, and the softmax, or None."""
 
     parts: Tensor
     weights: Weights
+    softmax: Once[Softmax | None] | None
+
+
+def _taken(kept: _Kept | _KeptForLoss | None) -> Softmax | None:
+    return None if kept is None or kept.softmax is None else kept.softmax.take()
 
 
 def loss(inputs: VoxelInputs, asked: FractionPlan, ahead: bool) -> tuple[Tensor, _KeptForLoss]:
     """Return a scalar loss, see `VoxelKernels.loss`."""
     weighed = len(asked.weigh(np.ones((1, 1)))) > 0
-    made, _ = _sums(_with_matrix(inputs, asked), asked.plan, weighed)
+    made, _, softmax = _sums(_with_matrix(inputs, asked), asked.plan, weighed)
     weights = tuple(asked.weigh(volumes(made[VOLUME], asked.terms)))
-    kept = _KeptForLoss(parts_of(made, (*weights, None, None)[:2], asked.terms), (*weights, None, None)[:2])
+    pair = (*weights, None, None)[:2]
+    kept = _KeptForLoss(parts_of(made, pair, asked.terms), pair, Once(softmax) if ahead else None)
     by_class = kept.parts[1] / kept.parts[2]
     return (by_class.mean() if asked.mean else by_class.sum()).to(asked.dtype), kept
 
@@ -101,7 +117,7 @@ def loss_gradient(upstream: Tensor, inputs: VoxelInputs, asked: FractionPlan, ke
     rows = slopes_of_parts(by_denominator, kept.parts, kept.weights, mixing)
     rows = functional.pad(rows.to(widened(inputs.x[:0]).dtype), (terms.first, 0)).unsqueeze(-1)
     slopes = Slopes(distance=rows[0]) if asked.distances else Slopes(*rows.unbind())
-    return _gradient(slopes, _with_matrix(inputs, asked), asked.plan)
+    return _gradient(slopes, _with_matrix(inputs, asked), asked.plan, _taken(kept))
 
 
 def _with_matrix(inputs: VoxelInputs, asked: FractionPlan) -> VoxelInputs:
@@ -118,17 +134,17 @@ def _mixing(terms: Terms, count: int) -> tuple[tuple[float, float], ...]:
     return (-c if terms.complementary else -2 * c, -a), (b, 0.0), (c, 0.0), (0.0, -a)
 
 
-def _sums(inputs: VoxelInputs, plan: Plan, volume: bool = True) -> tuple[Tensor, Tensor | None]:
-    """Return the statistics, and whether labels and mask are valid, if these can be invalid.
+def _sums(inputs: VoxelInputs, plan: Plan, volume: bool = True) -> tuple[Tensor, Tensor | None, Softmax | None]:
+    """Return the statistics, whether labels and mask are valid, if these can be invalid, and a softmax to keep.
 
     If they are invalid, the statistics are NaN, or an error is raised if numbers can be read. The volume is computed if
     it takes no operator, or if it is asked for.
     """
-    voxels, labelled = voxels_of(inputs, plan), None
+    voxels, labelled, softmax = voxels_of(inputs, plan), None, None
     if voxels.labels:
         own = voxels.own()
         labelled = own.sum(-1)
-        rows = sums_of_labels(voxels, own, plan, inputs.matrix, volume)
+        rows, softmax = sums_of_labels(voxels, own, plan, inputs.matrix, volume)
     else:
         rows = sums_of_dense(voxels, plan)
         if plan.labels:
@@ -139,12 +155,12 @@ def _sums(inputs: VoxelInputs, plan: Plan, volume: bool = True) -> tuple[Tensor,
         stack[VOLUME] = labelled
     valid = _valid(inputs, plan, labelled)
     if valid is None:
-        return stack, None
+        return stack, None, softmax
     if is_readable(valid):
         if not valid:
             raise InvalidVoxelsError
-        return stack, None
-    return torch.where(valid, stack, constant(math.nan, stack)), valid
+        return stack, None, softmax
+    return torch.where(valid, stack, constant(math.nan, stack)), valid, softmax
 
 
 def _valid(inputs: VoxelInputs, plan: Plan, labelled: Tensor | None) -> Tensor | None:
@@ -165,10 +181,10 @@ def _valid(inputs: VoxelInputs, plan: Plan, labelled: Tensor | None) -> Tensor |
     return valid
 
 
-def _gradient(slopes: Slopes, inputs: VoxelInputs, plan: Plan) -> Tensor:
+def _gradient(slopes: Slopes, inputs: VoxelInputs, plan: Plan, softmax: Softmax | None) -> Tensor:
     voxels = voxels_of(inputs, plan, for_gradient=True)
     if voxels.labels:
-        made = gradient_of_labels(slopes, voxels, plan, inputs.matrix)
+        made = gradient_of_labels(slopes, voxels, plan, inputs.matrix, softmax)
     else:
         made = gradient_of_dense(slopes, voxels, plan)
     if voxels.excluded is not None:
