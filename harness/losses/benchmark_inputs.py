@@ -71,7 +71,7 @@ def no_others(classes: int) -> Mapping[str, Callable[[], LossFunction]]:
 
 
 def labelled(
-    monai: str,
+    monai: str | None,
     ours: Options = usual,
     theirs: Options | None = None,
     *,
@@ -88,7 +88,7 @@ def labelled(
     return BenchmarkSpec(
         partial(masked_segmentation if masked else segmentation, classes=classes),
         ours(classes),
-        of_monai(monai, (theirs or ours)(classes)),
+        of_monai(monai, (theirs or ours)(classes)) if monai else None,
         note=note,
         others=others(classes),
         work=_work_of_labels(classes, masked, passes),
