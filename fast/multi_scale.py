@@ -30,6 +30,8 @@ def _checked_scales(value: Any, name: str) -> tuple[float, ...] | None:
     if len(value) == 0:
         raise ValueError(f"{name} must hold at least one number, or be None to leave the images unsmoothed")
     scales = tuple(checked_number(_number(scale), name) for scale in value)
+    if any(0 < scale < 1e-100 for scale in scales):
+        raise ValueError(f"{name} must be 0 or at least 1e-100, got {scales}: smaller kernels overflow")
     if max(scales) > 1000:
         raise ValueError(f"{name} must be at most 1000 voxels, got {max(scales)}: larger kernels take too much memory")
     return scales

@@ -265,7 +265,7 @@ def test_bad_value_is_the_same_error_when_it_is_assigned_and_the_old_one_stays(l
         assert getattr(loss, name) == before
 
 
-EXTREMES = (1e-200, 1e200, 100_000, 100_001, 2**70 + 1, 10**400)
+EXTREMES = (1e-300, 1e-200, 1e-30, 1e30, 1e99, 1e200, 1.7e308, 100_000, 100_001, 2**70 + 1, 10**400)
 REAL_OPTIONS = [
     (loss_class, name)
     for loss_class, options in OPTIONS.items()
@@ -286,17 +286,25 @@ TWIN = {twin.fast: twin for twin in TWINS} | {fast.MultiScaleLoss: find("multi_s
 
 @BACKENDS
 @pytest.mark.parametrize(("loss_class", "name"), REAL_OPTIONS, ids=lambda value: getattr(value, "__name__", value))
-def test_extreme_number_is_an_error_that_names_the_option_or_has_a_result(form, loss_class, name):
-    given, others = OPTIONS[loss_class][name][0], base(loss_class, name)
+def test_extreme_number_is_an_error_that_names_the_option_or_has_the_value_of_the_reference(form, loss_class, name):
+    given, others, twin = OPTIONS[loss_class][name][0], base(loss_class, name), TWIN[loss_class]
+    arrays = [argument.double() for argument in arguments(loss_class(**others), name)]
+    told, axes = [], "ndim" if name == "spatial_dims" else name
     for extreme in EXTREMES:
-        told = name
+        option = filled(given, extreme)
         try:
-            loss = loss_class(**others | {name: filled(given, extreme)})
+            loss = loss_class(**others | {name: option})
         except (TypeError, ValueError) as error:
-            told = str(error)
-        else:
-            value_and_gradient(loss, *arguments(loss, name), form=form)
-        assert name in told
+            told.append(str(error))
+            continue
+        found, gradient = value_and_gradient(loss, *arrays, form=form)
+        options = others | {axes: option}
+        if loss_class is fast.MultiScaleLoss:
+            options["loss"] = "squares"
+        expected = twin.value(arrays[0].numpy().astype(np.longdouble), *(a.numpy() for a in arrays[1:]), **options)
+        np.testing.assert_allclose(found.numpy(), np.float64(expected), rtol=1e-6)
+        assert not gradient.isnan().any()
+    assert all(name in error for error in told)
 
 
 @pytest.mark.parametrize(("loss_class", "name"), REAL_OPTIONS, ids=lambda value: getattr(value, "__name__", value))
