@@ -1,6 +1,7 @@
 """Fast losses for training: PyTorch modules that are drop-in replacements for the losses of MONAI."""
 
 from twinloss.fast.bending_energy import BendingEnergyLoss
+from twinloss.fast.deep_supervision import DeepSupervisionLoss
 from twinloss.fast.dice import Dice, DiceLoss, MaskedDiceLoss, dice
 from twinloss.fast.dice_ce import DiceCELoss
 from twinloss.fast.dice_focal import DiceFocalLoss
@@ -24,6 +25,7 @@ generalized_wasserstein_dice = GeneralizedWassersteinDiceLoss
 
 __all__ = [
     "BendingEnergyLoss",
+    "DeepSupervisionLoss",
     "Dice",
     "DiceCELoss",
     "DiceFocalLoss",

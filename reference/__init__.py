@@ -10,6 +10,7 @@ input: float32, float64 or longdouble.
 """
 
 from twinloss.reference.bending_energy import bending_energy_loss, bending_energy_loss_gradient
+from twinloss.reference.deep_supervision import deep_supervision_loss, deep_supervision_loss_gradient
 from twinloss.reference.dice import (
     dice_loss,
     dice_loss_gradient,
@@ -44,6 +45,8 @@ from twinloss.reference.tversky import tversky_loss, tversky_loss_gradient
 __all__ = [
     "bending_energy_loss",
     "bending_energy_loss_gradient",
+    "deep_supervision_loss",
+    "deep_supervision_loss_gradient",
     "dice_ce_loss",
     "dice_ce_loss_gradient",
     "dice_focal_loss",

@@ -48,6 +48,10 @@ def _masked(dtype):
     return *_of_labels(dtype), torch.tensor([1.0, 0.5, 0.0]).expand(2, 1, 4, 3).to(dtype)
 
 
+def _stacked(dtype):
+    return logits(2, 2, 3, 3, 3, dtype=dtype), labels(2, 1, 6, 3)
+
+
 def _field(dtype):
     return (logits(1, 3, 5, 5, 5, dtype=dtype),)
 
@@ -101,6 +105,13 @@ LOSSES = {
     "mutual information": Each(lambda: fast.GlobalMutualInformationLoss(num_bins=8), _images),
     "mutual information none": Each(
         lambda: fast.GlobalMutualInformationLoss(num_bins=8, kernel_type="b-spline", reduction="none"), _images
+    ),
+    "deep supervision": Each(lambda: fast.DeepSupervisionLoss(fast.DiceCELoss(**_ON_LABELS), stacked=True), _stacked),
+    "deep supervision weights": Each(
+        lambda: fast.DeepSupervisionLoss(
+            fast.DiceLoss(**_ON_LABELS, reduction="none"), weights=[0.0, 0.5], stacked=True
+        ),
+        _stacked,
     ),
     "multi-scale": Each(lambda: fast.MultiScaleLoss(_lncc(), scales=[0, 1.0]), _scaled_images),
     "multi-scale none": Each(

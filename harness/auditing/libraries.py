@@ -168,6 +168,13 @@ MONAI = (
          "its documentation: the wrapped loss of smoothed images, here torch's MSELoss",
          build="{name}(torch.nn.MSELoss(){more})", call="loss(y, x)", options={"loss": "squares", "ndim": RANK},
          promises=REDUCTIONS, lowest=0.0),
+    Peer("DeepSupervisionLoss", "deep_supervision", "monai.losses",
+         "its documentation: the sum of weighted losses of each level, here of Dice at three levels of one size",
+         build="{name}(DiceLoss(softmax=True, to_onehot_y=True){more})",
+         call="loss([x.roll(k, 1) for k in range(3)], y)",
+         imports=("from monai.losses import DiceLoss",),
+         options={"softmax": True, "to_onehot_y": True, "stacked": True}, unlike=("weights",),
+         clauses=SEGMENTATION, lowest=0.0),
 )  # fmt: skip
 
 ABSENT = Clause(

@@ -16,12 +16,14 @@ from twinloss.harness.losses.segmentation import (
     MASKED_DICE,
     TVERSKY,
 )
+from twinloss.harness.losses.wrappers import DEEP_SUPERVISION
 from twinloss.harness.model.twin import Twin
 
 TWINS = (
     DICE, MASKED_DICE, TVERSKY, FOCAL_TVERSKY,
     GENERALIZED_DICE, GENERALIZED_WASSERSTEIN_DICE, FOCAL, DICE_CE, DICE_FOCAL,
     BENDING_ENERGY, DIFFUSION, LNCC, GLOBAL_MUTUAL_INFORMATION, MULTI_SCALE,
+    DEEP_SUPERVISION,
 )  # fmt: skip
 
 
