@@ -218,6 +218,17 @@ def test_table_of_losses_leads_to_reference_fast_loss_kernel_and_tests():
         assert set(re.findall(r"`(.*?)`", row[5])) <= kernels
 
 
+def test_changed_imports_are_drop_ins():
+    rows = [row for row in table("From MONAI") if len(row) == 4]
+    assert rows
+    for origin, before, after, _ in rows:
+        names = {}, {}
+        for line, into in zip((before, after), names, strict=True):
+            pytest.importorskip(line.strip("`").split()[1], reason=f"needs {origin}")
+            exec(line.strip("`"), into)
+        assert {"DiceLoss"} <= names[0].keys() & names[1].keys()
+
+
 def test_map_of_the_tree_shows_every_package():
     drawn = re.search(r"## Find your way\n\n```\n(.*?)```", README, re.DOTALL)[1]
     shown, parent = [], ""
@@ -226,7 +237,7 @@ def test_map_of_the_tree_shows_every_package():
         shown += [parent + folder for folder in line[:26].split()]
         parent = parent or shown[-1]
     assert all((ROOT / folder).is_dir() for folder in shown)
-    for wing in ("reference", "fast", "harness"):
+    for wing in ("reference", "fast", "compat", "harness"):
         assert {f"{path.parent.relative_to(ROOT)}/" for path in ROOT.glob(f"{wing}/*/__init__.py")} <= set(shown)
 
 
