@@ -218,15 +218,19 @@ def test_table_of_losses_leads_to_reference_fast_loss_kernel_and_tests():
         assert set(re.findall(r"`(.*?)`", row[5])) <= kernels
 
 
-def test_changed_imports_are_drop_ins():
-    rows = [row for row in table("From MONAI") if len(row) == 4]
-    assert rows
-    for origin, before, after, _ in rows:
-        names = {}, {}
-        for line, into in zip((before, after), names, strict=True):
-            pytest.importorskip(line.strip("`").split()[1], reason=f"needs {origin}")
-            exec(line.strip("`"), into)
-        assert {"DiceLoss"} <= names[0].keys() & names[1].keys()
+@pytest.mark.parametrize(("row", "loss"), [(0, "DiceCELoss"), (1, "DC_and_CE_loss")], ids=["MONAI", "nnU-Net"])
+def test_changed_import_has_the_same_names(row, loss):
+    rows = [cells for cells in table("From MONAI or nnU-Net") if len(cells) == 4]
+    assert len(rows) == 2
+    origin, before, after, _ = rows[row]
+    losses = []
+    for line in (after, before):
+        pytest.importorskip(line.strip("`").split()[1], reason=f"needs {origin}")
+        names = {}
+        exec(line.strip("`"), names)
+        losses.append(names[loss])
+    assert losses[0].__module__.startswith("twinloss.compat.")
+    assert not losses[1].__module__.startswith("twinloss.")
 
 
 def test_map_of_the_tree_shows_every_package():
