@@ -11,7 +11,15 @@ from twinloss.harness.cli.app import Dtype, Losses, app, chosen_types, console, 
 
 # Losses whose kernels are also those of other losses. They come last, so that two processes do not compile the same
 # kernels at the same time.
-SHARING = ("masked_dice", "tversky", "focal_tversky", "generalized_dice", "dice_focal", "multi_scale")
+SHARING = (
+    "masked_dice",
+    "tversky",
+    "focal_tversky",
+    "matthews_correlation",
+    "generalized_dice",
+    "dice_focal",
+    "multi_scale",
+)
 
 
 @app.command()
