@@ -35,6 +35,7 @@ UNLIKE = (
     "focal",
     "generalized_wasserstein_dice",
     "lncc",
+    "matthews_correlation",
     "multi_scale",
     "mutual_information",
 )
