@@ -7,23 +7,28 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from twinloss.harness.judging.judgement import C, Finding, Precision
 from twinloss.harness.judging.pair_call import lifted, reference_options, reference_outputs, sizes_of
+from twinloss.harness.judging.slopes import Analytic, rounding
 from twinloss.harness.model.operand import Array
 from twinloss.harness.model.pair import Pair
 from twinloss.harness.model.twin import Case, Twin
 
 Arrays = dict[str, Array]
 Real = type[np.floating[Any]]
+K = TypeVar("K")
 
 # The number of nearby points at which the plain computation is tried, and their relative distance.
 POINTS, NEAR = 20, 2.0**-10
 # At a single point the plain computation may be right by luck. With more than FEW numbers, FEWER points are enough.
 FEW, FEWER = 16, 6
+
+# The number of times that each operation of the reference is rounded at random, and how much weaker a weak noise is.
+NOISES, QUIETER = 4, 64.0
 
 _REALS: dict[Pair, Real] = {}
 
@@ -135,6 +140,27 @@ class Reference:
                 signs = np.asarray(rng.choice([-1.0, 1.0], x.shape), x.dtype)
                 made[name] = np.asarray(x + step * sizes(x) * signs)
         return made
+
+    def noise(self, compute: Callable[[Arrays], dict[K, Array]], ref: Mapping[K, Array]) -> dict[K, Array]:
+        """Return how far results of the reference move if each of its operations rounds at random.
+
+        `compute` returns the results for inputs; `ref` holds those without noise. What does not shrink with the noise
+        has jumped across a kink, and counts as 0.
+        """
+        worst = {name: np.zeros(values.shape, self.real) for name, values in ref.items()}
+        arguments = {k: x.view(Analytic) if x.dtype.kind == "f" else x for k, x in self.arguments.items()}
+        for seed in range(NOISES):
+            try:
+                with rounding(self.precision.u, seed):
+                    noisy = compute(arguments)
+                with rounding(self.precision.u / QUIETER, seed):
+                    quiet = compute(arguments)
+            except Exception:
+                return worst  # the reference does not take such arrays
+            for name, values in ref.items():
+                moved, less = (difference(each[name], values) for each in (noisy, quiet))
+                worst[name] = np.maximum(worst[name], np.where(2 * less <= moved, moved, 0))
+        return worst
 
     def own_error(self, compute: Callable[[Any], Array], ref: Array) -> Array:
         """Estimate the error of the reference from its results in the next lower precisions."""

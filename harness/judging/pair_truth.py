@@ -26,6 +26,12 @@ derivatives along some directions are compared instead: random ones within a blo
 precision, here or at nearby points. For a gradient it is C times that error, since complex steps compute the gradient
 forwards, and the fast function computes it backwards, with other roundings.
 
+**Noise.** Where a result is 0 by cancellation, as the gradient of RMS norm over a single number, neither perturbed
+inputs nor a computation that rounds luckily show how large its rounding errors may be. So each operation of the
+reference is also rounded at random by up to u (Monte Carlo arithmetic, Parker 1997), and with it its derivative in a
+complex step. An error is degraded, too, if it is at most C g times the largest change. Laws may be broken by as much.
+What jumps across a kink does not shrink with the noise, and is left out.
+
 **Reference.** It computes in longdouble if it can, else in float64. `own` also holds an estimate of its rounding error,
 scaled from its results in the next lower precisions.
 

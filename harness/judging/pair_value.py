@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
-from twinloss.harness.judging.judgement import Finding, bound, distance, finding, grade, unlike, worst
+from twinloss.harness.judging.judgement import C, Finding, bound, distance, finding, grade, unlike, worst
 from twinloss.harness.judging.pair_points import Allowed, Reference, difference
 from twinloss.harness.model.answer import Answer
 from twinloss.harness.model.operand import Array
@@ -64,7 +65,10 @@ class ValueJudge:
     def full_bound(self) -> float:
         """Return the largest bound of a floating number, with all allowances."""
         floating = [(k, output) for k, output in enumerate(self.reference.outputs) if output.dtype.kind == "f"]
-        found = [np.max(self.bounds(k, np.full(output.shape, np.inf)), initial=0) for k, output in floating]
+        found = [
+            np.max(self.bounds(k, np.full(output.shape, np.inf)) + self._plain_noise(k), initial=0)
+            for k, output in floating
+        ]
         return float(max(found, default=0.0))
 
     def bounds(self, k: int, errors: Array) -> Array:
@@ -94,11 +98,20 @@ class ValueJudge:
             self.reference.own_error(lambda real: self.reference.outputs_at(self.reference.lifted(real))[k], ref),
         )
 
+    @cached_property
+    def _noise(self) -> dict[int, Array]:
+        """How far the numbers of each floating output move if each operation of the reference rounds at random."""
+        ref = {k: output for k, output in enumerate(self.reference.outputs) if output.dtype.kind == "f"}
+        return self.reference.noise(lambda moved: dict(enumerate(self.reference.outputs_at(moved))), ref)
+
+    def _plain_noise(self, k: int) -> Array:
+        return C / 2 * self.reference.growth * self._noise[k]
+
     def _plain_errors(self, k: int) -> Array:
-        """Return the largest errors of the reference in working precision, here and at nearby points."""
+        """Return the largest errors of the plain computation, here and at nearby points."""
         largest = np.zeros(self.reference.outputs[k].shape, self.real)
         for plain, exact in self.reference.plain_points():
             got, want = self.reference.outputs_at(plain)[k], self.reference.outputs_at(exact)[k]
             errors = distance(got, want)
             largest = np.maximum(largest, np.where(unlike(got, want, self.precision.largest), np.inf, errors))
-        return largest
+        return np.maximum(largest, self._plain_noise(k))
