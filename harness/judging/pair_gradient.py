@@ -70,9 +70,9 @@ class GradientJudge:
         if (errors > bounds).any():
             errors = self._in_blocks(name, self._outside(name, ref, got))
         found = finding("gradient", errors, bounds, grade(errors, bounds, lambda: self._plain_slope_errors(name)))
-        return replace(
-            found, of=name, basis=self.reference.basis(found, norms, self._allowed[name], self.slopes.method)
-        )
+        blocks = self.reference.blocks_of_input(name)
+        basis = self.reference.basis(found, norms, self._allowed[name], blocks, self.slopes.method)
+        return replace(found, of=name, basis=basis)
 
     def _largest(self, name: str) -> Any:
         """Return the largest number of the dtype of a gradient; sums along a direction may exceed it."""
@@ -109,7 +109,7 @@ class GradientJudge:
         """Return the bound of each block of the gradient of an input."""
         errors_of_slopes = self.slopes.own_errors[name]  # infinite where a slope is undecided, and so not judged
         own = self._in_blocks(name, np.where(np.isfinite(errors_of_slopes), errors_of_slopes, 0))
-        growth = self.reference.growth
+        growth = self._growth(name)
         bounds = bound(growth * norms, norms, self.precision, own=own)
         self._allowed[name] = Allowed(0, 0.0, own)
         if (errors <= bounds).all():
@@ -120,6 +120,9 @@ class GradientJudge:
             if (errors <= bounds).all():
                 break
         return bounds
+
+    def _growth(self, name: str) -> float:
+        return self.reference.growth(self.reference.blocks_of_input(name))
 
     def _allowances(self, name: str) -> Iterator[tuple[Array, Array | float]]:
         ref = self.slopes.here[name]
@@ -208,7 +211,7 @@ class GradientJudge:
         return bool((np.abs(self.slopes.here[name]) <= own).all())
 
     def _noise_in_blocks(self, name: str) -> Array:
-        return self.reference.growth * self._in_blocks(name, self._noise[name])
+        return self._growth(name) * self._in_blocks(name, self._noise[name])
 
     def _plain_slope_errors(self, name: str) -> Array:
         """Return what the plain computation may explain: its errors here and at nearby points, times `OTHER_WAY`."""

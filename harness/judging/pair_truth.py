@@ -10,8 +10,9 @@ where the d_k are random in [-1, 1], one for each floating number of the inputs 
 everywhere. Logits are perturbed by u max(|x|, 1) instead.
 Integers and booleans must be equal to the reference's, here or at one of these points.
 
-**Sums.** g = max(1, sqrt(n) / C) for n numbers in the inputs of a block: rounding errors of a sum of n terms grow like
-sqrt(n) (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis"). C g is C up to n = 64.
+**Sums.** g = max(1, sqrt(n) / C) for n numbers in the inputs of a block, or in all if the result sums over blocks:
+rounding errors of a sum of n terms grow like sqrt(n) (Higham and Mary 2019, "A new approach to probabilistic rounding
+error analysis"). C g is C up to n = 64.
 
 **Gradient.** It is that of the sum of all outputs times random upstream gradients. A block must satisfy
 

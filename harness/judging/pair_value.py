@@ -47,7 +47,11 @@ class ValueJudge:
         errors = distance(got, ref)
         bounds = self.bounds(k, errors)
         found = finding("value", errors, bounds, grade(errors, bounds, lambda: self._plain_errors(k)))
-        return replace(found, of=of, basis=self.reference.basis(found, np.abs(ref), self._allowed[k]))
+        return replace(
+            found,
+            of=of,
+            basis=self.reference.basis(found, np.abs(ref), self._allowed[k], self.reference.blocks_of_output(k)),
+        )
 
     def _judge_integers(self, k: int, got: Array, of: str) -> Finding:
         low = high = np.asarray(self.reference.outputs[k])
@@ -74,17 +78,21 @@ class ValueJudge:
     def bounds(self, k: int, errors: Array) -> Array:
         """Return the bound of each number of an output; costly allowances are computed only if the errors need them."""
         ref = self.reference.outputs[k]
-        scale = self.reference.growth * np.abs(ref)
+        growth = self._growth(k)
+        scale = growth * np.abs(ref)
         bounds = bound(scale, ref, self.precision)
         self._allowed[k] = Allowed(0, 0.0, 0.0)
         if (errors <= bounds).all():
             return bounds
         for rounds, (spread, own) in enumerate(self._allowances(k), 1):
-            bounds = bound(scale, ref, self.precision, self.reference.growth * spread, own)
+            bounds = bound(scale, ref, self.precision, growth * spread, own)
             self._allowed[k] = Allowed(rounds, spread, own)
             if (errors <= bounds).all():
                 break
         return bounds
+
+    def _growth(self, k: int) -> float:
+        return self.reference.growth(self.reference.blocks_of_output(k))
 
     def _allowances(self, k: int) -> Iterator[tuple[Array, Array | float]]:
         ref = self.reference.outputs[k]
@@ -105,7 +113,7 @@ class ValueJudge:
         return self.reference.noise(lambda moved: dict(enumerate(self.reference.outputs_at(moved))), ref)
 
     def _plain_noise(self, k: int) -> Array:
-        return C / 2 * self.reference.growth * self._noise[k]
+        return C / 2 * self._growth(k) * self._noise[k]
 
     def _plain_errors(self, k: int) -> Array:
         """Return the largest errors of the plain computation, here and at nearby points."""

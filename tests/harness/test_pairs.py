@@ -120,6 +120,16 @@ def test_the_bound_of_a_value_grows_with_its_conditioning():
     assert near < 16 * u
 
 
+def test_the_bound_of_a_sum_over_blocks_grows_with_their_number():
+    x, bounds = np.ones((1000, 4)), []
+    total = Pair("total", fast=lambda x: x.sum(), reference=lambda x: (x**2).sum(), inputs={"x": arrays("N M")},
+                 takes="torch")  # fmt: skip
+    for blocks, reference in (("", total.reference), ("N", total.reference), ("N", lambda x: (x**2).sum(1))):
+        truth = PairTruth(as_twin(replace(total, blocks=blocks, reference=reference)), case_of(x=x))
+        bounds.append(np.max(truth.values.bounds(0, np.zeros(1)) / truth.reference.outputs[0]))
+    assert bounds[0] == bounds[1] > 5 * bounds[2]
+
+
 def float32_only(function):
     return lambda *inputs, **options: function(*(x.float() for x in inputs), **options).to(inputs[0].dtype)
 
