@@ -244,7 +244,7 @@ def _sums(inputs: VoxelInputs, plan: Plan, volume: bool = True) -> tuple[Tensor,
         own = voxels.own()
         labelled = own.sum(-1)
         rows = _sums_of_labels(voxels, own, plan, inputs.matrix)
-        if voxels.soft and volume and voxels.weight is not None:
+        if inputs.mask is not None and volume and voxels.weight is not None:
             rows[VOLUME] = _by_class(own, voxels.weight)
     else:
         rows = _sums_of_dense(voxels, plan)
@@ -252,7 +252,7 @@ def _sums(inputs: VoxelInputs, plan: Plan, volume: bool = True) -> tuple[Tensor,
             labelled = _one_hot(flat(inputs.target), voxels.x.shape[1], voxels.ignored).sum(-1)
     nothing = constant(0.0, voxels.x).expand(voxels.x.shape[:2])
     stack = torch.stack([rows.get(row, nothing) for row in range(len(ROWS))]).to(accumulator(voxels.x.device))
-    if labelled is not None and not voxels.soft:
+    if labelled is not None and inputs.mask is None:
         stack[VOLUME] = labelled
     valid = _valid(inputs, plan, labelled)
     if valid is None:
