@@ -8,6 +8,7 @@ from twinloss.fast.dice_focal import DiceFocalLoss
 from twinloss.fast.diffusion import DiffusionLoss
 from twinloss.fast.engine import eager as eager
 from twinloss.fast.focal import FocalLoss
+from twinloss.fast.focal_tversky import FocalTverskyLoss
 from twinloss.fast.generalized_dice import GeneralizedDiceLoss
 from twinloss.fast.generalized_wasserstein_dice import GeneralizedWassersteinDiceLoss, wasserstein_distance_map
 from twinloss.fast.global_mutual_information import GlobalMutualInformationLoss
@@ -32,6 +33,7 @@ __all__ = [
     "DiceLoss",
     "DiffusionLoss",
     "FocalLoss",
+    "FocalTverskyLoss",
     "GeneralizedDiceLoss",
     "GeneralizedWassersteinDiceLoss",
     "GlobalMutualInformationLoss",

@@ -21,6 +21,7 @@ from twinloss.reference.dice_ce import dice_ce_loss, dice_ce_loss_gradient
 from twinloss.reference.dice_focal import dice_focal_loss, dice_focal_loss_gradient
 from twinloss.reference.diffusion import diffusion_loss, diffusion_loss_gradient
 from twinloss.reference.focal import focal_loss, focal_loss_gradient
+from twinloss.reference.focal_tversky import focal_tversky_loss, focal_tversky_loss_gradient
 from twinloss.reference.generalized_dice import (
     generalized_dice_loss,
     generalized_dice_loss_gradient,
@@ -57,6 +58,8 @@ __all__ = [
     "diffusion_loss_gradient",
     "focal_loss",
     "focal_loss_gradient",
+    "focal_tversky_loss",
+    "focal_tversky_loss_gradient",
     "generalized_dice_loss",
     "generalized_dice_loss_gradient",
     "generalized_wasserstein_dice_loss",

@@ -80,6 +80,9 @@ LOSSES = {
     "masked none": Each(lambda: fast.MaskedLoss(fast.FocalLoss(to_onehot_y=True, reduction="none")), _masked),
     "tversky": Each(lambda: fast.TverskyLoss(False, **_ON_LABELS, alpha=0.3, beta=0.7), _of_labels),
     "tversky soft": Each(lambda: fast.TverskyLoss(softmax=True, soft_label=True), _soft),
+    "tversky weighted": Each(lambda: fast.TverskyLoss(**_ON_LABELS, weight=[1.0, 2.0, 3.0]), _of_labels),
+    "focal tversky": Each(lambda: fast.FocalTverskyLoss(**_ON_LABELS, gamma=[0.5, 1.0, 2.0]), _of_labels),
+    "focal tversky none": Each(lambda: fast.FocalTverskyLoss(sigmoid=True, reduction="none"), _soft),
     "generalized dice": Each(lambda: fast.GeneralizedDiceLoss(**_ON_LABELS), _of_labels),
     "generalized dice simple none": Each(
         lambda: fast.GeneralizedDiceLoss(sigmoid=True, w_type="simple", reduction="none"), _soft

@@ -36,7 +36,17 @@ _WINDOWS = (
 # The reasons why cases of a loss may be degraded: the digits that the formula itself loses in the dtype under test.
 REASONS = {
     **dict.fromkeys(
-        ("dice", "masked_dice", "tversky", "generalized_dice", "dice_ce", "dice_focal", "deep_supervision", "masked"),
+        (
+            "dice",
+            "masked_dice",
+            "tversky",
+            "focal_tversky",
+            "generalized_dice",
+            "dice_ce",
+            "dice_focal",
+            "deep_supervision",
+            "masked",
+        ),
         _OVERLAP,
     ),
     **dict.fromkeys(("lncc", "multi_scale"), _WINDOWS),

@@ -71,7 +71,7 @@ def no_others(classes: int) -> Mapping[str, Callable[[], LossFunction]]:
 
 
 def labelled(
-    monai: str | Callable[[int], Callable[[Any], LossFunction]],
+    monai: str | Callable[[int], Callable[[Any], LossFunction]] | None,
     ours: Options = usual,
     theirs: Options | None = None,
     *,
@@ -90,7 +90,7 @@ def labelled(
     return BenchmarkSpec(
         partial(masked_segmentation if masked else segmentation, classes=classes),
         ours(classes),
-        of_monai(monai, (theirs or ours)(classes)) if isinstance(monai, str) else monai(classes),
+        of_monai(monai, (theirs or ours)(classes)) if isinstance(monai, str) else monai and monai(classes),
         note=note,
         others=others(classes),
         work=_work_of_labels(classes, masked, passes),

@@ -45,6 +45,11 @@ def overlap(options: Options, shape: tuple[int, ...]) -> Bounds:
     return _summed((min(low, 0.0) * largest, largest), options, shape[0] * shape[1])
 
 
+def power_of_overlap(options: Options, shape: tuple[int, ...]) -> Bounds:
+    """Return the bounds of a power of such a loss, which is 0 where the loss is negative."""
+    return 0.0, overlap(options, shape)[1]
+
+
 def not_negative(options: Options, shape: tuple[int, ...]) -> Bounds:
     """Return the bounds of cross entropy, focal loss and sums of squares."""
     return 0.0, math.inf

@@ -41,6 +41,7 @@ GROUP = {"process_group": (None, NO_GROUP)}
 NUMBER = (("a", TypeError), (-1.0, ValueError), (float("nan"), ValueError))
 DICE = OVERLAP | IGNORE | GROUP | {"squared_pred": (True, FLAG), "jaccard": (True, FLAG)}
 ONE_WEIGHT = {"weight": ([1.0, 2.0, 3.0], *WEIGHTS)}
+TVERSKY = OVERLAP | IGNORE | GROUP | ONE_WEIGHT | {"alpha": (0.25, *NUMBER), "beta": (2.0, *NUMBER)}
 FOCAL = {
     "gamma": (0.5, *NUMBER, (float("inf"), ValueError)),
     "use_softmax": (False, FLAG),
@@ -56,7 +57,8 @@ FIELD = {
 OPTIONS = {
     fast.DiceLoss: DICE | ONE_WEIGHT,
     fast.MaskedDiceLoss: DICE | ONE_WEIGHT,
-    fast.TverskyLoss: OVERLAP | IGNORE | GROUP | {"alpha": (0.25, *NUMBER), "beta": (2.0, *NUMBER)},
+    fast.TverskyLoss: TVERSKY,
+    fast.FocalTverskyLoss: TVERSKY | {"gamma": ([0.5, 1.0, 2.0], *WEIGHTS, (0, ValueError), (None, TypeError))},
     fast.GeneralizedDiceLoss: OVERLAP | IGNORE | GROUP
     | {"w_type": ("simple", ("cube", ValueError)), "normalize_weights": (True, FLAG)},
     fast.GeneralizedWassersteinDiceLoss: REDUCTION | SMOOTHING | IGNORE | {

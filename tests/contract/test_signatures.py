@@ -75,8 +75,14 @@ DOCUMENTED = {
     ),
     fast.TverskyLoss: Documented(
         _ACTIVATION | {"alpha": 0.5, "beta": 0.5} | _REDUCTION | {"batch": False},
-        {"soft_label": False, "ignore_index": None},
+        _DICE_EXTRA,
         reference.tversky_loss,
+        distributed=True,
+    ),
+    fast.FocalTverskyLoss: Documented(
+        _ACTIVATION | {"alpha": 0.3, "beta": 0.7, "gamma": 0.75} | _REDUCTION | {"batch": False},
+        _DICE_EXTRA,
+        reference.focal_tversky_loss,
         distributed=True,
     ),
     fast.BendingEnergyLoss: Documented(

@@ -36,6 +36,7 @@ FOCAL = CLASSES | {
     "alpha": [None, 0.3, "per class"],
     "use_softmax": [True, False],
 }
+TVERSKY = OVERLAP | {"alpha": [0.5, 0.2], "beta": [0.5, 0.9], "weight": [None, 0.5, "per class"]}
 OPTIONS = {
     "dice_loss": DICE,
     "masked_dice_loss": DICE | {"mask": ["binary", "soft", "of all items"]},
@@ -62,7 +63,8 @@ OPTIONS = {
     "dice_focal_loss": DICE
     | FOCAL
     | {"focal_weight": [None, "per class"], "lambda_dice": [1.0, 0.3], "lambda_focal": [1.0, 2.5]},
-    "tversky_loss": OVERLAP | {"alpha": [0.5, 0.2], "beta": [0.5, 0.9]},
+    "tversky_loss": TVERSKY,
+    "focal_tversky_loss": TVERSKY | {"gamma": [0.75, 1.0, 2.0, "per class"], "smooth_nr": [1e-5, 0.0]},
 }
 IMAGES = {"shape": [(2, 1, 9), (1, 2, 5, 6), (2, 3, 5, 6, 5)], "reduction": CLASSES["reduction"]}
 REGISTRATION = {
