@@ -76,6 +76,8 @@ LOSSES = {
     "dice weighted": Each(lambda: fast.DiceLoss(**_ON_LABELS, weight=[1.0, 2.0, 3.0], ignore_index=1), _of_labels),
     "dice other_act": Each(lambda: fast.DiceLoss(other_act=torch.sigmoid, to_onehot_y=True), _of_labels),
     "masked dice": Each(lambda: fast.MaskedDiceLoss(**_ON_LABELS), _masked),
+    "masked": Each(lambda: fast.MaskedLoss(fast.DiceCELoss(**_ON_LABELS)), _masked),
+    "masked none": Each(lambda: fast.MaskedLoss(fast.FocalLoss(to_onehot_y=True, reduction="none")), _masked),
     "tversky": Each(lambda: fast.TverskyLoss(False, **_ON_LABELS, alpha=0.3, beta=0.7), _of_labels),
     "tversky soft": Each(lambda: fast.TverskyLoss(softmax=True, soft_label=True), _soft),
     "tversky weighted": Each(lambda: fast.TverskyLoss(**_ON_LABELS, weight=[1.0, 2.0, 3.0]), _of_labels),

@@ -220,6 +220,12 @@ MONAI = (
          imports=("from monai.losses import DiceLoss",),
          options={"softmax": True, "to_onehot_y": True, "stacked": True}, unlike=("weights",),
          clauses=SEGMENTATION, lowest=0.0),
+    Peer("MaskedLoss", "masked", "monai.losses",
+         "its documentation: the mask weights input and target of the wrapped loss, here of Dice + cross entropy",
+         build="{name}(DiceCELoss(softmax=True, to_onehot_y=True){more})", call="loss(x, y, mask)",
+         imports=("from monai.losses import DiceCELoss",),
+         options={"softmax": True, "to_onehot_y": True, "loss": "dice_ce"}, unlike=("loss",),
+         clauses=(*SEGMENTATION, MASKS), lowest=0.0),
 )  # fmt: skip
 
 ABSENT = Clause(

@@ -46,6 +46,7 @@ REASONS = {
             "dice_ce",
             "dice_focal",
             "deep_supervision",
+            "masked",
         ),
         _OVERLAP,
     ),

@@ -204,6 +204,7 @@ def test_every_loss_has_its_options_here():
         *REGISTRATION,
         "multi_scale_loss",
         "deep_supervision_loss",
+        "masked_loss",
     }  # these have tests of their own
 
 

@@ -234,6 +234,7 @@ def test_every_name_is_exported():
         "global_mutual_information_loss",
         "multi_scale_loss",
         "deep_supervision_loss",
+        "masked_loss",
     }
     names = {form for name in registration.union(LOSSES) for form in (name, f"{name}_gradient")}
     assert set(twinloss.reference.__all__) == names | {"wasserstein_distance_map"}
