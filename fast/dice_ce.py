@@ -209,7 +209,7 @@ class DiceCELoss(CompoundDiceLoss):
     def _is_whole(self, voxels: Voxels) -> bool:
         """Return whether kernels compute the whole loss; the count of a binary problem must then be known."""
         known = not self._is_binary(voxels) or (voxels.ignore_index is None and voxels.kept is None)
-        return known and is_served(voxels)
+        return known and is_served(voxels, self, ("dice", "reduced", "class_weight", "_cross_entropy", "_total"))
 
     def _whole(self, voxels: Voxels, activation: Activation, surprisal: Surprisal) -> CompoundPlan:
         x, smoothing, mean = voxels.input, self.label_smoothing, self.reduction == "mean"
