@@ -149,4 +149,5 @@ def _like(u: Tensor) -> Tensor:
     return u.new_empty(u.shape)
 
 
-BENDING_ENERGY, DIFFUSION = Energy(bending_energy), Energy(diffusion)
+BENDING_ENERGY: Energy = Energy(bending_energy)
+DIFFUSION: Energy = Energy(diffusion)
