@@ -217,7 +217,7 @@ class DiceCELoss(CompoundDiceLoss):
     def _is_whole(self, voxels: Voxels) -> bool:
         """Return whether kernels compute the whole loss; the number of voxels, if needed, must then be known."""
         known = not self.is_per_voxel(voxels) or (voxels.ignore_index is None and voxels.kept is None)
-        return known and is_served(voxels)
+        return known and is_served(voxels, self, ("dice", "reduced", "class_weight", "_cross_entropy", "_total"))
 
     def _whole(self, voxels: Voxels, activation: Activation, surprisal: Surprisal) -> CompoundPlan:
         x, smoothing, mean = voxels.input, self.label_smoothing, self.reduction == "mean"

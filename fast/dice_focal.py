@@ -158,7 +158,7 @@ class DiceFocalLoss(CompoundDiceLoss):
                 return (dice + times(self.lambda_focal, term.unreduced(voxels, weight))).to(kind)
             return (dice + times(self.lambda_focal, term.reduced(focal_sums, voxels, reduction, weight))).to(kind)
 
-        if reduction != "none" and self.activation(input) == activation and term.is_whole(voxels):
+        if reduction != "none" and self.activation(input) == activation and term.is_whole(voxels, self):
             plan = voxels.plan(activation, overlap=self.overlap(), **term.plan())
             surprisals = term.whole(voxels, reduction, weight, self.lambda_focal)
             fractions = self.fractions(voxels, self.lambda_dice)
