@@ -42,7 +42,7 @@ def sort_of(peer: Peer, twin: Twin, cause: Cause) -> tuple[str, str]:
         if clause.covers(twin, case):
             return (OUTSIDE if clause.excluded else CONVENTION), f"{clause.name}; {clause.source}"
     for trait, reason in OPEN.items():
-        if trait in cause.traits and _not_only_numbers_differ(cause):
+        if trait in cause.traits and (trait == "infinity" or _not_only_numbers_differ(cause)):
             return CONVENTION, reason
     if "one class left" in cause.traits and expects_classes(twin.defaults() | dict(case.options)):
         return CONVENTION, "no paper says what one channel means where several classes are expected"
