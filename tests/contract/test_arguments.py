@@ -31,11 +31,13 @@ from twinloss.fast import (
     DiceLoss,
     DiffusionLoss,
     FocalLoss,
+    FocalTverskyLoss,
     GeneralizedDiceLoss,
     GeneralizedWassersteinDiceLoss,
     GlobalMutualInformationLoss,
     LocalNormalizedCrossCorrelationLoss,
     MaskedDiceLoss,
+    MatthewsCorrelationLoss,
     MultiScaleLoss,
     TverskyLoss,
 )
@@ -205,6 +207,8 @@ def test_arguments_and_module_stay_as_they_were(form, each):
 @with_options(
     {
         FocalLoss: values("name", "weight"),
+        FocalTverskyLoss: values("name", "weight", "gamma"),
+        MatthewsCorrelationLoss: grid([SOFTMAX], values("name", "weight")),
         DiceCELoss: grid([SOFTMAX], values("name", "ce_weight", "weight")),
         DiceFocalLoss: grid([SOFTMAX], values("name", "focal_weight", "weight", "alpha")),
     }

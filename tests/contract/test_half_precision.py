@@ -27,10 +27,12 @@ from twinloss.fast import (
     DiceLoss,
     DiffusionLoss,
     FocalLoss,
+    FocalTverskyLoss,
     GeneralizedDiceLoss,
     GeneralizedWassersteinDiceLoss,
     GlobalMutualInformationLoss,
     LocalNormalizedCrossCorrelationLoss,
+    MatthewsCorrelationLoss,
     MultiScaleLoss,
     TverskyLoss,
 )
@@ -44,6 +46,8 @@ HALVES = pytest.mark.parametrize("half", dispatch.HALVES, ids=str)
     {
         DiceLoss: [SOFTMAX],
         TverskyLoss: grid([ERRORS], PROBABILITIES),
+        FocalTverskyLoss: PROBABILITIES,
+        MatthewsCorrelationLoss: PROBABILITIES,
         GeneralizedDiceLoss: grid([SOFTMAX], W_TYPES),
         GeneralizedWassersteinDiceLoss: MODES,
         FocalLoss: grid(FOCAL_FORMS, REDUCTIONS),
