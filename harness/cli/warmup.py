@@ -13,7 +13,7 @@ from twinloss.harness.cli.app import Dtype, Losses, app, chosen_types, console, 
 # kernels at the same time.
 SHARING = (
     "masked_dice", "tversky", "focal_tversky", "generalized_dice", "dice_focal", "multi_scale", "deep_supervision",
-    "masked",
+    "masked", "generalized_dice_focal",
 )  # fmt: skip
 
 

@@ -46,6 +46,7 @@ REASONS = {
             "dice_focal",
             "deep_supervision",
             "masked",
+            "generalized_dice_focal",
         ),
         _OVERLAP,
     ),
