@@ -15,6 +15,7 @@ from twinloss.fast.generalized_wasserstein_dice import GeneralizedWassersteinDic
 from twinloss.fast.global_mutual_information import GlobalMutualInformationLoss
 from twinloss.fast.local_normalized_cross_correlation import LocalNormalizedCrossCorrelationLoss
 from twinloss.fast.masked import MaskedLoss
+from twinloss.fast.matthews_correlation import MatthewsCorrelationLoss
 from twinloss.fast.multi_scale import MultiScaleLoss
 from twinloss.fast.tversky import TverskyLoss
 
@@ -43,6 +44,7 @@ __all__ = [
     "LocalNormalizedCrossCorrelationLoss",
     "MaskedDiceLoss",
     "MaskedLoss",
+    "MatthewsCorrelationLoss",
     "MultiScaleLoss",
     "TverskyLoss",
     "dice",

@@ -83,6 +83,10 @@ LOSSES = {
     "tversky weighted": Each(lambda: fast.TverskyLoss(**_ON_LABELS, weight=[1.0, 2.0, 3.0]), _of_labels),
     "focal tversky": Each(lambda: fast.FocalTverskyLoss(**_ON_LABELS, gamma=[0.5, 1.0, 2.0]), _of_labels),
     "focal tversky none": Each(lambda: fast.FocalTverskyLoss(sigmoid=True, reduction="none"), _soft),
+    "matthews": Each(lambda: fast.MatthewsCorrelationLoss(**_ON_LABELS, weight=[1.0, 2.0, 3.0]), _of_labels),
+    "matthews soft none": Each(
+        lambda: fast.MatthewsCorrelationLoss(sigmoid=True, soft_label=True, reduction="none"), _soft
+    ),
     "generalized dice": Each(lambda: fast.GeneralizedDiceLoss(**_ON_LABELS), _of_labels),
     "generalized dice simple none": Each(
         lambda: fast.GeneralizedDiceLoss(sigmoid=True, w_type="simple", reduction="none"), _soft

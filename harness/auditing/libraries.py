@@ -156,6 +156,9 @@ MONAI = (
          lowest=0.0, highest=1.0),
     Peer("TverskyLoss", "tversky", "monai.losses", "the formula of Salehi et al. (2017), which it cites",
          clauses=SEGMENTATION, ranks=ANY_RANK, promises=REDUCTIONS, lowest=0.0, highest=1.0),
+    Peer("MCCLoss", "matthews_correlation", "monai.losses",
+         "the formula of Abhishek and Hamarneh (2021), which it cites", clauses=SEGMENTATION, ranks=ANY_RANK,
+         promises=REDUCTIONS, lowest=0.0, highest=2.0, hunted=False),  # its smoothing term is at another place
     Peer("GeneralizedDiceLoss", "generalized_dice", "monai.losses",
          "the formula of Sudre et al. (2017), which it cites",
          clauses=SEGMENTATION, ranks=ANY_RANK, promises=REDUCTIONS, lowest=0.0, highest=1.0),

@@ -41,6 +41,7 @@ REASONS = {
             "masked_dice",
             "tversky",
             "focal_tversky",
+            "matthews_correlation",
             "generalized_dice",
             "dice_ce",
             "dice_focal",

@@ -36,6 +36,7 @@ UNLIKE = (
     "generalized_dice_focal",
     "generalized_wasserstein_dice",
     "lncc",
+    "matthews_correlation",
     "multi_scale",
     "mutual_information",
 )

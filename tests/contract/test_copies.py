@@ -93,6 +93,7 @@ BLUR = {"scales": [0, 0.3, 1.7], "kernel": "cauchy", "reduction": "sum", "normal
     {
         fast.DiceLoss: [SOFTMAX | {"weight": WEIGHTS}],
         fast.TverskyLoss: [SOFTMAX | {"alpha": 0.1, "beta": 1.3}],
+        fast.MatthewsCorrelationLoss: [SOFTMAX | SMOOTHING | {"weight": WEIGHTS}],
         fast.FocalTverskyLoss: [SOFTMAX | {"gamma": WEIGHTS, "weight": WEIGHTS}],
         fast.GeneralizedDiceLoss: [SOFTMAX | SMOOTHING | {"w_type": "simple", "normalize_weights": True}],
         fast.GeneralizedWassersteinDiceLoss: grid([SMOOTHING | {"dist_matrix": np.array(FRACTIONS)}], MODES),

@@ -34,6 +34,7 @@ from twinloss.fast import (
     GeneralizedWassersteinDiceLoss,
     GlobalMutualInformationLoss,
     LocalNormalizedCrossCorrelationLoss,
+    MatthewsCorrelationLoss,
     MultiScaleLoss,
     TverskyLoss,
 )
@@ -48,6 +49,7 @@ HALVES = pytest.mark.parametrize("half", dispatch.HALVES, ids=str)
         DiceLoss: [SOFTMAX],
         TverskyLoss: grid([ERRORS], PROBABILITIES),
         FocalTverskyLoss: PROBABILITIES,
+        MatthewsCorrelationLoss: PROBABILITIES,
         GeneralizedDiceLoss: grid([SOFTMAX], W_TYPES),
         GeneralizedWassersteinDiceLoss: MODES,
         FocalLoss: grid(FOCAL_FORMS, REDUCTIONS),

@@ -58,6 +58,7 @@ OPTIONS = {
     fast.DiceLoss: DICE | ONE_WEIGHT,
     fast.MaskedDiceLoss: DICE | ONE_WEIGHT,
     fast.TverskyLoss: TVERSKY,
+    fast.MatthewsCorrelationLoss: OVERLAP | IGNORE | GROUP | ONE_WEIGHT,
     fast.FocalTverskyLoss: TVERSKY | {"gamma": ([0.5, 1.0, 2.0], *WEIGHTS, (0, ValueError), (None, TypeError))},
     fast.GeneralizedDiceLoss: OVERLAP | IGNORE | GROUP
     | {"w_type": ("simple", ("cube", ValueError)), "normalize_weights": (True, FLAG)},

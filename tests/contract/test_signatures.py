@@ -88,6 +88,12 @@ DOCUMENTED = {
         reference.tversky_loss,
         distributed=True,
     ),
+    fast.MatthewsCorrelationLoss: Documented(
+        _ACTIVATION | _REDUCTION | {"batch": False},
+        _DICE_EXTRA,
+        reference.matthews_correlation_loss,
+        distributed=True,
+    ),
     fast.FocalTverskyLoss: Documented(
         _ACTIVATION | {"alpha": 0.3, "beta": 0.7, "gamma": 0.75} | _REDUCTION | {"batch": False},
         _DICE_EXTRA,

@@ -66,6 +66,8 @@ OPTIONS = {
     | {"focal_weight": [None, "per class"], "lambda_dice": [1.0, 0.3], "lambda_focal": [1.0, 2.5]},
     "generalized_dice_focal_loss": GENERALIZED | FOCAL | {"lambda_gdl": [1.0, 0.3], "lambda_focal": [1.0, 2.5]},
     "tversky_loss": TVERSKY,
+    "matthews_correlation_loss": OVERLAP
+    | {"activation": [None, "sigmoid", "softmax"], "weight": [None, 0.5, "per class"]},  # defined for p in [0, 1]
     "focal_tversky_loss": TVERSKY | {"gamma": [0.75, 1.0, 2.0, "per class"], "smooth_nr": [1e-5, 0.0]},
 }
 IMAGES = {"shape": [(2, 1, 9), (1, 2, 5, 6), (2, 3, 5, 6, 5)], "reduction": CLASSES["reduction"]}
