@@ -10,6 +10,7 @@ from twinloss.fast.engine import eager as eager
 from twinloss.fast.focal import FocalLoss
 from twinloss.fast.focal_tversky import FocalTverskyLoss
 from twinloss.fast.generalized_dice import GeneralizedDiceLoss
+from twinloss.fast.generalized_dice_focal import GeneralizedDiceFocalLoss
 from twinloss.fast.generalized_wasserstein_dice import GeneralizedWassersteinDiceLoss, wasserstein_distance_map
 from twinloss.fast.global_mutual_information import GlobalMutualInformationLoss
 from twinloss.fast.local_normalized_cross_correlation import LocalNormalizedCrossCorrelationLoss
@@ -23,6 +24,7 @@ from twinloss.fast.tversky import TverskyLoss
 dice_ce = DiceCELoss
 dice_focal = DiceFocalLoss
 generalized_dice = GeneralizedDiceLoss
+generalized_dice_focal = GeneralizedDiceFocalLoss
 generalized_wasserstein_dice = GeneralizedWassersteinDiceLoss
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "DiffusionLoss",
     "FocalLoss",
     "FocalTverskyLoss",
+    "GeneralizedDiceFocalLoss",
     "GeneralizedDiceLoss",
     "GeneralizedWassersteinDiceLoss",
     "GlobalMutualInformationLoss",
@@ -48,6 +51,7 @@ __all__ = [
     "dice_ce",
     "dice_focal",
     "generalized_dice",
+    "generalized_dice_focal",
     "generalized_wasserstein_dice",
     "wasserstein_distance_map",
 ]

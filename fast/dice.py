@@ -18,7 +18,7 @@ from twinloss.fast.engine.segmentation.loss import (
 )
 from twinloss.fast.engine.segmentation.statistics import Activation, Overlap, Statistics
 from twinloss.fast.engine.segmentation.voxels import Voxels
-from twinloss.fast.kernels.contract import Terms
+from twinloss.fast.kernels.contract import ClassWeights, Terms
 from twinloss.fast.runtime.arguments import ShapeError, check_tensors, checked_flag
 from twinloss.fast.runtime.ranks import ProcessGroup
 from twinloss.fast.runtime.warn import warn
@@ -209,6 +209,10 @@ class CompoundDiceLoss(DiceLoss):
         share = factor / (included * (1 if self.batch else items) if self.reduction == "mean" else 1)
         weights = numbers_by_class(None if self.weight is None else self.seen(self.weight, voxels), included)
         return (*[None] * (classes - included), *(share * weight for weight in weights))
+
+    def weigh(self) -> ClassWeights | None:
+        """Return the function that computes class weights from volumes, if the fraction pools the classes."""
+        return None
 
     def seen(self, weight: float | tuple[float, ...], voxels: Voxels) -> float | tuple[float, ...]:
         """Return the weight of the included classes, given one for all classes or a single number."""

@@ -162,6 +162,6 @@ class DiceFocalLoss(CompoundDiceLoss):
             plan = voxels.plan(activation, overlap=self.overlap(), **term.plan())
             surprisals = term.whole(voxels, reduction, weight, self.lambda_focal)
             fractions = self.fractions(voxels, self.lambda_dice)
-            asked = CompoundPlan(plan, self.dice_terms(voxels), fractions, *surprisals, kind)
+            asked = CompoundPlan(plan, self.dice_terms(voxels), fractions, *surprisals, kind, self.weigh())
             return compound(voxels, asked, lambda sums: total(sums, sums))
         return total(*self.two_sums(voxels, activation, {} if reduction == "none" else term.plan()))

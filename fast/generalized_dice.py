@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -12,8 +12,18 @@ from twinloss.fast.engine.segmentation.loss import Fraction, SegmentationLoss
 from twinloss.fast.engine.segmentation.voxels import Voxels
 from twinloss.fast.kernels.contract import ClassWeights, Weigh
 from twinloss.fast.runtime.arguments import checked_flag
-from twinloss.fast.runtime.options import one_of
+from twinloss.fast.runtime.options import Check, one_of
 from twinloss.fast.runtime.ranks import ProcessGroup
+
+GENERALIZED_CHECKS: Mapping[str, Check] = {
+    **dict.fromkeys(("soft_label", "normalize_weights"), checked_flag),
+    "w_type": one_of("square", "simple", "uniform"),
+}
+
+
+def volume_weights(w_type: str, normalize: bool) -> ClassWeights:
+    """Return the function that computes the weight of each class, given the volumes, (B or 1, C')."""
+    return ClassWeights({"square": 2, "simple": 1, "uniform": 0}[w_type], normalized=normalize)
 
 
 class GeneralizedDiceLoss(SegmentationLoss):
@@ -75,8 +85,7 @@ class GeneralizedDiceLoss(SegmentationLoss):
 
     option_checks: ClassVar = {
         **SegmentationLoss.option_checks,
-        **dict.fromkeys(("soft_label", "normalize_weights"), checked_flag),
-        "w_type": one_of("square", "simple", "uniform"),
+        **GENERALIZED_CHECKS,
     }
 
     def __init__(
@@ -116,4 +125,4 @@ class GeneralizedDiceLoss(SegmentationLoss):
 
     def _weigh(self) -> Weigh:
         """Return the function that computes the weight of each class, given the volumes, (B or 1, C')."""
-        return ClassWeights({"square": 2, "simple": 1, "uniform": 0}[self.w_type], normalized=self.normalize_weights)
+        return volume_weights(self.w_type, self.normalize_weights)

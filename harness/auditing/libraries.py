@@ -192,6 +192,12 @@ MONAI = (
              "shape": "`forward`, Raises: ValueError when the numbers of channels do not fit",
              "lambda": "lambda_dice and lambda_focal should be no less than 0.0",
          }, lowest=0.0),
+    Peer("GeneralizedDiceFocalLoss", "generalized_dice_focal", "monai.losses",
+         "its documentation: the weighted sum of GeneralizedDiceLoss and FocalLoss", options={"use_softmax": False},
+         clauses=SEGMENTATION, promises={
+             "shape": "`forward`, Raises: ValueError when the numbers of channels do not fit",
+             "lambda": "lambda_gdl and lambda_focal should be no less than 0.0",
+         }, lowest=0.0),
     Peer("BendingEnergyLoss", "bending_energy", "monai.losses", "its documentation: [1, -2, 1] and central mixed terms",
          call="loss(x)",
          clauses=(COMPONENTS, SIZES),

@@ -257,3 +257,27 @@ DICE_FOCAL = Twin(
         ),
     ),
 )
+
+GENERALIZED_DICE_FOCAL = Twin(
+    name="generalized_dice_focal",
+    fast=fast.GeneralizedDiceFocalLoss,
+    value=reference.generalized_dice_focal_loss,
+    gradient=reference.generalized_dice_focal_loss_gradient,
+    operands=("input", "target"),
+    options={**GENERALIZED_DICE.options} | seg.FOCAL
+    | {"weight": (None, 2.0, seg.PER_CHANNEL), "lambda_gdl": seg.LAMBDAS, "lambda_focal": seg.LAMBDAS},
+    **OF_OVERLAP,
+    allowed=seg.one_activation,
+    logits=lambda options: True,
+    terms=gradient_term_sizes.generalized_dice_focal_loss,
+    bounds=bounds.generalized_overlap_and_entropy,
+    laws=laws.GENERALIZED_DICE_FOCAL + PROTOCOL,
+    real=(LABELS, SOFT_LABELS),
+    benches=(
+        labelled(
+            "GeneralizedDiceFocalLoss",
+            others=peers.cross_entropy,
+            note="MONAI's focal term uses a sigmoid, ours a softmax",
+        ),
+    ),
+)  # fmt: skip

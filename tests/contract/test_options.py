@@ -77,6 +77,10 @@ OPTIONS = {
     },
     fast.DiceFocalLoss: DICE | FOCAL | ONE_WEIGHT
     | {"focal_weight": ([1.0, 2.0, 3.0], *WEIGHTS), "lambda_dice": LAMBDA, "lambda_focal": LAMBDA},
+    fast.GeneralizedDiceFocalLoss: OVERLAP | IGNORE | GROUP | FOCAL | ONE_WEIGHT | {
+        "w_type": ("simple", ("cube", ValueError)), "normalize_weights": (True, FLAG),
+        "lambda_gdl": LAMBDA, "lambda_focal": LAMBDA,
+    },
     fast.BendingEnergyLoss: FIELD,
     fast.DiffusionLoss: FIELD,
     fast.LocalNormalizedCrossCorrelationLoss: REDUCTION | SMOOTHING | {

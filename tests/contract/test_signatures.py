@@ -70,6 +70,15 @@ DOCUMENTED = {
         reference.dice_focal_loss,
         distributed=True,
     ),
+    fast.GeneralizedDiceFocalLoss: Documented(
+        _ACTIVATION
+        | {"w_type": "square"}
+        | _REDUCTION
+        | {"batch": False, "gamma": 2.0, "weight": None, "lambda_gdl": 1.0, "lambda_focal": 1.0},
+        {"soft_label": False, "ignore_index": None, "normalize_weights": False, "use_softmax": True, "alpha": None},
+        reference.generalized_dice_focal_loss,
+        distributed=True,
+    ),
     fast.FocalLoss: Documented(
         _CLASSES | {"gamma": 2.0, "weight": None, "reduction": "mean"}, _FOCAL_EXTRA, reference.focal_loss
     ),
@@ -214,6 +223,7 @@ def test_wasserstein_distance_map_is_public_and_takes_the_documented_arguments()
         ("generalized_wasserstein_dice", fast.GeneralizedWassersteinDiceLoss),
         ("dice_ce", fast.DiceCELoss),
         ("dice_focal", fast.DiceFocalLoss),
+        ("generalized_dice_focal", fast.GeneralizedDiceFocalLoss),
     ],
 )
 def test_alias_names_the_class(alias, loss_class):
