@@ -1,6 +1,7 @@
 """Fast losses for training: PyTorch modules that are drop-in replacements for the losses of MONAI."""
 
 from twinloss.fast.bending_energy import BendingEnergyLoss
+from twinloss.fast.deep_supervision import DeepSupervisionLoss
 from twinloss.fast.dice import Dice, DiceLoss, MaskedDiceLoss, dice
 from twinloss.fast.dice_ce import DiceCELoss
 from twinloss.fast.dice_focal import DiceFocalLoss
@@ -13,6 +14,7 @@ from twinloss.fast.generalized_dice import GeneralizedDiceLoss
 from twinloss.fast.generalized_wasserstein_dice import GeneralizedWassersteinDiceLoss, wasserstein_distance_map
 from twinloss.fast.global_mutual_information import GlobalMutualInformationLoss
 from twinloss.fast.local_normalized_cross_correlation import LocalNormalizedCrossCorrelationLoss
+from twinloss.fast.masked import MaskedLoss
 from twinloss.fast.matthews_correlation import MatthewsCorrelationLoss
 from twinloss.fast.multi_scale import MultiScaleLoss
 from twinloss.fast.tversky import TverskyLoss
@@ -27,6 +29,7 @@ generalized_wasserstein_dice = GeneralizedWassersteinDiceLoss
 __all__ = [
     "BendingEnergyLoss",
     "ClassParts",
+    "DeepSupervisionLoss",
     "Dice",
     "DiceCELoss",
     "DiceCEParts",
@@ -41,6 +44,7 @@ __all__ = [
     "GlobalMutualInformationLoss",
     "LocalNormalizedCrossCorrelationLoss",
     "MaskedDiceLoss",
+    "MaskedLoss",
     "MatthewsCorrelationLoss",
     "MultiScaleLoss",
     "TverskyLoss",

@@ -180,7 +180,11 @@ class DiceCELoss(CompoundDiceLoss):
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the class documents shapes and errors."""
-        voxels = self.compound_voxels(input, target)
+        return self.within(input, target, None)
+
+    def within(self, input: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the loss of the voxels within a mask, (B or 1, 1, *S), or of all voxels."""
+        voxels = self.compound_voxels(input, target, mask)
         binary = self._is_binary(voxels)
         if self.sigmoid and not binary:
             warn_once(
@@ -205,28 +209,32 @@ class DiceCELoss(CompoundDiceLoss):
         """Return whether each channel is a binary problem."""
         return self.multilabel or voxels.input.shape[1] == 1
 
+    def is_per_voxel(self, voxels: Voxels) -> bool:
+        """Return whether the mean of the cross entropy divides by a number of voxels, not by the volumes of classes."""
+        return self._is_binary(voxels)
+
     def _parts(self, dice_sums: Statistics, ce_sums: Statistics, voxels: Voxels) -> DiceCEParts:
         """Return both terms, given the statistics of each."""
         dice = self.reduced(self.dice(dice_sums, voxels), voxels.input.ndim)
         return DiceCEParts(times(self.lambda_dice, dice), times(self.lambda_ce, self._cross_entropy(ce_sums, voxels)))
 
     def _is_whole(self, voxels: Voxels) -> bool:
-        """Return whether kernels compute the whole loss; the count of a binary problem must then be known."""
-        known = not self._is_binary(voxels) or (voxels.ignore_index is None and voxels.kept is None)
+        """Return whether kernels compute the whole loss; the number of voxels, if needed, must then be known."""
+        known = not self.is_per_voxel(voxels) or (voxels.ignore_index is None and voxels.kept is None)
         return known and not self.return_parts and is_served(voxels)
 
     def _whole(self, voxels: Voxels, activation: Activation, surprisal: Surprisal) -> CompoundPlan:
         x, smoothing, mean = voxels.input, self.label_smoothing, self.reduction == "mean"
-        classes, binary = x.shape[1], self._is_binary(voxels)
+        classes, binary, per_voxel = x.shape[1], self._is_binary(voxels), self.is_per_voxel(voxels)
         name, weight = ("ce_weight", self.ce_weight) if self.weight is None else ("weight", self.weight)
         weights = numbers_by_class(weight, classes, name)
-        factor = self.lambda_ce / (x.numel() if mean and binary else 1)
+        factor = self.lambda_ce / ((x.numel() if binary else x[:, 0].numel()) if mean and per_voxel else 1)
         hits = tuple(factor * (1 - smoothing) * w for w in weights)
         misses: tuple[float | None, ...] = (factor if binary else None,) * classes
         if smoothing:
             misses = tuple(factor * smoothing / classes * w for w in weights)
         plan = voxels.plan(activation, overlap=self.overlap(), surprisal=surprisal)
-        volumes, fractions = () if binary or not mean else weights, self.fractions(voxels, self.lambda_dice)
+        volumes, fractions = () if per_voxel or not mean else weights, self.fractions(voxels, self.lambda_dice)
         kind = dispatch.result_type(x)
         return CompoundPlan(plan, self.dice_terms(voxels), fractions, hits, misses, volumes, False, kind)
 
@@ -235,10 +243,8 @@ class DiceCELoss(CompoundDiceLoss):
         x, target = voxels.cleaned()
         if voxels.labels:
             target = torch.zeros_like(x).scatter(1, checked_labels(target, x.shape[1], None), 1.0)
-        ignored = voxels.ignored()
-        kept = None if ignored is None else ~ignored
         smoothed = (1 - self.label_smoothing) * target.double() + self.label_smoothing / 2
-        return replace(voxels, input=x, target=smoothed, mask=kept, ignore_index=None, labels=False)
+        return replace(voxels, input=x, target=smoothed, mask=voxels.weights(), ignore_index=None, labels=False)
 
     def _cross_entropy(self, sums: Statistics, voxels: Voxels) -> Tensor:
         classes = sums.hits.shape[1]
@@ -255,5 +261,5 @@ class DiceCELoss(CompoundDiceLoss):
             volume = sums.volume
             if weight is not None:
                 hits, volume = w * hits, w * volume
-            total, count = hits.sum(), volume.sum()
+            total, count = hits.sum(), voxels.counts().sum() if self.is_per_voxel(voxels) else volume.sum()
         return total if self.reduction == "sum" else mean_of(total, count)

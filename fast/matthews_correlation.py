@@ -112,7 +112,11 @@ class MatthewsCorrelationLoss(ClassWeightedLoss):
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the class documents shapes and errors."""
-        voxels, activation = self.voxels(input, target), self.activation(input)
+        return self.within(input, target, None)
+
+    def within(self, input: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the loss of the voxels within a mask, (B or 1, 1, *S), or of all voxels."""
+        voxels, activation = self.voxels(input, target, mask), self.activation(input)
         sums = voxels.sums(activation, overlap="minimum" if self.soft_label else "product")
         roundoff, first = torch.finfo(widened(input).dtype).eps / 2, 0 if voxels.background else 1
         asked = _Asked(self.smooth_nr, self.smooth_dr, first, self.batch, roundoff)

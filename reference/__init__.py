@@ -10,6 +10,7 @@ input: float32, float64 or longdouble.
 """
 
 from twinloss.reference.bending_energy import bending_energy_loss, bending_energy_loss_gradient
+from twinloss.reference.deep_supervision import deep_supervision_loss, deep_supervision_loss_gradient
 from twinloss.reference.dice import (
     dice_loss,
     dice_loss_gradient,
@@ -38,6 +39,7 @@ from twinloss.reference.local_normalized_cross_correlation import (
     local_normalized_cross_correlation_loss,
     local_normalized_cross_correlation_loss_gradient,
 )
+from twinloss.reference.masked import masked_loss, masked_loss_gradient
 from twinloss.reference.matthews_correlation import matthews_correlation_loss, matthews_correlation_loss_gradient
 from twinloss.reference.multi_scale import multi_scale_loss, multi_scale_loss_gradient
 from twinloss.reference.tversky import tversky_loss, tversky_loss_gradient
@@ -45,6 +47,8 @@ from twinloss.reference.tversky import tversky_loss, tversky_loss_gradient
 __all__ = [
     "bending_energy_loss",
     "bending_energy_loss_gradient",
+    "deep_supervision_loss",
+    "deep_supervision_loss_gradient",
     "dice_ce_loss",
     "dice_ce_loss_gradient",
     "dice_focal_loss",
@@ -67,6 +71,8 @@ __all__ = [
     "local_normalized_cross_correlation_loss_gradient",
     "masked_dice_loss",
     "masked_dice_loss_gradient",
+    "masked_loss",
+    "masked_loss_gradient",
     "matthews_correlation_loss",
     "matthews_correlation_loss_gradient",
     "multi_scale_loss",

@@ -15,7 +15,7 @@ import pytest
 import twinloss
 
 ROOT = Path(__file__).parent.parent
-PARTS = ["reference", "fast", "harness"]
+PARTS = ["reference", "fast", "compat", "harness"]
 
 
 def run(*command, cwd):

@@ -45,6 +45,8 @@ REASONS = {
             "generalized_dice",
             "dice_ce",
             "dice_focal",
+            "deep_supervision",
+            "masked",
         ),
         _OVERLAP,
     ),

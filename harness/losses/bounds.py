@@ -67,6 +67,13 @@ def overlap_and_entropy(options: Options, shape: tuple[int, ...]) -> Bounds:
     return options["lambda_dice"] * dice if dice else 0.0, math.inf
 
 
+def deep_supervision(options: Options, shape: tuple[int, ...]) -> Bounds:
+    """Return the bounds of the wrapper around Dice, whose weights sum to at most 3 by default."""
+    total = 3.0 if options["weights"] is None else sum(options["weights"])
+    low, high = overlap(options, shape)
+    return total * low if low else 0.0, total * high
+
+
 def correlation(options: Options, shape: tuple[int, ...]) -> Bounds:
     """Return the bounds of local normalised cross-correlation."""
     largest = _largest_ratio(options)

@@ -17,12 +17,14 @@ from twinloss.harness.losses.segmentation import (
     MATTHEWS_CORRELATION,
     TVERSKY,
 )
+from twinloss.harness.losses.wrappers import DEEP_SUPERVISION, MASKED
 from twinloss.harness.model.twin import Twin
 
 TWINS = (
     DICE, MASKED_DICE, TVERSKY, FOCAL_TVERSKY, MATTHEWS_CORRELATION,
     GENERALIZED_DICE, GENERALIZED_WASSERSTEIN_DICE, FOCAL, DICE_CE, DICE_FOCAL,
     BENDING_ENERGY, DIFFUSION, LNCC, GLOBAL_MUTUAL_INFORMATION, MULTI_SCALE,
+    DEEP_SUPERVISION, MASKED,
 )  # fmt: skip
 
 

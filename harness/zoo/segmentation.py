@@ -301,7 +301,7 @@ class MaskBeforeActivation(fast.MaskedDiceLoss):
         if mask is None or self.to_onehot_y:
             return super().forward(input, target, mask)
         finite = input.nan_to_num(nan=0.0)
-        return self.reduced_fraction(self.voxels(finite * mask, target * mask))
+        return self.within(finite * mask, target * mask, None)
 
 
 @bug("masked_dice")
@@ -312,7 +312,7 @@ class MaskedTargetOnly(fast.MaskedDiceLoss):
         """Compute the wrong loss."""
         if mask is None or self.to_onehot_y:
             return super().forward(input, target, mask)
-        return self.reduced_fraction(self.voxels(input.nan_to_num(nan=0.0), target * mask))
+        return self.within(input.nan_to_num(nan=0.0), target * mask, None)
 
 
 @bug("tversky")

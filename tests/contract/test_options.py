@@ -92,6 +92,14 @@ OPTIONS = {
         "sigma_ratio": (1.0, *NUMBER, (0, ValueError)),
         "kernel_type": ("b-spline", ("spline", ValueError)),
     },
+    fast.MaskedLoss: {"loss": (torch.nn.L1Loss(), ("mse", TypeError), (torch.nn.MSELoss, TypeError))},
+    fast.DeepSupervisionLoss: {
+        "loss": (torch.nn.L1Loss(), ("mse", TypeError), (torch.nn.MSELoss, TypeError)),
+        "weight_mode": ("two", ("linear", ValueError)),
+        "weights": ([0.5, 2.0], ([], ValueError), ([0.0, 0.0], ValueError), ([-1.0], ValueError), ("a", TypeError)),
+        "interp_mode": ("nearest", ("bilinear", ValueError)),
+        "stacked": (True, FLAG),
+    },
     fast.MultiScaleLoss: REDUCTION | {
         "loss": (torch.nn.L1Loss(), ("mse", TypeError)),
         "scales": ([0, 1.0], (1.0, TypeError), ([], ValueError), ([-1.0], ValueError), (["a"], TypeError)),
@@ -103,6 +111,8 @@ OPTIONS = {
 BASE = {
     fast.GeneralizedWassersteinDiceLoss: {"dist_matrix": DISTANCES},
     fast.MultiScaleLoss: {"loss": torch.nn.MSELoss(), "scales": [0.3, 1.0]},
+    fast.DeepSupervisionLoss: {"loss": torch.nn.MSELoss(), "weight_mode": "same"},
+    fast.MaskedLoss: {"loss": torch.nn.MSELoss()},
 }
 EVERY_LOSS = pytest.mark.parametrize("loss_class", list(OPTIONS), ids=lambda c: c.__name__)
 EVERY_OPTION = pytest.mark.parametrize(
@@ -126,6 +136,11 @@ def arguments(loss, name):
     rank = 2 if name in ("ndim", "spatial_dims") else 3
     if isinstance(loss, (fast.BendingEnergyLoss, fast.DiffusionLoss)):
         return [torch.rand(1, 2, 6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)]
+    if isinstance(loss, fast.DeepSupervisionLoss):
+        x = [logits(2, 1, *spatial, seed=k) for k, spatial in enumerate([(6, 7), (3, 4)])]
+        return [torch.stack([x[0], x[0] / 2], 1) if loss.stacked else x, logits(2, 1, 6, 7, seed=2)]
+    if isinstance(loss, fast.MaskedLoss):
+        return [logits(2, 1, 6, 7), logits(2, 1, 6, 7, seed=1), torch.ones(1, 1, 6, 7)]
     if not isinstance(loss, SegmentationLoss):
         return [torch.rand(2, 1, *(6, 7, 5)[:rank], generator=torch.Generator().manual_seed(k)) for k in (0, 1)]
     x = logits(2, 3, 6, dtype=torch.float64)
@@ -159,8 +174,11 @@ def options_in_tables():
     return names
 
 
-# The options of MaskedDiceLoss are those of DiceLoss, which computes it.
-@pytest.mark.parametrize("loss_class", [each for each in OPTIONS if each is not fast.MaskedDiceLoss])
+# The options of MaskedDiceLoss are those of DiceLoss, which computes it, and the wrappers have tests of their own.
+WITH_OWN_TESTS = (fast.MaskedDiceLoss, fast.DeepSupervisionLoss, fast.MaskedLoss)
+
+
+@pytest.mark.parametrize("loss_class", [each for each in OPTIONS if each not in WITH_OWN_TESTS])
 def test_contract_tests_vary_every_option(loss_class):
     assert set(OPTIONS[loss_class]) - options_in_tables()[loss_class] <= NOT_IN_TABLES
 
@@ -186,7 +204,14 @@ def test_assigned_option_counts_as_one_given_at_once(loss_class, name):
     assert later.reduction == before or name == "reduction"
     for made in (later, copy.deepcopy(later), pickle.loads(pickle.dumps(later))):
         assert torch.equal(value(made, name), expected)
-    if name not in ("to_onehot_y", "ndim", "spatial_dims", "process_group", "return_parts"):  # they decide on the input
+    if name not in (
+        "to_onehot_y",
+        "ndim",
+        "spatial_dims",
+        "process_group",
+        "stacked",
+        "return_parts",
+    ):  # these decide on the input, or are None
         assert not torch.equal(value(loss_class(**others), name), expected)
 
 
@@ -254,7 +279,9 @@ REAL_OPTIONS = [
     (loss_class, name)
     for loss_class, options in OPTIONS.items()
     for name, (given, *_) in options.items()
-    if isinstance(given, (int, float, list, np.ndarray)) and not isinstance(given, bool)
+    if isinstance(given, (int, float, list, np.ndarray))
+    and not isinstance(given, bool)
+    and loss_class is not fast.DeepSupervisionLoss
 ]
 
 

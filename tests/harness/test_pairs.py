@@ -19,6 +19,7 @@ from twinloss.harness import Pair, PairError, arrays, check_pair, laws
 from twinloss.harness.cli.main import with_all_commands
 from twinloss.harness.commands.audit import LibraryError
 from twinloss.harness.commands.audit_torch import as_markdown, audit_torch
+from twinloss.harness.commands.torch_pairs import PAIRS
 from twinloss.harness.hunting import pairs
 from twinloss.harness.hunting.loading import TargetError
 from twinloss.harness.hunting.pairs import as_twin
@@ -26,7 +27,7 @@ from twinloss.harness.hunting.self_check import survivors
 from twinloss.harness.judging import slopes
 from twinloss.harness.judging.judgement import C
 from twinloss.harness.judging.pair_truth import PairTruth
-from twinloss.harness.judging.trial import examine
+from twinloss.harness.judging.trial import examine, only_rounding
 from twinloss.harness.losses.catalogue import catalogue
 from twinloss.harness.model.operand import Operand
 from twinloss.harness.model.twin import Case
@@ -86,6 +87,7 @@ def case_of(dtype="float32", law=None, cotangent=None, **values):
     return Case(operands, tested=dtype, law=law, cotangent=cotangent)
 
 
+LAYER_NORM = next(pair for pair in PAIRS if pair.name == "layer_norm")
 X = np.array([[[0.5, -1.25, 3.0], [1.0, 2.0, -0.75]]])
 W = np.array([1.0, -2.0, 0.25])
 
@@ -94,14 +96,14 @@ def test_the_gradient_of_a_reference_is_that_of_its_formula():
     """By complex step, and by differences where the reference is not defined for complex numbers."""
     twin = as_twin(PAIR)
     truth = PairTruth(twin, case_of("float64", x=X, w=W, cotangent=(1.0, -0.5, 2.0)))
-    assert truth.method == "complex step"
+    assert truth.slopes.method == "complex step"
     r = 1 / np.sqrt((X**2).mean(-1, keepdims=True) + 1e-6)
     upstream = np.resize([1.0, -0.5, 2.0], X.shape)
     wanted = r * W * upstream - X * r**3 * (W * upstream * X).mean(-1, keepdims=True)
     np.testing.assert_allclose(truth.gradient[:6].astype(float), wanted.ravel(), rtol=1e-14)
     length = replace(PAIR, reference=lambda x, w, *, eps=1e-6: np.hypot(x, np.sqrt(eps)) * w)
     truth = PairTruth(as_twin(length), case_of("float64", x=X, w=W))
-    assert truth.method == "differences"
+    assert truth.slopes.method == "differences"
     wanted = X / np.hypot(X, 1e-3) * W
     np.testing.assert_allclose(truth.gradient[:6].astype(float), wanted.ravel(), rtol=1e-10)
 
@@ -111,11 +113,73 @@ def test_the_bound_of_a_value_grows_with_its_conditioning():
         "difference", fast=lambda x, y: x - y, reference=lambda x, y: x - y, inputs={"x": arrays("N"), "y": arrays("N")}
     )
     truth = PairTruth(as_twin(difference), case_of(x=[1000.0], y=[999.0]))
-    (bound,) = truth.value_bounds(0, np.array([1.0]))
+    (bound,) = truth.values.bounds(0, np.array([1.0]))
     u = 2.0**-24
     assert C * u * 100 < bound < C * u * 4000
-    (near,) = truth.value_bounds(0, np.array([0.0]))
+    (near,) = truth.values.bounds(0, np.array([0.0]))
     assert near < 16 * u
+
+
+def test_the_bound_of_a_sum_over_blocks_grows_with_their_number():
+    x, bounds = np.ones((1000, 4)), []
+    total = Pair("total", fast=lambda x: x.sum(), reference=lambda x: (x**2).sum(), inputs={"x": arrays("N M")},
+                 takes="torch")  # fmt: skip
+    for blocks, reference in (("", total.reference), ("N", total.reference), ("N", lambda x: (x**2).sum(1))):
+        truth = PairTruth(as_twin(replace(total, blocks=blocks, reference=reference)), case_of(x=x))
+        bounds.append(np.max(truth.values.bounds(0, np.zeros(1)) / truth.reference.outputs[0]))
+    assert bounds[0] == bounds[1] > 5 * bounds[2]
+
+
+def float32_only(function):
+    return lambda *inputs, **options: function(*(x.float() for x in inputs), **options).to(inputs[0].dtype)
+
+
+SOFTMAX_SUM = Pair(
+    "softmax_sum", fast=lambda x: x.softmax(-1).sum(-1), wrt="x", takes="torch",
+    reference=lambda x: (lambda e: (e / e.sum(-1, keepdims=True)).sum(-1))(np.exp(x - x.max(-1, keepdims=True))),
+    inputs={"x": arrays("N H", logits=True)},
+)  # fmt: skip
+
+
+def layer_norm_without_mean(x, w, b, eps=1e-5):
+    return torch.nn.functional.rms_norm(x, x.shape[-1:], w, eps) + b
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("pair", "wrong", "values"),
+    [
+        (examples.NORM, examples.rms_norm_of_half_a_gradient, {"x": [[[8384.0]], [[9984.0]]], "w": [0.625]}),
+        (LAYER_NORM, layer_norm_without_mean,
+         {"x": np.full((257, 3), 0.8125), "w": [0.5, -1.0, 2.0], "b": [0.0, 0.0, 1.0]}),
+        (SOFTMAX_SUM, lambda x: x.softmax(-1).sum(-1) + 1e-4 * x.sum(-1), {"x": [[0.25, -1.5, 3.0], [1.0, 1.0, 0.0]]}),
+    ],
+    ids=["rms_norm", "layer_norm", "softmax_sum"],
+)  # fmt: skip
+def test_a_gradient_that_cancels_is_judged_by_the_noise_of_its_arithmetic(pair, wrong, values, dtype):
+    """So a kernel that computes in float32 is right, but may be imprecise in float64."""
+    case = case_of(dtype, **values)
+    twin = as_twin(replace(pair, fast=float32_only(pair.fast), takes="torch"))
+    trial = examine(twin, case)
+    assert trial.kind is None or (dtype == "float64" and only_rounding(twin, trial)), trial.message
+    twin = as_twin(replace(pair, fast=wrong, takes="torch"))
+    trial = examine(twin, case)
+    assert trial.kind in ("value", "gradient")
+    assert not only_rounding(twin, trial)
+
+
+def test_a_gradient_that_is_zero_by_cancellation_is_no_sabotage():
+    made = checked(SOFTMAX_SUM, examples=5)
+    assert made.verdict == "degraded", made.rows[0].counterexample or made.rows[0].problems
+
+
+@pytest.mark.parametrize(("bad", "kind"), [(False, None), (True, "gradient")])
+def test_a_gradient_beyond_float16_is_judged_number_by_number(bad, kind):
+    """Along a direction, two infinite numbers may be NaN, and finite ones may exceed 65504 together."""
+    steep = Pair("steep", fast=lambda x: x * 1e6 if bad else (x.float() * 2e4).to(x.dtype), inputs={"x": arrays("N")},
+                 reference=lambda x: x * 2e4, wrt="x", takes="torch")  # fmt: skip
+    case = case_of("float16", x=np.zeros(100), cotangent=(1.0, 4.0, -4.0))
+    assert examine(as_twin(steep), case).kind == kind
 
 
 @pytest.mark.parametrize(
@@ -243,7 +307,7 @@ def test_a_large_input_is_judged_along_directions_and_a_wrong_last_number_is_see
     pair = replace(PAIR, fast=lambda x, w, eps=1e-6: examples.fast_rms_norm(Tail.apply(x), w, eps), takes="torch")
     rng = np.random.default_rng(0)
     case = case_of("float64", x=rng.normal(size=(4, 10, 30)), w=rng.normal(size=30))
-    assert PairTruth(as_twin(PAIR), case).directions is not None
+    assert PairTruth(as_twin(PAIR), case).slopes.directions is not None
     assert examine(as_twin(PAIR), case).kind is None
     assert examine(as_twin(pair), case).kind == "gradient"
 

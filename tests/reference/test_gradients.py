@@ -199,7 +199,13 @@ def assert_derivative(name, x, others, options, rng, **more):
 
 def test_every_loss_has_its_options_here():
     losses = {name for name in twinloss.reference.__all__ if name.endswith("_loss")}
-    assert losses == {*OPTIONS, *REGISTRATION, "multi_scale_loss"}  # the wrapper has its own test
+    assert losses == {
+        *OPTIONS,
+        *REGISTRATION,
+        "multi_scale_loss",
+        "deep_supervision_loss",
+        "masked_loss",
+    }  # these have tests of their own
 
 
 @pytest.mark.parametrize("name", OPTIONS)

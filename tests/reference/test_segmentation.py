@@ -233,6 +233,8 @@ def test_every_name_is_exported():
         "local_normalized_cross_correlation_loss",
         "global_mutual_information_loss",
         "multi_scale_loss",
+        "deep_supervision_loss",
+        "masked_loss",
     }
     names = {form for name in registration.union(LOSSES) for form in (name, f"{name}_gradient")}
     assert set(twinloss.reference.__all__) == names | {"wasserstein_distance_map"}
