@@ -124,9 +124,10 @@ class MatthewsCorrelationLoss(ClassWeightedLoss):
         return self.answer(losses, losses, input)
 
     def _counts(self, voxels: Voxels) -> Tensor:
-        """Return the number of voxels of each item, or of all, (B or 1, 1); 1 if none is left."""
+        """Return the number of voxels of each item, or of all, (B or 1, 1), weighted by a mask; 1 if none is left."""
         counts = voxels.counts().unsqueeze(1)
-        return (counts.sum(0, keepdim=True) if self.batch else counts).clamp(min=1)
+        counts = counts.sum(0, keepdim=True) if self.batch else counts
+        return torch.where(counts > 0, counts, 1)
 
 
 class _Asked(NamedTuple):
@@ -220,6 +221,15 @@ def _slopes(stack: Any, counts: Any, asked: _Asked) -> dict[int, Any]:
     }
 
 
+def _slope_in_counts(stack: Tensor, counts: Tensor, asked: _Asked) -> Tensor:
+    """Return the slope in the number of voxels, which a mask may have, (B or 1, C'); TN rises by as much."""
+    m = _parts(stack, counts, asked)
+    in_r = m.tp - (m.r - asked.smooth_nr)
+    in_p, in_q = m.a - (m.p - asked.smooth_dr), m.g - (m.q - asked.smooth_dr)
+    made: Tensor = (m.r / 2 * (in_p / m.p + in_q / m.q) - in_r) / (counts * m.d)
+    return made
+
+
 # NumPy takes a fifth of the time of torch's operators.
 _value_by_numpy = on_arrays(_value)
 
@@ -256,8 +266,13 @@ class _Correlation(torch.autograd.Function):
     @staticmethod
     def along(ctx: Any, *tangents: Any) -> Tensor:
         """Return the directional derivative along a tangent of the statistics."""
-        rows, (stack, counts) = _included(tangents[0], ctx.asked), ctx.saved_tensors
-        made: Tensor = sum(slope * rows[row] for row, slope in _slopes(stack, counts, ctx.asked).items())
+        stack, counts = ctx.saved_tensors
+        slopes, made = _slopes(stack, counts, ctx.asked), torch.zeros_like(_included(stack, ctx.asked)[TP])
+        if tangents[0] is not None:
+            rows = _included(tangents[0], ctx.asked)
+            made = made + sum(slope * rows[row] for row, slope in slopes.items())
+        if tangents[1] is not None:
+            made = made + tangents[1] * _slope_in_counts(stack, counts, ctx.asked)
         return made
 
     @staticmethod
@@ -266,7 +281,11 @@ class _Correlation(torch.autograd.Function):
             _gradient_by_numpy if by_numpy(upstream[0]) else _gradient_by_torch,
             ctx.saved_tensors,
         )
-        return gradient(upstream[0], stack, counts, ctx.asked), None, None
+        of_counts = None
+        if ctx.needs_input_grad[1]:
+            slopes = upstream[0] * _slope_in_counts(stack, counts, ctx.asked)
+            of_counts = slopes.sum(1, keepdim=True)
+        return gradient(upstream[0], stack, counts, ctx.asked), of_counts, None
 
 
 _correlation = apply(_Correlation)
