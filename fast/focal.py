@@ -222,7 +222,7 @@ class FocalLoss(SegmentationLoss):
         **SegmentationLoss.option_checks,
         **FOCAL_CHECKS,
         "weight": checked_weight,
-        **dict.fromkeys(("sigmoid", "softmax", "batch"), fixed(False)),
+        **dict.fromkeys(("sigmoid", "softmax", "batch", "return_parts"), fixed(False)),
         **dict.fromkeys(("other_act", "process_group"), fixed(None)),
         **dict.fromkeys(("smooth_nr", "smooth_dr"), fixed(0)),
     }

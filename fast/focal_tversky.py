@@ -63,6 +63,7 @@ class FocalTverskyLoss(TverskyLoss):
         soft_label: see TverskyLoss.
         ignore_index: see TverskyLoss.
         process_group: see DiceLoss.
+        return_parts: see DiceLoss.
 
     Shape:
         See TverskyLoss.
@@ -107,10 +108,12 @@ class FocalTverskyLoss(TverskyLoss):
         soft_label: bool = False,
         ignore_index: int | None = None,
         process_group: ProcessGroup | None = None,
+        return_parts: bool = False,
     ) -> None:
         super().__init__(
             include_background, to_onehot_y, sigmoid, softmax, other_act, alpha, beta, reduction, smooth_nr, smooth_dr,
             batch, weight=weight, soft_label=soft_label, ignore_index=ignore_index, process_group=process_group,
+            return_parts=return_parts,
         )  # fmt: skip
         self.gamma: Any = gamma
 

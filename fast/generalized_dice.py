@@ -58,6 +58,7 @@ class GeneralizedDiceLoss(SegmentationLoss):
         normalize_weights: divide the weights of an item by their sum, so that the effect of ν and δ does not depend on
             the volume. Otherwise w is about 1e-10 for 96³ voxels, and ν = 1e-5 outweighs the data.
         process_group: see DiceLoss.
+        return_parts: see DiceLoss. The parts are the shares of the classes.
 
     Shape:
         input (B, C, *S); target (B, C, *S), or (B, 1, *S) with ``to_onehot_y``. Any number of spatial axes is allowed,
@@ -105,10 +106,11 @@ class GeneralizedDiceLoss(SegmentationLoss):
         ignore_index: int | None = None,
         normalize_weights: bool = False,
         process_group: ProcessGroup | None = None,
+        return_parts: bool = False,
     ) -> None:
         super().__init__(
             include_background, to_onehot_y, sigmoid, softmax, other_act, reduction, smooth_nr, smooth_dr, batch,
-            ignore_index, process_group,
+            ignore_index, process_group, return_parts,
         )  # fmt: skip
         self.w_type = w_type
         self.soft_label = soft_label
