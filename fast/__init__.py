@@ -1,12 +1,14 @@
 """Fast losses for training: PyTorch modules that are drop-in replacements for the losses of MONAI."""
 
 from twinloss.fast.bending_energy import BendingEnergyLoss
+from twinloss.fast.deep_supervision import DeepSupervisionLoss
 from twinloss.fast.dice import Dice, DiceLoss, MaskedDiceLoss, dice
 from twinloss.fast.dice_ce import DiceCELoss
 from twinloss.fast.dice_focal import DiceFocalLoss
 from twinloss.fast.diffusion import DiffusionLoss
 from twinloss.fast.engine import eager as eager
 from twinloss.fast.focal import FocalLoss
+from twinloss.fast.focal_tversky import FocalTverskyLoss
 from twinloss.fast.generalized_dice import GeneralizedDiceLoss
 from twinloss.fast.generalized_wasserstein_dice import GeneralizedWassersteinDiceLoss, wasserstein_distance_map
 from twinloss.fast.global_mutual_information import GlobalMutualInformationLoss
@@ -23,12 +25,14 @@ generalized_wasserstein_dice = GeneralizedWassersteinDiceLoss
 
 __all__ = [
     "BendingEnergyLoss",
+    "DeepSupervisionLoss",
     "Dice",
     "DiceCELoss",
     "DiceFocalLoss",
     "DiceLoss",
     "DiffusionLoss",
     "FocalLoss",
+    "FocalTverskyLoss",
     "GeneralizedDiceLoss",
     "GeneralizedWassersteinDiceLoss",
     "GlobalMutualInformationLoss",

@@ -11,9 +11,8 @@ from twinloss.fast.engine.loss import entry_point
 from twinloss.fast.engine.segmentation.fraction import fraction
 from twinloss.fast.engine.segmentation.loss import (
     ClassWeight,
+    ClassWeightedLoss,
     Fraction,
-    SegmentationLoss,
-    checked_weight,
     numbers_by_class,
     weight_by_class,
 )
@@ -25,7 +24,7 @@ from twinloss.fast.runtime.ranks import ProcessGroup
 from twinloss.fast.runtime.warn import warn
 
 
-class DiceLoss(SegmentationLoss):
+class DiceLoss(ClassWeightedLoss):
     r"""Dice loss: one minus the Dice overlap of prediction and target, for each item and class.
 
     .. math::
@@ -91,9 +90,8 @@ class DiceLoss(SegmentationLoss):
     """
 
     option_checks: ClassVar = {
-        **SegmentationLoss.option_checks,
+        **ClassWeightedLoss.option_checks,
         **dict.fromkeys(("squared_pred", "jaccard", "soft_label"), checked_flag),
-        "weight": checked_weight,
     }
 
     def __init__(
@@ -121,43 +119,31 @@ class DiceLoss(SegmentationLoss):
         )  # fmt: skip
         self.squared_pred = squared_pred
         self.jaccard = jaccard
-        self.weight: Any = weight
+        self.weight = weight
         self.soft_label = soft_label
 
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the class documents shapes and errors."""
-        return self._loss(input, target, None)
-
-    def _loss(self, input: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-        voxels = self.voxels(input, target, mask)
-        if self.weight is None:
-            return self.reduced_fraction(voxels)
-        sums = voxels.sums(self.activation(input), overlap=self.overlap())
-        return self.reduce(self.dice(sums, voxels), input)
+        return self.reduced_fraction(self.voxels(input, target))
 
     def overlap(self) -> Overlap:
         """Return the kind of overlap; `squared_pred` comes first, as it sums the same with min(p, g) as with p g."""
         return "squared" if self.squared_pred else "minimum" if self.soft_label else "product"
 
     def fraction(self, voxels: Voxels) -> Fraction:
-        """Return the fraction of each item and class, for a loss without class weights."""
+        """Return the fraction of each item and class."""
         return Fraction(self.overlap(), self.dice_terms(voxels))
 
     def dice(self, sums: Statistics, voxels: Voxels) -> Tensor:
         """Return the unreduced loss of each item and included class, (B, C'), or (1, C') with `batch`."""
-        loss = fraction(sums.stack, self.dice_terms(voxels))
-        return loss if self.weight is None else loss * self.class_weight(loss, voxels)
+        return self.by_class(fraction(sums.stack, self.dice_terms(voxels)), voxels)
 
     def dice_terms(self, voxels: Voxels) -> Terms:
         """Return the terms of the fraction."""
         # With I = TP, the denominator is D = 2 TP + FP + FN, or with `jaccard` 2 (D - I) = 2 TP + 2 (FP + FN).
         errors = 2.0 if self.jaccard else 1.0
         return self.terms(voxels, (2.0, errors, errors), squared=self.squared_pred)
-
-    def class_weight(self, loss: Tensor, voxels: Voxels) -> Tensor:
-        """Return the weight of each included class."""
-        return weight_by_class(self.weight, loss.shape[1], loss)
 
 
 class MaskedDiceLoss(DiceLoss):
@@ -178,7 +164,7 @@ class MaskedDiceLoss(DiceLoss):
         """
         if mask is None:
             warn("no mask given: the loss is that of DiceLoss")
-        return self._loss(input, target, mask)
+        return self.reduced_fraction(self.voxels(input, target, mask))
 
 
 class CompoundDiceLoss(DiceLoss):

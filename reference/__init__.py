@@ -10,6 +10,7 @@ input: float32, float64 or longdouble.
 """
 
 from twinloss.reference.bending_energy import bending_energy_loss, bending_energy_loss_gradient
+from twinloss.reference.deep_supervision import deep_supervision_loss, deep_supervision_loss_gradient
 from twinloss.reference.dice import (
     dice_loss,
     dice_loss_gradient,
@@ -20,6 +21,7 @@ from twinloss.reference.dice_ce import dice_ce_loss, dice_ce_loss_gradient
 from twinloss.reference.dice_focal import dice_focal_loss, dice_focal_loss_gradient
 from twinloss.reference.diffusion import diffusion_loss, diffusion_loss_gradient
 from twinloss.reference.focal import focal_loss, focal_loss_gradient
+from twinloss.reference.focal_tversky import focal_tversky_loss, focal_tversky_loss_gradient
 from twinloss.reference.generalized_dice import (
     generalized_dice_loss,
     generalized_dice_loss_gradient,
@@ -43,6 +45,8 @@ from twinloss.reference.tversky import tversky_loss, tversky_loss_gradient
 __all__ = [
     "bending_energy_loss",
     "bending_energy_loss_gradient",
+    "deep_supervision_loss",
+    "deep_supervision_loss_gradient",
     "dice_ce_loss",
     "dice_ce_loss_gradient",
     "dice_focal_loss",
@@ -53,6 +57,8 @@ __all__ = [
     "diffusion_loss_gradient",
     "focal_loss",
     "focal_loss_gradient",
+    "focal_tversky_loss",
+    "focal_tversky_loss_gradient",
     "generalized_dice_loss",
     "generalized_dice_loss_gradient",
     "generalized_wasserstein_dice_loss",

@@ -48,6 +48,10 @@ def _masked(dtype):
     return *_of_labels(dtype), torch.tensor([1.0, 0.5, 0.0]).expand(2, 1, 4, 3).to(dtype)
 
 
+def _stacked(dtype):
+    return logits(2, 2, 3, 3, 3, dtype=dtype), labels(2, 1, 6, 3)
+
+
 def _field(dtype):
     return (logits(1, 3, 5, 5, 5, dtype=dtype),)
 
@@ -74,6 +78,9 @@ LOSSES = {
     "masked dice": Each(lambda: fast.MaskedDiceLoss(**_ON_LABELS), _masked),
     "tversky": Each(lambda: fast.TverskyLoss(False, **_ON_LABELS, alpha=0.3, beta=0.7), _of_labels),
     "tversky soft": Each(lambda: fast.TverskyLoss(softmax=True, soft_label=True), _soft),
+    "tversky weighted": Each(lambda: fast.TverskyLoss(**_ON_LABELS, weight=[1.0, 2.0, 3.0]), _of_labels),
+    "focal tversky": Each(lambda: fast.FocalTverskyLoss(**_ON_LABELS, gamma=[0.5, 1.0, 2.0]), _of_labels),
+    "focal tversky none": Each(lambda: fast.FocalTverskyLoss(sigmoid=True, reduction="none"), _soft),
     "generalized dice": Each(lambda: fast.GeneralizedDiceLoss(**_ON_LABELS), _of_labels),
     "generalized dice simple none": Each(
         lambda: fast.GeneralizedDiceLoss(sigmoid=True, w_type="simple", reduction="none"), _soft
@@ -98,6 +105,13 @@ LOSSES = {
     "mutual information": Each(lambda: fast.GlobalMutualInformationLoss(num_bins=8), _images),
     "mutual information none": Each(
         lambda: fast.GlobalMutualInformationLoss(num_bins=8, kernel_type="b-spline", reduction="none"), _images
+    ),
+    "deep supervision": Each(lambda: fast.DeepSupervisionLoss(fast.DiceCELoss(**_ON_LABELS), stacked=True), _stacked),
+    "deep supervision weights": Each(
+        lambda: fast.DeepSupervisionLoss(
+            fast.DiceLoss(**_ON_LABELS, reduction="none"), weights=[0.0, 0.5], stacked=True
+        ),
+        _stacked,
     ),
     "multi-scale": Each(lambda: fast.MultiScaleLoss(_lncc(), scales=[0, 1.0]), _scaled_images),
     "multi-scale none": Each(

@@ -16,6 +16,7 @@ from twinloss.fast import (
     DiceLoss,
     DiffusionLoss,
     FocalLoss,
+    FocalTverskyLoss,
     GeneralizedDiceLoss,
     GeneralizedWassersteinDiceLoss,
     GlobalMutualInformationLoss,
@@ -29,6 +30,7 @@ MATRIX = [[0.0, 1.0, 1.0], [1.0, 0.0, 0.5], [1.0, 0.25, 0.0]]
 SPACING = (0.5, 3.0, 1.25)
 REFERENCE = {
     DiceLoss: (reference.dice_loss, reference.dice_loss_gradient),
+    FocalTverskyLoss: (reference.focal_tversky_loss, reference.focal_tversky_loss_gradient),
     TverskyLoss: (reference.tversky_loss, reference.tversky_loss_gradient),
     GeneralizedDiceLoss: (reference.generalized_dice_loss, reference.generalized_dice_loss_gradient),
     GeneralizedWassersteinDiceLoss: (
@@ -52,6 +54,7 @@ def grid(*sets):
 
 
 ERRORS = {"alpha": 0.3, "beta": 0.7}
+EXPONENTS = values("gamma", 0.75, [0.5, 1.0, 2.5])
 SIGMOID, SOFTMAX = {"sigmoid": True}, {"softmax": True}
 PROBABILITIES = [SIGMOID, SOFTMAX]
 ACTIVATIONS = [{}, SIGMOID, SOFTMAX, {"other_act": torch.exp}]

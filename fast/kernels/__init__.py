@@ -1,6 +1,6 @@
 """The kernels: implementations of the statistics, one set for each type of device.
 
-`contract.py` defines the interface of a set. Importing a set here registers it.
+`contract/` defines the interface of a set. Importing a set here registers it.
 """
 
 from __future__ import annotations

@@ -22,6 +22,9 @@ Rule = tuple[tuple[str, ...], Callable[..., None]]
 
 _MISSING = object()
 
+# The largest number that an option may have. Products of a larger one with sums over voxels may overflow in float64.
+LARGEST = 1e100
+
 # The largest number of results that a loss remembers, for example for as many shapes of its input.
 _MOST = 64
 
@@ -47,7 +50,7 @@ checked_reduction = one_of("none", "mean", "sum")
 
 
 def checked_number(value: Any, name: str) -> float:
-    """Check a finite nonnegative number, such as a smoothing term, and return it as a float."""
+    """Check a nonnegative number up to `LARGEST`, such as a smoothing term, and return it as a float."""
     if not isinstance(value, (int, float, np.number)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     try:
@@ -56,6 +59,8 @@ def checked_number(value: Any, name: str) -> float:
         number = math.inf
     if not math.isfinite(number) or number < 0:
         raise ValueError(f"{name} must be finite and not negative, got {number}")
+    if number > LARGEST:
+        raise ValueError(f"{name} must be at most {LARGEST:g}, got {number:g}: a larger number may overflow")
     return number
 
 

@@ -54,3 +54,12 @@ class Audited:
     agrees: tuple[str, ...]
     missing: tuple[str, ...]
     cases: int
+
+
+def rounded_in(each: Erratum) -> str:
+    """Return the dtype whose roundoff causes an erratum, or an empty text."""
+    if each.sort == PRECISION:
+        return each.source.rpartition("digits of ")[2].removesuffix(" are right")
+    if each.sort == OUTSIDE and "float16" in each.traits and each.traits[0].startswith(("value", "gradient")):
+        return "float16"
+    return "float32" if each.sort == DEFECT and "less than float64" in each.traits else ""

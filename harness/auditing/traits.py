@@ -11,7 +11,7 @@ import numpy as np
 from twinloss.harness.drawing.input_kinds import rounded
 from twinloss.harness.drawing.segmentation_options import has_labels, is_activated
 from twinloss.harness.hunting.conventions import CONVENTIONS, of_one_type
-from twinloss.harness.model.operand import Array, Operand
+from twinloss.harness.model.operand import DTYPES, Array, Operand
 from twinloss.harness.model.twin import Case, Twin
 
 _NEUTRAL = {each.name: each.neutral for each in CONVENTIONS}
@@ -355,10 +355,17 @@ def _with_one_channel(twin: Twin, case: Case) -> Case | None:
 
 
 def _in(dtype: str, wider: str) -> Callable[[Twin, Case], Case | None]:
+    """Return a function that makes all arguments of narrower real numbers as wide as `wider`."""
+
     def without(twin: Twin, case: Case) -> Case | None:
         if case.dtype != dtype:
             return None
-        return case.each(lambda v: v).with_operand(next(iter(case.operands)), Operand(case.input.values.copy(), wider))
+        wide = {"float64", wider}
+        operands = {
+            name: Operand(o.values.copy(), wider if o.dtype in DTYPES and o.dtype not in wide else o.dtype)
+            for name, o in case.operands.items()
+        }
+        return replace(case, operands=operands)
 
     return without
 

@@ -17,7 +17,7 @@ from twinloss.harness.losses.catalogue import TWINS
 
 TARGET_MEAN, TARGET_LEAST = 4.0, 1.5
 # Losses that the documentation of MONAI 0.5 does not have. The target mean is defined over the losses that it has.
-LATER = ("diffusion",)
+LATER = ("diffusion", "focal_tversky", "deep_supervision")
 COLUMNS = (
     "case", "implementation", "best ms", "median ms", "quartiles ms", "median / twinloss median", "memory / gradient",
 )  # fmt: skip

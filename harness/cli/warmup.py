@@ -11,7 +11,9 @@ from twinloss.harness.cli.app import Dtype, Losses, app, chosen_types, console, 
 
 # Losses whose kernels are also those of other losses. They come last, so that two processes do not compile the same
 # kernels at the same time.
-SHARING = ("masked_dice", "tversky", "generalized_dice", "dice_focal", "multi_scale")
+SHARING = (
+    "masked_dice", "tversky", "focal_tversky", "generalized_dice", "dice_focal", "multi_scale", "deep_supervision",
+)  # fmt: skip
 
 
 @app.command()

@@ -66,15 +66,35 @@ TVERSKY = Twin(
     gradient=reference.tversky_loss_gradient,
     operands=("input", "target"),
     options=seg.TARGET | seg.ACTIVATION | {"alpha": (0.5, 0.25, 0.0), "beta": (0.5, 0.75, 2.0)}
-    | seg.REDUCTION | seg.SMOOTHING | seg.BATCH | seg.SOFT_LABEL | seg.IGNORE,
+    | seg.REDUCTION | seg.SMOOTHING | seg.BATCH | seg.WEIGHT | seg.SOFT_LABEL | seg.IGNORE,
     **OF_OVERLAP | {"constants": (*SMOOTHED, "alpha", "beta")},
     allowed=seg.one_activation,
     logits=seg.logits_in,
     slope=gradient_term_sizes.dice_slope,
     bounds=bounds.overlap,
-    laws=laws.SEGMENTATION + laws.TVERSKY + PROTOCOL,
+    laws=laws.SEGMENTATION + laws.WEIGHT + laws.TVERSKY + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
     benches=(labelled("TverskyLoss", others=peers.tversky),),
+)  # fmt: skip
+
+FOCAL_TVERSKY = Twin(
+    name="focal_tversky",
+    fast=fast.FocalTverskyLoss,
+    value=reference.focal_tversky_loss,
+    gradient=reference.focal_tversky_loss_gradient,
+    operands=("input", "target"),
+    options={
+        **TVERSKY.options, "alpha": (0.3, 0.5, 0.0), "beta": (0.7, 0.5, 2.0),
+        "gamma": (0.75, 0.5, 1.0, 2.0, seg.EXPONENTS),
+    },
+    **OF_OVERLAP | {"constants": (*SMOOTHED, "alpha", "beta"), "kinks": seg.power_has_kinks},
+    allowed=seg.one_activation,
+    logits=seg.logits_in,
+    slope=gradient_term_sizes.dice_slope,
+    bounds=bounds.power_of_overlap,
+    laws=laws.SEGMENTATION + laws.WEIGHT + laws.FOCAL_TVERSKY + PROTOCOL,
+    real=(LABELS, SOFT_LABELS),
+    benches=(labelled(None),),
 )  # fmt: skip
 
 GENERALIZED_DICE = Twin(

@@ -45,7 +45,7 @@ def _permuting_classes(twin: Twin, case: Case) -> Iterator[Claim]:
     )
     if labels:
         moved = moved.with_operand("target", replace(moved.operands["target"], dtype="int64"))
-    for name in ("weight", "ce_weight", "focal_weight", "alpha"):
+    for name in ("weight", "ce_weight", "focal_weight", "alpha", "gamma"):
         if isinstance(case.options.get(name), list):
             moved = moved.having(**{name: [case.options[name][k] for k in order]})
     if "dist_matrix" in case.options:
@@ -138,6 +138,11 @@ def _classes_are_counted(case: Case) -> bool:
     return _several_classes(case) and bool(counted.any())
 
 
+def _leaves_errors(case: Case) -> bool:
+    """Return whether an activation keeps the prediction from being perfect, where a power has no slope."""
+    return bool(case.options.get("sigmoid")) or (bool(case.options.get("softmax")) and _several_classes(case))
+
+
 def _hard_mask(case: Case) -> bool:
     mask = case.operands["mask"].values
     return bool(((mask == 0) | (mask == 1)).all())
@@ -147,6 +152,17 @@ def _tversky_is_dice(twin: Twin, case: Case) -> Iterator[Claim]:
     doubled = {name: 2 * case.options.get(name, twin.options[name][0]) for name in ("smooth_nr", "smooth_dr")}
     dice = replace(case, options={k: v for k, v in case.options.items() if k not in ("alpha", "beta")} | doubled)
     yield from _same(twin, case, replace(twin, fast=fast.DiceLoss), dice)
+
+
+def _power_of_one_is_tversky(twin: Twin, case: Case) -> Iterator[Claim]:
+    given = {"alpha": 0.3, "beta": 0.7} | {k: v for k, v in case.options.items() if k != "gamma"}
+    yield from _same(twin, case, replace(twin, fast=fast.TverskyLoss), replace(case, options=given))
+
+
+def _power_of_two_is_the_square(twin: Twin, case: Case) -> Iterator[Claim]:
+    squared = case.having(gamma=2.0)
+    loss = ask_fast(twin, case).value.astype(np.float64)
+    yield Claim("value", ask_fast(twin, squared).value, loss**2, squared, float(np.max(np.abs(loss), initial=0)))
 
 
 def _uniform_is_pooled_dice(twin: Twin, case: Case) -> Iterator[Claim]:
@@ -292,6 +308,11 @@ MASKED = (
     Law("masked voxels can be cropped", _masking_is_cropping, {}, _hard_mask),
 )
 TVERSKY = (Law("alpha = beta = 1/2 is Dice", _tversky_is_dice, {"alpha": 0.5, "beta": 0.5}),)
+FOCAL_TVERSKY = (
+    Law("gamma = 1 is Tversky", _power_of_one_is_tversky, {"gamma": 1.0, "smooth_nr": 0.0}, _leaves_errors),
+    Law("gamma = 2 gives the square of gamma = 1", _power_of_two_is_the_square,
+        {"gamma": 1.0, "weight": None, "reduction": "none"}),
+)  # fmt: skip
 GENERALIZED = (
     Law("uniform weights give the Dice loss pooled over classes", _uniform_is_pooled_dice,
         {"w_type": "uniform", "normalize_weights": False, "softmax": False, "to_onehot_y": False,

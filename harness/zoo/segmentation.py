@@ -301,7 +301,7 @@ class MaskBeforeActivation(fast.MaskedDiceLoss):
         if mask is None or self.to_onehot_y:
             return super().forward(input, target, mask)
         finite = input.nan_to_num(nan=0.0)
-        return self._loss(finite * mask, target * mask, None)
+        return self.reduced_fraction(self.voxels(finite * mask, target * mask))
 
 
 @bug("masked_dice")
@@ -312,7 +312,7 @@ class MaskedTargetOnly(fast.MaskedDiceLoss):
         """Compute the wrong loss."""
         if mask is None or self.to_onehot_y:
             return super().forward(input, target, mask)
-        return self._loss(input.nan_to_num(nan=0.0), target * mask, None)
+        return self.reduced_fraction(self.voxels(input.nan_to_num(nan=0.0), target * mask))
 
 
 @bug("tversky")
@@ -321,6 +321,46 @@ class SwappedAlphaAndBeta(fast.TverskyLoss):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "alpha": options.get("beta", 0.5), "beta": options.get("alpha", 0.5)})
+
+
+@bug("tversky")
+class WeightsDividedByTheirSum(fast.TverskyLoss):
+    """The weighted mean divides by the sum of the weights, as torch does: doubled weights do nothing."""
+
+    def __init__(self, **options: Any) -> None:
+        weight = options.get("weight")
+        share = [each * len(weight) / sum(weight) for each in weight] if isinstance(weight, list) else weight
+        super().__init__(**{**options, "weight": share})
+
+
+@bug("focal_tversky")
+class ExponentOfThePaper(fast.FocalTverskyLoss):
+    """The exponent is 1/gamma, as in the paper; the code of its authors and many libraries use gamma."""
+
+    def __init__(self, **options: Any) -> None:
+        gamma = options.get("gamma", 0.75)
+        super().__init__(**{**options, "gamma": [1 / g for g in gamma] if isinstance(gamma, list) else 1 / gamma})
+
+
+@bug("focal_tversky")
+class PowerOfTheMean(fast.FocalTverskyLoss):
+    """The power is applied to the mean over the classes, so that classes no longer differ in their focus."""
+
+    def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
+        """Compute the wrong loss."""
+        if isinstance(self.gamma, tuple) or self.reduction != "mean":
+            return super().reduce(loss, input)
+        return (super().reduce(loss ** (1 / self.gamma), input)) ** self.gamma
+
+
+@bug("focal_tversky")
+class InfiniteSlopeOfThePower(fast.FocalTverskyLoss):
+    """The power is plain: at a loss of 0 its slope is infinite, so that one perfect class makes the gradient NaN."""
+
+    def by_class(self, fractions: Tensor, voxels: Any) -> Tensor:
+        """Compute the wrong loss."""
+        exponent = torch.as_tensor(self.gamma, dtype=fractions.dtype)
+        return fractions**exponent * torch.as_tensor(1.0 if self.weight is None else self.weight)
 
 
 @bug("generalized_dice")

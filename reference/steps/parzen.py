@@ -51,12 +51,13 @@ def _position(x: Array, o: ParzenOptions) -> Array:
 
 def _gaussian(z: Array, k: Array, o: ParzenOptions) -> tuple[Array, Array]:
     """Return the weights of a Gaussian window that sum to 1 over the bins, and their slopes."""
-    exponent = -((z - k) ** 2) / (2 * z.dtype.type(o.sigma_ratio) ** 2)
-    w = np.exp(exponent - exponent.max(1, keepdims=True))
+    square, sigma = (z - k) ** 2, z.dtype.type(o.sigma_ratio)
+    # Divided by σ twice, because the square of a small σ is 0.
+    w = np.exp((square.min(1, keepdims=True) - square) / 2 / sigma / sigma)
     w /= w.sum(1, keepdims=True)
     # k minus its mean, as a weighted sum of differences: this is accurate where the result is close to 0.
     from_mean = w @ (k - k[:, np.newaxis])
-    return w, w * from_mean / z.dtype.type(o.sigma_ratio) ** 2
+    return w, w * from_mean / sigma / sigma
 
 
 def _cubic(z: Array, k: Array, o: ParzenOptions) -> tuple[Array, Array]:

@@ -31,6 +31,7 @@ from twinloss.fast import (
     DiceLoss,
     DiffusionLoss,
     FocalLoss,
+    FocalTverskyLoss,
     GeneralizedDiceLoss,
     GeneralizedWassersteinDiceLoss,
     GlobalMutualInformationLoss,
@@ -205,6 +206,7 @@ def test_arguments_and_module_stay_as_they_were(form, each):
 @with_options(
     {
         FocalLoss: values("name", "weight"),
+        FocalTverskyLoss: values("name", "weight", "gamma"),
         DiceCELoss: grid([SOFTMAX], values("name", "ce_weight", "weight")),
         DiceFocalLoss: grid([SOFTMAX], values("name", "focal_weight", "weight", "alpha")),
     }

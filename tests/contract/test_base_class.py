@@ -111,6 +111,8 @@ def test_loss_takes_arguments_by_name(each):
 @pytest.mark.parametrize("given", [3, None, [0.5], "image"])
 def test_argument_that_is_no_tensor_is_a_type_error(each, given):
     arguments = each.arguments(torch.float32)
+    if isinstance(given, list) and isinstance(each.make(), fast.DeepSupervisionLoss):
+        pytest.skip("it takes lists")
     for place in range(len(arguments)):
         if place < 2:  # without a mask there is a loss
             put = [*arguments[:place], given, *arguments[place + 1 :]]

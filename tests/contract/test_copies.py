@@ -62,10 +62,13 @@ def test_copy_computes_the_same_and_has_options_of_its_own(each, copied):
     assert made is not loss
     assert type(made) is type(loss)
     assert torch.equal(made(*each.arguments(torch.float32)), loss(*each.arguments(torch.float32)))
-    before = loss.reduction
-    made.reduction = "mean" if before == "sum" else "sum"
+    name, value = "reduction", "mean" if loss.reduction == "sum" else "sum"
+    if isinstance(loss, fast.DeepSupervisionLoss):  # its reduction is that of the wrapped loss
+        name, value = "weight_mode", "two"
+    before = getattr(loss, name)
+    setattr(made, name, value)
     made.eval()
-    assert loss.reduction == before
+    assert getattr(loss, name) == before
     assert loss.training
 
 
@@ -89,6 +92,7 @@ BLUR = {"scales": [0, 0.3, 1.7], "kernel": "cauchy", "reduction": "sum", "normal
     {
         fast.DiceLoss: [SOFTMAX | {"weight": WEIGHTS}],
         fast.TverskyLoss: [SOFTMAX | {"alpha": 0.1, "beta": 1.3}],
+        fast.FocalTverskyLoss: [SOFTMAX | {"gamma": WEIGHTS, "weight": WEIGHTS}],
         fast.GeneralizedDiceLoss: [SOFTMAX | SMOOTHING | {"w_type": "simple", "normalize_weights": True}],
         fast.GeneralizedWassersteinDiceLoss: grid([SMOOTHING | {"dist_matrix": np.array(FRACTIONS)}], MODES),
         fast.FocalLoss: [{"gamma": 0.1, "weight": WEIGHTS, "alpha": 0.3}],

@@ -27,6 +27,7 @@ from twinloss.fast import (
     DiceLoss,
     DiffusionLoss,
     FocalLoss,
+    FocalTverskyLoss,
     GeneralizedDiceLoss,
     GeneralizedWassersteinDiceLoss,
     GlobalMutualInformationLoss,
@@ -44,6 +45,7 @@ HALVES = pytest.mark.parametrize("half", dispatch.HALVES, ids=str)
     {
         DiceLoss: [SOFTMAX],
         TverskyLoss: grid([ERRORS], PROBABILITIES),
+        FocalTverskyLoss: PROBABILITIES,
         GeneralizedDiceLoss: grid([SOFTMAX], W_TYPES),
         GeneralizedWassersteinDiceLoss: MODES,
         FocalLoss: grid(FOCAL_FORMS, REDUCTIONS),

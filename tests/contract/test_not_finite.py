@@ -33,6 +33,7 @@ from twinloss.fast import (
     DiceLoss,
     DiffusionLoss,
     FocalLoss,
+    FocalTverskyLoss,
     GeneralizedDiceLoss,
     GeneralizedWassersteinDiceLoss,
     GlobalMutualInformationLoss,
@@ -90,6 +91,7 @@ SEGMENTATION = {
     "dice": (DiceLoss(**SOFTMAX), item),
     "dice, sigmoid": (DiceLoss(sigmoid=True, to_onehot_y=True), lambda where: item(where) & (where[1] == AT[1])),
     "tversky": (TverskyLoss(**SOFTMAX), item),
+    "focal_tversky": (FocalTverskyLoss(**SOFTMAX), item),
     "generalized_dice": (GeneralizedDiceLoss(**SOFTMAX), item),
     "generalized_wasserstein_dice": (GeneralizedWassersteinDiceLoss(1 - np.eye(3)), item),
     "focal": (FocalLoss(to_onehot_y=True), voxel),
@@ -207,7 +209,7 @@ def test_a_nan_does_not_change_how_many_voxels_cross_entropy_is_the_mean_of(clas
 
 def test_every_loss_is_asked_what_a_nan_does():
     asked = {name.partition(",")[0] for name in SEGMENTATION | REGISTRATION}
-    assert asked == {twin.name for twin in TWINS} - {"masked_dice"}  # which is Dice, from the same kernels
+    assert asked == {twin.name for twin in TWINS} - {"masked_dice", "deep_supervision"}  # which are Dice
 
 
 @BACKENDS
@@ -222,6 +224,7 @@ def test_a_loss_beyond_the_range_of_its_type_is_an_infinity(form):
 SHOWS = {
     DiceLoss: ((1, 2), (1, 2)),
     TverskyLoss: ((1, 2), (1, 2)),
+    FocalTverskyLoss: ((1, 2), (1, 2)),
     GeneralizedDiceLoss: ((1,), (1,)),
     GeneralizedWassersteinDiceLoss: ((1,), (1,)),
     FocalLoss: ((1, 2, 3), (1, 2, 3)),
@@ -239,6 +242,7 @@ SHOWS = {
             ONEHOT,
         ),
         TverskyLoss: grid([ERRORS | {"reduction": "none"}], ACTIVATIONS, [{}, {"soft_label": True}], ONEHOT),
+        FocalTverskyLoss: grid([{"reduction": "none"}], ACTIVATIONS, ONEHOT),
         GeneralizedDiceLoss: grid(
             [{"reduction": "none"}], ACTIVATIONS, [{}, {"soft_label": True}, {"normalize_weights": True}], ONEHOT
         ),

@@ -41,6 +41,7 @@ GROUP = {"process_group": (None, NO_GROUP)}
 NUMBER = (("a", TypeError), (-1.0, ValueError), (float("nan"), ValueError))
 DICE = OVERLAP | IGNORE | GROUP | {"squared_pred": (True, FLAG), "jaccard": (True, FLAG)}
 ONE_WEIGHT = {"weight": ([1.0, 2.0, 3.0], *WEIGHTS)}
+TVERSKY = OVERLAP | IGNORE | GROUP | ONE_WEIGHT | {"alpha": (0.25, *NUMBER), "beta": (2.0, *NUMBER)}
 FOCAL = {
     "gamma": (0.5, *NUMBER, (float("inf"), ValueError)),
     "use_softmax": (False, FLAG),
@@ -56,7 +57,8 @@ FIELD = {
 OPTIONS = {
     fast.DiceLoss: DICE | ONE_WEIGHT,
     fast.MaskedDiceLoss: DICE | ONE_WEIGHT,
-    fast.TverskyLoss: OVERLAP | IGNORE | GROUP | {"alpha": (0.25, *NUMBER), "beta": (2.0, *NUMBER)},
+    fast.TverskyLoss: TVERSKY,
+    fast.FocalTverskyLoss: TVERSKY | {"gamma": ([0.5, 1.0, 2.0], *WEIGHTS, (0, ValueError), (None, TypeError))},
     fast.GeneralizedDiceLoss: OVERLAP | IGNORE | GROUP
     | {"w_type": ("simple", ("cube", ValueError)), "normalize_weights": (True, FLAG)},
     fast.GeneralizedWassersteinDiceLoss: REDUCTION | SMOOTHING | IGNORE | {
@@ -88,6 +90,13 @@ OPTIONS = {
         "sigma_ratio": (1.0, *NUMBER, (0, ValueError)),
         "kernel_type": ("b-spline", ("spline", ValueError)),
     },
+    fast.DeepSupervisionLoss: {
+        "loss": (torch.nn.L1Loss(), ("mse", TypeError), (torch.nn.MSELoss, TypeError)),
+        "weight_mode": ("two", ("linear", ValueError)),
+        "weights": ([0.5, 2.0], ([], ValueError), ([0.0, 0.0], ValueError), ([-1.0], ValueError), ("a", TypeError)),
+        "interp_mode": ("nearest", ("bilinear", ValueError)),
+        "stacked": (True, FLAG),
+    },
     fast.MultiScaleLoss: REDUCTION | {
         "loss": (torch.nn.L1Loss(), ("mse", TypeError)),
         "scales": ([0, 1.0], (1.0, TypeError), ([], ValueError), ([-1.0], ValueError), (["a"], TypeError)),
@@ -99,6 +108,7 @@ OPTIONS = {
 BASE = {
     fast.GeneralizedWassersteinDiceLoss: {"dist_matrix": DISTANCES},
     fast.MultiScaleLoss: {"loss": torch.nn.MSELoss(), "scales": [0.3, 1.0]},
+    fast.DeepSupervisionLoss: {"loss": torch.nn.MSELoss(), "weight_mode": "same"},
 }
 EVERY_LOSS = pytest.mark.parametrize("loss_class", list(OPTIONS), ids=lambda c: c.__name__)
 EVERY_OPTION = pytest.mark.parametrize(
@@ -122,6 +132,9 @@ def arguments(loss, name):
     rank = 2 if name in ("ndim", "spatial_dims") else 3
     if isinstance(loss, (fast.BendingEnergyLoss, fast.DiffusionLoss)):
         return [torch.rand(1, 2, 6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)]
+    if isinstance(loss, fast.DeepSupervisionLoss):
+        x = [logits(2, 1, *spatial, seed=k) for k, spatial in enumerate([(6, 7), (3, 4)])]
+        return [torch.stack([x[0], x[0] / 2], 1) if loss.stacked else x, logits(2, 1, 6, 7, seed=2)]
     if not isinstance(loss, SegmentationLoss):
         return [torch.rand(2, 1, *(6, 7, 5)[:rank], generator=torch.Generator().manual_seed(k)) for k in (0, 1)]
     x = logits(2, 3, 6, dtype=torch.float64)
@@ -155,8 +168,11 @@ def options_in_tables():
     return names
 
 
-# The options of MaskedDiceLoss are those of DiceLoss, which computes it.
-@pytest.mark.parametrize("loss_class", [each for each in OPTIONS if each is not fast.MaskedDiceLoss])
+# The options of MaskedDiceLoss are those of DiceLoss, which computes it, and deep supervision takes lists of tensors.
+WITH_OWN_TESTS = (fast.MaskedDiceLoss, fast.DeepSupervisionLoss)
+
+
+@pytest.mark.parametrize("loss_class", [each for each in OPTIONS if each not in WITH_OWN_TESTS])
 def test_contract_tests_vary_every_option(loss_class):
     assert set(OPTIONS[loss_class]) - options_in_tables()[loss_class] <= NOT_IN_TABLES
 
@@ -182,7 +198,13 @@ def test_assigned_option_counts_as_one_given_at_once(loss_class, name):
     assert later.reduction == before or name == "reduction"
     for made in (later, copy.deepcopy(later), pickle.loads(pickle.dumps(later))):
         assert torch.equal(value(made, name), expected)
-    if name not in ("to_onehot_y", "ndim", "spatial_dims", "process_group"):  # these decide on the input, or are None
+    if name not in (
+        "to_onehot_y",
+        "ndim",
+        "spatial_dims",
+        "process_group",
+        "stacked",
+    ):  # these decide on the input, or are None
         assert not torch.equal(value(loss_class(**others), name), expected)
 
 
@@ -245,12 +267,14 @@ def test_bad_value_is_the_same_error_when_it_is_assigned_and_the_old_one_stays(l
         assert getattr(loss, name) == before
 
 
-EXTREMES = (1e-200, 1e200, 100_000, 100_001, 2**70 + 1, 10**400)
+EXTREMES = (1e-300, 1e-200, 1e-30, 1e30, 1e99, 1e200, 1.7e308, 100_000, 100_001, 2**70 + 1, 10**400)
 REAL_OPTIONS = [
     (loss_class, name)
     for loss_class, options in OPTIONS.items()
     for name, (given, *_) in options.items()
-    if isinstance(given, (int, float, list, np.ndarray)) and not isinstance(given, bool)
+    if isinstance(given, (int, float, list, np.ndarray))
+    and not isinstance(given, bool)
+    and loss_class is not fast.DeepSupervisionLoss
 ]
 
 
@@ -264,17 +288,25 @@ TWIN = {twin.fast: twin for twin in TWINS} | {fast.MultiScaleLoss: find("multi_s
 
 @BACKENDS
 @pytest.mark.parametrize(("loss_class", "name"), REAL_OPTIONS, ids=lambda value: getattr(value, "__name__", value))
-def test_extreme_number_is_an_error_that_names_the_option_or_has_a_result(form, loss_class, name):
-    given, others = OPTIONS[loss_class][name][0], base(loss_class, name)
+def test_extreme_number_is_an_error_that_names_the_option_or_has_the_value_of_the_reference(form, loss_class, name):
+    given, others, twin = OPTIONS[loss_class][name][0], base(loss_class, name), TWIN[loss_class]
+    arrays = [argument.double() for argument in arguments(loss_class(**others), name)]
+    told, axes = [], "ndim" if name == "spatial_dims" else name
     for extreme in EXTREMES:
-        told = name
+        option = filled(given, extreme)
         try:
-            loss = loss_class(**others | {name: filled(given, extreme)})
+            loss = loss_class(**others | {name: option})
         except (TypeError, ValueError) as error:
-            told = str(error)
-        else:
-            value_and_gradient(loss, *arguments(loss, name), form=form)
-        assert name in told
+            told.append(str(error))
+            continue
+        found, gradient = value_and_gradient(loss, *arrays, form=form)
+        options = others | {axes: option}
+        if loss_class is fast.MultiScaleLoss:
+            options["loss"] = "squares"
+        expected = twin.value(arrays[0].numpy().astype(np.longdouble), *(a.numpy() for a in arrays[1:]), **options)
+        np.testing.assert_allclose(found.numpy(), np.float64(expected), rtol=1e-6)
+        assert not gradient.isnan().any()
+    assert all(name in error for error in told)
 
 
 @pytest.mark.parametrize(("loss_class", "name"), REAL_OPTIONS, ids=lambda value: getattr(value, "__name__", value))

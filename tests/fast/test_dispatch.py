@@ -13,6 +13,7 @@ from twinloss.fast import BendingEnergyLoss, DiceLoss, FocalLoss, GlobalMutualIn
 from twinloss.fast import LocalNormalizedCrossCorrelationLoss as LNCC
 from twinloss.fast.kernels import contract
 from twinloss.fast.kernels.cpu.compiled import compiler, voxel
+from twinloss.fast.runtime.dispatch import Statistic
 from twinloss.fast.runtime.torch_operator import Once
 
 
@@ -66,7 +67,7 @@ class FakeKernels:
 @pytest.fixture
 def fake(monkeypatch):
     """Kernels for the meta device, registered for all statistics."""
-    made, statistics = FakeKernels(), [each for each in vars(contract).values() if isinstance(each, contract.Statistic)]
+    made, statistics = FakeKernels(), [each for each in vars(contract).values() if isinstance(each, Statistic)]
     assert len(statistics) == 7
     for each in statistics:
         each.register("meta", (torch.float32,), lambda: made)
@@ -121,7 +122,7 @@ def test_without_such_kernels_or_in_another_dtype_the_plain_form_computes(reques
 
 
 def test_kernels_are_loaded_once_and_when_they_are_first_needed():
-    statistic, loads = contract.Statistic("example"), []
+    statistic, loads = Statistic("example"), []
     statistic.register("meta", (torch.float32,), lambda: loads.append(1) or "kernels")
     x = torch.empty(1, device="meta")
     assert statistic.serves(x)

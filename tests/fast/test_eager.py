@@ -127,7 +127,7 @@ def test_images_are_filtered_along_their_axes_as_by_a_sum_over_the_window(shape,
         return torch.nn.functional.conv3d(flat, kernel, padding=pad).reshape(images.shape)
 
     torch.testing.assert_close(summed(images, size, rank), expected(torch.ones_like(weights)))
-    torch.testing.assert_close(filtered(images.clone(), taps, rank), expected(weights))
+    torch.testing.assert_close(filtered(images, taps, rank), expected(weights))
 
 
 def test_numbers_that_are_not_finite_reach_the_windows_that_hold_them_and_no_others():

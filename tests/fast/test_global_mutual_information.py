@@ -468,7 +468,7 @@ def test_little_information_keeps_its_accuracy_in_float32(form):
 
 @BACKENDS
 @pytest.mark.parametrize("num_bins", [2, 23])
-@pytest.mark.parametrize("sigma_ratio", [1e-200, 1e-30, 1e-3, 0.02, 1e30, 1e200])
+@pytest.mark.parametrize("sigma_ratio", [1e-200, 1e-30, 1e-3, 0.02, 1e30, 1e100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_windows_of_extreme_width_have_a_finite_value_and_gradient(form, num_bins, sigma_ratio, dtype):
     pred, target = images(2, 100, dtype=dtype)

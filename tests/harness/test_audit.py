@@ -121,7 +121,7 @@ def test_a_loss_with_a_memory_is_found(peer):
 
 
 def test_every_loss_of_ours_has_its_peer_in_monai():
-    assert {peer.like for peer in LIBRARIES["monai"]} == set(catalogue())
+    assert {peer.like for peer in LIBRARIES["monai"]} == set(catalogue()) - {"focal_tversky"}
 
 
 # The differences of `twinloss migration` that MONAI 1.6.1 shows, and the row of the errata that finds each.

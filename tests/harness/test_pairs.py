@@ -94,14 +94,14 @@ def test_the_gradient_of_a_reference_is_that_of_its_formula():
     """By complex step, and by differences where the reference is not defined for complex numbers."""
     twin = as_twin(PAIR)
     truth = PairTruth(twin, case_of("float64", x=X, w=W, cotangent=(1.0, -0.5, 2.0)))
-    assert truth.method == "complex step"
+    assert truth.slopes.method == "complex step"
     r = 1 / np.sqrt((X**2).mean(-1, keepdims=True) + 1e-6)
     upstream = np.resize([1.0, -0.5, 2.0], X.shape)
     wanted = r * W * upstream - X * r**3 * (W * upstream * X).mean(-1, keepdims=True)
     np.testing.assert_allclose(truth.gradient[:6].astype(float), wanted.ravel(), rtol=1e-14)
     length = replace(PAIR, reference=lambda x, w, *, eps=1e-6: np.hypot(x, np.sqrt(eps)) * w)
     truth = PairTruth(as_twin(length), case_of("float64", x=X, w=W))
-    assert truth.method == "differences"
+    assert truth.slopes.method == "differences"
     wanted = X / np.hypot(X, 1e-3) * W
     np.testing.assert_allclose(truth.gradient[:6].astype(float), wanted.ravel(), rtol=1e-10)
 
@@ -111,10 +111,10 @@ def test_the_bound_of_a_value_grows_with_its_conditioning():
         "difference", fast=lambda x, y: x - y, reference=lambda x, y: x - y, inputs={"x": arrays("N"), "y": arrays("N")}
     )
     truth = PairTruth(as_twin(difference), case_of(x=[1000.0], y=[999.0]))
-    (bound,) = truth.value_bounds(0, np.array([1.0]))
+    (bound,) = truth.values.bounds(0, np.array([1.0]))
     u = 2.0**-24
     assert C * u * 100 < bound < C * u * 4000
-    (near,) = truth.value_bounds(0, np.array([0.0]))
+    (near,) = truth.values.bounds(0, np.array([0.0]))
     assert near < 16 * u
 
 
@@ -243,7 +243,7 @@ def test_a_large_input_is_judged_along_directions_and_a_wrong_last_number_is_see
     pair = replace(PAIR, fast=lambda x, w, eps=1e-6: examples.fast_rms_norm(Tail.apply(x), w, eps), takes="torch")
     rng = np.random.default_rng(0)
     case = case_of("float64", x=rng.normal(size=(4, 10, 30)), w=rng.normal(size=30))
-    assert PairTruth(as_twin(PAIR), case).directions is not None
+    assert PairTruth(as_twin(PAIR), case).slopes.directions is not None
     assert examine(as_twin(PAIR), case).kind is None
     assert examine(as_twin(pair), case).kind == "gradient"
 

@@ -28,6 +28,7 @@ LOSSES = {
     "dice_ce_loss": SOFTMAX,
     "dice_focal_loss": SOFTMAX,
     "tversky_loss": SOFTMAX,
+    "focal_tversky_loss": SOFTMAX,
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
@@ -200,7 +201,7 @@ def test_non_finite_results_raise_no_warning(name, wrong):
 def test_overlaps_of_non_finite_inputs_raise_no_warning(wrong, activation):
     x = logits()
     x[1, 2, 0, 0] = wrong
-    for name in ("dice_loss", "masked_dice_loss", "generalized_dice_loss", "tversky_loss"):
+    for name in ("dice_loss", "masked_dice_loss", "generalized_dice_loss", "tversky_loss", "focal_tversky_loss"):
         for soft in (False, True):
             evaluate(name, x, labels(), softmax=False, soft_label=soft, **activation)
 
@@ -231,6 +232,7 @@ def test_every_name_is_exported():
         "local_normalized_cross_correlation_loss",
         "global_mutual_information_loss",
         "multi_scale_loss",
+        "deep_supervision_loss",
     }
     names = {form for name in registration.union(LOSSES) for form in (name, f"{name}_gradient")}
     assert set(twinloss.reference.__all__) == names | {"wasserstein_distance_map"}

@@ -1,6 +1,6 @@
 """Kernels in operators of torch, for every device and dtype that has no compiled kernels.
 
-They implement the protocols of `kernels/contract.py`: each has a closed formula for its gradient, keeps its arguments
+They implement the protocols of `kernels/contract/`: each has a closed formula for its gradient, keeps its arguments
 instead of intermediate results, and computes in place. Derivatives of higher order, forward mode and `torch.func` use
 the plain forms instead, which autograd can differentiate.
 

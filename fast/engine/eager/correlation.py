@@ -1,8 +1,12 @@
 """The correlations of float32 images in windows of equal weights, in operators of torch.
 
-A variance is a difference of moments, n Σ p² - (Σ p)², which would lose all digits of a faint contrast. Therefore, each
-number is split into a high and a low half of 12 bits. In float64, all sums of products of the halves are exact, and so
-are these differences, unless the numbers of a window differ so much in size that their variance is large.
+With n voxels in a window, a variance is Σ p² - (Σ p)²/n. In float64, this would lose the digits of a faint contrast far
+from 0. Therefore, both terms are sums of a high part, whose difference is exact, and of a low part:
+
+* Of p², which has 48 bits, the high part keeps so many bits that its sum is exact. The rest has few bits.
+* Σ p is n m + r, where m has so few bits that n m² is exact. So (Σ p)²/n is n m² + 2 m r + r²/n.
+
+A covariance is computed likewise. The sums of the low parts of a large window need float64, too.
 """
 
 from __future__ import annotations
@@ -16,8 +20,8 @@ from twinloss.fast.engine.eager.windows import summed
 from twinloss.fast.kernels.contract import CorrelationPlan
 from twinloss.fast.runtime.constants import constant
 
-# The bits of a float32 without the lower half of its digits.
-_HIGH = ~0xFFF
+# The largest low part, so that its sums do not overflow float32: that of larger numbers is cut off.
+_LARGEST = 1e30
 
 
 class _Scores(NamedTuple):
@@ -27,9 +31,9 @@ class _Scores(NamedTuple):
 
     Attributes:
         score: (c² + ν) / M with the covariance c and the denominator M, (N, D, H, W).
-        fields: (N, 3, D, H, W): c / M, the score times the variance of t over M, and the first times the sum of t less
+        fields: (3, N, D, H, W): c / M, the score times the variance of t over M, and the first times the sum of t less
             the second times the sum of p.
-        of_t: the last two fields for the other image, if its gradient is needed, (N, 2, D, H, W).
+        of_t: the last two fields for the other image, if its gradient is needed, (2, N, D, H, W).
     """
 
     score: Tensor
@@ -64,36 +68,28 @@ def scores(
     score, fields, of_t = _scores(p, t, plan, gradients)
     nothing = score.new_empty(0)
     made = score.to(p.dtype) if voxelwise else score.sum((1, 2, 3))
-    return made, fields if gradients else nothing, nothing.clone() if of_t is None else of_t
+    kept = fields.transpose(0, 1).contiguous() if gradients else nothing
+    return made, kept, nothing.clone() if of_t is None else of_t.transpose(0, 1).contiguous()
 
 
 def slopes(upstream: Tensor, p: Tensor, t: Tensor, of_both: Tensor, of_p: Tensor, plan: CorrelationPlan) -> Tensor:
     """Return dL/dp, given dL/d(scores), see `CorrelationKernels.slopes`."""
-    each = upstream.unsqueeze(1) if upstream.ndim == 4 else upstream.view(-1, 1, 1, 1, 1)
-    return _gradient(p, t, torch.cat([of_both[:, :1], of_p], 1).mul_(each), plan, 1)
+    each = upstream if upstream.ndim == 4 else upstream.view(-1, 1, 1, 1)
+    return _gradient(p, t, torch.stack([of_both[:, 0], *of_p.unbind(1)]).mul_(each), plan, 1)
 
 
 def _scores(p: Tensor, t: Tensor, plan: CorrelationPlan, gradients: int) -> _Scores:
-    count = plan.size**plan.rank
-    sums_p, sums_t = _sums(p, plan), _sums(t, plan)
-    pp, found_tt = _variance(p, plan, count, sums_p), _variance(t, plan, count, sums_t)
-    found_tp = _covariance(p, t, plan, count, (sums_p, sums_t))
-    fields = p.new_empty((len(p), 3, *p.shape[1:]), dtype=torch.float64)
-    tp, tt, sum_t = fields.unbind(1)
-    tp.copy_(found_tp)
-    tt.copy_(found_tt)
-    torch.sum(sums_t, 1, out=sum_t)
-    sum_p = sums_p.sum(1)
-    del sums_p, sums_t, found_tp, found_tt
-    nu, delta = (constant(count**2 * smooth, tp) for smooth in (plan.nu, plan.delta))
-    clamped = (pp >= count * plan.delta, tt >= count * plan.delta) if plan.clamped else None
+    moments = _moments(p, t, plan)
+    tp, tt, sum_t, sum_p, pp = moments
+    nu, delta = (constant(smooth, tp) for smooth in (plan.nu, plan.delta))
+    clamped = (pp >= plan.delta, tt >= plan.delta) if plan.clamped else None
     if clamped is None:
         denominator = torch.addcmul(delta, pp, tt)
     else:
-        denominator = pp.clamp_(min=count * plan.delta) * tt.clamp_(min=count * plan.delta)
+        denominator = pp.clamp_(min=plan.delta) * tt.clamp_(min=plan.delta)
     score = torch.addcmul(nu, tp, tp).div_(denominator)
     if gradients == 0:
-        return _Scores(score, fields, None)
+        return _Scores(score, moments[:3], None)
     tp.div_(denominator)
     in_t = pp.mul_(score).div_(denominator) if gradients > 1 else None
     in_p = tt.mul_(score).div_(denominator)
@@ -104,78 +100,53 @@ def _scores(p: Tensor, t: Tensor, plan: CorrelationPlan, gradients: int) -> _Sco
     if in_t is not None:
         if clamped is not None:
             in_t.mul_(clamped[1])
-        of_t = torch.stack([in_t, (sum_p * tp).addcmul_(sum_t, in_t, value=-1)], 1)
+        of_t = torch.stack([in_t, (sum_p * tp).addcmul_(sum_t, in_t, value=-1)])
     sum_t.mul_(tp).addcmul_(sum_p, in_p, value=-1)
-    return _Scores(score, fields, of_t)
+    return _Scores(score, moments[:3], of_t)
 
 
-def _split(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the halves of an image, whose sum is the image."""
-    high = image.view(torch.int32).bitwise_and(_HIGH).view(torch.float32)
-    return high, image - high
-
-
-def _sums(image: Tensor, plan: CorrelationPlan) -> Tensor:
-    """Return the sums of the halves of an image in all windows, (N, 2, D, H, W) float64."""
-    return summed(_halves(image), plan.size, plan.rank)
-
-
-def _halves(image: Tensor) -> Tensor:
-    made = image.new_empty((len(image), 2, *image.shape[1:]), dtype=torch.float64)
-    for field, half in zip(made.unbind(1), _split(image), strict=True):
-        field.copy_(half)
+def _moments(p: Tensor, t: Tensor, plan: CorrelationPlan) -> Tensor:
+    """Return the covariance, the variance of t, Σ t, Σ p and the variance of p, (5, N, D, H, W), times the count."""
+    count = plan.size**plan.rank
+    parts = [*_products(p, t, count)]  # each is freed when it has been summed
+    low = summed(parts.pop(), plan.size, plan.rank)
+    made = summed(parts.pop(), plan.size, plan.rank)
+    tp, tt, sum_t, sum_p, pp = made
+    (of_t, rest_t), (of_p, rest_p) = (_mean_and_rest(sums, count, low.dtype) for sums in (sum_t, sum_p))
+    tp.addcmul_(of_t, of_p, value=-count)
+    tp.addcmul_(of_p, rest_t, value=-1).addcmul_(sum_t, rest_p, value=-1 / count).add_(low[0])
+    for variance, of, rest, added in ((tt, of_t, rest_t, low[1]), (pp, of_p, rest_p, low[2])):
+        variance.addcmul_(of, of, value=-count)
+        variance.addcmul_(of, rest, value=-2).addcmul_(rest, rest, value=-1 / count).add_(added)
     return made
 
 
-def _variance(image: Tensor, plan: CorrelationPlan, count: int, sums: Tensor) -> Tensor:
-    """Return n Σ p² - (Σ p)², given the sums of the halves."""
-    hh, hl, ll = summed(_squares(image, count), plan.size, plan.rank).unbind(1)
-    high, low = sums.unbind(1)
-    hh.addcmul_(high, high, value=-1)
-    hl.addcmul_(high, low, value=-1)
-    ll.addcmul_(low, low, value=-1 / count)  # so small that its rounding errors do not matter
-    return torch.add(hh, hl, alpha=2).add_(ll, alpha=count)
+def _products(p: Tensor, t: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return p t, t², t, p and p², (5, N, D, H, W) float64, and what the products lack, (3, N, D, H, W)."""
+    bits = count.bit_length()
+    high = p.new_empty((5, *p.shape), dtype=torch.float64)
+    low = p.new_empty((3, *p.shape), dtype=torch.float32 if bits <= 14 else torch.float64)
+    high[2].copy_(t)
+    high[3].copy_(p)
+    for k, (a, b) in enumerate(((2, 3), (2, 2), (3, 3))):
+        whole, part = high[a] * high[b], high[(0, 1, 4)[k]]
+        torch.bitwise_and(whole.view(torch.int64), -1 << bits, out=part.view(torch.int64))
+        torch.sub(whole, part, out=low[k])
+        del whole
+    return high, low.clamp_(-_LARGEST, _LARGEST)
 
 
-def _squares(image: Tensor, count: int) -> Tensor:
-    """Return the products of the halves of an image; all but that of the low halves are multiplied by n."""
-    high, low = _split(image)
-    made = image.new_empty((len(image), 3, *image.shape[1:]), dtype=torch.float64)
-    hh, hl, ll = made.unbind(1)
-    hh.copy_(high).mul_(count)
-    torch.mul(hh, low, out=hl)
-    hh.mul_(high)
-    ll.copy_(low).mul_(low)
-    return made
-
-
-def _covariance(p: Tensor, t: Tensor, plan: CorrelationPlan, count: int, sums: tuple[Tensor, Tensor]) -> Tensor:
-    """Return n Σ p t - Σ p Σ t, given the sums of the halves of both images."""
-    hh, hl, ll = summed(_products(p, t, count), plan.size, plan.rank).unbind(1)
-    (p_high, p_low), (t_high, t_low) = (each.unbind(1) for each in sums)
-    hh.addcmul_(p_high, t_high, value=-1)
-    hl.addcmul_(p_high, t_low, value=-1).addcmul_(p_low, t_high, value=-1)
-    ll.addcmul_(p_low, t_low, value=-1)
-    return torch.add(hh, hl).add_(ll)
-
-
-def _products(p: Tensor, t: Tensor, count: int) -> Tensor:
-    """Return the products of the halves of two images, multiplied by n."""
-    (p_high, p_low), (t_high, t_low) = _split(p), _split(t)
-    made = p.new_empty((len(p), 3, *p.shape[1:]), dtype=torch.float64)
-    hh, hl, ll = made.unbind(1)
-    ll.copy_(p_low).mul_(count)
-    torch.mul(ll, t_high, out=hl)
-    ll.mul_(t_low)
-    hh.copy_(p_high).mul_(count)
-    hl.add_(hh * t_low)
-    hh.mul_(t_high)
-    return made
+def _mean_and_rest(sums: Tensor, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return a number m of few bits near the mean of n numbers, and their sum less n m in another dtype."""
+    bits = (53 - count.bit_length()) // 2
+    mean = sums * (1 / count)
+    mean.view(torch.int64).bitwise_and_(-1 << (53 - bits))
+    return mean, torch.sub(sums, mean, alpha=count, out=sums.new_empty(sums.shape, dtype=dtype))
 
 
 def _gradient(p: Tensor, t: Tensor, fields: Tensor, plan: CorrelationPlan, factor: float) -> Tensor:
     """Return the gradient in p, given the three fields of `_Scores` for p."""
     count = plan.size**plan.rank
-    in_c, in_variance, means = summed(fields, plan.size, plan.rank).unbind(1)
-    made = in_c.mul_(t).sub_(in_variance.mul_(p)).sub_(means, alpha=1 / count)
-    return torch.mul(made, 2 * factor * count, out=torch.empty_like(p, memory_format=torch.contiguous_format))
+    in_c, in_variance, made = summed(fields, plan.size, plan.rank)
+    made.addcmul_(in_c, t, value=-count).addcmul_(in_variance, p, value=count)
+    return torch.mul(made, -2 * factor / count, out=torch.empty_like(p, memory_format=torch.contiguous_format))

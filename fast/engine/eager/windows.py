@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from twinloss.fast.runtime.constants import constant
+from twinloss.fast.runtime.constants import accumulator, constant
 from twinloss.fast.runtime.dispatch import full_precision
 
 # The largest number of voxels along an axis that one product with a banded matrix takes.
@@ -16,17 +16,20 @@ _PIECE = 256
 
 
 def filtered(images: Tensor, taps: tuple[float, ...], rank: int) -> Tensor:
-    """Return images (N, M, D, H, W), which are overwritten, correlated with positive taps along the last `rank` axes.
+    """Return images (N, M, D, H, W), correlated with positive taps along the last `rank` axes.
 
     Beyond the borders, images are 0. The number of taps is odd. Along each axis, this is a product with a banded
-    matrix. There, 0 times NaN would be NaN far from the window, so that numbers that are not finite are summed apart.
+    matrix, in float64 if the device has it: products of float32 matrices may have less than float32 precision on a GPU.
+    Such a product would spread NaN far from the window, as 0 times NaN, so that numbers that are not finite are summed
+    apart.
     """
-    others = torch.where(images.isfinite(), constant(0.0, images), images)
-    images.nan_to_num_(0.0, 0.0, 0.0)
+    finite = images.nan_to_num(0.0, 0.0, 0.0)
+    others, made = images - finite, finite.to(accumulator(images.device))
+    del finite
     for axis in range(5 - rank, 5):  # each result takes the place of the last, whose memory is freed
-        images = _along(images, axis, taps)
+        made = _along(made, axis, taps)
         others = _summed_along(others, axis, len(taps))
-    return images.add_(others)
+    return torch.add(made, others, out=others)
 
 
 def summed(images: Tensor, size: int, rank: int) -> Tensor:

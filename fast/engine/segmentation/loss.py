@@ -32,7 +32,7 @@ from twinloss.fast.kernels.contract import (
 )
 from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import ShapeError, check_tensors, checked_flag, numbers
-from twinloss.fast.runtime.options import Rule, checked_number, is_whole
+from twinloss.fast.runtime.options import LARGEST, Rule, checked_number, is_whole
 from twinloss.fast.runtime.ranks import ProcessGroup, checked_group
 from twinloss.fast.runtime.torch_operator import Computation, is_traced, one_node
 from twinloss.fast.runtime.warn import warn
@@ -59,6 +59,8 @@ def checked_weight(weight: ClassWeight | None, name: str = "weight") -> float | 
         raise ValueError(f"{name} must be a number or one number per class, got shape {tuple(values.shape)}")
     if not bool((values >= 0).all()) or bool(values.isinf().any()):
         raise ValueError(f"{name} must be finite and not negative, got {values.tolist()}")
+    if bool((values > LARGEST).any()):
+        raise ValueError(f"{name} must be at most {LARGEST:g}, got {values.tolist()}: a larger number may overflow")
     return values.item() if values.ndim == 0 else tuple(values.tolist())
 
 
@@ -195,10 +197,19 @@ class SegmentationLoss(Loss):
         """Return the fraction of the statistics that a subclass consists of."""
         raise NotImplementedError
 
+    def is_fraction(self) -> bool:
+        """Return whether the loss of each class is the fraction itself, so that kernels compute the reduced loss."""
+        return True
+
+    def by_class(self, fractions: Tensor, voxels: Voxels) -> Tensor:
+        """Return the loss of each item and class, (B, C'), or (1, C') with `batch`, given the fractions."""
+        return fractions
+
     def reduced_fraction(self, voxels: Voxels) -> Tensor:
-        """Return the reduced fraction of the statistics, in the dtype `dispatch.result_type`."""
+        """Return the reduced loss, in the dtype `dispatch.result_type`."""
         input, activation = voxels.input, self.activation(voxels.input)
-        if isinstance(activation, str) and self.process_group is None and self.reduction != "none":
+        whole = self.is_fraction() and self.process_group is None and self.reduction != "none"
+        if isinstance(activation, str) and whole:
             tensors = input, voxels.target, voxels.mask
             if dispatch.choose(VOXELS, *tensors) == "kernel" and not is_traced(tensors):
                 kernels, kind = VOXELS.kernels(input), dispatch.result_type(input)
@@ -206,7 +217,8 @@ class SegmentationLoss(Loss):
                 return one_node(self.remembered((kernels, kind, input.shape, voxels.kept is None), make), *tensors)
         overlap, terms, weigh, distances = self.fraction(voxels)
         sums = voxels.sums(activation, distance_matrix(distances, input), overlap=overlap)
-        return self.reduce(fraction(sums.stack, terms, *weigh(volumes(sums.volume, terms))), input)
+        fractions = fraction(sums.stack, terms, *weigh(volumes(sums.volume, terms)))
+        return self.reduce(self.by_class(fractions, voxels), input)
 
     def _computation(
         self, voxels: Voxels, activation: Activation, kernels: VoxelKernels, kind: torch.dtype
@@ -258,3 +270,22 @@ class SegmentationLoss(Loss):
                 f"channel that is 1 in voxels to leave out, or {shape[1]} and a further channel"
             )
         return labels, self.include_background or single
+
+
+class ClassWeightedLoss(SegmentationLoss):
+    """A segmentation loss with the option `weight`, a factor on the loss of each included class."""
+
+    option_checks: ClassVar = {**SegmentationLoss.option_checks, "weight": checked_weight}
+    weight: Any
+
+    def is_fraction(self) -> bool:
+        """Return whether the loss of each class is the fraction itself."""
+        return self.weight is None
+
+    def by_class(self, fractions: Tensor, voxels: Voxels) -> Tensor:
+        """Return the weighted loss of each item and class."""
+        return fractions if self.weight is None else fractions * self.class_weight(fractions, voxels)
+
+    def class_weight(self, loss: Tensor, voxels: Voxels) -> Tensor:
+        """Return the weight of each included class."""
+        return weight_by_class(self.weight, loss.shape[1], loss)
