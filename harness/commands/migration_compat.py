@@ -113,6 +113,25 @@ FURTHER = (
         "x = torch.zeros(1, 2, 1)\nDiceFocalLoss(include_background=False, weight=[2.0])(x, x)",
         kept="accepted",
     ),    Difference(
+        "DeepSupervisionLoss", "Too few weights raise a ValueError.", "MONAI ignores them, and takes those of `exp`.",
+        "x, y = [torch.zeros(1, 2, 2), torch.zeros(1, 2, 1)], torch.ones(1, 1, 2)\n"
+        "DeepSupervisionLoss(DiceLoss(softmax=True, to_onehot_y=True), weights=[1.0])(x, y)",
+        kept="error",
+    ),
+    Difference(
+        "DeepSupervisionLoss", "An unknown `weight_mode` and negative weights raise a ValueError.",
+        "MONAI takes an unknown mode for `same`.",
+        'x, y = [torch.zeros(1, 2, 2)], torch.ones(1, 1, 2)\n'
+        'DeepSupervisionLoss(DiceLoss(softmax=True, to_onehot_y=True), weight_mode="exponential")(x, y)',
+        kept="error",
+    ),
+    Difference(
+        "DeepSupervisionLoss", "Integer labels are resized.", "MONAI's interpolation takes floating-point numbers.",
+        "x, y = [torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 2, 2)], torch.ones(1, 1, 4, 4).long()\n"
+        "DeepSupervisionLoss(DiceLoss(softmax=True, to_onehot_y=True))(x, y)",
+        kept="accepted",
+    ),
+    Difference(
         "BendingEnergyLoss", "A string for `normalize` raises a TypeError.", "MONAI takes any string for True.",
         'BendingEnergyLoss("sum").reduction',
         kept="error",
