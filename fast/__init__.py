@@ -13,6 +13,8 @@ from twinloss.fast.generalized_dice import GeneralizedDiceLoss
 from twinloss.fast.generalized_wasserstein_dice import GeneralizedWassersteinDiceLoss, wasserstein_distance_map
 from twinloss.fast.global_mutual_information import GlobalMutualInformationLoss
 from twinloss.fast.local_normalized_cross_correlation import LocalNormalizedCrossCorrelationLoss
+from twinloss.fast.masked import MaskedLoss
+from twinloss.fast.matthews_correlation import MatthewsCorrelationLoss
 from twinloss.fast.multi_scale import MultiScaleLoss
 from twinloss.fast.tversky import TverskyLoss
 
@@ -38,6 +40,8 @@ __all__ = [
     "GlobalMutualInformationLoss",
     "LocalNormalizedCrossCorrelationLoss",
     "MaskedDiceLoss",
+    "MaskedLoss",
+    "MatthewsCorrelationLoss",
     "MultiScaleLoss",
     "TverskyLoss",
     "dice",

@@ -125,7 +125,7 @@ class DiceLoss(ClassWeightedLoss):
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the class documents shapes and errors."""
-        return self.reduced_fraction(self.voxels(input, target))
+        return self.within(input, target, None)
 
     def overlap(self) -> Overlap:
         """Return the kind of overlap; `squared_pred` comes first, as it sums the same with min(p, g) as with p g."""
@@ -164,7 +164,7 @@ class MaskedDiceLoss(DiceLoss):
         """
         if mask is None:
             warn("no mask given: the loss is that of DiceLoss")
-        return self.reduced_fraction(self.voxels(input, target, mask))
+        return self.within(input, target, mask)
 
 
 class CompoundDiceLoss(DiceLoss):
@@ -173,7 +173,7 @@ class CompoundDiceLoss(DiceLoss):
     If both terms use the same activation, one pass over the voxels computes their statistics.
     """
 
-    def compound_voxels(self, input: Tensor, target: Tensor) -> Voxels:
+    def compound_voxels(self, input: Tensor, target: Tensor, mask: Tensor | None) -> Voxels:
         """Check the arguments of `forward`, with the errors that the compound losses document."""
         check_tensors(input=input, target=target)
         if input.ndim != target.ndim:
@@ -187,7 +187,7 @@ class CompoundDiceLoss(DiceLoss):
                 f"target must have 1 channel or the {input.shape[1]} of the input, got shapes {tuple(input.shape)} and "
                 f"{tuple(target.shape)}"
             )
-        return self.voxels(input, target)
+        return self.voxels(input, target, mask)
 
     def two_sums(self, voxels: Voxels, activation: Activation, plan: dict[str, Any]) -> tuple[Statistics, Statistics]:
         """Return the statistics of the Dice term, and those of the other term.

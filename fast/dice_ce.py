@@ -176,7 +176,11 @@ class DiceCELoss(CompoundDiceLoss):
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the class documents shapes and errors."""
-        voxels = self.compound_voxels(input, target)
+        return self.within(input, target, None)
+
+    def within(self, input: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the loss of the voxels within a mask, (B or 1, 1, *S), or of all voxels."""
+        voxels = self.compound_voxels(input, target, mask)
         binary = self._is_binary(voxels)
         if self.sigmoid and not binary:
             warn_once(
@@ -235,10 +239,8 @@ class DiceCELoss(CompoundDiceLoss):
         x, target = voxels.cleaned()
         if voxels.labels:
             target = torch.zeros_like(x).scatter(1, checked_labels(target, x.shape[1], None), 1.0)
-        ignored = voxels.ignored()
-        kept = None if ignored is None else ~ignored
         smoothed = (1 - self.label_smoothing) * target.double() + self.label_smoothing / 2
-        return replace(voxels, input=x, target=smoothed, mask=kept, ignore_index=None, labels=False)
+        return replace(voxels, input=x, target=smoothed, mask=voxels.weights(), ignore_index=None, labels=False)
 
     def _cross_entropy(self, sums: Statistics, voxels: Voxels) -> Tensor:
         classes = sums.hits.shape[1]

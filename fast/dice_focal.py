@@ -139,8 +139,12 @@ class DiceFocalLoss(CompoundDiceLoss):
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the class documents shapes and errors."""
+        return self.within(input, target, None)
+
+    def within(self, input: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the loss of the voxels within a mask, (B or 1, 1, *S), or of all voxels."""
         reduction, term = self.reduction, FocalTerm(self.gamma, self.alpha, self.use_softmax)
-        voxels = self.compound_voxels(input, target)
+        voxels = self.compound_voxels(input, target, mask)
         kind = dispatch.result_type(input)
         if reduction == "none":
             voxels = voxels.widened()

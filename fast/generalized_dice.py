@@ -108,7 +108,7 @@ class GeneralizedDiceLoss(SegmentationLoss):
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the class documents shapes and errors."""
-        return self.reduced_fraction(self.voxels(input, target))
+        return self.within(input, target, None)
 
     def fraction(self, voxels: Voxels) -> Fraction:
         """Return the fraction of each item, in which the classes are pooled."""

@@ -151,6 +151,10 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the class documents shapes and errors."""
+        return self.within(input, target, None)
+
+    def within(self, input: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the loss of the voxels within a mask, (B or 1, 1, *S), or of all voxels."""
         check_tensors(input=input, target=target)
         if input.ndim < 2:
             raise ValueError(f"input must be (batch, classes, *spatial), got shape {tuple(input.shape)}")
@@ -167,7 +171,7 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
                 f"target has shape {tuple(target.shape)} and input {tuple(input.shape)}: expected labels of shape "
                 f"{flat} or {(flat[0], 1, *flat[1:])}"
             )
-        return self.reduced_fraction(self.voxels(input, target))
+        return super().within(input, target, mask)
 
     def fraction(self, voxels: Voxels) -> Fraction:
         """Return the fraction of each item, in which the classes are pooled."""

@@ -39,6 +39,8 @@ from twinloss.reference.local_normalized_cross_correlation import (
     local_normalized_cross_correlation_loss,
     local_normalized_cross_correlation_loss_gradient,
 )
+from twinloss.reference.masked import masked_loss, masked_loss_gradient
+from twinloss.reference.matthews_correlation import matthews_correlation_loss, matthews_correlation_loss_gradient
 from twinloss.reference.multi_scale import multi_scale_loss, multi_scale_loss_gradient
 from twinloss.reference.tversky import tversky_loss, tversky_loss_gradient
 
@@ -69,6 +71,10 @@ __all__ = [
     "local_normalized_cross_correlation_loss_gradient",
     "masked_dice_loss",
     "masked_dice_loss_gradient",
+    "masked_loss",
+    "masked_loss_gradient",
+    "matthews_correlation_loss",
+    "matthews_correlation_loss_gradient",
     "multi_scale_loss",
     "multi_scale_loss_gradient",
     "tversky_loss",

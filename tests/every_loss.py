@@ -76,11 +76,17 @@ LOSSES = {
     "dice weighted": Each(lambda: fast.DiceLoss(**_ON_LABELS, weight=[1.0, 2.0, 3.0], ignore_index=1), _of_labels),
     "dice other_act": Each(lambda: fast.DiceLoss(other_act=torch.sigmoid, to_onehot_y=True), _of_labels),
     "masked dice": Each(lambda: fast.MaskedDiceLoss(**_ON_LABELS), _masked),
+    "masked": Each(lambda: fast.MaskedLoss(fast.DiceCELoss(**_ON_LABELS)), _masked),
+    "masked none": Each(lambda: fast.MaskedLoss(fast.FocalLoss(to_onehot_y=True, reduction="none")), _masked),
     "tversky": Each(lambda: fast.TverskyLoss(False, **_ON_LABELS, alpha=0.3, beta=0.7), _of_labels),
     "tversky soft": Each(lambda: fast.TverskyLoss(softmax=True, soft_label=True), _soft),
     "tversky weighted": Each(lambda: fast.TverskyLoss(**_ON_LABELS, weight=[1.0, 2.0, 3.0]), _of_labels),
     "focal tversky": Each(lambda: fast.FocalTverskyLoss(**_ON_LABELS, gamma=[0.5, 1.0, 2.0]), _of_labels),
     "focal tversky none": Each(lambda: fast.FocalTverskyLoss(sigmoid=True, reduction="none"), _soft),
+    "matthews": Each(lambda: fast.MatthewsCorrelationLoss(**_ON_LABELS, weight=[1.0, 2.0, 3.0]), _of_labels),
+    "matthews soft none": Each(
+        lambda: fast.MatthewsCorrelationLoss(sigmoid=True, soft_label=True, reduction="none"), _soft
+    ),
     "generalized dice": Each(lambda: fast.GeneralizedDiceLoss(**_ON_LABELS), _of_labels),
     "generalized dice simple none": Each(
         lambda: fast.GeneralizedDiceLoss(sigmoid=True, w_type="simple", reduction="none"), _soft

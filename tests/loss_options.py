@@ -21,6 +21,7 @@ from twinloss.fast import (
     GeneralizedWassersteinDiceLoss,
     GlobalMutualInformationLoss,
     LocalNormalizedCrossCorrelationLoss,
+    MatthewsCorrelationLoss,
     MultiScaleLoss,
     TverskyLoss,
 )
@@ -31,6 +32,7 @@ SPACING = (0.5, 3.0, 1.25)
 REFERENCE = {
     DiceLoss: (reference.dice_loss, reference.dice_loss_gradient),
     FocalTverskyLoss: (reference.focal_tversky_loss, reference.focal_tversky_loss_gradient),
+    MatthewsCorrelationLoss: (reference.matthews_correlation_loss, reference.matthews_correlation_loss_gradient),
     TverskyLoss: (reference.tversky_loss, reference.tversky_loss_gradient),
     GeneralizedDiceLoss: (reference.generalized_dice_loss, reference.generalized_dice_loss_gradient),
     GeneralizedWassersteinDiceLoss: (

@@ -143,7 +143,8 @@ class FocalLoss(fast.FocalLoss):
         if voxels.input.shape[1] < 3:
             return super().forward(input, target)
         kept = voxels.input.shape[1] - 1
-        ignored = voxels.ignored()
+        taken = voxels.taking_part()
+        ignored = None if taken is None else ~taken
         focal = self.remembered(
             (kept, ignored is None), partial(self._of_foreground, None if ignored is None else kept)
         )

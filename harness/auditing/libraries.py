@@ -156,6 +156,9 @@ MONAI = (
          lowest=0.0, highest=1.0),
     Peer("TverskyLoss", "tversky", "monai.losses", "the formula of Salehi et al. (2017), which it cites",
          clauses=SEGMENTATION, ranks=ANY_RANK, promises=REDUCTIONS, lowest=0.0, highest=1.0),
+    Peer("MCCLoss", "matthews_correlation", "monai.losses",
+         "the formula of Abhishek and Hamarneh (2021), which it cites", clauses=SEGMENTATION, ranks=ANY_RANK,
+         promises=REDUCTIONS, lowest=0.0, highest=2.0, hunted=False),  # its smoothing term is at another place
     Peer("GeneralizedDiceLoss", "generalized_dice", "monai.losses",
          "the formula of Sudre et al. (2017), which it cites",
          clauses=SEGMENTATION, ranks=ANY_RANK, promises=REDUCTIONS, lowest=0.0, highest=1.0),
@@ -217,6 +220,12 @@ MONAI = (
          imports=("from monai.losses import DiceLoss",),
          options={"softmax": True, "to_onehot_y": True, "stacked": True}, unlike=("weights",),
          clauses=SEGMENTATION, lowest=0.0),
+    Peer("MaskedLoss", "masked", "monai.losses",
+         "its documentation: the mask weights input and target of the wrapped loss, here of Dice + cross entropy",
+         build="{name}(DiceCELoss(softmax=True, to_onehot_y=True){more})", call="loss(x, y, mask)",
+         imports=("from monai.losses import DiceCELoss",),
+         options={"softmax": True, "to_onehot_y": True, "loss": "dice_ce"}, unlike=("loss",),
+         clauses=(*SEGMENTATION, MASKS), lowest=0.0),
 )  # fmt: skip
 
 ABSENT = Clause(

@@ -110,7 +110,8 @@ def _of_segmentation(twin: Twin, options: Mapping[str, Any], rank: int, items: i
     logits = "softmax" not in twin.options or is_activated(given, classes)
     shape = (items, classes, *[1] * (rank - 1), 4)
     numbers = np.array([0.75, 0.25, 0.5, 0.125]) if not logits else np.array([1.0, -1.0, 0.5, 0.0])
-    x = np.stack([np.broadcast_to(np.roll(numbers, n), shape[2:]) for n in range(items * classes)]).reshape(shape)
+    x = np.stack([np.broadcast_to(np.roll(numbers, n), shape[2:]) for n in range(classes)])
+    x = np.stack([x / (1 + item) for item in range(items)]).reshape(shape)
     labels = np.broadcast_to(np.arange(4) % classes, (items, 1, *shape[2:])).copy()
     made = {"input": Operand(x, "float32")}
     if has_labels(twin, given):

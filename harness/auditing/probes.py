@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from twinloss.harness.auditing.arguments import bad_arguments
-from twinloss.harness.auditing.erratum import CONVENTION, DEFECT, OUTSIDE
+from twinloss.harness.auditing.erratum import CONVENTION, DEFECT, HALF, OUTSIDE
 from twinloss.harness.auditing.peer import VARIABLES, Peer
 from twinloss.harness.auditing.probe import Probe, code_of, example, printed
 from twinloss.harness.auditing.snippets import call, lines
-from twinloss.harness.auditing.sorts import HALF
 from twinloss.harness.drawing.segmentation_options import is_activated
 from twinloss.harness.model.operand import Operand, PerCase, label
 from twinloss.harness.model.twin import Case, Twin
@@ -23,14 +22,14 @@ from twinloss.harness.model.twin import Case, Twin
 def module(peer: Peer, twin: Twin) -> Iterator[Probe]:
     """Yield probes of what users expect of every loss: copies, no state, compilation, second derivatives."""
     rows = [{}, *({name: value} for name, values in twin.options.items() for value in values[1:]
-                  if isinstance(value, PerCase))]  # fmt: skip
+                  if isinstance(value, PerCase) or "weight" in name)]  # fmt: skip
     for row in rows:
         case = example(peer, twin, row)
         if case is None:
             continue
         asked, what = call(peer, case), "".join(f", with `{peer.theirs(name)}`" for name in row)
         value = f"{asked}.sum().item()"
-        is_module = "forward" in vars(peer.found)
+        is_module = hasattr(peer.found, "forward")
         if is_module:
             for name, source, *copying in (
                 ("a pickled copy", "pickle", "import pickle", "copy = pickle.loads(pickle.dumps(loss))"),
@@ -42,9 +41,10 @@ def module(peer: Peer, twin: Twin) -> Iterator[Probe]:
                     traits=("a copy does not give the same answer",),
                 )  # fmt: skip
             yield Probe(
-                DEFECT, f"`load_state_dict` does not accept its own `state_dict`{what}", "torch.nn.Module",
-                code_of(peer, case, f"copy = {peer.expression(case.options)}",
+                DEFECT, f"after a call, a new loss does not accept its `state_dict`{what}", "torch.nn.Module",
+                code_of(peer, case, f"copy = {peer.expression(case.options)}", asked,
                       "copy.load_state_dict(loss.state_dict())", printed(value.replace("loss(", "copy("), value)),
+                traits=("a call changes the loss",),
             )  # fmt: skip
             yield Probe(
                 CONVENTION, f"its `state_dict` holds options{what}",
@@ -93,9 +93,9 @@ def memory(peer: Peer, twin: Twin) -> Iterator[Probe]:
                 DEFECT, f"a call changes the answer of the next one{what}", "a loss is a function of its arguments",
                 code_of(peer, case, f"fresh = {peer.expression(case.options)}",
                         f"wanted = {other.replace('loss(', 'fresh(')}.sum().item()", asked, "try:",
-                        f"    made = {other}.sum().item()", "except Exception as error:",
-                        "    made = type(error).__name__", 'print(f"got {made}, expected {wanted}")'),
-                error_is_right=True, traits=("a call changes the answer of the next one",),
+                        f'    made = f"{{{other}.sum().item():.6g}}"', "except Exception as error:",
+                        "    made = type(error).__name__", 'print(f"got {made}, expected {wanted:.6g}")'),
+                error_is_right=True, traits=("a call changes the loss",),
             )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from twinloss.harness.auditing.causes import Cause, digits, how, only_digits, quick_in_double
-from twinloss.harness.auditing.erratum import CONVENTION, DEFECT, OUTSIDE, PRECISION
+from twinloss.harness.auditing.erratum import CONVENTION, DEFECT, HALF, OUTSIDE, PRECISION
 from twinloss.harness.auditing.peer import Peer
 from twinloss.harness.hunting.conventions import expects_classes
 from twinloss.harness.judging.trial import MOST, only_rounding, outside_its_bounds, relative_error, wrong_parts
@@ -21,9 +21,6 @@ ROUNDING = 1e-5
 
 # The class of a cause that is no finding: less than one digit is lost.
 NOTHING = "nothing"
-
-# Why half precision is no documented input, where more than digits are lost.
-HALF = "half precision outside of torch.autocast; no document says that the loss takes it"
 
 # Why arguments of different types are a convention.
 TYPES = "no document lists the dtypes that may be combined"

@@ -9,10 +9,11 @@ import typer
 
 from twinloss.harness.cli.app import Dtype, Losses, app, chosen_types, console, named_twins, progress
 
-# Losses whose kernels are also those of other losses. They come last, so that two processes do not compile the same
-# kernels at the same time.
-SHARING = (
-    "masked_dice", "tversky", "focal_tversky", "generalized_dice", "dice_focal", "multi_scale", "deep_supervision",
+# Losses that need all kernels between them. They come first, so that no two processes compile the same kernels at the
+# same time.
+FIRST = (
+    "dice", "generalized_wasserstein_dice", "focal", "dice_ce", "bending_energy", "diffusion", "lncc",
+    "mutual_information",
 )  # fmt: skip
 
 
@@ -31,7 +32,7 @@ def warmup(
     from twinloss.harness.hunting.parallel import run_jobs
 
     dtypes = chosen_types(dtype, ("float32", "float64"))
-    twins = sorted(named_twins(losses), key=lambda twin: twin.name in SHARING)
+    twins = sorted(named_twins(losses), key=lambda twin: twin.name not in FIRST)
     parts = [Job(twin, (each,), "warmup", 0, 0) for twin in twins for each in dtypes]
     with progress() as tick:
         run_jobs(Work(), parts, tick, jobs or os.cpu_count() or 1)

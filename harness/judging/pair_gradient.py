@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +40,7 @@ class GradientJudge:
 
     def judge(self, answer: Answer) -> Finding:
         """Judge the gradients of all inputs, and return the worst finding."""
-        return worst([self._judge_input(name, self._compared(name, answer.gradients[name])) for name in self.pair.wrt])
+        return worst([self._judge_input(name, answer.gradients[name]) for name in self.pair.wrt])
 
     def _compared(self, name: str, gradient: Array) -> Array:
         """Return the gradient of an answer, or its slopes along the directions."""
@@ -46,8 +48,8 @@ class GradientJudge:
             return gradient
         return np.array([np.sum(gradient.astype(self.real) * d.values) for d in self.slopes.directions_in(name)])
 
-    def _judge_input(self, name: str, got: Array) -> Finding:
-        ref = self.slopes.here[name]
+    def _judge_input(self, name: str, gradient: Array) -> Finding:
+        ref, got = self.slopes.here[name], self._compared(name, gradient)
         if got.shape != ref.shape:
             return Finding("gradient", "fail", np.inf, of=f"{name} of shape {got.shape}, not {ref.shape}")
         if not ref.size:
@@ -55,8 +57,12 @@ class GradientJudge:
         undecided = ~np.isfinite(self.slopes.own_errors[name])
         if self.slopes.method == "differences" and not np.isfinite(got).all():
             undecided |= ~np.isfinite(got) & self._is_at_a_pole(name)
+        if self.slopes.directions is not None and not np.isfinite(gradient).all():
+            if self._is_wrongly_infinite(name, gradient):
+                return Finding("gradient", "fail", np.inf, of=name)
+            undecided |= ~np.isfinite(got)
         got = np.where(undecided, ref, got)
-        if unlike(got, ref, self.precision.largest, poles=True).any():
+        if unlike(got, ref, self._largest(name), poles=True).any():
             return Finding("gradient", "fail", np.inf, of=name)
         norms = self._norms(name, ref, got)
         errors = self._in_blocks(name, distance(got, ref))
@@ -64,9 +70,22 @@ class GradientJudge:
         if (errors > bounds).any():
             errors = self._in_blocks(name, self._outside(name, ref, got))
         found = finding("gradient", errors, bounds, grade(errors, bounds, lambda: self._plain_slope_errors(name)))
-        return replace(
-            found, of=name, basis=self.reference.basis(found, norms, self._allowed[name], self.slopes.method)
-        )
+        blocks = self.reference.blocks_of_input(name)
+        basis = self.reference.basis(found, norms, self._allowed[name], blocks, self.slopes.method)
+        return replace(found, of=name, basis=basis)
+
+    def _largest(self, name: str) -> Any:
+        """Return the largest number of the dtype of a gradient; sums along a direction may exceed it."""
+        if self.slopes.directions is None:
+            return self.precision.largest
+        return np.where([d.place is None for d in self.slopes.directions_in(name)], np.inf, self.precision.largest)
+
+    def _is_wrongly_infinite(self, name: str, gradient: Array) -> bool:
+        """Return whether some number of a gradient is not finite, though the derivative is, and fits into its dtype."""
+        places = self.slopes.some_places(~np.isfinite(gradient))
+        ref = np.array([self.slopes.at_place(name, place) for place in places], self.real)
+        got = np.array([gradient[place] for place in places])
+        return bool(unlike(got, ref, self.precision.largest, poles=True).any())
 
     def _is_at_a_pole(self, name: str) -> Array:
         """Return where no derivative to a side can be found, though those to both sides may cancel."""
@@ -82,14 +101,15 @@ class GradientJudge:
         for name in self.pair.wrt:
             ref = self.slopes.here[name]
             norms = self._norms(name, ref, ref)
-            most = max(most, float(np.max(self._bounds(name, np.full(norms.shape, np.inf), norms), initial=0)))
+            bounds = self._bounds(name, np.full(norms.shape, np.inf), norms) + OTHER_WAY * self._noise_in_blocks(name)
+            most = max(most, float(np.max(bounds, initial=0)))
         return most
 
     def _bounds(self, name: str, errors: Array, norms: Array) -> Array:
         """Return the bound of each block of the gradient of an input."""
         errors_of_slopes = self.slopes.own_errors[name]  # infinite where a slope is undecided, and so not judged
         own = self._in_blocks(name, np.where(np.isfinite(errors_of_slopes), errors_of_slopes, 0))
-        growth = self.reference.growth
+        growth = self._growth(name)
         bounds = bound(growth * norms, norms, self.precision, own=own)
         self._allowed[name] = Allowed(0, 0.0, own)
         if (errors <= bounds).all():
@@ -100,6 +120,9 @@ class GradientJudge:
             if (errors <= bounds).all():
                 break
         return bounds
+
+    def _growth(self, name: str) -> float:
+        return self.reference.growth(self.reference.blocks_of_input(name))
 
     def _allowances(self, name: str) -> Iterator[tuple[Array, Array | float]]:
         ref = self.slopes.here[name]
@@ -175,11 +198,27 @@ class GradientJudge:
             outside = np.where(several & (high - low > 64 * self.precision.u * np.abs(ref)), 0, outside)
         return np.where(np.isfinite(outside), outside, 0)
 
+    @cached_property
+    def _noise(self) -> Arrays:
+        """How far the numbers of each gradient move if each operation of the reference rounds at random."""
+        if self.slopes.method == "differences":  # which would magnify the noise
+            return {name: np.zeros(ref.shape, self.real) for name, ref in self.slopes.here.items()}
+        return self.reference.noise(self.slopes.at, self.slopes.here)
+
+    def is_zero(self, name: str) -> bool:
+        """Return whether the reference's gradient of an input is 0, up to the rounding of the reference itself."""
+        own = C * self.precision.u_ref / self.precision.u * np.max(self._noise[name], initial=0)
+        return bool((np.abs(self.slopes.here[name]) <= own).all())
+
+    def _noise_in_blocks(self, name: str) -> Array:
+        return self._growth(name) * self._in_blocks(name, self._noise[name])
+
     def _plain_slope_errors(self, name: str) -> Array:
         """Return what the plain computation may explain: its errors here and at nearby points, times `OTHER_WAY`."""
         largest = self._in_blocks(name, np.zeros(self.slopes.here[name].shape, self.real))
         if self.slopes.method == "differences":
             return largest
+        largest = np.maximum(largest, self._noise_in_blocks(name))
         for plain, exact in self.reference.plain_points():
             got, want = self.slopes.at(plain)[name], self.slopes.at(exact)[name]
             errors = np.where(unlike(got, want, self.precision.largest, poles=True), np.inf, distance(got, want))

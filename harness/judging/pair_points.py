@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from twinloss.harness.judging.judgement import C, Finding, Precision
 from twinloss.harness.judging.pair_call import lifted, reference_options, reference_outputs, sizes_of
+from twinloss.harness.judging.slopes import Analytic, rounding
 from twinloss.harness.model.operand import Array
 from twinloss.harness.model.pair import Pair
 from twinloss.harness.model.twin import Case, Twin
 
 Arrays = dict[str, Array]
 Real = type[np.floating[Any]]
+K = TypeVar("K")
 
 # The number of nearby points at which the plain computation is tried, and their relative distance.
 POINTS, NEAR = 20, 2.0**-10
 # At a single point the plain computation may be right by luck. With more than FEW numbers, FEWER points are enough.
 FEW, FEWER = 16, 6
+
+# The number of times that each operation of the reference is rounded at random, and how much weaker a weak noise is.
+NOISES, QUIETER = 4, 64.0
 
 _REALS: dict[Pair, Real] = {}
 
@@ -62,38 +67,47 @@ class Reference:
         """Return the outputs of the reference at another point."""
         return reference_outputs(self.pair, arguments, self.options if options is None else options)
 
-    @property
-    def growth(self) -> float:
-        """The factor for the rounding errors of sums: max(1, sqrt(n) / C)."""
-        return max(1.0, math.sqrt(self.terms) / C)
+    def growth(self, blocks: int) -> float:
+        """Return the factor for the rounding errors of sums, max(1, sqrt(n) / C), in a result of so many blocks."""
+        return max(1.0, math.sqrt(self.terms(blocks)) / C)
 
-    @property
-    def terms(self) -> int:
-        """The number of numbers in the inputs of a block."""
+    def terms(self, blocks: int) -> int:
+        """Return how many numbers of the inputs a block of a result depends on, on average."""
         count = sum(values.size for values in self.arguments.values() if values.dtype.kind == "f")
-        found = sizes_of(self.pair, self.case)
-        blocks = math.prod(found[axis] for axis in self.pair.blocks.split())
         return max(1, count // max(1, blocks))
+
+    def blocks_of_output(self, k: int) -> int:
+        """Return the number of blocks in an output; one with fewer numbers, such as a mean, sums over blocks."""
+        wanted = self._blocks(self.pair.blocks.split())
+        return wanted if self.outputs[k].size >= wanted else 1
+
+    def blocks_of_input(self, name: str) -> int:
+        """Return the number of blocks in the gradient of an input, which sums over block axes that it lacks."""
+        return self._blocks(axis for axis in self.pair.blocks.split() if axis in self.pair.inputs[name].axes)
+
+    def _blocks(self, axes: Iterable[str]) -> int:
+        found = sizes_of(self.pair, self.case)
+        return math.prod(found[axis] for axis in axes)
 
     def lifted(self, real: Real) -> Arrays:
         """Return the inputs in another precision."""
         return lifted(self.case, real)
 
-    def basis(self, found: Finding, scale: Array, allowed: Allowed, method: str = "") -> str:
+    def basis(self, found: Finding, scale: Array, allowed: Allowed, blocks: int, method: str = "") -> str:
         """Describe in words what a bound rests on."""
         size, moved, mine = (
             float(np.broadcast_to(a, scale.shape)[found.where]) for a in (scale, allowed.spread, allowed.own)
         )
-        u = f"2^{round(math.log2(self.precision.u))}"
+        u, u_out = (f"2^{round(math.log2(each))}" for each in (self.precision.u, self.precision.u_out))
         spread_of = (
             f"{moved:.3g} from {allowed.rounds} perturbations of the inputs by {u}" if allowed.rounds else "not needed"
         )
         real = "longdouble" if self.real is np.longdouble else np.dtype(self.real).name
         return (
             f"{found.bound:.3g} = {C:g} g (u * size + spread) + u_out * size + own + tiny, with size {size:.3g}, "
-            f"spread {spread_of}, own error of the reference {mine:.3g}, g = {self.growth:.3g} for {self.terms} "
-            f"numbers in a block, u = {u}, u_out = 2^{round(math.log2(self.precision.u_out))}; the reference computes "
-            f"in {real}{method and f', differentiated by {method}'}"
+            f"spread {spread_of}, own error of the reference {mine:.3g}, g = {self.growth(blocks):.3g} "
+            f"for {self.terms(blocks)} numbers in a block, u = {u}, u_out = {u_out}; "
+            f"the reference computes in {real}{method and f', differentiated by {method}'}"
         )
 
     def perturbations(self, rounds: int) -> Iterator[tuple[Arrays, dict[str, Any]]]:
@@ -135,6 +149,27 @@ class Reference:
                 signs = np.asarray(rng.choice([-1.0, 1.0], x.shape), x.dtype)
                 made[name] = np.asarray(x + step * sizes(x) * signs)
         return made
+
+    def noise(self, compute: Callable[[Arrays], dict[K, Array]], ref: Mapping[K, Array]) -> dict[K, Array]:
+        """Return how far results of the reference move if each of its operations rounds at random.
+
+        `compute` returns the results for inputs; `ref` holds those without noise. What does not shrink with the noise
+        has jumped across a kink, and counts as 0.
+        """
+        worst = {name: np.zeros(values.shape, self.real) for name, values in ref.items()}
+        arguments = {k: x.view(Analytic) if x.dtype.kind == "f" else x for k, x in self.arguments.items()}
+        for seed in range(NOISES):
+            try:
+                with rounding(self.precision.u, seed):
+                    noisy = compute(arguments)
+                with rounding(self.precision.u / QUIETER, seed):
+                    quiet = compute(arguments)
+            except Exception:
+                return worst  # the reference does not take such arrays
+            for name, values in ref.items():
+                moved, less = (difference(each[name], values) for each in (noisy, quiet))
+                worst[name] = np.maximum(worst[name], np.where(2 * less <= moved, moved, 0))
+        return worst
 
     def own_error(self, compute: Callable[[Any], Array], ref: Array) -> Array:
         """Estimate the error of the reference from its results in the next lower precisions."""

@@ -95,6 +95,17 @@ class Slopes:
         """The gradient at the case, or its slopes along the directions."""
         return self.at(self.arguments)
 
+    def some_places(self, chosen: Array) -> list[tuple[int, ...]]:
+        """Return some of the places at which an array is true."""
+        return _some(np.random.default_rng(0), [tuple(map(int, place)) for place in np.argwhere(chosen)], SINGLE)
+
+    def at_place(self, name: str, place: tuple[int, ...]) -> Any:
+        """Return the derivative with respect to one number of an input."""
+        direction = self._single(name, place)
+        if self.method == "complex step":
+            return self._complex_slope(self.arguments, self.options, direction)
+        return self.differences(self.arguments, self.options, direction).value
+
     def directions_in(self, name: str) -> list[Direction]:
         """Return the directions in an input."""
         return [direction for direction in self.all_directions() if direction.name == name]
@@ -120,6 +131,8 @@ class Slopes:
         assert self.pair.gradient is not None
         real = next((a.dtype.type for a in arguments.values() if a.dtype.kind == "f"), self.real)
         upstream = [weight.astype(real) for weight in weights(self.reference.case, self._shapes)]
+        if any(isinstance(each, slopes.Analytic) for each in arguments.values()):
+            upstream = [each.view(slopes.Analytic) for each in upstream]
         cotangent = upstream[0] if len(upstream) == 1 else tuple(upstream)
         with np.errstate(all="ignore"):
             found = self.pair.gradient(*arguments.values(), cotangent=cotangent, **options)
@@ -174,10 +187,9 @@ class Slopes:
             found = slopes.one_sided(along, self.real, side) if side else slopes.central(along, self.real)
         return slopes.Slope(found.value / scale, found.error / scale)
 
-    @cached_property
-    def _size(self) -> Any:
-        """The sum of all |outputs|, times the upstream gradients."""
-        floating = [output for output in self.reference.outputs if output.dtype.kind == "f"]
+    def _size(self, arguments: Arrays) -> Any:
+        """Return the sum of all |outputs|, times the upstream gradients."""
+        floating = [output for output in self.reference.outputs_at(arguments) if output.dtype.kind == "f"]
         return sum(np.nansum(np.abs(w * output)) for w, output in zip(self._upstream, floating, strict=True))
 
     def _is_analytic(self) -> bool:
@@ -201,7 +213,7 @@ class Slopes:
         exact = self._complex_slope(arguments, self.options, direction)
         near = self.differences(arguments, self.options, direction)
         # A step of 1 along the direction moves the outputs by about their own size.
-        accurate = near.error * _scale(x, direction) <= CONFIRMED * max(self._size, abs(near.value))
+        accurate = near.error * _scale(x, direction) <= CONFIRMED * max(self._size(arguments), abs(near.value))
         return bool(accurate and abs(exact - near.value) <= CONFIRMED * abs(near.value) + 10 * near.error)
 
     @cached_property

@@ -10,8 +10,9 @@ where the d_k are random in [-1, 1], one for each floating number of the inputs 
 everywhere. Logits are perturbed by u max(|x|, 1) instead.
 Integers and booleans must be equal to the reference's, here or at one of these points.
 
-**Sums.** g = max(1, sqrt(n) / C) for n numbers in the inputs of a block: rounding errors of a sum of n terms grow like
-sqrt(n) (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis"). C g is C up to n = 64.
+**Sums.** g = max(1, sqrt(n) / C) for n numbers in the inputs of a block, or in all if the result sums over blocks:
+rounding errors of a sum of n terms grow like sqrt(n) (Higham and Mary 2019, "A new approach to probabilistic rounding
+error analysis"). C g is C up to n = 64.
 
 **Gradient.** It is that of the sum of all outputs times random upstream gradients. A block must satisfy
 
@@ -25,6 +26,12 @@ derivatives along some directions are compared instead: random ones within a blo
 **Degraded** is an error beyond the bound of at most twice that of the plain computation: the reference in the working
 precision, here or at nearby points. For a gradient it is C times that error, since complex steps compute the gradient
 forwards, and the fast function computes it backwards, with other roundings.
+
+**Noise.** Where a result is 0 by cancellation, as the gradient of RMS norm over a single number, neither perturbed
+inputs nor a computation that rounds luckily show how large its rounding errors may be. So each operation of the
+reference is also rounded at random by up to u (Monte Carlo arithmetic, Parker 1997), and with it its derivative in a
+complex step. An error is degraded, too, if it is at most C g times the largest change. Laws may be broken by as much.
+What jumps across a kink does not shrink with the noise, and is left out.
 
 **Reference.** It computes in longdouble if it can, else in float64. `own` also holds an estimate of its rounding error,
 scaled from its results in the next lower precisions.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
-from twinloss.harness.judging.judgement import Finding, bound, distance, finding, grade, unlike, worst
+from twinloss.harness.judging.judgement import C, Finding, bound, distance, finding, grade, unlike, worst
 from twinloss.harness.judging.pair_points import Allowed, Reference, difference
 from twinloss.harness.model.answer import Answer
 from twinloss.harness.model.operand import Array
@@ -46,7 +47,11 @@ class ValueJudge:
         errors = distance(got, ref)
         bounds = self.bounds(k, errors)
         found = finding("value", errors, bounds, grade(errors, bounds, lambda: self._plain_errors(k)))
-        return replace(found, of=of, basis=self.reference.basis(found, np.abs(ref), self._allowed[k]))
+        return replace(
+            found,
+            of=of,
+            basis=self.reference.basis(found, np.abs(ref), self._allowed[k], self.reference.blocks_of_output(k)),
+        )
 
     def _judge_integers(self, k: int, got: Array, of: str) -> Finding:
         low = high = np.asarray(self.reference.outputs[k])
@@ -64,23 +69,30 @@ class ValueJudge:
     def full_bound(self) -> float:
         """Return the largest bound of a floating number, with all allowances."""
         floating = [(k, output) for k, output in enumerate(self.reference.outputs) if output.dtype.kind == "f"]
-        found = [np.max(self.bounds(k, np.full(output.shape, np.inf)), initial=0) for k, output in floating]
+        found = [
+            np.max(self.bounds(k, np.full(output.shape, np.inf)) + self._plain_noise(k), initial=0)
+            for k, output in floating
+        ]
         return float(max(found, default=0.0))
 
     def bounds(self, k: int, errors: Array) -> Array:
         """Return the bound of each number of an output; costly allowances are computed only if the errors need them."""
         ref = self.reference.outputs[k]
-        scale = self.reference.growth * np.abs(ref)
+        growth = self._growth(k)
+        scale = growth * np.abs(ref)
         bounds = bound(scale, ref, self.precision)
         self._allowed[k] = Allowed(0, 0.0, 0.0)
         if (errors <= bounds).all():
             return bounds
         for rounds, (spread, own) in enumerate(self._allowances(k), 1):
-            bounds = bound(scale, ref, self.precision, self.reference.growth * spread, own)
+            bounds = bound(scale, ref, self.precision, growth * spread, own)
             self._allowed[k] = Allowed(rounds, spread, own)
             if (errors <= bounds).all():
                 break
         return bounds
+
+    def _growth(self, k: int) -> float:
+        return self.reference.growth(self.reference.blocks_of_output(k))
 
     def _allowances(self, k: int) -> Iterator[tuple[Array, Array | float]]:
         ref = self.reference.outputs[k]
@@ -94,11 +106,20 @@ class ValueJudge:
             self.reference.own_error(lambda real: self.reference.outputs_at(self.reference.lifted(real))[k], ref),
         )
 
+    @cached_property
+    def _noise(self) -> dict[int, Array]:
+        """How far the numbers of each floating output move if each operation of the reference rounds at random."""
+        ref = {k: output for k, output in enumerate(self.reference.outputs) if output.dtype.kind == "f"}
+        return self.reference.noise(lambda moved: dict(enumerate(self.reference.outputs_at(moved))), ref)
+
+    def _plain_noise(self, k: int) -> Array:
+        return C / 2 * self._growth(k) * self._noise[k]
+
     def _plain_errors(self, k: int) -> Array:
-        """Return the largest errors of the reference in working precision, here and at nearby points."""
+        """Return the largest errors of the plain computation, here and at nearby points."""
         largest = np.zeros(self.reference.outputs[k].shape, self.real)
         for plain, exact in self.reference.plain_points():
             got, want = self.reference.outputs_at(plain)[k], self.reference.outputs_at(exact)[k]
             errors = distance(got, want)
             largest = np.maximum(largest, np.where(unlike(got, want, self.precision.largest), np.inf, errors))
-        return largest
+        return np.maximum(largest, self._plain_noise(k))

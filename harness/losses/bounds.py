@@ -45,6 +45,12 @@ def overlap(options: Options, shape: tuple[int, ...]) -> Bounds:
     return _summed((min(low, 0.0) * largest, largest), options, shape[0] * shape[1])
 
 
+def matthews_correlation(options: Options, shape: tuple[int, ...]) -> Bounds:
+    r"""Return the bounds of one minus :math:`(T + \nu)/\sqrt{PQ}`, where :math:`|T| + \delta \le \sqrt{PQ}`."""
+    low, high = overlap(options, shape)
+    return low, 2 * high
+
+
 def power_of_overlap(options: Options, shape: tuple[int, ...]) -> Bounds:
     """Return the bounds of a power of such a loss, which is 0 where the loss is negative."""
     return 0.0, overlap(options, shape)[1]

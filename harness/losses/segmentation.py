@@ -90,11 +90,30 @@ FOCAL_TVERSKY = Twin(
     **OF_OVERLAP | {"constants": (*SMOOTHED, "alpha", "beta"), "kinks": seg.power_has_kinks},
     allowed=seg.one_activation,
     logits=seg.logits_in,
-    slope=gradient_term_sizes.dice_slope,
+    terms=gradient_term_sizes.focal_tversky_loss,
     bounds=bounds.power_of_overlap,
     laws=laws.SEGMENTATION + laws.WEIGHT + laws.FOCAL_TVERSKY + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
     benches=(labelled(None),),
+)  # fmt: skip
+
+MATTHEWS_CORRELATION = Twin(
+    name="matthews_correlation",
+    fast=fast.MatthewsCorrelationLoss,
+    value=reference.matthews_correlation_loss,
+    gradient=reference.matthews_correlation_loss_gradient,
+    operands=("input", "target"),
+    options=seg.TARGET | seg.ACTIVATION | seg.REDUCTION | seg.SMOOTHING | seg.BATCH | seg.WEIGHT | seg.SOFT_LABEL
+    | seg.IGNORE,
+    **OF_OVERLAP,
+    allowed=seg.one_activation,
+    logits=seg.logits_in,
+    terms=gradient_term_sizes.matthews_correlation_loss,
+    value_terms=gradient_term_sizes.matthews_correlation_value,
+    bounds=bounds.matthews_correlation,
+    laws=laws.SEGMENTATION + laws.WEIGHT + laws.MATTHEWS_CORRELATION + PROTOCOL,
+    real=(LABELS, SOFT_LABELS),
+    benches=(labelled("MCCLoss"),),
 )  # fmt: skip
 
 GENERALIZED_DICE = Twin(

@@ -165,6 +165,46 @@ def _power_of_two_is_the_square(twin: Twin, case: Case) -> Iterator[Claim]:
     yield Claim("value", ask_fast(twin, squared).value, loss**2, squared, float(np.max(np.abs(loss), initial=0)))
 
 
+def _negated(twin: Twin, case: Case) -> Iterator[Claim]:
+    target = case.operands["target"].values
+    other = case.with_values(input=-case.input.values, target=1 - target)
+    yield from both(twin, case, other, lambda gradient: -gradient)
+
+
+def _zeros_and_ones(case: Case) -> bool:
+    target = case.operands["target"].values
+    return bool(((target == 0) | (target == 1)).all()) and case.operands["target"].dtype != "bool"
+
+
+def _twice_the_voxels(twin: Twin, case: Case) -> Iterator[Claim]:
+    here = ask_fast(twin, case)
+    both_halves = case.each(lambda v: np.concatenate([v, v], axis=2))
+    there = ask_fast(twin, both_halves)
+    yield Claim("value", there.value, here.value, both_halves)
+    n = case.input.values.shape[2]
+    yield Claim("gradient", there.gradient[:, :, :n].astype(np.float64) * 2, here.gradient, both_halves)
+
+
+def _has_axes(case: Case) -> bool:
+    return bool(spatial(case))
+
+
+def _hard_is_correlation(twin: Twin, case: Case) -> Iterator[Claim]:
+    hard = case.with_values(input=np.round(case.input.values))
+    p, g = (hard.operands[name].values.astype(np.longdouble) for name in ("input", "target"))
+    p, g = (v.reshape(*v.shape[:2], -1) - v.reshape(*v.shape[:2], -1).mean(2, keepdims=True) for v in (p, g))
+    with np.errstate(all="ignore"):
+        want = 1 - (p * g).sum(2) / np.sqrt((p**2).sum(2) * (g**2).sum(2))
+    want, got = want.ravel(), ask_fast(twin, hard).value.ravel()
+    defined = np.isfinite(want) & np.isfinite(got)
+    yield Claim("value", np.where(defined, got, 0), np.where(defined, want, 0), hard, 1.0)
+
+
+def _in_the_unit_interval(case: Case) -> bool:
+    x = case.input.values
+    return _zeros_and_ones(case) and bool(((x >= 0) & (x <= 1)).all())
+
+
 def _uniform_is_pooled_dice(twin: Twin, case: Case) -> Iterator[Claim]:
     pooled = case.each(lambda v: v.reshape(len(v), 1, -1)).having(w_type=None)
     yield from _same(twin, case, replace(twin, fast=fast.DiceLoss), pooled)
@@ -312,6 +352,15 @@ FOCAL_TVERSKY = (
     Law("gamma = 1 is Tversky", _power_of_one_is_tversky, {"gamma": 1.0, "smooth_nr": 0.0}, _leaves_errors),
     Law("gamma = 2 gives the square of gamma = 1", _power_of_two_is_the_square,
         {"gamma": 1.0, "weight": None, "reduction": "none"}),
+)  # fmt: skip
+_UNSMOOTHED = {"smooth_nr": 0.0, "smooth_dr": 0.0}
+MATTHEWS_CORRELATION = (
+    Law("foreground and background may be swapped", _negated,
+        {"sigmoid": True, "to_onehot_y": False, "ignore_index": None}, _zeros_and_ones),
+    Law("twice the voxels give the same loss", _twice_the_voxels, _UNSMOOTHED, _has_axes),
+    Law("of hard predictions it is one minus Pearson's correlation", _hard_is_correlation,
+        {**_UNSMOOTHED, "sigmoid": False, "softmax": False, "other_act": None, "to_onehot_y": False, "batch": False,
+         "include_background": True, "ignore_index": None, "weight": None, "reduction": "none"}, _in_the_unit_interval),
 )  # fmt: skip
 GENERALIZED = (
     Law("uniform weights give the Dice loss pooled over classes", _uniform_is_pooled_dice,

@@ -9,8 +9,15 @@ import numpy as np
 
 from twinloss import fast
 from twinloss.harness.judging.answers import ask_fast
-from twinloss.harness.losses.general_laws import BOUNDED, MEAN, NONE_MEAN, NONE_SUM, needing, spatial
-from twinloss.harness.losses.segmentation_laws import CLASSES, ONE_HOT, SOFTMAX
+from twinloss.harness.losses.general_laws import BOUNDED, FLIPS, MEAN, NO_ORDER, NONE_MEAN, NONE_SUM, needing, spatial
+from twinloss.harness.losses.segmentation_laws import (
+    CLASSES,
+    CROPPING,
+    CROPPING_BY_CHANNEL,
+    MASKED,
+    ONE_HOT,
+    SOFTMAX,
+)
 from twinloss.harness.model.twin import Case, Claim, Law, Twin
 
 OF_LEVELS = ("weight_mode", "weights", "interp_mode", "stacked")
@@ -63,4 +70,9 @@ DEEP_SUPERVISION = (
     Law("the loss is linear in the weights", _linear_in_the_weights, {"weights": [1.0, 0.25, 0.0, 0.5]}),
     Law("a level of weight 0 has no effect", _weight_0_is_left_out, {"weights": [0.0, 1.0], "stacked": False},
         _is_finite),
+)  # fmt: skip
+# The mean of the values of voxels is one weighted mean over the batch, so that it is not the mean of the items.
+MASKED_LOSS = (
+    BOUNDED, ONE_HOT, CLASSES, *SOFTMAX,
+    *(needing(law, reduction="mean") for law in (NO_ORDER, FLIPS, CROPPING, CROPPING_BY_CHANNEL, *MASKED)),
 )  # fmt: skip

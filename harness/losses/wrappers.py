@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,8 +18,8 @@ from twinloss.harness.losses import bounds, gradient_term_sizes
 from twinloss.harness.losses import wrapper_laws as laws
 from twinloss.harness.losses.benchmark_inputs import labelled, usual
 from twinloss.harness.losses.module_laws import PROTOCOL
-from twinloss.harness.losses.real_cases import LABELS, SOFT_LABELS
-from twinloss.harness.losses.segmentation import OF_OVERLAP
+from twinloss.harness.losses.real_cases import LABELS, LABELS_IN_MASK, SOFT_LABELS, SOFT_LABELS_IN_MASK
+from twinloss.harness.losses.segmentation import OF_COMPOUND, OF_OVERLAP
 from twinloss.harness.model.benchmark_spec import LossFunction
 from twinloss.harness.model.operand import Array
 from twinloss.harness.model.twin import Twin
@@ -143,6 +144,16 @@ def monai_deep_supervision(classes: int) -> Callable[[Any], LossFunction]:
     return build
 
 
+def monai_masked(classes: int) -> Callable[[Any], LossFunction]:
+    """Return a function that makes MONAI's wrapper around Dice + CE from the module of its losses."""
+
+    def build(losses: Any) -> LossFunction:
+        made: LossFunction = losses.MaskedLoss(losses.DiceCELoss(**usual(classes)))
+        return made
+
+    return build
+
+
 DEEP_SUPERVISION = Twin(
     name="deep_supervision",
     fast=DeepSupervision,
@@ -166,6 +177,75 @@ DEEP_SUPERVISION = Twin(
         labelled(
             monai_deep_supervision, memory=2.0,
             note="Dice of three levels, sampled from one output; MONAI gets labels as floating-point numbers",
+        ),
+    ),
+)  # fmt: skip
+
+# Losses of sums over voxels, and those that have a mean of the values of voxels as well.
+WRAPPED: dict[str, tuple[type[torch.nn.Module], Callable[..., Array], Callable[..., Array]]] = {
+    "dice_ce": (fast.DiceCELoss, reference.dice_ce_loss, reference.dice_ce_loss_gradient),
+    "dice_focal": (fast.DiceFocalLoss, reference.dice_focal_loss, reference.dice_focal_loss_gradient),
+    "tversky": (fast.TverskyLoss, reference.tversky_loss, reference.tversky_loss_gradient),
+}
+
+
+class Masked(torch.nn.Module):
+    """The wrapper around a segmentation loss, which gets those of the options that it has."""
+
+    def __init__(self, loss: str = "dice_ce", **options: Any) -> None:
+        super().__init__()
+        made = WRAPPED[loss][0]
+        self.masked = fast.MaskedLoss(made(**_of(made, options)))
+
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Call the wrapper."""
+        loss: Tensor = self.masked(input, target, mask)
+        return loss
+
+
+def masked(input: Array, target: Array, mask: Array, *, loss: str = "dice_ce", **options: Any) -> Array:
+    """Return the reference's value for the wrapper around a segmentation loss."""
+    value = WRAPPED[loss][1]
+    return reference.masked_loss(input, target, mask, partial(value, **_of(value, options)))
+
+
+def masked_gradient(
+    input: Array, target: Array, mask: Array, *, loss: str = "dice_ce", cotangent: Array | float = 1.0, **options: Any
+) -> Array:
+    """Return the gradient with respect to the input."""
+    gradient = WRAPPED[loss][2]
+    wrapped = partial(gradient, **_of(gradient, options))
+    return reference.masked_loss_gradient(input, target, mask, wrapped, cotangent=cotangent)
+
+
+def _of(loss: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that a loss has."""
+    return {name: value for name, value in options.items() if name in inspect.signature(loss).parameters}
+
+
+def _allowed(options: Mapping[str, Any]) -> bool:
+    """Return whether the wrapped loss takes the options: cross entropy has no value for a voxel."""
+    return seg.one_activation_and_one_weight(options) and (options["loss"], options["reduction"]) != ("dice_ce", "none")
+
+
+MASKED = Twin(
+    name="masked",
+    fast=Masked,
+    value=masked,
+    gradient=masked_gradient,
+    operands=("input", "target", "mask"),
+    options={"loss": tuple(WRAPPED)} | seg.TARGET | seg.ACTIVATION | seg.REDUCTION | seg.SMOOTHING
+    | seg.BATCH | seg.IGNORE | {
+        "lambda_dice": seg.LAMBDAS, "lambda_ce": seg.LAMBDAS, "lambda_focal": seg.LAMBDAS,
+        "label_smoothing": (0.0, 0.25), "multilabel": (False, True),
+        "use_softmax": (True, False), "gamma": (2.0, 0.0, 0.5),
+    },
+    **OF_COMPOUND | {"allowed": _allowed},
+    laws=laws.MASKED_LOSS + PROTOCOL,
+    real=(LABELS_IN_MASK, SOFT_LABELS_IN_MASK),
+    benches=(
+        labelled(
+            monai_masked, masked=True, memory=2.0, note="Dice + CE; MONAI masks the logits",
         ),
     ),
 )  # fmt: skip

@@ -301,7 +301,7 @@ class MaskBeforeActivation(fast.MaskedDiceLoss):
         if mask is None or self.to_onehot_y:
             return super().forward(input, target, mask)
         finite = input.nan_to_num(nan=0.0)
-        return self.reduced_fraction(self.voxels(finite * mask, target * mask))
+        return self.within(finite * mask, target * mask, None)
 
 
 @bug("masked_dice")
@@ -312,7 +312,7 @@ class MaskedTargetOnly(fast.MaskedDiceLoss):
         """Compute the wrong loss."""
         if mask is None or self.to_onehot_y:
             return super().forward(input, target, mask)
-        return self.reduced_fraction(self.voxels(input.nan_to_num(nan=0.0), target * mask))
+        return self.within(input.nan_to_num(nan=0.0), target * mask, None)
 
 
 @bug("tversky")
@@ -361,6 +361,37 @@ class InfiniteSlopeOfThePower(fast.FocalTverskyLoss):
         """Compute the wrong loss."""
         exponent = torch.as_tensor(self.gamma, dtype=fractions.dtype)
         return fractions**exponent * torch.as_tensor(1.0 if self.weight is None else self.weight)
+
+
+@bug("matthews_correlation")
+class IgnoredVoxelsAreTrueNegatives(fast.MatthewsCorrelationLoss):
+    """Voxels that ignore_index excludes count as true negatives, as N is the size of the volume."""
+
+    def _counts(self, voxels: Any) -> Tensor:
+        return super()._counts(replace(voxels, ignore_index=None, kept=None))
+
+
+@bug("matthews_correlation")
+class TrueNegativesOfOneItem(fast.MatthewsCorrelationLoss):
+    """With batch=True, the true negatives are those of a single item."""
+
+    def _counts(self, voxels: Any) -> Tensor:
+        counts = super()._counts(voxels)
+        return counts / len(voxels.input) if self.batch else counts
+
+
+@bug("matthews_correlation")
+class AbsentClassWithoutSlope(fast.MatthewsCorrelationLoss):
+    """A single smoothing term is added to the product under the root: an absent class has loss 1 and no gradient."""
+
+    def by_class(self, fractions: Tensor, voxels: Any) -> Tensor:
+        """Compute the wrong loss."""
+        if self.reduction == "none" or self.batch or not voxels.labels:
+            return super().by_class(fractions, voxels)
+        target = voxels.target.flatten(1)
+        classes = range(0 if voxels.background else 1, voxels.input.shape[1])
+        present = torch.stack([(target == c).any(1) for c in classes], 1)
+        return super().by_class(torch.where(present, fractions, 1.0), voxels)
 
 
 @bug("generalized_dice")

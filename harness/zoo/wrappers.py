@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from twinloss.harness.losses.wrappers import DeepSupervision
+from twinloss.harness.losses.wrappers import DeepSupervision, Masked
 from twinloss.harness.zoo.mutants import bug
 
 
@@ -70,3 +71,35 @@ class GradientOfTheFinestLevel(DeepSupervision):
             levels = list(levels.unbind(1))
             self.deep.stacked = False
         return [levels[0], *(level.detach() for level in levels[1:])]
+
+
+@bug("masked")
+class LogitsTimesMask(Masked):
+    """Logits and target are multiplied by the mask before the activation, as in every MONAI release."""
+
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute the wrong loss."""
+        loss: Any = self.masked.loss
+        if mask is None:
+            return super().forward(input, target)
+        weight = mask.to(input.dtype)
+        made: Tensor = loss(torch.where(mask != 0, input * weight, 0), torch.where(mask != 0, target * weight, 0))
+        return made
+
+
+@bug("masked")
+class MaskOfTheFirstItem(Masked):
+    """All items get the mask of the first one."""
+
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute the wrong loss."""
+        return super().forward(input, target, None if mask is None else mask[:1])
+
+
+@bug("masked")
+class SoftMaskAsFlags(Masked):
+    """A soft mask is converted to booleans: each voxel with a weight above 0 counts fully."""
+
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute the wrong loss."""
+        return super().forward(input, target, None if mask is None else mask != 0)

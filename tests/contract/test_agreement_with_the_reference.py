@@ -34,10 +34,18 @@ from twinloss.fast import (
     FocalTverskyLoss,
     GeneralizedDiceLoss,
     GeneralizedWassersteinDiceLoss,
+    MatthewsCorrelationLoss,
     TverskyLoss,
 )
 
-OVERLAPS = (DiceLoss, TverskyLoss, FocalTverskyLoss, GeneralizedDiceLoss, GeneralizedWassersteinDiceLoss)
+OVERLAPS = (
+    DiceLoss,
+    TverskyLoss,
+    FocalTverskyLoss,
+    MatthewsCorrelationLoss,
+    GeneralizedDiceLoss,
+    GeneralizedWassersteinDiceLoss,
+)
 GAMMAS = values("gamma", 0.0, 0.5, 1.0, 2.0)
 WEIGHT = [0.5, 2.0, 3.0]
 LABELS = {"target": "labels"}
@@ -47,6 +55,7 @@ ANY_TARGET = values("target", "labels", "one-hot", "soft")
 TOLERANCES = {
     TverskyLoss: ((1e-12, 1e-15), (5e-6, 1e-6)),
     FocalTverskyLoss: ((1e-12, 1e-15), (5e-6, 1e-6)),
+    MatthewsCorrelationLoss: ((1e-12, 1e-15), (5e-6, 1e-6)),
     GeneralizedDiceLoss: ((1e-12, 1e-15), (5e-6, 1e-6)),
     GeneralizedWassersteinDiceLoss: ((1e-12, 1e-15), (5e-6, 1e-6)),
     FocalLoss: ((1e-13, 1e-16), (2e-6, 1e-8)),
@@ -65,6 +74,16 @@ TOLERANCES = {
                 {"sigmoid": True, "soft_label": True, "batch": True, "alpha": 0.9, "beta": 0.2},
             ],
             EXPONENTS,
+            REDUCTIONS,
+            ANY_TARGET,
+        ),
+        MatthewsCorrelationLoss: grid(
+            [
+                {"sigmoid": True, "ignore_index": 1},
+                {"softmax": True, "weight": WEIGHT, "smooth_nr": 0.0, "smooth_dr": 1e-3},
+                {"sigmoid": True, "soft_label": True, "batch": True, "ignore_index": 2},
+                {"softmax": True, "include_background": False},
+            ],
             REDUCTIONS,
             ANY_TARGET,
         ),
@@ -263,6 +282,7 @@ def test_segmentation_loss_keeps_the_accuracy_of_float64(form, loss_class, optio
         DiceLoss: [SOFTMAX],
         TverskyLoss: grid([ERRORS], PROBABILITIES),
         FocalTverskyLoss: grid(EXPONENTS, PROBABILITIES),
+        MatthewsCorrelationLoss: PROBABILITIES,
         GeneralizedDiceLoss: PROBABILITIES,
         GeneralizedWassersteinDiceLoss: MODES,
         DiceCELoss: [SOFTMAX],
@@ -271,7 +291,7 @@ def test_segmentation_loss_keeps_the_accuracy_of_float64(form, loss_class, optio
 def test_nearly_perfect_prediction_keeps_the_relative_accuracy_of_float32(form, loss_class, options):
     # 1 - 2I/D would be rounded to a multiple of 6e-8; the losses here are about 1e-8.
     y = labels(1, 1, 1000)
-    right, wrong = (10.0, -10.0) if loss_class in (TverskyLoss, FocalTverskyLoss, GeneralizedDiceLoss) else (20.0, 0.0)
+    right, wrong = (10.0, -10.0) if loss_class is not DiceCELoss and loss_class is not DiceLoss else (20.0, 0.0)
     x = torch.where(one_hot(y) == 1, right, wrong)
     options = for_labels(loss_class, options)
     value, gradient = value_and_gradient(loss_class(**options), x, y, form=form)
@@ -302,6 +322,7 @@ OF_SATURATED_OVERLAPS = {
     DiceLoss: PROBABILITIES,
     TverskyLoss: grid([ERRORS], PROBABILITIES),
     FocalTverskyLoss: grid(EXPONENTS, PROBABILITIES),
+    MatthewsCorrelationLoss: PROBABILITIES,
     GeneralizedDiceLoss: grid(PROBABILITIES, W_TYPES),
     GeneralizedWassersteinDiceLoss: MODES,
 }

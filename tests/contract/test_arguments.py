@@ -37,6 +37,7 @@ from twinloss.fast import (
     GlobalMutualInformationLoss,
     LocalNormalizedCrossCorrelationLoss,
     MaskedDiceLoss,
+    MatthewsCorrelationLoss,
     MultiScaleLoss,
     TverskyLoss,
 )
@@ -207,6 +208,7 @@ def test_arguments_and_module_stay_as_they_were(form, each):
     {
         FocalLoss: values("name", "weight"),
         FocalTverskyLoss: values("name", "weight", "gamma"),
+        MatthewsCorrelationLoss: grid([SOFTMAX], values("name", "weight")),
         DiceCELoss: grid([SOFTMAX], values("name", "ce_weight", "weight")),
         DiceFocalLoss: grid([SOFTMAX], values("name", "focal_weight", "weight", "alpha")),
     }

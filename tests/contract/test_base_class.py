@@ -14,6 +14,7 @@ from twinloss.fast import (
     FocalLoss,
     GlobalMutualInformationLoss,
     MaskedDiceLoss,
+    MaskedLoss,
     MultiScaleLoss,
     TverskyLoss,
 )
@@ -49,6 +50,7 @@ WARNED = {
     "dice": (lambda: DiceLoss(softmax=True), (X, TARGET), "`softmax=True` ignored"),
     "tversky": (lambda: TverskyLoss(to_onehot_y=True), (X, TARGET), "`to_onehot_y=True` ignored"),
     "masked dice": (MaskedDiceLoss, (X, TARGET), "no mask given"),
+    "masked": (lambda: MaskedLoss(DiceLoss()), (X, TARGET), "no mask given"),
     "focal": (FocalLoss, (X, TARGET), "`use_softmax=True` ignored"),
     "dice focal": (DiceFocalLoss, (X, TARGET), "`use_softmax=True` ignored"),
     "mutual information": (GlobalMutualInformationLoss, (2 * TARGET, TARGET), "are clamped"),

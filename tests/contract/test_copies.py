@@ -62,11 +62,11 @@ def test_copy_computes_the_same_and_has_options_of_its_own(each, copied):
     assert made is not loss
     assert type(made) is type(loss)
     assert torch.equal(made(*each.arguments(torch.float32)), loss(*each.arguments(torch.float32)))
-    name, value = "reduction", "mean" if loss.reduction == "sum" else "sum"
-    if isinstance(loss, fast.DeepSupervisionLoss):  # its reduction is that of the wrapped loss
-        name, value = "weight_mode", "two"
+    # The reduction of some wrappers is that of the wrapped loss.
+    name, value = ("weight_mode", "two") if isinstance(loss, fast.DeepSupervisionLoss) else ("reduction", "sum")
     before = getattr(loss, name)
-    setattr(made, name, value)
+    if not isinstance(loss, fast.MaskedLoss):
+        setattr(made, name, value if before != value else "mean")
     made.eval()
     assert getattr(loss, name) == before
     assert loss.training
@@ -92,6 +92,7 @@ BLUR = {"scales": [0, 0.3, 1.7], "kernel": "cauchy", "reduction": "sum", "normal
     {
         fast.DiceLoss: [SOFTMAX | {"weight": WEIGHTS}],
         fast.TverskyLoss: [SOFTMAX | {"alpha": 0.1, "beta": 1.3}],
+        fast.MatthewsCorrelationLoss: [SOFTMAX | SMOOTHING | {"weight": WEIGHTS}],
         fast.FocalTverskyLoss: [SOFTMAX | {"gamma": WEIGHTS, "weight": WEIGHTS}],
         fast.GeneralizedDiceLoss: [SOFTMAX | SMOOTHING | {"w_type": "simple", "normalize_weights": True}],
         fast.GeneralizedWassersteinDiceLoss: grid([SMOOTHING | {"dist_matrix": np.array(FRACTIONS)}], MODES),

@@ -37,6 +37,7 @@ from twinloss.fast import (
     GeneralizedDiceLoss,
     GeneralizedWassersteinDiceLoss,
     LocalNormalizedCrossCorrelationLoss,
+    MatthewsCorrelationLoss,
     TverskyLoss,
 )
 from twinloss.fast.runtime import dispatch
@@ -111,6 +112,7 @@ SMOOTHED = SIGMOID | {"label_smoothing": 0.2}
             SOFTMAX | {"ignore_index": 1, "to_onehot_y": True},
         ],
         TverskyLoss: grid([ERRORS], [SOFTMAX, SIGMOID | {"batch": True}], ONEHOT),
+        MatthewsCorrelationLoss: grid([SOFTMAX, SIGMOID | {"batch": True}], ONEHOT),
         FocalTverskyLoss: grid(EXPONENTS, [SOFTMAX, SIGMOID | {"batch": True}], ONEHOT),
         GeneralizedDiceLoss: grid([SOFTMAX, SIGMOID | {"batch": True, "w_type": "simple"}], ONEHOT),
         GeneralizedWassersteinDiceLoss: grid([{"dist_matrix": MATRIX}], MODES),

@@ -32,6 +32,7 @@ from twinloss.fast import (
     GeneralizedWassersteinDiceLoss,
     GlobalMutualInformationLoss,
     LocalNormalizedCrossCorrelationLoss,
+    MatthewsCorrelationLoss,
     MultiScaleLoss,
     TverskyLoss,
 )
@@ -46,6 +47,7 @@ HALVES = pytest.mark.parametrize("half", dispatch.HALVES, ids=str)
         DiceLoss: [SOFTMAX],
         TverskyLoss: grid([ERRORS], PROBABILITIES),
         FocalTverskyLoss: PROBABILITIES,
+        MatthewsCorrelationLoss: PROBABILITIES,
         GeneralizedDiceLoss: grid([SOFTMAX], W_TYPES),
         GeneralizedWassersteinDiceLoss: MODES,
         FocalLoss: grid(FOCAL_FORMS, REDUCTIONS),

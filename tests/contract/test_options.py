@@ -58,6 +58,7 @@ OPTIONS = {
     fast.DiceLoss: DICE | ONE_WEIGHT,
     fast.MaskedDiceLoss: DICE | ONE_WEIGHT,
     fast.TverskyLoss: TVERSKY,
+    fast.MatthewsCorrelationLoss: OVERLAP | IGNORE | GROUP | ONE_WEIGHT,
     fast.FocalTverskyLoss: TVERSKY | {"gamma": ([0.5, 1.0, 2.0], *WEIGHTS, (0, ValueError), (None, TypeError))},
     fast.GeneralizedDiceLoss: OVERLAP | IGNORE | GROUP
     | {"w_type": ("simple", ("cube", ValueError)), "normalize_weights": (True, FLAG)},
@@ -90,6 +91,7 @@ OPTIONS = {
         "sigma_ratio": (1.0, *NUMBER, (0, ValueError)),
         "kernel_type": ("b-spline", ("spline", ValueError)),
     },
+    fast.MaskedLoss: {"loss": (torch.nn.L1Loss(), ("mse", TypeError), (torch.nn.MSELoss, TypeError))},
     fast.DeepSupervisionLoss: {
         "loss": (torch.nn.L1Loss(), ("mse", TypeError), (torch.nn.MSELoss, TypeError)),
         "weight_mode": ("two", ("linear", ValueError)),
@@ -109,6 +111,7 @@ BASE = {
     fast.GeneralizedWassersteinDiceLoss: {"dist_matrix": DISTANCES},
     fast.MultiScaleLoss: {"loss": torch.nn.MSELoss(), "scales": [0.3, 1.0]},
     fast.DeepSupervisionLoss: {"loss": torch.nn.MSELoss(), "weight_mode": "same"},
+    fast.MaskedLoss: {"loss": torch.nn.MSELoss()},
 }
 EVERY_LOSS = pytest.mark.parametrize("loss_class", list(OPTIONS), ids=lambda c: c.__name__)
 EVERY_OPTION = pytest.mark.parametrize(
@@ -135,6 +138,8 @@ def arguments(loss, name):
     if isinstance(loss, fast.DeepSupervisionLoss):
         x = [logits(2, 1, *spatial, seed=k) for k, spatial in enumerate([(6, 7), (3, 4)])]
         return [torch.stack([x[0], x[0] / 2], 1) if loss.stacked else x, logits(2, 1, 6, 7, seed=2)]
+    if isinstance(loss, fast.MaskedLoss):
+        return [logits(2, 1, 6, 7), logits(2, 1, 6, 7, seed=1), torch.ones(1, 1, 6, 7)]
     if not isinstance(loss, SegmentationLoss):
         return [torch.rand(2, 1, *(6, 7, 5)[:rank], generator=torch.Generator().manual_seed(k)) for k in (0, 1)]
     x = logits(2, 3, 6, dtype=torch.float64)
@@ -168,8 +173,8 @@ def options_in_tables():
     return names
 
 
-# The options of MaskedDiceLoss are those of DiceLoss, which computes it, and deep supervision takes lists of tensors.
-WITH_OWN_TESTS = (fast.MaskedDiceLoss, fast.DeepSupervisionLoss)
+# The options of MaskedDiceLoss are those of DiceLoss, which computes it, and the wrappers have tests of their own.
+WITH_OWN_TESTS = (fast.MaskedDiceLoss, fast.DeepSupervisionLoss, fast.MaskedLoss)
 
 
 @pytest.mark.parametrize("loss_class", [each for each in OPTIONS if each not in WITH_OWN_TESTS])

@@ -19,12 +19,22 @@ from twinloss.fast import (
     GeneralizedDiceLoss,
     GeneralizedWassersteinDiceLoss,
     MaskedDiceLoss,
+    MatthewsCorrelationLoss,
     TverskyLoss,
 )
 
 Wasserstein = partial(GeneralizedWassersteinDiceLoss, 1 - np.eye(3))
 # The losses that take `to_onehot_y` and no mask.
-ONEHOT = DiceLoss, GeneralizedDiceLoss, DiceCELoss, DiceFocalLoss, FocalLoss, TverskyLoss, FocalTverskyLoss
+ONEHOT = (
+    DiceLoss,
+    GeneralizedDiceLoss,
+    DiceCELoss,
+    DiceFocalLoss,
+    FocalLoss,
+    TverskyLoss,
+    FocalTverskyLoss,
+    MatthewsCorrelationLoss,
+)
 COMPOUND = pytest.mark.parametrize("loss_class", [DiceCELoss, DiceFocalLoss])
 ACTIVATED = pytest.mark.parametrize(
     "loss_class",
@@ -44,7 +54,7 @@ def test_enumerated_reduction_is_understood(loss_class):
     # MONAI's own default is such an enumeration, LossReduction.MEAN.
     wasserstein = loss_class is GeneralizedWassersteinDiceLoss
     make = Wasserstein if wasserstein else partial(loss_class, to_onehot_y=True)
-    x, y = logits(2, 3, 4), labels(2, 1, 4)
+    x, y = logits(2, 3, 4).sigmoid(), labels(2, 1, 4)
     reduction = Enum("LossReduction", {"SUM": "sum"}).SUM
     assert torch.equal(make(reduction=reduction)(x, y), make(reduction="sum")(x, y))
 
@@ -151,6 +161,7 @@ def test_weight_of_both_terms_and_of_one_exclude_each_other(loss_class, name):
         (FocalLoss, "alpha"),
         (DiceFocalLoss, "focal_weight"),
         (TverskyLoss, "weight"),
+        (MatthewsCorrelationLoss, "weight"),
         (FocalTverskyLoss, "gamma"),
     ],
 )
@@ -182,6 +193,7 @@ def test_compound_weight_is_for_all_classes_or_a_value_error(loss_class, name, i
         (DiceFocalLoss, "focal_weight"),
         (DiceFocalLoss, "alpha"),
         (TverskyLoss, "weight"),
+        (MatthewsCorrelationLoss, "weight"),
         (FocalTverskyLoss, "gamma"),
     ],
 )

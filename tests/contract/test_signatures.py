@@ -79,6 +79,12 @@ DOCUMENTED = {
         reference.tversky_loss,
         distributed=True,
     ),
+    fast.MatthewsCorrelationLoss: Documented(
+        _ACTIVATION | _REDUCTION | {"batch": False},
+        _DICE_EXTRA,
+        reference.matthews_correlation_loss,
+        distributed=True,
+    ),
     fast.FocalTverskyLoss: Documented(
         _ACTIVATION | {"alpha": 0.3, "beta": 0.7, "gamma": 0.75} | _REDUCTION | {"batch": False},
         _DICE_EXTRA,
@@ -117,6 +123,9 @@ DOCUMENTED = {
         ("input", "target", "mask"),
         required=(torch.nn.MSELoss(),),
     ),
+    fast.MaskedLoss: Documented(
+        {"loss": REQUIRED}, {}, reference.masked_loss, ("input", "target", "mask"), required=(fast.DiceLoss(),)
+    ),
     fast.MultiScaleLoss: Documented(
         {"loss": REQUIRED, "scales": None, "kernel": "gaussian", "reduction": "mean"},
         {"normalize_kernel": False},
@@ -154,8 +163,8 @@ def test_options_beyond_the_documentation_are_keyword_only(loss_class, documente
 @EVERY
 def test_reference_takes_the_same_options_with_the_same_defaults(loss_class, documented):
     found = defaults(documented.reference)
-    for argument in documented.forward:
-        found.pop(argument)
+    for argument in (*documented.forward, "mask"):  # MaskedLoss passes the mask to the wrapped loss
+        found.pop(argument, None)
     expected = documented.options | documented.keyword_only
     expected.pop("spatial_dims", None)  # another name of ndim
     assert found == expected

@@ -29,6 +29,7 @@ from twinloss.fast import (
     FocalTverskyLoss,
     GeneralizedDiceLoss,
     GeneralizedWassersteinDiceLoss,
+    MatthewsCorrelationLoss,
     TverskyLoss,
 )
 from twinloss.fast.runtime import dispatch
@@ -44,6 +45,7 @@ DENSE = {
     DiceLoss: [{}],
     TverskyLoss: [ERRORS],
     FocalTverskyLoss: EXPONENTS[:1],
+    MatthewsCorrelationLoss: [{}],
     GeneralizedDiceLoss: [{}],
     FocalLoss: [{"use_softmax": False}],
     DiceCELoss: [{}],
@@ -89,6 +91,7 @@ def test_target_of_one_channel_and_any_type_gives_the_same(form, target_type, lo
 OF_ONE_HOT = {
     TverskyLoss: (torch.float64, 1e-13, 1e-16),
     FocalTverskyLoss: (torch.float64, 1e-13, 1e-16),
+    MatthewsCorrelationLoss: (torch.float64, 1e-13, 1e-16),
     GeneralizedDiceLoss: (torch.float64, 1e-13, 1e-16),
     FocalLoss: (torch.float32, 1e-6, 1e-9),
     DiceCELoss: (torch.float32, 1e-6, 1e-8),
@@ -101,6 +104,7 @@ OF_ONE_HOT = {
     {
         TverskyLoss: grid([ERRORS], REDUCTIONS, ACTIVATIONS),
         FocalTverskyLoss: grid(EXPONENTS, ACTIVATIONS),
+        MatthewsCorrelationLoss: [SIGMOID, SOFTMAX, {"other_act": torch.sigmoid}],
         GeneralizedDiceLoss: grid([{"reduction": "none"}], W_TYPES, ACTIVATIONS),
         FocalLoss: grid(FOCAL_FORMS, REDUCTIONS),
         DiceCELoss: grid([SOFTMAX], REDUCED, [{}, {"ce_weight": WEIGHT}, {"weight": WEIGHT, "label_smoothing": 0.3}]),

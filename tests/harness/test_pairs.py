@@ -19,6 +19,7 @@ from twinloss.harness import Pair, PairError, arrays, check_pair, laws
 from twinloss.harness.cli.main import with_all_commands
 from twinloss.harness.commands.audit import LibraryError
 from twinloss.harness.commands.audit_torch import as_markdown, audit_torch
+from twinloss.harness.commands.torch_pairs import PAIRS
 from twinloss.harness.hunting import pairs
 from twinloss.harness.hunting.loading import TargetError
 from twinloss.harness.hunting.pairs import as_twin
@@ -26,7 +27,7 @@ from twinloss.harness.hunting.self_check import survivors
 from twinloss.harness.judging import slopes
 from twinloss.harness.judging.judgement import C
 from twinloss.harness.judging.pair_truth import PairTruth
-from twinloss.harness.judging.trial import examine
+from twinloss.harness.judging.trial import examine, only_rounding
 from twinloss.harness.losses.catalogue import catalogue
 from twinloss.harness.model.operand import Operand
 from twinloss.harness.model.twin import Case
@@ -86,6 +87,7 @@ def case_of(dtype="float32", law=None, cotangent=None, **values):
     return Case(operands, tested=dtype, law=law, cotangent=cotangent)
 
 
+LAYER_NORM = next(pair for pair in PAIRS if pair.name == "layer_norm")
 X = np.array([[[0.5, -1.25, 3.0], [1.0, 2.0, -0.75]]])
 W = np.array([1.0, -2.0, 0.25])
 
@@ -116,6 +118,68 @@ def test_the_bound_of_a_value_grows_with_its_conditioning():
     assert C * u * 100 < bound < C * u * 4000
     (near,) = truth.values.bounds(0, np.array([0.0]))
     assert near < 16 * u
+
+
+def test_the_bound_of_a_sum_over_blocks_grows_with_their_number():
+    x, bounds = np.ones((1000, 4)), []
+    total = Pair("total", fast=lambda x: x.sum(), reference=lambda x: (x**2).sum(), inputs={"x": arrays("N M")},
+                 takes="torch")  # fmt: skip
+    for blocks, reference in (("", total.reference), ("N", total.reference), ("N", lambda x: (x**2).sum(1))):
+        truth = PairTruth(as_twin(replace(total, blocks=blocks, reference=reference)), case_of(x=x))
+        bounds.append(np.max(truth.values.bounds(0, np.zeros(1)) / truth.reference.outputs[0]))
+    assert bounds[0] == bounds[1] > 5 * bounds[2]
+
+
+def float32_only(function):
+    return lambda *inputs, **options: function(*(x.float() for x in inputs), **options).to(inputs[0].dtype)
+
+
+SOFTMAX_SUM = Pair(
+    "softmax_sum", fast=lambda x: x.softmax(-1).sum(-1), wrt="x", takes="torch",
+    reference=lambda x: (lambda e: (e / e.sum(-1, keepdims=True)).sum(-1))(np.exp(x - x.max(-1, keepdims=True))),
+    inputs={"x": arrays("N H", logits=True)},
+)  # fmt: skip
+
+
+def layer_norm_without_mean(x, w, b, eps=1e-5):
+    return torch.nn.functional.rms_norm(x, x.shape[-1:], w, eps) + b
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("pair", "wrong", "values"),
+    [
+        (examples.NORM, examples.rms_norm_of_half_a_gradient, {"x": [[[8384.0]], [[9984.0]]], "w": [0.625]}),
+        (LAYER_NORM, layer_norm_without_mean,
+         {"x": np.full((257, 3), 0.8125), "w": [0.5, -1.0, 2.0], "b": [0.0, 0.0, 1.0]}),
+        (SOFTMAX_SUM, lambda x: x.softmax(-1).sum(-1) + 1e-4 * x.sum(-1), {"x": [[0.25, -1.5, 3.0], [1.0, 1.0, 0.0]]}),
+    ],
+    ids=["rms_norm", "layer_norm", "softmax_sum"],
+)  # fmt: skip
+def test_a_gradient_that_cancels_is_judged_by_the_noise_of_its_arithmetic(pair, wrong, values, dtype):
+    """So a kernel that computes in float32 is right, but may be imprecise in float64."""
+    case = case_of(dtype, **values)
+    twin = as_twin(replace(pair, fast=float32_only(pair.fast), takes="torch"))
+    trial = examine(twin, case)
+    assert trial.kind is None or (dtype == "float64" and only_rounding(twin, trial)), trial.message
+    twin = as_twin(replace(pair, fast=wrong, takes="torch"))
+    trial = examine(twin, case)
+    assert trial.kind in ("value", "gradient")
+    assert not only_rounding(twin, trial)
+
+
+def test_a_gradient_that_is_zero_by_cancellation_is_no_sabotage():
+    made = checked(SOFTMAX_SUM, examples=5)
+    assert made.verdict == "degraded", made.rows[0].counterexample or made.rows[0].problems
+
+
+@pytest.mark.parametrize(("bad", "kind"), [(False, None), (True, "gradient")])
+def test_a_gradient_beyond_float16_is_judged_number_by_number(bad, kind):
+    """Along a direction, two infinite numbers may be NaN, and finite ones may exceed 65504 together."""
+    steep = Pair("steep", fast=lambda x: x * 1e6 if bad else (x.float() * 2e4).to(x.dtype), inputs={"x": arrays("N")},
+                 reference=lambda x: x * 2e4, wrt="x", takes="torch")  # fmt: skip
+    case = case_of("float16", x=np.zeros(100), cotangent=(1.0, 4.0, -4.0))
+    assert examine(as_twin(steep), case).kind == kind
 
 
 @pytest.mark.parametrize(

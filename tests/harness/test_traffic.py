@@ -12,6 +12,7 @@ from twinloss.harness.losses.catalogue import TWINS
 # Shares of MONAI's bytes and launches beyond the limits: what accuracy costs, with a margin of a few percent.
 KNOWN = {
     "masked_dice": (1.95, 1.5),  # a mask may be neither 0 nor 1
+    "masked": (1.95, 1.5),  # as for masked_dice
     "generalized_wasserstein_dice": (1.9, 1.5),  # distance and nearness are summed apart, so that neither cancels
     "focal": (1.5, 3.0),  # 1 - p and its logarithm are computed without a difference
     "dice_ce": (1.55, 1.5),

@@ -64,6 +64,8 @@ OPTIONS = {
     | FOCAL
     | {"focal_weight": [None, "per class"], "lambda_dice": [1.0, 0.3], "lambda_focal": [1.0, 2.5]},
     "tversky_loss": TVERSKY,
+    "matthews_correlation_loss": OVERLAP
+    | {"activation": [None, "sigmoid", "softmax"], "weight": [None, 0.5, "per class"]},  # defined for p in [0, 1]
     "focal_tversky_loss": TVERSKY | {"gamma": [0.75, 1.0, 2.0, "per class"], "smooth_nr": [1e-5, 0.0]},
 }
 IMAGES = {"shape": [(2, 1, 9), (1, 2, 5, 6), (2, 3, 5, 6, 5)], "reduction": CLASSES["reduction"]}
@@ -202,6 +204,7 @@ def test_every_loss_has_its_options_here():
         *REGISTRATION,
         "multi_scale_loss",
         "deep_supervision_loss",
+        "masked_loss",
     }  # these have tests of their own
 
 

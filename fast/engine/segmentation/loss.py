@@ -114,6 +114,14 @@ def _check_length(weight: float | tuple[float, ...], classes: int, name: str) ->
         )
 
 
+def check_mask_shape(mask: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise an error unless the shape of a mask fits that of the input."""
+    if tuple(mask.shape[1:]) != (1, *shape[2:]) or mask.shape[0] not in (1, shape[0]):
+        raise ShapeError(
+            f"mask has shape {tuple(mask.shape)} and input {shape}: expected ({shape[0]} or 1, 1, *{shape[2:]})"
+        )
+
+
 class Fraction(NamedTuple):
     """A fraction of statistics; `FractionPlan` describes terms, weights and distances."""
 
@@ -173,6 +181,10 @@ class SegmentationLoss(Loss):
         if not labels and is_looked_at(self, target):
             look_at(self, target, voxels.taking_part(), *self.exclusive(background))
         return voxels
+
+    def within(self, input: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the loss of the voxels within a mask, (B or 1, 1, *S), or of all voxels."""
+        return self.reduced_fraction(self.voxels(input, target, mask))
 
     def exclusive(self, background: bool) -> tuple[bool, bool]:
         """Return whether the prediction is a softmax, and whether its background class is included."""
@@ -260,10 +272,8 @@ class SegmentationLoss(Loss):
         if tuple(target.shape) != expected:
             hint = "labels" if labels else "the shape of the input; for labels (B, 1, *S) pass to_onehot_y=True"
             raise ShapeError(f"target has shape {tuple(target.shape)} and input {shape}: expected {expected}, {hint}")
-        if mask is not None and (tuple(mask.shape[1:]) != (1, *shape[2:]) or mask.shape[0] not in (1, shape[0])):
-            raise ShapeError(
-                f"mask has shape {tuple(mask.shape)} and input {shape}: expected ({shape[0]} or 1, 1, *{shape[2:]})"
-            )
+        if mask is not None:
+            check_mask_shape(mask, shape)
         if self.ignore_index is not None and not labels and not single and not 0 <= self.ignore_index < expected[1]:
             raise ValueError(
                 f"ignore_index={self.ignore_index} names no channel of a target with {shape[1]} channels: give the "
