@@ -20,6 +20,7 @@ from twinloss.compat.monai.segmentation import (
     MaskedDiceLoss,
     TverskyLoss,
 )
+from twinloss.compat.monai.wrappers import DeepSupervisionLoss
 from twinloss.fast import GeneralizedWassersteinDiceLoss, MultiScaleLoss
 
 Dice = DiceLoss
@@ -30,6 +31,7 @@ generalized_wasserstein_dice = GeneralizedWassersteinDiceLoss
 
 __all__ = [
     "BendingEnergyLoss",
+    "DeepSupervisionLoss",
     "Dice",
     "DiceCELoss",
     "DiceFocalLoss",
