@@ -177,7 +177,7 @@ def ignores_autocast(**needs: Any) -> Law:
     """Claim that the results under autocast are those without it."""
 
     def claims(twin: Twin, case: Case) -> Iterator[Claim]:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(_pair(twin).runs_on().type, torch.bfloat16):
             inside = ask_pair(twin, case)
         yield from _same(inside, ask_pair(twin, case), case)
 

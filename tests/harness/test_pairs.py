@@ -625,16 +625,6 @@ def test_a_kernel_that_is_off_by_a_factor_is_told_so():
     assert checked(pair).relation == "2 times that of the reference, in value and gradient"
 
 
-def test_two_processes_hunt_as_one_does(tmp_path):
-    place = f"{examples.__file__}:HISTOGRAM"
-    one, two = (
-        check_pair(place, dtypes=["float32", "float64"], examples=10, processes=processes) for processes in (1, 2)
-    )
-    assert [(row.dtype, row.cases, row.laws) for row in one.rows] == [
-        (row.dtype, row.cases, row.laws) for row in two.rows
-    ]
-
-
 def test_pairs_of_installed_packages_are_found_by_name(monkeypatch):
     entry = EntryPoint("their_norm", "pair_examples:NORM", pairs.GROUP)
     monkeypatch.setattr(pairs, "entry_points", lambda group: [entry] if group == pairs.GROUP else [])
