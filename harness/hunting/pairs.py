@@ -18,7 +18,7 @@ from twinloss.harness.drawing.hypothesis_seed import drawn
 from twinloss.harness.drawing.pair_cases import in_domain, pair_cases
 from twinloss.harness.hunting.loading import TargetError, load, load_object
 from twinloss.harness.hunting.target import is_of_arrays, parameters
-from twinloss.harness.judging import pair_laws
+from twinloss.harness.judging import pair_protocol
 from twinloss.harness.judging.pair_call import (
     Fast,
     ask_pair,
@@ -141,7 +141,7 @@ def as_twin(pair: Pair, place: str | None = None) -> Twin:
         origin=PairPlace(place) if place else None,
         source=_source(place),
     )
-    return replace(made, laws=(*laws, *pair_laws.protocol(made)))
+    return replace(made, laws=(*laws, *pair_protocol.protocol(made)))
 
 
 def _refuse_device(pair: Pair) -> None:

@@ -70,7 +70,7 @@ class Fast:
             for name, value in options.items()
             if not self.constructed or (self.call_takes(self.theirs(name)) and not self.takes(self.theirs(name)))
         }
-        held = {theirs: arguments[name] for name, theirs in self.pair.state.items()}
+        held = {theirs: arguments[name] for name, theirs in self.pair.state.items() if name in arguments}
         passed = {name: value for name, value in arguments.items() if name not in self.pair.state}
         if any(name in self.pair.names for name in passed):
             positional, keyword = (), {self.theirs(name): value for name, value in passed.items()}
