@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from twinloss.fast.engine.loss import entry_point
 from twinloss.fast.engine.segmentation.loss import ClassWeight, checked_weight, weight_by_class
 from twinloss.fast.engine.segmentation.voxels import Voxels
 from twinloss.fast.runtime.ranks import ProcessGroup
@@ -116,6 +117,11 @@ class FocalTverskyLoss(TverskyLoss):
             return_parts=return_parts,
         )  # fmt: skip
         self.gamma: Any = gamma
+
+    @entry_point
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss; the class documents shapes and errors."""
+        return self.within(input, target, None)
 
     def is_fraction(self) -> bool:
         """Return whether the loss of each class is the fraction itself; a power of it never is."""
