@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -238,7 +237,7 @@ class DiceCELoss(CompoundDiceLoss):
         ignored = voxels.ignored()
         kept = None if ignored is None else ~ignored
         smoothed = (1 - self.label_smoothing) * target.double() + self.label_smoothing / 2
-        return replace(voxels, input=x, target=smoothed, mask=kept, ignore_index=None, labels=False)
+        return voxels.having(input=x, target=smoothed, mask=kept, ignore_index=None, labels=False)
 
     def _cross_entropy(self, sums: Statistics, voxels: Voxels) -> Tensor:
         classes = sums.hits.shape[1]

@@ -15,6 +15,13 @@ from twinloss.fast.runtime.arguments import checked_flag
 from twinloss.fast.runtime.options import one_of
 from twinloss.fast.runtime.ranks import ProcessGroup
 
+# These are made once, because older releases of torch.compile cannot follow their construction.
+_WEIGHTS = {
+    (name, normalized): ClassWeights(power, normalized=normalized)
+    for name, power in (("square", 2), ("simple", 1), ("uniform", 0))
+    for normalized in (False, True)
+}
+
 
 class GeneralizedDiceLoss(SegmentationLoss):
     r"""Generalised Dice loss: one minus the Dice overlap of all classes together, weighted by their target volumes.
@@ -116,4 +123,4 @@ class GeneralizedDiceLoss(SegmentationLoss):
 
     def _weigh(self) -> Weigh:
         """Return the function that computes the weight of each class, given the volumes, (B or 1, C')."""
-        return ClassWeights({"square": 2, "simple": 1, "uniform": 0}[self.w_type], normalized=self.normalize_weights)
+        return _WEIGHTS[self.w_type, self.normalize_weights]
