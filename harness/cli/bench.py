@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from twinloss.harness.bench.cases import BenchmarkCase
     from twinloss.harness.bench.records import BenchmarkRun
     from twinloss.harness.bench.roofline import Rates
+    from twinloss.harness.bench.traffic import Comparison
     from twinloss.harness.model.twin import Twin
 
 
@@ -128,7 +130,16 @@ def _count(twins: list[Twin], size: int, folder: Path | None) -> None:
         if each.beyond:
             console.print(f"{each.case}: {', '.join(each.beyond)}", style="magenta")
     if folder:
-        console.print(f"wrote {traffic.write(comparisons, folder)}")
+        console.print(f"wrote {traffic.write(comparisons, folder, _estimates(comparisons))}")
+
+
+def _estimates(comparisons: list[Comparison]) -> list[str]:
+    """Return the lines of the report with the estimate for GPUs, if Triton is installed."""
+    from twinloss.harness.bench import estimate
+
+    if find_spec("triton") is None:
+        return []
+    return estimate.as_markdown([estimate.estimate(each.case, each.monai) for each in comparisons])
 
 
 def _run(cases: list[BenchmarkCase]) -> BenchmarkRun:
