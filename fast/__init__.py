@@ -7,9 +7,11 @@ from twinloss.fast.dice_ce import DiceCELoss
 from twinloss.fast.dice_focal import DiceFocalLoss
 from twinloss.fast.diffusion import DiffusionLoss
 from twinloss.fast.engine import eager as eager
+from twinloss.fast.engine.segmentation.parts import ClassParts, DiceCEParts, DiceFocalParts
 from twinloss.fast.focal import FocalLoss
 from twinloss.fast.focal_tversky import FocalTverskyLoss
 from twinloss.fast.generalized_dice import GeneralizedDiceLoss
+from twinloss.fast.generalized_dice_focal import GeneralizedDiceFocalLoss
 from twinloss.fast.generalized_wasserstein_dice import GeneralizedWassersteinDiceLoss, wasserstein_distance_map
 from twinloss.fast.global_mutual_information import GlobalMutualInformationLoss
 from twinloss.fast.local_normalized_cross_correlation import LocalNormalizedCrossCorrelationLoss
@@ -23,18 +25,23 @@ from twinloss.fast.tversky import TverskyLoss
 dice_ce = DiceCELoss
 dice_focal = DiceFocalLoss
 generalized_dice = GeneralizedDiceLoss
+generalized_dice_focal = GeneralizedDiceFocalLoss
 generalized_wasserstein_dice = GeneralizedWassersteinDiceLoss
 
 __all__ = [
     "BendingEnergyLoss",
+    "ClassParts",
     "DeepSupervisionLoss",
     "Dice",
     "DiceCELoss",
+    "DiceCEParts",
     "DiceFocalLoss",
+    "DiceFocalParts",
     "DiceLoss",
     "DiffusionLoss",
     "FocalLoss",
     "FocalTverskyLoss",
+    "GeneralizedDiceFocalLoss",
     "GeneralizedDiceLoss",
     "GeneralizedWassersteinDiceLoss",
     "GlobalMutualInformationLoss",
@@ -48,6 +55,7 @@ __all__ = [
     "dice_ce",
     "dice_focal",
     "generalized_dice",
+    "generalized_dice_focal",
     "generalized_wasserstein_dice",
     "wasserstein_distance_map",
 ]

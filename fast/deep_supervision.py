@@ -28,6 +28,16 @@ def _checked_weights(value: Any, name: str) -> tuple[float, ...] | None:
     return weights
 
 
+def _one_value(loss: Any) -> Tensor:
+    """Check the loss of a level, and return it."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"the wrapped loss must return a tensor, got {type(loss).__name__}: the parts of several levels are not "
+            "added, so do not pass return_parts=True"
+        )
+    return loss
+
+
 class DeepSupervisionLoss(Loss):
     r"""Weighted sum of a loss over the outputs of a network at several resolutions.
 
@@ -117,7 +127,7 @@ class DeepSupervisionLoss(Loss):
                 continue
             # Losses in half precision would be rounded before they are added.
             x = dispatch.widened(level) if dispatch.result_type(level) in dispatch.HALVES else level
-            losses.append(times(weight, self.loss(x, *(each.at(k, self.interp_mode) for each in given))))
+            losses.append(times(weight, _one_value(self.loss(x, *(each.at(k, self.interp_mode) for each in given)))))
         shapes = {tuple(loss.shape) for loss in losses if loss.ndim > 0}
         if len(shapes) > 1:
             raise ValueError(

@@ -96,6 +96,7 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
         smooth_nr: ν, the smoothing term of the numerator.
         smooth_dr: δ, the smoothing term of the denominator.
         ignore_index: voxels with this label are excluded, whatever values they hold.
+        return_parts: see DiceLoss. The parts are the shares of the true classes.
 
     Shape:
         input (B, C, *S), logits; target (B, *S) or (B, 1, *S), labels of any integer or floating-point type.
@@ -143,8 +144,12 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
         smooth_dr: float = 1e-5,
         *,
         ignore_index: int | None = None,
+        return_parts: bool = False,
     ) -> None:
-        super().__init__(True, True, False, True, None, reduction, smooth_nr, smooth_dr, False, ignore_index)
+        super().__init__(
+            True, True, False, True, None, reduction, smooth_nr, smooth_dr, False, ignore_index,
+            return_parts=return_parts,
+        )  # fmt: skip
         self.weighting_mode = weighting_mode
         self.dist_matrix = dist_matrix
 

@@ -26,6 +26,10 @@ from twinloss.reference.generalized_dice import (
     generalized_dice_loss,
     generalized_dice_loss_gradient,
 )
+from twinloss.reference.generalized_dice_focal import (
+    generalized_dice_focal_loss,
+    generalized_dice_focal_loss_gradient,
+)
 from twinloss.reference.generalized_wasserstein_dice import (
     generalized_wasserstein_dice_loss,
     generalized_wasserstein_dice_loss_gradient,
@@ -61,6 +65,8 @@ __all__ = [
     "focal_loss_gradient",
     "focal_tversky_loss",
     "focal_tversky_loss_gradient",
+    "generalized_dice_focal_loss",
+    "generalized_dice_focal_loss_gradient",
     "generalized_dice_loss",
     "generalized_dice_loss_gradient",
     "generalized_wasserstein_dice_loss",

@@ -112,6 +112,12 @@ LOSSES = {
     "mutual information none": Each(
         lambda: fast.GlobalMutualInformationLoss(num_bins=8, kernel_type="b-spline", reduction="none"), _images
     ),
+    "generalized dice focal": Each(
+        lambda: fast.GeneralizedDiceFocalLoss(**_ON_LABELS, weight=[1.0, 2.0, 3.0]), _of_labels
+    ),
+    "generalized dice focal none": Each(
+        lambda: fast.GeneralizedDiceFocalLoss(sigmoid=True, use_softmax=False, reduction="none"), _soft
+    ),
     "deep supervision": Each(lambda: fast.DeepSupervisionLoss(fast.DiceCELoss(**_ON_LABELS), stacked=True), _stacked),
     "deep supervision weights": Each(
         lambda: fast.DeepSupervisionLoss(

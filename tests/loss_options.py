@@ -17,6 +17,7 @@ from twinloss.fast import (
     DiffusionLoss,
     FocalLoss,
     FocalTverskyLoss,
+    GeneralizedDiceFocalLoss,
     GeneralizedDiceLoss,
     GeneralizedWassersteinDiceLoss,
     GlobalMutualInformationLoss,
@@ -42,6 +43,7 @@ REFERENCE = {
     FocalLoss: (reference.focal_loss, reference.focal_loss_gradient),
     DiceCELoss: (reference.dice_ce_loss, reference.dice_ce_loss_gradient),
     DiceFocalLoss: (reference.dice_focal_loss, reference.dice_focal_loss_gradient),
+    GeneralizedDiceFocalLoss: (reference.generalized_dice_focal_loss, reference.generalized_dice_focal_loss_gradient),
 }
 
 

@@ -98,11 +98,11 @@ def _count(twins: list[Twin], size: int, folder: Path | None) -> None:
     from rich.table import Table
 
     from twinloss.harness.bench import traffic
-    from twinloss.harness.bench.cases import base_cases
+    from twinloss.harness.bench.cases import counted_cases
 
     with progress() as tick:
         comparisons = []
-        for case in base_cases(twins, 1, size):
+        for case in counted_cases(twins, size):
             tick(str(case), 0)
             comparisons.append(traffic.compare(case))
     made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)

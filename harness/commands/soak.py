@@ -47,6 +47,7 @@ REASONS = {
             "dice_focal",
             "deep_supervision",
             "masked",
+            "generalized_dice_focal",
         ),
         _OVERLAP,
     ),

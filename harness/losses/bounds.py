@@ -74,6 +74,11 @@ def deep_supervision(options: Options, shape: tuple[int, ...]) -> Bounds:
     return total * low if low else 0.0, total * high
 
 
+def generalized_overlap_and_entropy(options: Options, shape: tuple[int, ...]) -> Bounds:
+    """Return the bounds of generalised Dice with focal loss, whose class weights belong to the focal term."""
+    return overlap_and_entropy({**options, "weight": None, "lambda_dice": options["lambda_gdl"]}, shape)
+
+
 def correlation(options: Options, shape: tuple[int, ...]) -> Bounds:
     """Return the bounds of local normalised cross-correlation."""
     largest = _largest_ratio(options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -39,6 +40,22 @@ def generalized_dice_loss(truth: Truth) -> Array:
     """
     (x, target), cotangent, _ = _arguments(truth)
     given = reference_options(truth.case, gradient=True)
+    return _generalized_dice(x, target, cotangent, given)
+
+
+def generalized_dice_focal_loss(truth: Truth) -> Array:
+    """Return the magnitudes of the terms of the generalised Dice term, to which the focal term only adds."""
+    (x, target), cotangent, options = _arguments(truth)
+    given = reference_options(truth.case, gradient=True)
+    names = (*inspect.signature(generalized_dice.GeneralizedDiceOptions).parameters, "other_act_derivative")
+    if options.get("reduction") == "none":  # one Dice loss is added at many voxels
+        axes = tuple(range(0 if options.get("batch") else 1, cotangent.ndim))
+        cotangent = np.abs(cotangent).sum(axis=axes, keepdims=True)
+    terms = _generalized_dice(x, target, cotangent, {name: given[name] for name in names if name in given})
+    return np.asarray(options.get("lambda_gdl", 1.0) * terms)
+
+
+def _generalized_dice(x: Array, target: Array, cotangent: Array, given: dict[str, Any]) -> Array:
     derivative = given.pop("other_act_derivative", None)
     o = generalized_dice.GeneralizedDiceOptions(**given)
     p, g = segmentation.probabilities(x, target, o)
@@ -64,7 +81,7 @@ def focal_tversky_loss(truth: Truth) -> Array:
     derivative = given.pop("other_act_derivative", None)
     o = focal_tversky.FocalTverskyOptions(**given)
     p, g = segmentation.probabilities(x, target, o)
-    loss, n, m = focal_tversky.tversky(x, p, g, o)
+    loss, n, m = focal_tversky.tversky(x, target, p, g, o)
     gamma = segmentation.class_weights(o.gamma, p)
     u = np.abs(segmentation.class_weights(o.weight, p) * reduce_adjoint(cotangent, loss, x.ndim, o.reduction))
     _, dt = segmentation.overlap(p, g, o.soft_label)

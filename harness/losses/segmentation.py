@@ -11,7 +11,7 @@ from twinloss.harness.drawing import segmentation_options as seg
 from twinloss.harness.drawing.segmentation_cases import segmentation
 from twinloss.harness.losses import bounds, gradient_term_sizes, peers
 from twinloss.harness.losses import segmentation_laws as laws
-from twinloss.harness.losses.benchmark_inputs import labelled
+from twinloss.harness.losses.benchmark_inputs import counted, labelled
 from twinloss.harness.losses.module_laws import PROTOCOL
 from twinloss.harness.losses.real_cases import LABELS, LABELS_IN_MASK, SOFT_LABELS, SOFT_LABELS_IN_MASK
 from twinloss.harness.model.twin import Twin
@@ -39,7 +39,12 @@ DICE = Twin(
     bounds=bounds.overlap,
     laws=laws.SEGMENTATION + laws.JACCARD + laws.WEIGHT + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
-    benches=(labelled("DiceLoss", others=peers.dice),),
+    benches=(
+        labelled("DiceLoss", others=peers.dice),
+        counted("sigmoid", "DiceLoss", {"sigmoid": True, "to_onehot_y": True}),
+        counted("sigmoid and soft target", "DiceLoss", {"sigmoid": True}, soft=True),
+        counted("soft target", "DiceLoss", {"softmax": True}, soft=True),
+    ),
 )  # fmt: skip
 
 MASKED_DICE = Twin(
@@ -194,6 +199,8 @@ FOCAL = Twin(
             passes=1,
             note="segmentation_models_pytorch treats each class separately, with a sigmoid",
         ),
+        counted("sigmoid", "FocalLoss", {"to_onehot_y": True, "use_softmax": False}),
+        counted("soft target", "FocalLoss", {"use_softmax": True}, soft=True),
     ),
 )
 
@@ -226,7 +233,10 @@ DICE_CE = Twin(
     **OF_COMPOUND,
     laws=laws.DICE_CE + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
-    benches=(labelled("DiceCELoss", others=peers.cross_entropy),),
+    benches=(
+        labelled("DiceCELoss", others=peers.cross_entropy),
+        counted("soft target", "DiceCELoss", {"softmax": True}, soft=True),
+    ),
 )  # fmt: skip
 
 DICE_FOCAL = Twin(
@@ -247,3 +257,27 @@ DICE_FOCAL = Twin(
         ),
     ),
 )
+
+GENERALIZED_DICE_FOCAL = Twin(
+    name="generalized_dice_focal",
+    fast=fast.GeneralizedDiceFocalLoss,
+    value=reference.generalized_dice_focal_loss,
+    gradient=reference.generalized_dice_focal_loss_gradient,
+    operands=("input", "target"),
+    options={**GENERALIZED_DICE.options} | seg.FOCAL
+    | {"weight": (None, 2.0, seg.PER_CHANNEL), "lambda_gdl": seg.LAMBDAS, "lambda_focal": seg.LAMBDAS},
+    **OF_OVERLAP,
+    allowed=seg.one_activation,
+    logits=lambda options: True,
+    terms=gradient_term_sizes.generalized_dice_focal_loss,
+    bounds=bounds.generalized_overlap_and_entropy,
+    laws=laws.GENERALIZED_DICE_FOCAL + PROTOCOL,
+    real=(LABELS, SOFT_LABELS),
+    benches=(
+        labelled(
+            "GeneralizedDiceFocalLoss",
+            others=peers.cross_entropy,
+            note="MONAI's focal term uses a sigmoid, ours a softmax",
+        ),
+    ),
+)  # fmt: skip

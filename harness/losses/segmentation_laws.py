@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -217,6 +218,12 @@ def _same(twin: Twin, case: Case, other: Twin, question: Case) -> Iterator[Claim
     yield Claim("gradient", here.gradient.ravel(), there.gradient.ravel(), case)
 
 
+def _generalized_dice_alone(twin: Twin, case: Case) -> Iterator[Claim]:
+    names = inspect.signature(fast.GeneralizedDiceLoss).parameters
+    dice = replace(case, options={name: value for name, value in case.options.items() if name in names})
+    yield from _same(twin, case, replace(twin, fast=fast.GeneralizedDiceLoss), dice)
+
+
 def _focal_is_cross_entropy(twin: Twin, case: Case) -> Iterator[Claim]:
     x, labels = (operand.tensor() for operand in case.operands.values())
     x = x.double().requires_grad_()
@@ -384,14 +391,22 @@ FOCAL = (
          "include_background": True, "ignore_index": None}, _integer_labels),
     Law("sum adds up the means over voxels", _sum_of_means_over_voxels, {"reduction": "none", "ignore_index": None}),
 )  # fmt: skip
+_SUM_OF_MEANS = Law(
+    "sum adds up the means over voxels", _sum_of_means_over_voxels,
+    {"reduction": "none", "ignore_index": None, "batch": False},
+)  # fmt: skip
 DICE_FOCAL = (
     BOUNDED, needing(MEAN, ignore_index=None), *(needing(law, reduction="mean") for law in (NO_ORDER, FLIPS)),
     needing(NONE_MEAN, ignore_index=None), ONE_HOT,
     *(needing(law, reduction="mean") for law in (CROPPING, CROPPING_BY_CHANNEL)), needing(CLASSES, alpha=None),
     *SOFTMAX,
     Law("a doubled weight doubles the loss", _scales_with("weight"), {"weight": PER_CHANNEL}),
-    Law("sum adds up the means over voxels", _sum_of_means_over_voxels,
-        {"reduction": "none", "ignore_index": None, "batch": False}),
+    _SUM_OF_MEANS,
+)  # fmt: skip
+GENERALIZED_DICE_FOCAL = (
+    *(needing(law, lambda_gdl=0.0) if law is _SUM_OF_MEANS else law for law in DICE_FOCAL if "weight" not in law.needs),
+    Law("without the focal term it is generalised Dice", _generalized_dice_alone,
+        {"lambda_focal": 0.0, "lambda_gdl": 1.0, "reduction": "mean"}),
 )  # fmt: skip
 _REGIONS = {"multilabel": True, "to_onehot_y": False, "weight": None, "ce_weight": None, "ignore_index": None,
             "reduction": "mean"}  # fmt: skip

@@ -31,6 +31,7 @@ LABELS: tuple[tuple[Callable[..., torch.nn.Module], dict[str, Any]], ...] = (
     (fast.MatthewsCorrelationLoss, {**SOFTMAX, "ignore_index": 2}),
     (fast.DiceCELoss, {**SOFTMAX, "label_smoothing": 0.1, "ce_weight": (1.0, 2.0, 3.0)}),
     (fast.DiceFocalLoss, {**SOFTMAX, "gamma": 0.5}),
+    (fast.GeneralizedDiceFocalLoss, {**SOFTMAX, "gamma": 0.5}),
 )
 
 

@@ -33,6 +33,7 @@ UNLIKE = (
     "dice_focal",
     "diffusion",
     "focal",
+    "generalized_dice_focal",
     "generalized_wasserstein_dice",
     "lncc",
     "matthews_correlation",

@@ -642,3 +642,31 @@ class FocalOfTheActivated(fast.DiceFocalLoss):
         if not self.sigmoid:
             return super().forward(input, target)
         return super().forward(input.sigmoid(), target)
+
+
+@bug("generalized_dice_focal")
+class WeightOnBothTerms(fast.GeneralizedDiceFocalLoss):
+    """The class weights multiply the Dice term, too, whose classes have weights that follow from their volumes."""
+
+    def dice(self, sums: Any, voxels: Any) -> Tensor:
+        """Compute the wrong Dice term."""
+        dice = super().dice(sums, voxels)
+        return dice if self.weight is None else dice * torch.as_tensor(self.weight, dtype=dice.dtype).mean()
+
+
+@bug("generalized_dice_focal")
+class DiceOncePerClass(fast.GeneralizedDiceFocalLoss):
+    """The sum adds the Dice term, which pools the classes, once for each class."""
+
+    def dice(self, sums: Any, voxels: Any) -> Tensor:
+        """Compute the wrong Dice term."""
+        dice = super().dice(sums, voxels)
+        return dice.expand(-1, voxels.input.shape[1]) if self.reduction == "sum" else dice
+
+
+@bug("generalized_dice_focal")
+class LambdaOfTheDiceLoss(fast.GeneralizedDiceFocalLoss):
+    """lambda_gdl is accepted and ignored, because the base class calls the option lambda_dice."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "lambda_gdl": 1.0})

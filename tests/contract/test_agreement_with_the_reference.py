@@ -32,6 +32,7 @@ from twinloss.fast import (
     DiffusionLoss,
     FocalLoss,
     FocalTverskyLoss,
+    GeneralizedDiceFocalLoss,
     GeneralizedDiceLoss,
     GeneralizedWassersteinDiceLoss,
     MatthewsCorrelationLoss,
@@ -61,6 +62,7 @@ TOLERANCES = {
     FocalLoss: ((1e-13, 1e-16), (2e-6, 1e-8)),
     DiceCELoss: ((1e-12, 1e-15), (5e-6, 1e-7)),
     DiceFocalLoss: ((1e-12, 1e-15), (5e-6, 1e-6)),
+    GeneralizedDiceFocalLoss: ((1e-12, 1e-15), (5e-6, 1e-6)),
 }
 
 
@@ -166,6 +168,18 @@ TOLERANCES = {
                 {"sigmoid": True, "use_softmax": False, "alpha": [0.2, 0.5, 0.9], "ignore_index": 2, "gamma": 0},
                 {"softmax": True, "soft_label": True, "lambda_dice": 0.5, "lambda_focal": 2.0},
             ],
+            REDUCTIONS,
+            ANY_TARGET,
+        ),
+        GeneralizedDiceFocalLoss: grid(
+            [
+                {"softmax": True, "weight": [0.5, 0.0, 2.0], "alpha": 0.3},
+                {"softmax": True, "include_background": False, "weight": [0.5, 1.0, 2.0], "ignore_index": 1},
+                {"sigmoid": True, "use_softmax": False, "batch": True, "gamma": 0.5, "lambda_gdl": 0.5},
+                {"sigmoid": True, "smooth_nr": 0.0, "smooth_dr": 1e-3, "normalize_weights": True, "ignore_index": 2},
+                {"softmax": True, "soft_label": True, "lambda_gdl": 0.5, "lambda_focal": 2.0},
+            ],
+            W_TYPES,
             REDUCTIONS,
             ANY_TARGET,
         ),

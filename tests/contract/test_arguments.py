@@ -32,6 +32,7 @@ from twinloss.fast import (
     DiffusionLoss,
     FocalLoss,
     FocalTverskyLoss,
+    GeneralizedDiceFocalLoss,
     GeneralizedDiceLoss,
     GeneralizedWassersteinDiceLoss,
     GlobalMutualInformationLoss,
@@ -65,6 +66,7 @@ def layouts(x):
         FocalLoss: REDUCTIONS,
         DiceCELoss: [SOFTMAX],
         DiceFocalLoss: grid([SOFTMAX], REDUCTIONS),
+        GeneralizedDiceFocalLoss: [SOFTMAX],
     }
 )
 def test_layout_of_logits_and_labels_does_not_matter(form, loss_class, options):
@@ -74,7 +76,7 @@ def test_layout_of_logits_and_labels_does_not_matter(form, loss_class, options):
     if loss_class is DiceLoss and form == "kernel":
         tolerances = 0, 0
     else:
-        tolerances = 1e-6, {FocalLoss: 1e-9, DiceFocalLoss: 1e-6}.get(loss_class, 1e-8)
+        tolerances = 1e-6, {FocalLoss: 1e-9, DiceFocalLoss: 1e-6, GeneralizedDiceFocalLoss: 1e-6}.get(loss_class, 1e-8)
     for layout in layouts(x):
         assert_all_close(value_and_gradient(loss, layout, y.mT.contiguous().mT, form=form), expected, *tolerances)
 

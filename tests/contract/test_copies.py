@@ -84,6 +84,7 @@ WEIGHTS, FRACTIONS = np.array([0.1, 0.2, 0.7]), [[0, 0.9, 0.9], [0.9, 0, 0.3], [
 FIELD = {"reduction": "sum", "stencil": "wide", "spacing": [0.1, 0.3], "normalize": True}
 SMOOTHING = {"smooth_nr": 0.1, "smooth_dr": 0.7}
 WINDOW = {"kernel_size": 5, "kernel_type": "gaussian"}
+FOCUSED = {"to_onehot_y": True, "gamma": 0.1, "alpha": 0.3}
 BLUR = {"scales": [0, 0.3, 1.7], "kernel": "cauchy", "reduction": "sum", "normalize_kernel": True}
 
 
@@ -99,6 +100,9 @@ BLUR = {"scales": [0, 0.3, 1.7], "kernel": "cauchy", "reduction": "sum", "normal
         fast.FocalLoss: [{"gamma": 0.1, "weight": WEIGHTS, "alpha": 0.3}],
         fast.DiceCELoss: [SOFTMAX | {"ce_weight": WEIGHTS, "label_smoothing": 0.1}],
         fast.DiceFocalLoss: [SOFTMAX | {"focal_weight": WEIGHTS, "gamma": 0.1, "alpha": 0.3}],
+        fast.GeneralizedDiceFocalLoss: [
+            FOCUSED | {"weight": WEIGHTS, "lambda_gdl": 0.3, "other_act": torch.sigmoid, "reduction": "sum"}
+        ],
         fast.BendingEnergyLoss: [FIELD],
         fast.DiffusionLoss: [FIELD],
         fast.LocalNormalizedCrossCorrelationLoss: [

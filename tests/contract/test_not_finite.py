@@ -34,6 +34,7 @@ from twinloss.fast import (
     DiffusionLoss,
     FocalLoss,
     FocalTverskyLoss,
+    GeneralizedDiceFocalLoss,
     GeneralizedDiceLoss,
     GeneralizedWassersteinDiceLoss,
     GlobalMutualInformationLoss,
@@ -100,6 +101,7 @@ SEGMENTATION = {
     "focal, sigmoid": (FocalLoss(to_onehot_y=True, use_softmax=False), element),
     "dice_ce": (DiceCELoss(**SOFTMAX), item),
     "dice_focal": (DiceFocalLoss(**SOFTMAX), item),
+    "generalized_dice_focal": (GeneralizedDiceFocalLoss(**SOFTMAX), item),
 }
 REGISTRATION = {
     "bending_energy": (BendingEnergyLoss(), of_second_differences),

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from twinloss import fast, reference
+from twinloss.fast.engine.segmentation.loss import SegmentationLoss
 
 REQUIRED = inspect.Parameter.empty
 
@@ -68,6 +69,15 @@ DOCUMENTED = {
         _DICE | {"gamma": 2.0, "focal_weight": None, "lambda_dice": 1.0, "lambda_focal": 1.0},
         _DICE_EXTRA | _FOCAL_EXTRA,
         reference.dice_focal_loss,
+        distributed=True,
+    ),
+    fast.GeneralizedDiceFocalLoss: Documented(
+        _ACTIVATION
+        | {"w_type": "square"}
+        | _REDUCTION
+        | {"batch": False, "gamma": 2.0, "weight": None, "lambda_gdl": 1.0, "lambda_focal": 1.0},
+        {"soft_label": False, "ignore_index": None, "normalize_weights": False, "use_softmax": True, "alpha": None},
+        reference.generalized_dice_focal_loss,
         distributed=True,
     ),
     fast.FocalLoss: Documented(
@@ -155,9 +165,11 @@ def test_documented_arguments_have_their_order_and_defaults(loss_class, document
 
 @EVERY
 def test_options_beyond_the_documentation_are_keyword_only(loss_class, documented):
-    of_ranks = {"process_group": None} if documented.distributed else {}
-    assert defaults(loss_class, inspect.Parameter.KEYWORD_ONLY) == documented.keyword_only | of_ranks
-    assert set(defaults(loss_class)) == {*documented.options, *documented.keyword_only, *of_ranks}
+    fast_only = {"process_group": None} if documented.distributed else {}
+    if issubclass(loss_class, SegmentationLoss) and loss_class is not fast.FocalLoss:
+        fast_only["return_parts"] = False
+    assert defaults(loss_class, inspect.Parameter.KEYWORD_ONLY) == documented.keyword_only | fast_only
+    assert set(defaults(loss_class)) == {*documented.options, *documented.keyword_only, *fast_only}
 
 
 @EVERY
@@ -214,6 +226,7 @@ def test_wasserstein_distance_map_is_public_and_takes_the_documented_arguments()
         ("generalized_wasserstein_dice", fast.GeneralizedWassersteinDiceLoss),
         ("dice_ce", fast.DiceCELoss),
         ("dice_focal", fast.DiceFocalLoss),
+        ("generalized_dice_focal", fast.GeneralizedDiceFocalLoss),
     ],
 )
 def test_alias_names_the_class(alias, loss_class):

@@ -1,5 +1,7 @@
 """The fast loss within a mask: all losses, half precision, errors and corner cases."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,9 @@ WRAPPED = {
     "dice": (fast.DiceLoss, ON_LABELS),
     "dice, weights": (fast.DiceLoss, {**ON_LABELS, "weight": [1.0, 2.0, 0.5], "reduction": "none"}),
     "tversky": (fast.TverskyLoss, {"other_act": torch.sigmoid, "to_onehot_y": True, "alpha": 0.3}),
+    "focal_tversky": (fast.FocalTverskyLoss, {**ON_LABELS, "weight": [1.0, 2.0, 0.5]}),
+    "matthews_correlation": (fast.MatthewsCorrelationLoss, ON_LABELS),
+    "matthews_correlation, soft": (fast.MatthewsCorrelationLoss, {**ON_LABELS, "soft_label": True, "batch": True}),
     "generalized_dice": (fast.GeneralizedDiceLoss, ON_LABELS),
     "generalized_wasserstein_dice": (fast.GeneralizedWassersteinDiceLoss, {"dist_matrix": DISTANCES}),
     "generalized_wasserstein_dice, GDL": (
@@ -43,6 +48,22 @@ def case(kind="soft", dtype=torch.float64):
     x[(made == 0).expand_as(x)] = torch.nan
     y[..., 0] = 1
     return x, y, made
+
+
+@BACKENDS
+@pytest.mark.parametrize("loss_class", dict.fromkeys(made for made, _ in WRAPPED.values()))
+def test_hard_mask_gives_the_loss_of_the_voxels_within_it(form, loss_class):
+    options = inspect.signature(loss_class).parameters
+    given = {"softmax": True, "to_onehot_y": True, "dist_matrix": DISTANCES}
+    loss = loss_class(**{name: value for name, value in given.items() if name in options})
+    x, y, mask = logits(1, 3, 30, dtype=torch.float64), labels(1, 1, 30), labels(1, 1, 30, classes=2, seed=3)
+    inside = mask[0, 0] == 1
+    x[..., ~inside] = torch.nan
+    value, gradient = value_and_gradient(MaskedLoss(loss), x, y, mask, form=form)
+    rest = (torch.ones(1, 1, int(inside.sum())),) if "mask" in inspect.signature(loss.forward).parameters else ()
+    expected = value_and_gradient(loss, x[..., inside], y[..., inside], *rest, form=form)
+    assert_all_close((value, gradient[..., inside]), expected, 1e-12, 1e-15)
+    assert not gradient[..., ~inside].any()
 
 
 def exact(name, x, y, mask, ignore_index=None):

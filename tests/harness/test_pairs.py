@@ -417,81 +417,6 @@ def test_a_hunt_whose_judge_accepts_wrong_gradients_says_which():
     assert "the judge accepts a gradient of x replaced by zeros" in made.rows[0].problems
 
 
-@pytest.mark.parametrize(
-    ("law", "holds"),
-    [
-        (laws.scales("w"), True),
-        (laws.scales("x"), False),
-        (laws.linear("w"), True),
-        (laws.linear("x"), False),
-        (laws.independent("B"), True),
-        (laws.permutes("H"), True),
-        (laws.bounded(-1, 1), False),
-        (laws.invariant("the sign of w", lambda inputs: {"w": -inputs["w"]}), False),
-        (laws.equivariant("the sign of w flips", lambda inputs: {"w": -inputs["w"]}, np.negative), True),
-        (laws.holds("no output is zero", lambda inputs, outputs, options: bool(outputs[0].all())), True),
-    ],
-    ids=lambda each: getattr(each, "name", None),
-)
-def test_laws_hold_or_are_broken(law, holds):
-    twin = as_twin(PAIR)
-    trial = examine(twin, case_of("float64", law=law, x=[[[0.5, -1.5, 3.0]], [[1.0, 2.0, -0.75]]], w=W))
-    assert (trial.kind is None) == holds, trial.message
-
-
-class Shares(torch.nn.Module):
-    def __init__(self, shift):
-        super().__init__()
-        self.shift = shift
-
-    def forward(self, x):
-        return x + sum(self.shift)
-
-
-class Counts(torch.nn.Module):
-    calls = 0
-
-    def forward(self, x):
-        self.calls += 1
-        return x * 1
-
-
-def on_default_device(x):
-    return x + torch.zeros(x.shape[-1])
-
-
-def in_place(x):
-    with torch.no_grad():
-        x.mul_(2)
-    return x * 0.5
-
-
-@pytest.mark.parametrize(
-    ("fast", "broken"),
-    [
-        (Counts, "a call leaves no state"),
-        (on_default_device, "default dtype and device do not matter"),
-        (in_place, "inputs stay unchanged"),
-    ],
-)
-def test_functions_of_bad_conduct_break_a_law(fast, broken):
-    made = checked(
-        Pair("same", fast=fast, reference=lambda x: x + 0, inputs={"x": arrays("N M")}, takes="torch"), examples=30
-    )
-    assert made.verdict == "fail"
-    message = made.rows[0].counterexample.message
-    assert broken in message or "a single memory location" in message  # of an expanded input
-
-
-def test_a_list_that_a_constructor_keeps_is_seen():
-    pair = Pair(
-        "shift", fast=Shares, reference=lambda x, *, shift: x + sum(shift), inputs={"x": arrays("N")},
-        options={"shift": ([1.0, 2.0],)},
-    )  # fmt: skip
-    made = checked(pair, examples=30)
-    assert "arguments of the constructor are copied" in made.rows[0].counterexample.message
-
-
 def test_the_command_writes_a_script_that_runs_by_itself(tmp_path):
     file = tmp_path / "my_pairs.py"
     tests = Path(examples.__file__).parent
@@ -623,16 +548,6 @@ def test_a_kernel_that_is_off_by_a_factor_is_told_so():
         "half", fast=lambda x: x, reference=lambda x: x / 2, inputs={"x": arrays("N M")}, wrt="x", takes="torch"
     )
     assert checked(pair).relation == "2 times that of the reference, in value and gradient"
-
-
-def test_two_processes_hunt_as_one_does(tmp_path):
-    place = f"{examples.__file__}:HISTOGRAM"
-    one, two = (
-        check_pair(place, dtypes=["float32", "float64"], examples=10, processes=processes) for processes in (1, 2)
-    )
-    assert [(row.dtype, row.cases, row.laws) for row in one.rows] == [
-        (row.dtype, row.cases, row.laws) for row in two.rows
-    ]
 
 
 def test_pairs_of_installed_packages_are_found_by_name(monkeypatch):

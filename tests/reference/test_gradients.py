@@ -37,10 +37,11 @@ FOCAL = CLASSES | {
     "use_softmax": [True, False],
 }
 TVERSKY = OVERLAP | {"alpha": [0.5, 0.2], "beta": [0.5, 0.9], "weight": [None, 0.5, "per class"]}
+GENERALIZED = OVERLAP | {"w_type": ["square", "simple", "uniform"], "normalize_weights": [False, True]}
 OPTIONS = {
     "dice_loss": DICE,
     "masked_dice_loss": DICE | {"mask": ["binary", "soft", "of all items"]},
-    "generalized_dice_loss": OVERLAP | {"w_type": ["square", "simple", "uniform"], "normalize_weights": [False, True]},
+    "generalized_dice_loss": GENERALIZED,
     "generalized_wasserstein_dice_loss": {
         "shape": [(2, 3), (2, 3, 5), (1, 4, 3, 4), (2, 2, 2, 3, 2)],
         "target": ["labels", "labels without channel"],
@@ -63,6 +64,7 @@ OPTIONS = {
     "dice_focal_loss": DICE
     | FOCAL
     | {"focal_weight": [None, "per class"], "lambda_dice": [1.0, 0.3], "lambda_focal": [1.0, 2.5]},
+    "generalized_dice_focal_loss": GENERALIZED | FOCAL | {"lambda_gdl": [1.0, 0.3], "lambda_focal": [1.0, 2.5]},
     "tversky_loss": TVERSKY,
     "matthews_correlation_loss": OVERLAP
     | {"activation": [None, "sigmoid", "softmax"], "weight": [None, 0.5, "per class"]},  # defined for p in [0, 1]

@@ -27,6 +27,7 @@ LOSSES = {
     "focal_loss": {"to_onehot_y": True},
     "dice_ce_loss": SOFTMAX,
     "dice_focal_loss": SOFTMAX,
+    "generalized_dice_focal_loss": SOFTMAX,
     "tversky_loss": SOFTMAX,
     "focal_tversky_loss": SOFTMAX,
     "matthews_correlation_loss": SOFTMAX,
@@ -144,6 +145,7 @@ def test_reduction_mean_is_the_mean_of_reduction_none(name):
         ("focal_loss", {}, (2, 3, 4, 5)),
         ("focal_loss", {"include_background": False}, (2, 2, 4, 5)),
         ("dice_focal_loss", {"batch": True, "include_background": False}, (2, 2, 4, 5)),
+        ("generalized_dice_focal_loss", {"batch": True, "include_background": False}, (2, 2, 4, 5)),
     ],
 )
 def test_without_reduction_the_shape_is_broadcastable(name, options, shape):

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from twinloss.fast.kernels.contract import CorrelationPlan
 from twinloss.fast.kernels.gpu.compiled import correlation
-from twinloss.fast.kernels.gpu.launch import interpreted, launch, on_device
+from twinloss.fast.kernels.gpu.launch import interpreted, launch
 from twinloss.fast.kernels.gpu.window import Programs, Step, far, near, programs
+from twinloss.fast.runtime.constants import on_device
 
 # The largest window that one launch takes along all three axes, and the largest that is carried in registers. One
 # launch also takes the latter if float32 images have so few voxels that the launches of slabs would keep no GPU busy.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,16 +98,6 @@ def share(count: int, block: int, device: torch.device) -> int:
     if interpreted():
         return -(-count // (3 * block)) * block
     return max(-(-count // (processors(device) * _WAVES * block)), 1) * block
-
-
-def on_device(constants: np.ndarray[Any, Any], device: torch.device) -> Tensor:
-    """Return constants as a tensor, which is uploaded once: an upload in each call would stop a CUDA graph."""
-    return _uploaded(constants.tobytes(), constants.dtype.str, constants.shape, device)
-
-
-@lru_cache(maxsize=256)
-def _uploaded(content: bytes, dtype: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.frombuffer(content, dtype).reshape(shape).copy()).to(device)
 
 
 def real_type(dtype: torch.dtype) -> Any:

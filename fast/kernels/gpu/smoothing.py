@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from twinloss.fast.kernels.gpu.compiled import smoothing
-from twinloss.fast.kernels.gpu.launch import launch, on_device
+from twinloss.fast.kernels.gpu.launch import launch
 from twinloss.fast.kernels.gpu.window import Step, far, near, programs
+from twinloss.fast.runtime.constants import on_device
 
 # The largest number of steps that are carried in registers.
 _RING = 33

@@ -34,7 +34,8 @@ from twinloss.fast.kernels.contract import (
 from twinloss.fast.kernels.gpu.compiled import fraction, voxel, voxel_many
 from twinloss.fast.kernels.gpu.compiled.rows import SLOPES
 from twinloss.fast.kernels.gpu.compiled.voxel_chunk import Kind
-from twinloss.fast.kernels.gpu.launch import interpreted, launch, on_device, power_of_2, real_type, share
+from twinloss.fast.kernels.gpu.launch import interpreted, launch, power_of_2, real_type, share
+from twinloss.fast.runtime.constants import on_device
 
 _ACTIVATIONS = ("identity", "sigmoid", "softmax")
 _OVERLAPS = ("none", "product", "minimum", "squared")
@@ -235,12 +236,16 @@ def _compound_terms(asked: CompoundPlan) -> tuple[np.ndarray[Any, Any], tuple[fl
     constants = {
         "FRACTION": asked.terms is not None, "BATCH": False, "COMPLEMENTARY": False,
         "COUNTED": bool(asked.volumes), "BY_ITEM": asked.by_item,
+        "FIRST": 0, "POWER": None, "OFFSET": 0, "NORMALIZED": False,
     }  # fmt: skip
     if asked.terms is not None:
         terms = asked.terms
         ((_, in_overlap),), ((_, in_errors), (_, in_others)) = terms.overlap, terms.errors
         numbers = in_overlap, in_errors, in_others, terms.smooth_nr, terms.smooth_dr
-        constants |= {"BATCH": terms.batch, "COMPLEMENTARY": terms.complementary}
+        constants |= {"BATCH": terms.batch, "COMPLEMENTARY": terms.complementary, "FIRST": terms.first}
+    if asked.weigh is not None:
+        weigh = asked.weigh
+        constants |= {"POWER": weigh.power, "OFFSET": weigh.offset, "NORMALIZED": weigh.normalized}
     return factors, numbers, constants
 
 

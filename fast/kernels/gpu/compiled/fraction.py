@@ -232,7 +232,8 @@ def compound(
     part_ptr, factors_ptr, slopes_ptr, loss_ptr, items, chunks, item_step, row_step,
     in_overlap: tl.float64, in_errors: tl.float64, in_others: tl.float64, nu: tl.float64, delta: tl.float64,
     FRACTION: tl.constexpr, BATCH: tl.constexpr, COMPLEMENTARY: tl.constexpr, COUNTED: tl.constexpr,
-    BY_ITEM: tl.constexpr, CLASSES: tl.constexpr, PADDED: tl.constexpr, TOGETHER: tl.constexpr,
+    BY_ITEM: tl.constexpr, FIRST: tl.constexpr, POWER: tl.constexpr, OFFSET: tl.constexpr, NORMALIZED: tl.constexpr,
+    CLASSES: tl.constexpr, PADDED: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
     """Write a loss of two terms, and the slopes that its gradient takes: see `CompoundPlan` of the contract.
 
@@ -265,11 +266,20 @@ def compound(
                 overlap += a * _summed(part_ptr, item, TP, chunks, item_step, row_step, c, CLASSES, TOGETHER)
                 errors += b * _summed(part_ptr, item, FP, chunks, item_step, row_step, c, CLASSES, TOGETHER)
                 errors += further * _summed(part_ptr, item, FN, chunks, item_step, row_step, c, CLASSES, TOGETHER)
+            weight, counted = zero + 1.0, included
+            if POWER is not None:
+                volume = zero
+                for item in range(group * together, (group + 1) * together):
+                    volume += _summed(part_ptr, item, VOLUME, chunks, item_step, row_step, c, CLASSES, TOGETHER)
+                weight = _weights_of(volume, included, POWER, OFFSET, NORMALIZED)
+                overlap = tl.sum(tl.where(included, weight * overlap, 0.0), 0) + zero
+                errors = tl.sum(tl.where(included, weight * errors, 0.0), 0) + zero
+                counted = c == FIRST  # one of the classes stands for all, which are pooled
             loss, tp, fp, hit = _loss_and_slopes(
-                overlap, errors, of_fraction, 1.0, 1.0, a, b, further, nu, delta, COMPLEMENTARY
+                overlap, errors, of_fraction, weight, weight, a, b, further, nu, delta, COMPLEMENTARY
             )
             tp, fp, hit = tl.where(included, tp, 0.0), tl.where(included, fp, 0.0), tl.where(included, hit, 0.0)
-            total += tl.sum(tl.where(included, of_fraction * loss, 0.0), 0)
+            total += tl.sum(tl.where(counted, of_fraction * loss, 0.0), 0)
         for item in range(group * together, (group + 1) * together):
             hits = _summed(part_ptr, item, HITS, chunks, item_step, row_step, c, CLASSES, TOGETHER)
             misses = _summed(part_ptr, item, MISSES, chunks, item_step, row_step, c, CLASSES, TOGETHER)
