@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from twinloss import fast
 from twinloss.fast.engine.loss import entry_point
+
+
+class MaskedLoss(fast.MaskedLoss):
+    """Loss of input and target times a mask.
+
+    The input of a segmentation loss is multiplied before the activation, so that a logit outside of the mask becomes 0.
+    `twinloss.fast.MaskedLoss` applies the mask after the activation.
+
+    Args:
+        loss: a loss, or a class, which is called with the further arguments.
+        loss_args: positional arguments of the class.
+        loss_kwargs: keyword arguments of the class.
+    """
+
+    def __init__(self, loss: Callable[..., Any], *loss_args: Any, **loss_kwargs: Any) -> None:
+        super().__init__(loss(*loss_args, **loss_kwargs) if isinstance(loss, type) else loss)
+
+    @entry_point
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the loss; `twinloss.fast.MaskedLoss` documents shapes and errors."""
+        if mask is None:
+            return super().forward(input, target)
+        # A partial function is no segmentation loss, which would take the mask itself.
+        products = self.remembered("products", lambda: fast.MaskedLoss(partial(self.loss)))
+        loss: Tensor = products(input, target, mask)
+        return loss
 
 
 class DeepSupervisionLoss(fast.DeepSupervisionLoss):

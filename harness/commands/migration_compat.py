@@ -60,6 +60,13 @@ FURTHER = (
         kept="error",
     ),
     Difference(
+        "MaskedLoss", "Masked voxels do not count, even if they are NaN.",
+        "A product with the mask would be NaN, since 0 · NaN is NaN.",
+        'x, y = torch.tensor([[[1.0, float("nan")]]]), torch.ones(1, 1, 2)\n'
+        "MaskedLoss(torch.nn.MSELoss())(x, y, torch.tensor([[[1.0, 0.0]]]))",
+        kept="NaN",
+    ),
+    Difference(
         "FocalLoss", "Without a softmax, a list as `alpha` also weights the negatives, by 1 − α, as a number does.",
         "This is the formula of Lin et al. (2017).",
         "x = torch.zeros(1, 2, 1)\nFocalLoss(alpha=[0.125, 0.25])(x, x)",
