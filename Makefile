@@ -47,7 +47,7 @@ $(INSTALLED): $(VERIFY)
 
 clean:  ## remove the environment and all files that tools have generated
 	rm -rf $(VENV) build dist site twinloss-report .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find reference fast harness src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find reference fast compat harness src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:
 	@sed -n 's/^\([a-z]*\):.*##/make \1\t/p' Makefile

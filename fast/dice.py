@@ -11,21 +11,23 @@ from twinloss.fast.engine.loss import entry_point
 from twinloss.fast.engine.segmentation.fraction import fraction
 from twinloss.fast.engine.segmentation.loss import (
     ClassWeight,
+    ClassWeightedLoss,
     Fraction,
-    SegmentationLoss,
-    checked_weight,
     numbers_by_class,
     weight_by_class,
+    with_parts,
 )
+from twinloss.fast.engine.segmentation.parts import DiceCEParts, DiceFocalParts
 from twinloss.fast.engine.segmentation.statistics import Activation, Overlap, Statistics
 from twinloss.fast.engine.segmentation.voxels import Voxels
-from twinloss.fast.kernels.contract import Terms
+from twinloss.fast.kernels.contract import ClassWeights, Terms
+from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import ShapeError, check_tensors, checked_flag
 from twinloss.fast.runtime.ranks import ProcessGroup
 from twinloss.fast.runtime.warn import warn
 
 
-class DiceLoss(SegmentationLoss):
+class DiceLoss(ClassWeightedLoss):
     r"""Dice loss: one minus the Dice overlap of prediction and target, for each item and class.
 
     .. math::
@@ -63,6 +65,8 @@ class DiceLoss(SegmentationLoss):
             single process with all data would compute. A copy of the loss shares the group. ``torch.save`` and pickle
             store the default group by its name; loading takes the default group of the loading process, or warns and
             takes None if there is none. Other groups cannot be pickled, and raise a TypeError.
+        return_parts: return a tuple of the loss and :class:`~twinloss.fast.ClassParts`, the losses of the classes. They
+            are detached from the graph, for logging, and take no further pass over the voxels.
 
     Shape:
         input (B, C, *S); target (B, C, *S), or (B, 1, *S) with ``to_onehot_y``. Any number of spatial axes is allowed,
@@ -91,9 +95,8 @@ class DiceLoss(SegmentationLoss):
     """
 
     option_checks: ClassVar = {
-        **SegmentationLoss.option_checks,
+        **ClassWeightedLoss.option_checks,
         **dict.fromkeys(("squared_pred", "jaccard", "soft_label"), checked_flag),
-        "weight": checked_weight,
     }
 
     def __init__(
@@ -114,50 +117,39 @@ class DiceLoss(SegmentationLoss):
         soft_label: bool = False,
         ignore_index: int | None = None,
         process_group: ProcessGroup | None = None,
+        return_parts: bool = False,
     ) -> None:
         super().__init__(
             include_background, to_onehot_y, sigmoid, softmax, other_act, reduction, smooth_nr, smooth_dr, batch,
-            ignore_index, process_group,
+            ignore_index, process_group, return_parts,
         )  # fmt: skip
         self.squared_pred = squared_pred
         self.jaccard = jaccard
-        self.weight: Any = weight
+        self.weight = weight
         self.soft_label = soft_label
 
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the class documents shapes and errors."""
-        return self._loss(input, target, None)
-
-    def _loss(self, input: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-        voxels = self.voxels(input, target, mask)
-        if self.weight is None:
-            return self.reduced_fraction(voxels)
-        sums = voxels.sums(self.activation(input), overlap=self.overlap())
-        return self.reduce(self.dice(sums, voxels), input)
+        return self.within(input, target, None)
 
     def overlap(self) -> Overlap:
         """Return the kind of overlap; `squared_pred` comes first, as it sums the same with min(p, g) as with p g."""
         return "squared" if self.squared_pred else "minimum" if self.soft_label else "product"
 
     def fraction(self, voxels: Voxels) -> Fraction:
-        """Return the fraction of each item and class, for a loss without class weights."""
+        """Return the fraction of each item and class."""
         return Fraction(self.overlap(), self.dice_terms(voxels))
 
     def dice(self, sums: Statistics, voxels: Voxels) -> Tensor:
         """Return the unreduced loss of each item and included class, (B, C'), or (1, C') with `batch`."""
-        loss = fraction(sums.stack, self.dice_terms(voxels))
-        return loss if self.weight is None else loss * self.class_weight(loss, voxels)
+        return self.by_class(fraction(sums.stack, self.dice_terms(voxels)), voxels)
 
     def dice_terms(self, voxels: Voxels) -> Terms:
         """Return the terms of the fraction."""
         # With I = TP, the denominator is D = 2 TP + FP + FN, or with `jaccard` 2 (D - I) = 2 TP + 2 (FP + FN).
         errors = 2.0 if self.jaccard else 1.0
         return self.terms(voxels, (2.0, errors, errors), squared=self.squared_pred)
-
-    def class_weight(self, loss: Tensor, voxels: Voxels) -> Tensor:
-        """Return the weight of each included class."""
-        return weight_by_class(self.weight, loss.shape[1], loss)
 
 
 class MaskedDiceLoss(DiceLoss):
@@ -178,7 +170,7 @@ class MaskedDiceLoss(DiceLoss):
         """
         if mask is None:
             warn("no mask given: the loss is that of DiceLoss")
-        return self._loss(input, target, mask)
+        return self.within(input, target, mask)
 
 
 class CompoundDiceLoss(DiceLoss):
@@ -187,7 +179,7 @@ class CompoundDiceLoss(DiceLoss):
     If both terms use the same activation, one pass over the voxels computes their statistics.
     """
 
-    def compound_voxels(self, input: Tensor, target: Tensor) -> Voxels:
+    def compound_voxels(self, input: Tensor, target: Tensor, mask: Tensor | None) -> Voxels:
         """Check the arguments of `forward`, with the errors that the compound losses document."""
         check_tensors(input=input, target=target)
         if input.ndim != target.ndim:
@@ -201,7 +193,7 @@ class CompoundDiceLoss(DiceLoss):
                 f"target must have 1 channel or the {input.shape[1]} of the input, got shapes {tuple(input.shape)} and "
                 f"{tuple(target.shape)}"
             )
-        return self.voxels(input, target)
+        return self.voxels(input, target, mask)
 
     def two_sums(self, voxels: Voxels, activation: Activation, plan: dict[str, Any]) -> tuple[Statistics, Statistics]:
         """Return the statistics of the Dice term, and those of the other term.
@@ -216,6 +208,12 @@ class CompoundDiceLoss(DiceLoss):
         voxels = voxels.widened()
         return voxels.sums(own, overlap=self.overlap()), voxels.sums(activation, **plan)
 
+    def total(self, parts: DiceCEParts | DiceFocalParts, input: Tensor) -> Tensor:
+        """Return the sum of the two terms, and with `return_parts` a tuple of it and the terms."""
+        first, second = parts
+        loss = (first + second).to(dispatch.result_type(input))
+        return with_parts(loss, parts) if self.return_parts else loss
+
     def fractions(self, voxels: Voxels, factor: float) -> tuple[float | None, ...]:
         """Return the factor of the fraction of each class in the reduced loss, None for one that is not included."""
         items, classes = voxels.input.shape[:2]
@@ -223,6 +221,10 @@ class CompoundDiceLoss(DiceLoss):
         share = factor / (included * (1 if self.batch else items) if self.reduction == "mean" else 1)
         weights = numbers_by_class(None if self.weight is None else self.seen(self.weight, voxels), included)
         return (*[None] * (classes - included), *(share * weight for weight in weights))
+
+    def weigh(self) -> ClassWeights | None:
+        """Return the function that computes class weights from volumes, if the fraction pools the classes."""
+        return None
 
     def seen(self, weight: float | tuple[float, ...], voxels: Voxels) -> float | tuple[float, ...]:
         """Return the weight of the included classes, given one for all classes or a single number."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from twinloss.fast.engine.loss import entry_point
 from twinloss.fast.engine.segmentation.compound import compound, is_served
+from twinloss.fast.engine.segmentation.labels import checked_mask
 from twinloss.fast.engine.segmentation.loss import (
     ClassWeight,
     SegmentationLoss,
@@ -113,9 +114,10 @@ class FocalTerm:
         """Return the loss of each voxel and included class, (B, C', *S)."""
         x, target = voxels.cleaned()
         hits, misses = focal_terms(x, target, self.activation(x.shape[1]), self.gamma, voxels.labels)
-        ignored = voxels.ignored()
-        loss = self.weighted(hits, misses, voxels, weight)
-        return loss if ignored is None else torch.where(ignored, 0, loss)
+        loss, taken, mask = self.weighted(hits, misses, voxels, weight), voxels.taking_part(), voxels.mask
+        if mask is not None and mask.dtype != torch.bool:
+            loss = checked_mask(mask, loss) * loss
+        return loss if taken is None else torch.where(taken, loss, 0)
 
     def reduced(self, sums: Statistics, voxels: Voxels, reduction: str, weight: Any) -> Tensor:
         """Return the mean over all voxels and classes, or the sum over items and classes of the mean over voxels."""
@@ -220,7 +222,7 @@ class FocalLoss(SegmentationLoss):
         **SegmentationLoss.option_checks,
         **FOCAL_CHECKS,
         "weight": checked_weight,
-        **dict.fromkeys(("sigmoid", "softmax", "batch"), fixed(False)),
+        **dict.fromkeys(("sigmoid", "softmax", "batch", "return_parts"), fixed(False)),
         **dict.fromkeys(("other_act", "process_group"), fixed(None)),
         **dict.fromkeys(("smooth_nr", "smooth_dr"), fixed(0)),
     }
@@ -251,8 +253,12 @@ class FocalLoss(SegmentationLoss):
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the class documents shapes and errors."""
+        return self.within(input, target, None)
+
+    def within(self, input: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the loss of the voxels within a mask, (B or 1, 1, *S), or of all voxels."""
         term = FocalTerm(self.gamma, self.alpha, self.use_softmax)
-        voxels = self.voxels(input, target)
+        voxels = self.voxels(input, target, mask)
         term.warn(input)
         if self.reduction == "none":
             return term.unreduced(voxels, self.weight).to(dispatch.result_type(input))

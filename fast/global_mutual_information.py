@@ -152,7 +152,7 @@ class GlobalMutualInformationLoss(Loss):
                 'only the target requires a gradient, but with kernel_type="b-spline" its gradient is 0: pass the '
                 'moving image as pred, the first argument, or use kernel_type="gaussian"',
             )
-        joint = joint_histogram(x, y, self.num_bins, self.sigma_ratio, self.kernel_type)
+        joint = self.histogram(x, y)
         if self.process_group is not None:
             voxels = sum_over_ranks(joint.new_tensor(x.shape[1]), self.process_group)
             joint = sum_over_ranks(joint * x.shape[1], self.process_group) / voxels
@@ -160,6 +160,10 @@ class GlobalMutualInformationLoss(Loss):
         if self.reduction != "none":
             information = information.mean() if self.reduction == "mean" else information.sum()
         return (-information).to(kind)
+
+    def histogram(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the joint histogram of the images (B, N) of each item, (B, K, K) float64, which sums to 1."""
+        return joint_histogram(x, y, self.num_bins, self.sigma_ratio, self.kernel_type)
 
     def _warn_of_clamping(self, x: Tensor, y: Tensor) -> None:
         if not is_readable(x) or has_warned(self, "clamping"):

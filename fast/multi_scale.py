@@ -13,22 +13,13 @@ import torch
 from torch import Tensor
 
 from twinloss.fast.engine.correlation import made_from
-from twinloss.fast.engine.loss import Loss, entry_point
+from twinloss.fast.engine.loss import Loss, checked_loss, entry_point
 from twinloss.fast.engine.smoothing import smoothed
 from twinloss.fast.kernels.contract import SMOOTHING
 from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import check_tensors, checked_flag
 from twinloss.fast.runtime.options import checked_number, one_of
 from twinloss.fast.runtime.torch_operator import is_traced
-
-
-def _checked_loss(value: Any, name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    if not callable(value):
-        raise TypeError(
-            f"{name} must be a module or another callable that takes two images, got {type(value).__name__}"
-        )
-    loss: Callable[[Tensor, Tensor], Tensor] = value
-    return loss
 
 
 def _checked_scales(value: Any, name: str) -> tuple[float, ...] | None:
@@ -85,7 +76,7 @@ class MultiScaleLoss(Loss):
 
     option_checks: ClassVar = {
         **Loss.option_checks,
-        "loss": _checked_loss,
+        "loss": checked_loss,
         "scales": _checked_scales,
         "kernel": one_of("gaussian", "cauchy"),
         "normalize_kernel": checked_flag,

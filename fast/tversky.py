@@ -8,14 +8,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from twinloss.fast.engine.loss import entry_point
-from twinloss.fast.engine.segmentation.loss import Fraction, SegmentationLoss
+from twinloss.fast.engine.segmentation.loss import ClassWeight, ClassWeightedLoss, Fraction
 from twinloss.fast.engine.segmentation.voxels import Voxels
 from twinloss.fast.runtime.arguments import checked_flag
 from twinloss.fast.runtime.options import checked_number
 from twinloss.fast.runtime.ranks import ProcessGroup
 
 
-class TverskyLoss(SegmentationLoss):
+class TverskyLoss(ClassWeightedLoss):
     r"""Tversky loss: one minus the Tversky index of prediction and target, for each item and class.
 
     .. math::
@@ -39,12 +39,15 @@ class TverskyLoss(SegmentationLoss):
         smooth_dr: δ, the smoothing term of the denominator. If it is 0, the loss of a class that is absent from both
             prediction and target is not finite.
         batch: sum over all items of the batch before the division. ``"none"`` then gives (1, C', 1, …).
+        weight: factor on the loss: a number, or a list with one for each class that is not excluded. The mean divides
+            by the number of classes, not by the sum of the weights.
         soft_label: use the sum of min(p, g) as TP. The minimum of the loss is then at p = g for soft targets, too (Wang
             et al. 2023, Dice semimetric losses).
         ignore_index: voxels with this label are excluded, whatever values they hold. If the target has a channel
             for each class, these are the voxels with a 1 in this channel. The value C stands for an additional channel
             of the target, which is then (B, C + 1, *S).
         process_group: see DiceLoss.
+        return_parts: see DiceLoss.
 
     Shape:
         input (B, C, *S); target (B, C, *S), or (B, 1, *S) with ``to_onehot_y``. Any number of spatial axes is allowed,
@@ -53,7 +56,8 @@ class TverskyLoss(SegmentationLoss):
     Raises:
         TypeError: if ``other_act`` is neither None nor callable, or if the input is not a floating-point tensor.
         ValueError: if more than one of ``sigmoid``, ``softmax`` and ``other_act`` is given; if the reduction is
-            unknown; if α or β is negative; if a label is not a class; if the input is empty.
+            unknown; if α or β is negative; if weights are negative, NaN or not one for each class; if a label is not a
+            class; if the input is empty.
         AssertionError: if the shapes of input and target do not match. The error is also a ValueError.
 
     Warns:
@@ -71,7 +75,7 @@ class TverskyLoss(SegmentationLoss):
     """
 
     option_checks: ClassVar = {
-        **SegmentationLoss.option_checks,
+        **ClassWeightedLoss.option_checks,
         **dict.fromkeys(("alpha", "beta"), checked_number),
         "soft_label": checked_flag,
     }
@@ -90,22 +94,25 @@ class TverskyLoss(SegmentationLoss):
         smooth_dr: float = 1e-5,
         batch: bool = False,
         *,
+        weight: ClassWeight | None = None,
         soft_label: bool = False,
         ignore_index: int | None = None,
         process_group: ProcessGroup | None = None,
+        return_parts: bool = False,
     ) -> None:
         super().__init__(
             include_background, to_onehot_y, sigmoid, softmax, other_act, reduction, smooth_nr, smooth_dr, batch,
-            ignore_index, process_group,
+            ignore_index, process_group, return_parts,
         )  # fmt: skip
         self.alpha = alpha
         self.beta = beta
+        self.weight = weight
         self.soft_label = soft_label
 
     @entry_point
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the class documents shapes and errors."""
-        return self.reduced_fraction(self.voxels(input, target))
+        return self.within(input, target, None)
 
     def fraction(self, voxels: Voxels) -> Fraction:
         """Return the fraction of each item and class."""

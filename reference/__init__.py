@@ -10,6 +10,7 @@ input: float32, float64 or longdouble.
 """
 
 from twinloss.reference.bending_energy import bending_energy_loss, bending_energy_loss_gradient
+from twinloss.reference.deep_supervision import deep_supervision_loss, deep_supervision_loss_gradient
 from twinloss.reference.dice import (
     dice_loss,
     dice_loss_gradient,
@@ -20,9 +21,14 @@ from twinloss.reference.dice_ce import dice_ce_loss, dice_ce_loss_gradient
 from twinloss.reference.dice_focal import dice_focal_loss, dice_focal_loss_gradient
 from twinloss.reference.diffusion import diffusion_loss, diffusion_loss_gradient
 from twinloss.reference.focal import focal_loss, focal_loss_gradient
+from twinloss.reference.focal_tversky import focal_tversky_loss, focal_tversky_loss_gradient
 from twinloss.reference.generalized_dice import (
     generalized_dice_loss,
     generalized_dice_loss_gradient,
+)
+from twinloss.reference.generalized_dice_focal import (
+    generalized_dice_focal_loss,
+    generalized_dice_focal_loss_gradient,
 )
 from twinloss.reference.generalized_wasserstein_dice import (
     generalized_wasserstein_dice_loss,
@@ -37,12 +43,16 @@ from twinloss.reference.local_normalized_cross_correlation import (
     local_normalized_cross_correlation_loss,
     local_normalized_cross_correlation_loss_gradient,
 )
+from twinloss.reference.masked import masked_loss, masked_loss_gradient
+from twinloss.reference.matthews_correlation import matthews_correlation_loss, matthews_correlation_loss_gradient
 from twinloss.reference.multi_scale import multi_scale_loss, multi_scale_loss_gradient
 from twinloss.reference.tversky import tversky_loss, tversky_loss_gradient
 
 __all__ = [
     "bending_energy_loss",
     "bending_energy_loss_gradient",
+    "deep_supervision_loss",
+    "deep_supervision_loss_gradient",
     "dice_ce_loss",
     "dice_ce_loss_gradient",
     "dice_focal_loss",
@@ -53,6 +63,10 @@ __all__ = [
     "diffusion_loss_gradient",
     "focal_loss",
     "focal_loss_gradient",
+    "focal_tversky_loss",
+    "focal_tversky_loss_gradient",
+    "generalized_dice_focal_loss",
+    "generalized_dice_focal_loss_gradient",
     "generalized_dice_loss",
     "generalized_dice_loss_gradient",
     "generalized_wasserstein_dice_loss",
@@ -63,6 +77,10 @@ __all__ = [
     "local_normalized_cross_correlation_loss_gradient",
     "masked_dice_loss",
     "masked_dice_loss_gradient",
+    "masked_loss",
+    "masked_loss_gradient",
+    "matthews_correlation_loss",
+    "matthews_correlation_loss_gradient",
     "multi_scale_loss",
     "multi_scale_loss_gradient",
     "tversky_loss",

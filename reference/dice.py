@@ -46,7 +46,8 @@ def dice_loss(input: Array, target: Array, **options: Any) -> Array:
     * ``squared_pred``: :math:`D = \sum p_i^2 + \sum g_i^2`;
     * ``jaccard``: the denominator is :math:`2 (D - I) + \delta`;
     * ``soft_label``: :math:`I = \frac12 (\sum p + \sum g - \sum |p - g|)`;
-    * ``batch``: the sums also run over the items.
+    * ``batch``: the sums also run over the items;
+    * ``mask``: p and g are multiplied by the mask.
 
     Args:
         input: x, (B, C, *S) or (B, C): logits, or probabilities if there is no activation.
@@ -107,9 +108,7 @@ def masked_dice_loss(input: Array, target: Array, mask: Array, **options: Any) -
     >>> float(masked_dice_loss(p, g, m, smooth_nr=0, smooth_dr=0))
     0.5
     """
-    o = DiceOptions(**options)
-    with np.errstate(all="ignore"):
-        return _dice(*probabilities(input, target, o, mask), o, input.ndim)
+    return dice_loss(input, target, mask=mask, **options)
 
 
 @takes(DiceOptions)
@@ -128,10 +127,9 @@ def masked_dice_loss_gradient(
     >>> masked_dice_loss_gradient(p, g, m, smooth_nr=0, smooth_dr=0)
     array([[[-0.75,  0.25,  0.  ]]])
     """
-    o = DiceOptions(**options)
-    with np.errstate(all="ignore"):
-        dp = _dice_gradient(*probabilities(input, target, o, mask), o, input.ndim, cotangent)
-        return probabilities_adjoint(dp, input, target, o, other_act_derivative, mask)
+    return dice_loss_gradient(
+        input, target, mask=mask, other_act_derivative=other_act_derivative, cotangent=cotangent, **options
+    )
 
 
 def _fraction(p: Array, g: Array, o: DiceOptions) -> tuple[Array, Array]:

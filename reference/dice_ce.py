@@ -19,8 +19,8 @@ from twinloss.reference.steps.segmentation import (
     as_volume,
     class_target,
     class_weights,
-    kept_voxels,
     masked_product,
+    voxel_weights,
 )
 
 
@@ -50,6 +50,8 @@ def dice_ce_loss(input: Array, target: Array, **options: Any) -> Array:
 
     .. math:: L_{ce} = -\frac1{NC} \sum_i \sum_c \left(
         w_c g'_{ic} \log p_{ic} + (1 - g'_{ic}) \log (1 - p_{ic}) \right).
+
+    A mask multiplies the terms of all sums over voxels, and :math:`N = \sum_i m_i`.
 
     Args:
         input: x, logits, (B, C, *S) or (B, C).
@@ -108,7 +110,7 @@ def dice_ce_loss_gradient(
         factors, divisor = _factors(input, target, o)
         dl = [-u / divisor * factor for factor in factors]  # (B, C, *S)
         dx = log_probabilities_adjoint(dl, x, _exclusive(x, o))  # (B, C, *S)
-        ce = np.where(kept_voxels(input, target, o), dx, 0).reshape(input.shape)
+        ce = np.where(voxel_weights(input, target, o) != 0, dx, 0).reshape(input.shape)
         options = only(DiceOptions, o) | {"other_act_derivative": other_act_derivative}
         dice = dice_loss_gradient(input, target, cotangent=u, **options)
         return np.asarray(o.lambda_dice * dice + o.lambda_ce * ce)
@@ -120,17 +122,17 @@ def _exclusive(x: Array, o: DiceCEOptions) -> bool:
 
 
 def _factors(input: Array, target: Array, o: DiceCEOptions) -> tuple[list[Array], Array]:
-    """Return the factors of each log-probability, 0 at ignored voxels, (B, C, *S), and the divisor, ()."""
-    x, keep = as_volume(input), kept_voxels(input, target, o)
-    g = masked_product(keep, class_target(input, target, o))  # (B, C, *S)
+    """Return the factors of each log-probability, which contain the mask m, (B, C, *S), and the divisor, ()."""
+    x, m = as_volume(input), voxel_weights(input, target, o)
+    g = masked_product(m != 0, class_target(input, target, o))  # (B, C, *S)
     w = class_weights(o.weight if o.ce_weight is None else o.ce_weight, x)  # (1, C, 1, …)
     epsilon = np.asarray(o.label_smoothing, x.dtype)
     if _exclusive(x, o):
         smooth = (1 - epsilon) * g + epsilon / x.shape[1]  # g', (B, C, *S)
-        factors, divisor = [w * smooth], (w * g).sum()
+        factors, divisor = [w * smooth], (w * m * g).sum()
     else:
         smooth = (1 - epsilon) * g + epsilon / 2
-        factors, divisor = [w * smooth, 1 - smooth], (keep.sum() * x.shape[1]).astype(x.dtype)
+        factors, divisor = [w * smooth, 1 - smooth], np.asarray(m.sum() * x.shape[1])
     if o.reduction == "sum" or divisor == 0:  # if no voxel counts, the loss is 0
         divisor = np.ones_like(divisor)
-    return [masked_product(keep, factor) for factor in factors], divisor
+    return [masked_product(m, factor) for factor in factors], divisor

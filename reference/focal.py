@@ -20,9 +20,9 @@ from twinloss.reference.steps.segmentation import (
     class_target,
     class_weights,
     first_class,
-    kept_voxels,
     masked_product,
     sum_voxels,
+    voxel_weights,
 )
 
 
@@ -45,7 +45,8 @@ def focal_loss(input: Array, target: Array, **options: Any) -> Array:
     Here i is the voxel and c the class. With ``use_softmax=False``, p = sigmoid(x), and the loss also has a term for
     the negatives, :math:`-(1 - \alpha_c) \, p_{ic}^\gamma (1 - g_{ic}) \log (1 - p_{ic})`. ``weight`` multiplies both
     terms. The reduction "mean" averages over voxels, classes and items; "sum" averages over the voxels, and sums over
-    classes and items. Ignored voxels do not count.
+    classes and items. Ignored voxels do not count. With a mask, the averages are weighted by m, and the values of
+    "none" are multiplied by m.
 
     Args:
         input: x, logits, (B, C, *S) or (B, C).
@@ -115,7 +116,7 @@ def focal_loss_gradient(
             ratio = np.divide(masked_product(p, log_p), q, out=np.full_like(q, -1), where=q != 0)
             dl.append(masked_product(u * factor, -(q**o.gamma) * (1 - o.gamma * ratio)))
         dx = log_probabilities_adjoint(dl, x, _exclusive(x, o))
-        return np.where(kept_voxels(input, target, o), dx, 0).reshape(input.shape)
+        return np.where(voxel_weights(input, target, o) != 0, dx, 0).reshape(input.shape)
 
 
 def _exclusive(x: Array, o: FocalOptions) -> bool:
@@ -124,7 +125,7 @@ def _exclusive(x: Array, o: FocalOptions) -> bool:
 
 
 def _factors(input: Array, target: Array, o: FocalOptions) -> tuple[Array, Array]:
-    """Return the factors of log p and of log (1 − p), 0 at ignored voxels, each (B, C, *S)."""
+    """Return the factors of log p and of log (1 − p), which contain the mask, each (B, C, *S)."""
     x, first = as_volume(input), first_class(input, o)
     w = class_weights(o.weight, x, first)  # (1, C, 1, …)
     positive, negative = w, w
@@ -137,15 +138,18 @@ def _factors(input: Array, target: Array, o: FocalOptions) -> tuple[Array, Array
         if np.size(o.alpha) == 1 and _exclusive(x, o):
             a[:, 0] = 1 - a[:, 0]  # the background
         positive, negative = w * a, w * (1 - a)
-    keep, g = kept_voxels(input, target, o), class_target(input, target, o)
-    return masked_product(positive * keep, g), masked_product(negative * keep, 1 - g)
+    m, g = voxel_weights(input, target, o), class_target(input, target, o)
+    return masked_product(positive * m, g), masked_product(negative * m, 1 - g)
 
 
 def _count(input: Array, target: Array, o: FocalOptions) -> Array:
-    """Return the divisor of the sum over voxels: the number of values, (), or of the item's voxels, (B, 1, 1, …)."""
-    x, keep = as_volume(input), kept_voxels(input, target, o)
+    """Return the divisor of the sum over voxels: the number of values, (), or of the item's voxels, (B, 1, 1, …).
+
+    A voxel counts as much as the mask says.
+    """
+    m = voxel_weights(input, target, o)
     if o.reduction == "sum":
-        count = sum_voxels(keep, batch=False)
+        count = sum_voxels(m, batch=False)
     else:
-        count = keep.sum() * (x.shape[1] - first_class(input, o))
-    return np.maximum(count, 1).astype(x.dtype)  # if no voxel is kept, the loss is 0
+        count = np.asarray(m.sum() * (input.shape[1] - first_class(input, o)))
+    return np.where(count > 0, count, np.ones_like(count))  # if no voxel is kept, the loss is 0

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from twinloss.reference.steps.activation import Array, softmax, softmax_adjoint
 from twinloss.reference.steps.options import takes
 from twinloss.reference.steps.reduction import reduce, reduce_adjoint
+from twinloss.reference.steps.segmentation import masked_product
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class WassersteinDiceOptions:
     smooth_nr: float = 1e-5  # ν, added to the numerator
     smooth_dr: float = 1e-5  # δ, added to the denominator
     ignore_index: int | None = None  # leave out the voxels with this label
+    mask: Array | None = None  # m, the weight of each voxel in [0, 1], (B or 1, 1, *S)
 
 
 def wasserstein_distance_map(
@@ -67,7 +69,8 @@ def generalized_wasserstein_dice_loss(input: Array, target: Array, **options: An
 
     Here b is the item and i the voxel. W is the :func:`wasserstein_distance_map` of p = softmax(x). With
     ``weighting_mode="GDL"`` the denominator is :math:`\sum_i \alpha_{y_i} (2 - W_i) + \delta`, and
-    :math:`\alpha_c = 1/(V_c + 1)` for every class c including the background, which has :math:`V_c` voxels.
+    :math:`\alpha_c = 1/(V_c + 1)` for every class c including the background, which has :math:`V_c` voxels. A mask
+    multiplies the terms of all sums over voxels, also of :math:`V_c`.
 
     Args:
         input: x, logits, (B, C, *S) or (B, C).
@@ -114,22 +117,23 @@ def generalized_wasserstein_dice_loss_gradient(
     """
     o = WassersteinDiceOptions(**options)
     with np.errstate(all="ignore"):
-        p, y, inside = _voxels(input, target, o)
-        n, z = (a[:, np.newaxis] for a in _fraction(p, y, inside, o))  # (B, 1)
+        p, y, m = _voxels(input, target, o)
+        n, z = (a[:, np.newaxis] for a in _fraction(p, y, m, o))  # (B, 1)
         u = reduce_adjoint(cotangent, n[:, 0], 1, o.reduction)[:, np.newaxis]
-        alpha = _voxel_weights(p, y, inside, o)
+        alpha = _voxel_weights(p, y, m, o)
         dz = -alpha if o.weighting_mode == "GDL" else 1 - 2 * alpha  # (B, N)
-        dw = u / z * (n / z * dz + 2 * alpha)  # (B, N)
+        dw = m * u / z * (n / z * dz + 2 * alpha)  # (B, N)
         dp = dw[:, np.newaxis] * _distances_to_label(p, y, o.dist_matrix)  # (B, C, N)
-        return np.where(inside[:, np.newaxis], softmax_adjoint(dp, p), 0).reshape(input.shape)
+        return np.where(m[:, np.newaxis] != 0, softmax_adjoint(dp, p), 0).reshape(input.shape)
 
 
 def _voxels(input: Array, target: Array, o: WassersteinDiceOptions) -> tuple[Array, Array, Array]:
-    """Return p, (B, C, N); y, which is 0 at ignored voxels, (B, N); and which voxels are kept, (B, N)."""
+    """Return p, (B, C, N); y, which is 0 where m = 0, (B, N); and the mask m, which is 0 at ignored voxels, (B, N)."""
     p = softmax(np.ascontiguousarray(input).reshape(*input.shape[:2], -1))
     y = target.reshape(p.shape[0], -1)
-    inside = np.ones(y.shape, dtype=bool) if o.ignore_index is None else y != o.ignore_index
-    return p, np.where(inside, y, 0).astype(np.intp), inside
+    m = np.ones(y.shape, p.dtype) if o.mask is None else o.mask.reshape(o.mask.shape[0], -1).astype(p.dtype)
+    m = np.where(y == o.ignore_index, 0, m) if o.ignore_index is not None else np.broadcast_to(m, y.shape)
+    return p, np.where(m != 0, y, 0).astype(np.intp), m
 
 
 def _distances_to_label(p: Array, y: Array, dist_matrix: ArrayLike) -> Array:
@@ -138,22 +142,22 @@ def _distances_to_label(p: Array, y: Array, dist_matrix: ArrayLike) -> Array:
     return np.stack([(m[:, c] / m.max())[y] for c in range(p.shape[1])], axis=1)
 
 
-def _voxel_weights(p: Array, y: Array, inside: Array, o: WassersteinDiceOptions) -> Array:
-    """Return the weight α of each voxel, given by its label and 0 at ignored voxels, (B, N)."""
+def _voxel_weights(p: Array, y: Array, m: Array, o: WassersteinDiceOptions) -> Array:
+    """Return the weight α of each voxel, given by its label, (B, N)."""
     alpha = np.zeros_like(p[:, 0])
     for c in range(p.shape[1]):
-        of_class = inside & (y == c)
-        volume = of_class.sum(axis=1, keepdims=True).astype(p.dtype)  # V_c, (B, 1)
+        volume = np.where(y == c, m, 0).sum(axis=1, keepdims=True)  # V_c, (B, 1)
         alpha_c = 1 / (volume + 1) if o.weighting_mode == "GDL" else int(c > 0)
-        alpha = np.where(of_class, alpha_c, alpha)
+        alpha = np.where(y == c, alpha_c, alpha)
     return alpha
 
 
-def _fraction(p: Array, y: Array, inside: Array, o: WassersteinDiceOptions) -> tuple[Array, Array]:
+def _fraction(p: Array, y: Array, m: Array, o: WassersteinDiceOptions) -> tuple[Array, Array]:
     """Return N = 2 TP + ν and the denominator Z, each (B,)."""
-    w = np.where(inside, wasserstein_distance_map(p, y, o.dist_matrix), 0)
+    w = wasserstein_distance_map(p, y, o.dist_matrix)
     near = ((1 - _distances_to_label(p, y, o.dist_matrix)) * p).sum(axis=1)  # 1 − W, since Σ p = 1
-    alpha = _voxel_weights(p, y, inside, o)
-    tp = np.where(inside, alpha * near, 0).sum(axis=1)
-    rest = (alpha * (2 - w)).sum(axis=1) if o.weighting_mode == "GDL" else 2 * tp + w.sum(axis=1)
-    return 2 * tp + o.smooth_nr, rest + o.smooth_dr
+    alpha = m * _voxel_weights(p, y, m, o)
+    tp = masked_product(alpha, near).sum(axis=1)
+    if o.weighting_mode == "GDL":
+        return 2 * tp + o.smooth_nr, masked_product(alpha, 2 - w).sum(axis=1) + o.smooth_dr
+    return 2 * tp + o.smooth_nr, 2 * tp + masked_product(m, w).sum(axis=1) + o.smooth_dr

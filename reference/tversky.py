@@ -15,6 +15,8 @@ from twinloss.reference.steps.reduction import reduce, reduce_adjoint
 from twinloss.reference.steps.segmentation import (
     Elementwise,
     OverlapOptions,
+    Weight,
+    class_weights,
     overlap,
     probabilities,
     probabilities_adjoint,
@@ -28,6 +30,7 @@ class TverskyOptions(OverlapOptions):
 
     alpha: float = 0.5  # weight of the false positives
     beta: float = 0.5  # weight of the false negatives
+    weight: Weight = None  # factor on the loss of each included class, or of all classes
 
 
 @takes(TverskyOptions)
@@ -58,8 +61,9 @@ def tversky_loss(input: Array, target: Array, **options: Any) -> Array:
     """
     o = TverskyOptions(**options)
     with np.errstate(all="ignore"):
-        n, m = _fraction(*probabilities(input, target, o), o)
-        return reduce(1 - n / m, input.ndim, o.reduction)
+        p, g = probabilities(input, target, o)
+        n, m = _fraction(p, g, o)
+        return reduce(class_weights(o.weight, p) * (1 - n / m), input.ndim, o.reduction)
 
 
 @takes(TverskyOptions)
@@ -89,7 +93,7 @@ def tversky_loss_gradient(
     with np.errstate(all="ignore"):
         p, g = probabilities(input, target, o)
         n, m = _fraction(p, g, o)
-        u = reduce_adjoint(cotangent, n, input.ndim, o.reduction)
+        u = class_weights(o.weight, p) * reduce_adjoint(cotangent, n, input.ndim, o.reduction)
         _, dn = overlap(p, g, o.soft_label)  # (B, C', *S)
         dm = dn + o.alpha * (1 - dn) - o.beta * dn
         dp = u / m * (n / m * dm - dn)

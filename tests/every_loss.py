@@ -48,6 +48,10 @@ def _masked(dtype):
     return *_of_labels(dtype), torch.tensor([1.0, 0.5, 0.0]).expand(2, 1, 4, 3).to(dtype)
 
 
+def _stacked(dtype):
+    return logits(2, 2, 3, 3, 3, dtype=dtype), labels(2, 1, 6, 3)
+
+
 def _field(dtype):
     return (logits(1, 3, 5, 5, 5, dtype=dtype),)
 
@@ -72,8 +76,17 @@ LOSSES = {
     "dice weighted": Each(lambda: fast.DiceLoss(**_ON_LABELS, weight=[1.0, 2.0, 3.0], ignore_index=1), _of_labels),
     "dice other_act": Each(lambda: fast.DiceLoss(other_act=torch.sigmoid, to_onehot_y=True), _of_labels),
     "masked dice": Each(lambda: fast.MaskedDiceLoss(**_ON_LABELS), _masked),
+    "masked": Each(lambda: fast.MaskedLoss(fast.DiceCELoss(**_ON_LABELS)), _masked),
+    "masked none": Each(lambda: fast.MaskedLoss(fast.FocalLoss(to_onehot_y=True, reduction="none")), _masked),
     "tversky": Each(lambda: fast.TverskyLoss(False, **_ON_LABELS, alpha=0.3, beta=0.7), _of_labels),
     "tversky soft": Each(lambda: fast.TverskyLoss(softmax=True, soft_label=True), _soft),
+    "tversky weighted": Each(lambda: fast.TverskyLoss(**_ON_LABELS, weight=[1.0, 2.0, 3.0]), _of_labels),
+    "focal tversky": Each(lambda: fast.FocalTverskyLoss(**_ON_LABELS, gamma=[0.5, 1.0, 2.0]), _of_labels),
+    "focal tversky none": Each(lambda: fast.FocalTverskyLoss(sigmoid=True, reduction="none"), _soft),
+    "matthews": Each(lambda: fast.MatthewsCorrelationLoss(**_ON_LABELS, weight=[1.0, 2.0, 3.0]), _of_labels),
+    "matthews soft none": Each(
+        lambda: fast.MatthewsCorrelationLoss(sigmoid=True, soft_label=True, reduction="none"), _soft
+    ),
     "generalized dice": Each(lambda: fast.GeneralizedDiceLoss(**_ON_LABELS), _of_labels),
     "generalized dice simple none": Each(
         lambda: fast.GeneralizedDiceLoss(sigmoid=True, w_type="simple", reduction="none"), _soft
@@ -98,6 +111,19 @@ LOSSES = {
     "mutual information": Each(lambda: fast.GlobalMutualInformationLoss(num_bins=8), _images),
     "mutual information none": Each(
         lambda: fast.GlobalMutualInformationLoss(num_bins=8, kernel_type="b-spline", reduction="none"), _images
+    ),
+    "generalized dice focal": Each(
+        lambda: fast.GeneralizedDiceFocalLoss(**_ON_LABELS, weight=[1.0, 2.0, 3.0]), _of_labels
+    ),
+    "generalized dice focal none": Each(
+        lambda: fast.GeneralizedDiceFocalLoss(sigmoid=True, use_softmax=False, reduction="none"), _soft
+    ),
+    "deep supervision": Each(lambda: fast.DeepSupervisionLoss(fast.DiceCELoss(**_ON_LABELS), stacked=True), _stacked),
+    "deep supervision weights": Each(
+        lambda: fast.DeepSupervisionLoss(
+            fast.DiceLoss(**_ON_LABELS, reduction="none"), weights=[0.0, 0.5], stacked=True
+        ),
+        _stacked,
     ),
     "multi-scale": Each(lambda: fast.MultiScaleLoss(_lncc(), scales=[0, 1.0]), _scaled_images),
     "multi-scale none": Each(

@@ -16,10 +16,13 @@ from twinloss.fast import (
     DiceLoss,
     DiffusionLoss,
     FocalLoss,
+    FocalTverskyLoss,
+    GeneralizedDiceFocalLoss,
     GeneralizedDiceLoss,
     GeneralizedWassersteinDiceLoss,
     GlobalMutualInformationLoss,
     LocalNormalizedCrossCorrelationLoss,
+    MatthewsCorrelationLoss,
     MultiScaleLoss,
     TverskyLoss,
 )
@@ -29,6 +32,8 @@ MATRIX = [[0.0, 1.0, 1.0], [1.0, 0.0, 0.5], [1.0, 0.25, 0.0]]
 SPACING = (0.5, 3.0, 1.25)
 REFERENCE = {
     DiceLoss: (reference.dice_loss, reference.dice_loss_gradient),
+    FocalTverskyLoss: (reference.focal_tversky_loss, reference.focal_tversky_loss_gradient),
+    MatthewsCorrelationLoss: (reference.matthews_correlation_loss, reference.matthews_correlation_loss_gradient),
     TverskyLoss: (reference.tversky_loss, reference.tversky_loss_gradient),
     GeneralizedDiceLoss: (reference.generalized_dice_loss, reference.generalized_dice_loss_gradient),
     GeneralizedWassersteinDiceLoss: (
@@ -38,6 +43,7 @@ REFERENCE = {
     FocalLoss: (reference.focal_loss, reference.focal_loss_gradient),
     DiceCELoss: (reference.dice_ce_loss, reference.dice_ce_loss_gradient),
     DiceFocalLoss: (reference.dice_focal_loss, reference.dice_focal_loss_gradient),
+    GeneralizedDiceFocalLoss: (reference.generalized_dice_focal_loss, reference.generalized_dice_focal_loss_gradient),
 }
 
 
@@ -52,6 +58,7 @@ def grid(*sets):
 
 
 ERRORS = {"alpha": 0.3, "beta": 0.7}
+EXPONENTS = values("gamma", 0.75, [0.5, 1.0, 2.5])
 SIGMOID, SOFTMAX = {"sigmoid": True}, {"softmax": True}
 PROBABILITIES = [SIGMOID, SOFTMAX]
 ACTIVATIONS = [{}, SIGMOID, SOFTMAX, {"other_act": torch.exp}]

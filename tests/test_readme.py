@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from twinloss import reference
 from twinloss.harness.cli.main import with_all_commands
 from twinloss.harness.commands.migration_examples import DIFFERENCES
 from twinloss.harness.losses.catalogue import TWINS
+from twinloss.harness.system.toml import tomllib
 from twinloss.harness.zoo import zoo
 
 ROOT = Path(__file__).parents[1]
@@ -218,6 +218,21 @@ def test_table_of_losses_leads_to_reference_fast_loss_kernel_and_tests():
         assert set(re.findall(r"`(.*?)`", row[5])) <= kernels
 
 
+@pytest.mark.parametrize(("row", "loss"), [(0, "DiceCELoss"), (1, "DC_and_CE_loss")], ids=["MONAI", "nnU-Net"])
+def test_changed_import_has_the_same_names(row, loss):
+    rows = [cells for cells in table("From MONAI or nnU-Net") if len(cells) == 4]
+    assert len(rows) == 2
+    origin, before, after, _ = rows[row]
+    losses = []
+    for line in (after, before):
+        pytest.importorskip(line.strip("`").split()[1], reason=f"needs {origin}")
+        names = {}
+        exec(line.strip("`"), names)
+        losses.append(names[loss])
+    assert losses[0].__module__.startswith("twinloss.compat.")
+    assert not losses[1].__module__.startswith("twinloss.")
+
+
 def test_map_of_the_tree_shows_every_package():
     drawn = re.search(r"## Find your way\n\n```\n(.*?)```", README, re.DOTALL)[1]
     shown, parent = [], ""
@@ -226,7 +241,7 @@ def test_map_of_the_tree_shows_every_package():
         shown += [parent + folder for folder in line[:26].split()]
         parent = parent or shown[-1]
     assert all((ROOT / folder).is_dir() for folder in shown)
-    for wing in ("reference", "fast", "harness"):
+    for wing in ("reference", "fast", "compat", "harness"):
         assert {f"{path.parent.relative_to(ROOT)}/" for path in ROOT.glob(f"{wing}/*/__init__.py")} <= set(shown)
 
 
@@ -236,5 +251,5 @@ def test_table_of_losses_is_complete():
     assert {name for *_, name in names} == {twin.name for twin in TWINS}
     for cls, function, name in names:
         assert hasattr(reference, function)
-        if name != "multi_scale":  # its record wraps the class
+        if name not in ("multi_scale", "deep_supervision", "masked"):  # their records wrap the class
             assert next(twin for twin in TWINS if twin.name == name).fast.__name__ == cls

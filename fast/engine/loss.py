@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, NoReturn, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import PLAIN_TENSORS, unwrapped
 from twinloss.fast.runtime.options import Configured
 from twinloss.fast.runtime.ranks import is_group, restored, to_be_pickled
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,6 +34,18 @@ _BUFFERS_OF_MONAI = (
     "cross_entropy.weight",
     "binary_cross_entropy.pos_weight",
 )
+
+
+def checked_loss(value: Any, name: str) -> Callable[..., Tensor]:
+    """Check a loss that another one wraps."""
+    if isinstance(value, type):
+        raise TypeError(f"{name} must be a loss, got the class {value.__name__}: pass {value.__name__}(…)")
+    if not callable(value):
+        raise TypeError(
+            f"{name} must be a module or another callable that takes two tensors, got {type(value).__name__}"
+        )
+    loss: Callable[..., Tensor] = value
+    return loss
 
 
 def entry_point(function: Callable[P, R]) -> Callable[P, R]:
@@ -78,15 +93,17 @@ def _recorded(function: Callable[..., R], args: tuple[Any, ...], kwargs: Mapping
     plain form into a graph, and then records this graph.
     """
     from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils._pytree import tree_flatten, tree_unflatten
 
-    given = [*args, *kwargs.values()]
+    given, structure = tree_flatten((args, dict(kwargs)))  # an argument may be a list of tensors
     places = [k for k, each in enumerate(given) if isinstance(each, Tensor)]
 
     def on_tensors(*tensors: Tensor) -> R:
         put = given.copy()
         for place, tensor in zip(places, tensors, strict=True):
             put[place] = tensor
-        return function(*put[: len(args)], **dict(zip(kwargs, put[len(args) :], strict=True)))
+        positional, named = tree_unflatten(put, structure)
+        return function(*positional, **named)
 
     tensors = [given[place] for place in places]
     with untraced(), dispatch.recording():

@@ -15,14 +15,15 @@ import torch
 from torch.nn import Module
 
 # Folders whose code is not the user's.
-_OURS = tuple(str(folder) + os.sep for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
+_FAST = Path(__file__).parents[1]
+_OURS = tuple(str(folder) + os.sep for folder in (_FAST, _FAST.with_name("compat"), Path(torch.__file__).parent))
 
 # The topics that each loss has warned about. They are not stored in the loss, because `forward` must not change it.
 _warned: WeakKeyDictionary[Module, set[str]] = WeakKeyDictionary()
 
 
 def warn(message: str) -> None:
-    """Warn, with the location of the nearest caller outside this package and torch.
+    """Warn, with the location of the nearest caller outside the losses and torch.
 
     Under torch.compile there is no warning.
     """

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from twinloss.harness.auditing.causes import Cause, cause, quick, same_cause, smallest
-from twinloss.harness.auditing.erratum import DEFECT, PRECISION, SORTS, Audited, Erratum
+from twinloss.harness.auditing.erratum import DEFECT, PRECISION, SORTS, Audited, Erratum, rounded_in
 from twinloss.harness.auditing.peer import Peer
-from twinloss.harness.auditing.probes import findings, probes
+from twinloss.harness.auditing.probe import findings
+from twinloss.harness.auditing.probes import probes
 from twinloss.harness.auditing.snippets import run, snippet
 from twinloss.harness.auditing.sorts import NOTHING, sentence, sort_of
 from twinloss.harness.drawing import coverage
@@ -20,9 +22,11 @@ from twinloss.harness.judging.trial import Trial
 from twinloss.harness.model.operand import label
 from twinloss.harness.model.twin import Twin
 
-# The number of cases of each option value by dtype, and of each row that combines options.
-COUNTS = {"float32": 12, "float64": 4, "float16": 4}
-COMBINED = 2
+# The number of cases of each option value by dtype.
+COUNTS = {"float32": 12, "float64": 6, "float16": 4}
+# The number of cases of each row that combines options: of any shape, and of two items with as many classes as options
+# need that leave out or weight some.
+COMBINED, OF_SEVERAL = 2, 2
 # Failing cases of a row beyond this number are not examined further.
 MOST = 4
 
@@ -53,6 +57,8 @@ def _audited(peer: Peer, twin: Twin, seed: int) -> Audited:
             agrees.append(text)
     errata = _grouped(_errata_of(peer, twin, causes))
     known = [set(each.traits[1:]) for each in errata if each.sort == DEFECT]
+    # A value that rounding takes out of its range is off for the same reason.
+    known += [{"range"} for each in errata if each.sort == DEFECT and rounded_in(each)]
     errata += [each for each in findings(peer, probes(peer, twin)) if set(each.traits) not in known]
     missing = [f"{name}: {values}" for name, values in peer.missing().items()]
     shown = ", ".join(f"{name}={value!r}" for name, value in peer.defaults().items())
@@ -78,7 +84,17 @@ def _trials(twin: Twin, row: Mapping[str, Any], combined: bool, seed: int) -> It
         if (combined and dtype != "float32") or (dtype == "float16" and row.get("other_act") is not None):
             continue
         cases = drawn(twin, dtype, row, None, COMBINED if combined else count, seed)
+        if combined:
+            cases += drawn(_of_several(twin), dtype, row, None, OF_SEVERAL, seed)
         yield [quick(twin, case) for case in cases]
+
+
+def _of_several(twin: Twin) -> Twin:
+    """Return a twin that draws batches of two items; for segmentations with three classes and one class per voxel."""
+    ground = replace(twin.ground, items=(2,))
+    if twin.operands[0] == "input":
+        ground = replace(ground, channels=(3,), targets=("one_hot",), numbers=("normal",))
+    return replace(twin, ground=ground, ranks=tuple(rank for rank in twin.ranks if rank))
 
 
 def _errata_of(peer: Peer, twin: Twin, causes: list[Cause]) -> Iterator[Erratum]:
@@ -101,26 +117,28 @@ def _errata_of(peer: Peer, twin: Twin, causes: list[Cause]) -> Iterator[Erratum]
 def _grouped(errata: Iterator[Erratum]) -> list[Erratum]:
     """Keep one erratum of each cause.
 
-    Defects have one cause if they need the same traits. What is not a defect has one cause if it has the same reason;
-    lost precision, if it is lost in the same part and dtype.
+    Defects have one cause if they need the same traits. What is not a defect has one cause if it has the same reason.
+    What is lost by rounding in one dtype has one cause, whatever input shows it.
     """
     made: dict[tuple[str, ...], Erratum] = {}
     for each in sorted(errata, key=lambda each: len(each.traits)):
         if each.sort == DEFECT and any(_includes(each, known) for known in made.values()):
             continue
         key = each.traits if each.sort == DEFECT else (each.sort, each.source)
-        if each.sort == PRECISION:
-            key = (each.sort, each.traits[0], each.source.rpartition(" of ")[2])
+        if dtype := rounded_in(each):
+            key = ("rounding", dtype)
         known = made.get(key)
-        if known is None or (len(each.traits), len(each.code)) < (len(known.traits), len(known.code)):
+        if known is None or _rank(each) < _rank(known):
             made[key] = each
     return list(made.values())
 
 
+def _rank(each: Erratum) -> tuple[bool, bool, int, int]:
+    """Return the key by which the erratum that shows a cause is chosen: the gravest, of a value, the simplest."""
+    return each.sort == PRECISION, each.traits[0].startswith("gradient"), len(each.traits), len(each.code)
+
+
 def _includes(each: Erratum, known: Erratum) -> bool:
     """Return whether a defect needs all traits of a known one, and more."""
-    part = each.traits[0].partition(" ")[0]
-    return (
-        known.sort == DEFECT and len(known.traits) > 1 and set(known.traits[1:]) <= set(each.traits[1:])
-        and (known.traits[0].startswith(part) or part == "gradient")
-    )  # fmt: skip
+    alike = each.traits[0] == known.traits[0] or each.traits[0].startswith("gradient")
+    return known.sort == DEFECT and len(known.traits) > 1 and alike and set(known.traits[1:]) <= set(each.traits[1:])

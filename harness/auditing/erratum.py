@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 DEFECT, PRECISION, CONVENTION, OUTSIDE = "defect", "precision", "convention", "outside the documented domain"
 SORTS = (DEFECT, PRECISION, CONVENTION, OUTSIDE)
+# Why a loss of more than digits in half precision is no defect.
+HALF = "half precision outside of torch.autocast; no document says that the loss takes it"
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,12 @@ class Audited:
     agrees: tuple[str, ...]
     missing: tuple[str, ...]
     cases: int
+
+
+def rounded_in(each: Erratum) -> str:
+    """Return the dtype whose roundoff causes an erratum, or an empty text."""
+    if each.sort == PRECISION:
+        return each.source.rpartition("digits of ")[2].removesuffix(" are right")
+    if each.source == HALF and each.traits[0].startswith(("value", "gradient")):
+        return "float16"
+    return "float32" if each.sort == DEFECT and "less than float64" in each.traits else ""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from twinloss.harness.auditing.peer import Clause, Peer, is_soft
+from twinloss.harness.auditing.peer import Clause, Peer, is_multiple, is_soft
 from twinloss.harness.auditing.traits import excluded_voxels
 from twinloss.harness.losses import peers
 from twinloss.harness.losses.peers import SMP as SMP_NAME
@@ -93,6 +93,7 @@ def _no_class_left(twin: Twin, case: Case) -> bool:
     return excluded is not None and any(bool(item.all()) for item in excluded)
 
 
+WEIGHT = {"`weight`": "`weight`: a single value is the same weight for all classes"}
 AXES = Clause("inputs without spatial axes", _flat_axes, "`forward`: the shape should be BNH[WD]")
 HARD = Clause(
     "targets other than 0 and 1 without `soft_label`", _soft_without_option,
@@ -107,6 +108,7 @@ MASKS = Clause("masks other than 0 and 1", _soft_mask, "the class: it accepts a 
 REDUCTIONS = {"reduction": "`forward`, Raises: ValueError"}
 SHAPES = {"shape": "`forward`, Raises: an error when input and target have different shapes"}
 SEGMENTATION = (AXES, HARD, SMALL)
+ANY_RANK = (0, 1, 2, 3)
 
 BINARY_FOCAL = Clause(
     "targets other than 0 and 1", is_soft, "the paper defines the focal loss for hard labels only", excluded=False
@@ -115,37 +117,90 @@ PROBABILITIES = Clause(
     "class weights and a target with all channels", _weights_of_channels,
     "torch.nn.CrossEntropyLoss: for such targets, the weighted mean divides by the number of voxels", excluded=False,
 )  # fmt: skip
+
+
+def _share_of_each_class(twin: Twin, case: Case) -> bool:
+    return isinstance(case.options.get("alpha"), list) and not case.options.get("use_softmax")
+
+
+def _smoothed_channel(twin: Twin, case: Case) -> bool:
+    return bool(case.options.get("label_smoothing")) and case.input.values.shape[1] == 1
+
+
+def _spline_with_contrast(twin: Twin, case: Case) -> bool:
+    images = [operand.values for operand in case.operands.values()]
+    return case.options.get("kernel_type") == "b-spline" and all(bool((v != v.flat[0]).any()) for v in images)
+
+
+SHARES = Clause(
+    "a share of each class without a softmax", _share_of_each_class,
+    "`include_background` calls them explicit class weights, and its source code gives negative voxels the weight 1",
+    excluded=False,
+)  # fmt: skip
+SMOOTHED = Clause(
+    "label smoothing of one channel", _smoothed_channel,
+    "one channel goes to torch.nn.BCEWithLogitsLoss, which has no label smoothing", excluded=False,
+)  # fmt: skip
+SPLINE = Clause(
+    "b-spline windows", _spline_with_contrast,
+    "Mattes et al. center the box on a bin, as it does; ours counts a voxel in the bin in which it lies, as ITK does",
+    excluded=False,
+)  # fmt: skip
+MULTIPLIED = Clause(
+    "masked voxels", lambda twin, case: bool((case.operands["mask"].values != 1).any()),
+    "its class: the mask is a weight of input and target, which does not leave voxels out", excluded=False,
+)  # fmt: skip
+NO_CLASS = Clause(
+    "voxels without exactly one class", is_multiple,
+    "torch.nn.CrossEntropyLoss: the mean divides by the number of voxels, whatever the sum of their targets",
+    excluded=False,
+)  # fmt: skip
 MILLETARI = "the formula of Milletari et al. (2016), which it cites"
 MONAI = (
-    Peer("DiceLoss", "dice", "monai.losses", f"its documentation, and {MILLETARI}", clauses=SEGMENTATION,
-         promises=SHAPES | REDUCTIONS, lowest=0.0, highest=1.0),
+    Peer("DiceLoss", "dice", "monai.losses", f"its documentation, and {MILLETARI}",
+         clauses=SEGMENTATION, ranks=ANY_RANK, promises=SHAPES | REDUCTIONS, quotes=WEIGHT, lowest=0.0, highest=1.0),
     Peer("MaskedDiceLoss", "masked_dice", "monai.losses", f"its documentation, and {MILLETARI}",
-         call="loss(x, y, mask)", clauses=(*SEGMENTATION, MASKS), promises=REDUCTIONS,
+         call="loss(x, y, mask)", clauses=(*SEGMENTATION, MASKS), ranks=ANY_RANK, promises=REDUCTIONS,
+         quotes=WEIGHT | {"masked voxels": "its class: only the masked region contributes to the loss computation"},
          lowest=0.0, highest=1.0),
     Peer("TverskyLoss", "tversky", "monai.losses", "the formula of Salehi et al. (2017), which it cites",
-         clauses=SEGMENTATION, promises=REDUCTIONS, lowest=0.0, highest=1.0),
+         clauses=SEGMENTATION, ranks=ANY_RANK, promises=REDUCTIONS, lowest=0.0, highest=1.0),
+    Peer("MCCLoss", "matthews_correlation", "monai.losses",
+         "the formula of Abhishek and Hamarneh (2021), which it cites", clauses=SEGMENTATION, ranks=ANY_RANK,
+         promises=REDUCTIONS, lowest=0.0, highest=2.0, hunted=False),  # its smoothing term is at another place
     Peer("GeneralizedDiceLoss", "generalized_dice", "monai.losses",
-         "the formula of Sudre et al. (2017), which it cites", clauses=SEGMENTATION, promises=REDUCTIONS,
-         lowest=0.0, highest=1.0),
+         "the formula of Sudre et al. (2017), which it cites",
+         clauses=SEGMENTATION, ranks=ANY_RANK, promises=REDUCTIONS, lowest=0.0, highest=1.0),
     Peer("GeneralizedWassersteinDiceLoss", "generalized_wasserstein_dice", "monai.losses",
          "the formula of Fidon et al. (2017), which it cites", channels=2, lowest=0.0, highest=1.0,
-         clauses=(AXES, SMALL), promises={"matrix": "Raises: ValueError when dist_matrix is not square"}),
+         clauses=(SMALL,), ranks=ANY_RANK, promises={"matrix": "Raises: ValueError when dist_matrix is not square"}),
     Peer("FocalLoss", "focal", "monai.losses", "the formula of Lin et al. (2017), which it cites",
-         clauses=(AXES, BINARY_FOCAL), promises=SHAPES | REDUCTIONS | {
+         clauses=(BINARY_FOCAL, SHARES), ranks=ANY_RANK, promises=SHAPES | REDUCTIONS | {
              "negative weight": "`forward`, Raises: ValueError for a negative weight",
              "weights": "`forward`, Raises: ValueError when the length of weight is not the number of classes",
+         }, quotes=WEIGHT | {
+             "`ignore_index`": "`ignore_index`: voxels with this label are excluded; `reduction`: the mean divides by "
+                               "the number of elements in the output",
+             "`include_background`": "`include_background`: channel 0 is excluded from the loss calculation",
+             "`use_softmax`": "`use_softmax`: the original logits are transformed into probabilities",
          }, lowest=0.0),
     Peer("DiceCELoss", "dice_ce", "monai.losses",
          "its documentation: the weighted sum of DiceLoss and torch's cross entropy",
-         clauses=(*SEGMENTATION, PROBABILITIES), promises={
+         clauses=(*SEGMENTATION, PROBABILITIES, NO_CLASS, SMOOTHED), ranks=ANY_RANK, promises={
              "shape": "`forward`, Raises: ValueError when the numbers of channels do not fit",
              "lambda": "lambda_dice and lambda_ce should be no less than 0.0",
          }, lowest=0.0),
     Peer("DiceFocalLoss", "dice_focal", "monai.losses",
          "its documentation: the weighted sum of DiceLoss and FocalLoss", options={"use_softmax": False},
-         clauses=SEGMENTATION, promises={
+         clauses=SEGMENTATION, ranks=ANY_RANK, promises={
              "shape": "`forward`, Raises: ValueError when the numbers of channels do not fit",
              "lambda": "lambda_dice and lambda_focal should be no less than 0.0",
+         }, lowest=0.0),
+    Peer("GeneralizedDiceFocalLoss", "generalized_dice_focal", "monai.losses",
+         "its documentation: the weighted sum of GeneralizedDiceLoss and FocalLoss", options={"use_softmax": False},
+         clauses=SEGMENTATION, promises={
+             "shape": "`forward`, Raises: ValueError when the numbers of channels do not fit",
+             "lambda": "lambda_gdl and lambda_focal should be no less than 0.0",
          }, lowest=0.0),
     Peer("BendingEnergyLoss", "bending_energy", "monai.losses", "its documentation: [1, -2, 1] and central mixed terms",
          call="loss(x)",
@@ -159,15 +214,33 @@ MONAI = (
     Peer("LocalNormalizedCrossCorrelationLoss", "lncc", "monai.losses",
          "its documentation: the squared zero-normalised cross-correlation in each window",
          options={"denominator": "clamp"}, names={"ndim": "spatial_dims"}, lowest=-1.0, highest=0.0,
-         clauses=(SMALL,),
+         range_source="its class: the output range is approximately [-1, 0]", clauses=(SMALL,),
+         quotes={
+             "large intensities": "its class: the output range is approximately [-1, 0]",
+             "`kernel_type`": "its class: the kernel can be a triangular window, here of three voxels",
+         },
          promises=REDUCTIONS | {"kernel_size": "`kernel_size` must be odd"}),
     Peer("GlobalMutualInformationLoss", "mutual_information", "monai.losses",
          "the equations of the thesis that it cites (section 3.1), and of Mattes et al. for b-spline",
-         promises=REDUCTIONS, highest=0.0),
+         clauses=(SPLINE,), promises=REDUCTIONS, highest=0.0,
+         quotes={"`kernel_type`": "`smooth_nr` and `smooth_dr` are constants to avoid nan"}),
     Peer("MultiScaleLoss", "multi_scale", "monai.losses",
          "its documentation: the wrapped loss of smoothed images, here torch's MSELoss",
          build="{name}(torch.nn.MSELoss(){more})", call="loss(y, x)", options={"loss": "squares", "ndim": RANK},
          promises=REDUCTIONS, lowest=0.0),
+    Peer("DeepSupervisionLoss", "deep_supervision", "monai.losses",
+         "its documentation: the sum of weighted losses of each level, here of Dice at three levels of one size",
+         build="{name}(DiceLoss(softmax=True, to_onehot_y=True){more})",
+         call="loss([x.roll(k, 1) for k in range(3)], y)",
+         imports=("from monai.losses import DiceLoss",),
+         options={"softmax": True, "to_onehot_y": True, "stacked": True}, unlike=("weights",),
+         clauses=SEGMENTATION, lowest=0.0),
+    Peer("MaskedLoss", "masked", "monai.losses",
+         "its documentation: the mask weights input and target of the wrapped loss, here of Dice + cross entropy",
+         build="{name}(DiceCELoss(softmax=True, to_onehot_y=True){more})", call="loss(x, y, mask)",
+         imports=("from monai.losses import DiceCELoss",),
+         options={"softmax": True, "to_onehot_y": True, "loss": "dice_ce"}, unlike=("loss",),
+         clauses=(*SEGMENTATION, MULTIPLIED), lowest=0.0),
 )  # fmt: skip
 
 ABSENT = Clause(
@@ -187,12 +260,17 @@ KORNIA = (
          clauses=(LONG, ABSENT), lowest=0.0, highest=1.0),
     Peer("FocalLoss", "focal", "kornia.losses", "the formula of Lin et al. (2017), which it cites",
          build='{name}(alpha=None, reduction="mean"{more})', call="loss(x, y[:, 0])", ranks=PLANES, channels=2,
-         options={"to_onehot_y": True}, unlike=("alpha", "ignore_index", "reduction"), clauses=(LONG,), lowest=0.0),
+         options={"to_onehot_y": True}, unlike=("alpha", "ignore_index", "reduction"), clauses=(LONG,),
+         stated={"argument: gamma": "its Convention block: a negative gamma is not validated"}, lowest=0.0),
 )  # fmt: skip
 
 ALL_MASKED = Clause(
     "classes that are absent from the target", _class_absent_from_batch,
     "its source code leaves such classes out on purpose, although its documentation does not say so", excluded=False,
+)  # fmt: skip
+NOT_MEAN = Clause(
+    "a reduction other than the mean", lambda twin, case: case.options.get("reduction", "mean") != "mean",
+    "its documentation does not name `reduction`, and its source code takes the mean of the classes", excluded=False,
 )  # fmt: skip
 BINARY = Clause("targets other than 0 and 1", is_soft, "`y_true`: labels, or one channel of 0 and 1 for each class")
 SMP = (
@@ -207,7 +285,8 @@ SMP = (
          clauses=(BINARY, ALL_MASKED), lowest=0.0, highest=1.0),
     Peer("FocalLoss", "focal", "segmentation_models_pytorch.losses",
          "the formula of Lin et al. (2017)", build='{name}("multilabel"{more})', ranks=PLANES,
-         options={"use_softmax": False}, unlike=("ignore_index",), clauses=(BINARY,), lowest=0.0),
+         options={"use_softmax": False}, unlike=("ignore_index",), clauses=(BINARY, NOT_MEAN),
+         stated={"`reduction`": "its documentation does not name `reduction`"}, lowest=0.0),
 )  # fmt: skip
 
 
@@ -230,7 +309,9 @@ NEURITE = (
          clauses=(SMALL,), lowest=0.0, highest=1.0),
     Peer("NCC", "lncc", "neurite.nn.modules", "its documentation: the squared correlation in each window of 9 voxels",
          call="-loss(x, y).squeeze()", names={"kernel_size": "window_size", "smooth_dr": "eps"}, unlike=("reduction",),
-         options={"ndim": RANK, "kernel_size": 9, "smooth_nr": 0.0}, clauses=(OFFSET,), lowest=-1.0, highest=0.0),
+         options={"ndim": RANK, "kernel_size": 9, "smooth_nr": 0.0}, clauses=(OFFSET,), lowest=-1.0, highest=0.0,
+         range_source="`forward`, Returns: values in the range [0, 1]",
+         stated={"range": "Warnings: large offsets relative to local variation can cause rounding errors"}),
     Peer("SpatialGradient", "diffusion", "neurite.nn.modules", "Balakrishnan et al. (2019), which it cites",
          call="loss(x)", hunted=False, unlike=("reduction",), lowest=0.0),
 )  # fmt: skip

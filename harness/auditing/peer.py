@@ -60,7 +60,9 @@ class Peer:
         promises: errors that the documentation promises, by the kind of bad argument (see `arguments.py`).
         stated: findings of `probes.py` that the documentation announces, each with the place.
         unlike: options of the same name with another documented meaning, which are not compared.
-        lowest: the lowest value that its documentation allows, and the highest.
+        quotes: what the documentation says about options and traits, as the source of a defect that needs them.
+        lowest: the lowest value of the formula, and the highest.
+        range_source: where the documentation says that values stay in this range, if it does.
         hunted: whether it can be compared with our reference. If not, only the probes are run.
         imports: further import statements of the printed code.
     """
@@ -79,8 +81,10 @@ class Peer:
     promises: Mapping[str, str] = field(default_factory=dict)
     stated: Mapping[str, str] = field(default_factory=dict)
     unlike: tuple[str, ...] = ()
+    quotes: Mapping[str, str] = field(default_factory=dict)
     lowest: float | None = None
     highest: float | None = None
+    range_source: str | None = None
     hunted: bool = True
     imports: tuple[str, ...] = ()
 

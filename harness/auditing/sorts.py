@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from twinloss.harness.auditing.causes import MOST, Cause, digits, how, only_digits
-from twinloss.harness.auditing.erratum import CONVENTION, DEFECT, OUTSIDE, PRECISION
+from twinloss.harness.auditing.causes import Cause, digits, how, only_digits, quick_in_double
+from twinloss.harness.auditing.erratum import CONVENTION, DEFECT, HALF, OUTSIDE, PRECISION
 from twinloss.harness.auditing.peer import Peer
 from twinloss.harness.hunting.conventions import expects_classes
-from twinloss.harness.judging.trial import outside_its_bounds, relative_error, wrong_parts
+from twinloss.harness.judging.trial import MOST, only_rounding, outside_its_bounds, relative_error, wrong_parts
 from twinloss.harness.model.twin import Twin
 
 # Errors that a loss raises on purpose.
@@ -21,6 +19,9 @@ ROUNDING = 1e-5
 
 # The class of a cause that is no finding: less than one digit is lost.
 NOTHING = "nothing"
+
+# Why arguments of different types are a convention.
+TYPES = "no document lists the dtypes that may be combined"
 
 # Traits on which papers and documentation leave the answer open, and what they leave open.
 OPEN = {
@@ -41,7 +42,7 @@ def sort_of(peer: Peer, twin: Twin, cause: Cause) -> tuple[str, str]:
         if clause.covers(twin, case):
             return (OUTSIDE if clause.excluded else CONVENTION), f"{clause.name}; {clause.source}"
     for trait, reason in OPEN.items():
-        if trait in cause.traits:
+        if trait in cause.traits and (trait == "infinity" or _not_only_numbers_differ(cause)):
             return CONVENTION, reason
     if "one class left" in cause.traits and expects_classes(twin.defaults() | dict(case.options)):
         return CONVENTION, "no paper says what one channel means where several classes are expected"
@@ -55,12 +56,25 @@ def sort_of(peer: Peer, twin: Twin, cause: Cause) -> tuple[str, str]:
     zero_over_zero = "`smooth_dr`" in cause.traits and case.options.get("smooth_dr") == 0
     if zero_over_zero and not (np.isfinite(got).all() and np.isfinite(want).all()):
         return CONVENTION, "0/0, by the caller's choice of a smoothing constant of 0"
-    if trial.kind == "gradient" and "a tie of prediction and target" in cause.traits:
+    rounded = "less than float64" in cause.traits
+    if trial.kind == "gradient" and "a tie of prediction and target" in cause.traits and not rounded:
         return CONVENTION, "the loss has a kink here, and any slope between those of both sides is a subgradient"
+    if "arguments of different types" in cause.traits and only_rounding(twin, trial, quick_in_double):
+        return CONVENTION, TYPES
+    if "float16" in cause.traits and relative_error(twin, trial) > MOST:
+        return OUTSIDE, HALF
     if _is_rounding(twin, cause):
         right, held = digits(twin, trial)
         return PRECISION, f"{max(right, 0):.1f} of the {held:.1f} digits of {case.dtype} are right"
     return DEFECT, _source(peer, cause)
+
+
+def _not_only_numbers_differ(cause: Cause) -> bool:
+    """Return whether there is an error, or NaN and infinity are in other places."""
+    if cause.trial.kind == "error" or cause.trial.answer is None:
+        return True
+    got, want = wrong_parts(cause.trial)
+    return got.shape != want.shape or bool((np.isfinite(got) != np.isfinite(want)).any())
 
 
 def _is_rounding(twin: Twin, cause: Cause) -> bool:
@@ -76,15 +90,17 @@ def _sort_of_error(peer: Peer, cause: Cause) -> tuple[str, str]:
     if how(cause.trial) in TYPED:
         return OUTSIDE, "the loss refuses this input with an error that says so"
     if "arguments of different types" in cause.traits:
-        return CONVENTION, "no document lists the dtypes that may be combined"
+        return CONVENTION, TYPES
     return DEFECT, _source(peer, cause)
 
 
 def _source(peer: Peer, cause: Cause) -> str:
-    """Return what says that the answer is wrong: the documentation of the options involved, and the formula."""
-    options = sorted(trait.strip("`") for trait in cause.traits if trait.startswith("`"))
+    """Return what says that the answer is wrong: what the documentation says about the traits, and the formula."""
+    said = [peer.quotes[trait] for trait in sorted(cause.traits) if trait in peer.quotes]
+    options = sorted(trait.strip("`") for trait in cause.traits if trait.startswith("`") and trait not in peer.quotes)
     named = [f"`{peer.theirs(name)}`" for name in options]
-    return f"{peer.source}; and its documentation of {' and '.join(named)}" if named else peer.source
+    told = [f"its documentation of {' and '.join(named)}"] if named and not said else []
+    return "; ".join([*said, *told]) if said else "; and ".join([peer.source, *told])
 
 
 def sentence(peer: Peer, twin: Twin, cause: Cause) -> str:
@@ -101,8 +117,16 @@ def sentence(peer: Peer, twin: Twin, cause: Cause) -> str:
         return f"the {cause.how} is another{given}"
     if cause.how.endswith("not finite"):
         return f"the {cause.how.split()[0]} is not finite{given}"
-    error = relative_error(twin, trial)
     bounds = outside_its_bounds(twin, trial) if trial.kind == "value" else None
-    size = "" if not math.isfinite(error) else f" by {error:.0%}" if error >= MOST else f" by {error:.1g} of its size"
-    beyond = f", and outside its range [{peer.lowest}, {peer.highest}]" if bounds and peer.lowest is not None else ""
-    return f"the {cause.how} is off{size}{beyond}{given}"
+    beyond = f", and outside its range [{peer.lowest}, {peer.highest}]" if bounds and peer.range_source else ""
+    return f"the {cause.how} is off{_size(twin, cause)}{beyond}{given}"
+
+
+def _size(twin: Twin, cause: Cause) -> str:
+    """Return how large the error is, relative to the largest expected number."""
+    got, want = wrong_parts(cause.trial)
+    if relative_error(twin, cause.trial) < MOST:
+        return f" by {relative_error(twin, cause.trial):.1g} of its size"
+    with np.errstate(all="ignore"):
+        error = float(np.max(np.abs(got - want)) / np.max(np.abs(want)))
+    return f" by {error:.0%}" if error < 2 else f" by a factor of {error + 1:.3g}" if error < 100 else ""

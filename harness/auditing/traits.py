@@ -11,7 +11,7 @@ import numpy as np
 from twinloss.harness.drawing.input_kinds import rounded
 from twinloss.harness.drawing.segmentation_options import has_labels, is_activated
 from twinloss.harness.hunting.conventions import CONVENTIONS, of_one_type
-from twinloss.harness.model.operand import Array, Operand
+from twinloss.harness.model.operand import DTYPES, Array, Operand
 from twinloss.harness.model.twin import Case, Twin
 
 _NEUTRAL = {each.name: each.neutral for each in CONVENTIONS}
@@ -169,6 +169,17 @@ def _with_hard_target(twin: Twin, case: Case) -> Case | None:
     hard = _NEUTRAL["a target other than 0 and 1 with one class per voxel"](twin, case)
     same = (hard.operands["target"].values == case.operands["target"].values).all()
     return None if same else hard
+
+
+def _with_binary_target(twin: Twin, case: Case) -> Case | None:
+    """Return the case with each number of the target as 0 or 1, if it holds others and no labels."""
+    if twin.operands[0] != "input" or has_labels(twin, case.options) or "target" not in case.operands:
+        return None
+    target, index = case.operands["target"], case.options.get("ignore_index")
+    kept = (target.values == 0) | (target.values == 1) | (target.values == index)
+    if kept.all():
+        return None
+    return case.with_operand("target", replace(target, values=np.where(kept, target.values, target.values >= 0.5)))
 
 
 def _with_soft_probabilities(twin: Twin, case: Case) -> Case | None:
@@ -355,10 +366,17 @@ def _with_one_channel(twin: Twin, case: Case) -> Case | None:
 
 
 def _in(dtype: str, wider: str) -> Callable[[Twin, Case], Case | None]:
+    """Return a function that makes all arguments of narrower real numbers as wide as `wider`."""
+
     def without(twin: Twin, case: Case) -> Case | None:
         if case.dtype != dtype:
             return None
-        return case.each(lambda v: v).with_operand(next(iter(case.operands)), Operand(case.input.values.copy(), wider))
+        wide = {"float64", wider}
+        operands = {
+            name: Operand(o.values.copy(), wider if o.dtype in DTYPES and o.dtype not in wide else o.dtype)
+            for name, o in case.operands.items()
+        }
+        return replace(case, operands=operands)
 
     return without
 
@@ -383,6 +401,7 @@ REDUCED = (
     Trait("masked voxels", _with_whole_mask),
     Trait("a field without exactly one component per axis", _with_one_component_per_axis),
     Trait("several channels", _with_one_channel),
+    Trait("a soft target", _with_binary_target),
     Trait("a target that is not one class per voxel", _with_hard_target),
     Trait("a background", _without_background),
     Trait("very small numbers", _without_tiny_numbers),

@@ -29,26 +29,34 @@ def show_migration(
             "--with", metavar="FOLDER", exists=True, help="A folder with another release of MONAI. Repeatable."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder to write migration.md to.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The folder to write migration.md and compat-monai.md to.")
+    ] = None,
     readme: Annotated[
         Path | None, typer.Option(metavar="FILE", exists=True, help="A file whose table of differences to update.")
     ] = None,
 ) -> None:
-    """Show where twinloss and MONAI differ, with examples that run in both."""
-    from twinloss.harness.commands import migration
+    """Show where twinloss, and its drop-in for MONAI 1.6, differ from MONAI, with examples that run in all of them."""
+    from twinloss.harness.commands import migration, migration_compat
 
     folder = writable(out) if out else None
     try:
-        rows = migration.compare(with_ or ())
+        rows, kept = migration.compare(with_ or ()), migration_compat.compare()
     except ImportError as error:
         raise typer.BadParameter("MONAI is not installed: pip install monai") from error
     table = Table("loss", "in twinloss", *rows[0].answers)
     for row in rows:
         table.add_row(row.difference.loss, row.difference.here, *row.answers.values())
     console.print(table)
+    table = Table("loss", "in twinloss.compat.monai", *kept[0].answers)
+    for row in kept:
+        table.add_row(row.difference.loss, row.difference.here, *row.answers.values())
+    console.print(table)
     if folder:
-        (folder / "migration.md").write_text(migration.as_markdown(rows), encoding="utf-8")
-        console.print(f"wrote {folder / 'migration.md'}")
+        pages = {"migration.md": migration.as_markdown(rows), "compat-monai.md": migration_compat.as_markdown(kept)}
+        for name, page in pages.items():
+            (folder / name).write_text(page, encoding="utf-8")
+            console.print(f"wrote {folder / name}")
     if readme:
         made = migration.put_into(readme.read_text(encoding="utf-8"), migration.as_table(migration.that_bite(rows)))
         readme.write_text(made, encoding="utf-8")

@@ -13,14 +13,14 @@ import torch
 
 from twinloss import __version__
 from twinloss.harness.auditing.audit import COUNTS, audited
-from twinloss.harness.auditing.erratum import DEFECT, SORTS, Audited, Erratum
+from twinloss.harness.auditing.erratum import DEFECT, PRECISION, SORTS, Audited, Erratum, rounded_in
 from twinloss.harness.auditing.libraries import LIBRARIES, PACKAGES, make_importable
 from twinloss.harness.auditing.peer import Peer
 from twinloss.harness.hunting.parallel import on_cluster, prepare
 
 EXPLAINED = {
     "defect": "wrong by the library's own documentation, or by the paper that it cites, on input that it documents",
-    "precision": "the formula is right, but digits are lost; a relative error of more than 1 % is a defect",
+    "precision": "the formula is right, but digits are lost; beyond 1 % it is a defect, except in half precision",
     "convention": "papers and documentation leave it open, and our reference does otherwise",
     "outside the documented domain": "the documentation excludes this input, or says nothing about it",
 }
@@ -98,14 +98,13 @@ def merged(library: str, found: Sequence[Audited]) -> list[Audited]:
 def _same_cause(peers: dict[str, Peer], a: Erratum, b: Erratum) -> bool:
     if a.sort != b.sort:
         return False
+    share = _uses(peers[b.loss], peers[a.loss]) or _uses(peers[a.loss], peers[b.loss])
+    if a.sort == PRECISION:
+        return share and rounded_in(a) == rounded_in(b)
     if a.sort != DEFECT:
         return a.source == b.source and a.traits[:1] == b.traits[:1]
     more, less = set(a.traits), set(b.traits)
-    return (
-        (more <= less or less <= more)
-        and a.traits[:1] == b.traits[:1]
-        and (_uses(peers[b.loss], peers[a.loss]) or _uses(peers[a.loss], peers[b.loss]))
-    )
+    return share and (more <= less or less <= more) and a.traits[:1] == b.traits[:1]
 
 
 def _uses(peer: Peer, other: Peer) -> bool:

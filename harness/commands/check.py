@@ -21,12 +21,11 @@ from twinloss.harness.hunting.parallel import run_jobs
 from twinloss.harness.hunting.preflight import refuse_what_cannot_be_called
 from twinloss.harness.hunting.relation import relation
 from twinloss.harness.hunting.target import Wiring, adapted, as_twin
-from twinloss.harness.judging.law_check import breach
-from twinloss.harness.judging.trial import Trial, examine
+from twinloss.harness.judging.trial import Trial, examine, examine_law
 from twinloss.harness.model import device as devices
 from twinloss.harness.model.operand import DTYPES, label
 from twinloss.harness.model.pair import Pair, PairError
-from twinloss.harness.model.twin import Case, Law, Twin
+from twinloss.harness.model.twin import Law, Twin
 
 # The number of cases for each option value and each law after a failure.
 PROBES, PROBES_OF_PAIR = 12, 5
@@ -177,7 +176,7 @@ def check_pair(
     processes: int = 1,
     cluster: str | None = None,
     remember: bool = False,
-    device: str | None = None,
+    device: str = "cpu",
 ) -> Check:
     """Hunt for an input on which the fast function of a pair differs from its reference.
 
@@ -192,7 +191,8 @@ def check_pair(
         processes: the number of dtypes that are hunted in parallel.
         cluster: the address of a Dask scheduler whose workers run the hunts.
         remember: first retry the cases that failed last time in the same folder.
-        device: the device on which the fast function runs; by default that of the pair.
+        device: "cpu", "cuda" or "interpreter", unless the pair itself names a device. Triton kernels run in the
+            interpreter if they are imported after its start; so give the place of the pair as a text.
 
     Returns:
         The results; `verdict` and `failed` summarise them.
@@ -201,18 +201,17 @@ def check_pair(
         TargetError: if the pair or its fast function cannot be imported.
         PairError: if the functions do not fit the description of the pair.
         DeviationsError: if the file of known deviations cannot be read.
+        DeviceError: if the device is unknown or cannot be used here.
     """
-    if isinstance(pair, str):
-        twin = pairs.as_twin(*pairs.find_pair(pair), device)
-    else:
-        twin = pairs.as_twin(pair, device=device)
+    devices.use(device)
+    twin = pairs.as_twin(*pairs.find_pair(pair)) if isinstance(pair, str) else pairs.as_twin(pair)
     for dtype in dtypes:
         if dtype not in DTYPES:
             raise PairError(f"there is no dtype {dtype!r} to test: known are {', '.join(DTYPES)}")
     known = deviations.read(Path(xfails)) if xfails else ()
     made = Check(seed, twin=twin, strict=strict)
     hunting = {"forgiving": not strict, "known": known, "remember": remember}
-    jobs = [Job(twin, (dtype,), "generated", examples, seed, hunting) for dtype in dtypes]
+    jobs = [Job(twin, (dtype,), "generated", examples, seed, hunting, device) for dtype in dtypes]
     with _ignoring_warnings():
         pairs.refuse_what_does_not_fit(twin, dtypes, seed)
         _hunt(made, jobs, known, tick, processes, cluster)
@@ -273,12 +272,6 @@ def fails_without_option(twin: Twin, failed: Trial, option: str) -> bool:
     return examine(twin, failed.case.having(**{option: None})).kind == failed.kind
 
 
-def _trial_of_law(twin: Twin, case: Case) -> Trial:
-    """Check only the law of a case, since the function of a pair may differ from its reference everywhere."""
-    broken = breach(case.law, twin, case) if case.law is not None and case.law.applies(case) else None
-    return Trial(case, "law", broken) if broken else Trial(case)
-
-
 def probe(
     name: str,
     twin: Twin,
@@ -289,17 +282,16 @@ def probe(
     excuses: Hunt,
     count: int = PROBES,
 ) -> Probe:
-    """Try some cases; if a law is given, only failures of the law count."""
+    """Try some cases; if a law is given, only the law is checked, whether or not the value agrees."""
     failures: list[Trial] = []
     cases = drawn(twin, dtype, row, law, count, start)
+    again = examine if law is None else examine_law
     for case in cases:
-        if law is not None and twin.pair is not None:
-            trial = _trial_of_law(twin, case)
-        else:
-            trial = examine(twin, case)
-        wanted = trial.kind is not None if law is None else trial.kind == "law"
-        if wanted and excuses.excuse(trial) is None:
-            failures.append(conventions.ordinary(twin, trial, excuses.passes) if excuses.lenient else trial)
+        trial = again(twin, case)
+        if trial.kind is not None and excuses.excuse(trial, again) is None:
+            if excuses.lenient:
+                trial = conventions.ordinary(twin, trial, lambda made: excuses.passes(made, again), again)
+            failures.append(trial)
     return Probe(name, tuple(failures), len(cases))
 
 

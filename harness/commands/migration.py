@@ -109,20 +109,26 @@ def as_markdown(rows: Sequence[Told]) -> str:
         if row.difference.loss != loss:
             loss = row.difference.loss
             lines += ["", f"## {loss}"]
-        lines += [
-            "",
-            f"**{row.difference.here}** {row.difference.why}",
-            "",
-            "```python",
-            row.difference.code,
-            "```",
-            "",
-        ]
-        lines += ["| " + " | ".join(row.answers) + " |", "|" + "---|" * len(row.answers)]
-        lines += ["| " + " | ".join(row.answers.values()) + " |"]
+        lines += example(row)
         if row.difference.theirs:
             lines += ["", f"MONAI's behaviour: {row.difference.theirs}."]
     return "\n".join(lines) + "\n"
+
+
+def example(row: Told) -> list[str]:
+    """Return the lines of a report that show a difference: its reason, its code and the answers."""
+    return [
+        "",
+        f"**{row.difference.here}** {row.difference.why}",
+        "",
+        "```python",
+        row.difference.code,
+        "```",
+        "",
+        "| " + " | ".join(row.answers) + " |",
+        "|" + "---|" * len(row.answers),
+        "| " + " | ".join(row.answers.values()) + " |",
+    ]
 
 
 def as_table(rows: Sequence[Told]) -> str:

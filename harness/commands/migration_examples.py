@@ -16,6 +16,7 @@ class Difference:
         code: an example of at most three lines, of which the last is an expression.
         theirs: the options that give MONAI's behaviour, if there are any.
         bites: whether it silently changes the loss of code that moves from MONAI; the README lists these.
+        kept: why `twinloss.compat.monai` has it as well, one of KINDS; empty if that behaves like MONAI.
     """
 
     loss: str
@@ -24,19 +25,31 @@ class Difference:
     code: str
     theirs: str = ""
     bites: bool = False
+    kept: str = ""
 
+
+# Why `twinloss.compat.monai` differs from MONAI.
+KINDS = {
+    "defect": "MONAI returns a wrong number; errata.md has most of these",
+    "NaN": "MONAI returns NaN, or digits that are mere rounding errors",
+    "error": "MONAI returns a number for an invalid argument, and twinloss raises an error",
+    "accepted": "MONAI raises an error for a valid argument",
+    "conduct": "the number is the same, and something else differs",
+}
 
 DIFFERENCES = (
     Difference(
         "all", "The result has the dtype of the input, regardless of the target. Under autocast it is float32.",
         "A target in float64 must not turn the whole training into float64.",
         "x = torch.full((1, 1, 2), 0.5)\nDiceLoss()(x, torch.ones(1, 1, 2).double()).dtype",
+        kept="conduct",
     ),
     Difference(
         "all", "Labels that are not a class raise a ValueError that lists them.",
         "A fractional label is the sign of an interpolated label map. MONAI rounds it down, here to the background.",
         "x, labels = torch.zeros(1, 2, 2), torch.tensor([[[0.0, 0.6]]])\n"
         "DiceLoss(softmax=True, to_onehot_y=True)(x, labels)",
+        kept="error",
     ),
     Difference(
         "all",
@@ -44,21 +57,25 @@ DIFFERENCES = (
         "Training code should show what it computes. `load_state_dict` skips the keys `…class_weight` and "
         "those of the cross entropy in `DiceCELoss`.",
         "list(DiceLoss(weight=[1.0, 2.0]).state_dict())",
+        kept="conduct",
     ),
     Difference(
         "DiceLoss", "`weight` also applies to a single channel.",
         "An option that is given must not be ignored.",
         "x, g = torch.zeros(1, 1, 2), torch.ones(1, 1, 2)\nDiceLoss(weight=2.0)(x, g)",
+        kept="defect",
     ),
     Difference(
         "DiceLoss", "`ignore_index` leaves voxels out in all segmentation losses, even if they are NaN.",
         "The result is the same as without these voxels.",
         'x = torch.tensor([[[0.0, float("nan")], [1.0, 0.0]]])\n'
         "DiceLoss(softmax=True, to_onehot_y=True, ignore_index=1)(x, torch.tensor([[[0, 1]]]))",
+        kept="NaN",
     ),
     Difference(
         "DiceLoss", "`squared_pred` takes labels of any dtype.", "A sum of squares does not depend on the dtype.",
         "x, g = torch.zeros(1, 2, 2), torch.ones(1, 2, 2).int()\nDiceLoss(squared_pred=True)(x, g)",
+        kept="accepted",
     ),
     Difference(
         "DiceLoss", "`reduction=\"none\"` keeps the axes for broadcasting.",
@@ -76,6 +93,7 @@ DIFFERENCES = (
         "A product with the mask would be NaN, since 0 · NaN is NaN.",
         'x, g = torch.tensor([[[1.0, 0.0, float("nan")]]]), torch.tensor([[[1.0, 0.0, 0.0]]])\n'
         "MaskedDiceLoss()(x, g, torch.tensor([[[1.0, 1.0, 0.0]]]))",
+        kept="NaN",
     ),
     Difference(
         "TverskyLoss", "`reduction=\"none\"` keeps the axes for broadcasting.", "This is the same for all losses.",
@@ -99,6 +117,7 @@ DIFFERENCES = (
         "The loss keeps a copy, which later changes to your array do not affect.",
         "x, g = torch.zeros(1, 2, 1), torch.ones(1, 1, 1)\n"
         "GeneralizedWassersteinDiceLoss([[0.0, 1.0], [1.0, 0.0]])(x, g)",
+        kept="accepted",
     ),
     Difference(
         "FocalLoss", "The logits go through a softmax, also in `DiceFocalLoss`.",
@@ -132,6 +151,7 @@ DIFFERENCES = (
         "FocalLoss", "A logit of −inf for a wrong class adds nothing.",
         "Its probability is 0, which is correct.",
         'x = torch.tensor([[[0.0], [-float("inf")]]])\nFocalLoss(to_onehot_y=True)(x, torch.tensor([[[0.0]]]))',
+        kept="NaN",
     ),
     Difference(
         "FocalLoss", "The gradient is finite where p = 1, even for γ < 1.", "1 − p is computed without cancellation.",
@@ -142,6 +162,7 @@ DIFFERENCES = (
         "FocalLoss", "A negative `gamma` raises a ValueError.",
         "The loss would have a pole where a voxel is classified correctly.",
         "FocalLoss(gamma=-1.0)(torch.zeros(1, 2, 1), torch.zeros(1, 2, 1))",
+        kept="error",
     ),
     Difference(
         "DiceCELoss", "`weight` applies to both terms, `ce_weight` only to the cross entropy.",
@@ -186,6 +207,7 @@ DIFFERENCES = (
         "DiffusionLoss", "A string for `normalize` raises a TypeError.",
         "It is probably a reduction in the wrong position.",
         'DiffusionLoss("sum").normalize',
+        kept="error",
     ),
     Difference(
         "DiffusionLoss", "First differences are taken between neighbours, so that the loss of a checkerboard is not 0.",
@@ -207,6 +229,7 @@ DIFFERENCES = (
         "MONAI's is 0, 1, 0, which is a window of one voxel, and always flat.",
         "x, y = torch.tensor([[[0.0, 1.0, 3.0, 2.0]]]), torch.tensor([[[1.0, 1.0, 2.0, 5.0]]])\n"
         'LocalNormalizedCrossCorrelationLoss(1, kernel_type="triangular")(x, y)',
+        kept="defect",
     ),
     Difference(
         "LocalNormalizedCrossCorrelationLoss",
@@ -215,6 +238,7 @@ DIFFERENCES = (
         "x = 1e4 + torch.tensor([[[0.0, 0.01, 0.03, 0.02, 0.0, 0.01]]])\n"
         "y = 1e4 + torch.tensor([[[0.01, 0.01, 0.02, 0.05, 0.01, 0.0]]])\n"
         "(LocalNormalizedCrossCorrelationLoss(1)(x, y) >= -1).item()",
+        kept="NaN",
     ),
     Difference(
         "GlobalMutualInformationLoss", "The first argument is `num_bins`, as in 0.5. `kernel_type` is keyword-only.",
@@ -226,6 +250,7 @@ DIFFERENCES = (
         "The largest exponent is subtracted before the exponential.",
         "x, y = torch.tensor([[[0.0, 0.26, 0.77, 1.0]]]), torch.tensor([[[0.0, 0.25, 0.75, 1.0]]])\n"
         "GlobalMutualInformationLoss(sigma_ratio=0.01)(x, y)",
+        kept="NaN",
     ),
     Difference(
         "GlobalMutualInformationLoss", "b-spline: each item has its own range of intensities.",
@@ -238,9 +263,11 @@ DIFFERENCES = (
         "GlobalMutualInformationLoss", "b-spline: the loss of a constant image is 0, up to ν and δ.",
         "A constant image has no information about the other one.",
         'x = torch.zeros(1, 1, 4)\nGlobalMutualInformationLoss(kernel_type="b-spline")(x, x)',
+        kept="NaN",
     ),
     Difference(
         "MultiScaleLoss", "Invalid scales raise a ValueError in the constructor.", "A typo then shows at once.",
         "type(MultiScaleLoss(torch.nn.MSELoss(), [-1])).__name__",
+        kept="error",
     ),
 )  # fmt: skip

@@ -35,7 +35,22 @@ _WINDOWS = (
 )
 # The reasons why cases of a loss may be degraded: the digits that the formula itself loses in the dtype under test.
 REASONS = {
-    **dict.fromkeys(("dice", "masked_dice", "tversky", "generalized_dice", "dice_ce", "dice_focal"), _OVERLAP),
+    **dict.fromkeys(
+        (
+            "dice",
+            "masked_dice",
+            "tversky",
+            "focal_tversky",
+            "matthews_correlation",
+            "generalized_dice",
+            "dice_ce",
+            "dice_focal",
+            "deep_supervision",
+            "masked",
+            "generalized_dice_focal",
+        ),
+        _OVERLAP,
+    ),
     **dict.fromkeys(("lncc", "multi_scale"), _WINDOWS),
     "mutual_information": (
         "Two independent images have a mutual information of 0, up to the smoothing terms. The computed value is the "

@@ -37,6 +37,10 @@ def _per_share(sizes: Sizes) -> list[float]:
     return [(k + 1) / 8 for k in range(sizes.taking_part)]
 
 
+def _exponents(sizes: Sizes) -> list[float]:
+    return [0.5 * (k % 4 + 1) for k in range(sizes.taking_part)]
+
+
 def _distances(sizes: Sizes, distance: Callable[[int, int], float]) -> list[list[float]]:
     classes = range(sizes.classes)
     return [[distance(i, j) if i != j else 0.0 for j in classes] for i in classes]
@@ -60,6 +64,7 @@ FURTHER = PerCase("a further channel", _further)
 PER_CLASS = PerCase("one per class", _per_class)
 PER_CHANNEL = PerCase("one per channel", _per_channel)
 PER_SHARE = PerCase("one share per class", _per_share)
+EXPONENTS = PerCase("one exponent per class", _exponents)
 EQUAL_DISTANCES = PerCase("all 1", _equal_distances)
 TREE = PerCase("1 to the background, less between others", _tree)
 ORDERED = PerCase("|i - j|", _ordered)
@@ -100,6 +105,14 @@ def one_activation(options: Mapping[str, Any]) -> bool:
 def ties_matter(options: Mapping[str, Any]) -> bool:
     """Return whether the loss contains |p - g|, which has a kink where the two are equal."""
     return bool(options.get("soft_label")) and not options.get("squared_pred")
+
+
+def power_has_kinks(options: Mapping[str, Any]) -> bool:
+    """Return whether a power of the loss has a kink: at ties, at a loss of 0 for a small exponent, or by a clamp."""
+    gamma = options.get("gamma", 0.75)
+    smallest = min(gamma) if isinstance(gamma, list) else gamma
+    clamped = options.get("smooth_nr", 1e-5) > options.get("smooth_dr", 1e-5)
+    return ties_matter(options) or smallest < 2 or clamped
 
 
 def logits_in(options: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ import torch
 
 from twinloss.harness.drawing.input_kinds import HARD, rounded
 from twinloss.harness.drawing.segmentation_options import has_labels, is_activated
-from twinloss.harness.judging.trial import Trial, examine
+from twinloss.harness.judging.trial import Examine, Trial, examine
 from twinloss.harness.model.operand import Array, Operand, PerCase, Sizes, label
 from twinloss.harness.model.twin import Case, Twin
 
@@ -215,26 +215,28 @@ CONVENTIONS = (
 )  # fmt: skip
 
 
-def convention(twin: Twin, failed: Trial, passes: Callable[[Trial], bool]) -> tuple[str, Trial] | None:
+def convention(
+    twin: Twin, failed: Trial, passes: Callable[[Trial], bool], again: Examine = examine
+) -> tuple[str, Trial] | None:
     """Return the smallest set of conventions that explains a failure, and the passing trial; or None.
 
-    A set explains a failure if the case passes without the traits of these conventions.
+    A set explains a failure if the case passes without the traits of these conventions, when `again` examines it.
 
     The conventions are returned as one string of names, joined by `TOGETHER`.
     """
     silent = [each for each in CONVENTIONS if each.applies(twin, failed)]
     for count in range(1, len(silent) + 1):
         for chosen in combinations(silent, count):
-            made = examine(twin, _neutral(twin, failed.case, chosen))
+            made = again(twin, _neutral(twin, failed.case, chosen))
             if passes(made):
                 return TOGETHER.join(each.name for each in chosen), made
     return None
 
 
-def ordinary(twin: Twin, failed: Trial, passes: Callable[[Trial], bool]) -> Trial:
+def ordinary(twin: Twin, failed: Trial, passes: Callable[[Trial], bool], again: Examine = examine) -> Trial:
     """Return the trial without all traits that papers leave open if it still fails, else the failed trial itself."""
     silent = [each for each in CONVENTIONS if each.applies(twin, failed)]
-    made = examine(twin, _neutral(twin, failed.case, silent)) if silent else failed
+    made = again(twin, _neutral(twin, failed.case, silent)) if silent else failed
     return failed if passes(made) else made
 
 

@@ -19,7 +19,7 @@ from twinloss.harness.hunting.deviations import Deviation, entry
 from twinloss.harness.hunting.shrink import simplest
 from twinloss.harness.hunting.snippet import in_a_line, snippet
 from twinloss.harness.judging.judgement import ORDER, Finding
-from twinloss.harness.judging.trial import Trial, examine, only_rounding, outside_its_bounds
+from twinloss.harness.judging.trial import Examine, Trial, examine, only_rounding, outside_its_bounds
 from twinloss.harness.model.twin import Ground, Law, Twin
 
 # The default number of cases for each loss and dtype.
@@ -149,23 +149,29 @@ class Hunt:
             return "imprecise"
         return "convention" if self.conventions or self.silent else "degraded" if self.degraded else "pass"
 
-    def excuse(self, trial: Trial) -> Excuse | None:
-        """Return the reason why a failed trial does not end the hunt, or None if it does."""
-        excuse = self._excuse_without_conventions(trial)
+    def excuse(self, trial: Trial, again: Examine = examine) -> Excuse | None:
+        """Return the reason why a failed trial does not end the hunt, or None if it does.
+
+        The function `again` examines the case with some of its traits taken away.
+        """
+        excuse = self._excuse_without_conventions(trial, again)
         if excuse is not None or not self.lenient:
             return excuse
-        found = conventions.convention(self.twin, trial, self.passes)
-        return None if found is None else Excuse("convention", *found)
+        found = conventions.convention(self.twin, trial, lambda made: self.passes(made, again), again)
+        if found is not None:
+            return Excuse("convention", *found)
+        lost = self.forgiving and only_rounding(self.twin, trial, again, every=True)
+        return Excuse("rounding") if lost else None
 
-    def _excuse_without_conventions(self, trial: Trial) -> Excuse | None:
-        if self.forgiving and only_rounding(self.twin, trial):
+    def _excuse_without_conventions(self, trial: Trial, again: Examine = examine) -> Excuse | None:
+        if self.forgiving and only_rounding(self.twin, trial, again):
             return Excuse("rounding")
         known = next((each.reason for each in self.known if each.met_by(self.twin, trial)), None)
         return None if known is None else Excuse("known", known)
 
-    def passes(self, trial: Trial) -> bool:
+    def passes(self, trial: Trial, again: Examine = examine) -> bool:
         """Return whether a trial passed or has an excuse other than a convention."""
-        return trial.kind is None or self._excuse_without_conventions(trial) is not None
+        return trial.kind is None or self._excuse_without_conventions(trial, again) is not None
 
     def note_excused(self, trial: Trial, excuse: Excuse) -> None:
         """Record a failure that does not end the hunt."""

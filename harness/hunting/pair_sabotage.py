@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -19,6 +19,12 @@ from twinloss.harness.model.twin import Case
 BLOCK, TAIL = 1 + 2.0**-4, 1.5
 # Two results of the reference that differ by less, relatively, are the same.
 SAME = 1e-2
+# Numbers of the reference that differ by less, relatively, are equal up to its rounding errors.
+ROUNDED = 1e-12
+
+# The name of a wrong answer, the part that is wrong, a function that makes it if it can be made, and one that returns
+# whether it is right after all.
+WrongAnswer = tuple[str, str, Callable[[], Answer | None], Callable[[], bool]]
 
 Spoil = Callable[[Array], Array]
 
@@ -73,35 +79,48 @@ OF_GRADIENTS: dict[str, Spoil] = {
 }
 
 
-def wrong_answers_of_a_pair(trial: Trial) -> Iterator[tuple[str, str, Callable[[], Answer | None]]]:
-    """Yield the name of each wrong answer, the part that is wrong, and a function that makes it if it can be made."""
+def wrong_answers_of_a_pair(trial: Trial) -> Iterator[WrongAnswer]:
+    """Yield the wrong answers to a case of a pair."""
     answer, truth = trial.answer, trial.truth
     assert answer is not None
-    assert truth is not None
-    twin = truth.twin
-    pair = twin.pair
-    assert pair is not None
+    assert isinstance(truth, PairTruth)
+    pair = truth.reference.pair
     for name, spoil in OF_VALUES.items():
-        yield name, "value", lambda spoil=spoil: _with_outputs(answer, spoil)  # type: ignore[misc]
+        yield (
+            name, "value", lambda spoil=spoil: _with_outputs(answer, spoil),  # type: ignore[misc]
+            lambda spoil=spoil: _keeps(truth.reference.outputs, spoil),  # type: ignore[misc]
+        )  # fmt: skip
     for which in answer.gradients:
         for name, spoil in OF_GRADIENTS.items():
             yield (
                 f"gradient of {which} {name}", "gradient",
                 lambda spoil=spoil, which=which: _with_gradient(answer, which, spoil),  # type: ignore[misc]
+                lambda which=which, name=name: "constant" not in name and truth.gradients.is_zero(which),  # type: ignore[misc]
             )  # fmt: skip
         for axis in pair.blocks.split():
             if axis in pair.inputs[which].axes:
                 yield (
                     f"gradient of {which} with a wrong block of {axis}", "gradient",
                     lambda which=which, axis=axis: _with_wrong_block(trial, which, axis),  # type: ignore[misc]
+                    lambda which=which: truth.gradients.is_zero(which),  # type: ignore[misc]
                 )  # fmt: skip
     for a, b in combinations(pair.inputs, 2):
         if pair.inputs[a] == pair.inputs[b]:
-            yield f"{a} and {b} in the other order", "value", lambda a=a, b=b: _asked(trial, _swapped(trial.case, a, b))  # type: ignore[misc]
+            swapped = _swapped(trial.case, a, b)
+            yield f"{a} and {b} in the other order", "value", lambda swapped=swapped: _asked(trial, swapped), _never  # type: ignore[misc]
     for name in trial.case.options:
         text = label(trial.case.options[name])
         dropped = trial.case.having(**{name: None})
-        yield f"option {name}={text} dropped", "value", lambda dropped=dropped: _asked(trial, dropped)  # type: ignore[misc]
+        yield f"option {name}={text} dropped", "value", lambda dropped=dropped: _asked(trial, dropped), _never  # type: ignore[misc]
+
+
+def _never() -> bool:
+    return False
+
+
+def _keeps(outputs: Sequence[Array], spoil: Spoil) -> bool:
+    """Return whether the reference's outputs stay the same if they are spoilt, up to rounding, as equal ones do."""
+    return all(np.allclose(spoil(each), each, rtol=ROUNDED, atol=0, equal_nan=True) for each in outputs if each.size)
 
 
 def _with_outputs(answer: Answer, spoil: Spoil) -> Answer:

@@ -102,7 +102,9 @@ def _described(case: Case, judged: str) -> Case:
 
 
 def can_ignore(twin: Twin, case: Case) -> bool:
-    """Return whether voxels can be ignored by a label that is not a class."""
+    """Return whether voxels can be ignored by a label that is not a class, and do not decide which ones are sampled."""
+    if "interp_mode" in twin.options:
+        return False
     return len(twin.options.get("ignore_index", ())) > 1 and case.operands["target"].values.shape[1] == 1
 
 

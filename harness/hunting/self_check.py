@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from twinloss.harness.hunting.pair_sabotage import wrong_answers_of_a_pair
+from twinloss.harness.hunting.pair_sabotage import WrongAnswer, wrong_answers_of_a_pair
 from twinloss.harness.judging.judgement import Finding
 from twinloss.harness.judging.pair_truth import PairTruth
 from twinloss.harness.judging.trial import Trial
@@ -43,15 +43,16 @@ def survivors(trials: Iterable[Trial]) -> list[str]:
         if trial.truth is None or trial.answer is None:
             continue
         wrong = wrong_answers_of_a_pair(trial) if trial.truth.twin.pair else _wrong_answers(trial)
-        for name, part, make in wrong:
+        for name, part, make, is_right in wrong:
             if name in rejected:
                 continue
             spoilt = make()
             if spoilt is None or _is_right(trial, spoilt, part):
                 continue
-            accepted.add(name)
             if judged(trial.truth, spoilt, part).verdict == "fail":
                 rejected.add(name)
+            elif not is_right():
+                accepted.add(name)
     return sorted(accepted - rejected)
 
 
@@ -69,11 +70,8 @@ def _is_right(trial: Trial, spoilt: Answer, part: str) -> bool:
     return got.shape == right.shape and bool(np.array_equal(got, right, equal_nan=True))
 
 
-WrongAnswer = tuple[str, str, Callable[[], Answer | None]]
-
-
 def _wrong_answers(trial: Trial) -> Iterator[WrongAnswer]:
-    """Yield the name of each wrong answer, the part that is wrong, and a function that makes it."""
+    """Yield the wrong answers to a case of one of our losses."""
     answer, truth = trial.answer, trial.truth
     assert answer is not None
     assert truth is not None
@@ -85,7 +83,7 @@ def _wrong_answers(trial: Trial) -> Iterator[WrongAnswer]:
                     spoilt = spoil(getattr(answer, part))
                     return replace(answer, value=spoilt) if part == "value" else replace(answer, gradient=spoilt)
 
-                yield _called(name, part), part, make
+                yield _called(name, part), part, make, lambda: False
 
 
 def _called(name: str, part: str) -> str:

@@ -68,7 +68,7 @@ Where the exact result overflows the dtype of the result, any non-finite result 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -191,6 +191,11 @@ def finding(part: str, errors: Array, bounds: Array, verdict: Verdict) -> Findin
         float(bounds[where]),
         tuple(int(i) for i in where),
     )
+
+
+def worst(findings: Sequence[Finding]) -> Finding:
+    """Return the finding with the worst verdict, and of those the one with the largest ratio."""
+    return max(findings, key=lambda each: (ORDER.index(each.verdict), each.ratio))
 
 
 def blocks(values: Array) -> Array:

@@ -6,7 +6,9 @@ others are central and one-sided difference quotients, extrapolated to step 0 (R
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +33,55 @@ _COMPARISONS = {np.less, np.less_equal, np.greater, np.greater_equal, np.equal, 
 _OF_A_DOMAIN = {np.sqrt, np.log, np.log2, np.log10, np.log1p, np.arcsin, np.arccos, np.arctanh}
 
 
+# Functions whose results need no rounding.
+_EXACT = {np.negative, np.positive, np.conjugate, np.maximum, np.minimum, np.fmax, np.fmin} | _STEPWISE | _COMPARISONS
+
+
+class _Noise:
+    """Multiplies results by 1 + u d, d random in [-1, 1]; real and imaginary parts have numbers of their own.
+
+    With an even seed, all numbers of an array have the same d, since equal numbers are rounded alike.
+    """
+
+    def __init__(self, u: float, seed: int) -> None:
+        self._u, self._rng, self._alike = u, np.random.default_rng(seed), seed % 2 == 0
+
+    def on(self, values: Any) -> Any:
+        """Return floating or complex numbers with noise, and others as they are."""
+        if not isinstance(values, np.ndarray | np.inexact) or values.dtype.kind not in "fc":
+            return values
+        if values.dtype.kind == "f":
+            return values * self._factors(values)
+        made = np.empty_like(values)
+        made.real, made.imag = values.real * self._factors(values.real), values.imag * self._factors(values.imag)
+        return made[()]
+
+    def _factors(self, values: Any) -> Any:
+        d = self._rng.uniform(-1, 1, () if self._alike else values.shape)
+        return 1 + values.dtype.type(self._u) * np.asarray(d, values.dtype)
+
+
+_noise: ContextVar[_Noise | None] = ContextVar("noise", default=None)
+
+
+@contextmanager
+def rounding(u: float, seed: int) -> Iterator[None]:
+    """Round the results of all functions of `Analytic` arrays at random, by up to `u` (Monte Carlo arithmetic).
+
+    See Parker 1997, "Monte Carlo arithmetic: exploiting randomness in floating-point arithmetic".
+    """
+    token = _noise.set(_Noise(u, seed))
+    try:
+        yield
+    finally:
+        _noise.reset(token)
+
+
 class Analytic(np.ndarray[Any, Any]):
     """A complex array whose functions continue those of real numbers, so that a complex step differentiates them.
 
     |z| is z or -z, comparisons and maxima look at the real parts, and a root of a negative number is NaN.
+    Within `rounding`, arrays may also be real.
     """
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **more: Any) -> Any:
@@ -51,10 +98,17 @@ class Analytic(np.ndarray[Any, Any]):
             a, b = plain
             left = np.real(a) >= np.real(b) if ufunc in (np.maximum, np.fmax) else np.real(a) <= np.real(b)
             return np.where(left | np.isnan(a), a, b).view(Analytic)
+        noise = None if ufunc in _EXACT or method == "at" else _noise.get()
+        if noise is not None and (method != "__call__" or ufunc is np.matmul):
+            plain = [noise.on(each) for each in plain]  # the terms of a sum are rounded, too
         made = getattr(ufunc, method)(*plain, **more)
         if ufunc in _OF_A_DOMAIN:
             made = np.where(np.isnan(ufunc(np.real(plain[0]))), np.nan, made)
+        if noise is not None:
+            made = noise.on(made)
         if out is not None:
+            if noise is not None and len(out) == 1:
+                np.asarray(out[0])[...] = made
             return out[0] if len(out) == 1 else out
         return made.view(Analytic) if isinstance(made, np.ndarray) else made
 
@@ -82,8 +136,9 @@ class Slope:
 
 
 def complex_length(real: type[np.floating[Any]]) -> Any:
-    """Return the length of a complex step, so small that its square underflows."""
-    return real(np.finfo(real).tiny ** 0.5)
+    """Return the length of a complex step, so small that its square is 0."""
+    limits = np.finfo(real)
+    return np.sqrt(limits.tiny * limits.eps) / 2
 
 
 def complex_step(f: Callable[[Any], Any], real: type[np.floating[Any]]) -> Any:
@@ -92,20 +147,19 @@ def complex_step(f: Callable[[Any], Any], real: type[np.floating[Any]]) -> Any:
     return real(np.imag(f(1j * h)) / h)
 
 
-def central(f: Callable[[Any], Any], real: type[np.floating[Any]]) -> Slope:
-    """Return the derivative at 0, by central differences."""
-    return _best(lambda h: (f(h) - f(-h)) / (2 * h), 4, f, real)
+def central(f: Callable[[Any], Any], real: type[np.floating[Any]], size: Any = 0) -> Slope:
+    """Return the derivative at 0, by central differences; `size` is that of the terms of f, if it sums."""
+    return _best(lambda h: (f(h) - f(-h)) / (2 * h), 4, max(abs(f(real(0))), size), real)
 
 
-def one_sided(f: Callable[[Any], Any], real: type[np.floating[Any]], side: int) -> Slope:
+def one_sided(f: Callable[[Any], Any], real: type[np.floating[Any]], side: int, size: Any = 0) -> Slope:
     """Return the derivative at 0 to one side, by differences."""
     here = f(real(0))
-    return _best(lambda h: (f(side * h) - here) / (side * h), 2, f, real)
+    return _best(lambda h: (f(side * h) - here) / (side * h), 2, max(abs(here), size), real)
 
 
-def _best(quotient: Callable[[Any], Any], factor: int, f: Callable[[Any], Any], real: type[np.floating[Any]]) -> Slope:
+def _best(quotient: Callable[[Any], Any], factor: int, size: Any, real: type[np.floating[Any]]) -> Slope:
     """Extrapolate with one first step after the other; `factor` is by how much half a step divides the error."""
-    size = abs(f(real(0)))
     best = Slope(real(np.nan), real(np.inf))
     for first in STEPS:
         found = _extrapolated(quotient, factor, real(first), size, real)

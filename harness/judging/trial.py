@@ -15,11 +15,14 @@ from twinloss.harness.judging.pair_truth import PairTruth
 from twinloss.harness.judging.truth import Truth
 from twinloss.harness.judging.verdict import judge, truth_of
 from twinloss.harness.model.answer import Answer
-from twinloss.harness.model.operand import Array
+from twinloss.harness.model.operand import HALVES, Array
 from twinloss.harness.model.twin import Case, Twin, UnsupportedError
 
 # The rounding error, in float64, that may remain when terms of size 1 cancel.
 CANCELLED = 2.0**-46
+
+# A larger relative error in float32 or float64 is wrong, whatever its cause.
+MOST = 1e-2
 
 
 @dataclass(frozen=True)
@@ -72,29 +75,61 @@ def examine(twin: Twin, case: Case, truth: Truth | PairTruth | None = None) -> T
     return Trial(case, kind, message, findings, truth, answer)
 
 
+# Examines a case of a twin, like `examine` and `examine_law`.
+Examine = Callable[[Twin, Case], Trial]
+
+
+def examine_law(twin: Twin, case: Case) -> Trial:
+    """Check only the law of a case, whether or not the value agrees; a case that raises an error breaks no law."""
+    if case.law is None or not case.law.applies(case):
+        return Trial(case)
+    try:
+        broken = law_check.breach(case.law, twin, case)
+    except UnsupportedError:
+        return Trial(case, beyond=True)
+    return Trial(case, "law", broken) if broken and _answers(twin, case) else Trial(case)
+
+
+def _answers(twin: Twin, case: Case) -> bool:
+    try:
+        ask_fast(twin, case)
+    except WrongDtypeError:
+        return True
+    except Exception:
+        return False
+    return True
+
+
 def _with_bounds(twin: Twin, trial: Trial) -> Trial:
     """Return the failed trial; if its value is outside the bounds of the loss, the message says so."""
     beyond = outside_its_bounds(twin, trial) if trial.kind == "value" else None
     return replace(trial, message=f"{trial.message}; {beyond}") if beyond else trial
 
 
-def only_rounding(twin: Twin, failed: Trial, examine: Callable[[Twin, Case], Trial] = examine) -> bool:
+def only_rounding(twin: Twin, failed: Trial, examine: Examine = examine, every: bool = False) -> bool:
     """Return whether a failure is only a loss of precision; `examine` judges the case in float64.
 
-    It is one if the case passes in float64, judged with the tolerance of its dtype but at least that of float32. A
-    gradient close to 0 that remains when terms of size 1 cancel is accepted, too. NaN, infinity and values outside
-    the bounds of the loss are never a matter of precision.
+    It is one if the case passes in float64, judged with the tolerance of its dtype but at least that of float32. With
+    `every`, all arguments become float64, otherwise only those under test. A gradient close to 0 that remains when
+    terms of size 1 cancel is accepted, too. NaN, infinity, values outside the bounds of the loss, and in float32 and
+    float64 a relative error of more than MOST are never a matter of precision.
     """
     if failed.kind not in ("value", "gradient", "law") or any(np.isinf(found.ratio) for found in failed.findings):
         return False
-    if outside_its_bounds(twin, failed):
+    if outside_its_bounds(twin, failed) or _is_too_far(twin, failed):
         return False
-    again = examine(twin, failed.case.in_double())
+    again = examine(twin, failed.case.in_double(every))
     if again.kind in ("value", "gradient") and again.truth is not None:
         size = max(twin.unit, float(np.max(np.abs(again.truth.value), initial=0)))
         size *= max(map(abs, again.case.cotangent or (1.0,)))
         return all(found.verdict != "fail" or found.error <= CANCELLED * size for found in again.findings)
     return again.kind is None
+
+
+def _is_too_far(twin: Twin, failed: Trial) -> bool:
+    """Return whether a relative error is more than lost precision; half precision may lose all digits."""
+    judged = failed.kind != "law" and twin.pair is None and failed.case.dtype not in HALVES
+    return judged and relative_error(twin, failed) > MOST
 
 
 def wrong_parts(trial: Trial) -> tuple[Array, Array]:

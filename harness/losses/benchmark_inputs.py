@@ -77,7 +77,7 @@ def no_others(classes: int) -> Mapping[str, Callable[[], LossFunction]]:
 
 
 def labelled(
-    monai: str,
+    monai: str | Callable[[int], Callable[[Any], LossFunction]] | None,
     ours: Options = usual,
     theirs: Options | None = None,
     *,
@@ -86,22 +86,25 @@ def labelled(
     passes: int = 2,
     classes: int = CLASSES,
     note: str = "",
+    memory: float = 1.2,
 ) -> BenchmarkSpec:
     """Make a benchmark of a segmentation loss, with options that depend on the number of classes.
 
-    It counts two passes over the logits, or one if the gradient needs no sum over them.
+    MONAI's loss is given by its name, or by a function that makes it for a number of classes. The benchmark counts two
+    passes over the logits, or one if the gradient needs no sum over them.
     """
     return BenchmarkSpec(
         partial(masked_segmentation if masked else segmentation, classes=classes),
         ours(classes),
-        of_monai(monai, (theirs or ours)(classes)),
+        of_monai(monai, (theirs or ours)(classes)) if isinstance(monai, str) else monai and monai(classes),
         note=note,
         others=others(classes),
         work=_work_of_labels(classes, masked, passes),
         batch=BATCH,
         classes=classes,
+        memory=memory,
         of_classes=lambda n: labelled(
-            monai, ours, theirs, others=others, masked=masked, passes=passes, classes=n, note=note
+            monai, ours, theirs, others=others, masked=masked, passes=passes, classes=n, note=note, memory=memory
         ),
     )
 

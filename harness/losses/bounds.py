@@ -45,6 +45,17 @@ def overlap(options: Options, shape: tuple[int, ...]) -> Bounds:
     return _summed((min(low, 0.0) * largest, largest), options, shape[0] * shape[1])
 
 
+def matthews_correlation(options: Options, shape: tuple[int, ...]) -> Bounds:
+    r"""Return the bounds of one minus :math:`(T + \nu)/\sqrt{PQ}`, where :math:`|T| + \delta \le \sqrt{PQ}`."""
+    low, high = overlap(options, shape)
+    return low, 2 * high
+
+
+def power_of_overlap(options: Options, shape: tuple[int, ...]) -> Bounds:
+    """Return the bounds of a power of such a loss, which is 0 where the loss is negative."""
+    return 0.0, overlap(options, shape)[1]
+
+
 def not_negative(options: Options, shape: tuple[int, ...]) -> Bounds:
     """Return the bounds of cross entropy, focal loss and sums of squares."""
     return 0.0, math.inf
@@ -54,6 +65,18 @@ def overlap_and_entropy(options: Options, shape: tuple[int, ...]) -> Bounds:
     """Return the bounds of Dice with cross entropy or focal loss."""
     dice = overlap(options, shape)[0] if options["lambda_dice"] else 0.0
     return options["lambda_dice"] * dice if dice else 0.0, math.inf
+
+
+def deep_supervision(options: Options, shape: tuple[int, ...]) -> Bounds:
+    """Return the bounds of the wrapper around Dice, whose weights sum to at most 3 by default."""
+    total = 3.0 if options["weights"] is None else sum(options["weights"])
+    low, high = overlap(options, shape)
+    return total * low if low else 0.0, total * high
+
+
+def generalized_overlap_and_entropy(options: Options, shape: tuple[int, ...]) -> Bounds:
+    """Return the bounds of generalised Dice with focal loss, whose class weights belong to the focal term."""
+    return overlap_and_entropy({**options, "weight": None, "lambda_dice": options["lambda_gdl"]}, shape)
 
 
 def correlation(options: Options, shape: tuple[int, ...]) -> Bounds:

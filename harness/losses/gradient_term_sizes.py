@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -11,7 +12,13 @@ import numpy as np
 from twinloss import reference
 from twinloss.harness.judging.truth import Truth, reference_options, softmax_terms
 from twinloss.harness.model.operand import Array
-from twinloss.reference import generalized_dice, global_mutual_information, local_normalized_cross_correlation
+from twinloss.reference import (
+    focal_tversky,
+    generalized_dice,
+    global_mutual_information,
+    local_normalized_cross_correlation,
+    matthews_correlation,
+)
 from twinloss.reference.steps import parzen, segmentation
 from twinloss.reference.steps.activation import softmax
 from twinloss.reference.steps.reduction import reduce, reduce_adjoint
@@ -33,6 +40,22 @@ def generalized_dice_loss(truth: Truth) -> Array:
     """
     (x, target), cotangent, _ = _arguments(truth)
     given = reference_options(truth.case, gradient=True)
+    return _generalized_dice(x, target, cotangent, given)
+
+
+def generalized_dice_focal_loss(truth: Truth) -> Array:
+    """Return the magnitudes of the terms of the generalised Dice term, to which the focal term only adds."""
+    (x, target), cotangent, options = _arguments(truth)
+    given = reference_options(truth.case, gradient=True)
+    names = (*inspect.signature(generalized_dice.GeneralizedDiceOptions).parameters, "other_act_derivative")
+    if options.get("reduction") == "none":  # one Dice loss is added at many voxels
+        axes = tuple(range(0 if options.get("batch") else 1, cotangent.ndim))
+        cotangent = np.abs(cotangent).sum(axis=axes, keepdims=True)
+    terms = _generalized_dice(x, target, cotangent, {name: given[name] for name in names if name in given})
+    return np.asarray(options.get("lambda_gdl", 1.0) * terms)
+
+
+def _generalized_dice(x: Array, target: Array, cotangent: Array, given: dict[str, Any]) -> Array:
     derivative = given.pop("other_act_derivative", None)
     o = generalized_dice.GeneralizedDiceOptions(**given)
     p, g = segmentation.probabilities(x, target, o)
@@ -40,10 +63,71 @@ def generalized_dice_loss(truth: Truth) -> Array:
     u = np.abs(reduce_adjoint(cotangent, n, x.ndim, o.reduction))
     _, dt = segmentation.overlap(p, g, o.soft_label)
     h = u * np.abs(generalized_dice.volume_weights(g, o) / m) * (dt * np.abs(n / m - 2) + (1 - dt) * np.abs(n / m))
+    return _through_activation(h, x, target, o, derivative)
+
+
+def _through_activation(h: Array, x: Array, target: Array, o: Any, derivative: Any) -> Array:
+    """Return the magnitude of the terms of the gradient in the input, given that of dL/dp, (B, C', *S)."""
     if o.softmax and x.shape[1] > 1:
         h = segmentation.probabilities_adjoint(h, x, target, replace(o, softmax=False), None)
         return softmax_terms(h, softmax(x))
     return np.abs(segmentation.probabilities_adjoint(h, x, target, o, derivative))
+
+
+def focal_tversky_loss(truth: Truth) -> Array:
+    """Return the magnitudes of the terms of a hit and a miss in the gradient, which may cancel for a soft target."""
+    (x, target), cotangent, _ = _arguments(truth)
+    given = reference_options(truth.case, gradient=True)
+    derivative = given.pop("other_act_derivative", None)
+    o = focal_tversky.FocalTverskyOptions(**given)
+    p, g = segmentation.probabilities(x, target, o)
+    loss, n, m = focal_tversky.tversky(x, target, p, g, o)
+    gamma = segmentation.class_weights(o.gamma, p)
+    u = np.abs(segmentation.class_weights(o.weight, p) * reduce_adjoint(cotangent, loss, x.ndim, o.reduction))
+    _, dt = segmentation.overlap(p, g, o.soft_label)
+    slope = np.where(loss <= 0, 0, gamma * loss ** (gamma - 1))
+    h = u * np.abs(slope / m) * (dt * np.abs(n / m * (1 - o.beta) - 1) + (1 - dt) * np.abs(n / m * o.alpha))
+    return _through_activation(h, x, target, o, derivative)
+
+
+def _correlation(truth: Truth) -> Any:
+    """Return the upstream slopes, the counts and the moments of the Matthews correlation, and g and t'."""
+    (x, target), cotangent, _ = _arguments(truth)
+    given = reference_options(truth.case)
+    o = matthews_correlation.MatthewsCorrelationOptions(**given)
+    p, g = segmentation.probabilities(x, target, o)
+    c = matthews_correlation.counts(x, target, p, g, o)
+    m = matthews_correlation.moments(c, o)
+    u = segmentation.class_weights(o.weight, p) * reduce_adjoint(cotangent, m.r, x.ndim, o.reduction)
+    return x, target, o, np.abs(u), c, m, segmentation.overlap(p, g, o.soft_label)[1]
+
+
+def matthews_correlation_value(truth: Truth) -> Array:
+    r"""Return the magnitude of the terms of TN, :math:`|\partial L/\partial TN| \max(TN, FP)`.
+
+    TN is the number of negatives minus FP. Where p was computed from logits, FP is rounded, and no perturbation of a
+    logit explains this if p is close to 1.
+    """
+    x, _, o, _, c, m, _ = _correlation(truth)
+    w = np.abs(segmentation.class_weights(o.weight, c.tp))
+    by_tn = np.abs(m.r * (c.tp + c.fp) / (2 * m.p) - c.tp) / (c.n * m.d)
+    return reduce(w * (np.abs(1 - m.r / m.d) + by_tn * c.fp), x.ndim, o.reduction)
+
+
+def matthews_correlation_loss(truth: Truth) -> Array:
+    """Return the magnitude of the terms of the gradient, and how much it changes if TN changes by FP.
+
+    With a soft target, the terms of a voxel may cancel.
+    """
+    x, target, o, u, c, m, dt = _correlation(truth)
+    a, b = c.tp + c.fp, c.tn + c.fn
+    by_p = m.r * (b - a) / (2 * m.p)
+    slope = (by_p - dt * (c.tn + c.fp) + (1 - dt) * (c.tp + c.fn)) / (c.n * m.d)
+    by_tn = (c.tp / c.n * (b - a) + m.r) / (2 * m.p) - by_p * a / (c.n * m.p)
+    sizes = (np.abs(by_p) + dt * (c.tn + c.fp) + (1 - dt) * (c.tp + c.fn)) / (c.n * m.d)
+    h = u * (sizes + c.fp * np.abs(by_tn / (c.n * m.d) - slope * a / (2 * c.n * m.p)))
+    derivative = reference_options(truth.case, gradient=True).get("other_act_derivative")
+    return _through_activation(h, x, target, o, derivative)
 
 
 def lncc(truth: Truth) -> Array:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from hypothesis.strategies import SearchStrategy
 
 from twinloss import fast, reference
 from twinloss.harness.drawing import segmentation_options as seg
 from twinloss.harness.drawing.segmentation_cases import segmentation
+from twinloss.harness.judging.truth import reference_options
 from twinloss.harness.losses import bounds, gradient_term_sizes, peers
 from twinloss.harness.losses import segmentation_laws as laws
 from twinloss.harness.losses.benchmark_inputs import counted, labelled
 from twinloss.harness.losses.module_laws import PROTOCOL
 from twinloss.harness.losses.real_cases import LABELS, LABELS_IN_MASK, SOFT_LABELS, SOFT_LABELS_IN_MASK
-from twinloss.harness.model.twin import Twin
+from twinloss.harness.model.twin import Case, Twin
+from twinloss.reference import matthews_correlation
+from twinloss.reference.steps.segmentation import probabilities
 
 # Attributes that all segmentation losses share.
 OF_SEGMENTATION: dict[str, Any] = {"cases": segmentation, "slopes": seg.slopes_of_arguments}
@@ -71,15 +75,77 @@ TVERSKY = Twin(
     gradient=reference.tversky_loss_gradient,
     operands=("input", "target"),
     options=seg.TARGET | seg.ACTIVATION | {"alpha": (0.5, 0.25, 0.0), "beta": (0.5, 0.75, 2.0)}
-    | seg.REDUCTION | seg.SMOOTHING | seg.BATCH | seg.SOFT_LABEL | seg.IGNORE,
+    | seg.REDUCTION | seg.SMOOTHING | seg.BATCH | seg.WEIGHT | seg.SOFT_LABEL | seg.IGNORE,
     **OF_OVERLAP | {"constants": (*SMOOTHED, "alpha", "beta")},
     allowed=seg.one_activation,
     logits=seg.logits_in,
     slope=gradient_term_sizes.dice_slope,
     bounds=bounds.overlap,
-    laws=laws.SEGMENTATION + laws.TVERSKY + PROTOCOL,
+    laws=laws.SEGMENTATION + laws.WEIGHT + laws.TVERSKY + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
     benches=(labelled("TverskyLoss", others=peers.tversky),),
+)  # fmt: skip
+
+FOCAL_TVERSKY = Twin(
+    name="focal_tversky",
+    fast=fast.FocalTverskyLoss,
+    value=reference.focal_tversky_loss,
+    gradient=reference.focal_tversky_loss_gradient,
+    operands=("input", "target"),
+    options={
+        **TVERSKY.options, "alpha": (0.3, 0.5, 0.0), "beta": (0.7, 0.5, 2.0),
+        "gamma": (0.75, 0.5, 1.0, 2.0, seg.EXPONENTS),
+    },
+    **OF_OVERLAP | {"constants": (*SMOOTHED, "alpha", "beta"), "kinks": seg.power_has_kinks},
+    allowed=seg.one_activation,
+    logits=seg.logits_in,
+    terms=gradient_term_sizes.focal_tversky_loss,
+    bounds=bounds.power_of_overlap,
+    laws=laws.SEGMENTATION + laws.WEIGHT + laws.FOCAL_TVERSKY + PROTOCOL,
+    real=(LABELS, SOFT_LABELS),
+    benches=(labelled(None),),
+)  # fmt: skip
+
+
+def _has_true_negatives(case: Case) -> bool:
+    """Return whether δ > 0, or TN is not 0 up to rounding, where the Matthews correlation is not defined.
+
+    TN is the difference of two sums. If these are rounded, the fast loss cannot tell 0 from a small number, and with
+    δ = 0 such a number matters.
+    """
+    if case.options.get("smooth_dr", 1.0) > 0:
+        return True
+    o = matthews_correlation.MatthewsCorrelationOptions(**reference_options(case))
+    x, target = (operand.lifted(np.longdouble) for operand in case.operands.values())
+    with np.errstate(all="ignore"):
+        c = matthews_correlation.counts(x, target, *probabilities(x, target, o), o)
+    return not bool(((c.fp > 0) & (c.tn < 1e-3 * c.fp)).any())
+
+
+def _matthews_cases(*arguments: Any) -> SearchStrategy[Case]:
+    return segmentation(*arguments).filter(_has_true_negatives)
+
+
+MATTHEWS_CORRELATION = Twin(
+    name="matthews_correlation",
+    fast=fast.MatthewsCorrelationLoss,
+    value=reference.matthews_correlation_loss,
+    gradient=reference.matthews_correlation_loss_gradient,
+    operands=("input", "target"),
+    options=seg.TARGET | seg.ACTIVATION | seg.REDUCTION | seg.SMOOTHING | seg.BATCH | seg.WEIGHT | seg.SOFT_LABEL
+    | seg.IGNORE,
+    **OF_OVERLAP | {
+        "cases": _matthews_cases,
+        "domain": lambda case: seg.probabilities_if_not_activated(case) and _has_true_negatives(case),
+    },
+    allowed=seg.one_activation,
+    logits=seg.logits_in,
+    terms=gradient_term_sizes.matthews_correlation_loss,
+    value_terms=gradient_term_sizes.matthews_correlation_value,
+    bounds=bounds.matthews_correlation,
+    laws=laws.SEGMENTATION + laws.WEIGHT + laws.MATTHEWS_CORRELATION + PROTOCOL,
+    real=(LABELS, SOFT_LABELS),
+    benches=(labelled("MCCLoss"),),
 )  # fmt: skip
 
 GENERALIZED_DICE = Twin(
@@ -218,3 +284,27 @@ DICE_FOCAL = Twin(
         ),
     ),
 )
+
+GENERALIZED_DICE_FOCAL = Twin(
+    name="generalized_dice_focal",
+    fast=fast.GeneralizedDiceFocalLoss,
+    value=reference.generalized_dice_focal_loss,
+    gradient=reference.generalized_dice_focal_loss_gradient,
+    operands=("input", "target"),
+    options={**GENERALIZED_DICE.options} | seg.FOCAL
+    | {"weight": (None, 2.0, seg.PER_CHANNEL), "lambda_gdl": seg.LAMBDAS, "lambda_focal": seg.LAMBDAS},
+    **OF_OVERLAP,
+    allowed=seg.one_activation,
+    logits=lambda options: True,
+    terms=gradient_term_sizes.generalized_dice_focal_loss,
+    bounds=bounds.generalized_overlap_and_entropy,
+    laws=laws.GENERALIZED_DICE_FOCAL + PROTOCOL,
+    real=(LABELS, SOFT_LABELS),
+    benches=(
+        labelled(
+            "GeneralizedDiceFocalLoss",
+            others=peers.cross_entropy,
+            note="MONAI's focal term uses a sigmoid, ours a softmax",
+        ),
+    ),
+)  # fmt: skip

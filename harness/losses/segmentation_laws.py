@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -45,7 +46,7 @@ def _permuting_classes(twin: Twin, case: Case) -> Iterator[Claim]:
     )
     if labels:
         moved = moved.with_operand("target", replace(moved.operands["target"], dtype="int64"))
-    for name in ("weight", "ce_weight", "focal_weight", "alpha"):
+    for name in ("weight", "ce_weight", "focal_weight", "alpha", "gamma"):
         if isinstance(case.options.get(name), list):
             moved = moved.having(**{name: [case.options[name][k] for k in order]})
     if "dist_matrix" in case.options:
@@ -138,6 +139,11 @@ def _classes_are_counted(case: Case) -> bool:
     return _several_classes(case) and bool(counted.any())
 
 
+def _leaves_errors(case: Case) -> bool:
+    """Return whether an activation keeps the prediction from being perfect, where a power has no slope."""
+    return bool(case.options.get("sigmoid")) or (bool(case.options.get("softmax")) and _several_classes(case))
+
+
 def _hard_mask(case: Case) -> bool:
     mask = case.operands["mask"].values
     return bool(((mask == 0) | (mask == 1)).all())
@@ -147,6 +153,57 @@ def _tversky_is_dice(twin: Twin, case: Case) -> Iterator[Claim]:
     doubled = {name: 2 * case.options.get(name, twin.options[name][0]) for name in ("smooth_nr", "smooth_dr")}
     dice = replace(case, options={k: v for k, v in case.options.items() if k not in ("alpha", "beta")} | doubled)
     yield from _same(twin, case, replace(twin, fast=fast.DiceLoss), dice)
+
+
+def _power_of_one_is_tversky(twin: Twin, case: Case) -> Iterator[Claim]:
+    given = {"alpha": 0.3, "beta": 0.7} | {k: v for k, v in case.options.items() if k != "gamma"}
+    yield from _same(twin, case, replace(twin, fast=fast.TverskyLoss), replace(case, options=given))
+
+
+def _power_of_two_is_the_square(twin: Twin, case: Case) -> Iterator[Claim]:
+    squared = case.having(gamma=2.0)
+    loss = ask_fast(twin, case).value.astype(np.float64)
+    yield Claim("value", ask_fast(twin, squared).value, loss**2, squared, float(np.max(np.abs(loss), initial=0)))
+
+
+def _negated(twin: Twin, case: Case) -> Iterator[Claim]:
+    target = case.operands["target"].values
+    other = case.with_values(input=-case.input.values, target=1 - target)
+    yield from both(twin, case, other, lambda gradient: -gradient)
+
+
+def _zeros_and_ones(case: Case) -> bool:
+    target = case.operands["target"].values
+    return bool(((target == 0) | (target == 1)).all()) and case.operands["target"].dtype != "bool"
+
+
+def _twice_the_voxels(twin: Twin, case: Case) -> Iterator[Claim]:
+    here = ask_fast(twin, case)
+    both_halves = case.each(lambda v: np.concatenate([v, v], axis=2))
+    there = ask_fast(twin, both_halves)
+    yield Claim("value", there.value, here.value, both_halves)
+    n = case.input.values.shape[2]
+    yield Claim("gradient", there.gradient[:, :, :n].astype(np.float64) * 2, here.gradient, both_halves)
+
+
+def _has_axes(case: Case) -> bool:
+    return bool(spatial(case))
+
+
+def _hard_is_correlation(twin: Twin, case: Case) -> Iterator[Claim]:
+    hard = case.with_values(input=np.round(case.input.values))
+    p, g = (hard.operands[name].values.astype(np.longdouble) for name in ("input", "target"))
+    p, g = (v.reshape(*v.shape[:2], -1) - v.reshape(*v.shape[:2], -1).mean(2, keepdims=True) for v in (p, g))
+    with np.errstate(all="ignore"):
+        want = 1 - (p * g).sum(2) / np.sqrt((p**2).sum(2) * (g**2).sum(2))
+    want, got = want.ravel(), ask_fast(twin, hard).value.ravel()
+    defined = np.isfinite(want) & np.isfinite(got)
+    yield Claim("value", np.where(defined, got, 0), np.where(defined, want, 0), hard, 1.0)
+
+
+def _in_the_unit_interval(case: Case) -> bool:
+    x = case.input.values
+    return _zeros_and_ones(case) and bool(((x >= 0) & (x <= 1)).all())
 
 
 def _uniform_is_pooled_dice(twin: Twin, case: Case) -> Iterator[Claim]:
@@ -159,6 +216,12 @@ def _same(twin: Twin, case: Case, other: Twin, question: Case) -> Iterator[Claim
     here, there = ask_fast(twin, case), ask_fast(other, question)
     yield Claim("value", here.value.ravel(), there.value.ravel(), case)
     yield Claim("gradient", here.gradient.ravel(), there.gradient.ravel(), case)
+
+
+def _generalized_dice_alone(twin: Twin, case: Case) -> Iterator[Claim]:
+    names = inspect.signature(fast.GeneralizedDiceLoss).parameters
+    dice = replace(case, options={name: value for name, value in case.options.items() if name in names})
+    yield from _same(twin, case, replace(twin, fast=fast.GeneralizedDiceLoss), dice)
 
 
 def _focal_is_cross_entropy(twin: Twin, case: Case) -> Iterator[Claim]:
@@ -292,6 +355,20 @@ MASKED = (
     Law("masked voxels can be cropped", _masking_is_cropping, {}, _hard_mask),
 )
 TVERSKY = (Law("alpha = beta = 1/2 is Dice", _tversky_is_dice, {"alpha": 0.5, "beta": 0.5}),)
+FOCAL_TVERSKY = (
+    Law("gamma = 1 is Tversky", _power_of_one_is_tversky, {"gamma": 1.0, "smooth_nr": 0.0}, _leaves_errors),
+    Law("gamma = 2 gives the square of gamma = 1", _power_of_two_is_the_square,
+        {"gamma": 1.0, "weight": None, "reduction": "none"}),
+)  # fmt: skip
+_UNSMOOTHED = {"smooth_nr": 0.0, "smooth_dr": 0.0}
+MATTHEWS_CORRELATION = (
+    Law("foreground and background may be swapped", _negated,
+        {"sigmoid": True, "to_onehot_y": False, "ignore_index": None}, _zeros_and_ones),
+    Law("twice the voxels give the same loss", _twice_the_voxels, _UNSMOOTHED, _has_axes),
+    Law("of hard predictions it is one minus Pearson's correlation", _hard_is_correlation,
+        {**_UNSMOOTHED, "sigmoid": False, "softmax": False, "other_act": None, "to_onehot_y": False, "batch": False,
+         "include_background": True, "ignore_index": None, "weight": None, "reduction": "none"}, _in_the_unit_interval),
+)  # fmt: skip
 GENERALIZED = (
     Law("uniform weights give the Dice loss pooled over classes", _uniform_is_pooled_dice,
         {"w_type": "uniform", "normalize_weights": False, "softmax": False, "to_onehot_y": False,
@@ -314,14 +391,22 @@ FOCAL = (
          "include_background": True, "ignore_index": None}, _integer_labels),
     Law("sum adds up the means over voxels", _sum_of_means_over_voxels, {"reduction": "none", "ignore_index": None}),
 )  # fmt: skip
+_SUM_OF_MEANS = Law(
+    "sum adds up the means over voxels", _sum_of_means_over_voxels,
+    {"reduction": "none", "ignore_index": None, "batch": False},
+)  # fmt: skip
 DICE_FOCAL = (
     BOUNDED, needing(MEAN, ignore_index=None), *(needing(law, reduction="mean") for law in (NO_ORDER, FLIPS)),
     needing(NONE_MEAN, ignore_index=None), ONE_HOT,
     *(needing(law, reduction="mean") for law in (CROPPING, CROPPING_BY_CHANNEL)), needing(CLASSES, alpha=None),
     *SOFTMAX,
     Law("a doubled weight doubles the loss", _scales_with("weight"), {"weight": PER_CHANNEL}),
-    Law("sum adds up the means over voxels", _sum_of_means_over_voxels,
-        {"reduction": "none", "ignore_index": None, "batch": False}),
+    _SUM_OF_MEANS,
+)  # fmt: skip
+GENERALIZED_DICE_FOCAL = (
+    *(needing(law, lambda_gdl=0.0) if law is _SUM_OF_MEANS else law for law in DICE_FOCAL if "weight" not in law.needs),
+    Law("without the focal term it is generalised Dice", _generalized_dice_alone,
+        {"lambda_focal": 0.0, "lambda_gdl": 1.0, "reduction": "mean"}),
 )  # fmt: skip
 _REGIONS = {"multilabel": True, "to_onehot_y": False, "weight": None, "ce_weight": None, "ignore_index": None,
             "reduction": "mean"}  # fmt: skip

@@ -86,16 +86,20 @@ class Case:
         """The dtype whose roundoff sets the tolerance."""
         return self.judged_as or self.dtype
 
-    def in_double(self) -> Case:
-        """Return the case in float64, with the tolerance of its dtype but at least that of float32."""
+    def in_double(self, every: bool = False) -> Case:
+        """Return the case in float64, with the tolerance of its dtype but at least that of float32.
+
+        With `every`, all arguments of real numbers become float64, otherwise only those under test.
+        """
         judged_as = "float32" if self.dtype == "float64" else self.dtype
-        if self.tested:
-            under_test = {
-                k: replace(o, dtype="float64") if o.dtype == self.tested else o for k, o in self.operands.items()
-            }
-            return replace(self, operands=under_test, judged_as=judged_as, tested="float64")
-        name = next(iter(self.operands))
-        return replace(self.with_operand(name, replace(self.input, dtype="float64")), judged_as=judged_as)
+        first = next(iter(self.operands))
+        operands = {
+            name: replace(o, dtype="float64")
+            if (o.dtype == self.tested if self.tested else name == first) or (every and o.dtype in DTYPES)
+            else o
+            for name, o in self.operands.items()
+        }
+        return replace(self, operands=operands, judged_as=judged_as, tested="float64" if self.tested else None)
 
     def having(self, **options: Any) -> Case:
         """Return the case with other options; a value of None removes the option."""

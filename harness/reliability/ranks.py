@@ -27,8 +27,11 @@ LABELS: tuple[tuple[Callable[..., torch.nn.Module], dict[str, Any]], ...] = (
     (fast.MaskedDiceLoss, SOFTMAX),
     (fast.GeneralizedDiceLoss, SOFTMAX),
     (fast.TverskyLoss, {**SOFTMAX, "alpha": 0.3, "beta": 0.7}),
+    (fast.FocalTverskyLoss, {**SOFTMAX, "gamma": (0.5, 1.0, 2.0)}),
+    (fast.MatthewsCorrelationLoss, {**SOFTMAX, "ignore_index": 2}),
     (fast.DiceCELoss, {**SOFTMAX, "label_smoothing": 0.1, "ce_weight": (1.0, 2.0, 3.0)}),
     (fast.DiceFocalLoss, {**SOFTMAX, "gamma": 0.5}),
+    (fast.GeneralizedDiceFocalLoss, {**SOFTMAX, "gamma": 0.5}),
 )
 
 

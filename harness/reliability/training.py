@@ -33,8 +33,10 @@ UNLIKE = (
     "dice_focal",
     "diffusion",
     "focal",
+    "generalized_dice_focal",
     "generalized_wasserstein_dice",
     "lncc",
+    "matthews_correlation",
     "multi_scale",
     "mutual_information",
 )
@@ -155,6 +157,10 @@ def perturb(start: Sequence[Tensor], seed: int) -> None:
             tensor.mul_(1 + 2 * ROUNDOFF * (2 * torch.rand(tensor.shape, generator=generator) - 1))
 
 
+# Losses that take a mask.
+MASKED = ("masked_dice", "masked")
+
+
 def segment(loss: Callable[..., Tensor], name: str, steps: int, seed: int = 0) -> Curve:
     """Train the network with a loss; a non-zero seed perturbs its initial weights."""
     torch.manual_seed(0)
@@ -163,7 +169,7 @@ def segment(loss: Callable[..., Tensor], name: str, steps: int, seed: int = 0) -
     # SGD reveals a gradient with a wrong scale. The steps of Adam do not depend on the scale.
     optimizer = torch.optim.SGD(network.parameters(), 0.3, momentum=0.9, nesterov=True)
     held_out, truth = next(source)
-    more = (torch.ones_like(held_out),) if name == "masked_dice" else ()
+    more = (torch.ones_like(held_out),) if name in MASKED else ()
 
     def state() -> tuple[float, float]:
         """Return loss and score of held-out patches; the loss of a step also depends on its patches."""

@@ -1,4 +1,4 @@
-"""The API reference: every public name of the three packages, from signatures and docstrings."""
+"""The API reference: every public name of the four packages, from signatures and docstrings."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from twinloss.harness.site.docstrings import html, plain, summary
 WINGS = {
     "reference": "The losses as the papers define them, in NumPy, each with its gradient in closed form.",
     "fast": "The losses for training, in torch, with Numba kernels.",
+    "compat": "The losses for training, with the arguments of MONAI 1.6 and of nnU-Net.",
     "harness": "The test harness, which searches for inputs on which the two differ.",
 }
 # Only `fast` calls the kernels, the losses of the zoo have deliberate bugs, and no program needs the code of the site.

@@ -68,6 +68,8 @@ def _text(node: ElementTree.Element) -> str:
     match tag:
         case "mfrac":
             return f"{_bracketed(node[0], inside[0])}/{_bracketed(node[1], inside[1])}"
+        case "msqrt":
+            return f"√({''.join(inside)})"
         case "msub" | "munder":
             return inside[0] + _raised(inside[1], "_", SUBSCRIPTS) + _gap(node)
         case "msup":

@@ -14,7 +14,7 @@ from twinloss.harness.zoo.mutants import ZOO, Mutant
 def zoo() -> tuple[Mutant, ...]:
     """Return all mutants."""
     # Importing a module registers its mutants.
-    from twinloss.harness.zoo import conduct, registration, segmentation  # noqa: F401
+    from twinloss.harness.zoo import conduct, registration, segmentation, wrappers  # noqa: F401
 
     if find_spec("triton") is not None:  # it has no packages for some systems
         from twinloss.harness.zoo import device  # noqa: F401

@@ -301,7 +301,7 @@ class MaskBeforeActivation(fast.MaskedDiceLoss):
         if mask is None or self.to_onehot_y:
             return super().forward(input, target, mask)
         finite = input.nan_to_num(nan=0.0)
-        return self._loss(finite * mask, target * mask, None)
+        return self.within(finite * mask, target * mask, None)
 
 
 @bug("masked_dice")
@@ -312,7 +312,7 @@ class MaskedTargetOnly(fast.MaskedDiceLoss):
         """Compute the wrong loss."""
         if mask is None or self.to_onehot_y:
             return super().forward(input, target, mask)
-        return self._loss(input.nan_to_num(nan=0.0), target * mask, None)
+        return self.within(input.nan_to_num(nan=0.0), target * mask, None)
 
 
 @bug("tversky")
@@ -321,6 +321,77 @@ class SwappedAlphaAndBeta(fast.TverskyLoss):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "alpha": options.get("beta", 0.5), "beta": options.get("alpha", 0.5)})
+
+
+@bug("tversky")
+class WeightsDividedByTheirSum(fast.TverskyLoss):
+    """The weighted mean divides by the sum of the weights, as torch does: doubled weights do nothing."""
+
+    def __init__(self, **options: Any) -> None:
+        weight = options.get("weight")
+        share = [each * len(weight) / sum(weight) for each in weight] if isinstance(weight, list) else weight
+        super().__init__(**{**options, "weight": share})
+
+
+@bug("focal_tversky")
+class ExponentOfThePaper(fast.FocalTverskyLoss):
+    """The exponent is 1/gamma, as in the paper; the code of its authors and many libraries use gamma."""
+
+    def __init__(self, **options: Any) -> None:
+        gamma = options.get("gamma", 0.75)
+        super().__init__(**{**options, "gamma": [1 / g for g in gamma] if isinstance(gamma, list) else 1 / gamma})
+
+
+@bug("focal_tversky")
+class PowerOfTheMean(fast.FocalTverskyLoss):
+    """The power is applied to the mean over the classes, so that classes no longer differ in their focus."""
+
+    def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
+        """Compute the wrong loss."""
+        if isinstance(self.gamma, tuple) or self.reduction != "mean":
+            return super().reduce(loss, input)
+        return (super().reduce(loss ** (1 / self.gamma), input)) ** self.gamma
+
+
+@bug("focal_tversky")
+class InfiniteSlopeOfThePower(fast.FocalTverskyLoss):
+    """The power is plain: at a loss of 0 its slope is infinite, so that one perfect class makes the gradient NaN."""
+
+    def by_class(self, fractions: Tensor, voxels: Any) -> Tensor:
+        """Compute the wrong loss."""
+        exponent = torch.as_tensor(self.gamma, dtype=fractions.dtype)
+        return fractions**exponent * torch.as_tensor(1.0 if self.weight is None else self.weight)
+
+
+@bug("matthews_correlation")
+class IgnoredVoxelsAreTrueNegatives(fast.MatthewsCorrelationLoss):
+    """Voxels that ignore_index excludes count as true negatives, as N is the size of the volume."""
+
+    def _counts(self, voxels: Any) -> Tensor:
+        return super()._counts(replace(voxels, ignore_index=None, kept=None))
+
+
+@bug("matthews_correlation")
+class TrueNegativesOfOneItem(fast.MatthewsCorrelationLoss):
+    """With batch=True, the true negatives are those of a single item."""
+
+    def _counts(self, voxels: Any) -> Tensor:
+        counts = super()._counts(voxels)
+        return counts / len(voxels.input) if self.batch else counts
+
+
+@bug("matthews_correlation")
+class AbsentClassWithoutSlope(fast.MatthewsCorrelationLoss):
+    """A single smoothing term is added to the product under the root: an absent class has loss 1 and no gradient."""
+
+    def by_class(self, fractions: Tensor, voxels: Any) -> Tensor:
+        """Compute the wrong loss."""
+        if self.reduction == "none" or self.batch or not voxels.labels:
+            return super().by_class(fractions, voxels)
+        target = voxels.target.flatten(1)
+        classes = range(0 if voxels.background else 1, voxels.input.shape[1])
+        present = torch.stack([(target == c).any(1) for c in classes], 1)
+        return super().by_class(torch.where(present, fractions, 1.0), voxels)
 
 
 @bug("generalized_dice")
@@ -571,3 +642,31 @@ class FocalOfTheActivated(fast.DiceFocalLoss):
         if not self.sigmoid:
             return super().forward(input, target)
         return super().forward(input.sigmoid(), target)
+
+
+@bug("generalized_dice_focal")
+class WeightOnBothTerms(fast.GeneralizedDiceFocalLoss):
+    """The class weights multiply the Dice term, too, whose classes have weights that follow from their volumes."""
+
+    def dice(self, sums: Any, voxels: Any) -> Tensor:
+        """Compute the wrong Dice term."""
+        dice = super().dice(sums, voxels)
+        return dice if self.weight is None else dice * torch.as_tensor(self.weight, dtype=dice.dtype).mean()
+
+
+@bug("generalized_dice_focal")
+class DiceOncePerClass(fast.GeneralizedDiceFocalLoss):
+    """The sum adds the Dice term, which pools the classes, once for each class."""
+
+    def dice(self, sums: Any, voxels: Any) -> Tensor:
+        """Compute the wrong Dice term."""
+        dice = super().dice(sums, voxels)
+        return dice.expand(-1, voxels.input.shape[1]) if self.reduction == "sum" else dice
+
+
+@bug("generalized_dice_focal")
+class LambdaOfTheDiceLoss(fast.GeneralizedDiceFocalLoss):
+    """lambda_gdl is accepted and ignored, because the base class calls the option lambda_dice."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "lambda_gdl": 1.0})

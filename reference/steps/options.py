@@ -11,6 +11,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def takes(options: type[Any]) -> Callable[[Function], Function]:
     """Show the fields of the dataclass ``options`` as keyword-only arguments in place of ``**options``.
 
+    A field that has the name of another argument is not shown again.
+
     >>> from dataclasses import dataclass
     >>> @dataclass(kw_only=True)
     ... class Smoothing:
@@ -23,9 +25,9 @@ def takes(options: type[Any]) -> Callable[[Function], Function]:
     """
 
     def show(function: Function) -> Function:
-        own = inspect.signature(function).parameters.values()
-        named = [p for p in own if p.kind is not p.VAR_KEYWORD]
-        named.extend(inspect.signature(options).parameters.values())
+        own = inspect.signature(function).parameters
+        named = [p for p in own.values() if p.kind is not p.VAR_KEYWORD]
+        named.extend(p for name, p in inspect.signature(options).parameters.items() if name not in own)
         bare = [p.replace(annotation=p.empty) for p in named]  # array types would make it long
         shown = inspect.Signature(sorted(bare, key=lambda p: p.kind))
         function.__signature__ = shown  # type: ignore[attr-defined]

@@ -27,6 +27,7 @@ class SegmentationOptions:
     # Leave out the voxels with this label. In a target of channels, leave out those where this channel is 1; C is a
     # further channel behind the C channels of the classes.
     ignore_index: int | None = None
+    mask: Array | None = None  # m, the weight of each voxel in [0, 1], (B or 1, 1, *S)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,18 +76,13 @@ def first_class(input: Array, o: SegmentationOptions) -> int:
     return int(not o.include_background and input.shape[1] > 1)
 
 
-def voxel_weights(input: Array, target: Array, o: SegmentationOptions, mask: Array | None) -> Array:
+def voxel_weights(input: Array, target: Array, o: SegmentationOptions) -> Array:
     """Return the mask m, which is 0 at ignored voxels, (B, 1, *S)."""
-    m = np.ones_like(input, shape=()) if mask is None else as_volume(mask).astype(input.dtype)
+    m = np.ones_like(input, shape=()) if o.mask is None else as_volume(o.mask).astype(input.dtype)
     return np.where(kept_voxels(input, target, o), m, 0)
 
 
-def probabilities(
-    input: Array,
-    target: Array,
-    o: OverlapOptions,
-    mask: Array | None = None,
-) -> tuple[Array, Array]:
+def probabilities(input: Array, target: Array, o: OverlapOptions) -> tuple[Array, Array]:
     """Return the masked p = act(x) and g of the included classes, each (B, C', *S)."""
     x = as_volume(input)
     if o.softmax and x.shape[1] > 1:
@@ -95,8 +91,34 @@ def probabilities(
         p = sigmoid(x)
     else:
         p = x if o.other_act is None else o.other_act(x)
-    m, first = voxel_weights(input, target, o, mask), first_class(input, o)
+    m, first = voxel_weights(input, target, o), first_class(input, o)
     return masked_product(m, p)[:, first:], masked_product(m, class_target(input, target, o))[:, first:]
+
+
+def complements(input: Array, target: Array, o: OverlapOptions) -> Array:
+    """Return 1 - mp for the masked p of :func:`probabilities`, without cancellation where p is close to 1."""
+    x, first = as_volume(input), first_class(input, o)
+    if o.softmax and x.shape[1] > 1:
+        p = softmax(x)
+        q = np.stack([np.delete(p, c, axis=1).sum(axis=1) for c in range(x.shape[1])], axis=1)
+    elif o.sigmoid:
+        q = sigmoid(-x)
+    else:
+        q = 1 - (x if o.other_act is None else o.other_act(x))
+    m = voxel_weights(input, target, o)
+    return ((1 - m) + masked_product(m, q))[:, first:]
+
+
+def errors(p: Array, q: Array, g: Array, soft: bool) -> tuple[Array, Array]:
+    r"""Return the false positive and the false negative of p and g at each voxel, each (B, C', \*S), given q = 1 - p.
+
+    They are :math:`p - t = p (1 - g)` and :math:`g - t = q g`, where t is the :func:`overlap`. For soft labels, they
+    are the positive parts of :math:`p - g` and :math:`g - p`.
+    """
+    if not soft:
+        return p * (1 - g), q * g
+    d = np.where(p > q, (1 - g) - q, p - g)
+    return np.maximum(d, 0), np.maximum(-d, 0)
 
 
 def probabilities_adjoint(
@@ -105,10 +127,9 @@ def probabilities_adjoint(
     target: Array,
     o: OverlapOptions,
     other_act_derivative: Elementwise | None,
-    mask: Array | None = None,
 ) -> Array:
     """Return the gradient with respect to the input, given the gradient ``dp`` with respect to p, (B, C', *S)."""
-    x, m = as_volume(input), voxel_weights(input, target, o, mask)
+    x, m = as_volume(input), voxel_weights(input, target, o)
     dx = np.zeros_like(x)
     dx[:, first_class(input, o) :] = masked_product(m, dp)
     if o.softmax and x.shape[1] > 1:

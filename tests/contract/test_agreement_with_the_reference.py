@@ -5,6 +5,7 @@ import pytest
 import torch
 from loss_options import (
     ERRORS,
+    EXPONENTS,
     FOCAL_FORMS,
     MODES,
     PROBABILITIES,
@@ -30,30 +31,64 @@ from twinloss.fast import (
     DiceLoss,
     DiffusionLoss,
     FocalLoss,
+    FocalTverskyLoss,
+    GeneralizedDiceFocalLoss,
     GeneralizedDiceLoss,
     GeneralizedWassersteinDiceLoss,
+    MatthewsCorrelationLoss,
     TverskyLoss,
 )
 
-OVERLAPS = (DiceLoss, TverskyLoss, GeneralizedDiceLoss, GeneralizedWassersteinDiceLoss)
+OVERLAPS = (
+    DiceLoss,
+    TverskyLoss,
+    FocalTverskyLoss,
+    MatthewsCorrelationLoss,
+    GeneralizedDiceLoss,
+    GeneralizedWassersteinDiceLoss,
+)
 GAMMAS = values("gamma", 0.0, 0.5, 1.0, 2.0)
+WEIGHT = [0.5, 2.0, 3.0]
 LABELS = {"target": "labels"}
 ANY_TARGET = values("target", "labels", "one-hot", "soft")
 
 # Relative and absolute tolerances in float64, and in float32.
 TOLERANCES = {
     TverskyLoss: ((1e-12, 1e-15), (5e-6, 1e-6)),
+    FocalTverskyLoss: ((1e-12, 1e-15), (5e-6, 1e-6)),
+    MatthewsCorrelationLoss: ((1e-12, 1e-15), (5e-6, 1e-6)),
     GeneralizedDiceLoss: ((1e-12, 1e-15), (5e-6, 1e-6)),
     GeneralizedWassersteinDiceLoss: ((1e-12, 1e-15), (5e-6, 1e-6)),
     FocalLoss: ((1e-13, 1e-16), (2e-6, 1e-8)),
     DiceCELoss: ((1e-12, 1e-15), (5e-6, 1e-7)),
     DiceFocalLoss: ((1e-12, 1e-15), (5e-6, 1e-6)),
+    GeneralizedDiceFocalLoss: ((1e-12, 1e-15), (5e-6, 1e-6)),
 }
 
 
 @BACKENDS
 @with_options(
     {
+        FocalTverskyLoss: grid(
+            [
+                {"ignore_index": 1},
+                {"softmax": True, "weight": WEIGHT, "smooth_nr": 0.0, "smooth_dr": 1e-3},
+                {"sigmoid": True, "soft_label": True, "batch": True, "alpha": 0.9, "beta": 0.2},
+            ],
+            EXPONENTS,
+            REDUCTIONS,
+            ANY_TARGET,
+        ),
+        MatthewsCorrelationLoss: grid(
+            [
+                {"sigmoid": True, "ignore_index": 1},
+                {"softmax": True, "weight": WEIGHT, "smooth_nr": 0.0, "smooth_dr": 1e-3},
+                {"sigmoid": True, "soft_label": True, "batch": True, "ignore_index": 2},
+                {"softmax": True, "include_background": False},
+            ],
+            REDUCTIONS,
+            ANY_TARGET,
+        ),
         TverskyLoss: grid(
             [
                 {},
@@ -61,7 +96,7 @@ TOLERANCES = {
                 {"softmax": True, "alpha": 0.0, "beta": 1.0, "batch": True},
                 {"softmax": True, "include_background": False, "ignore_index": 1, **ERRORS},
                 {"sigmoid": True, "smooth_nr": 0.0, "smooth_dr": 1e-3, "ignore_index": 2, "batch": True, **ERRORS},
-                {"softmax": True, "soft_label": True, **ERRORS},
+                {"softmax": True, "soft_label": True, "weight": WEIGHT, **ERRORS},
                 {"sigmoid": True, "soft_label": True, "batch": True, "include_background": False, "alpha": 3.0},
             ],
             REDUCTIONS,
@@ -133,6 +168,18 @@ TOLERANCES = {
                 {"sigmoid": True, "use_softmax": False, "alpha": [0.2, 0.5, 0.9], "ignore_index": 2, "gamma": 0},
                 {"softmax": True, "soft_label": True, "lambda_dice": 0.5, "lambda_focal": 2.0},
             ],
+            REDUCTIONS,
+            ANY_TARGET,
+        ),
+        GeneralizedDiceFocalLoss: grid(
+            [
+                {"softmax": True, "weight": [0.5, 0.0, 2.0], "alpha": 0.3},
+                {"softmax": True, "include_background": False, "weight": [0.5, 1.0, 2.0], "ignore_index": 1},
+                {"sigmoid": True, "use_softmax": False, "batch": True, "gamma": 0.5, "lambda_gdl": 0.5},
+                {"sigmoid": True, "smooth_nr": 0.0, "smooth_dr": 1e-3, "normalize_weights": True, "ignore_index": 2},
+                {"softmax": True, "soft_label": True, "lambda_gdl": 0.5, "lambda_focal": 2.0},
+            ],
+            W_TYPES,
             REDUCTIONS,
             ANY_TARGET,
         ),
@@ -248,6 +295,8 @@ def test_segmentation_loss_keeps_the_accuracy_of_float64(form, loss_class, optio
     {
         DiceLoss: [SOFTMAX],
         TverskyLoss: grid([ERRORS], PROBABILITIES),
+        FocalTverskyLoss: grid(EXPONENTS, PROBABILITIES),
+        MatthewsCorrelationLoss: PROBABILITIES,
         GeneralizedDiceLoss: PROBABILITIES,
         GeneralizedWassersteinDiceLoss: MODES,
         DiceCELoss: [SOFTMAX],
@@ -256,7 +305,7 @@ def test_segmentation_loss_keeps_the_accuracy_of_float64(form, loss_class, optio
 def test_nearly_perfect_prediction_keeps_the_relative_accuracy_of_float32(form, loss_class, options):
     # 1 - 2I/D would be rounded to a multiple of 6e-8; the losses here are about 1e-8.
     y = labels(1, 1, 1000)
-    right, wrong = (10.0, -10.0) if loss_class in (TverskyLoss, GeneralizedDiceLoss) else (20.0, 0.0)
+    right, wrong = (10.0, -10.0) if loss_class is not DiceCELoss and loss_class is not DiceLoss else (20.0, 0.0)
     x = torch.where(one_hot(y) == 1, right, wrong)
     options = for_labels(loss_class, options)
     value, gradient = value_and_gradient(loss_class(**options), x, y, form=form)
@@ -286,6 +335,8 @@ def assert_finite_and_those_of_the_reference(form, dtype, loss_class, options, t
 OF_SATURATED_OVERLAPS = {
     DiceLoss: PROBABILITIES,
     TverskyLoss: grid([ERRORS], PROBABILITIES),
+    FocalTverskyLoss: grid(EXPONENTS, PROBABILITIES),
+    MatthewsCorrelationLoss: PROBABILITIES,
     GeneralizedDiceLoss: grid(PROBABILITIES, W_TYPES),
     GeneralizedWassersteinDiceLoss: MODES,
 }

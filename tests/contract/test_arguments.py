@@ -31,11 +31,14 @@ from twinloss.fast import (
     DiceLoss,
     DiffusionLoss,
     FocalLoss,
+    FocalTverskyLoss,
+    GeneralizedDiceFocalLoss,
     GeneralizedDiceLoss,
     GeneralizedWassersteinDiceLoss,
     GlobalMutualInformationLoss,
     LocalNormalizedCrossCorrelationLoss,
     MaskedDiceLoss,
+    MatthewsCorrelationLoss,
     MultiScaleLoss,
     TverskyLoss,
 )
@@ -63,6 +66,7 @@ def layouts(x):
         FocalLoss: REDUCTIONS,
         DiceCELoss: [SOFTMAX],
         DiceFocalLoss: grid([SOFTMAX], REDUCTIONS),
+        GeneralizedDiceFocalLoss: [SOFTMAX],
     }
 )
 def test_layout_of_logits_and_labels_does_not_matter(form, loss_class, options):
@@ -72,7 +76,7 @@ def test_layout_of_logits_and_labels_does_not_matter(form, loss_class, options):
     if loss_class is DiceLoss and form == "kernel":
         tolerances = 0, 0
     else:
-        tolerances = 1e-6, {FocalLoss: 1e-9, DiceFocalLoss: 1e-6}.get(loss_class, 1e-8)
+        tolerances = 1e-6, {FocalLoss: 1e-9, DiceFocalLoss: 1e-6, GeneralizedDiceFocalLoss: 1e-6}.get(loss_class, 1e-8)
     for layout in layouts(x):
         assert_all_close(value_and_gradient(loss, layout, y.mT.contiguous().mT, form=form), expected, *tolerances)
 
@@ -205,6 +209,8 @@ def test_arguments_and_module_stay_as_they_were(form, each):
 @with_options(
     {
         FocalLoss: values("name", "weight"),
+        FocalTverskyLoss: values("name", "weight", "gamma"),
+        MatthewsCorrelationLoss: grid([SOFTMAX], values("name", "weight")),
         DiceCELoss: grid([SOFTMAX], values("name", "ce_weight", "weight")),
         DiceFocalLoss: grid([SOFTMAX], values("name", "focal_weight", "weight", "alpha")),
     }

@@ -14,6 +14,7 @@ from twinloss.fast import (
     FocalLoss,
     GlobalMutualInformationLoss,
     MaskedDiceLoss,
+    MaskedLoss,
     MultiScaleLoss,
     TverskyLoss,
 )
@@ -49,6 +50,7 @@ WARNED = {
     "dice": (lambda: DiceLoss(softmax=True), (X, TARGET), "`softmax=True` ignored"),
     "tversky": (lambda: TverskyLoss(to_onehot_y=True), (X, TARGET), "`to_onehot_y=True` ignored"),
     "masked dice": (MaskedDiceLoss, (X, TARGET), "no mask given"),
+    "masked": (lambda: MaskedLoss(DiceLoss()), (X, TARGET), "no mask given"),
     "focal": (FocalLoss, (X, TARGET), "`use_softmax=True` ignored"),
     "dice focal": (DiceFocalLoss, (X, TARGET), "`use_softmax=True` ignored"),
     "mutual information": (GlobalMutualInformationLoss, (2 * TARGET, TARGET), "are clamped"),
@@ -111,6 +113,8 @@ def test_loss_takes_arguments_by_name(each):
 @pytest.mark.parametrize("given", [3, None, [0.5], "image"])
 def test_argument_that_is_no_tensor_is_a_type_error(each, given):
     arguments = each.arguments(torch.float32)
+    if isinstance(given, list) and isinstance(each.make(), fast.DeepSupervisionLoss):
+        pytest.skip("it takes lists")
     for place in range(len(arguments)):
         if place < 2:  # without a mask there is a loss
             put = [*arguments[:place], given, *arguments[place + 1 :]]

@@ -62,10 +62,13 @@ def test_copy_computes_the_same_and_has_options_of_its_own(each, copied):
     assert made is not loss
     assert type(made) is type(loss)
     assert torch.equal(made(*each.arguments(torch.float32)), loss(*each.arguments(torch.float32)))
-    before = loss.reduction
-    made.reduction = "mean" if before == "sum" else "sum"
+    # The reduction of some wrappers is that of the wrapped loss.
+    name, value = ("weight_mode", "two") if isinstance(loss, fast.DeepSupervisionLoss) else ("reduction", "sum")
+    before = getattr(loss, name)
+    if not isinstance(loss, fast.MaskedLoss):
+        setattr(made, name, value if before != value else "mean")
     made.eval()
-    assert loss.reduction == before
+    assert getattr(loss, name) == before
     assert loss.training
 
 
@@ -81,6 +84,7 @@ WEIGHTS, FRACTIONS = np.array([0.1, 0.2, 0.7]), [[0, 0.9, 0.9], [0.9, 0, 0.3], [
 FIELD = {"reduction": "sum", "stencil": "wide", "spacing": [0.1, 0.3], "normalize": True}
 SMOOTHING = {"smooth_nr": 0.1, "smooth_dr": 0.7}
 WINDOW = {"kernel_size": 5, "kernel_type": "gaussian"}
+FOCUSED = {"to_onehot_y": True, "gamma": 0.1, "alpha": 0.3}
 BLUR = {"scales": [0, 0.3, 1.7], "kernel": "cauchy", "reduction": "sum", "normalize_kernel": True}
 
 
@@ -89,11 +93,16 @@ BLUR = {"scales": [0, 0.3, 1.7], "kernel": "cauchy", "reduction": "sum", "normal
     {
         fast.DiceLoss: [SOFTMAX | {"weight": WEIGHTS}],
         fast.TverskyLoss: [SOFTMAX | {"alpha": 0.1, "beta": 1.3}],
+        fast.MatthewsCorrelationLoss: [SOFTMAX | SMOOTHING | {"weight": WEIGHTS}],
+        fast.FocalTverskyLoss: [SOFTMAX | {"gamma": WEIGHTS, "weight": WEIGHTS}],
         fast.GeneralizedDiceLoss: [SOFTMAX | SMOOTHING | {"w_type": "simple", "normalize_weights": True}],
         fast.GeneralizedWassersteinDiceLoss: grid([SMOOTHING | {"dist_matrix": np.array(FRACTIONS)}], MODES),
         fast.FocalLoss: [{"gamma": 0.1, "weight": WEIGHTS, "alpha": 0.3}],
         fast.DiceCELoss: [SOFTMAX | {"ce_weight": WEIGHTS, "label_smoothing": 0.1}],
         fast.DiceFocalLoss: [SOFTMAX | {"focal_weight": WEIGHTS, "gamma": 0.1, "alpha": 0.3}],
+        fast.GeneralizedDiceFocalLoss: [
+            FOCUSED | {"weight": WEIGHTS, "lambda_gdl": 0.3, "other_act": torch.sigmoid, "reduction": "sum"}
+        ],
         fast.BendingEnergyLoss: [FIELD],
         fast.DiffusionLoss: [FIELD],
         fast.LocalNormalizedCrossCorrelationLoss: [

@@ -7,6 +7,7 @@ import torch
 from every_loss import EVERY_LOSS
 from loss_options import (
     ERRORS,
+    EXPONENTS,
     FOCAL_FORMS,
     MATRIX,
     MODES,
@@ -32,9 +33,11 @@ from twinloss.fast import (
     DiceLoss,
     DiffusionLoss,
     FocalLoss,
+    FocalTverskyLoss,
     GeneralizedDiceLoss,
     GeneralizedWassersteinDiceLoss,
     LocalNormalizedCrossCorrelationLoss,
+    MatthewsCorrelationLoss,
     TverskyLoss,
 )
 from twinloss.fast.runtime import dispatch
@@ -109,6 +112,8 @@ SMOOTHED = SIGMOID | {"label_smoothing": 0.2}
             SOFTMAX | {"ignore_index": 1, "to_onehot_y": True},
         ],
         TverskyLoss: grid([ERRORS], [SOFTMAX, SIGMOID | {"batch": True}], ONEHOT),
+        MatthewsCorrelationLoss: grid([SOFTMAX, SIGMOID | {"batch": True}], ONEHOT),
+        FocalTverskyLoss: grid(EXPONENTS, [SOFTMAX, SIGMOID | {"batch": True}], ONEHOT),
         GeneralizedDiceLoss: grid([SOFTMAX, SIGMOID | {"batch": True, "w_type": "simple"}], ONEHOT),
         GeneralizedWassersteinDiceLoss: grid([{"dist_matrix": MATRIX}], MODES),
         FocalLoss: grid([{"to_onehot_y": True}], values("gamma", 0, 0.5, 2), FOCAL_FORMS, REDUCTIONS),

@@ -16,6 +16,7 @@ from loss_options import (
     grid,
     registration_arguments,
     registration_loss,
+    values,
     with_options,
 )
 from support import BACKENDS, labels, logits, value_and_gradient, value_and_gradients
@@ -27,10 +28,13 @@ from twinloss.fast import (
     DiceLoss,
     DiffusionLoss,
     FocalLoss,
+    FocalTverskyLoss,
+    GeneralizedDiceFocalLoss,
     GeneralizedDiceLoss,
     GeneralizedWassersteinDiceLoss,
     GlobalMutualInformationLoss,
     LocalNormalizedCrossCorrelationLoss,
+    MatthewsCorrelationLoss,
     MultiScaleLoss,
     TverskyLoss,
 )
@@ -44,11 +48,14 @@ HALVES = pytest.mark.parametrize("half", dispatch.HALVES, ids=str)
     {
         DiceLoss: [SOFTMAX],
         TverskyLoss: grid([ERRORS], PROBABILITIES),
+        FocalTverskyLoss: PROBABILITIES,
+        MatthewsCorrelationLoss: PROBABILITIES,
         GeneralizedDiceLoss: grid([SOFTMAX], W_TYPES),
         GeneralizedWassersteinDiceLoss: MODES,
         FocalLoss: grid(FOCAL_FORMS, REDUCTIONS),
         DiceCELoss: [SOFTMAX, SIGMOID | {"label_smoothing": 0.1}],
         DiceFocalLoss: grid([SOFTMAX, SIGMOID | {"use_softmax": False}], REDUCTIONS),
+        GeneralizedDiceFocalLoss: grid([SOFTMAX, SIGMOID | {"use_softmax": False}], values("reduction", "mean", "sum")),
     }
 )
 def test_segmentation_loss_of_halves_is_computed_in_float32(half, loss_class, options):

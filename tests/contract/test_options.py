@@ -35,12 +35,14 @@ SMOOTHING = {name: (0.5, ("a", TypeError), (-1.0, ValueError), (float("nan"), Va
              for name in ("smooth_nr", "smooth_dr")}  # fmt: skip
 REDUCTION = {"reduction": ("sum", ("average", ValueError), (None, ValueError))}
 WEIGHTS = (("a", TypeError), (-1.0, ValueError), ([1.0, float("nan"), 1.0], ValueError), ([[1.0]], ValueError))
-OVERLAP = TARGET | ACTIVATION | REDUCTION | SMOOTHING | {"batch": (True, FLAG), "soft_label": (True, FLAG)}
 IGNORE = {"ignore_index": (1, (0.5, ValueError), (True, ValueError), (2**63, ValueError))}
 GROUP = {"process_group": (None, NO_GROUP)}
+PARTS = {"return_parts": (False, FLAG)}  # `test_parts.py` tests True
+OVERLAP = TARGET | ACTIVATION | REDUCTION | SMOOTHING | PARTS | {"batch": (True, FLAG), "soft_label": (True, FLAG)}
 NUMBER = (("a", TypeError), (-1.0, ValueError), (float("nan"), ValueError))
 DICE = OVERLAP | IGNORE | GROUP | {"squared_pred": (True, FLAG), "jaccard": (True, FLAG)}
 ONE_WEIGHT = {"weight": ([1.0, 2.0, 3.0], *WEIGHTS)}
+TVERSKY = OVERLAP | IGNORE | GROUP | ONE_WEIGHT | {"alpha": (0.25, *NUMBER), "beta": (2.0, *NUMBER)}
 FOCAL = {
     "gamma": (0.5, *NUMBER, (float("inf"), ValueError)),
     "use_softmax": (False, FLAG),
@@ -56,10 +58,12 @@ FIELD = {
 OPTIONS = {
     fast.DiceLoss: DICE | ONE_WEIGHT,
     fast.MaskedDiceLoss: DICE | ONE_WEIGHT,
-    fast.TverskyLoss: OVERLAP | IGNORE | GROUP | {"alpha": (0.25, *NUMBER), "beta": (2.0, *NUMBER)},
+    fast.TverskyLoss: TVERSKY,
+    fast.MatthewsCorrelationLoss: OVERLAP | IGNORE | GROUP | ONE_WEIGHT,
+    fast.FocalTverskyLoss: TVERSKY | {"gamma": ([0.5, 1.0, 2.0], *WEIGHTS, (0, ValueError), (None, TypeError))},
     fast.GeneralizedDiceLoss: OVERLAP | IGNORE | GROUP
     | {"w_type": ("simple", ("cube", ValueError)), "normalize_weights": (True, FLAG)},
-    fast.GeneralizedWassersteinDiceLoss: REDUCTION | SMOOTHING | IGNORE | {
+    fast.GeneralizedWassersteinDiceLoss: REDUCTION | SMOOTHING | IGNORE | PARTS | {
         "dist_matrix": (1 - np.eye(3), ([[0, 1]], ValueError), ([[1.0]], ValueError), ([[0, -1], [1, 0]], ValueError)),
         "weighting_mode": ("GDL", ("gdl", ValueError)),
     },
@@ -74,6 +78,10 @@ OPTIONS = {
     },
     fast.DiceFocalLoss: DICE | FOCAL | ONE_WEIGHT
     | {"focal_weight": ([1.0, 2.0, 3.0], *WEIGHTS), "lambda_dice": LAMBDA, "lambda_focal": LAMBDA},
+    fast.GeneralizedDiceFocalLoss: OVERLAP | IGNORE | GROUP | FOCAL | ONE_WEIGHT | {
+        "w_type": ("simple", ("cube", ValueError)), "normalize_weights": (True, FLAG),
+        "lambda_gdl": LAMBDA, "lambda_focal": LAMBDA,
+    },
     fast.BendingEnergyLoss: FIELD,
     fast.DiffusionLoss: FIELD,
     fast.LocalNormalizedCrossCorrelationLoss: REDUCTION | SMOOTHING | {
@@ -88,6 +96,14 @@ OPTIONS = {
         "sigma_ratio": (1.0, *NUMBER, (0, ValueError)),
         "kernel_type": ("b-spline", ("spline", ValueError)),
     },
+    fast.MaskedLoss: {"loss": (torch.nn.L1Loss(), ("mse", TypeError), (torch.nn.MSELoss, TypeError))},
+    fast.DeepSupervisionLoss: {
+        "loss": (torch.nn.L1Loss(), ("mse", TypeError), (torch.nn.MSELoss, TypeError)),
+        "weight_mode": ("two", ("linear", ValueError)),
+        "weights": ([0.5, 2.0], ([], ValueError), ([0.0, 0.0], ValueError), ([-1.0], ValueError), ("a", TypeError)),
+        "interp_mode": ("nearest", ("bilinear", ValueError)),
+        "stacked": (True, FLAG),
+    },
     fast.MultiScaleLoss: REDUCTION | {
         "loss": (torch.nn.L1Loss(), ("mse", TypeError)),
         "scales": ([0, 1.0], (1.0, TypeError), ([], ValueError), ([-1.0], ValueError), (["a"], TypeError)),
@@ -99,6 +115,8 @@ OPTIONS = {
 BASE = {
     fast.GeneralizedWassersteinDiceLoss: {"dist_matrix": DISTANCES},
     fast.MultiScaleLoss: {"loss": torch.nn.MSELoss(), "scales": [0.3, 1.0]},
+    fast.DeepSupervisionLoss: {"loss": torch.nn.MSELoss(), "weight_mode": "same"},
+    fast.MaskedLoss: {"loss": torch.nn.MSELoss()},
 }
 EVERY_LOSS = pytest.mark.parametrize("loss_class", list(OPTIONS), ids=lambda c: c.__name__)
 EVERY_OPTION = pytest.mark.parametrize(
@@ -122,6 +140,11 @@ def arguments(loss, name):
     rank = 2 if name in ("ndim", "spatial_dims") else 3
     if isinstance(loss, (fast.BendingEnergyLoss, fast.DiffusionLoss)):
         return [torch.rand(1, 2, 6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)]
+    if isinstance(loss, fast.DeepSupervisionLoss):
+        x = [logits(2, 1, *spatial, seed=k) for k, spatial in enumerate([(6, 7), (3, 4)])]
+        return [torch.stack([x[0], x[0] / 2], 1) if loss.stacked else x, logits(2, 1, 6, 7, seed=2)]
+    if isinstance(loss, fast.MaskedLoss):
+        return [logits(2, 1, 6, 7), logits(2, 1, 6, 7, seed=1), torch.ones(1, 1, 6, 7)]
     if not isinstance(loss, SegmentationLoss):
         return [torch.rand(2, 1, *(6, 7, 5)[:rank], generator=torch.Generator().manual_seed(k)) for k in (0, 1)]
     x = logits(2, 3, 6, dtype=torch.float64)
@@ -141,7 +164,7 @@ def test_every_loss_has_its_options_here():
 
 
 # Ranks need processes of their own, and the number of axes is that of the images.
-NOT_IN_TABLES = {"process_group", "ndim", "spatial_dims"}
+NOT_IN_TABLES = {"process_group", "return_parts", "ndim", "spatial_dims"}
 
 
 @cache
@@ -155,8 +178,11 @@ def options_in_tables():
     return names
 
 
-# The options of MaskedDiceLoss are those of DiceLoss, which computes it.
-@pytest.mark.parametrize("loss_class", [each for each in OPTIONS if each is not fast.MaskedDiceLoss])
+# The options of MaskedDiceLoss are those of DiceLoss, which computes it, and the wrappers have tests of their own.
+WITH_OWN_TESTS = (fast.MaskedDiceLoss, fast.DeepSupervisionLoss, fast.MaskedLoss)
+
+
+@pytest.mark.parametrize("loss_class", [each for each in OPTIONS if each not in WITH_OWN_TESTS])
 def test_contract_tests_vary_every_option(loss_class):
     assert set(OPTIONS[loss_class]) - options_in_tables()[loss_class] <= NOT_IN_TABLES
 
@@ -182,7 +208,14 @@ def test_assigned_option_counts_as_one_given_at_once(loss_class, name):
     assert later.reduction == before or name == "reduction"
     for made in (later, copy.deepcopy(later), pickle.loads(pickle.dumps(later))):
         assert torch.equal(value(made, name), expected)
-    if name not in ("to_onehot_y", "ndim", "spatial_dims", "process_group"):  # these decide on the input, or are None
+    if name not in (
+        "to_onehot_y",
+        "ndim",
+        "spatial_dims",
+        "process_group",
+        "stacked",
+        "return_parts",
+    ):  # these decide on the input, or are None
         assert not torch.equal(value(loss_class(**others), name), expected)
 
 
@@ -250,7 +283,9 @@ REAL_OPTIONS = [
     (loss_class, name)
     for loss_class, options in OPTIONS.items()
     for name, (given, *_) in options.items()
-    if isinstance(given, (int, float, list, np.ndarray)) and not isinstance(given, bool)
+    if isinstance(given, (int, float, list, np.ndarray))
+    and not isinstance(given, bool)
+    and loss_class is not fast.DeepSupervisionLoss
 ]
 
 

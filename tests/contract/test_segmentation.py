@@ -15,18 +15,30 @@ from twinloss.fast import (
     DiceFocalLoss,
     DiceLoss,
     FocalLoss,
+    FocalTverskyLoss,
     GeneralizedDiceLoss,
     GeneralizedWassersteinDiceLoss,
     MaskedDiceLoss,
+    MatthewsCorrelationLoss,
     TverskyLoss,
 )
 
 Wasserstein = partial(GeneralizedWassersteinDiceLoss, 1 - np.eye(3))
 # The losses that take `to_onehot_y` and no mask.
-ONEHOT = DiceLoss, GeneralizedDiceLoss, DiceCELoss, DiceFocalLoss, FocalLoss, TverskyLoss
+ONEHOT = (
+    DiceLoss,
+    GeneralizedDiceLoss,
+    DiceCELoss,
+    DiceFocalLoss,
+    FocalLoss,
+    TverskyLoss,
+    FocalTverskyLoss,
+    MatthewsCorrelationLoss,
+)
 COMPOUND = pytest.mark.parametrize("loss_class", [DiceCELoss, DiceFocalLoss])
 ACTIVATED = pytest.mark.parametrize(
-    "loss_class", [DiceLoss, MaskedDiceLoss, GeneralizedDiceLoss, DiceCELoss, DiceFocalLoss, TverskyLoss]
+    "loss_class",
+    [DiceLoss, MaskedDiceLoss, GeneralizedDiceLoss, DiceCELoss, DiceFocalLoss, TverskyLoss, FocalTverskyLoss],
 )
 ON_LABELS = pytest.mark.parametrize(
     "loss",
@@ -42,7 +54,7 @@ def test_enumerated_reduction_is_understood(loss_class):
     # MONAI's own default is such an enumeration, LossReduction.MEAN.
     wasserstein = loss_class is GeneralizedWassersteinDiceLoss
     make = Wasserstein if wasserstein else partial(loss_class, to_onehot_y=True)
-    x, y = logits(2, 3, 4), labels(2, 1, 4)
+    x, y = logits(2, 3, 4).sigmoid(), labels(2, 1, 4)
     reduction = Enum("LossReduction", {"SUM": "sum"}).SUM
     assert torch.equal(make(reduction=reduction)(x, y), make(reduction="sum")(x, y))
 
@@ -143,9 +155,17 @@ def test_weight_of_both_terms_and_of_one_exclude_each_other(loss_class, name):
     ("include_background", "count", "length"), [(True, 3, 2), (True, 3, 4), (False, 2, 3), (False, 2, 1)]
 )
 @pytest.mark.parametrize(
-    ("loss_class", "name"), [(FocalLoss, "weight"), (FocalLoss, "alpha"), (DiceFocalLoss, "focal_weight")]
+    ("loss_class", "name"),
+    [
+        (FocalLoss, "weight"),
+        (FocalLoss, "alpha"),
+        (DiceFocalLoss, "focal_weight"),
+        (TverskyLoss, "weight"),
+        (MatthewsCorrelationLoss, "weight"),
+        (FocalTverskyLoss, "gamma"),
+    ],
 )
-def test_focal_weight_of_another_length_names_both_counts(loss_class, name, include_background, count, length):
+def test_weight_of_another_length_names_both_counts(loss_class, name, include_background, count, length):
     loss, shown = loss_class(include_background, **{name: [1.0] * length}), name.removeprefix("focal_")
     with pytest.raises(ValueError, match=f"{shown} has {length} values but {count} classes"):
         loss(torch.rand(2, 3, 4), soft(2, 3, 4))
@@ -172,6 +192,9 @@ def test_compound_weight_is_for_all_classes_or_a_value_error(loss_class, name, i
         (DiceFocalLoss, "weight"),
         (DiceFocalLoss, "focal_weight"),
         (DiceFocalLoss, "alpha"),
+        (TverskyLoss, "weight"),
+        (MatthewsCorrelationLoss, "weight"),
+        (FocalTverskyLoss, "gamma"),
     ],
 )
 @pytest.mark.parametrize("weight", [-0.5, [1.0, -0.5, 1.0], torch.tensor([1.0, -0.5]), float("nan")])

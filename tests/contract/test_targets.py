@@ -5,6 +5,7 @@ import torch
 from loss_options import (
     ACTIVATIONS,
     ERRORS,
+    EXPONENTS,
     FOCAL_FORMS,
     MODES,
     ONEHOT,
@@ -25,8 +26,10 @@ from twinloss.fast import (
     DiceFocalLoss,
     DiceLoss,
     FocalLoss,
+    FocalTverskyLoss,
     GeneralizedDiceLoss,
     GeneralizedWassersteinDiceLoss,
+    MatthewsCorrelationLoss,
     TverskyLoss,
 )
 from twinloss.fast.runtime import dispatch
@@ -41,6 +44,8 @@ ANY_TYPE = pytest.mark.parametrize(
 DENSE = {
     DiceLoss: [{}],
     TverskyLoss: [ERRORS],
+    FocalTverskyLoss: EXPONENTS[:1],
+    MatthewsCorrelationLoss: [{}],
     GeneralizedDiceLoss: [{}],
     FocalLoss: [{"use_softmax": False}],
     DiceCELoss: [{}],
@@ -85,6 +90,8 @@ def test_target_of_one_channel_and_any_type_gives_the_same(form, target_type, lo
 
 OF_ONE_HOT = {
     TverskyLoss: (torch.float64, 1e-13, 1e-16),
+    FocalTverskyLoss: (torch.float64, 1e-13, 1e-16),
+    MatthewsCorrelationLoss: (torch.float64, 1e-13, 1e-16),
     GeneralizedDiceLoss: (torch.float64, 1e-13, 1e-16),
     FocalLoss: (torch.float32, 1e-6, 1e-9),
     DiceCELoss: (torch.float32, 1e-6, 1e-8),
@@ -96,6 +103,8 @@ OF_ONE_HOT = {
 @with_options(
     {
         TverskyLoss: grid([ERRORS], REDUCTIONS, ACTIVATIONS),
+        FocalTverskyLoss: grid(EXPONENTS, ACTIVATIONS),
+        MatthewsCorrelationLoss: [SIGMOID, SOFTMAX, {"other_act": torch.sigmoid}],
         GeneralizedDiceLoss: grid([{"reduction": "none"}], W_TYPES, ACTIVATIONS),
         FocalLoss: grid(FOCAL_FORMS, REDUCTIONS),
         DiceCELoss: grid([SOFTMAX], REDUCED, [{}, {"ce_weight": WEIGHT}, {"weight": WEIGHT, "label_smoothing": 0.3}]),

@@ -54,6 +54,25 @@ class Remembers(PlainDice):
         return super().forward(logits, truth)
 
 
+class RemembersAndDiffers(Remembers):
+    """Counts its calls, and is wrong everywhere."""
+
+    factor = 1.01
+
+
+class LosesDigits(PlainDice):
+    """Right, but it adds and takes away a number that takes most digits."""
+
+    added = 2.0**13
+
+    def forward(self, logits, truth):
+        return super().forward(logits, truth) + self.added - self.added
+
+
+class LosesAllDigits(LosesDigits):
+    added = 2.0**22
+
+
 class Detached(PlainDice):
     def forward(self, logits, truth):
         return super().forward(logits.detach(), truth)
@@ -134,6 +153,20 @@ def test_the_law_that_is_broken_is_named(losses):
     made = check(f"{losses}:Remembers", "dice", names=NAMES, options=MEAN, dtypes=("float32",), **FEW)
     assert made.verdict == "fail"
     assert [probe.name for probe in made.laws if probe.failed] == ["a call leaves no state"]
+
+
+def test_the_laws_of_a_loss_that_is_wrong_everywhere_are_named(losses):
+    made = check(f"{losses}:RemembersAndDiffers", "dice", names=NAMES, options=MEAN, dtypes=("float32",), **FEW)
+    assert made.rows[0].counterexample.kind == "value"
+    broken = [probe.name for probe in made.laws if probe.failed]
+    assert "a call leaves no state" in broken
+    assert "a second call gives the same bits" not in broken
+
+
+@pytest.mark.parametrize(("loss", "verdict"), [("LosesDigits", "imprecise"), ("LosesAllDigits", "fail")])
+def test_more_than_a_hundredth_of_error_is_not_only_imprecise(losses, loss, verdict):
+    made = check(f"{losses}:{loss}", "dice", names=NAMES, options=MEAN, dtypes=("float32",), **FEW)
+    assert made.verdict == verdict
 
 
 def test_a_value_without_a_gradient_is_an_error_unless_only_the_value_is_asked_for(losses):

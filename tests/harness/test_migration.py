@@ -7,12 +7,14 @@ import pytest
 from typer.testing import CliRunner
 
 from twinloss import fast
+from twinloss.compat import monai as compat
 from twinloss.harness.cli.main import with_all_commands
-from twinloss.harness.commands import migration
+from twinloss.harness.commands import migration, migration_compat
 from twinloss.harness.commands.migration_examples import DIFFERENCES
 
 ROOT = Path(__file__).parents[2]
 REPORT, README = ROOT / "reports" / "migration.md", ROOT / "README.md"
+COMPAT = ROOT / "reports" / "compat-monai.md"
 OLD = ["MONAI 0.5.3", "MONAI 1.5.0"]
 
 
@@ -54,8 +56,8 @@ def test_every_listed_difference_exists_and_every_loss_is_covered():
     assert all(
         len({answer for name, answer in told.items() if name != "twinloss"} - {told["twinloss"]}) for told in kept()
     )
-    classes = {name for name in fast.__all__ if name.endswith("Loss")}
-    assert {each.loss for each in DIFFERENCES} == classes | {"all"}
+    classes = {name for name in fast.__all__ if name.endswith("Loss")} & set(vars(monai.losses))
+    assert {each.loss for each in (*DIFFERENCES, *migration_compat.FURTHER)} == classes | {"all"}
     assert all(len(each.code.splitlines()) <= 3 for each in DIFFERENCES)
 
 
@@ -101,9 +103,22 @@ def test_the_command_writes_report_and_readme(tmp_path):
     made = CliRunner().invoke(with_all_commands(), ["migration", "--out", str(tmp_path), "--readme", str(readme)])
     assert made.exit_code == 0, made.output
     assert (tmp_path / "migration.md").read_text().count("```python") == len(DIFFERENCES)
+    assert (tmp_path / "compat-monai.md").read_text() == COMPAT.read_text()
     assert "old" not in readme.read_text()
     assert readme.read_text().startswith("before\n")
     assert readme.read_text().endswith("after\n")
+
+
+def test_the_report_of_the_drop_in_shows_the_results_of_today():
+    assert migration_compat.as_markdown(migration_compat.compare()) == COMPAT.read_text()
+
+
+def test_every_difference_of_the_drop_in_is_listed_and_exists():
+    listed = {row.difference.code for row in migration_compat.compare()}
+    for each in DIFFERENCES:
+        answers = {migration.answer(each.code, library) for library in (compat, monai.losses)}
+        assert (len(answers) > 1) == (each.code in listed), each.here
+    assert all(len(set(row.answers.values())) == 2 for row in migration_compat.compare())
 
 
 def test_a_file_without_marks_is_refused():

@@ -114,8 +114,9 @@ def test_words_in_a_formula_stay_words():
     assert "<mi>sigmoid</mi>" in formulas.mathml("sigmoid(x)")
 
 
-def test_a_fraction_in_the_terminal_keeps_its_brackets():
+def test_a_fraction_and_a_root_in_the_terminal_keep_their_brackets():
     assert formulas.plain(r"1 - \frac{2 I + \nu}{D}") == "1 − (2I + ν)/D"
+    assert formulas.plain(r"1 / \sqrt{PQ}") == "1/√(PQ)"
     assert formulas.plain(r"\sum_i p_i^2, \qquad x = -1") == "∑ᵢ pᵢ²,  x = −1"
 
 

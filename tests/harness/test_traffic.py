@@ -13,6 +13,7 @@ from twinloss.harness.losses.catalogue import TWINS
 KNOWN = {
     "dice, sigmoid and soft target": (1.9, 1.5, 1.03),  # 1 - p is computed apart from p
     "dice, soft target": (2.4, 1.5, 1.03),  # 1 - p of the most probable class is the sum of the others
+    "masked": (1.72, 1.5, 1.03),  # as for masked_dice
     "masked_dice": (1.72, 1.5, 1.03),  # a mask may be neither 0 nor 1
     "generalized_wasserstein_dice": (1.77, 1.5, 1.03),  # distance and nearness are summed apart
     "focal": (1.5, 2.35, 1.03),  # 1 - p and its logarithm are computed without a difference

@@ -36,10 +36,12 @@ FOCAL = CLASSES | {
     "alpha": [None, 0.3, "per class"],
     "use_softmax": [True, False],
 }
+TVERSKY = OVERLAP | {"alpha": [0.5, 0.2], "beta": [0.5, 0.9], "weight": [None, 0.5, "per class"]}
+GENERALIZED = OVERLAP | {"w_type": ["square", "simple", "uniform"], "normalize_weights": [False, True]}
 OPTIONS = {
     "dice_loss": DICE,
     "masked_dice_loss": DICE | {"mask": ["binary", "soft", "of all items"]},
-    "generalized_dice_loss": OVERLAP | {"w_type": ["square", "simple", "uniform"], "normalize_weights": [False, True]},
+    "generalized_dice_loss": GENERALIZED,
     "generalized_wasserstein_dice_loss": {
         "shape": [(2, 3), (2, 3, 5), (1, 4, 3, 4), (2, 2, 2, 3, 2)],
         "target": ["labels", "labels without channel"],
@@ -62,7 +64,11 @@ OPTIONS = {
     "dice_focal_loss": DICE
     | FOCAL
     | {"focal_weight": [None, "per class"], "lambda_dice": [1.0, 0.3], "lambda_focal": [1.0, 2.5]},
-    "tversky_loss": OVERLAP | {"alpha": [0.5, 0.2], "beta": [0.5, 0.9]},
+    "generalized_dice_focal_loss": GENERALIZED | FOCAL | {"lambda_gdl": [1.0, 0.3], "lambda_focal": [1.0, 2.5]},
+    "tversky_loss": TVERSKY,
+    "matthews_correlation_loss": OVERLAP
+    | {"activation": [None, "sigmoid", "softmax"], "weight": [None, 0.5, "per class"]},  # defined for p in [0, 1]
+    "focal_tversky_loss": TVERSKY | {"gamma": [0.75, 1.0, 2.0, "per class"], "smooth_nr": [1e-5, 0.0]},
 }
 IMAGES = {"shape": [(2, 1, 9), (1, 2, 5, 6), (2, 3, 5, 6, 5)], "reduction": CLASSES["reduction"]}
 REGISTRATION = {
@@ -195,7 +201,13 @@ def assert_derivative(name, x, others, options, rng, **more):
 
 def test_every_loss_has_its_options_here():
     losses = {name for name in twinloss.reference.__all__ if name.endswith("_loss")}
-    assert losses == {*OPTIONS, *REGISTRATION, "multi_scale_loss"}  # the wrapper has its own test
+    assert losses == {
+        *OPTIONS,
+        *REGISTRATION,
+        "multi_scale_loss",
+        "deep_supervision_loss",
+        "masked_loss",
+    }  # these have tests of their own
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -44,12 +44,22 @@ def dice(x, g, act=softmax, squared=False, jaccard=False, soft=False, weights=(1
     return total / 3
 
 
-def tversky(x, g, alpha, beta):
+def matthews_correlation(x, g):
+    total, n = Decimal(0), len(g[0])
+    for p, t in zip(softmax(x), g, strict=True):
+        p_size, g_size = sum(p), sum(t)
+        r = dot(p, t) - p_size * g_size / n + NU  # n covariances, as (TP TN - FP FN) / N = TP - (TP + FP)(TP + FN) / N
+        below = (p_size * (n - p_size) / n + NU) * (g_size * (n - g_size) / n + NU)
+        total += 1 - r / below.sqrt()
+    return total / 3
+
+
+def tversky(x, g, alpha, beta, gamma=1):
     total = Decimal(0)
     for p, t in zip(softmax(x), g, strict=True):
         tp = dot(p, t)
         fp, fn = sum(p) - tp, sum(t) - tp
-        total += 1 - (tp + NU) / (tp + Decimal(alpha) * fp + Decimal(beta) * fn + NU)
+        total += (1 - (tp + NU) / (tp + Decimal(alpha) * fp + Decimal(beta) * fn + NU)) ** Decimal(gamma)
     return total / 3
 
 
@@ -119,6 +129,13 @@ CASES = [
         SOFT,
         {"softmax": True, "alpha": 0.3, "beta": 0.7},
         lambda x, g: tversky(x, g, 0.3, 0.7),
+    ),
+    ("matthews_correlation_loss", SOFT, {"softmax": True}, lambda x, g: matthews_correlation(x, g)),
+    (
+        "focal_tversky_loss",
+        SOFT,
+        {"softmax": True, "gamma": 0.5},
+        lambda x, g: tversky(x, g, 0.3, 0.7, gamma=0.5),
     ),
     ("generalized_dice_loss", SOFT, {"softmax": True}, lambda x, g: generalized_dice(x, g, 2)),
     (

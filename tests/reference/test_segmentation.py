@@ -27,7 +27,10 @@ LOSSES = {
     "focal_loss": {"to_onehot_y": True},
     "dice_ce_loss": SOFTMAX,
     "dice_focal_loss": SOFTMAX,
+    "generalized_dice_focal_loss": SOFTMAX,
     "tversky_loss": SOFTMAX,
+    "focal_tversky_loss": SOFTMAX,
+    "matthews_correlation_loss": SOFTMAX,
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
@@ -90,7 +93,7 @@ def test_one_hot_target_and_its_labels_have_the_same_loss(name, ignored):
 
 @pytest.mark.parametrize("name", [n for n in LOSSES if "wasserstein" not in n])
 def test_softmax_labels_and_background_are_not_for_a_single_channel(name):
-    x, y = logits((2, 1, 6)), labels((2, 1, 6), 2)
+    x, y = np.exp(-np.abs(logits((2, 1, 6)))), labels((2, 1, 6), 2)
     plain = {"softmax": False, "to_onehot_y": False} if "softmax" in LOSSES[name] else {}
     expected = evaluate(name, x, y, **plain)
     got = evaluate(name, x, y, include_background=False)
@@ -142,6 +145,7 @@ def test_reduction_mean_is_the_mean_of_reduction_none(name):
         ("focal_loss", {}, (2, 3, 4, 5)),
         ("focal_loss", {"include_background": False}, (2, 2, 4, 5)),
         ("dice_focal_loss", {"batch": True, "include_background": False}, (2, 2, 4, 5)),
+        ("generalized_dice_focal_loss", {"batch": True, "include_background": False}, (2, 2, 4, 5)),
     ],
 )
 def test_without_reduction_the_shape_is_broadcastable(name, options, shape):
@@ -200,7 +204,7 @@ def test_non_finite_results_raise_no_warning(name, wrong):
 def test_overlaps_of_non_finite_inputs_raise_no_warning(wrong, activation):
     x = logits()
     x[1, 2, 0, 0] = wrong
-    for name in ("dice_loss", "masked_dice_loss", "generalized_dice_loss", "tversky_loss"):
+    for name in ("dice_loss", "masked_dice_loss", "generalized_dice_loss", "tversky_loss", "focal_tversky_loss"):
         for soft in (False, True):
             evaluate(name, x, labels(), softmax=False, soft_label=soft, **activation)
 
@@ -231,6 +235,8 @@ def test_every_name_is_exported():
         "local_normalized_cross_correlation_loss",
         "global_mutual_information_loss",
         "multi_scale_loss",
+        "deep_supervision_loss",
+        "masked_loss",
     }
     names = {form for name in registration.union(LOSSES) for form in (name, f"{name}_gradient")}
     assert set(twinloss.reference.__all__) == names | {"wasserstein_distance_map"}

@@ -41,7 +41,7 @@ class Softmax(NamedTuple):
 def sums_of_labels(
     voxels: Voxels, own: Tensor, plan: Plan, matrix: Tensor | None, volume: bool
 ) -> tuple[dict[int, Tensor], Softmax | None]:
-    """Return the sums by class, and what to keep; `own` is `voxels.own()`, `volume` whether to sum a soft weight."""
+    """Return the sums by class, and what to keep; `own` is `voxels.own()`, `volume` whether to sum the weight."""
     kept = None
     if plan.activation != "softmax":
         rows = _sums_of_channels(voxels, own, plan)
@@ -56,7 +56,7 @@ def sums_of_labels(
             rows = _overlaps(voxels, plan, own, p, without(own, p))
         else:
             rows = _distances(voxels, own, kept.p, matrix)
-    if voxels.soft and volume and voxels.weight is not None:
+    if volume and voxels.weight is not None:
         rows[VOLUME] = _by_class(own, voxels.weight)
     return rows, kept
 

@@ -144,7 +144,8 @@ def _sums(inputs: VoxelInputs, plan: Plan, volume: bool = True) -> tuple[Tensor,
     if voxels.labels:
         own = voxels.own()
         labelled = own.sum(-1)
-        rows, softmax = sums_of_labels(voxels, own, plan, inputs.matrix, volume)
+        masked = inputs.mask is not None
+        rows, softmax = sums_of_labels(voxels, own, plan, inputs.matrix, volume and masked)
     else:
         rows, p = sums_of_dense(voxels, plan)
         softmax = None if p is None else Softmax(p)
@@ -152,7 +153,7 @@ def _sums(inputs: VoxelInputs, plan: Plan, volume: bool = True) -> tuple[Tensor,
             labelled = one_hot(flat(inputs.target), voxels.x.shape[1], voxels.ignored).sum(-1)
     nothing = constant(0.0, voxels.x).expand(voxels.x.shape[:2])
     stack = torch.stack([rows.get(row, nothing) for row in range(len(ROWS))]).to(accumulator(voxels.x.device))
-    if labelled is not None and not voxels.soft:
+    if labelled is not None and inputs.mask is None:
         stack[VOLUME] = labelled
     valid = _valid(inputs, plan, labelled)
     if valid is None:

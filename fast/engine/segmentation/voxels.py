@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -69,47 +69,51 @@ class Voxels:
 
     def widened(self) -> Voxels:
         """Return a copy with half-precision input as float32, so that only the sum of its gradients is rounded."""
-        return replace(self, input=widened(self.input))
+        return self.having(input=widened(self.input))
+
+    def having(self, **changes: Any) -> Voxels:
+        """Return a copy with other values. Older releases of torch.compile cannot follow `dataclasses.replace`."""
+        return Voxels(**{name: changes.get(name, getattr(self, name)) for name in _NAMES})
 
     def cleaned(self) -> tuple[Tensor, Tensor]:
-        """Return input and target, with 0 in ignored voxels; half-precision input becomes float32."""
-        ignored, wide = self.ignored(), widened(self.input)
-        if ignored is None:
+        """Return input and target, with 0 in excluded voxels; half-precision input becomes float32."""
+        taken, wide = self.taking_part(), widened(self.input)
+        if taken is None:
             return wide, self.target
-        return torch.where(ignored, 0, wide), torch.where(ignored, 0, self.target)
+        return torch.where(taken, wide, 0), torch.where(taken, self.target, 0)
 
-    def ignored(self) -> Tensor | None:
-        """Return the voxels that ignore_index excludes, (B, 1, *S), or None."""
-        if self.kept is not None:
-            return ~self.kept
-        return None if self.ignore_index is None else ignored(self.target, self.labels, self.ignore_index)
+    def weights(self) -> Tensor | None:
+        """Return the weight of each voxel, (B or 1, 1, *S), which is 0 if it is ignored, or None if all count."""
+        if self.ignore_index is None:
+            return self.mask
+        excluded = ignored(self.target, self.labels, self.ignore_index)
+        return ~excluded if self.mask is None else torch.where(excluded, 0, self.mask)
 
     def taking_part(self) -> Tensor | None:
         """Return the voxels that are neither ignored nor masked, (B or 1, 1, *S), or None if all are included."""
-        ignored = self.ignored()
-        if self.mask is None:
-            return None if ignored is None else ~ignored
-        return self.mask != 0 if ignored is None else (self.mask != 0) & ~ignored
+        weights = self.weights()
+        return weights if weights is None or weights.dtype == torch.bool else weights != 0
 
     def counts(self) -> Tensor:
-        """Return the number of voxels of each item that are not ignored, (B,) float64; (1,) if `batch` pools ranks."""
-        ignored = self.ignored()
-        if ignored is None:
+        """Return the sum of the weights of each item's voxels, (B,) float64; (1,) if `batch` pools ranks."""
+        weights, items = self.weights(), self.input.shape[0]
+        if weights is None:
             voxels = self.input[0, 0].numel()
-            counts = torch.full((self.input.shape[0],), float(voxels), dtype=torch.float64, device=self.input.device)
+            counts = torch.full((items,), float(voxels), dtype=torch.float64, device=self.input.device)
         else:
-            counts = (~ignored).flatten(1).sum(1).double()
+            counts = weights.flatten(1).sum(1, dtype=torch.float64).expand(items)
         if self.process_group is None:
             return counts
         return sum_over_ranks(counts.sum(0, keepdim=True) if self.batch else counts, self.process_group)
 
     def _activated(self, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
         # An excluded voxel may hold NaN. It must not enter the activation, whose backward would compute 0 * NaN.
-        if self.mask is not None:
-            x = torch.where(self.mask != 0, x, 0)
-        if (ignored := self.ignored()) is not None:
-            x = torch.where(ignored, 0, x)
+        if (taken := self.taking_part()) is not None:
+            x = torch.where(taken, x, 0)
         p = activation(x)
         if p.shape != x.shape:
             raise ShapeError(f"other_act must keep the shape {tuple(x.shape)}, it returned {tuple(p.shape)}")
         return p
+
+
+_NAMES = tuple(each.name for each in fields(Voxels))

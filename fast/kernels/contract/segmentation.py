@@ -168,6 +168,8 @@ class CompoundPlan(NamedTuple):
         by_item: whether each item is divided by its own count; otherwise the sum is divided by that of all items. If
             the count is 0, it is 1.
         dtype: the dtype of the result.
+        weigh: the class weights of a fraction in which the classes are pooled, or None. It counts once, and the factors
+            of all included classes are the same.
     """
 
     plan: Plan
@@ -178,6 +180,7 @@ class CompoundPlan(NamedTuple):
     volumes: tuple[float, ...]
     by_item: bool
     dtype: torch.dtype
+    weigh: ClassWeights | None = None
 
 
 class VoxelKernels(Protocol):

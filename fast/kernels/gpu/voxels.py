@@ -33,6 +33,7 @@ from twinloss.fast.kernels.contract import (
 )
 from twinloss.fast.kernels.gpu.compiled import fraction, voxel, voxel_many
 from twinloss.fast.kernels.gpu.compiled.rows import SLOPES
+from twinloss.fast.kernels.gpu.compiled.voxel_chunk import Kind
 from twinloss.fast.kernels.gpu.launch import interpreted, launch, power_of_2, real_type, share
 from twinloss.fast.runtime.constants import on_device
 
@@ -63,7 +64,7 @@ class _Setup(NamedTuple):
         grid: the numbers of programs.
         numbers: N, the number of voxels of a program, and the focal exponent.
         strides: of x, target and mask, in the order of the parameters.
-        constants: the parameters that are `tl.constexpr`.
+        kind: what the kernels are compiled for.
         used: a bit for each row of the statistics that the plan includes.
     """
 
@@ -71,7 +72,7 @@ class _Setup(NamedTuple):
     grid: tuple[int, int, int]
     numbers: tuple[int, int, float]
     strides: tuple[int, ...]
-    constants: dict[str, Any]
+    kind: Kind
     used: int
 
 
@@ -212,14 +213,15 @@ def _setup(
         grid=(-(-voxels // per_program), items, 1 if many else -(-classes // padded)),
         numbers=(voxels, per_program, plan.gamma),
         strides=(*x.stride[:2], *y.stride[:2], 0 if mask is None or mask.shape[0] == 1 else mask.stride[0]),
-        constants={
-            "x_step": x.stride[2], "y_step": y.stride[2], "mask_step": 1 if mask is None else mask.stride[2],
-            "CLASSES": classes, "PADDED": padded, "BLOCK": block, "EACH": each, "REAL": real_type(x.dtype),
-            "LABELS": plan.labels, "IGNORE": _ignore(plan, y.dtype),
-            "ACTIVATION": _ACTIVATIONS.index(plan.activation), "OVERLAP": _OVERLAPS.index(plan.overlap),
-            "SURPRISAL": _SURPRISALS.index(plan.surprisal),
-            "FOCUS": int(plan.gamma) if plan.gamma in (0, 1, 2) else 3,
-        },
+        kind=Kind(
+            x_step=x.stride[2], y_step=y.stride[2], mask_step=1 if mask is None else mask.stride[2],
+            classes=classes, padded=padded, block=block, each=each, real=real_type(x.dtype),
+            labels=plan.labels, ignore=_ignore(plan, y.dtype), masked=mask is not None, distant=distant,
+            activation=_ACTIVATIONS.index(plan.activation), overlap=_OVERLAPS.index(plan.overlap),
+            surprisal=_SURPRISALS.index(plan.surprisal),
+            by_class=plan.surprisal != "none" and not (plan.labels and plan.surprisal == "target"),
+            focus=int(plan.gamma) if plan.gamma in (0, 1, 2) else 3,
+        ),
         used=sum(1 << row for row in rows),
     )  # fmt: skip
 
@@ -234,12 +236,16 @@ def _compound_terms(asked: CompoundPlan) -> tuple[np.ndarray[Any, Any], tuple[fl
     constants = {
         "FRACTION": asked.terms is not None, "BATCH": False, "COMPLEMENTARY": False,
         "COUNTED": bool(asked.volumes), "BY_ITEM": asked.by_item,
+        "FIRST": 0, "POWER": None, "OFFSET": 0, "NORMALIZED": False,
     }  # fmt: skip
     if asked.terms is not None:
         terms = asked.terms
         ((_, in_overlap),), ((_, in_errors), (_, in_others)) = terms.overlap, terms.errors
         numbers = in_overlap, in_errors, in_others, terms.smooth_nr, terms.smooth_dr
-        constants |= {"BATCH": terms.batch, "COMPLEMENTARY": terms.complementary}
+        constants |= {"BATCH": terms.batch, "COMPLEMENTARY": terms.complementary, "FIRST": terms.first}
+    if asked.weigh is not None:
+        weigh = asked.weigh
+        constants |= {"POWER": weigh.power, "OFFSET": weigh.offset, "NORMALIZED": weigh.normalized}
     return factors, numbers, constants
 
 
@@ -288,7 +294,7 @@ def _parts(call: _Call) -> Tensor:
     parts = torch.empty(shape, dtype=real, device=call.x.device)
     launch(
         setup.kernels[0], setup.grid, *call.tensors, parts, *setup.numbers, *setup.strides, warps=_WARPS,
-        **setup.constants,
+        KIND=setup.kind,
     )  # fmt: skip
     return parts
 
@@ -323,6 +329,6 @@ def _gradient(slopes: Tensor, factor: Tensor | None, x: Tensor, call: _Call) -> 
     setup, made = call.setup, torch.empty_like(call.x)
     launch(
         setup.kernels[1], setup.grid, *call.tensors, slopes, factor, made, *setup.numbers, *setup.strides,
-        made.stride(0), made.stride(1), out_step=made.stride(2), warps=_WARPS, **setup.constants,
+        made.stride(0), made.stride(1), out_step=made.stride(2), warps=_WARPS, KIND=setup.kind,
     )  # fmt: skip
     return made.view(x.shape)

@@ -13,6 +13,7 @@ from twinloss.fast import (
     DiceFocalLoss,
     DiceLoss,
     FocalLoss,
+    GeneralizedDiceFocalLoss,
     GeneralizedDiceLoss,
     GeneralizedWassersteinDiceLoss,
     MaskedDiceLoss,
@@ -76,6 +77,7 @@ CASES = {
     "dice_focal": ("dice_focal", SOFTMAX),
     "dice, soft": ("dice", {"softmax": True}, "soft"),
     "dice_ce, soft": ("dice_ce", {"softmax": True}, "soft"),
+    "generalized_dice_focal": ("generalized_dice_focal", SOFTMAX),
     "dice_focal, sigmoid": ("dice_focal", {**SIGMOID, "use_softmax": False}),
 }
 
@@ -405,6 +407,7 @@ def test_the_operator_gives_what_the_node_gives(device):
         DiceLoss(**SOFTMAX), TverskyLoss(**SIGMOID), GeneralizedDiceLoss(**SOFTMAX), DiceCELoss(**SOFTMAX),
         GeneralizedWassersteinDiceLoss(distances(3)), DiceLoss(**SOFTMAX, ignore_index=1),
         FocalLoss(to_onehot_y=True), DiceFocalLoss(**SOFTMAX, weight=[1.0, 2.0, 3.0]),
+        GeneralizedDiceFocalLoss(**SOFTMAX),
     ],
     ids=lambda loss: type(loss).__name__,
 )  # fmt: skip
@@ -431,6 +434,7 @@ def test_no_number_of_the_device_is_read(device, loss, monkeypatch):
         (FocalLoss(to_onehot_y=True, ignore_index=1), ["sums", "compound", "slopes"]),
         (DiceCELoss(**SOFTMAX, label_smoothing=0.1), ["sums", "compound", "slopes"]),
         (DiceFocalLoss(**SIGMOID, use_softmax=False), ["sums", "compound", "slopes"]),
+        (GeneralizedDiceFocalLoss(**SOFTMAX), ["sums", "compound", "slopes"]),
         (DiceFocalLoss(**SIGMOID), ["sums", "add"] * 2 + ["prepare", "slopes"] * 2),
     ],
     ids=lambda loss: type(loss).__name__,
@@ -458,6 +462,11 @@ def test_a_step_of_a_loss_takes_three_launches_if_its_terms_share_an_activation(
         ({**SIGMOID, "use_softmax": False, "focal_weight": [1.0, 0.5, 2.0], "alpha": [0.2, 0.5, 0.9], "batch": True},),
         ({"softmax": True, "gamma": 0.5, "ignore_index": 1}, "one-hot"),
     ],
+    generalized_dice_focal=[
+        ({**SOFTMAX, "include_background": False, "w_type": "simple", "normalize_weights": True, "ignore_index": 2},),
+        ({**SIGMOID, "use_softmax": False, "batch": True, "lambda_gdl": 0.5, "weight": [1.0, 0.5, 2.0]},),
+        ({"softmax": True, "w_type": "uniform", "lambda_focal": 0.0}, "soft"),
+    ],
     focal=[
         ({"to_onehot_y": True, "include_background": False, "alpha": 0.25, "weight": [2.0, 4.0], "ignore_index": 255},),
         ({"use_softmax": False, "alpha": 0.3}, "soft"),
@@ -480,6 +489,13 @@ def test_a_batch_whose_voxels_are_all_ignored_has_no_surprisal(device, loss):
         value_and_gradient(loss, x, y), value_and_gradient(loss, x, y, form="plain"), strict=True
     ):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("loss", ["dice_ce", "dice_focal", "tversky"])
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_masked_losses_are_within_the_bounds_of_the_hunt(loss, kind):
+    mask = torch.linspace(0, 1, 70, dtype=torch.float64).reshape(2, 1, 5, 7)
+    judge("masked", {**SOFTMAX, "loss": loss}, mask=mask.round() if kind == "hard" else mask)
 
 
 def test_compound_losses_of_two_activations(device):

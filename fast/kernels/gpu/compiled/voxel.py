@@ -6,10 +6,11 @@ are independent, and a program takes a group of them. Grid: chunks, items, group
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from twinloss.fast.kernels.gpu.compiled.elementary import store
 from twinloss.fast.kernels.gpu.compiled.rows import (
     DISTANCE,
     FN,
@@ -18,37 +19,37 @@ from twinloss.fast.kernels.gpu.compiled.rows import (
     MISSES,
     NEARNESS,
     OF_DISTANCE,
-    OF_FP,
-    OF_HIT,
-    OF_HITS,
-    OF_MISSES,
-    OF_TP,
-    ROWS,
-    STRETCH,
     TP,
     VOLUME,
 )
-from twinloss.fast.kernels.gpu.compiled.voxel_tile import (
+from twinloss.fast.kernels.gpu.compiled.voxel_chunk import (
     ALL,
-    EXCLUDED,
     INVALID,
-    LOWEST,
     NONE,
-    PRODUCT,
     SIGMOID,
     SOFTMAX,
     SQUARED,
+    chunk_of,
+    distances_of,
+    gradient_of,
+    part_of,
+    put,
+    put_gradient,
+    tile_of,
+    voxels_of,
+)
+from twinloss.fast.kernels.gpu.compiled.voxel_terms import (
+    Probabilities,
     confusion,
     confusion_slope,
     focused,
     focused_slope,
-    offsets_of,
-    read_logits,
-    read_target,
-    read_voxels,
     sigmoid,
+    slope_of,
+    slopes_of,
     softmax,
     softmax_of_labels,
+    surprisal_slope,
     weighed,
 )
 
@@ -56,228 +57,211 @@ from twinloss.fast.kernels.gpu.compiled.voxel_tile import (
 MOST_TILES = 64
 
 
-@triton.jit
-def _distances(matrix_ptr, y, c, CLASSES: tl.constexpr, REAL: tl.constexpr):
-    """Return the distance of each class to the true one."""
-    k = tl.maximum(y, 0)[None, :] * CLASSES + c[:, None]
-    return tl.load(matrix_ptr + k, (c < CLASSES)[:, None], 0.0).to(REAL)
+class _Sums(NamedTuple):
+    """The statistics of each class at each place of a tile, added over tiles."""
+
+    tp: Any
+    fp: Any
+    fn: Any
+    hits: Any
+    misses: Any
+    distance: Any
+    nearness: Any
 
 
-@triton.jit
-def put(part_ptr, row: tl.constexpr, values, c, CLASSES: tl.constexpr):
-    """Write the sums over voxels."""
-    store(part_ptr + row * CLASSES + c, tl.sum(values, 1), c < CLASSES)
+# --- sums -------------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def sums(
     x_ptr, y_ptr, mask_ptr, matrix_ptr, part_ptr, N, per_program, gamma: tl.float64,
-    x_item, x_class, y_item, y_class, mask_item,
-    x_step: tl.constexpr, y_step: tl.constexpr, mask_step: tl.constexpr,
-    CLASSES: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, REAL: tl.constexpr,
-    LABELS: tl.constexpr, IGNORE: tl.constexpr, ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr,
-    SURPRISAL: tl.constexpr, FOCUS: tl.constexpr, EACH: tl.constexpr,
+    x_item, x_class, y_item, y_class, mask_item, KIND: tl.constexpr,
 ):  # fmt: skip
     """Write the statistics of a chunk of voxels to its place in `part`, (B, chunks, ROWS, C) float64.
 
-    Rows that are not asked for stay as they are. x is at `x_ptr + b * x_item + c * x_class + voxel * x_step`, and so
-    are target and mask.
+    Rows that are not asked for stay as they are.
     """
-    MASKED: tl.constexpr = mask_ptr is not None
-    COUNTED: tl.constexpr = LABELS and not MASKED and PADDED >= 16  # to spare registers
-    HARD: tl.constexpr = LABELS and not MASKED and ACTIVATION == SOFTMAX and matrix_ptr is None and SURPRISAL != ALL
-    WORDS: tl.constexpr = PADDED // 4
-    chunk, item = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    gamma = tl.full((), gamma, tl.float64).to(REAL)
+    PADDED: tl.constexpr = KIND.padded
+    BLOCK: tl.constexpr = KIND.block
+    UNMASKED: tl.constexpr = KIND.labels and not KIND.masked
+    COUNTED: tl.constexpr = UNMASKED and PADDED >= 16  # to spare registers
+    HARD: tl.constexpr = UNMASKED and KIND.activation == SOFTMAX and not KIND.distant and KIND.surprisal != ALL
+    chunk = chunk_of(x_ptr, y_ptr, N, per_program, x_item, x_class, y_item, y_class, mask_item, KIND)
+    gamma = tl.full((), gamma, tl.float64).to(KIND.real)
     first = tl.program_id(2) * PADDED
     c = first + tl.arange(0, PADDED)
-    there = c < CLASSES
-    start = chunk * per_program
-    x_ptr += item * x_item + start * x_step
-    y_ptr += item * y_item + start * y_step
-    if MASKED:
-        mask_ptr += item * mask_item + start * mask_step
-    channel = 0
-    if IGNORE is not None and not LABELS and CLASSES > 1:
-        channel = tl.full((), y_class, tl.int64) * IGNORE
-
-    wrong = tl.zeros((BLOCK,), REAL)
-    zero = tl.zeros((PADDED, BLOCK), REAL)
-    if OVERLAP != NONE:
-        tp, fp, fn = zero, zero, zero
-    if SURPRISAL != NONE:
-        hits, misses = zero, zero
-    if matrix_ptr is not None:
-        distance, nearness = zero, zero
+    wrong, zero = tl.zeros((BLOCK,), KIND.real), tl.zeros((PADDED, BLOCK), KIND.real)
+    added, volume = _Sums(zero, zero, zero, zero, zero, zero, zero), zero
     if COUNTED:
+        WORDS: tl.constexpr = PADDED // 4
         count, word = tl.zeros((WORDS, BLOCK), tl.int32), first // 4 + tl.arange(0, WORDS)
-    else:
-        volume = zero
-
-    for at in range(0, tl.minimum(N - start, per_program).to(tl.int32), BLOCK):
-        k = at + tl.arange(0, BLOCK)
-        inside = k < N - start
-        both = there[:, None] & inside[None, :]
-        y, weight = read_voxels(y_ptr, mask_ptr, k, inside, channel, y_step, mask_step, CLASSES, LABELS, IGNORE, REAL)
-        x = read_logits(x_ptr, offsets_of(c, k, x_class, x_step, EACH), both, y, REAL)
-        g, own = read_target(y_ptr, offsets_of(c, k, y_class, y_step, EACH), both, y, c, x, LABELS, REAL)
-        w = weight[None, :]
+    for at in range(0, tl.minimum(chunk.voxels, per_program).to(tl.int32), BLOCK):
+        voxels = voxels_of(chunk, mask_ptr, at, KIND)
+        tile, y = tile_of(chunk, voxels, c, KIND), voxels.y
         wrong += tl.where(y == INVALID, float("nan"), 0.0)
         if HARD:
-            p, p_own, q_own, of_own = softmax_of_labels(tl.where(there[:, None], x, LOWEST), y, own)
-            if OVERLAP != NONE:
-                tp += tl.where(own, p_own[None, :], 0.0)
-                fp += p * p if OVERLAP == SQUARED else p
-                fn += tl.where(own, (q_own * q_own if OVERLAP == SQUARED else q_own)[None, :], 0.0)
-            if SURPRISAL != NONE:
-                hits += tl.where(own, focused(of_own, q_own, gamma, FOCUS)[None, :], 0.0)
-        elif ACTIVATION == SOFTMAX:
-            p, q, surprisal, _ = softmax(tl.where(there[:, None], x, LOWEST), y, c)
-        elif ACTIVATION == SIGMOID:
-            p, q, surprisal, against = sigmoid(x, y)
+            added = _with_labels(added, tile, y, gamma, KIND)
         else:
-            p, q = x, 1.0 - x
-
-        if OVERLAP != NONE and not HARD:
-            of_tp, of_fp, of_fn = confusion(p, q, g, weight, OVERLAP, MASKED)
-            tp += of_tp
-            fp += of_fp
-            fn += of_fn
-        if SURPRISAL != NONE and not HARD:
-            hits += weighed(w * g, focused(surprisal, q, gamma, FOCUS))
-            if ACTIVATION == SIGMOID:
-                misses += weighed(w * (1.0 - g), focused(against, p, gamma, FOCUS))
-            elif SURPRISAL == ALL:
-                misses += weighed(w, surprisal)
-        if matrix_ptr is not None:
-            m = _distances(matrix_ptr, y, c, CLASSES, REAL)
-            far, near = tl.sum(m * p, 0) * weight, tl.sum((1.0 - m) * p, 0) * weight
-            distance += tl.where(own, far[None, :], 0.0)
-            nearness += tl.where(own, near[None, :], 0.0)
+            added = _with_tile(added, matrix_ptr, tile, voxels, c, gamma, KIND)
         if COUNTED:
             count += tl.where(word[:, None] == (y >> 2)[None, :], (1 << ((y & 3) * 8))[None, :], 0)
         else:
-            volume += g if HARD else w * g
+            volume += tile.g if HARD else voxels.weight[None, :] * tile.g
 
-    part_ptr += (item * tl.num_programs(0) + chunk) * ROWS * CLASSES
-    nan = wrong[None, :]  # in all classes, if a voxel is invalid
-    if OVERLAP != NONE:
-        put(part_ptr, TP, tp + nan, c, CLASSES)
-        put(part_ptr, FP, fp + nan, c, CLASSES)
-        put(part_ptr, FN, fn + nan, c, CLASSES)
-    if SURPRISAL != NONE:
-        put(part_ptr, HITS, hits + nan, c, CLASSES)
-        put(part_ptr, MISSES, misses + nan, c, CLASSES)
-    if matrix_ptr is not None:
-        put(part_ptr, DISTANCE, distance + nan, c, CLASSES)
-        put(part_ptr, NEARNESS, nearness + nan, c, CLASSES)
+    part_ptr = part_of(part_ptr, KIND)
+    _put_sums(part_ptr, added, wrong[None, :], c, KIND)  # NaN in all classes, if a voxel is invalid
     if COUNTED:
         for place in tl.static_range(4):
-            put(part_ptr, VOLUME, (count >> (8 * place)) & 255, 4 * word + place, CLASSES)
+            put(part_ptr, VOLUME, (count >> (8 * place)) & 255, 4 * word + place, KIND)
     else:
-        put(part_ptr, VOLUME, volume, c, CLASSES)
+        put(part_ptr, VOLUME, volume, c, KIND)
+
+
+@triton.jit
+def _with_labels(added, tile, y, gamma, KIND: tl.constexpr):
+    """Add a tile under a softmax, whose target are labels, without a mask."""
+    tp, fp, fn, hits, misses, distance, nearness = added
+    own = tile.own
+    p, true = softmax_of_labels(tile.x, y, own)
+    if KIND.overlap != NONE:
+        lack = true.q * true.q if KIND.overlap == SQUARED else true.q
+        tp += tl.where(own, true.p[None, :], 0.0)
+        fp += p * p if KIND.overlap == SQUARED else p
+        fn += tl.where(own, lack[None, :], 0.0)
+    if KIND.surprisal != NONE:
+        hits += tl.where(own, focused(true.surprisal, true.q, gamma, KIND.focus)[None, :], 0.0)
+    return _Sums(tp, fp, fn, hits, misses, distance, nearness)
+
+
+@triton.jit
+def _with_tile(added, matrix_ptr, tile, voxels, c, gamma, KIND: tl.constexpr):
+    """Add a tile of any kind."""
+    tp, fp, fn, hits, misses, distance, nearness = added
+    g, weight, w = tile.g, voxels.weight, voxels.weight[None, :]
+    if KIND.activation == SOFTMAX:
+        of, _ = softmax(tile.x, voxels.y, c)
+    elif KIND.activation == SIGMOID:
+        of, against = sigmoid(tile.x, voxels.y)
+    else:
+        of = Probabilities(tile.x, 1.0 - tile.x, 0.0)
+    if KIND.overlap != NONE:
+        of_tp, of_fp, of_fn = confusion(of, g, weight, KIND)
+        tp += of_tp
+        fp += of_fp
+        fn += of_fn
+    if KIND.surprisal != NONE:
+        hits += weighed(w * g, focused(of.surprisal, of.q, gamma, KIND.focus))
+        if KIND.activation == SIGMOID:
+            misses += weighed(w * (1.0 - g), focused(against, of.p, gamma, KIND.focus))
+        elif KIND.surprisal == ALL:
+            misses += weighed(w, of.surprisal)
+    if KIND.distant:
+        m = distances_of(matrix_ptr, voxels, c[:, None], KIND)
+        far, near = tl.sum(m * of.p, 0) * weight, tl.sum((1.0 - m) * of.p, 0) * weight
+        distance += tl.where(tile.own, far[None, :], 0.0)
+        nearness += tl.where(tile.own, near[None, :], 0.0)
+    return _Sums(tp, fp, fn, hits, misses, distance, nearness)
+
+
+@triton.jit
+def _put_sums(part_ptr, added, nan, c, KIND: tl.constexpr):
+    if KIND.overlap != NONE:
+        put(part_ptr, TP, added.tp + nan, c, KIND)
+        put(part_ptr, FP, added.fp + nan, c, KIND)
+        put(part_ptr, FN, added.fn + nan, c, KIND)
+    if KIND.surprisal != NONE:
+        put(part_ptr, HITS, added.hits + nan, c, KIND)
+        put(part_ptr, MISSES, added.misses + nan, c, KIND)
+    if KIND.distant:
+        put(part_ptr, DISTANCE, added.distance + nan, c, KIND)
+        put(part_ptr, NEARNESS, added.nearness + nan, c, KIND)
+
+
+# --- gradient ---------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def slopes(
     x_ptr, y_ptr, mask_ptr, matrix_ptr, slopes_ptr, factor_ptr, out_ptr, N, per_program, gamma: tl.float64,
-    x_item, x_class, y_item, y_class, mask_item, out_item, out_class,
-    x_step: tl.constexpr, y_step: tl.constexpr, mask_step: tl.constexpr, out_step: tl.constexpr,
-    CLASSES: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, REAL: tl.constexpr,
-    LABELS: tl.constexpr, IGNORE: tl.constexpr, ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr,
-    SURPRISAL: tl.constexpr, FOCUS: tl.constexpr, EACH: tl.constexpr,
+    x_item, x_class, y_item, y_class, mask_item, out_item, out_class, out_step: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     """Write dL/dx of a chunk of voxels, times a factor unless it is None, given the slopes of `rows.py`."""
-    MASKED: tl.constexpr = mask_ptr is not None
-    DISTANT: tl.constexpr = matrix_ptr is not None
-    OWN: tl.constexpr = ACTIVATION == SOFTMAX and LABELS and SURPRISAL != ALL
-    chunk, item = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    gamma = tl.full((), gamma, tl.float64).to(REAL)
-    c = tl.program_id(2) * PADDED + tl.arange(0, PADDED)
-    there = c < CLASSES
-    start = chunk * per_program
-    x_ptr += item * x_item + start * x_step
-    y_ptr += item * y_item + start * y_step
-    out_ptr += item * out_item + start * out_step
-    if MASKED:
-        mask_ptr += item * mask_item + start * mask_step
-    channel = 0
-    if IGNORE is not None and not LABELS and CLASSES > 1:
-        channel = tl.full((), y_class, tl.int64) * IGNORE
-    at = item * CLASSES + c
-    row = tl.num_programs(1) * CLASSES
-    stretch = tl.load(slopes_ptr + STRETCH * row + item * CLASSES)
-    if OVERLAP != NONE:
-        fp = tl.load(slopes_ptr + OF_FP * row + at, there, 0.0)[:, None]
-        hit = tl.load(slopes_ptr + OF_HIT * row + at, there, 0.0)[:, None]
-        tp = hit
-        if OVERLAP == SQUARED:
-            tp = tl.load(slopes_ptr + OF_TP * row + at, there, 0.0)[:, None]
-    if SURPRISAL != NONE:
-        hits = tl.load(slopes_ptr + OF_HITS * row + at, there, 0.0)[:, None]
-        misses = tl.load(slopes_ptr + OF_MISSES * row + at, there, 0.0)[:, None]
-    if DISTANT:
-        far = tl.load(slopes_ptr + OF_DISTANCE * row + at, there, 0.0)[:, None]
-    factor = tl.full((), 1.0, REAL)
-    if factor_ptr is not None:
-        factor = tl.load(factor_ptr).to(REAL)
-
-    for at in range(0, tl.minimum(N - start, per_program).to(tl.int32), BLOCK):
-        k = at + tl.arange(0, BLOCK)
-        inside = k < N - start
-        both = there[:, None] & inside[None, :]
-        y, weight = read_voxels(y_ptr, mask_ptr, k, inside, channel, y_step, mask_step, CLASSES, LABELS, IGNORE, REAL)
-        x = read_logits(x_ptr, offsets_of(c, k, x_class, x_step, EACH), both, y, REAL)
-        g, own = read_target(y_ptr, offsets_of(c, k, y_class, y_step, EACH), both, y, c, x, LABELS, REAL)
-        if ACTIVATION == SOFTMAX:
-            x = tl.where(there[:, None], x, LOWEST)
-            p, q, surprisal, largest = softmax(x, y, c)
-        elif ACTIVATION == SIGMOID:
-            p, q, surprisal, against = sigmoid(x, y)
+    chunk = chunk_of(x_ptr, y_ptr, N, per_program, x_item, x_class, y_item, y_class, mask_item, KIND)
+    gradient = gradient_of(out_ptr, slopes_ptr, factor_ptr, per_program, out_item, out_class, out_step, KIND)
+    gamma = tl.full((), gamma, tl.float64).to(KIND.real)
+    c = tl.program_id(2) * KIND.padded + tl.arange(0, KIND.padded)
+    by_class = slopes_of(slopes_ptr, c[:, None], KIND)
+    by_distance = 0.0
+    if KIND.distant:
+        by_distance = slope_of(slopes_ptr, OF_DISTANCE, c[:, None], KIND)
+    for at in range(0, tl.minimum(chunk.voxels, per_program).to(tl.int32), KIND.block):
+        voxels = voxels_of(chunk, mask_ptr, at, KIND)
+        tile = tile_of(chunk, voxels, c, KIND)
+        if KIND.activation == SOFTMAX:
+            slope = _softmax_slope(by_class, by_distance, matrix_ptr, tile, voxels, c, gamma, KIND)
         else:
-            p, q = x, 1.0 - x
+            slope = _independent_slope(by_class, tile, voxels, gamma, KIND)
+        put_gradient(gradient, slope, voxels, c, tile.there, out_step, KIND)
 
-        out = tl.zeros((PADDED, BLOCK), REAL)
-        if OVERLAP != NONE or DISTANT:
-            h = out
-            if OVERLAP != NONE and LABELS and not MASKED and OVERLAP == PRODUCT:
-                h = tl.where(own, hit, fp)
-            elif OVERLAP != NONE:
-                h = confusion_slope(p, q, g, weight, tp, fp, hit, OVERLAP, MASKED)
-            if DISTANT:
-                m = _distances(matrix_ptr, y, c, CLASSES, REAL)
-                h += m * weighed(weight, tl.sum(tl.where(own, far, 0.0), 0))[None, :]
-            if ACTIVATION == SOFTMAX:
-                # Relative to the slope of the largest class, the sum has small p only: nothing cancels as p -> 1.
-                of_largest = tl.sum(tl.where(largest, h, 0.0), 0)[None, :]
-                d = tl.where(largest | (c >= CLASSES)[:, None], 0.0, h - of_largest)
-                out = p * (d - tl.sum(p * d, 0)[None, :])
-            elif ACTIVATION == SIGMOID:
-                out = h * p * q
-            else:
-                out = h
-        w = weight[None, :]
-        if SURPRISAL != NONE and OWN:
-            ALONE: tl.constexpr = OVERLAP == NONE and not DISTANT  # no softmax of all classes is needed
-            if ALONE:
-                p_others, p_own, q_own, of_own = softmax_of_labels(x, y, own)
-            else:
-                p_own, q_own = tl.sum(tl.where(own, p, 0.0), 0), tl.sum(tl.where(own, q, 0.0), 0)
-                of_own = tl.sum(tl.where(own, surprisal, 0.0), 0)
-            u = tl.sum(tl.where(own, hits, 0.0), 0) * focused_slope(of_own, p_own, q_own, gamma, FOCUS)
-            u = weighed(weight, u)[None, :]
-            out += tl.where(own, u * q_own[None, :], -(u * p_others)) if ALONE else u * tl.where(own, q, -p)
-        elif SURPRISAL != NONE and ACTIVATION == SOFTMAX:
-            # dL/dx_c = q_c u_c - p_c (the sum of the other u). The u of the largest class is not subtracted from a sum
-            # that contains it, so that nothing cancels.
-            u = weighed(w, g * hits * focused_slope(surprisal, p, q, gamma, FOCUS) - misses)
-            others = tl.sum(tl.where(largest, 0.0, u), 0)[None, :]
-            of_largest = tl.sum(tl.where(largest, u, 0.0), 0)[None, :]
-            out += tl.where(largest, q * u - p * others, u - p * (others + of_largest))
-        elif SURPRISAL != NONE:
-            up = g * hits * focused_slope(surprisal, p, q, gamma, FOCUS) * q
-            down = (1.0 - g) * misses * focused_slope(against, q, p, gamma, FOCUS) * p
-            out += weighed(w, up - down)
-        # Not a product: the slope of an empty denominator is infinite, and so may be the slope of a scaled loss.
-        out = tl.where((y == EXCLUDED)[None, :] | (out == 0), 0.0, out * stretch * factor)
-        store(out_ptr + offsets_of(c, k, out_class, out_step, EACH), out, both)
+
+@triton.jit
+def _softmax_slope(by_class, by_distance, matrix_ptr, tile, voxels, c, gamma, KIND: tl.constexpr):
+    """Return dL/dx under a softmax, without the factors of the gradient."""
+    of, largest = softmax(tile.x, voxels.y, c)
+    out = tl.zeros_like(of.p)
+    if KIND.overlap != NONE or KIND.distant:
+        h = out
+        if KIND.overlap != NONE:
+            h = confusion_slope(by_class, of, tile, voxels.weight, KIND)
+        if KIND.distant:
+            far = weighed(voxels.weight, tl.sum(tl.where(tile.own, by_distance, 0.0), 0))
+            h += distances_of(matrix_ptr, voxels, c[:, None], KIND) * far[None, :]
+        # Relative to the slope of the largest class, the sum has small p only: nothing cancels as p -> 1.
+        of_largest = tl.sum(tl.where(largest, h, 0.0), 0)[None, :]
+        d = tl.where(largest | (c >= KIND.classes)[:, None], 0.0, h - of_largest)
+        out = of.p * (d - tl.sum(of.p * d, 0)[None, :])
+    if KIND.by_class:
+        # dL/dx_c = q_c u_c - p_c (the sum of the other u). The u of the largest class is not subtracted from a sum
+        # that contains it, so that nothing cancels.
+        u = surprisal_slope(by_class, of, tile.g, voxels.weight, gamma, KIND.focus)
+        others = tl.sum(tl.where(largest, 0.0, u), 0)[None, :]
+        of_largest = tl.sum(tl.where(largest, u, 0.0), 0)[None, :]
+        out += tl.where(largest, of.q * u - of.p * others, u - of.p * (others + of_largest))
+    elif KIND.surprisal != NONE:
+        out += _own_slope(by_class, of, tile, voxels, gamma, KIND)
+    return out
+
+
+@triton.jit
+def _own_slope(by_class, of, tile, voxels, gamma, KIND: tl.constexpr):
+    """Return dL/dx from the surprisal of the true class."""
+    ALONE: tl.constexpr = KIND.overlap == NONE and not KIND.distant  # no softmax of all classes is needed
+    own = tile.own
+    if ALONE:
+        p, true = softmax_of_labels(tile.x, voxels.y, own)
+    else:
+        p_own, q_own = tl.sum(tl.where(own, of.p, 0.0), 0), tl.sum(tl.where(own, of.q, 0.0), 0)
+        true = Probabilities(p_own, q_own, tl.sum(tl.where(own, of.surprisal, 0.0), 0))
+    hits = tl.sum(tl.where(own, by_class.hits, 0.0), 0)
+    u = weighed(voxels.weight, hits * focused_slope(true.surprisal, true.p, true.q, gamma, KIND.focus))[None, :]
+    return tl.where(own, u * true.q[None, :], -(u * p)) if ALONE else u * tl.where(own, of.q, -of.p)
+
+
+@triton.jit
+def _independent_slope(by_class, tile, voxels, gamma, KIND: tl.constexpr):
+    """Return dL/dx of independent classes, without the factors of the gradient."""
+    x, g = tile.x, tile.g
+    if KIND.activation == SIGMOID:
+        of, against = sigmoid(x, voxels.y)
+    else:
+        of = Probabilities(x, 1.0 - x, 0.0)
+    out = tl.zeros_like(of.p)
+    if KIND.overlap != NONE:
+        out = confusion_slope(by_class, of, tile, voxels.weight, KIND)
+        if KIND.activation == SIGMOID:
+            out = out * of.p * of.q
+    if KIND.surprisal != NONE:
+        up = g * by_class.hits * focused_slope(of.surprisal, of.p, of.q, gamma, KIND.focus) * of.q
+        down = (1.0 - g) * by_class.misses * focused_slope(against, of.q, of.p, gamma, KIND.focus) * of.p
+        out += weighed(voxels.weight[None, :], up - down)
+    return out

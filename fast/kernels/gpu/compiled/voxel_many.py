@@ -7,10 +7,12 @@ items.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from twinloss.fast.kernels.gpu.compiled.elementary import log1p, store
+from twinloss.fast.kernels.gpu.compiled.elementary import log1p
 from twinloss.fast.kernels.gpu.compiled.rows import (
     DISTANCE,
     FN,
@@ -19,59 +21,69 @@ from twinloss.fast.kernels.gpu.compiled.rows import (
     MISSES,
     NEARNESS,
     OF_DISTANCE,
-    OF_FP,
-    OF_HIT,
     OF_HITS,
-    OF_MISSES,
-    OF_TP,
-    ROWS,
-    STRETCH,
     TP,
     VOLUME,
 )
-from twinloss.fast.kernels.gpu.compiled.voxel import put
-from twinloss.fast.kernels.gpu.compiled.voxel_tile import (
+from twinloss.fast.kernels.gpu.compiled.voxel_chunk import (
     ALL,
     EXCLUDED,
     INVALID,
     LOWEST,
     NONE,
-    PRODUCT,
-    SQUARED,
+    Tile,
+    chunk_of,
+    distances_of,
+    gradient_of,
+    logits_of,
+    part_of,
+    put,
+    put_gradient,
+    tile_of,
+    voxels_of,
+)
+from twinloss.fast.kernels.gpu.compiled.voxel_terms import (
+    Probabilities,
     confusion,
     confusion_slope,
     focused,
     focused_slope,
-    offsets_of,
-    read_logits,
-    read_target,
-    read_voxels,
+    slope_of,
+    slopes_of,
+    surprisal_slope,
     weighed,
 )
 
 
-@triton.jit
-def _logits(
-    x_ptr, c, k, inside, y, x_class, x_step: tl.constexpr, CLASSES: tl.constexpr, REAL: tl.constexpr, EACH: tl.constexpr
-):
-    """Return the logits of some classes, -inf beyond the last one."""
-    offsets = offsets_of(c, k, x_class, x_step, EACH)
-    there = (c < CLASSES)[:, None]
-    return tl.where(there, read_logits(x_ptr, offsets, there & inside[None, :], y, REAL), LOWEST)
+class _Softmax(NamedTuple):
+    """What the probabilities of a voxel are computed from.
+
+    Attributes:
+        top: the largest logit.
+        first: its class, the first one if there are several.
+        rest: the sum of the exponentials of the others.
+        scale: 1 / (1 + rest), or 0 in excluded voxels.
+        own: the logit of the true class.
+    """
+
+    top: Any
+    first: Any
+    rest: Any
+    scale: Any
+    own: Any
+
+
+# --- probabilities ----------------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def _denominator(
-    x_ptr, k, inside, y, x_class, x_step: tl.constexpr,
-    CLASSES: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, REAL: tl.constexpr, EACH: tl.constexpr,
-):  # fmt: skip
-    """Return the largest logit, its class, the sum of the other exponentials, and the logit of the true class."""
-    top = tl.full((BLOCK,), LOWEST, REAL)
-    first = tl.zeros((BLOCK,), tl.int32)
-    rest, x_own = tl.zeros((BLOCK,), REAL), tl.zeros((BLOCK,), REAL)
-    for start in range(0, CLASSES, WIDTH):
-        c = start + tl.arange(0, WIDTH)
-        x = _logits(x_ptr, c, k, inside, y, x_class, x_step, CLASSES, REAL, EACH)
+def _softmax(chunk, voxels, KIND: tl.constexpr):
+    """Return the softmax of some voxels."""
+    zero = tl.zeros_like(voxels.weight)
+    top, first, rest, own = zero + LOWEST, tl.zeros_like(voxels.y), zero, zero
+    for lowest in range(0, KIND.classes, KIND.padded):
+        c = lowest + tl.arange(0, KIND.padded)
+        x = logits_of(chunk, voxels, c, KIND)
         here = tl.max(x, 0)
         number = tl.min(tl.where(x == here[None, :], c[:, None], 2147483647), 0)
         newer = here > top
@@ -81,226 +93,157 @@ def _denominator(
         # The exponential of the largest logit so far was 1, and becomes one of the others.
         rest = tl.where(newer, (1.0 + rest) * tl.exp(top - higher), rest) + added
         top, first = higher, tl.where(newer, number, first)
-        x_own += tl.sum(tl.where(c[:, None] == y[None, :], x, 0.0), 0)
+        own += tl.sum(tl.where(c[:, None] == voxels.y[None, :], x, 0.0), 0)
     # The last difference is 0, or NaN where the largest logit is infinite, so that the softmax is NaN.
-    return top, first, rest + (top - top), x_own
+    rest = rest + (top - top)
+    return _Softmax(top, first, rest, tl.where(voxels.y == EXCLUDED, 0.0, 1.0 / (1.0 + rest)), own)
 
 
 @triton.jit
-def _probabilities(x, c, top, first, rest, scale):
-    """Return p, q = 1 - p and -log p of some classes, and which of them is the largest."""
-    largest = c == first[None, :]
-    p = tl.exp(x - top[None, :]) * scale[None, :]
-    return p, tl.where(largest, (rest * scale)[None, :], 1.0 - p), log1p(rest)[None, :] + (top[None, :] - x), largest
+def _probabilities(x, c, softmax):
+    """Return the probabilities of the classes c, whose logits are x, and which of them is the largest."""
+    largest = c == softmax.first[None, :]
+    p = tl.exp(x - softmax.top[None, :]) * softmax.scale[None, :]
+    q = tl.where(largest, (softmax.rest * softmax.scale)[None, :], 1.0 - p)
+    return Probabilities(p, q, log1p(softmax.rest)[None, :] + (softmax.top[None, :] - x)), largest
 
 
 @triton.jit
-def _of_own(y, first, top, rest, scale, x_own):
-    """Return p, q and -log p of the true class."""
-    p = tl.exp(x_own - top) * scale
-    return p, tl.where(first == y, rest * scale, 1.0 - p), log1p(rest) + (top - x_own)
+def _of_own(y, softmax):
+    """Return the probabilities of the true class."""
+    p = tl.exp(softmax.own - softmax.top) * softmax.scale
+    q = tl.where(softmax.first == y, softmax.rest * softmax.scale, 1.0 - p)
+    return Probabilities(p, q, log1p(softmax.rest) + (softmax.top - softmax.own))
+
+
+# --- sums -------------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def sums_of_many(
     x_ptr, y_ptr, mask_ptr, matrix_ptr, part_ptr, N, per_program, gamma: tl.float64,
-    x_item, x_class, y_item, y_class, mask_item,
-    x_step: tl.constexpr, y_step: tl.constexpr, mask_step: tl.constexpr,
-    CLASSES: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, REAL: tl.constexpr,
-    LABELS: tl.constexpr, IGNORE: tl.constexpr, ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr,
-    SURPRISAL: tl.constexpr, FOCUS: tl.constexpr, EACH: tl.constexpr,
+    x_item, x_class, y_item, y_class, mask_item, KIND: tl.constexpr,
 ):  # fmt: skip
-    """Do what `sums` does, with PADDED classes at a time."""
-    MASKED: tl.constexpr = mask_ptr is not None
-    chunk, item = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    gamma = tl.full((), gamma, tl.float64).to(REAL)
-    start = chunk * per_program
-    x_ptr += item * x_item + start * x_step
-    y_ptr += item * y_item + start * y_step
-    if MASKED:
-        mask_ptr += item * mask_item + start * mask_step
-    channel = 0
-    if IGNORE is not None and not LABELS:
-        channel = tl.full((), y_class, tl.int64) * IGNORE
-    k = tl.arange(0, BLOCK)
-    inside = k < N - start
-    y, weight = read_voxels(y_ptr, mask_ptr, k, inside, channel, y_step, mask_step, CLASSES, LABELS, IGNORE, REAL)
-    top, first, rest, x_own = _denominator(x_ptr, k, inside, y, x_class, x_step, CLASSES, PADDED, BLOCK, REAL, EACH)
-    scale = tl.where(y == EXCLUDED, 0.0, 1.0 / (1.0 + rest))
-    _, q_own, of_own = _of_own(y, first, top, rest, scale, x_own)
-    hit = weighed(weight, focused(of_own, q_own, gamma, FOCUS))
-    far, near = tl.zeros((BLOCK,), REAL), tl.zeros((BLOCK,), REAL)
-    w = weight[None, :]
-    nan = tl.where(y == INVALID, float("nan"), 0.0)[None, :]  # in all classes
-    part_ptr += (item * tl.num_programs(0) + chunk) * ROWS * CLASSES
-    for lowest in range(0, CLASSES, PADDED):
-        c = lowest + tl.arange(0, PADDED)
-        there = (c < CLASSES)[:, None]
-        x = _logits(x_ptr, c, k, inside, y, x_class, x_step, CLASSES, REAL, EACH)
-        offsets = offsets_of(c, k, y_class, y_step, EACH)
-        g, own = read_target(y_ptr, offsets, there & inside[None, :], y, c, x, LABELS, REAL)
-        p, q, surprisal = _probabilities(x, c[:, None], top, first, rest, scale)[:3]
-        if OVERLAP != NONE:
-            tp, fp, fn = confusion(p, q, g, weight, OVERLAP, MASKED)
-            put(part_ptr, TP, tp + nan, c, CLASSES)
-            put(part_ptr, FP, fp + nan, c, CLASSES)
-            put(part_ptr, FN, fn + nan, c, CLASSES)
-        if SURPRISAL != NONE:
-            if LABELS:
-                put(part_ptr, HITS, tl.where(own, hit[None, :], 0.0) + nan, c, CLASSES)
+    """Do what `sums` does, a few classes at a time."""
+    chunk = chunk_of(x_ptr, y_ptr, N, per_program, x_item, x_class, y_item, y_class, mask_item, KIND)
+    voxels = voxels_of(chunk, mask_ptr, 0, KIND)
+    softmax = _softmax(chunk, voxels, KIND)
+    gamma = tl.full((), gamma, tl.float64).to(KIND.real)
+    true, w = _of_own(voxels.y, softmax), voxels.weight[None, :]
+    hit = weighed(voxels.weight, focused(true.surprisal, true.q, gamma, KIND.focus))
+    far, near = tl.zeros_like(voxels.weight), tl.zeros_like(voxels.weight)
+    nan = tl.where(voxels.y == INVALID, float("nan"), 0.0)[None, :]  # in all classes
+    part_ptr = part_of(part_ptr, KIND)
+    for lowest in range(0, KIND.classes, KIND.padded):
+        c = lowest + tl.arange(0, KIND.padded)
+        tile = tile_of(chunk, voxels, c, KIND)
+        of, _ = _probabilities(tile.x, c[:, None], softmax)
+        if KIND.overlap != NONE:
+            tp, fp, fn = confusion(of, tile.g, voxels.weight, KIND)
+            put(part_ptr, TP, tp + nan, c, KIND)
+            put(part_ptr, FP, fp + nan, c, KIND)
+            put(part_ptr, FN, fn + nan, c, KIND)
+        if KIND.surprisal != NONE:
+            if KIND.labels:
+                put(part_ptr, HITS, tl.where(tile.own, hit[None, :], 0.0) + nan, c, KIND)
             else:
-                put(part_ptr, HITS, weighed(w * g, focused(surprisal, q, gamma, FOCUS)), c, CLASSES)
-            put(part_ptr, MISSES, weighed(w if SURPRISAL == ALL else w * 0.0, surprisal), c, CLASSES)
-        if matrix_ptr is not None:
-            m = tl.load(matrix_ptr + tl.maximum(y, 0)[None, :] * CLASSES + c[:, None], there, 0.0).to(REAL)
-            far += tl.sum(m * p, 0)
-            near += tl.sum((1.0 - m) * p, 0)
-        put(part_ptr, VOLUME, w * g, c, CLASSES)
-    if matrix_ptr is not None:
-        for lowest in range(0, CLASSES, PADDED):
-            c = lowest + tl.arange(0, PADDED)
-            own = c[:, None] == y[None, :]
-            put(part_ptr, DISTANCE, tl.where(own, (far * weight)[None, :], 0.0) + nan, c, CLASSES)
-            put(part_ptr, NEARNESS, tl.where(own, (near * weight)[None, :], 0.0) + nan, c, CLASSES)
+                put(part_ptr, HITS, weighed(w * tile.g, focused(of.surprisal, of.q, gamma, KIND.focus)), c, KIND)
+            put(part_ptr, MISSES, weighed(w if KIND.surprisal == ALL else w * 0.0, of.surprisal), c, KIND)
+        if KIND.distant:
+            m = distances_of(matrix_ptr, voxels, c[:, None], KIND)
+            far += tl.sum(m * of.p, 0)
+            near += tl.sum((1.0 - m) * of.p, 0)
+        put(part_ptr, VOLUME, w * tile.g, c, KIND)
+    if KIND.distant:
+        for lowest in range(0, KIND.classes, KIND.padded):
+            c = lowest + tl.arange(0, KIND.padded)
+            own = c[:, None] == voxels.y[None, :]
+            put(part_ptr, DISTANCE, tl.where(own, (far * voxels.weight)[None, :], 0.0) + nan, c, KIND)
+            put(part_ptr, NEARNESS, tl.where(own, (near * voxels.weight)[None, :], 0.0) + nan, c, KIND)
 
 
-@triton.jit
-def _slope(slopes_ptr, row: tl.constexpr, c, CLASSES: tl.constexpr):
-    """Return the slopes of some classes, of any shape."""
-    at = (row * tl.num_programs(1) + tl.program_id(1).to(tl.int64)) * CLASSES + c
-    return tl.load(slopes_ptr + at, c < CLASSES, 0.0)
-
-
-@triton.jit
-def _slopes_of(
-    slopes_ptr, matrix_ptr, c, y, own, p, q, g, surprisal, weight, far, gamma,
-    CLASSES: tl.constexpr, LABELS: tl.constexpr, MASKED: tl.constexpr, OVERLAP: tl.constexpr, BY_CLASS: tl.constexpr,
-    FOCUS: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
-    """Return dL/dp of some classes from overlaps and distances, and p dL/dp from the surprisals if BY_CLASS.
-
-    c has the shape (classes, 1), or (1, voxels) for one class of each voxel.
-    """
-    h, u = 0.0 * p, 0.0 * p
-    if OVERLAP != NONE:
-        fp, hit = _slope(slopes_ptr, OF_FP, c, CLASSES), _slope(slopes_ptr, OF_HIT, c, CLASSES)
-        if LABELS and not MASKED and OVERLAP == PRODUCT:
-            h = tl.where(own, hit, fp)
-        else:
-            tp = _slope(slopes_ptr, OF_TP, c, CLASSES) if OVERLAP == SQUARED else hit
-            h = confusion_slope(p, q, g, weight, tp, fp, hit, OVERLAP, MASKED)
-    if matrix_ptr is not None:
-        m = tl.load(matrix_ptr + tl.maximum(y, 0)[None, :] * CLASSES + c, c < CLASSES, 0.0).to(REAL)
-        h += m * far[None, :]
-    if BY_CLASS:
-        hits, misses = _slope(slopes_ptr, OF_HITS, c, CLASSES), _slope(slopes_ptr, OF_MISSES, c, CLASSES)
-        u = weighed(weight[None, :], g * hits * focused_slope(surprisal, p, q, gamma, FOCUS) - misses)
-    return h, u
-
-
-@triton.jit
-def _slopes_of_first(
-    slopes_ptr, matrix_ptr, y_ptr, first, k, inside, y, y_class, y_step: tl.constexpr, top, rest, scale, weight, far,
-    gamma, CLASSES: tl.constexpr, LABELS: tl.constexpr, MASKED: tl.constexpr, OVERLAP: tl.constexpr,
-    BY_CLASS: tl.constexpr, FOCUS: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
-    """Return what `_slopes_of` returns, for the largest class of each voxel."""
-    own = first == y
-    g = own.to(REAL)
-    if not LABELS:
-        offsets = first.to(tl.int64) * y_class + k * y_step
-        g = tl.where(y >= 0, tl.load(y_ptr + offsets, inside, 0).to(REAL), 0.0)
-    c = first[None, :]
-    p, q, surprisal, _ = _probabilities(top[None, :], c, top, first, rest, scale)
-    return _slopes_of(
-        slopes_ptr, matrix_ptr, c, y, own[None, :], p, q, g[None, :], surprisal, weight, far, gamma, CLASSES, LABELS,
-        MASKED, OVERLAP, BY_CLASS, FOCUS, REAL,
-    )  # fmt: skip
+# --- gradient ---------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def slopes_of_many(
     x_ptr, y_ptr, mask_ptr, matrix_ptr, slopes_ptr, factor_ptr, out_ptr, N, per_program, gamma: tl.float64,
-    x_item, x_class, y_item, y_class, mask_item, out_item, out_class,
-    x_step: tl.constexpr, y_step: tl.constexpr, mask_step: tl.constexpr, out_step: tl.constexpr,
-    CLASSES: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, REAL: tl.constexpr,
-    LABELS: tl.constexpr, IGNORE: tl.constexpr, ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr,
-    SURPRISAL: tl.constexpr, FOCUS: tl.constexpr, EACH: tl.constexpr,
+    x_item, x_class, y_item, y_class, mask_item, out_item, out_class, out_step: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
-    """Do what `slopes` does, with PADDED classes at a time."""
-    MASKED: tl.constexpr = mask_ptr is not None
-    DISTANT: tl.constexpr = matrix_ptr is not None
-    OF_CLASSES: tl.constexpr = OVERLAP != NONE or DISTANT
-    BY_CLASS: tl.constexpr = SURPRISAL != NONE and (not LABELS or SURPRISAL == ALL)
-    chunk, item = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    gamma = tl.full((), gamma, tl.float64).to(REAL)
-    start = chunk * per_program
-    x_ptr += item * x_item + start * x_step
-    y_ptr += item * y_item + start * y_step
-    out_ptr += item * out_item + start * out_step
-    if MASKED:
-        mask_ptr += item * mask_item + start * mask_step
-    channel = 0
-    if IGNORE is not None and not LABELS:
-        channel = tl.full((), y_class, tl.int64) * IGNORE
-    k = tl.arange(0, BLOCK)
-    inside = k < N - start
-    y, weight = read_voxels(y_ptr, mask_ptr, k, inside, channel, y_step, mask_step, CLASSES, LABELS, IGNORE, REAL)
-    top, first, rest, x_own = _denominator(x_ptr, k, inside, y, x_class, x_step, CLASSES, PADDED, BLOCK, REAL, EACH)
-    scale = tl.where(y == EXCLUDED, 0.0, 1.0 / (1.0 + rest))
-    far, u_own = tl.zeros((BLOCK,), REAL), tl.zeros((BLOCK,), REAL)
-    if DISTANT:
-        far = weighed(weight, _slope(slopes_ptr, OF_DISTANCE, tl.maximum(y, 0), CLASSES))
-    if SURPRISAL != NONE and not BY_CLASS:
-        p_own, q_own, of_own = _of_own(y, first, top, rest, scale, x_own)
-        hits = _slope(slopes_ptr, OF_HITS, tl.maximum(y, 0), CLASSES)
-        u_own = weighed(weight, hits * focused_slope(of_own, p_own, q_own, gamma, FOCUS))
-
-    # The sums over classes relative to the slope of the largest one hold small p alone, so that nothing cancels.
-    h_first, u_first = tl.zeros((1, BLOCK), REAL), tl.zeros((1, BLOCK), REAL)
-    mean, others = tl.zeros((BLOCK,), REAL), tl.zeros((BLOCK,), REAL)
-    if OF_CLASSES or BY_CLASS:
-        h_first, u_first = _slopes_of_first(
-            slopes_ptr, matrix_ptr, y_ptr, first, k, inside, y, y_class, y_step, top, rest, scale, weight, far, gamma,
-            CLASSES, LABELS, MASKED, OVERLAP, BY_CLASS, FOCUS, REAL,
-        )  # fmt: skip
-        for lowest in range(0, CLASSES, PADDED):
-            c = lowest + tl.arange(0, PADDED)
-            there = (c < CLASSES)[:, None]
-            x = _logits(x_ptr, c, k, inside, y, x_class, x_step, CLASSES, REAL, EACH)
-            offsets = offsets_of(c, k, y_class, y_step, EACH)
-            g, own = read_target(y_ptr, offsets, there & inside[None, :], y, c, x, LABELS, REAL)
-            p, q, surprisal, largest = _probabilities(x, c[:, None], top, first, rest, scale)
-            h, u = _slopes_of(
-                slopes_ptr, matrix_ptr, c[:, None], y, own, p, q, g, surprisal, weight, far, gamma, CLASSES, LABELS,
-                MASKED, OVERLAP, BY_CLASS, FOCUS, REAL,
-            )  # fmt: skip
-            counted = there & (c[:, None] != first[None, :])
-            mean += tl.sum(tl.where(counted, p * (h - h_first), 0.0), 0)
-            others += tl.sum(tl.where(counted, u, 0.0), 0)
-
-    stretch = tl.load(slopes_ptr + (STRETCH * tl.num_programs(1) + item) * CLASSES)
-    factor = tl.full((), 1.0, REAL)
-    if factor_ptr is not None:
-        factor = tl.load(factor_ptr).to(REAL)
-    for lowest in range(0, CLASSES, PADDED):
-        c = lowest + tl.arange(0, PADDED)
-        there = (c < CLASSES)[:, None]
-        x = _logits(x_ptr, c, k, inside, y, x_class, x_step, CLASSES, REAL, EACH)
-        offsets = offsets_of(c, k, y_class, y_step, EACH)
-        g, own = read_target(y_ptr, offsets, there & inside[None, :], y, c, x, LABELS, REAL)
-        p, q, surprisal, largest = _probabilities(x, c[:, None], top, first, rest, scale)
-        h, u = _slopes_of(
-            slopes_ptr, matrix_ptr, c[:, None], y, own, p, q, g, surprisal, weight, far, gamma, CLASSES, LABELS,
-            MASKED, OVERLAP, BY_CLASS, FOCUS, REAL,
-        )  # fmt: skip
-        out = tl.zeros((PADDED, BLOCK), REAL)
+    """Do what `slopes` does, a few classes at a time."""
+    OF_CLASSES: tl.constexpr = KIND.overlap != NONE or KIND.distant
+    chunk = chunk_of(x_ptr, y_ptr, N, per_program, x_item, x_class, y_item, y_class, mask_item, KIND)
+    gradient = gradient_of(out_ptr, slopes_ptr, factor_ptr, per_program, out_item, out_class, out_step, KIND)
+    voxels = voxels_of(chunk, mask_ptr, 0, KIND)
+    softmax = _softmax(chunk, voxels, KIND)
+    gamma = tl.full((), gamma, tl.float64).to(KIND.real)
+    true_class = tl.maximum(voxels.y, 0)
+    far, u_own = tl.zeros_like(voxels.weight), tl.zeros_like(voxels.weight)
+    if KIND.distant:
+        far = weighed(voxels.weight, slope_of(slopes_ptr, OF_DISTANCE, true_class, KIND))
+    if KIND.surprisal != NONE and not KIND.by_class:
+        true, hits = _of_own(voxels.y, softmax), slope_of(slopes_ptr, OF_HITS, true_class, KIND)
+        u_own = weighed(voxels.weight, hits * focused_slope(true.surprisal, true.p, true.q, gamma, KIND.focus))
+    h_first, u_first, mean, others = far[None, :], far[None, :], far, far
+    if OF_CLASSES or KIND.by_class:
+        h_first, u_first, mean, others = _over_classes(slopes_ptr, matrix_ptr, chunk, voxels, softmax, far, gamma, KIND)
+    for lowest in range(0, KIND.classes, KIND.padded):
+        c = lowest + tl.arange(0, KIND.padded)
+        tile = tile_of(chunk, voxels, c, KIND)
+        of, largest = _probabilities(tile.x, c[:, None], softmax)
+        h, u = _slopes_in_p(slopes_ptr, matrix_ptr, c[:, None], tile, voxels, of, far, gamma, KIND)
+        out = tl.zeros_like(of.p)
         if OF_CLASSES:
-            out = p * (tl.where(largest, 0.0, h - h_first) - mean[None, :])
-        if BY_CLASS:
-            out += tl.where(largest, q * u - p * others[None, :], u - p * (others[None, :] + u_first))
-        elif SURPRISAL != NONE:
-            out += u_own[None, :] * tl.where(own, q, -p)
-        out = tl.where((y == EXCLUDED)[None, :] | (out == 0), 0.0, out * stretch * factor)
-        offsets = offsets_of(c, k, out_class, out_step, EACH)
-        store(out_ptr + offsets, out, there & inside[None, :])
+            out = of.p * (tl.where(largest, 0.0, h - h_first) - mean[None, :])
+        if KIND.by_class:
+            out += tl.where(largest, of.q * u - of.p * others[None, :], u - of.p * (others[None, :] + u_first))
+        elif KIND.surprisal != NONE:
+            out += u_own[None, :] * tl.where(tile.own, of.q, -of.p)
+        put_gradient(gradient, out, voxels, c, tile.there, out_step, KIND)
+
+
+@triton.jit
+def _slopes_in_p(slopes_ptr, matrix_ptr, c, tile, voxels, of, far, gamma, KIND: tl.constexpr):
+    """Return dL/dp of some classes from overlaps and distances, and p dL/dp from their surprisals if all have one.
+
+    c has the shape (classes, 1), or (1, voxels) for one class of each voxel. `far` is the slope in the distance.
+    """
+    h, u = 0.0 * of.p, 0.0 * of.p
+    by_class = slopes_of(slopes_ptr, c, KIND)
+    if KIND.overlap != NONE:
+        h = confusion_slope(by_class, of, tile, voxels.weight, KIND)
+    if KIND.distant:
+        h += distances_of(matrix_ptr, voxels, c, KIND) * far[None, :]
+    if KIND.by_class:
+        u = surprisal_slope(by_class, of, tile.g, voxels.weight, gamma, KIND.focus)
+    return h, u
+
+
+@triton.jit
+def _over_classes(slopes_ptr, matrix_ptr, chunk, voxels, softmax, far, gamma, KIND: tl.constexpr):
+    """Return both slopes of the largest class, the mean of the first over classes, and the sum of the second.
+
+    The mean is relative to the slope of the largest class, and the sum is over all other classes: so both hold small p
+    alone, and nothing cancels.
+    """
+    first = softmax.first
+    own = first == voxels.y
+    g = own.to(KIND.real)
+    if not KIND.labels:
+        offsets = first.to(tl.int64) * chunk.y_class + voxels.k * KIND.y_step
+        g = tl.where(voxels.y >= 0, tl.load(chunk.y + offsets, voxels.inside, 0).to(KIND.real), 0.0)
+    tile_of_first = Tile(softmax.top[None, :], g[None, :], own[None, :], voxels.inside[None, :])
+    of_first, _ = _probabilities(tile_of_first.x, first[None, :], softmax)
+    h_first, u_first = _slopes_in_p(
+        slopes_ptr, matrix_ptr, first[None, :], tile_of_first, voxels, of_first, far, gamma, KIND
+    )
+    mean, others = tl.zeros_like(voxels.weight), tl.zeros_like(voxels.weight)
+    for lowest in range(0, KIND.classes, KIND.padded):
+        c = lowest + tl.arange(0, KIND.padded)
+        tile = tile_of(chunk, voxels, c, KIND)
+        of, largest = _probabilities(tile.x, c[:, None], softmax)
+        h, u = _slopes_in_p(slopes_ptr, matrix_ptr, c[:, None], tile, voxels, of, far, gamma, KIND)
+        counted = (c < KIND.classes)[:, None] & ~largest
+        mean += tl.sum(tl.where(counted, of.p * (h - h_first), 0.0), 0)
+        others += tl.sum(tl.where(counted, u, 0.0), 0)
+    return h_first, u_first, mean, others

@@ -1,0 +1,55 @@
+"""The losses of MONAI 1.6, with its arguments, defaults and shapes, computed by `twinloss.fast`.
+
+`from twinloss.compat.monai import *` replaces `from monai.losses import *` for the losses that twinloss has. Values and
+gradients stay the same up to rounding, except where `reports/compat-monai.md` lists a difference, most of which are
+defects of MONAI. Each class also takes the further options of its class in `twinloss.fast`, as keyword arguments.
+"""
+
+from twinloss.compat.monai.registration import (
+    BendingEnergyLoss,
+    DiffusionLoss,
+    GlobalMutualInformationLoss,
+    LocalNormalizedCrossCorrelationLoss,
+)
+from twinloss.compat.monai.segmentation import (
+    DiceCELoss,
+    DiceFocalLoss,
+    DiceLoss,
+    FocalLoss,
+    GeneralizedDiceLoss,
+    MaskedDiceLoss,
+    MCCLoss,
+    TverskyLoss,
+)
+from twinloss.compat.monai.wrappers import DeepSupervisionLoss, MaskedLoss
+from twinloss.fast import GeneralizedWassersteinDiceLoss, MultiScaleLoss
+
+Dice = DiceLoss
+dice_ce = DiceCELoss
+dice_focal = DiceFocalLoss
+generalized_dice = GeneralizedDiceLoss
+generalized_wasserstein_dice = GeneralizedWassersteinDiceLoss
+
+__all__ = [
+    "BendingEnergyLoss",
+    "DeepSupervisionLoss",
+    "Dice",
+    "DiceCELoss",
+    "DiceFocalLoss",
+    "DiceLoss",
+    "DiffusionLoss",
+    "FocalLoss",
+    "GeneralizedDiceLoss",
+    "GeneralizedWassersteinDiceLoss",
+    "GlobalMutualInformationLoss",
+    "LocalNormalizedCrossCorrelationLoss",
+    "MCCLoss",
+    "MaskedDiceLoss",
+    "MaskedLoss",
+    "MultiScaleLoss",
+    "TverskyLoss",
+    "dice_ce",
+    "dice_focal",
+    "generalized_dice",
+    "generalized_wasserstein_dice",
+]
