@@ -19,7 +19,13 @@ from torch.nn import functional
 
 from twinloss import fast
 
-__all__ = ["DC_and_BCE_loss", "DC_and_CE_loss", "DC_and_topk_loss", "MemoryEfficientSoftDiceLoss"]
+__all__ = [
+    "DC_and_BCE_loss",
+    "DC_and_CE_loss",
+    "DC_and_topk_loss",
+    "MemoryEfficientSoftDiceLoss",
+    "softmax_helper_dim1",
+]
 
 Options = Mapping[str, Any]
 
@@ -28,6 +34,11 @@ _DEFAULTS = {"size_average": None, "reduce": None, "reduction": "mean"}
 
 # The smoothing term of the denominator if `smooth` is 0. Without it, the overlap of an absent class would be 0/0.
 _LEAST = 1e-8
+
+
+def softmax_helper_dim1(x: Tensor) -> Tensor:
+    """Return the softmax over the channels; nnU-Net passes a function of this name as `apply_nonlin`."""
+    return x.softmax(1)
 
 
 class MemoryEfficientSoftDiceLoss(nn.Module):
@@ -86,6 +97,9 @@ class DC_and_CE_loss(nn.Module):
 
     Shape:
         net_output (B, C, *S), logits; target (B, 1, *S), labels.
+
+    Attributes:
+        dc: the Dice term alone. `forward` does not use it; trainers of nnU-Net replace it by a compiled one.
     """
 
     def __init__(
@@ -99,6 +113,7 @@ class DC_and_CE_loss(nn.Module):
     ) -> None:
         super().__init__()
         _check_dice_class(dice_class)
+        self.dc = MemoryEfficientSoftDiceLoss(softmax_helper_dim1, **soft_dice_kwargs)
         self.weight_ce, self.weight_dice, self.ignore_label = weight_ce, weight_dice, ignore_label
         self.terms = _Terms(
             soft_dice_kwargs, weight_ce, weight_dice,
@@ -126,6 +141,9 @@ class DC_and_BCE_loss(nn.Module):
 
     Shape:
         net_output (B, C, *S), logits; target (B, C, *S), or (B, C + 1, *S) with `use_ignore_label`.
+
+    Attributes:
+        dc: the Dice term alone. `forward` does not use it; trainers of nnU-Net replace it by a compiled one.
     """
 
     def __init__(
@@ -139,6 +157,7 @@ class DC_and_BCE_loss(nn.Module):
     ) -> None:
         super().__init__()
         _check_dice_class(dice_class)
+        self.dc = MemoryEfficientSoftDiceLoss(torch.sigmoid, **soft_dice_kwargs)
         self.weight_ce, self.weight_dice, self.use_ignore_label = weight_ce, weight_dice, use_ignore_label
         self.soft_dice_kwargs, self.ce_options = soft_dice_kwargs, _bce_options(bce_kwargs)
         self.terms = self._terms(None)

@@ -7,6 +7,7 @@ from twinloss.fast.dice_ce import DiceCELoss
 from twinloss.fast.dice_focal import DiceFocalLoss
 from twinloss.fast.diffusion import DiffusionLoss
 from twinloss.fast.engine import eager as eager
+from twinloss.fast.engine.segmentation.parts import ClassParts, DiceCEParts, DiceFocalParts
 from twinloss.fast.focal import FocalLoss
 from twinloss.fast.focal_tversky import FocalTverskyLoss
 from twinloss.fast.generalized_dice import GeneralizedDiceLoss
@@ -29,10 +30,13 @@ generalized_wasserstein_dice = GeneralizedWassersteinDiceLoss
 
 __all__ = [
     "BendingEnergyLoss",
+    "ClassParts",
     "DeepSupervisionLoss",
     "Dice",
     "DiceCELoss",
+    "DiceCEParts",
     "DiceFocalLoss",
+    "DiceFocalParts",
     "DiceLoss",
     "DiffusionLoss",
     "FocalLoss",

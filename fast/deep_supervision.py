@@ -12,7 +12,15 @@ from torch import Tensor
 from twinloss.fast.engine.loss import Loss, checked_loss, entry_point
 from twinloss.fast.engine.segmentation.loss import times
 from twinloss.fast.runtime import dispatch
-from twinloss.fast.runtime.arguments import ShapeError, check_tensors, checked_flag, numbers, total, unwrapped
+from twinloss.fast.runtime.arguments import (
+    ShapeError,
+    as_tuples,
+    check_tensors,
+    checked_flag,
+    numbers,
+    total,
+    unwrapped,
+)
 from twinloss.fast.runtime.options import fixed, one_of
 
 
@@ -20,12 +28,22 @@ def _checked_weights(value: Any, name: str) -> tuple[float, ...] | None:
     if value is None:
         return None
     given = numbers(value, name)
-    weights: tuple[float, ...] = tuple(given.tolist()) if given.ndim == 1 else ()
+    weights: tuple[float, ...] = as_tuples(given) if given.ndim == 1 else ()
     if not weights:
         raise ValueError(f"{name} must be None or a list with a number for each level, got shape {tuple(given.shape)}")
     if not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
         raise ValueError(f"{name} must be finite and not negative, and one of them must not be 0, got {list(weights)}")
     return weights
+
+
+def _one_value(loss: Any) -> Tensor:
+    """Check the loss of a level, and return it."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"the wrapped loss must return a tensor, got {type(loss).__name__}: the parts of several levels are not "
+            "added, so do not pass return_parts=True"
+        )
+    return loss
 
 
 class DeepSupervisionLoss(Loss):
@@ -117,7 +135,7 @@ class DeepSupervisionLoss(Loss):
                 continue
             # Losses in half precision would be rounded before they are added.
             x = dispatch.widened(level) if dispatch.result_type(level) in dispatch.HALVES else level
-            losses.append(times(weight, self.loss(x, *(each.at(k, self.interp_mode) for each in given))))
+            losses.append(times(weight, _one_value(self.loss(x, *(each.at(k, self.interp_mode) for each in given)))))
         shapes = {tuple(loss.shape) for loss in losses if loss.ndim > 0}
         if len(shapes) > 1:
             raise ValueError(

@@ -15,10 +15,13 @@ from twinloss.fast.engine.segmentation.loss import (
     Fraction,
     numbers_by_class,
     weight_by_class,
+    with_parts,
 )
+from twinloss.fast.engine.segmentation.parts import DiceCEParts, DiceFocalParts
 from twinloss.fast.engine.segmentation.statistics import Activation, Overlap, Statistics
 from twinloss.fast.engine.segmentation.voxels import Voxels
 from twinloss.fast.kernels.contract import ClassWeights, Terms
+from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import ShapeError, check_tensors, checked_flag
 from twinloss.fast.runtime.ranks import ProcessGroup
 from twinloss.fast.runtime.warn import warn
@@ -62,6 +65,8 @@ class DiceLoss(ClassWeightedLoss):
             single process with all data would compute. A copy of the loss shares the group. ``torch.save`` and pickle
             store the default group by its name; loading takes the default group of the loading process, or warns and
             takes None if there is none. Other groups cannot be pickled, and raise a TypeError.
+        return_parts: return a tuple of the loss and :class:`~twinloss.fast.ClassParts`, the losses of the classes. They
+            are detached from the graph, for logging, and take no further pass over the voxels.
 
     Shape:
         input (B, C, *S); target (B, C, *S), or (B, 1, *S) with ``to_onehot_y``. Any number of spatial axes is allowed,
@@ -112,10 +117,11 @@ class DiceLoss(ClassWeightedLoss):
         soft_label: bool = False,
         ignore_index: int | None = None,
         process_group: ProcessGroup | None = None,
+        return_parts: bool = False,
     ) -> None:
         super().__init__(
             include_background, to_onehot_y, sigmoid, softmax, other_act, reduction, smooth_nr, smooth_dr, batch,
-            ignore_index, process_group,
+            ignore_index, process_group, return_parts,
         )  # fmt: skip
         self.squared_pred = squared_pred
         self.jaccard = jaccard
@@ -201,6 +207,12 @@ class CompoundDiceLoss(DiceLoss):
             return sums, sums
         voxels = voxels.widened()
         return voxels.sums(own, overlap=self.overlap()), voxels.sums(activation, **plan)
+
+    def total(self, parts: DiceCEParts | DiceFocalParts, input: Tensor) -> Tensor:
+        """Return the sum of the two terms, and with `return_parts` a tuple of it and the terms."""
+        first, second = parts
+        loss = (first + second).to(dispatch.result_type(input))
+        return with_parts(loss, parts) if self.return_parts else loss
 
     def fractions(self, voxels: Voxels, factor: float) -> tuple[float | None, ...]:
         """Return the factor of the fraction of each class in the reduced loss, None for one that is not included."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +20,7 @@ from twinloss.fast.engine.segmentation.loss import (
     times,
     weight_by_class,
 )
+from twinloss.fast.engine.segmentation.parts import DiceCEParts
 from twinloss.fast.engine.segmentation.statistics import Activation, Statistics, Surprisal
 from twinloss.fast.engine.segmentation.voxels import Voxels
 from twinloss.fast.kernels.contract import CompoundPlan
@@ -101,6 +101,8 @@ class DiceCELoss(CompoundDiceLoss):
             ``torch.nn.CrossEntropyLoss``; in a binary problem it becomes (1 - ε) g + ε/2.
         multilabel: whether the classes may overlap. Combine it with ``sigmoid=True``.
         process_group: see DiceLoss.
+        return_parts: return a tuple of the loss and :class:`~twinloss.fast.DiceCEParts`, its two terms, which are
+            detached from the graph, for logging.
 
     Raises:
         TypeError: as in DiceLoss.
@@ -157,11 +159,12 @@ class DiceCELoss(CompoundDiceLoss):
         label_smoothing: float = 0.0,
         multilabel: bool = False,
         process_group: ProcessGroup | None = None,
+        return_parts: bool = False,
     ) -> None:
         super().__init__(
             include_background, to_onehot_y, sigmoid, softmax, other_act, squared_pred, jaccard, reduction, smooth_nr,
             smooth_dr, batch, weight=weight, soft_label=soft_label, ignore_index=ignore_index,
-            process_group=process_group,
+            process_group=process_group, return_parts=return_parts,
         )  # fmt: skip
         self.ce_weight: Any = ce_weight
         self.lambda_dice = lambda_dice
@@ -197,9 +200,9 @@ class DiceCELoss(CompoundDiceLoss):
         else:
             if self.activation(input) == activation and self._is_whole(voxels):
                 asked = self._whole(voxels, activation, surprisal)
-                return compound(voxels, asked, lambda sums: self._total(sums, sums, voxels).to(asked.dtype))
+                return compound(voxels, asked, lambda sums: self.total(self._parts(sums, sums, voxels), input))
             dice_sums, ce_sums = self.two_sums(voxels, activation, {"surprisal": surprisal})
-        return self._total(dice_sums, ce_sums, voxels).to(dispatch.result_type(input))
+        return self.total(self._parts(dice_sums, ce_sums, voxels), input)
 
     def _is_binary(self, voxels: Voxels) -> bool:
         """Return whether each channel is a binary problem."""
@@ -209,15 +212,16 @@ class DiceCELoss(CompoundDiceLoss):
         """Return whether the mean of the cross entropy divides by a number of voxels, not by the volumes of classes."""
         return self._is_binary(voxels)
 
-    def _total(self, dice_sums: Statistics, ce_sums: Statistics, voxels: Voxels) -> Tensor:
-        """Return the loss, given the statistics of each term."""
+    def _parts(self, dice_sums: Statistics, ce_sums: Statistics, voxels: Voxels) -> DiceCEParts:
+        """Return both terms, given the statistics of each."""
         dice = self.reduced(self.dice(dice_sums, voxels), voxels.input.ndim)
-        return times(self.lambda_dice, dice) + times(self.lambda_ce, self._cross_entropy(ce_sums, voxels))
+        return DiceCEParts(times(self.lambda_dice, dice), times(self.lambda_ce, self._cross_entropy(ce_sums, voxels)))
 
     def _is_whole(self, voxels: Voxels) -> bool:
         """Return whether kernels compute the whole loss; the number of voxels, if needed, must then be known."""
         known = not self.is_per_voxel(voxels) or (voxels.ignore_index is None and voxels.kept is None)
-        return known and is_served(voxels)
+        methods = ("dice", "reduced", "class_weight", "_cross_entropy", "_parts")
+        return known and not self.return_parts and is_served(voxels, self, methods)
 
     def _whole(self, voxels: Voxels, activation: Activation, surprisal: Surprisal) -> CompoundPlan:
         x, smoothing, mean = voxels.input, self.label_smoothing, self.reduction == "mean"
@@ -240,7 +244,7 @@ class DiceCELoss(CompoundDiceLoss):
         if voxels.labels:
             target = torch.zeros_like(x).scatter(1, checked_labels(target, x.shape[1], None), 1.0)
         smoothed = (1 - self.label_smoothing) * target.double() + self.label_smoothing / 2
-        return replace(voxels, input=x, target=smoothed, mask=voxels.weights(), ignore_index=None, labels=False)
+        return voxels.having(input=x, target=smoothed, mask=voxels.weights(), ignore_index=None, labels=False)
 
     def _cross_entropy(self, sums: Statistics, voxels: Voxels) -> Tensor:
         classes = sums.hits.shape[1]

@@ -11,6 +11,7 @@ from twinloss.fast.dice import CompoundDiceLoss
 from twinloss.fast.engine.loss import entry_point
 from twinloss.fast.engine.segmentation.compound import compound
 from twinloss.fast.engine.segmentation.loss import ClassWeight, checked_weight, times
+from twinloss.fast.engine.segmentation.parts import DiceFocalParts
 from twinloss.fast.engine.segmentation.statistics import Statistics
 from twinloss.fast.focal import FOCAL_CHECKS, FOCAL_RULES, FocalTerm
 from twinloss.fast.kernels.contract import CompoundPlan
@@ -65,6 +66,8 @@ class DiceFocalLoss(CompoundDiceLoss):
         use_softmax: see FocalLoss.
         alpha: see FocalLoss.
         process_group: see DiceLoss.
+        return_parts: return a tuple of the loss and :class:`~twinloss.fast.DiceFocalParts`, its two terms, which are
+            detached from the graph, for logging.
 
     Raises:
         TypeError: as in DiceLoss.
@@ -119,11 +122,12 @@ class DiceFocalLoss(CompoundDiceLoss):
         use_softmax: bool = True,
         alpha: ClassWeight | None = None,
         process_group: ProcessGroup | None = None,
+        return_parts: bool = False,
     ) -> None:
         super().__init__(
             include_background, to_onehot_y, sigmoid, softmax, other_act, squared_pred, jaccard, reduction, smooth_nr,
             smooth_dr, batch, weight=weight, soft_label=soft_label, ignore_index=ignore_index,
-            process_group=process_group,
+            process_group=process_group, return_parts=return_parts,
         )  # fmt: skip
         self.gamma = gamma
         self.focal_weight: Any = focal_weight
@@ -145,7 +149,6 @@ class DiceFocalLoss(CompoundDiceLoss):
         """Return the loss of the voxels within a mask, (B or 1, 1, *S), or of all voxels."""
         reduction, term = self.reduction, FocalTerm(self.gamma, self.alpha, self.use_softmax)
         voxels = self.compound_voxels(input, target, mask)
-        kind = dispatch.result_type(input)
         if reduction == "none":
             voxels = voxels.widened()
         term.warn(input)
@@ -153,15 +156,18 @@ class DiceFocalLoss(CompoundDiceLoss):
         weight = self.focal_weight if self.weight is None else self.seen(self.weight, voxels)
 
         def total(dice_sums: Statistics, focal_sums: Statistics) -> Tensor:
-            dice = times(self.lambda_dice, self.reduced(self.dice(dice_sums, voxels), input.ndim))
+            dice = self.reduced(self.dice(dice_sums, voxels), input.ndim)
             if reduction == "none":
-                return (dice + times(self.lambda_focal, term.unreduced(voxels, weight))).to(kind)
-            return (dice + times(self.lambda_focal, term.reduced(focal_sums, voxels, reduction, weight))).to(kind)
+                focal = term.unreduced(voxels, weight)
+            else:
+                focal = term.reduced(focal_sums, voxels, reduction, weight)
+            return self.total(DiceFocalParts(times(self.lambda_dice, dice), times(self.lambda_focal, focal)), input)
 
-        if reduction != "none" and self.activation(input) == activation and term.is_whole(voxels):
+        whole = reduction != "none" and not self.return_parts and self.activation(input) == activation
+        if whole and term.is_whole(voxels, self):
             plan = voxels.plan(activation, overlap=self.overlap(), **term.plan())
             surprisals = term.whole(voxels, reduction, weight, self.lambda_focal)
-            fractions = self.fractions(voxels, self.lambda_dice)
+            fractions, kind = self.fractions(voxels, self.lambda_dice), dispatch.result_type(input)
             asked = CompoundPlan(plan, self.dice_terms(voxels), fractions, *surprisals, kind, self.weigh())
             return compound(voxels, asked, lambda sums: total(sums, sums))
         return total(*self.two_sums(voxels, activation, {} if reduction == "none" else term.plan()))

@@ -127,9 +127,13 @@ class FocalTerm:
             return mean_of(totals.sum(), counts.sum() * totals.shape[1])
         return mean_of(totals.sum(1), counts).sum()
 
-    def is_whole(self, voxels: Voxels) -> bool:
-        """Return whether kernels compute the whole loss; how many voxels are ignored must then follow from volumes."""
-        return (voxels.ignore_index is None or voxels.labels) and is_served(voxels)
+    def is_whole(self, voxels: Voxels, dice: object = None) -> bool:
+        """Return whether kernels compute the whole loss, of which `dice` has the Dice term, or None without one.
+
+        How many voxels are ignored must then follow from volumes.
+        """
+        methods = () if dice is None else ("dice", "reduced", "class_weight")
+        return (voxels.ignore_index is None or voxels.labels) and is_served(voxels, dice, methods)
 
     def whole(
         self, voxels: Voxels, reduction: str, weight: Any, factor: float = 1.0
@@ -218,7 +222,7 @@ class FocalLoss(SegmentationLoss):
         **SegmentationLoss.option_checks,
         **FOCAL_CHECKS,
         "weight": checked_weight,
-        **dict.fromkeys(("sigmoid", "softmax", "batch"), fixed(False)),
+        **dict.fromkeys(("sigmoid", "softmax", "batch", "return_parts"), fixed(False)),
         **dict.fromkeys(("other_act", "process_group"), fixed(None)),
         **dict.fromkeys(("smooth_nr", "smooth_dr"), fixed(0)),
     }

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from twinloss.fast.engine.loss import entry_point
 from twinloss.fast.engine.segmentation.loss import ClassWeight, checked_weight, weight_by_class
 from twinloss.fast.engine.segmentation.voxels import Voxels
 from twinloss.fast.runtime.ranks import ProcessGroup
@@ -63,6 +64,7 @@ class FocalTverskyLoss(TverskyLoss):
         soft_label: see TverskyLoss.
         ignore_index: see TverskyLoss.
         process_group: see DiceLoss.
+        return_parts: see DiceLoss.
 
     Shape:
         See TverskyLoss.
@@ -107,12 +109,19 @@ class FocalTverskyLoss(TverskyLoss):
         soft_label: bool = False,
         ignore_index: int | None = None,
         process_group: ProcessGroup | None = None,
+        return_parts: bool = False,
     ) -> None:
         super().__init__(
             include_background, to_onehot_y, sigmoid, softmax, other_act, alpha, beta, reduction, smooth_nr, smooth_dr,
             batch, weight=weight, soft_label=soft_label, ignore_index=ignore_index, process_group=process_group,
+            return_parts=return_parts,
         )  # fmt: skip
         self.gamma: Any = gamma
+
+    @entry_point
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss; the class documents shapes and errors."""
+        return self.within(input, target, None)
 
     def is_fraction(self) -> bool:
         """Return whether the loss of each class is the fraction itself; a power of it never is."""

@@ -19,11 +19,17 @@ GENERALIZED_CHECKS: Mapping[str, Check] = {
     **dict.fromkeys(("soft_label", "normalize_weights"), checked_flag),
     "w_type": one_of("square", "simple", "uniform"),
 }
+# These are made once, because older releases of torch.compile cannot follow their construction.
+_WEIGHTS = {
+    (name, normalized): ClassWeights(power, normalized=normalized)
+    for name, power in (("square", 2), ("simple", 1), ("uniform", 0))
+    for normalized in (False, True)
+}
 
 
 def volume_weights(w_type: str, normalize: bool) -> ClassWeights:
     """Return the function that computes the weight of each class, given the volumes, (B or 1, C')."""
-    return ClassWeights({"square": 2, "simple": 1, "uniform": 0}[w_type], normalized=normalize)
+    return _WEIGHTS[w_type, normalize]
 
 
 class GeneralizedDiceLoss(SegmentationLoss):
@@ -58,6 +64,7 @@ class GeneralizedDiceLoss(SegmentationLoss):
         normalize_weights: divide the weights of an item by their sum, so that the effect of ν and δ does not depend on
             the volume. Otherwise w is about 1e-10 for 96³ voxels, and ν = 1e-5 outweighs the data.
         process_group: see DiceLoss.
+        return_parts: see DiceLoss. The parts are the shares of the classes.
 
     Shape:
         input (B, C, *S); target (B, C, *S), or (B, 1, *S) with ``to_onehot_y``. Any number of spatial axes is allowed,
@@ -105,10 +112,11 @@ class GeneralizedDiceLoss(SegmentationLoss):
         ignore_index: int | None = None,
         normalize_weights: bool = False,
         process_group: ProcessGroup | None = None,
+        return_parts: bool = False,
     ) -> None:
         super().__init__(
             include_background, to_onehot_y, sigmoid, softmax, other_act, reduction, smooth_nr, smooth_dr, batch,
-            ignore_index, process_group,
+            ignore_index, process_group, return_parts,
         )  # fmt: skip
         self.w_type = w_type
         self.soft_label = soft_label

@@ -12,7 +12,7 @@ from twinloss.fast.engine.segmentation.loss import Fraction, SegmentationLoss
 from twinloss.fast.engine.segmentation.voxels import Voxels
 from twinloss.fast.kernels.contract import DISTANCE, NEARNESS, ClassWeights, Distances, Terms, Weigh
 from twinloss.fast.runtime import dispatch
-from twinloss.fast.runtime.arguments import ShapeError, check_tensors, numbers
+from twinloss.fast.runtime.arguments import ShapeError, as_tuples, check_tensors, numbers
 from twinloss.fast.runtime.options import fixed, one_of
 from twinloss.fast.runtime.warn import warn
 
@@ -31,7 +31,8 @@ def checked_distances(dist_matrix: Any, name: str = "dist_matrix") -> Distances:
         raise ValueError(f"dist_matrix must have a zero diagonal, got {m.diagonal().tolist()}")
     if not bool((m > 0).any()):
         raise ValueError("dist_matrix must hold a distance greater than 0 between some classes")
-    return tuple(map(tuple, (m / m.max()).tolist()))
+    distances: Distances = as_tuples(m / m.max())
+    return distances
 
 
 def wasserstein_distance_map(flat_proba: Tensor, flat_target: Tensor, dist_matrix: Any) -> Tensor:
@@ -73,6 +74,10 @@ def _warn_of_near_background(dist_matrix: Distances, weighting_mode: str) -> Non
         )
 
 
+# The class weights of both modes. Older releases of torch.compile cannot follow their construction.
+_GDL_WEIGHTS, _FOREGROUND = ClassWeights(1, offset=1), ClassWeights(0, foreground=True)
+
+
 class GeneralizedWassersteinDiceLoss(SegmentationLoss):
     r"""Generalised Wasserstein Dice loss: errors are weighted by the distance between the confused classes.
 
@@ -96,6 +101,7 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
         smooth_nr: ν, the smoothing term of the numerator.
         smooth_dr: δ, the smoothing term of the denominator.
         ignore_index: voxels with this label are excluded, whatever values they hold.
+        return_parts: see DiceLoss. The parts are the shares of the true classes.
 
     Shape:
         input (B, C, *S), logits; target (B, *S) or (B, 1, *S), labels of any integer or floating-point type.
@@ -143,8 +149,12 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
         smooth_dr: float = 1e-5,
         *,
         ignore_index: int | None = None,
+        return_parts: bool = False,
     ) -> None:
-        super().__init__(True, True, False, True, None, reduction, smooth_nr, smooth_dr, False, ignore_index)
+        super().__init__(
+            True, True, False, True, None, reduction, smooth_nr, smooth_dr, False, ignore_index,
+            return_parts=return_parts,
+        )  # fmt: skip
         self.weighting_mode = weighting_mode
         self.dist_matrix = dist_matrix
 
@@ -180,7 +190,7 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
 
     def _weigh(self) -> Weigh:
         """Return the function that computes the class weights of the nearness 1 - W and of the distance W."""
-        return ClassWeights(1, offset=1) if self.weighting_mode == "GDL" else ClassWeights(0, foreground=True)
+        return _GDL_WEIGHTS if self.weighting_mode == "GDL" else _FOREGROUND
 
     def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
         """Reduce values for each item, (B, 1); "none" returns them as (B,)."""

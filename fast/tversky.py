@@ -47,6 +47,7 @@ class TverskyLoss(ClassWeightedLoss):
             for each class, these are the voxels with a 1 in this channel. The value C stands for an additional channel
             of the target, which is then (B, C + 1, *S).
         process_group: see DiceLoss.
+        return_parts: see DiceLoss.
 
     Shape:
         input (B, C, *S); target (B, C, *S), or (B, 1, *S) with ``to_onehot_y``. Any number of spatial axes is allowed,
@@ -97,10 +98,11 @@ class TverskyLoss(ClassWeightedLoss):
         soft_label: bool = False,
         ignore_index: int | None = None,
         process_group: ProcessGroup | None = None,
+        return_parts: bool = False,
     ) -> None:
         super().__init__(
             include_background, to_onehot_y, sigmoid, softmax, other_act, reduction, smooth_nr, smooth_dr, batch,
-            ignore_index, process_group,
+            ignore_index, process_group, return_parts,
         )  # fmt: skip
         self.alpha = alpha
         self.beta = beta

@@ -63,7 +63,7 @@ def focal_tversky_loss(input: Array, target: Array, **options: Any) -> Array:
     o = FocalTverskyOptions(**options)
     with np.errstate(all="ignore"):
         p, g = probabilities(input, target, o)
-        loss, _, _ = tversky(input, p, g, o)
+        loss, _, _ = tversky(input, target, p, g, o)
         focal = np.where(loss <= 0, 0, loss ** class_weights(o.gamma, p))
         return reduce(class_weights(o.weight, p) * focal, input.ndim, o.reduction)
 
@@ -95,7 +95,7 @@ def focal_tversky_loss_gradient(
     o = FocalTverskyOptions(**options)
     with np.errstate(all="ignore"):
         p, g = probabilities(input, target, o)
-        loss, overlapping, m = tversky(input, p, g, o)
+        loss, overlapping, m = tversky(input, target, p, g, o)
         gamma = class_weights(o.gamma, p)
         slope = np.where(loss <= 0, 0, gamma * loss ** (gamma - 1))
         u = class_weights(o.weight, p) * reduce_adjoint(cotangent, loss, input.ndim, o.reduction)
@@ -105,12 +105,12 @@ def focal_tversky_loss_gradient(
         return probabilities_adjoint(dp, input, target, o, other_act_derivative)
 
 
-def tversky(input: Array, p: Array, g: Array, o: FocalTverskyOptions) -> tuple[Array, Array, Array]:
+def tversky(input: Array, target: Array, p: Array, g: Array, o: FocalTverskyOptions) -> tuple[Array, Array, Array]:
     """Return T = 1 - TI, the numerator TP + ν and the denominator M of TI, each (B, C', 1, …).
 
     A power with γ < 1 would amplify the rounding error of a difference. So T is computed from the errors.
     """
-    fp, fn = (sum_voxels(e, o.batch) for e in errors(p, complements(input, o), g, o.soft_label))
+    fp, fn = (sum_voxels(e, o.batch) for e in errors(p, complements(input, target, o), g, o.soft_label))
     tp = sum_voxels(overlap(p, g, o.soft_label)[0], o.batch)
     weighted = o.alpha * fp + o.beta * fn
     m = tp + weighted + o.smooth_dr

@@ -19,12 +19,11 @@ from twinloss.reference.steps.segmentation import (
     class_weights,
     complements,
     errors,
-    kept_voxels,
-    masked_product,
     overlap,
     probabilities,
     probabilities_adjoint,
     sum_voxels,
+    voxel_weights,
 )
 
 
@@ -48,7 +47,8 @@ def matthews_correlation_loss(input: Array, target: Array, **options: Any) -> Ar
         TN = \sum_i (1 - p_i)(1 - g_i).
 
     With ``soft_label``, products become minima: TP is the sum of min(p, g), and TN that of min(1 - p, 1 - g). With
-    ``batch`` the sums also run over the items.
+    ``batch`` the sums also run over the items. With a mask m, p and g are multiplied by it, N is the sum of m, and TN
+    is N less the other counts.
 
     Args:
         input: x, (B, C, *S) or (B, C): logits, or probabilities if there is no activation.
@@ -132,12 +132,13 @@ class Moments(NamedTuple):
 
 def counts(input: Array, target: Array, p: Array, g: Array, o: MatthewsCorrelationOptions) -> Counts:
     """Return the soft counts; N is 1 if no voxel is left."""
-    q, keep = complements(input, o), kept_voxels(input, target, o)
+    q, m = complements(input, target, o), voxel_weights(input, target, o)
     both = np.minimum(q, 1 - g) if o.soft_label else q * (1 - g)
     fp, fn = errors(p, q, g, o.soft_label)
-    terms = overlap(p, g, o.soft_label)[0], fp, fn, masked_product(keep, both)
+    terms = overlap(p, g, o.soft_label)[0], fp, fn, both - (1 - m)
     tp, fp, fn, tn = (sum_voxels(term, o.batch) for term in terms)
-    return Counts(tp, fp, fn, tn, np.maximum(sum_voxels(keep, o.batch), 1).astype(p.dtype))
+    n = sum_voxels(np.broadcast_to(m, (len(p), *m.shape[1:])), o.batch)
+    return Counts(tp, fp, fn, tn, np.where(n > 0, n, 1))
 
 
 def moments(c: Counts, o: MatthewsCorrelationOptions) -> Moments:

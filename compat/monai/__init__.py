@@ -18,8 +18,10 @@ from twinloss.compat.monai.segmentation import (
     FocalLoss,
     GeneralizedDiceLoss,
     MaskedDiceLoss,
+    MCCLoss,
     TverskyLoss,
 )
+from twinloss.compat.monai.wrappers import DeepSupervisionLoss, MaskedLoss
 from twinloss.fast import GeneralizedWassersteinDiceLoss, MultiScaleLoss
 
 Dice = DiceLoss
@@ -30,6 +32,7 @@ generalized_wasserstein_dice = GeneralizedWassersteinDiceLoss
 
 __all__ = [
     "BendingEnergyLoss",
+    "DeepSupervisionLoss",
     "Dice",
     "DiceCELoss",
     "DiceFocalLoss",
@@ -40,7 +43,9 @@ __all__ = [
     "GeneralizedWassersteinDiceLoss",
     "GlobalMutualInformationLoss",
     "LocalNormalizedCrossCorrelationLoss",
+    "MCCLoss",
     "MaskedDiceLoss",
+    "MaskedLoss",
     "MultiScaleLoss",
     "TverskyLoss",
     "dice_ce",

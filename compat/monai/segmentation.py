@@ -14,6 +14,7 @@ from twinloss.fast.engine.loss import entry_point
 from twinloss.fast.engine.segmentation.labels import checked_labels
 from twinloss.fast.engine.segmentation.loss import ClassWeight, SegmentationLoss
 from twinloss.fast.engine.segmentation.voxels import Voxels
+from twinloss.fast.kernels.contract import FN, FP, TP, VOLUME
 from twinloss.fast.runtime.warn import warn
 
 
@@ -23,6 +24,13 @@ class _NoAxisOfTheBatch(SegmentationLoss):
     def reduced(self, loss: Tensor, ndim: int) -> Tensor:
         made = super().reduced(loss, ndim)
         return made.squeeze(0) if self.reduction == "none" and self.batch else made
+
+
+class _NoAxes(_NoAxisOfTheBatch):
+    """A loss whose values without reduction are (B, C'), or (C',) if `batch` pools the items."""
+
+    def reduced(self, loss: Tensor, ndim: int) -> Tensor:
+        return super().reduced(loss, 2)
 
 
 class DiceLoss(_NoAxisOfTheBatch, fast.DiceLoss):
@@ -56,7 +64,7 @@ class MaskedDiceLoss(DiceLoss, fast.MaskedDiceLoss):
     """Dice loss of the voxels within a mask, see `twinloss.fast.MaskedDiceLoss`."""
 
 
-class TverskyLoss(_NoAxisOfTheBatch, fast.TverskyLoss):
+class TverskyLoss(_NoAxes, fast.TverskyLoss):
     """Tversky loss, see `twinloss.fast.TverskyLoss`; without reduction, its values are (B, C')."""
 
     def __init__(
@@ -81,9 +89,46 @@ class TverskyLoss(_NoAxisOfTheBatch, fast.TverskyLoss):
             batch, soft_label=soft_label, ignore_index=ignore_index, **options,
         )  # fmt: skip
 
-    def reduced(self, loss: Tensor, ndim: int) -> Tensor:
-        """Reduce per-item values; with "none" they are (B, C'), or (C',) with `batch`."""
-        return super().reduced(loss, 2)
+
+class MCCLoss(_NoAxes, fast.MatthewsCorrelationLoss):
+    """Matthews correlation loss, see `twinloss.fast.MatthewsCorrelationLoss`, with another smoothing.
+
+    It is 1 - (TP TN - FP FN + ν) / sqrt((TP + FP)(TP + FN)(TN + FP)(TN + FN) + δ), and 0 without any error. Without
+    reduction, its values are (B, C'). A class that is absent from the target has a loss without a gradient.
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        reduction: str = "mean",
+        smooth_nr: float = 0.0,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            include_background, to_onehot_y, sigmoid, softmax, other_act, reduction, smooth_nr, smooth_dr, batch,
+            **options,
+        )  # fmt: skip
+
+    @entry_point
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss; `twinloss.fast.MatthewsCorrelationLoss` documents shapes and errors."""
+        voxels = self.voxels(input, target)
+        sums = voxels.sums(self.activation(input), overlap="minimum" if self.soft_label else "product").stack
+        rows = sums if voxels.background else sums[:, :, 1:]
+        if self.batch:
+            rows = rows.sum(1, keepdim=True)
+        tp, fp, fn, volume = (rows[row] for row in (TP, FP, FN, VOLUME))
+        tn = self._counts(voxels) - volume - fp
+        product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+        correlation = (tp * tn - fp * fn + self.smooth_nr) / (product + self.smooth_dr).sqrt()
+        loss = torch.where((fp == 0) & (fn == 0), 0, 1 - correlation)
+        return self.reduce(self.by_class(loss, voxels), input)
 
 
 class GeneralizedDiceLoss(_NoAxisOfTheBatch, fast.GeneralizedDiceLoss):

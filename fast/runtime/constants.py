@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,9 +40,25 @@ def _stacked(values: Any, like: Tensor, dtype: torch.dtype) -> Tensor:
     return like.new_full((), values, dtype=dtype)
 
 
+class _Array(NamedTuple):
+    """An array as a key of the cache."""
+
+    content: bytes
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def on_device(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    """Return an array as a tensor, for kernels; an upload in each call would stop a CUDA graph."""
+    return _kept(_Array(array.tobytes(), array.dtype.str, array.shape), None, device)
+
+
 @lru_cache(maxsize=256)
-def _kept(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _kept(values: Any, dtype: torch.dtype | None, device: torch.device) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
+        if isinstance(values, _Array):
+            array = np.frombuffer(values.content, values.dtype).reshape(values.shape)
+            return torch.from_numpy(array.copy()).to(device)
         return torch.tensor(values, dtype=dtype, device=device)
 
 

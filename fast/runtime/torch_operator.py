@@ -206,7 +206,7 @@ def by_numpy(first: Tensor) -> bool:
 
     It may where nobody traces the formula, and autograd does not record it.
     """
-    return first.is_cpu and not (is_traced((first,)) or dispatch.by_torch(first))
+    return not (is_traced((first,)) or dispatch.by_torch(first)) and first.is_cpu
 
 
 def on_arrays(formula: Callable[..., Any]) -> Callable[..., Any]:

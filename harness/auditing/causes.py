@@ -95,7 +95,9 @@ def _is_right(twin: Twin, case: Case, wanted: Grade) -> bool:
 
 
 def _is_alike(twin: Twin, trial: Trial, wanted: Grade) -> bool:
-    return trial.kind is not None and how(trial) == wanted[0] and _grade(twin, trial) == wanted
+    """Return whether a trial fails in a given way; where the gradient is wrong, a wrong value is no other failure."""
+    found = _grade(twin, trial)
+    return trial.kind is not None and wanted in (found, (found[0].replace("value", "gradient"), found[1]))
 
 
 def _tried(twin: Twin, case: Case) -> Trial | None:
@@ -117,6 +119,7 @@ def cause(twin: Twin, failed: Trial) -> Cause:
     # Particular numbers may make an option seem necessary that is not.
     for simpler in ordinary(twin, failed.case):
         failed = _fails(twin, simpler, wanted) or failed
+        wanted = _grade(twin, failed)
     needed: set[str] = set()
     progress = True
     while progress:
@@ -124,7 +127,7 @@ def cause(twin: Twin, failed: Trial) -> Cause:
         for name, simpler in reduced(twin, failed.case):
             trial = _tried(twin, simpler)
             if trial is not None and _is_alike(twin, trial, wanted):
-                failed, progress = trial, True
+                failed, wanted, progress = trial, _grade(twin, trial), True
                 break
             if trial is not None:
                 needed.add(name)

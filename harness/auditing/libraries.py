@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from twinloss.harness.auditing.peer import Clause, Peer, is_soft
+from twinloss.harness.auditing.peer import Clause, Peer, is_multiple, is_soft
 from twinloss.harness.auditing.traits import excluded_voxels
 from twinloss.harness.losses import peers
 from twinloss.harness.losses.peers import SMP as SMP_NAME
@@ -146,6 +146,15 @@ SPLINE = Clause(
     "Mattes et al. center the box on a bin, as it does; ours counts a voxel in the bin in which it lies, as ITK does",
     excluded=False,
 )  # fmt: skip
+MULTIPLIED = Clause(
+    "masked voxels", lambda twin, case: bool((case.operands["mask"].values != 1).any()),
+    "its class: the mask is a weight of input and target, which does not leave voxels out", excluded=False,
+)  # fmt: skip
+NO_CLASS = Clause(
+    "voxels without exactly one class", is_multiple,
+    "torch.nn.CrossEntropyLoss: the mean divides by the number of voxels, whatever the sum of their targets",
+    excluded=False,
+)  # fmt: skip
 MILLETARI = "the formula of Milletari et al. (2016), which it cites"
 MONAI = (
     Peer("DiceLoss", "dice", "monai.losses", f"its documentation, and {MILLETARI}",
@@ -177,7 +186,7 @@ MONAI = (
          }, lowest=0.0),
     Peer("DiceCELoss", "dice_ce", "monai.losses",
          "its documentation: the weighted sum of DiceLoss and torch's cross entropy",
-         clauses=(*SEGMENTATION, PROBABILITIES, SMOOTHED), ranks=ANY_RANK, promises={
+         clauses=(*SEGMENTATION, PROBABILITIES, NO_CLASS, SMOOTHED), ranks=ANY_RANK, promises={
              "shape": "`forward`, Raises: ValueError when the numbers of channels do not fit",
              "lambda": "lambda_dice and lambda_ce should be no less than 0.0",
          }, lowest=0.0),
@@ -231,7 +240,7 @@ MONAI = (
          build="{name}(DiceCELoss(softmax=True, to_onehot_y=True){more})", call="loss(x, y, mask)",
          imports=("from monai.losses import DiceCELoss",),
          options={"softmax": True, "to_onehot_y": True, "loss": "dice_ce"}, unlike=("loss",),
-         clauses=(*SEGMENTATION, MASKS), lowest=0.0),
+         clauses=(*SEGMENTATION, MULTIPLIED), lowest=0.0),
 )  # fmt: skip
 
 ABSENT = Clause(

@@ -27,7 +27,11 @@ def module(peer: Peer, twin: Twin) -> Iterator[Probe]:
         case = example(peer, twin, row)
         if case is None:
             continue
-        asked, what = call(peer, case), "".join(f", with `{peer.theirs(name)}`" for name in row)
+        asked = call(peer, case)
+        what = "".join(
+            f", with `{peer.theirs(name)}`" if isinstance(value, PerCase) else f", with `{peer.theirs(name)}={value}`"
+            for name, value in row.items()
+        )
         value = f"{asked}.sum().item()"
         is_module = hasattr(peer.found, "forward")
         if is_module:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from twinloss.harness.auditing.causes import Cause, digits, how, only_digits, quick_in_double
@@ -44,7 +42,7 @@ def sort_of(peer: Peer, twin: Twin, cause: Cause) -> tuple[str, str]:
         if clause.covers(twin, case):
             return (OUTSIDE if clause.excluded else CONVENTION), f"{clause.name}; {clause.source}"
     for trait, reason in OPEN.items():
-        if trait in cause.traits and _not_only_numbers_differ(cause):
+        if trait in cause.traits and (trait == "infinity" or _not_only_numbers_differ(cause)):
             return CONVENTION, reason
     if "one class left" in cause.traits and expects_classes(twin.defaults() | dict(case.options)):
         return CONVENTION, "no paper says what one channel means where several classes are expected"
@@ -58,7 +56,8 @@ def sort_of(peer: Peer, twin: Twin, cause: Cause) -> tuple[str, str]:
     zero_over_zero = "`smooth_dr`" in cause.traits and case.options.get("smooth_dr") == 0
     if zero_over_zero and not (np.isfinite(got).all() and np.isfinite(want).all()):
         return CONVENTION, "0/0, by the caller's choice of a smoothing constant of 0"
-    if trial.kind == "gradient" and "a tie of prediction and target" in cause.traits:
+    rounded = "less than float64" in cause.traits
+    if trial.kind == "gradient" and "a tie of prediction and target" in cause.traits and not rounded:
         return CONVENTION, "the loss has a kink here, and any slope between those of both sides is a subgradient"
     if "arguments of different types" in cause.traits and only_rounding(twin, trial, quick_in_double):
         return CONVENTION, TYPES
@@ -118,8 +117,16 @@ def sentence(peer: Peer, twin: Twin, cause: Cause) -> str:
         return f"the {cause.how} is another{given}"
     if cause.how.endswith("not finite"):
         return f"the {cause.how.split()[0]} is not finite{given}"
-    error = relative_error(twin, trial)
     bounds = outside_its_bounds(twin, trial) if trial.kind == "value" else None
-    size = "" if not math.isfinite(error) else f" by {error:.0%}" if error >= MOST else f" by {error:.1g} of its size"
     beyond = f", and outside its range [{peer.lowest}, {peer.highest}]" if bounds and peer.range_source else ""
-    return f"the {cause.how} is off{size}{beyond}{given}"
+    return f"the {cause.how} is off{_size(twin, cause)}{beyond}{given}"
+
+
+def _size(twin: Twin, cause: Cause) -> str:
+    """Return how large the error is, relative to the largest expected number."""
+    got, want = wrong_parts(cause.trial)
+    if relative_error(twin, cause.trial) < MOST:
+        return f" by {relative_error(twin, cause.trial):.1g} of its size"
+    with np.errstate(all="ignore"):
+        error = float(np.max(np.abs(got - want)) / np.max(np.abs(want)))
+    return f" by {error:.0%}" if error < 2 else f" by a factor of {error + 1:.3g}" if error < 100 else ""

@@ -171,6 +171,17 @@ def _with_hard_target(twin: Twin, case: Case) -> Case | None:
     return None if same else hard
 
 
+def _with_binary_target(twin: Twin, case: Case) -> Case | None:
+    """Return the case with each number of the target as 0 or 1, if it holds others and no labels."""
+    if twin.operands[0] != "input" or has_labels(twin, case.options) or "target" not in case.operands:
+        return None
+    target, index = case.operands["target"], case.options.get("ignore_index")
+    kept = (target.values == 0) | (target.values == 1) | (target.values == index)
+    if kept.all():
+        return None
+    return case.with_operand("target", replace(target, values=np.where(kept, target.values, target.values >= 0.5)))
+
+
 def _with_soft_probabilities(twin: Twin, case: Case) -> Case | None:
     x = case.input.values
     if twin.operands[0] != "input" or is_activated(case.options, x.shape[1]) or "softmax" not in twin.options:
@@ -390,6 +401,7 @@ REDUCED = (
     Trait("masked voxels", _with_whole_mask),
     Trait("a field without exactly one component per axis", _with_one_component_per_axis),
     Trait("several channels", _with_one_channel),
+    Trait("a soft target", _with_binary_target),
     Trait("a target that is not one class per voxel", _with_hard_target),
     Trait("a background", _without_background),
     Trait("very small numbers", _without_tiny_numbers),

@@ -90,12 +90,22 @@ class BenchmarkCase:
 def base_cases(
     twins: Sequence[Twin], threads: int, size: int = BASE, device: str = "cpu", kind: str = "base"
 ) -> list[BenchmarkCase]:
-    """Return one base case for each benchmark of each loss.
+    """Return one base case for each timed benchmark of each loss.
 
     Pass `kind="custom"` if the size or the number of threads is not that of the report.
     """
     return [
         BenchmarkCase(twin.name, line.name, size, line.batch, line.classes, threads, device=device, kind=kind)
+        for twin in twins
+        for line in twin.benches
+        if line.timed
+    ]
+
+
+def counted_cases(twins: Sequence[Twin], size: int) -> list[BenchmarkCase]:
+    """Return the cases whose memory traffic is counted: one for each benchmark, whether it is timed or not."""
+    return [
+        BenchmarkCase(twin.name, line.name, size, line.batch, line.classes, 1)
         for twin in twins
         for line in twin.benches
     ]

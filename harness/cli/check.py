@@ -131,8 +131,7 @@ def check(
     with progress() as tick:
         try:
             if pair is not None:
-                on = where if device is Device.cuda else None
-                made = check_pair(pair, device=on, tick=tick, **hunting)  # type: ignore[arg-type]
+                made = check_pair(pair, device=where, tick=tick, **hunting)  # type: ignore[arg-type]
                 tell(made, folder, save, explain_bound)
                 raise typer.Exit(made.exit_code)
             assert target is not None

@@ -20,7 +20,7 @@ from twinloss.harness.hunting.parallel import on_cluster, prepare
 
 EXPLAINED = {
     "defect": "wrong by the library's own documentation, or by the paper that it cites, on input that it documents",
-    "precision": "the formula is right, but digits are lost; a relative error of more than 1 % is a defect",
+    "precision": "the formula is right, but digits are lost; beyond 1 % it is a defect, except in half precision",
     "convention": "papers and documentation leave it open, and our reference does otherwise",
     "outside the documented domain": "the documentation excludes this input, or says nothing about it",
 }

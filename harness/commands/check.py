@@ -176,7 +176,7 @@ def check_pair(
     processes: int = 1,
     cluster: str | None = None,
     remember: bool = False,
-    device: str | None = None,
+    device: str = "cpu",
 ) -> Check:
     """Hunt for an input on which the fast function of a pair differs from its reference.
 
@@ -191,7 +191,8 @@ def check_pair(
         processes: the number of dtypes that are hunted in parallel.
         cluster: the address of a Dask scheduler whose workers run the hunts.
         remember: first retry the cases that failed last time in the same folder.
-        device: the device on which the fast function runs; by default that of the pair.
+        device: "cpu", "cuda" or "interpreter", unless the pair itself names a device. Triton kernels run in the
+            interpreter if they are imported after its start; so give the place of the pair as a text.
 
     Returns:
         The results; `verdict` and `failed` summarise them.
@@ -200,18 +201,17 @@ def check_pair(
         TargetError: if the pair or its fast function cannot be imported.
         PairError: if the functions do not fit the description of the pair.
         DeviationsError: if the file of known deviations cannot be read.
+        DeviceError: if the device is unknown or cannot be used here.
     """
-    if isinstance(pair, str):
-        twin = pairs.as_twin(*pairs.find_pair(pair), device)
-    else:
-        twin = pairs.as_twin(pair, device=device)
+    devices.use(device)
+    twin = pairs.as_twin(*pairs.find_pair(pair)) if isinstance(pair, str) else pairs.as_twin(pair)
     for dtype in dtypes:
         if dtype not in DTYPES:
             raise PairError(f"there is no dtype {dtype!r} to test: known are {', '.join(DTYPES)}")
     known = deviations.read(Path(xfails)) if xfails else ()
     made = Check(seed, twin=twin, strict=strict)
     hunting = {"forgiving": not strict, "known": known, "remember": remember}
-    jobs = [Job(twin, (dtype,), "generated", examples, seed, hunting) for dtype in dtypes]
+    jobs = [Job(twin, (dtype,), "generated", examples, seed, hunting, device) for dtype in dtypes]
     with _ignoring_warnings():
         pairs.refuse_what_does_not_fit(twin, dtypes, seed)
         _hunt(made, jobs, known, tick, processes, cluster)

@@ -30,7 +30,7 @@ class Difference:
 
 # Why `twinloss.compat.monai` differs from MONAI.
 KINDS = {
-    "defect": "MONAI returns a wrong number, see errata.md",
+    "defect": "MONAI returns a wrong number; errata.md has most of these",
     "NaN": "MONAI returns NaN, or digits that are mere rounding errors",
     "error": "MONAI returns a number for an invalid argument, and twinloss raises an error",
     "accepted": "MONAI raises an error for a valid argument",

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from hypothesis.errors import HypothesisException
 
 from twinloss.harness.drawing.hypothesis_seed import drawn
 from twinloss.harness.drawing.pair_cases import in_domain, pair_cases
 from twinloss.harness.hunting.loading import TargetError, load, load_object
 from twinloss.harness.hunting.target import is_of_arrays, parameters
-from twinloss.harness.judging import pair_laws
+from twinloss.harness.judging import pair_protocol
 from twinloss.harness.judging.pair_call import (
     Fast,
     ask_pair,
@@ -47,11 +48,10 @@ class PairPlace:
     """The place of a pair, from which another process makes its twin."""
 
     place: str
-    device: str | None = None
 
     def twin(self) -> Twin:
         """Return the twin."""
-        return as_twin(load_pair(self.place), self.place, self.device)
+        return as_twin(load_pair(self.place), self.place)
 
 
 def load_pair(place: str) -> Pair:
@@ -106,15 +106,15 @@ def place_of(pair: Pair) -> str | None:
     return None
 
 
-def as_twin(pair: Pair, place: str | None = None, device: str | None = None) -> Twin:
+def as_twin(pair: Pair, place: str | None = None) -> Twin:
     """Make the twin of a pair; `place` is where other processes find it, by default its module.
 
     Raises:
         TargetError: if the fast function cannot be imported.
-        PairError: if the fast function cannot be called as the pair says.
+        PairError: if the fast function cannot be called as the pair says, or its device cannot be used here.
     """
     place = place or place_of(pair)
-    pair = replace(pair, device=device) if device else pair
+    _refuse_device(pair)
     found = _loaded(pair, pair.fast)
     slope = None if pair.fast_gradient is None else _loaded(pair, pair.fast_gradient)
     by_arrays = pair.takes == "numpy" if pair.takes else is_of_arrays(found)
@@ -138,10 +138,18 @@ def as_twin(pair: Pair, place: str | None = None, device: str | None = None) -> 
         differentiable=bool(pair.wrt),
         pair=pair,
         laws=laws,
-        origin=PairPlace(place, device) if place else None,
-        source=_source(place) + (f"\nPAIR = replace(PAIR, device={device!r})" if device else ""),
+        origin=PairPlace(place) if place else None,
+        source=_source(place),
     )
-    return replace(made, laws=(*laws, *pair_laws.protocol(made)))
+    return replace(made, laws=(*laws, *pair_protocol.protocol(made)))
+
+
+def _refuse_device(pair: Pair) -> None:
+    try:
+        torch.empty(0, device=pair.runs_on())
+    except (RuntimeError, AssertionError) as error:
+        where = f"device={pair.device!r}"
+        raise PairError(f"{pair.name}: {where} cannot be used here: {error}; leave it out to use the CPU") from error
 
 
 def _loaded(pair: Pair, given: Any) -> Any:
@@ -231,6 +239,8 @@ def refuse_what_does_not_fit(twin: Twin, dtypes: Sequence[str], seed: int) -> No
             The message says what was passed, what came, and how to mend it.
     """
     fast, pair = fast_of(twin)
+    if fast.by_arrays and pair.runs_on().type != "cpu":
+        raise PairError(f"{fast.__name__} takes NumPy arrays, which are not on {pair.runs_on()}: use the CPU")
     if fast.by_arrays and "bfloat16" in dtypes:
         raise PairError(f"{fast.__name__} takes NumPy arrays, which have no bfloat16: leave bfloat16 out of the dtypes")
     for dtype in dtypes:

@@ -23,6 +23,7 @@ from twinloss.harness.hunting import compiling
 from twinloss.harness.hunting.hunt import Hunt
 from twinloss.harness.hunting.jobs import Job, Key, Tick, Work, do_job
 from twinloss.harness.losses.catalogue import catalogue
+from twinloss.harness.model import device
 
 # The reference uses one core; real images take up to 1.7 GB in each process.
 PROCESSES = min(2, os.cpu_count() or 1)
@@ -234,6 +235,7 @@ def _run_job(key: Key, order: Job) -> tuple[list[dict[str, Any]], list[str]]:
     _at_work = True
     try:
         _raise_if_interrupted()
+        device.use(order.device)  # Triton's interpreter starts before a pair imports its kernels
         twin = catalogue()[key] if isinstance(key, str) else key.twin()
         do_job(work, replace(order, twin=twin), _raise_if_interrupted)
     except KeyboardInterrupt:

@@ -100,10 +100,9 @@ sys.exit(trial.kind is not None)
 REPLAYED = '''"""{title}."""
 
 import sys
-from dataclasses import replace
 
 import numpy as np
-from twinloss.harness import replay
+{device}from twinloss.harness import replay
 {source}
 
 nan, inf = float("nan"), float("inf")
@@ -262,6 +261,7 @@ def _replayed(twin: Twin, trial: Trial) -> str:
         given[name] += [repr(operand.layout)] if operand.layout != "contiguous" else []
     return REPLAYED.format(
         title=_title(twin, trial),
+        device=_device(),
         source=twin.source,
         numbers=_numbers(case),
         operands=", ".join(f"{name!r}: ({', '.join(parts)})" for name, parts in given.items()),

@@ -70,7 +70,7 @@ class Fast:
             for name, value in options.items()
             if not self.constructed or (self.call_takes(self.theirs(name)) and not self.takes(self.theirs(name)))
         }
-        held = {theirs: arguments[name] for name, theirs in self.pair.state.items()}
+        held = {theirs: arguments[name] for name, theirs in self.pair.state.items() if name in arguments}
         passed = {name: value for name, value in arguments.items() if name not in self.pair.state}
         if any(name in self.pair.names for name in passed):
             positional, keyword = (), {self.theirs(name): value for name, value in passed.items()}
@@ -94,8 +94,8 @@ def reference_options(twin: Twin, case: Case) -> dict[str, Any]:
 
 
 def tensors_of(pair: Pair, case: Case, wrt: Sequence[str] = ()) -> dict[str, torch.Tensor]:
-    """Return new tensors of all inputs on the pair's device; those in `wrt` require a gradient."""
-    made = {name: operand.tensor().to(pair.device) for name, operand in case.operands.items()}
+    """Return new tensors of all inputs on the device under test; those in `wrt` require a gradient."""
+    made = {name: operand.tensor(pair.runs_on()) for name, operand in case.operands.items()}
     for name in wrt:
         made[name].requires_grad_()
     return made
@@ -156,7 +156,7 @@ def _buffers(twin: Twin, case: Case) -> dict[str, torch.Tensor]:
         kind = output.dtype.kind
         dtype = {"f": case.dtype, "b": "bool"}.get(kind, str(output.dtype))
         fill: float = {"f": np.nan, "b": True, "u": 1}.get(kind, -1)
-        made[name] = torch.full(output.shape, fill, dtype=getattr(torch, dtype), device=pair.device)
+        made[name] = torch.full(output.shape, fill, dtype=getattr(torch, dtype), device=pair.runs_on())
     return made
 
 

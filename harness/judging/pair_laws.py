@@ -1,15 +1,12 @@
 """Laws for pairs: relations between answers of the fast function, which hold whatever the reference computes.
 
-`permutes`, `scales` and the other functions without an underscore make laws for `Pair(laws=[…])`. PROTOCOL holds the
-laws that every function should keep; the hunt checks them without being asked to.
+`permutes`, `scales` and the other functions without an underscore make laws for `Pair(laws=[…])`. The laws that every
+function should keep are in `pair_protocol.py`; the hunt checks them without being asked to.
 """
 
 from __future__ import annotations
 
-import copy
-import pickle
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,18 +15,14 @@ import torch
 
 from twinloss.harness.judging.pair_call import (
     answer_with,
-    as_array,
     ask_pair,
     build,
-    fast_of,
     in_a_row,
     lifted,
     options_of,
     reference_options,
     reference_outputs,
-    run,
     sizes_of,
-    tensors_of,
 )
 from twinloss.harness.model.answer import Answer
 from twinloss.harness.model.operand import Array, Operand, widened
@@ -48,7 +41,7 @@ def permutes(axis: str, **needs: Any) -> Law:
     """
 
     def claims(twin: Twin, case: Case) -> Iterator[Claim]:
-        pair = _pair(twin)
+        pair = pair_of(twin)
         order = np.random.default_rng(0).permutation(sizes_of(pair, case)[axis])
         case = replace(case, cotangent=None)
         moved = _with_values(case, {name: _taken(pair, name, axis, values, order) for name, values in _values(case)})
@@ -139,7 +132,7 @@ def independent(axis: str, **needs: Any) -> Law:
     """
 
     def claims(twin: Twin, case: Case) -> Iterator[Claim]:
-        pair, case = _pair(twin), replace(case, cotangent=None)
+        pair, case = pair_of(twin), replace(case, cotangent=None)
         whole = ask_pair(twin, case)
         for b in range(sizes_of(pair, case)[axis]):
             one = np.array([b])
@@ -156,19 +149,22 @@ def holds(name: str, predicate: Callable[[Inputs, tuple[Array, ...], Mapping[str
 
     def claims(twin: Twin, case: Case) -> Iterator[Claim]:
         outputs = ask_pair(twin, case).outputs
-        yield _flag(bool(predicate(dict(_values(case)), outputs, options_of(twin, case))), case)
+        yield flag(bool(predicate(dict(_values(case)), outputs, options_of(twin, case))), case)
 
     return Law(name, claims, needs)
 
 
-def compiles(**needs: Any) -> Law:
-    """Claim that torch.compile(fullgraph=True) accepts the function and computes the same. It takes seconds."""
+def compiles(backend: str = "inductor", **needs: Any) -> Law:
+    """Claim that torch.compile(fullgraph=True) accepts the function and computes the same.
+
+    It takes seconds; with backend="eager", only whether the function can be captured is checked, which is faster.
+    """
 
     def claims(twin: Twin, case: Case) -> Iterator[Claim]:
         loss = build(twin, case)
         torch.compiler.reset()
-        compiled = torch.compile(loss, fullgraph=True, dynamic=False)
-        yield from _same(answer_with(twin, case, compiled), answer_with(twin, case, loss), case)
+        compiled = torch.compile(loss, fullgraph=True, dynamic=False, backend=backend)
+        yield from same(answer_with(twin, case, compiled), answer_with(twin, case, loss), case)
 
     return Law("torch.compile computes the same", claims, needs)
 
@@ -177,14 +173,15 @@ def ignores_autocast(**needs: Any) -> Law:
     """Claim that the results under autocast are those without it."""
 
     def claims(twin: Twin, case: Case) -> Iterator[Claim]:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(pair_of(twin).runs_on().type, torch.bfloat16):
             inside = ask_pair(twin, case)
-        yield from _same(inside, ask_pair(twin, case), case)
+        yield from same(inside, ask_pair(twin, case), case)
 
     return Law("autocast changes nothing", claims, needs)
 
 
-def _pair(twin: Twin) -> Pair:
+def pair_of(twin: Twin) -> Pair:
+    """Return the pair of a twin that was made from one."""
     assert twin.pair is not None
     return twin.pair
 
@@ -224,197 +221,18 @@ def _alike(a: Array, b: Array) -> bool:
 
 
 def _reference(twin: Twin, case: Case) -> tuple[Array, ...]:
-    return reference_outputs(_pair(twin), lifted(case, np.float64), reference_options(twin, case))
+    return reference_outputs(pair_of(twin), lifted(case, np.float64), reference_options(twin, case))
 
 
-def _flag(condition: bool, case: Case) -> Claim:
+def flag(condition: bool, case: Case) -> Claim:
     """Return a claim that a condition holds."""
     return Claim("value", np.asarray(float(condition)), np.asarray(1.0), case, exact=True)
 
 
-def _same(got: Answer, want: Answer, case: Case, exact: bool = False) -> Iterator[Claim]:
+def same(got: Answer, want: Answer, case: Case, exact: bool = False) -> Iterator[Claim]:
+    """Claim that two answers are equal."""
     yield Claim("value", got.value, want.value, case, exact=exact)
     yield Claim("gradient", got.gradient, want.gradient, case, exact=exact)
-
-
-# Laws that every function keeps.
-
-
-def _leaves_its_inputs(twin: Twin, case: Case) -> Iterator[Claim]:
-    fast, pair = fast_of(twin)
-    tensors = tensors_of(pair, case, pair.wrt if twin.differentiable and fast.slope is None else ())
-    before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    answer_with(twin, case, build(twin, case), tensors)
-    for name, tensor in tensors.items():
-        if name not in pair.writes:
-            now, old = (as_array(t.detach().double()) for t in (tensor, before[name]))
-            yield Claim("value", np.nan_to_num(now, nan=0.5), np.nan_to_num(old, nan=0.5), case, exact=True)
-
-
-def _repeats_bitwise(twin: Twin, case: Case) -> Iterator[Claim]:
-    yield from _same(ask_pair(twin, case), ask_pair(twin, case), case, exact=True)
-
-
-def _hands_out_no_buffer(twin: Twin, case: Case) -> Iterator[Claim]:
-    """Overwriting the results of one call must not affect the next call, and the next call must not overwrite them."""
-    pair, loss = _pair(twin), build(twin, case)
-    first = run(twin, case, loss, tensors_of(pair, case))
-    kept = [as_array(value).copy() for value in map(_writable, first)]
-    second = run(twin, case, loss, tensors_of(pair, case))
-    for value, copied in zip(first, kept, strict=True):
-        yield Claim("value", as_array(_writable(value)), copied, case, exact=True)
-    for value in first:
-        if value.is_floating_point():
-            value.detach().fill_(torch.nan)
-    for value, copied in zip(second, kept, strict=True):
-        yield Claim("value", as_array(_writable(value)), copied, case, exact=True)
-
-
-def _writable(value: torch.Tensor) -> torch.Tensor:
-    return value.detach().double() if value.is_floating_point() else value.detach()
-
-
-def _state(loss: Any) -> list[bytes]:
-    """Return the pickled attributes of an instance, and of the modules within it, as far as they can be pickled."""
-    modules = loss.modules() if isinstance(loss, torch.nn.Module) else (loss,)
-    held = []
-    for module in modules:
-        attributes = getattr(module, "__dict__", {})
-        for name, value in sorted(attributes.items()):
-            try:
-                held += [] if callable(value) else [pickle.dumps((name, value))]
-            except Exception:
-                continue
-    return held
-
-
-def _keeps_no_state(twin: Twin, case: Case) -> Iterator[Claim]:
-    pair, loss = _pair(twin), build(twin, case)
-    before = _state(loss)
-    for _ in range(2):
-        run(twin, case, loss, tensors_of(pair, case))
-    yield _flag(before == _state(loss), case)
-
-
-def _copies_answer_alike(twin: Twin, case: Case) -> Iterator[Claim]:
-    loss = build(twin, case)
-    want = answer_with(twin, case, loss)
-    made = [copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))]
-    if isinstance(loss, torch.nn.Module):
-        made.append(build(twin, case))
-        made[-1].load_state_dict(loss.state_dict())
-    for other in made:
-        yield from _same(answer_with(twin, case, other), want, case, exact=True)
-
-
-def _copies_its_arguments(twin: Twin, case: Case) -> Iterator[Claim]:
-    """Changing a list or an array after construction must not change the results."""
-    fast, pair = fast_of(twin)
-    options = copy.deepcopy(options_of(twin, case))
-    loss = fast.built(sizes_of(pair, case), options)
-    want = answer_with(twin, case, loss)
-    for value in options.values():
-        if isinstance(value, list | np.ndarray):
-            value[:] = [0 * each for each in value]
-        elif isinstance(value, torch.Tensor):
-            value.zero_()
-    yield from _same(answer_with(twin, case, loss), want, case, exact=True)
-
-
-def _no_graph_without_request(twin: Twin, case: Case) -> Iterator[Claim]:
-    pair, loss = _pair(twin), build(twin, case)
-    plain = run(twin, case, loss, tensors_of(pair, case))
-    held = bool(pair.state) or isinstance(loss, torch.nn.Module)
-    yield _flag(held or not any(value.requires_grad for value in plain), case)
-    with torch.no_grad():
-        made = run(twin, case, loss, tensors_of(pair, case, pair.wrt))
-    # A view of a leaf requires a gradient even then, but it has no graph.
-    yield _flag(all(value.grad_fn is None for value in made), case)
-
-
-class _Subclass(torch.Tensor):
-    """A subclass of tensors that changes nothing."""
-
-
-def _accepts_subclasses(twin: Twin, case: Case) -> Iterator[Claim]:
-    pair, loss = _pair(twin), build(twin, case)
-    tensors = {name: tensor.as_subclass(_Subclass) for name, tensor in tensors_of(pair, case).items()}
-    made = run(twin, case, loss, tensors)
-    want = run(twin, case, loss, tensors_of(pair, case))
-    for a, b in zip(made, want, strict=True):
-        yield Claim("value", widened(a.as_subclass(torch.Tensor)), widened(b), case, exact=True)
-
-
-@contextmanager
-def _other_defaults() -> Iterator[None]:
-    """Make float64 the default dtype, and a device without memory the default device."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        with torch.device("meta"):
-            yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def _ignores_defaults(twin: Twin, case: Case) -> Iterator[Claim]:
-    pair, loss = _pair(twin), build(twin, case)
-    want = run(twin, case, loss, tensors_of(pair, case))
-    tensors = tensors_of(pair, case)
-    if any(name not in pair.inputs for name in pair.writes):
-        return  # the harness itself makes the buffers
-    with _other_defaults():
-        made = run(twin, case, loss, tensors)
-    for a, b in zip(made, want, strict=True):
-        yield _flag(a.device == b.device and a.dtype == b.dtype, case)
-        if a.device == b.device:
-            yield Claim("value", widened(a), widened(b), case)
-
-
-def _ignores_threads(twin: Twin, case: Case) -> Iterator[Claim]:
-    before, answers = torch.get_num_threads(), []
-    try:
-        for threads in (1, 4):
-            torch.set_num_threads(threads)
-            answers.append(ask_pair(twin, case))
-    finally:
-        torch.set_num_threads(before)
-    yield from _same(answers[1], answers[0], case)
-
-
-INPUTS = Law("inputs stay unchanged", _leaves_its_inputs)
-REPEATS = Law("a second call gives the same bits", _repeats_bitwise)
-BUFFERS = Law("results are not reused as buffers", _hands_out_no_buffer)
-THREADS = Law("the number of threads does not matter", _ignores_threads)
-OF_ALL = (INPUTS, REPEATS, BUFFERS)
-OF_TENSORS = (
-    Law("a graph is built only on request", _no_graph_without_request),
-    Law("a subclass of tensors gives the same", _accepts_subclasses),
-    Law("default dtype and device do not matter", _ignores_defaults),
-    THREADS,
-)
-OF_OBJECTS = (
-    Law("a call leaves no state", _keeps_no_state),
-    Law("copies give the same answer, by deepcopy, pickle or state_dict", _copies_answer_alike),
-)
-OF_CLASSES = (Law("arguments of the constructor are copied", _copies_its_arguments),)
-
-
-def protocol(twin: Twin) -> tuple[Law, ...]:
-    """Return the laws that the fast function of a pair should keep, whatever it computes."""
-    fast, pair = fast_of(twin)
-    made = list(OF_ALL)
-    if pair.writes and any(name not in pair.inputs for name in pair.writes):
-        made.remove(BUFFERS)
-    if not fast.by_arrays:
-        made += OF_TENSORS
-    if fast.constructed or not hasattr(fast.found, "__code__"):
-        made += OF_OBJECTS if fast.constructed or isinstance(fast.found, torch.nn.Module) else ()
-    if fast.constructed and any(
-        isinstance(v, list | np.ndarray | torch.Tensor) for o in pair.all_options().values() for v in o
-    ):
-        made += OF_CLASSES
-    return tuple(made)
 
 
 __all__ = [

@@ -32,6 +32,12 @@ def masked_segmentation(size: int, batch: int = BATCH, classes: int = CLASSES) -
     return *segmentation(size, batch, classes), mask
 
 
+def soft_segmentation(size: int, batch: int = BATCH, classes: int = CLASSES) -> tuple[torch.Tensor, ...]:
+    """Return logits and a soft target, which adds up to 1 over the classes."""
+    logits, _ = segmentation(size, batch, classes)
+    return logits, torch.randn(logits.shape, generator=_generator()).softmax(1)
+
+
 def images(size: int, batch: int = 1) -> tuple[torch.Tensor, ...]:
     """Return two images with intensities in [0, 1] that share half of their variation."""
     shared, first, second = torch.rand(3, batch, 1, size, size, size, generator=_generator())
@@ -101,6 +107,12 @@ def labelled(
             monai, ours, theirs, others=others, masked=masked, passes=passes, classes=n, note=note, memory=memory
         ),
     )
+
+
+def counted(name: str, monai: str, options: Mapping[str, Any], *, soft: bool = False) -> BenchmarkSpec:
+    """Make a benchmark whose memory traffic is counted, but which is not timed."""
+    operands = soft_segmentation if soft else segmentation
+    return bench(operands, monai, options, name=name, batch=BATCH, classes=CLASSES, timed=False)
 
 
 def _work_of_labels(classes: int, masked: bool, passes: int) -> LeastWork:

@@ -81,7 +81,7 @@ def focal_tversky_loss(truth: Truth) -> Array:
     derivative = given.pop("other_act_derivative", None)
     o = focal_tversky.FocalTverskyOptions(**given)
     p, g = segmentation.probabilities(x, target, o)
-    loss, n, m = focal_tversky.tversky(x, p, g, o)
+    loss, n, m = focal_tversky.tversky(x, target, p, g, o)
     gamma = segmentation.class_weights(o.gamma, p)
     u = np.abs(segmentation.class_weights(o.weight, p) * reduce_adjoint(cotangent, loss, x.ndim, o.reduction))
     _, dt = segmentation.overlap(p, g, o.soft_label)

@@ -48,6 +48,7 @@ class BenchmarkSpec:
         of_classes: makes the same benchmark for another number of classes.
         memory: the most memory that a step may take, as a multiple of the gradient.
         swept: whether the sweep varies this benchmark; otherwise only the base case is timed.
+        timed: whether it is timed at all; otherwise only its memory traffic is counted.
     """
 
     operands: Callable[..., tuple[torch.Tensor, ...]]
@@ -62,3 +63,4 @@ class BenchmarkSpec:
     of_classes: Callable[[int], BenchmarkSpec] | None = None
     memory: float = 1.2
     swept: bool = True
+    timed: bool = True

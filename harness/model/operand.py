@@ -88,9 +88,9 @@ class Operand:
     dtype: str
     layout: str = "contiguous"
 
-    def tensor(self) -> torch.Tensor:
-        """Return the values as a new tensor on the device under test."""
-        made = torch.tensor(self.values, device=device.current()).to(getattr(torch, self.dtype))
+    def tensor(self, on: torch.device | None = None) -> torch.Tensor:
+        """Return the values as a new tensor on a device, by default the one under test."""
+        made = torch.tensor(self.values, device=on or device.current()).to(getattr(torch, self.dtype))
         laid: torch.Tensor = function(PAIR_LAYOUTS[self.layout])(made)
         return laid
 

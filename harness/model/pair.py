@@ -10,7 +10,9 @@ from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
+import torch
 
+from twinloss.harness.model import device
 from twinloss.harness.model.operand import Array
 
 # The sizes that are tried for an axis, unless the pair states others, and those of a large case.
@@ -164,7 +166,7 @@ class Pair:
         takes: "torch" or "numpy", if it cannot be seen from the fast function.
         allowed: whether a combination of options is valid.
         domain: whether a case is valid, given the sizes of the axes, the options and the arrays by their names.
-        device: the device on which the fast function runs.
+        device: the device on which the fast function runs, such as "cuda:1", if it is always the same one.
     """
 
     name: str
@@ -186,7 +188,7 @@ class Pair:
     takes: str | None = None
     allowed: Callable[[Mapping[str, Any]], bool] = lambda options: True
     domain: Callable[[Mapping[str, Any]], bool] = lambda case: True
-    device: str = "cpu"
+    device: str | None = None
 
     def __post_init__(self) -> None:
         """Check that the description does not contradict itself.
@@ -203,6 +205,10 @@ class Pair:
         _check_inputs(self)
         _check_names(self)
         _check_reference(self)
+
+    def runs_on(self) -> torch.device:
+        """Return the device of the tensors that the fast function gets."""
+        return device.current() if self.device is None else torch.device(self.device)
 
     def axes(self) -> list[str]:
         """Return the named axes of all inputs, in the order in which they occur."""

@@ -95,8 +95,8 @@ def probabilities(input: Array, target: Array, o: OverlapOptions) -> tuple[Array
     return masked_product(m, p)[:, first:], masked_product(m, class_target(input, target, o))[:, first:]
 
 
-def complements(input: Array, o: OverlapOptions) -> Array:
-    """Return 1 - p of the included classes, (B, C', *S), without cancellation where p = act(x) is close to 1."""
+def complements(input: Array, target: Array, o: OverlapOptions) -> Array:
+    """Return 1 - mp for the masked p of :func:`probabilities`, without cancellation where p is close to 1."""
     x, first = as_volume(input), first_class(input, o)
     if o.softmax and x.shape[1] > 1:
         p = softmax(x)
@@ -105,16 +105,16 @@ def complements(input: Array, o: OverlapOptions) -> Array:
         q = sigmoid(-x)
     else:
         q = 1 - (x if o.other_act is None else o.other_act(x))
-    return q[:, first:]
+    m = voxel_weights(input, target, o)
+    return ((1 - m) + masked_product(m, q))[:, first:]
 
 
 def errors(p: Array, q: Array, g: Array, soft: bool) -> tuple[Array, Array]:
     r"""Return the false positive and the false negative of p and g at each voxel, each (B, C', \*S), given q = 1 - p.
 
     They are :math:`p - t = p (1 - g)` and :math:`g - t = q g`, where t is the :func:`overlap`. For soft labels, they
-    are the positive parts of :math:`p - g` and :math:`g - p`. No voxel that p or g leaves out by a mask counts.
+    are the positive parts of :math:`p - g` and :math:`g - p`.
     """
-    q = np.where((p == 0) & (g == 0), 1, q)  # an excluded voxel may hold NaN
     if not soft:
         return p * (1 - g), q * g
     d = np.where(p > q, (1 - g) - q, p - g)

@@ -13,7 +13,8 @@ import torch
 from twinloss.compat import monai as ours
 from twinloss.fast.runtime import dispatch
 
-CLASSES = sorted(name for name in ours.__all__ if name.endswith("Loss"))
+WRAPPERS = {"DeepSupervisionLoss", "MaskedLoss"}
+CLASSES = sorted({name for name in ours.__all__ if name.endswith("Loss")} - WRAPPERS)
 DISTANCES = np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 0.5], [1.0, 0.5, 0.0]])
 
 FLAG = (True, False)
@@ -39,6 +40,7 @@ OPTIONS = {
     "MaskedDiceLoss": without(DICE, "to_onehot_y") | {"weight": (None, 2.0, "by class")},
     "TverskyLoss": without(DICE, "squared_pred", "jaccard")
     | {"alpha": (0.5, 0.0, 0.3), "beta": (0.5, 2.0), "ignore_index": (None, 1)},
+    "MCCLoss": without(DICE, "squared_pred", "jaccard", "soft_label") | {"smooth_nr": (0.0, 1e-5, 1.0)},
     "GeneralizedDiceLoss": without(DICE, "squared_pred", "jaccard") | {"w_type": ("square", "simple", "uniform")},
     "GeneralizedWassersteinDiceLoss": {
         "weighting_mode": ("default", "GDL"), "reduction": DICE["reduction"], "smooth_nr": (1e-5, 1.0),
@@ -119,7 +121,9 @@ def segmentation(rng, name, options, channels):
     elif channels == 1:
         target = labels.double()
     return (
-        (x, target, (torch.tensor(rng.random((2, 1, *shape[2:]))) < 0.7).double()) if "Masked" in name else (x, target)
+        (x, target, (torch.tensor(rng.random((2, 1, *shape[2:]))) < 0.7).double())
+        if name == "MaskedDiceLoss"
+        else (x, target)
     )
 
 
@@ -191,9 +195,11 @@ def test_arguments_are_those_of_monai_and_then_ours(name):
         assert (ours_.name, ours_.kind, ours_.default) == (monais.name, monais.kind, default)
     further = mine[len(theirs) :]
     assert len(mine) >= len(theirs)
-    assert all(each.kind in (each.KEYWORD_ONLY, each.VAR_KEYWORD) for each in further) or name == "MaskedDiceLoss"
+    assert (
+        all(each.kind in (each.KEYWORD_ONLY, each.VAR_KEYWORD) for each in further) or name == "MaskedDiceLoss"
+    )  # ignore_index
     calls = [inspect.signature(getattr(each, name).forward) for each in (ours, monai.losses)]
-    assert list(calls[0].parameters) == list(calls[1].parameters)
+    assert list(calls[0].parameters)[: len(calls[1].parameters)] == list(calls[1].parameters)
 
 
 def test_all_losses_that_both_have_are_there():
@@ -278,3 +284,57 @@ def test_losses_are_copied_and_pickled():
         loss = getattr(ours, name)(to_onehot_y=True, include_background=False)
         for made in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
             assert made(x, y) == loss(x, y)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"weight_mode": "same"}, {"weight_mode": "two"}, {"weights": [1.0, 0.0, 0.25]}, {"weights": [1.0, 2, 3, 4]}],
+    ids=str,
+)
+@pytest.mark.parametrize("single", [False, True])
+def test_deep_supervision_is_that_of_monai(options, single):
+    levels = [torch.randn(2, 3, 9, 8), torch.randn(2, 3, 5, 4), torch.randn(2, 3, 2, 2)]
+    y = torch.randint(3, (2, 1, 9, 8)).float()
+    answers = []
+    for library in (ours, monai.losses):
+        inner = library.DiceCELoss(softmax=True, to_onehot_y=True)
+        x = [level.clone().requires_grad_() for level in levels]
+        loss = library.DeepSupervisionLoss(inner, **options)(x[0] if single else x, y)
+        answers.append((loss.detach(), *torch.autograd.grad(loss, x, materialize_grads=True)))
+    torch.testing.assert_close(*answers)
+
+
+@pytest.mark.parametrize(
+    ("build", "labels"),
+    [
+        (lambda library: library.MaskedLoss(library.DiceLoss(sigmoid=True)), False),
+        (lambda library: library.MaskedLoss(library.FocalLoss, gamma=1.0), False),
+        (lambda library: library.MaskedLoss(torch.nn.MSELoss()), False),
+        (lambda library: library.MaskedLoss(library.DiceLoss, True, True, softmax=True), True),
+    ],
+)
+@pytest.mark.parametrize("items", [1, 2])
+def test_masked_loss_multiplies_logits_as_monai_does(build, labels, items):
+    x, mask = torch.randn(2, 3, 5, requires_grad=True), (torch.rand(items, 1, 5) < 0.6).float()
+    y = torch.randint(3, (2, 1, 5)).float() if labels else (torch.rand(2, 3, 5) < 0.5).float()
+    answers = []
+    for library in (ours, monai.losses):
+        loss = build(library)(x, y, mask)
+        answers.append((loss.detach(), *torch.autograd.grad(loss, x)))
+    torch.testing.assert_close(*answers)
+
+
+def test_masked_loss_without_a_mask_warns():
+    x = torch.rand(1, 1, 4)
+    with pytest.warns(UserWarning, match="no mask given"):
+        assert ours.MaskedLoss(ours.DiceLoss)(x, x) == ours.DiceLoss()(x, x)
+
+
+@pytest.mark.parametrize("smooth", [(0.0, 1e-5), (1.0, 1.0)])
+@pytest.mark.parametrize("p", [0.0, 0.5, 1.0, "target"])
+@pytest.mark.parametrize("g", [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
+def test_correlation_of_constant_or_perfect_predictions_is_that_of_monai(smooth, p, g):
+    y = torch.tensor([[g]])
+    x = y if p == "target" else torch.full_like(y, p)
+    options = {"smooth_nr": smooth[0], "smooth_dr": smooth[1]}
+    torch.testing.assert_close(ours.MCCLoss(**options)(x, y), monai.losses.MCCLoss(**options)(x, y))

@@ -28,10 +28,6 @@ REGIONS = (torch.rand(2, 3, 5, 6, generator=torch.Generator().manual_seed(2)) < 
 IGNORED = (torch.rand(2, 1, 5, 6, generator=torch.Generator().manual_seed(3)) < 0.3).double()
 
 
-def softmax_helper_dim1(x):
-    return x.softmax(1)
-
-
 def minus_dice(p, g, kept, batch_dice, do_bg, smooth, ddp):
     """Restate the Dice term from its formula."""
     p, g = (each * kept if do_bg else (each * kept)[:, 1:] for each in (p, g))
@@ -119,7 +115,7 @@ def test_values_and_gradients_are_those_of_nnunet(case):
 @pytest.mark.parametrize("dice", DICE)
 @pytest.mark.parametrize("labels", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("activation", [softmax_helper_dim1, torch.sigmoid, torch.nn.Softmax(1)])
+@pytest.mark.parametrize("activation", [ours.softmax_helper_dim1, torch.sigmoid, torch.nn.Softmax(1)])
 def test_dice_of_labels_and_channels_within_a_mask(dice, labels, masked, activation):
     loss, y = ours.MemoryEfficientSoftDiceLoss(activation, **dice), Y if labels else classes(Y)
     kept = 1 - IGNORED if masked else torch.ones_like(Y)
@@ -188,6 +184,18 @@ def test_several_ranks_need_a_process_group(tmp_path):
 def test_options_that_are_not_supported_raise_an_error(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+@pytest.mark.parametrize(("name", "activation"), [("DC_and_CE_loss", "softmax"), ("DC_and_BCE_loss", "sigmoid")])
+def test_trainer_may_replace_the_dice_term_that_forward_does_not_use(name, activation):
+    loss, y = built(ours, name, DICE[0], {}, None, 1, 1), target(name, None)
+    kept = torch.ones_like(Y)
+    p = X.softmax(1) if activation == "softmax" else X.sigmoid()
+    g = classes(y) if activation == "softmax" else y
+    torch.testing.assert_close(loss.dc(X, y), minus_dice(p, g, kept, **DICE[0]))
+    expected = loss(X, y)
+    loss.dc = torch.compile(loss.dc)
+    assert loss(X, y) == expected
 
 
 def test_losses_are_copied_and_pickled():

@@ -35,9 +35,10 @@ SMOOTHING = {name: (0.5, ("a", TypeError), (-1.0, ValueError), (float("nan"), Va
              for name in ("smooth_nr", "smooth_dr")}  # fmt: skip
 REDUCTION = {"reduction": ("sum", ("average", ValueError), (None, ValueError))}
 WEIGHTS = (("a", TypeError), (-1.0, ValueError), ([1.0, float("nan"), 1.0], ValueError), ([[1.0]], ValueError))
-OVERLAP = TARGET | ACTIVATION | REDUCTION | SMOOTHING | {"batch": (True, FLAG), "soft_label": (True, FLAG)}
 IGNORE = {"ignore_index": (1, (0.5, ValueError), (True, ValueError), (2**63, ValueError))}
 GROUP = {"process_group": (None, NO_GROUP)}
+PARTS = {"return_parts": (False, FLAG)}  # `test_parts.py` tests True
+OVERLAP = TARGET | ACTIVATION | REDUCTION | SMOOTHING | PARTS | {"batch": (True, FLAG), "soft_label": (True, FLAG)}
 NUMBER = (("a", TypeError), (-1.0, ValueError), (float("nan"), ValueError))
 DICE = OVERLAP | IGNORE | GROUP | {"squared_pred": (True, FLAG), "jaccard": (True, FLAG)}
 ONE_WEIGHT = {"weight": ([1.0, 2.0, 3.0], *WEIGHTS)}
@@ -62,7 +63,7 @@ OPTIONS = {
     fast.FocalTverskyLoss: TVERSKY | {"gamma": ([0.5, 1.0, 2.0], *WEIGHTS, (0, ValueError), (None, TypeError))},
     fast.GeneralizedDiceLoss: OVERLAP | IGNORE | GROUP
     | {"w_type": ("simple", ("cube", ValueError)), "normalize_weights": (True, FLAG)},
-    fast.GeneralizedWassersteinDiceLoss: REDUCTION | SMOOTHING | IGNORE | {
+    fast.GeneralizedWassersteinDiceLoss: REDUCTION | SMOOTHING | IGNORE | PARTS | {
         "dist_matrix": (1 - np.eye(3), ([[0, 1]], ValueError), ([[1.0]], ValueError), ([[0, -1], [1, 0]], ValueError)),
         "weighting_mode": ("GDL", ("gdl", ValueError)),
     },
@@ -163,7 +164,7 @@ def test_every_loss_has_its_options_here():
 
 
 # Ranks need processes of their own, and the number of axes is that of the images.
-NOT_IN_TABLES = {"process_group", "ndim", "spatial_dims"}
+NOT_IN_TABLES = {"process_group", "return_parts", "ndim", "spatial_dims"}
 
 
 @cache
@@ -213,6 +214,7 @@ def test_assigned_option_counts_as_one_given_at_once(loss_class, name):
         "spatial_dims",
         "process_group",
         "stacked",
+        "return_parts",
     ):  # these decide on the input, or are None
         assert not torch.equal(value(loss_class(**others), name), expected)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from twinloss import fast, reference
+from twinloss.fast.engine.segmentation.loss import SegmentationLoss
 
 REQUIRED = inspect.Parameter.empty
 
@@ -164,9 +165,11 @@ def test_documented_arguments_have_their_order_and_defaults(loss_class, document
 
 @EVERY
 def test_options_beyond_the_documentation_are_keyword_only(loss_class, documented):
-    of_ranks = {"process_group": None} if documented.distributed else {}
-    assert defaults(loss_class, inspect.Parameter.KEYWORD_ONLY) == documented.keyword_only | of_ranks
-    assert set(defaults(loss_class)) == {*documented.options, *documented.keyword_only, *of_ranks}
+    fast_only = {"process_group": None} if documented.distributed else {}
+    if issubclass(loss_class, SegmentationLoss) and loss_class is not fast.FocalLoss:
+        fast_only["return_parts"] = False
+    assert defaults(loss_class, inspect.Parameter.KEYWORD_ONLY) == documented.keyword_only | fast_only
+    assert set(defaults(loss_class)) == {*documented.options, *documented.keyword_only, *fast_only}
 
 
 @EVERY

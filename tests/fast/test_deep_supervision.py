@@ -213,6 +213,7 @@ DEEP = partial(DeepSupervisionLoss, DiceLoss(**ON_LABELS))
         (lambda: DEEP(stacked=True), (X, Y), TypeError, "input must be a tensor, got list"),
         (lambda: DEEP(stacked=True), (torch.zeros(2), Y), ValueError, "stacked"),
         (lambda: DEEP(stacked=3 * "a"), (X, Y), TypeError, "stacked must be True or False"),
+        (lambda: DeepSupervisionLoss(DiceLoss(to_onehot_y=True, return_parts=True)), (X, Y), TypeError, "return_parts"),
         (
             lambda: DeepSupervisionLoss(FocalLoss(to_onehot_y=True, reduction="none")), (X, Y),
             ValueError, r"shapes \[\(2, 2, 2\), \(2, 2, 4\)\], which cannot be added",

@@ -17,6 +17,9 @@ WRAPPED = {
     "dice": (fast.DiceLoss, ON_LABELS),
     "dice, weights": (fast.DiceLoss, {**ON_LABELS, "weight": [1.0, 2.0, 0.5], "reduction": "none"}),
     "tversky": (fast.TverskyLoss, {"other_act": torch.sigmoid, "to_onehot_y": True, "alpha": 0.3}),
+    "focal_tversky": (fast.FocalTverskyLoss, {**ON_LABELS, "weight": [1.0, 2.0, 0.5]}),
+    "matthews_correlation": (fast.MatthewsCorrelationLoss, ON_LABELS),
+    "matthews_correlation, soft": (fast.MatthewsCorrelationLoss, {**ON_LABELS, "soft_label": True, "batch": True}),
     "generalized_dice": (fast.GeneralizedDiceLoss, ON_LABELS),
     "generalized_wasserstein_dice": (fast.GeneralizedWassersteinDiceLoss, {"dist_matrix": DISTANCES}),
     "generalized_wasserstein_dice, GDL": (

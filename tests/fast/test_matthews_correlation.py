@@ -6,7 +6,7 @@ import torch
 from support import BACKENDS, assert_all_close, exact, labels, logits, soft, value_and_gradient
 
 from twinloss import reference
-from twinloss.fast import MatthewsCorrelationLoss
+from twinloss.fast import MaskedLoss, MatthewsCorrelationLoss
 from twinloss.fast.runtime import dispatch
 
 NONE = {"reduction": "none"}
@@ -67,6 +67,15 @@ def test_slope_in_a_soft_target_is_its_derivative(soft_label):
     x, g = logits(2, 3, 5, dtype=torch.float64), soft(2, 3, 5, dtype=torch.float64).requires_grad_()
     loss = MatthewsCorrelationLoss(softmax=True, soft_label=soft_label)
     assert torch.autograd.gradcheck(lambda g: loss(x, g), g)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("batch", [False, True])
+def test_slope_in_a_mask_is_its_derivative(batch):
+    x, y = logits(2, 3, 5, dtype=torch.float64), labels(2, 1, 5)
+    mask = soft(2, 1, 5, dtype=torch.float64).requires_grad_()
+    loss = MaskedLoss(MatthewsCorrelationLoss(softmax=True, to_onehot_y=True, batch=batch))
+    assert torch.autograd.gradcheck(lambda m: loss(x, y, 0.2 + 0.5 * m), mask, check_forward_ad=True)
 
 
 @BACKENDS

@@ -14,56 +14,38 @@ Rules for this folder:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
 from twinloss.fast.kernels import contract
 from twinloss.fast.runtime.constants import accumulator
 
+if TYPE_CHECKING:  # each module has the functions of its protocol
+    from twinloss.fast.engine.eager import correlation, fields, histogram, smoothing, voxels
 
-def _voxels() -> contract.VoxelKernels:
-    from twinloss.fast.engine.eager import voxels
-
-    return voxels
-
-
-def _correlation() -> contract.CorrelationKernels:
-    from twinloss.fast.engine.eager import correlation
-
-    return correlation
+    _VOXELS: contract.VoxelKernels = voxels
+    _FIELDS: tuple[contract.EnergyKernels, ...] = (fields.BENDING_ENERGY, fields.DIFFUSION)
+    _CORRELATION: contract.CorrelationKernels = correlation
+    _SMOOTHING: contract.SmoothingKernels = smoothing
+    _HISTOGRAM: contract.HistogramKernels = histogram
 
 
-def _bending_energy() -> contract.EnergyKernels:
-    from twinloss.fast.engine.eager import fields
-
-    return fields.BENDING_ENERGY
-
-
-def _diffusion() -> contract.EnergyKernels:
-    from twinloss.fast.engine.eager import fields
-
-    return fields.DIFFUSION
-
-
-def _smoothing() -> contract.SmoothingKernels:
-    from twinloss.fast.engine.eager import smoothing
-
-    return smoothing
-
-
-def _histogram() -> contract.HistogramKernels:
-    from twinloss.fast.engine.eager import histogram
-
-    return histogram
+def _kernels(name: str) -> Callable[[], Any]:
+    return partial(resolve_name, f"{__name__}.{name}")
 
 
 def _has_wider_type(x: Tensor) -> bool:
     return x.dtype == torch.float32 and accumulator(x.device) == torch.float64
 
 
-contract.VOXELS.fall_back(_voxels)
-contract.BENDING_ENERGY.fall_back(_bending_energy)
-contract.DIFFUSION.fall_back(_diffusion)
-contract.CORRELATION.fall_back(_correlation, _has_wider_type)
-contract.SMOOTHING.fall_back(_smoothing)
-contract.HISTOGRAM.fall_back(_histogram, _has_wider_type)
+contract.VOXELS.fall_back(_kernels("voxels"))
+contract.BENDING_ENERGY.fall_back(_kernels("fields:BENDING_ENERGY"))
+contract.DIFFUSION.fall_back(_kernels("fields:DIFFUSION"))
+contract.CORRELATION.fall_back(_kernels("correlation"), _has_wider_type)
+contract.SMOOTHING.fall_back(_kernels("smoothing"))
+contract.HISTOGRAM.fall_back(_kernels("histogram"), _has_wider_type)

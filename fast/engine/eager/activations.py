@@ -52,5 +52,6 @@ def through_softmax(in_p: Tensor, p: Tensor) -> Tensor:
 
 
 def through_sigmoid(in_p: Tensor, x: Tensor) -> Tensor:
-    """Return p (1 - p) dL/dp, computed from the smaller of p and 1 - p."""
-    return torch.ops.aten.sigmoid_backward(in_p, x.abs().neg_().sigmoid_())  # type: ignore[no-any-return]
+    """Return p (1 - p) dL/dp, computed from the smaller of p and 1 - p, in place of dL/dp."""
+    smaller = torch.copysign(x, -1).sigmoid_()
+    return torch.ops.aten.sigmoid_backward(in_p, smaller, grad_input=in_p)  # type: ignore[no-any-return]

@@ -31,36 +31,41 @@ def _prediction(x: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     return p.scatter_(1, top, 1 - rest), q.scatter_(1, top, rest)
 
 
-def sums_of_dense(voxels: Voxels, plan: Plan) -> dict[int, Tensor]:
-    """Return the sums by class."""
+def sums_of_dense(voxels: Voxels, plan: Plan) -> tuple[dict[int, Tensor], Tensor | None]:
+    """Return the sums by class, and a softmax to keep for the gradient."""
     x, g, weight = voxels.x, voxels.target, voxels.weight
     volume = g if weight is None else g * weight
     rows = {VOLUME: volume.sum(-1)}
     if plan.surprisal != "none":
         rows |= _surprisals_of_dense(voxels, plan, volume)
     if plan.overlap == "none":
-        return rows
+        return rows, None
     p, q = _prediction(x, plan.activation)
+    rows |= _overlaps_of_dense(voxels, plan, volume, p, q)
+    return rows, p if plan.activation == "softmax" else None
+
+
+def _overlaps_of_dense(voxels: Voxels, plan: Plan, volume: Tensor, p: Tensor, q: Tensor) -> dict[int, Tensor]:
+    """Return TP, FP and FN, given p and 1 - p, of which the second is overwritten."""
+    g, weight = voxels.target, voxels.weight
     if plan.overlap == "product":
-        if weight is None:
-            tp, fp = p * g, (1 - g).mul_(p)
-            return rows | {TP: tp.sum(-1), FP: fp.sum(-1), FN: q.mul_(g).sum(-1)}
-        p = p * weight
-        q = q.mul_(weight).add_(1 - weight)
-        tp, fp = p * volume, (1 - volume).mul_(p)
-        return rows | {TP: tp.sum(-1), FP: fp.sum(-1), FN: q.mul_(volume).sum(-1)}
+        if weight is not None:
+            p, q = p * weight, q.mul_(weight).add_(1 - weight)
+        hit = p * volume
+        tp = hit.sum(-1)
+        return {TP: tp, FP: torch.sub(p, hit, out=hit).sum(-1), FN: q.mul_(volume).sum(-1)}
     excess = _excess(p, q, g)
     if plan.overlap == "minimum":
         # min(p, g) is g where p exceeds it.
         tp = torch.where(excess > 0, g, p)
-        return rows | {
+        return {
             TP: voxels.weighed(tp).sum(-1),
             FP: voxels.weighed(excess.clamp(min=0)).sum(-1),
             FN: voxels.weighed(excess.neg_().clamp_(min=0)).sum(-1),
         }
     tp = voxels.weighed(p * volume).sum(-1)
     excess = voxels.weighed(excess)
-    return rows | {
+    return {
         TP: tp, FP: excess.clamp(min=0).square_().sum(-1), FN: excess.neg_().clamp_(min=0).square_().sum(-1)
     }  # fmt: skip
 
@@ -73,7 +78,7 @@ def _excess(p: Tensor, q: Tensor, g: Tensor) -> Tensor:
 def _surprisals_of_dense(voxels: Voxels, plan: Plan, volume: Tensor) -> dict[int, Tensor]:
     x, g, gamma = voxels.x, voxels.target, plan.gamma
     if plan.activation == "softmax":
-        surprisal, q = _surprisal(x)
+        surprisal, q = _surprisal(x, gamma)
         rows = {MISSES: voxels.weighed(surprisal.clone()).sum(-1)} if plan.surprisal == "all" else {}
         return rows | {HITS: product(volume, focused(surprisal, q, gamma)).sum(-1)}
     hit = focused(softplus(-x), (-x).sigmoid_(), gamma)
@@ -84,22 +89,28 @@ def _surprisals_of_dense(voxels: Voxels, plan: Plan, volume: Tensor) -> dict[int
     }
 
 
-def _surprisal(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return -log p of a softmax, and 1 - p."""
-    _, q = _prediction(x, "softmax")
-    return accurate(x.log_softmax(1), q).neg_(), q
+def _surprisal(x: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Return -log p of a softmax, and 1 - p, unless its exponent is 0.
+
+    Only the most probable class may have a p near 1, of which 1 - p is the sum of the others.
+    """
+    log_p = x.log_softmax(1)
+    p, top = log_p.exp(), log_p.argmax(1, keepdim=True)
+    q = 1 - p if gamma > 0 else p
+    rest = p.scatter_(1, top, 0).sum(1, keepdim=True)
+    surprisal = log_p.scatter_(1, top, accurate(log_p.gather(1, top), rest)).neg_()
+    return surprisal, q.scatter_(1, top, rest) if gamma > 0 else q
 
 
-def gradient_of_dense(slopes: Slopes, voxels: Voxels, plan: Plan) -> Tensor:
-    """Return dL/dx."""
+def gradient_of_dense(slopes: Slopes, voxels: Voxels, plan: Plan, kept: Tensor | None) -> Tensor:
+    """Return dL/dx, given the softmax that the sums have kept, or None."""
     x, g, weight, made = voxels.x, voxels.target, voxels.weight, None
     volume = g if weight is None else g * weight
     if plan.overlap != "none":
         made = _of_dense_overlap(slopes, voxels, plan, volume)
         if plan.activation == "softmax":
-            p = x.softmax(1)
-            made = through_softmax(made, p)
-            del p
+            made = through_softmax(made, _prediction(x, "softmax")[0] if kept is None else kept)
+            kept = None
         elif plan.activation == "sigmoid":
             made = through_sigmoid(made, x)
     if plan.surprisal == "none":
@@ -140,14 +151,20 @@ def _of_dense_surprisal(slopes: Slopes, voxels: Voxels, plan: Plan, volume: Tens
         of_hits = slope_of_focused(softplus(-x), q, gamma).mul_(q).mul_(volume).mul_(slopes.hits)
         of_misses = slope_of_focused(softplus(x), p, gamma).mul_(p).mul_(slopes.misses)
         return of_misses.mul_(voxels.weighed(1 - g)).sub_(of_hits)
-    surprisal, q = _surprisal(x)
-    in_surprisal = slope_of_focused(surprisal, q, gamma).mul_(volume).mul_(slopes.hits)
+    in_surprisal = volume * slopes.hits
+    if gamma > 0:
+        in_surprisal.mul_(slope_of_focused(*_surprisal(x, gamma), gamma))
     if plan.surprisal == "all":
         in_surprisal.add_(slopes.misses if voxels.weight is None else slopes.misses * voxels.weight)
-    # p_k (sum of the other slopes) - (1 - p_k) (own slope).
+    # dL/dx is p_k times the sum of all slopes, less the own slope. Where p is near 1, this cancels. For the most
+    # probable class, it is p_k times the sum of the other slopes, less the sum of the other p times the own slope.
     p = x.softmax(1)
-    others = in_surprisal.sum(1, keepdim=True).sub(in_surprisal)
-    # Where p is not small, the difference may cancel, and the own slope does not make up for it.
     top = p.argmax(1, keepdim=True)
-    others.scatter_(1, top, in_surprisal.scatter(1, top, 0).sum(1, keepdim=True))
-    return others.mul_(p).sub_(in_surprisal.mul_(q))
+    (p_top, other_p), (own, others) = (_apart(each, top) for each in (p, in_surprisal))
+    of_top = p_top.mul_(others).addcmul_(other_p, own, value=-1)
+    return p.mul_(others.add_(own)).sub_(in_surprisal).scatter_(1, top, of_top)
+
+
+def _apart(values: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the values at an index of the classes, which become 0, and the sum of the others."""
+    return values.gather(1, top), values.scatter_(1, top, 0).sum(1, keepdim=True)

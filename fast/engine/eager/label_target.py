@@ -224,8 +224,8 @@ def _of_surprisal(slopes: Slopes, voxels: Voxels, plan: Plan, kept: Softmax, add
 def _gradient_of_channels(slopes: Slopes, voxels: Voxels, plan: Plan) -> Tensor:
     x, own, made = voxels.x, voxels.own(), None
     if plan.overlap != "none":
-        p = x.sigmoid() if plan.activation == "sigmoid" else x
-        made = _in_prediction(slopes, voxels, plan, Softmax(p, own))
+        p = x.sigmoid() if plan.activation == "sigmoid" and plan.overlap == "squared" else x
+        made = _in_prediction(slopes, voxels, plan, Softmax(p, own))  # which needs p for squares only
         if plan.activation == "sigmoid":
             made = through_sigmoid(made, x)
     if plan.surprisal == "none":

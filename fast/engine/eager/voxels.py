@@ -147,7 +147,8 @@ def _sums(inputs: VoxelInputs, plan: Plan, volume: bool = True) -> tuple[Tensor,
         masked = inputs.mask is not None
         rows, softmax = sums_of_labels(voxels, own, plan, inputs.matrix, volume and masked)
     else:
-        rows = sums_of_dense(voxels, plan)
+        rows, p = sums_of_dense(voxels, plan)
+        softmax = None if p is None else Softmax(p)
         if plan.labels:
             labelled = one_hot(flat(inputs.target), voxels.x.shape[1], voxels.ignored).sum(-1)
     nothing = constant(0.0, voxels.x).expand(voxels.x.shape[:2])
@@ -187,7 +188,7 @@ def _gradient(slopes: Slopes, inputs: VoxelInputs, plan: Plan, softmax: Softmax 
     if voxels.labels:
         made = gradient_of_labels(slopes, voxels, plan, inputs.matrix, softmax)
     else:
-        made = gradient_of_dense(slopes, voxels, plan)
+        made = gradient_of_dense(slopes, voxels, plan, None if softmax is None else softmax.p)
     if voxels.excluded is not None:
         made.masked_fill_(voxels.excluded, 0)
     return made.reshape(inputs.x.shape).to(inputs.x.dtype)

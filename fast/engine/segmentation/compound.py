@@ -6,7 +6,7 @@ longer than the voxels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -18,11 +18,19 @@ from twinloss.fast.kernels.contract import COMPOUND, CompoundPlan, VoxelInputs
 from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.torch_operator import Computation, InputsAndValue, is_traced, one_node
 
+# The package whose methods the kernels replace.
+_PACKAGE = "twinloss.fast."
 
-def is_served(voxels: Voxels) -> bool:
-    """Return whether kernels compute a loss of these voxels as a whole."""
+
+def is_served(voxels: Voxels, loss: object = None, methods: Sequence[str] = ()) -> bool:
+    """Return whether kernels compute a loss of these voxels as a whole.
+
+    They do not call the methods of the loss that are named, so that a subclass must not have its own.
+    """
     x, target = voxels.input, voxels.target
     if not COMPOUND.serves(x) or voxels.process_group is not None or voxels.mask is not None:
+        return False
+    if not all(getattr(loss, name).__module__.startswith(_PACKAGE) for name in methods):
         return False
     return dispatch.choose(COMPOUND, x, target) == "kernel" and not is_traced((x, target))
 

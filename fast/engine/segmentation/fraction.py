@@ -57,6 +57,14 @@ def volumes(volume: Any, terms: Terms) -> Any:
     return volume.sum(axis=0, keepdims=True) if terms.batch else volume
 
 
+def shares(stack: Tensor, terms: Terms, *weights: Tensor) -> Tensor:
+    """Return the share of each class in a fraction that pools the classes, (B or 1, C'); their sum is the fraction."""
+    overlap, errors = (w * part for w, part in zip((weights[0], weights[-1]), _by_class(stack, terms), strict=True))
+    errors = errors + (terms.smooth_dr - terms.smooth_nr) / errors.shape[1]
+    made: Tensor = errors / ((overlap + errors).sum(1, keepdim=True) + terms.smooth_nr)
+    return made
+
+
 # The class weights of overlap and of errors, (1 or B, C'), or None. If only the second is None, the first is for both.
 Weights = tuple[Tensor | None, Tensor | None]
 

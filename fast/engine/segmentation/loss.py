@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,14 @@ from torch import Tensor
 
 from twinloss.fast.engine.loss import Loss
 from twinloss.fast.engine.segmentation.dense_target import is_looked_at, look_at
-from twinloss.fast.engine.segmentation.fraction import distance_matrix, fraction, reduced_fraction, volumes
+from twinloss.fast.engine.segmentation.fraction import (
+    distance_matrix,
+    fraction,
+    reduced_fraction,
+    shares,
+    volumes,
+)
+from twinloss.fast.engine.segmentation.parts import ClassParts, Parts
 from twinloss.fast.engine.segmentation.statistics import Activation, Overlap
 from twinloss.fast.engine.segmentation.voxels import Voxels
 from twinloss.fast.kernels.contract import (
@@ -31,7 +38,7 @@ from twinloss.fast.kernels.contract import (
     unweighted,
 )
 from twinloss.fast.runtime import dispatch
-from twinloss.fast.runtime.arguments import ShapeError, check_tensors, checked_flag, numbers
+from twinloss.fast.runtime.arguments import ShapeError, as_tuples, check_tensors, checked_flag, numbers
 from twinloss.fast.runtime.options import LARGEST, Rule, checked_number, is_whole
 from twinloss.fast.runtime.ranks import ProcessGroup, checked_group
 from twinloss.fast.runtime.torch_operator import Computation, is_traced, one_node
@@ -61,7 +68,8 @@ def checked_weight(weight: ClassWeight | None, name: str = "weight") -> float | 
         raise ValueError(f"{name} must be finite and not negative, got {values.tolist()}")
     if bool((values > LARGEST).any()):
         raise ValueError(f"{name} must be at most {LARGEST:g}, got {values.tolist()}: a larger number may overflow")
-    return values.item() if values.ndim == 0 else tuple(values.tolist())
+    weights: float | tuple[float, ...] = as_tuples(values)
+    return weights
 
 
 def checked_activation(value: Any, name: str) -> Callable[[Tensor], Tensor] | None:
@@ -114,6 +122,15 @@ def _check_length(weight: float | tuple[float, ...], classes: int, name: str) ->
         )
 
 
+def with_parts(loss: Tensor, parts: Parts) -> Tensor:
+    """Return the tuple of a loss and its parts, detached and in the dtype of the loss.
+
+    The annotation is that of a loss without this option, so that `forward` has one type.
+    """
+    detached = type(parts)(*(part.detach().to(loss.dtype) for part in parts))
+    return cast(Tensor, (loss, detached))
+
+
 def check_mask_shape(mask: Tensor, shape: tuple[int, ...]) -> None:
     """Raise an error unless the shape of a mask fits that of the input."""
     if tuple(mask.shape[1:]) != (1, *shape[2:]) or mask.shape[0] not in (1, shape[0]):
@@ -141,6 +158,7 @@ class SegmentationLoss(Loss):
         "other_act": checked_activation,
         "ignore_index": checked_label,
         "process_group": checked_group,
+        "return_parts": checked_flag,
     }
     option_rules: ClassVar[tuple[Rule, ...]] = ((("sigmoid", "softmax", "other_act"), one_activation),)
 
@@ -157,6 +175,7 @@ class SegmentationLoss(Loss):
         batch: bool,
         ignore_index: int | None,
         process_group: ProcessGroup | None = None,
+        return_parts: bool = False,
     ) -> None:
         super().__init__(reduction=reduction)
         self.other_act = other_act
@@ -169,6 +188,7 @@ class SegmentationLoss(Loss):
         self.smooth_dr = smooth_dr
         self.batch = batch
         self.process_group = process_group
+        self.return_parts = return_parts
 
     def voxels(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Voxels:
         """Return the checked arguments of forward."""
@@ -220,8 +240,8 @@ class SegmentationLoss(Loss):
     def reduced_fraction(self, voxels: Voxels) -> Tensor:
         """Return the reduced loss, in the dtype `dispatch.result_type`."""
         input, activation = voxels.input, self.activation(voxels.input)
-        whole = self.is_fraction() and self.process_group is None and self.reduction != "none"
-        if isinstance(activation, str) and whole:
+        parted = self.return_parts or self.process_group is not None or self.reduction == "none"
+        if isinstance(activation, str) and self.is_fraction() and not parted:
             tensors = input, voxels.target, voxels.mask
             if dispatch.choose(VOXELS, *tensors) == "kernel" and not is_traced(tensors):
                 kernels, kind = VOXELS.kernels(input), dispatch.result_type(input)
@@ -229,8 +249,10 @@ class SegmentationLoss(Loss):
                 return one_node(self.remembered((kernels, kind, input.shape, voxels.kept is None), make), *tensors)
         overlap, terms, weigh, distances = self.fraction(voxels)
         sums = voxels.sums(activation, distance_matrix(distances, input), overlap=overlap)
-        fractions = fraction(sums.stack, terms, *weigh(volumes(sums.volume, terms)))
-        return self.reduce(self.by_class(fractions, voxels), input)
+        weights = weigh(volumes(sums.volume, terms))
+        losses = self.by_class(fraction(sums.stack, terms, *weights), voxels)
+        pooled = shares(sums.stack.detach(), terms, *weights) if self.return_parts and weights else losses
+        return self.answer(losses, pooled, input)
 
     def _computation(
         self, voxels: Voxels, activation: Activation, kernels: VoxelKernels, kind: torch.dtype
@@ -238,6 +260,14 @@ class SegmentationLoss(Loss):
         overlap, terms, weigh, distances = self.fraction(voxels)
         plan = voxels.plan(activation, overlap=overlap)
         return reduced_fraction(kernels, FractionPlan(plan, terms, weigh, distances, self.reduction == "mean", kind))
+
+    def answer(self, losses: Tensor, by_class: Tensor, input: Tensor) -> Tensor:
+        """Return the reduced losses of items and classes, and with `return_parts` a tuple of these and `ClassParts`."""
+        loss = self.reduce(losses, input)
+        if not self.return_parts:
+            return loss
+        by_class = by_class.detach().sum(0) / (1 if self.reduction == "sum" else len(by_class))
+        return with_parts(loss, ClassParts(by_class))
 
     def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
         """Reduce per-item values and convert them to the dtype of the loss."""

@@ -143,4 +143,5 @@ def _planes(fields: Tensor) -> Array:
     return as_array(fields).reshape(*fields.shape[:2], -1)
 
 
-BENDING_ENERGY, DIFFUSION = Energy(bending_energy), Energy(diffusion)
+BENDING_ENERGY: Energy = Energy(bending_energy)
+DIFFUSION: Energy = Energy(diffusion)

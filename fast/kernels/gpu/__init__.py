@@ -7,7 +7,11 @@ compute the losses.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,57 +20,31 @@ from twinloss.fast.kernels import contract
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def _voxels() -> contract.VoxelKernels:
-    from twinloss.fast.kernels.gpu import voxels
+if TYPE_CHECKING:  # each module has the functions of its protocol
+    from twinloss.fast.kernels.gpu import correlation, fields, histogram, smoothing, voxels
 
-    return voxels
-
-
-def _compound() -> contract.CompoundKernels:
-    from twinloss.fast.kernels.gpu import voxels
-
-    return voxels
-
-
-def _bending_energy() -> contract.EnergyKernels:
-    from twinloss.fast.kernels.gpu import fields
-
-    return fields.BENDING_ENERGY
+    _VOXELS: contract.VoxelKernels = voxels
+    _COMPOUND: contract.CompoundKernels = voxels
+    _FIELDS: tuple[contract.EnergyKernels, ...] = (fields.BENDING_ENERGY, fields.DIFFUSION)
+    _CORRELATION: contract.CorrelationKernels = correlation
+    _SMOOTHING: contract.SmoothingKernels = smoothing
+    _HISTOGRAM: contract.HistogramKernels = histogram
 
 
-def _diffusion() -> contract.EnergyKernels:
-    from twinloss.fast.kernels.gpu import fields
-
-    return fields.DIFFUSION
-
-
-def _correlation() -> contract.CorrelationKernels:
-    from twinloss.fast.kernels.gpu import correlation
-
-    return correlation
-
-
-def _smoothing() -> contract.SmoothingKernels:
-    from twinloss.fast.kernels.gpu import smoothing
-
-    return smoothing
-
-
-def _histogram() -> contract.HistogramKernels:
-    from twinloss.fast.kernels.gpu import histogram
-
-    return histogram
+def _kernels(name: str) -> Callable[[], Any]:
+    """Return a function that imports a module of this folder, or what it has by the name after a colon."""
+    return partial(resolve_name, f"{__name__}.{name}")
 
 
 def register(device: str) -> None:
     """Let these kernels serve a type of device."""
-    contract.VOXELS.register(device, DTYPES, _voxels)
-    contract.COMPOUND.register(device, DTYPES, _compound)
-    contract.BENDING_ENERGY.register(device, DTYPES, _bending_energy)
-    contract.DIFFUSION.register(device, DTYPES, _diffusion)
-    contract.CORRELATION.register(device, DTYPES, _correlation)
-    contract.SMOOTHING.register(device, DTYPES, _smoothing)
-    contract.HISTOGRAM.register(device, DTYPES, _histogram)
+    contract.VOXELS.register(device, DTYPES, _kernels("voxels"))
+    contract.COMPOUND.register(device, DTYPES, _kernels("voxels"))
+    contract.BENDING_ENERGY.register(device, DTYPES, _kernels("fields:BENDING_ENERGY"))
+    contract.DIFFUSION.register(device, DTYPES, _kernels("fields:DIFFUSION"))
+    contract.CORRELATION.register(device, DTYPES, _kernels("correlation"))
+    contract.SMOOTHING.register(device, DTYPES, _kernels("smoothing"))
+    contract.HISTOGRAM.register(device, DTYPES, _kernels("histogram"))
 
 
 if find_spec("triton") is not None:

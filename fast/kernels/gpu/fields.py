@@ -15,12 +15,12 @@ from twinloss.fast.kernels.gpu.launch import (
     index_type,
     interpreted,
     launch,
-    on_device,
     power_of_2,
     processors,
     real_type,
     warp_size,
 )
+from twinloss.fast.runtime.constants import on_device
 
 # The number of voxels of a tile, one for each thread, and the number of its columns if it has several rows.
 _TILE, _COLUMNS = 256, 32
@@ -149,4 +149,5 @@ def _like(u: Tensor) -> Tensor:
     return u.new_empty(u.shape)
 
 
-BENDING_ENERGY, DIFFUSION = Energy(bending_energy), Energy(diffusion)
+BENDING_ENERGY: Energy = Energy(bending_energy)
+DIFFUSION: Energy = Energy(diffusion)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from twinloss.fast.kernels.gpu.compiled import smoothing
-from twinloss.fast.kernels.gpu.launch import launch, on_device
+from twinloss.fast.kernels.gpu.launch import launch
 from twinloss.fast.kernels.gpu.window import Step, far, near, programs
+from twinloss.fast.runtime.constants import on_device
 
 # The largest number of steps that are carried in registers.
 _RING = 33
@@ -44,5 +45,5 @@ def _launch(step: Step, source: Tensor, target: Tensor, weights: Tensor) -> None
     ready = programs(step, tuple(source.shape), 0, source.shape[1], source.device)
     launch(
         smoothing.smooth, ready.grid, source, *step.strides(source), target, *ready.geometry, weights,
-        warps=ready.warps, **step.constants(), BLOCK=ready.block, FAR=far(source),
+        warps=ready.warps, STEP=step, BLOCK=ready.block, FAR=far(source),
     )  # fmt: skip

@@ -34,7 +34,8 @@ from twinloss.fast.kernels.contract import (
 from twinloss.fast.kernels.gpu.compiled import fraction, voxel, voxel_many
 from twinloss.fast.kernels.gpu.compiled.rows import SLOPES
 from twinloss.fast.kernels.gpu.compiled.voxel_chunk import Kind
-from twinloss.fast.kernels.gpu.launch import interpreted, launch, on_device, power_of_2, real_type, share
+from twinloss.fast.kernels.gpu.launch import interpreted, launch, power_of_2, real_type, share
+from twinloss.fast.runtime.constants import on_device
 
 _ACTIVATIONS = ("identity", "sigmoid", "softmax")
 _OVERLAPS = ("none", "product", "minimum", "squared")

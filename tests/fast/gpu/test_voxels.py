@@ -508,3 +508,16 @@ def test_dice_of_a_compound_loss_is_that_of_the_dice_loss(device):
     within = value_and_gradient(DiceFocalLoss(**SOFTMAX, lambda_focal=0.0), *given)
     for one, other in zip(within, alone, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("base", [DiceCELoss, DiceFocalLoss])
+def test_a_subclass_with_a_dice_of_its_own_is_not_replaced_by_kernels(device, base):
+    class Doubled(base):
+        def dice(self, sums, voxels):
+            return 2 * super().dice(sums, voxels)
+
+    given = logits(2, 3, 40).to(device), labels(2, 1, 40).to(device)
+    doubled = value_and_gradient(Doubled(**SOFTMAX), *given)
+    expected = value_and_gradient(base(**SOFTMAX, lambda_dice=2.0), *given)
+    for one, other in zip(doubled, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-9)
