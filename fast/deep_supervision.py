@@ -12,7 +12,15 @@ from torch import Tensor
 from twinloss.fast.engine.loss import Loss, checked_loss, entry_point
 from twinloss.fast.engine.segmentation.loss import times
 from twinloss.fast.runtime import dispatch
-from twinloss.fast.runtime.arguments import ShapeError, check_tensors, checked_flag, numbers, total, unwrapped
+from twinloss.fast.runtime.arguments import (
+    ShapeError,
+    as_tuples,
+    check_tensors,
+    checked_flag,
+    numbers,
+    total,
+    unwrapped,
+)
 from twinloss.fast.runtime.options import fixed, one_of
 
 
@@ -20,7 +28,7 @@ def _checked_weights(value: Any, name: str) -> tuple[float, ...] | None:
     if value is None:
         return None
     given = numbers(value, name)
-    weights: tuple[float, ...] = tuple(given.tolist()) if given.ndim == 1 else ()
+    weights: tuple[float, ...] = as_tuples(given) if given.ndim == 1 else ()
     if not weights:
         raise ValueError(f"{name} must be None or a list with a number for each level, got shape {tuple(given.shape)}")
     if not all(0 <= weight < float("inf") for weight in weights) or not any(weights):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -245,7 +244,7 @@ class DiceCELoss(CompoundDiceLoss):
         if voxels.labels:
             target = torch.zeros_like(x).scatter(1, checked_labels(target, x.shape[1], None), 1.0)
         smoothed = (1 - self.label_smoothing) * target.double() + self.label_smoothing / 2
-        return replace(voxels, input=x, target=smoothed, mask=voxels.weights(), ignore_index=None, labels=False)
+        return voxels.having(input=x, target=smoothed, mask=voxels.weights(), ignore_index=None, labels=False)
 
     def _cross_entropy(self, sums: Statistics, voxels: Voxels) -> Tensor:
         classes = sums.hits.shape[1]

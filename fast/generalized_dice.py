@@ -19,11 +19,17 @@ GENERALIZED_CHECKS: Mapping[str, Check] = {
     **dict.fromkeys(("soft_label", "normalize_weights"), checked_flag),
     "w_type": one_of("square", "simple", "uniform"),
 }
+# These are made once, because older releases of torch.compile cannot follow their construction.
+_WEIGHTS = {
+    (name, normalized): ClassWeights(power, normalized=normalized)
+    for name, power in (("square", 2), ("simple", 1), ("uniform", 0))
+    for normalized in (False, True)
+}
 
 
 def volume_weights(w_type: str, normalize: bool) -> ClassWeights:
     """Return the function that computes the weight of each class, given the volumes, (B or 1, C')."""
-    return ClassWeights({"square": 2, "simple": 1, "uniform": 0}[w_type], normalized=normalize)
+    return _WEIGHTS[w_type, normalize]
 
 
 class GeneralizedDiceLoss(SegmentationLoss):

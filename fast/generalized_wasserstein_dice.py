@@ -12,7 +12,7 @@ from twinloss.fast.engine.segmentation.loss import Fraction, SegmentationLoss
 from twinloss.fast.engine.segmentation.voxels import Voxels
 from twinloss.fast.kernels.contract import DISTANCE, NEARNESS, ClassWeights, Distances, Terms, Weigh
 from twinloss.fast.runtime import dispatch
-from twinloss.fast.runtime.arguments import ShapeError, check_tensors, numbers
+from twinloss.fast.runtime.arguments import ShapeError, as_tuples, check_tensors, numbers
 from twinloss.fast.runtime.options import fixed, one_of
 from twinloss.fast.runtime.warn import warn
 
@@ -31,7 +31,8 @@ def checked_distances(dist_matrix: Any, name: str = "dist_matrix") -> Distances:
         raise ValueError(f"dist_matrix must have a zero diagonal, got {m.diagonal().tolist()}")
     if not bool((m > 0).any()):
         raise ValueError("dist_matrix must hold a distance greater than 0 between some classes")
-    return tuple(map(tuple, (m / m.max()).tolist()))
+    distances: Distances = as_tuples(m / m.max())
+    return distances
 
 
 def wasserstein_distance_map(flat_proba: Tensor, flat_target: Tensor, dist_matrix: Any) -> Tensor:
@@ -71,6 +72,10 @@ def _warn_of_near_background(dist_matrix: Distances, weighting_mode: str) -> Non
             "Fidon et al. 2017) assumes that the background has the largest distance to every class: increase these "
             "distances, or use weighting_mode='GDL'"
         )
+
+
+# The class weights of both modes. Older releases of torch.compile cannot follow their construction.
+_GDL_WEIGHTS, _FOREGROUND = ClassWeights(1, offset=1), ClassWeights(0, foreground=True)
 
 
 class GeneralizedWassersteinDiceLoss(SegmentationLoss):
@@ -185,7 +190,7 @@ class GeneralizedWassersteinDiceLoss(SegmentationLoss):
 
     def _weigh(self) -> Weigh:
         """Return the function that computes the class weights of the nearness 1 - W and of the distance W."""
-        return ClassWeights(1, offset=1) if self.weighting_mode == "GDL" else ClassWeights(0, foreground=True)
+        return _GDL_WEIGHTS if self.weighting_mode == "GDL" else _FOREGROUND
 
     def reduce(self, loss: Tensor, input: Tensor) -> Tensor:
         """Reduce values for each item, (B, 1); "none" returns them as (B,)."""

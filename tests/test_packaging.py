@@ -1,5 +1,6 @@
 """Every way to install provides the import name `twinloss` and nothing else."""
 
+import email
 import os
 import re
 import subprocess
@@ -33,6 +34,17 @@ def build(source, what, into):
 
 def files(wheel):
     return set(zipfile.ZipFile(wheel).namelist())
+
+
+def contents(wheel):
+    """Return the name and the checksum of each file."""
+    return {each.filename: each.CRC for each in zipfile.ZipFile(wheel).infolist()}
+
+
+def metadata(wheel):
+    """Return the metadata of a wheel, as pip reads it."""
+    (name,) = [name for name in files(wheel) if name.endswith(".dist-info/METADATA")]
+    return email.message_from_bytes(zipfile.ZipFile(wheel).read(name))
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +95,33 @@ def test_wheel_holds_twinloss_alone(wheel):
     assert not [name for name in files(wheel) if "__pycache__" in name]
 
 
-def test_sdist_builds_the_same_wheel(dist, wheel, tmp_path):
+@pytest.mark.parametrize("links_are_files", [False, True])
+def test_sdist_builds_the_same_wheel(dist, wheel, tmp_path, links_are_files):
+    """A checkout without symbolic links, as on Windows, has text files in their place, which hold the target."""
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
     (source,) = tmp_path.iterdir()
+    for part in PARTS if links_are_files else ():
+        (source / "src" / "twinloss" / part).write_text(f"../../{part}")
     build(source, "--wheel", tmp_path)
-    assert files(next(tmp_path.glob("*.whl"))) == files(wheel)
+    assert contents(next(tmp_path.glob("*.whl"))) == contents(wheel)
+
+
+def test_pip_installs_four_packages_with_the_losses(wheel):
+    needed = [line for line in metadata(wheel).get_all("Requires-Dist") if "extra ==" not in line]
+    assert {re.split(r"[^\w-]", line)[0] for line in needed} == {"numba", "numpy", "scipy", "torch"}
+
+
+def test_readme_and_classifiers_name_the_admitted_versions(wheel):
+    """pip installs twinloss on each Python of the classifiers, and the README names the same and the oldest torch."""
+    told = metadata(wheel)
+    oldest = re.fullmatch(r">=3\.(\d+)", told["Requires-Python"])[1]
+    named = re.findall(r"Python :: 3\.(\d+)", "\n".join(told.get_all("Classifier")))
+    assert [int(each) for each in named] == list(range(int(oldest), int(named[-1]) + 1))
+    (torch,) = re.findall(r"^torch>=([\d.]+)", "\n".join(told.get_all("Requires-Dist")), re.MULTILINE)
+    wanted = f"Python 3.{oldest} to 3.{named[-1]} and torch {torch} or newer"
+    assert wanted in " ".join((ROOT / "README.md").read_text().split())
 
 
 def test_wheel_in_an_empty_environment(environment, tmp_path):
@@ -119,6 +151,20 @@ assert not {{"numpy", "torch"}} & set(sys.modules), "import twinloss must stay l
 for part in {PARTS}:
     assert importlib.util.find_spec(f"twinloss.{{part}}").origin, part
     assert importlib.util.find_spec(part) is None, part
+"""
+    run(sys.executable, "-c", script, cwd=tmp_path)
+
+
+def test_import_of_the_losses_adds_little_to_that_of_torch(tmp_path):
+    """Numba takes a second to import, so that it waits for the first kernel. No time is measured: machines differ."""
+    script = """
+import sys, torch
+before = set(sys.modules)
+import twinloss.fast
+added = set(sys.modules) - before
+others = sorted(name for name in added if name.split(".")[0] not in ("twinloss", "torch"))
+assert not others, others
+assert len(added) < 80, len(added)
 """
     run(sys.executable, "-c", script, cwd=tmp_path)
 

@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from twinloss import reference
 from twinloss.harness.cli.main import with_all_commands
 from twinloss.harness.commands.migration_examples import DIFFERENCES
 from twinloss.harness.losses.catalogue import TWINS
+from twinloss.harness.system.toml import tomllib
 from twinloss.harness.zoo import zoo
 
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,7 @@ from torch import Tensor
 from twinloss.fast.engine.loss import Loss, entry_point
 from twinloss.fast.kernels.contract import Differences, EnergyKernels
 from twinloss.fast.runtime import dispatch
-from twinloss.fast.runtime.arguments import check_tensors, checked_flag, numbers
+from twinloss.fast.runtime.arguments import as_tuples, check_tensors, checked_flag, numbers
 from twinloss.fast.runtime.constants import accumulator, constant
 from twinloss.fast.runtime.dispatch import Statistic
 from twinloss.fast.runtime.options import one_of
@@ -63,7 +63,7 @@ def _checked_spacing(value: Any, name: str) -> tuple[float, ...] | None:
     sizes = numbers(value, name)
     if sizes.ndim != 1:
         raise TypeError(f"{name} must be None or a list with the size of a voxel along each axis, got {value!r}")
-    spacing = tuple(sizes.tolist())
+    spacing: tuple[float, ...] = as_tuples(sizes)
     if not all(1e-50 <= size <= 1e50 for size in spacing):  # so that the weights are finite
         raise ValueError(f"{name} must be positive and finite along each axis, from 1e-50 to 1e50, got {spacing}")
     return spacing

@@ -39,7 +39,7 @@ def _plain(x: Tensor, y: Tensor, plan: HistogramPlan) -> Tensor:
     for start in range(0, x.shape[1], step):
         block = slice(start, start + step)
         arguments = z[:, block], of_y[:, block], bins, sigma, kernel
-        if dispatch.transformed():  # torch.func keeps all that it computes
+        if dispatch.observed():  # torch.func keeps all that it computes; forward mode needs none of it later
             joint = joint + _block(*arguments)
         else:
             joint = joint + checkpoint(_block, *arguments, use_reentrant=False, preserve_rng_state=False)

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, NoReturn, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import PLAIN_TENSORS, unwrapped
 from twinloss.fast.runtime.options import Configured
 from twinloss.fast.runtime.ranks import is_group, restored, to_be_pickled
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 P = ParamSpec("P")
 R = TypeVar("R")

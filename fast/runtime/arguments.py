@@ -83,6 +83,14 @@ def numbers(value: Any, name: str) -> Tensor:
         raise TypeError(f"{name} must be a number or an array of numbers, got {value!r}") from error
 
 
+def as_tuples(values: Tensor) -> Any:
+    """Return the numbers of a tensor as nested tuples, or its only number.
+
+    In older releases of torch, `Tensor.tolist` fails under torch.func.
+    """
+    return tuple(map(as_tuples, values)) if values.ndim else values.item()
+
+
 def is_one_of(value: Any, choices: Collection[str]) -> bool:
     """Return whether a value is one of some names.
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping
 from numbers import Integral
-from typing import Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from torch.nn.modules.loss import _Loss
 
 from twinloss.fast.runtime.arguments import is_one_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Takes the value and the name of an option, and returns the value to store, or raises.
 Check = Callable[[Any, str], Any]

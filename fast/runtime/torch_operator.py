@@ -173,9 +173,25 @@ def apply(function: type[Function]) -> Callable[..., Any]:
     def applied(*arguments: Any) -> Any:
         if dispatch.observed():
             return in_forward_mode.apply(*arguments)
-        return (itself.apply if torch.compiler.is_compiling() else direct)(*arguments)
+        if torch.compiler.is_compiling():
+            _meet(arguments)
+            return itself.apply(*arguments)
+        return direct(*arguments)
 
     return applied
+
+
+def _meet(arguments: Sequence[Any]) -> None:
+    """Let torch.compile meet the numbers among the arguments of a function before it enters the function.
+
+    With `dynamic=True`, a number that it meets first within a function is unknown outside, and a further call of the
+    same loss in the same graph would fail.
+    """
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            _meet(argument)
+        elif isinstance(argument, float):
+            float(argument)
 
 
 def save(ctx: Any, *tensors: Tensor | None) -> None:
@@ -190,7 +206,7 @@ def by_numpy(first: Tensor) -> bool:
 
     It may where nobody traces the formula, and autograd does not record it.
     """
-    return first.is_cpu and not (is_traced((first,)) or dispatch.by_torch(first))
+    return not (is_traced((first,)) or dispatch.by_torch(first)) and first.is_cpu
 
 
 def on_arrays(formula: Callable[..., Any]) -> Callable[..., Any]:

@@ -146,6 +146,10 @@ SPLINE = Clause(
     "Mattes et al. center the box on a bin, as it does; ours counts a voxel in the bin in which it lies, as ITK does",
     excluded=False,
 )  # fmt: skip
+MULTIPLIED = Clause(
+    "masked voxels", lambda twin, case: bool((case.operands["mask"].values != 1).any()),
+    "its class: the mask is a weight of input and target, which does not leave voxels out", excluded=False,
+)  # fmt: skip
 NO_CLASS = Clause(
     "voxels without exactly one class", is_multiple,
     "torch.nn.CrossEntropyLoss: the mean divides by the number of voxels, whatever the sum of their targets",
@@ -236,7 +240,7 @@ MONAI = (
          build="{name}(DiceCELoss(softmax=True, to_onehot_y=True){more})", call="loss(x, y, mask)",
          imports=("from monai.losses import DiceCELoss",),
          options={"softmax": True, "to_onehot_y": True, "loss": "dice_ce"}, unlike=("loss",),
-         clauses=(*SEGMENTATION, MASKS), lowest=0.0),
+         clauses=(*SEGMENTATION, MULTIPLIED), lowest=0.0),
 )  # fmt: skip
 
 ABSENT = Clause(

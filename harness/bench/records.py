@@ -12,7 +12,7 @@ from typing import Any
 from twinloss.harness.bench.cases import BenchmarkCase
 from twinloss.harness.bench.competitors import FAST, NO_COMPETITORS
 from twinloss.harness.bench.roofline import Rates
-from twinloss.harness.bench.timing import Times
+from twinloss.harness.bench.timing import NOISY, Times
 
 # Below this size of the gradient in bytes, page granularity and stacks distort the measurement of memory.
 MEASURABLE = 8 * 2**20
@@ -20,12 +20,30 @@ MEASURABLE = 8 * 2**20
 
 @dataclass(frozen=True)
 class BenchmarkRun:
-    """The command, machine and package versions that produced a result, and the measured rates of the machine."""
+    """The command, machine and package versions that produced a result, and the measured rates of the machine.
+
+    Attributes:
+        rates: before the run, by number of threads.
+        after: after the run, or empty if the run was interrupted.
+        load: the load average before the run, or None if the system does not tell.
+    """
 
     command: str
     machine: Mapping[str, Any]
     versions: Mapping[str, str]
     rates: Mapping[str, Rates] = field(default_factory=dict)
+    after: Mapping[str, Rates] = field(default_factory=dict)
+    load: float | None = None
+
+    @property
+    def drift(self) -> float | None:
+        """The largest change of a rate during the run, as a share of the rate, or None if it was not measured."""
+        changes = [
+            abs(rate / asdict(self.rates[count])[name] - 1)
+            for count, later in self.after.items()
+            for name, rate in asdict(later).items()
+        ]
+        return max(changes, default=None)
 
 
 @dataclass(frozen=True)
@@ -50,6 +68,13 @@ class Outcome:
         if self.fastest is None or FAST not in self.times:
             return None
         return self.times[self.fastest].median_ms / self.times[FAST].median_ms
+
+    @property
+    def noise(self) -> float:
+        """The larger spread of the two times that the speed-up compares; infinite if twinloss was not timed."""
+        if FAST not in self.times:
+            return math.inf
+        return max(self.times[name].spread for name in (FAST, self.fastest) if name is not None)
 
     @property
     def gradient_bytes(self) -> int:
@@ -83,14 +108,24 @@ class Records:
 
     outcomes: list[Outcome] = field(default_factory=list)
 
-    def put(self, outcome: Outcome) -> None:
-        """Add an outcome, or replace the outcome of the same case, whose kind is kept."""
+    def put(self, outcome: Outcome, force: bool = False) -> bool:
+        """Add an outcome, or replace the outcome of the same case, whose kind is kept.
+
+        A noisy outcome does not replace a less noisy one, unless `force` is given. Returns whether it was added.
+        """
         places = [i for i, known in enumerate(self.outcomes) if key(known.case) == key(outcome.case)]
-        if places:
-            kind = self.outcomes[places[0]].case.kind
-            self.outcomes[places[0]] = replace(outcome, case=replace(outcome.case, kind=kind))
-        else:
+        if not places:
             self.outcomes.append(outcome)
+            return True
+        known = self.outcomes[places[0]]
+        if not force and outcome.noise > max(NOISY, known.noise):
+            return False
+        self.outcomes[places[0]] = replace(outcome, case=replace(outcome.case, kind=known.case.kind))
+        return True
+
+    def with_run(self, before: BenchmarkRun, run: BenchmarkRun) -> Records:
+        """Return the records with another description of a run."""
+        return Records([replace(each, run=run) if each.run == before else each for each in self.outcomes])
 
     def has(self, case: BenchmarkCase) -> bool:
         """Return whether there is an outcome of a case."""
@@ -129,10 +164,14 @@ def load(path: Path) -> Records:
     made = json.loads(path.read_text(encoding="utf-8"))
     if "runs" not in made:
         return Records()
-    runs = [
-        BenchmarkRun(**{**run, "rates": {n: Rates(**of) for n, of in run["rates"].items()}}) for run in made["runs"]
-    ]
+    runs = [_run(run) for run in made["runs"]]
     return Records([_outcome(row, runs) for row in made["outcomes"]])
+
+
+def _run(made: Mapping[str, Any]) -> BenchmarkRun:
+    """Make a run of what a file holds; older files have only the rates before the run."""
+    rates = {when: {count: Rates(**of) for count, of in made.get(when, {}).items()} for when in ("rates", "after")}
+    return BenchmarkRun(**{**made, **rates})
 
 
 def _outcome(row: Mapping[str, Any], runs: Sequence[BenchmarkRun]) -> Outcome:

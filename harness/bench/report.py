@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from rich.table import Table
 from twinloss.harness.bench import plots
 from twinloss.harness.bench.cases import sweep
 from twinloss.harness.bench.competitors import FAST
-from twinloss.harness.bench.records import Outcome, Records, by_loss, geometric_mean, rates_of
+from twinloss.harness.bench.records import BenchmarkRun, Outcome, Records, by_loss, geometric_mean, rates_of
 from twinloss.harness.bench.roofline import Floor, floor
+from twinloss.harness.bench.timing import NOISY
 from twinloss.harness.losses.catalogue import TWINS
 
 TARGET_MEAN, TARGET_LEAST = 4.0, 1.5
@@ -103,6 +105,7 @@ def summary(records: Records) -> list[str]:
         *_listed("Cases that exceed the memory limit", heavy, _allowed),
         *(_listed("Cases that could not be timed", failed, lambda each: each.left_out.get(FAST, "")) if failed else []),
         *_unreached(records),
+        *_noisy(records),
         *_limits(base),
         "* Reasons for missed targets: [performance-log.md](performance-log.md#missed-targets-and-reasons).",
     ]
@@ -115,6 +118,13 @@ def _unreached(records: Records) -> list[str]:
     cases = sweep(TWINS, records.base[0].case.threads)
     left = [case for case in cases if not records.has(case)]
     return [f"* Cases of the sweep that have not run yet, out of {len(cases)}: {len(left) or 'none'}."]
+
+
+def _noisy(records: Records) -> list[str]:
+    """List the cases whose times vary even after they were repeated."""
+    noisy = [each for each in records.outcomes if NOISY < each.noise < math.inf]
+    title = "Cases in which the quartiles of twinloss or of the fastest competitor are more than a fifth apart"
+    return _listed(title, noisy, lambda each: f"{each.noise:.0%} of the median") if noisy else []
 
 
 def _means(losses: Mapping[str, float]) -> list[str]:
@@ -188,7 +198,15 @@ def _run(each: Outcome) -> str:
         for count, of in run.rates.items()
     ]
     versions = ", ".join(f"{name} {number}" for name, number in run.versions.items())
-    return f"`{run.command}`: {run.machine['cpu']}, {run.machine['cores']} cores; {versions}. {'; '.join(rates)}"
+    host = f"{run.machine['cpu']}, {run.machine['cores']} cores"
+    return f"`{run.command}`: {host}; {versions}. {'; '.join(rates)}{conditions(run)}"
+
+
+def conditions(run: BenchmarkRun) -> str:
+    """Describe the load before a run and the drift of the machine's rates during the run, as far as they are known."""
+    load = "" if run.load is None else f". Load before the run: {run.load:.1f}"
+    drift = "" if run.drift is None else f". The rates changed by up to {run.drift:.0%} during the run"
+    return load + drift
 
 
 def _left_out(records: Records) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,8 @@ from twinloss.harness.bench.cases import BenchmarkCase
 from twinloss.harness.bench.competitors import FAST, PLAIN, PLAIN_COMPILED, names
 from twinloss.harness.bench.memory import memory_of
 from twinloss.harness.bench.records import BenchmarkRun, Outcome, Records
-from twinloss.harness.bench.timing import TOO_SLOW, times
+from twinloss.harness.bench.roofline import Rates
+from twinloss.harness.bench.timing import TOO_SLOW, stderr_kept, times
 
 # The limit in bytes for the memory of a step, as predicted from the base case: a fifth of the machine's memory. A step
 # may need several times the prediction, and if the system kills the process for lack of memory, the run is lost.
@@ -36,6 +37,8 @@ class Session:
         weighed: whether to measure memory.
         tick: a progress callback, which receives a message and the number of newly finished cases.
         path: the file to save after each case.
+        force: whether noisy results replace less noisy ones.
+        dropped: the cases whose earlier results were kept, because the new ones were noisier.
     """
 
     run: BenchmarkRun
@@ -45,18 +48,31 @@ class Session:
     weighed: bool = True
     tick: Callable[[str, int], None] = lambda what, cases: None
     path: Path | None = None
+    force: bool = False
+    dropped: list[BenchmarkCase] = field(default_factory=list)
 
     def go(self, cases: Sequence[BenchmarkCase]) -> bool:
         """Run all cases and return whether they finished; results so far are kept after a KeyboardInterrupt."""
         try:
             for case in cases:
-                self.records.put(self.outcome(case))
+                with stderr_kept():
+                    outcome = self.outcome(case)
+                if not self.records.put(outcome, self.force):
+                    self.dropped.append(case)
                 if self.path:
                     self.records.save(self.path)
                 self.tick(str(case), 1)
         except KeyboardInterrupt:
             return False
         return True
+
+    def finish(self, after: Mapping[str, Rates]) -> None:
+        """Store the rates of the machine after the run with the results of the run."""
+        run = replace(self.run, after=after)
+        self.records.outcomes = self.records.with_run(self.run, run).outcomes
+        self.run = run
+        if self.path and any(each.run == run for each in self.records.outcomes):
+            self.records.save(self.path)
 
     def outcome(self, case: BenchmarkCase) -> Outcome:
         """Time one case and measure its memory.

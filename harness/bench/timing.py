@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +19,15 @@ from torch.utils.benchmark import Timer
 from twinloss.harness.bench.cases import BenchmarkCase
 from twinloss.harness.bench.competitors import Step, step_of
 
+# The number of bytes of suppressed messages that are shown after an error.
+_SHOWN = 10_000
 # The number of untimed steps. They let the allocator adapt, which helps implementations that allocate a lot.
 WARM_UP = 3
 # The budget is divided into ROUNDS rounds. Fewer are run if one step takes longer than its share.
 ROUNDS, LEAST_ROUNDS = 12, 3
+# A case is measured again, at most this many times, if the quartiles of an implementation are further apart than this
+# share of its median.
+REPEATS, NOISY = 2, 0.2
 # An implementation is left out if one of its steps takes more than this many seconds.
 TOO_SLOW = 5.0
 
@@ -33,6 +41,11 @@ class Times:
     median_ms: float
     high_ms: float
     steps: int
+
+    @property
+    def spread(self) -> float:
+        """The distance of the quartiles, as a share of the median."""
+        return (self.high_ms - self.low_ms) / self.median_ms
 
 
 class LeftOutError(Exception):
@@ -48,6 +61,30 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def stderr_kept() -> Iterator[None]:
+    """Keep from the terminal what this process and those that it starts write to the standard error within a context.
+
+    Compilers of other libraries write dozens of warnings there, from processes of their own. If an error ends the
+    context, what was written last is shown.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            size = kept.seek(0, os.SEEK_END)
+            kept.seek(max(size - _SHOWN, 0))
+            os.write(terminal, kept.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 @contextmanager
@@ -80,8 +117,22 @@ def times(
             except Exception as error:  # another library may fail in any way
                 left_out[name] = str(error) if isinstance(error, LeftOutError) else _short(error)
         tick(str(case))
-        taken = _rounds(ready, budget)
-    return {name: _summary(values) for name, values in taken.items()}, left_out
+        taken = _calmest(lambda: _rounds(ready, budget), lambda: tick(f"{case}: again, as the times vary"))
+    return taken, left_out
+
+
+def _calmest(measure: Callable[[], dict[str, list[float]]], again: Callable[[], None]) -> dict[str, Times]:
+    """Measure until no implementation is noisy, at most `REPEATS` times more; return the least noisy measurement."""
+    tries: list[dict[str, Times]] = []
+    while not tries or (_noise(tries[-1]) > NOISY and len(tries) <= REPEATS):
+        if tries:
+            again()
+        tries.append({name: _summary(seconds) for name, seconds in measure().items()})
+    return min(tries, key=_noise)
+
+
+def _noise(taken: dict[str, Times]) -> float:
+    return max((times.spread for times in taken.values()), default=0.0)
 
 
 def _short(error: Exception) -> str:

@@ -256,8 +256,8 @@ def row(each: Comparison) -> list[str]:
     return cells + [cell or "" for group in numbers for cell in group]
 
 
-def as_markdown(comparisons: Sequence[Comparison]) -> str:
-    """Render the report as Markdown."""
+def as_markdown(comparisons: Sequence[Comparison], more: Sequence[str] = ()) -> str:
+    """Render the report as Markdown, with more lines at its end."""
     lines = ["# Memory traffic without compiled kernels", INTRODUCTION]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
     lines += ["| " + " | ".join(row(each)) + " |" for each in comparisons]
@@ -265,11 +265,11 @@ def as_markdown(comparisons: Sequence[Comparison]) -> str:
     limits = f"{BYTES:g} × MONAI's bytes and launches, its peak memory, no waits and no uploads"
     lines += ["", f"Cases beyond the limits ({limits}): {len(beyond) or 'none'}.", ""]
     lines += [f"* {row(each)[0]}: {', '.join(each.beyond)}" for each in beyond]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join([*lines, "", *more]).rstrip() + "\n"
 
 
-def write(comparisons: Sequence[Comparison], folder: Path) -> Path:
+def write(comparisons: Sequence[Comparison], folder: Path, more: Sequence[str] = ()) -> Path:
     """Write the report."""
     path = folder / "traffic.md"
-    path.write_text(as_markdown(comparisons), encoding="utf-8")
+    path.write_text(as_markdown(comparisons, more), encoding="utf-8")
     return path

@@ -15,7 +15,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from twinloss import __version__
 from twinloss.harness.model.device import Device
@@ -119,23 +120,30 @@ def drawn_seed(given: int | None) -> int:
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str, int], None]]:
-    """Show a progress bar; yield a function that takes the name of the current step and the number of new cases.
+def progress(unit: str = "cases", total: int | None = None, exact: bool = True) -> Iterator[Callable[[str, int], None]]:
+    """Show how far a command is; yield a function that takes the name of the current step and the number of new units.
 
-    If the output is a file or a pipe, there is no bar, and lines of text report compilation, which takes minutes.
+    There is a bar if the total number of units is known, exactly or roughly. If the output is a file or a pipe, nothing
+    is drawn. Then lines of text report steps if the total is known, and else only compilation, which takes minutes.
+    There is at most one line every `SILENCE` seconds.
     """
     os.environ.setdefault("TWINLOSS_QUIET", "1")  # the bar itself says which kernels are being compiled
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed} cases"))
+    of = "" if total is None else f" of {total}" if exact else f" of about {total}"
+    columns = [SpinnerColumn(), *[BarColumn(30)] * (total is not None), TextColumn(f"{{task.completed}}{of} {unit},")]
     said = time.monotonic() - SILENCE
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
+    with Progress(
+        *columns, TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True
+    ) as bar:
+        task = bar.add_task("starting", total=total)
 
-        def tick(what: str, cases: int) -> None:
+        def tick(what: str, units: int) -> None:
             nonlocal said
-            bar.update(task, description=what, advance=cases)
-            if not console.is_terminal and what.startswith("compiling") and time.monotonic() - said >= SILENCE:
+            bar.update(task, description=escape(what), advance=units)
+            told = total is not None or what.startswith("compiling")
+            if not console.is_terminal and told and time.monotonic() - said >= SILENCE:
                 said = time.monotonic()
-                console.print(what, markup=False)
+                done = "" if total is None else f"{bar.tasks[0].completed:.0f}{of} {unit}: "
+                console.print(f"{done}{what}", markup=False, highlight=False, soft_wrap=True)
 
         yield tick
 

@@ -15,34 +15,35 @@ from twinloss.harness.cli.app import Cluster, Jobs, app, console, named_twins, p
 
 if TYPE_CHECKING:
     from twinloss.harness.auditing.erratum import Audited
-    from twinloss.harness.commands.audit_torch import Checked
+    from twinloss.harness.commands.audit_functions import Checked
 
 
 @app.command()
 def audit(
     library: Annotated[
-        str, typer.Argument(help="monai, kornia, segmentation_models_pytorch, neurite (VoxelMorph), or torch.")
+        str,
+        typer.Argument(help="monai, kornia, segmentation_models_pytorch, neurite, torch, scipy or torchvision."),
     ],
     losses: Annotated[
         list[str] | None,
-        typer.Argument(help="Our losses whose counterparts to audit, or torch functions; all by default."),
+        typer.Argument(help="Our losses whose counterparts to audit, or functions of torch, …; all by default."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for errata.md.")] = None,
     jobs: Jobs = None,
     dask: Cluster = None,
 ) -> None:
-    """Find what is wrong in the losses of another library, or in functions of torch, by their documentation."""
+    """Find what is wrong in the losses of another library, or in functions of torch, scipy and torchvision."""
     folder = writable(out) if out else None
     from twinloss.harness.commands import audit as audits
-    from twinloss.harness.commands import audit_torch
+    from twinloss.harness.commands import audit_functions as functions
     from twinloss.harness.hunting.parallel import PROCESSES
 
     with progress() as tick:
         try:
-            if library == "torch":
-                rows = audit_torch.audit_torch(losses or (), seed, tick)
-                made, page = _of_functions(rows), audit_torch.as_markdown(rows, seed)
+            if library in functions.LIBRARIES:
+                rows = functions.audit_functions(library, losses or (), seed, tick)
+                made, page = _of_functions(rows), functions.as_markdown(library, rows, seed)
             else:
                 names = [twin.name for twin in named_twins(losses)] if losses else []
                 found = audits.audit(library, names, seed, tick, jobs or PROCESSES, with_dask(dask))

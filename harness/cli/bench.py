@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,8 @@ from twinloss.harness.model.device import Device
 if TYPE_CHECKING:
     from twinloss.harness.bench.cases import BenchmarkCase
     from twinloss.harness.bench.records import BenchmarkRun
+    from twinloss.harness.bench.roofline import Rates
+    from twinloss.harness.bench.traffic import Comparison
     from twinloss.harness.model.twin import Twin
 
 
@@ -54,6 +57,9 @@ def bench(
         bool, typer.Option("--traffic", help="Count bytes, launches, waits and memory on a device without kernels.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Skip cases whose results are in the --out folder.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace results in the --out folder even by noisier ones.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the report and benchmarks.json.")] = None,
 ) -> None:
     """Measure the time of forward and backward, and the memory, of the losses and of those of other libraries."""
@@ -78,11 +84,20 @@ def bench(
     records = load(path) if path else Records()
     if resume:
         wanted = [case for case in wanted if not records.has(case)]
-    with progress() as tick:
+    with progress(total=len(wanted)) as tick:
         tick("measuring the machine", 0)
-        session = Session(_run(wanted), records, budget, compiled, memory, tick, path)
+        run = _run(wanted)
+        host = f"{run.machine['cpu']}, {run.machine['cores']} cores"
+        console.print(f"on {host}{report.conditions(run)}", markup=False, highlight=False, soft_wrap=True)
+        session = Session(run, records, budget, compiled, memory, tick, path, force)
         finished = session.go(wanted)
-    console.print(report.screen([each for each in records.outcomes if each.run is session.run]))
+        if finished:
+            tick("measuring the machine again", 0)
+            session.finish(_rates(wanted))
+    console.print(report.screen([each for each in records.outcomes if each.run == session.run]))
+    console.print(f"on {host}{report.conditions(session.run)}", markup=False, highlight=False, soft_wrap=True)
+    for case in session.dropped:
+        console.print(f"kept the earlier result of {case}, which is less noisy; --force replaces it", style="magenta")
     for line in report.summary(records):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for written in [path, *report.write(records, folder, stem)] if folder else ():
@@ -115,18 +130,31 @@ def _count(twins: list[Twin], size: int, folder: Path | None) -> None:
         if each.beyond:
             console.print(f"{each.case}: {', '.join(each.beyond)}", style="magenta")
     if folder:
-        console.print(f"wrote {traffic.write(comparisons, folder)}")
+        console.print(f"wrote {traffic.write(comparisons, folder, _estimates(comparisons))}")
+
+
+def _estimates(comparisons: list[Comparison]) -> list[str]:
+    """Return the lines of the report with the estimate for GPUs, if Triton is installed."""
+    from twinloss.harness.bench import estimate
+
+    if find_spec("triton") is None:
+        return []
+    return estimate.as_markdown([estimate.estimate(each.case, each.monai) for each in comparisons])
 
 
 def _run(cases: list[BenchmarkCase]) -> BenchmarkRun:
     """Return the description of this run: command, machine, versions, and the machine's speed by number of threads."""
     from twinloss.harness.bench.competitors import versions_of_others
     from twinloss.harness.bench.records import BenchmarkRun
+    from twinloss.harness.system.machine import load, machine, versions
+
+    command, busy = shlex.join(["twinloss", *sys.argv[1:]]), load()
+    return BenchmarkRun(command, machine(), {**versions(), **versions_of_others()}, _rates(cases), load=busy)
+
+
+def _rates(cases: list[BenchmarkCase]) -> dict[str, Rates]:
+    """Measure the rates of the machine for each number of threads."""
     from twinloss.harness.bench.roofline import measured
-    from twinloss.harness.system.machine import machine, versions
 
     counts = sorted({case.threads for case in cases if case.device == "cpu"})
-    command = shlex.join(["twinloss", *sys.argv[1:]])
-    return BenchmarkRun(
-        command, machine(), {**versions(), **versions_of_others()}, {str(count): measured(count) for count in counts}
-    )
+    return {str(count): measured(count) for count in counts}

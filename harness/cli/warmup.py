@@ -30,10 +30,19 @@ def warmup(
     """Compile the kernels in advance, for example while building a container; later processes read Numba's cache."""
     from twinloss.harness.hunting.jobs import Job, Work
     from twinloss.harness.hunting.parallel import run_jobs
+    from twinloss.harness.hunting.warmup import KERNELS
 
     dtypes = chosen_types(dtype, ("float32", "float64"))
     twins = sorted(named_twins(losses), key=lambda twin: twin.name not in FIRST)
     parts = [Job(twin, (each,), "warmup", 0, 0) for twin in twins for each in dtypes]
-    with progress() as tick:
-        run_jobs(Work(), parts, tick, jobs or os.cpu_count() or 1)
-    console.print("compiled")
+    kernels = 0
+    with progress("kernels", None if losses else KERNELS * len(dtypes), exact=False) as tick:
+
+        def compiled(what: str, _: int) -> None:
+            nonlocal kernels
+            begun = what.startswith("compiling")
+            kernels += begun
+            tick(what, int(begun))
+
+        run_jobs(Work(), parts, compiled, jobs or os.cpu_count() or 1)
+    console.print(f"compiled {kernels} kernels" if kernels else "all kernels were in the cache already")

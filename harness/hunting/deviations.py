@@ -12,7 +12,6 @@ Each entry describes the failures that it accepts; a field that is left out acce
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 from twinloss.harness.judging.trial import Trial
 from twinloss.harness.model.operand import label
 from twinloss.harness.model.twin import Twin
+from twinloss.harness.system.toml import tomllib
 
 
 class DeviationsError(ValueError):

@@ -9,6 +9,8 @@ from twinloss.harness.model.twin import Twin
 
 # Edge lengths of cubes: a small one that all losses accept, and one large enough for kernels with fewer passes.
 _SMALL, _LARGE = 8, 56
+# The number of kernels that all losses use in one dtype, roughly, for the progress bar.
+KERNELS = 40
 
 
 def warm_up(twin: Twin, dtype: str) -> None:

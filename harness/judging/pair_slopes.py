@@ -144,7 +144,7 @@ class Slopes:
 
     def _complex_slope(self, arguments: Arrays, options: Mapping[str, Any], direction: Direction) -> Any:
         x = arguments[direction.name]
-        scale = _scale(x, direction)
+        scale = min(_scale(x, direction), 1)
         step = (scale * direction.values).astype(x.dtype)
         held = _as_complex(arguments)
 
@@ -163,7 +163,7 @@ class Slopes:
                 continue
             if direction.name != name:
                 name, x = direction.name, arguments[direction.name]
-                scales, moved = sizes(x), held[name].copy()
+                scales, moved = np.minimum(sizes(x), 1), held[name].copy()
                 step = slopes.complex_length(x.dtype.type)
             place = direction.place
             moved[place] = x[place] + 1j * (step * scales[place])
@@ -184,7 +184,8 @@ class Slopes:
             return self.weighted({**arguments, direction.name: x + t * step}, options)
 
         with np.errstate(all="ignore"):
-            found = slopes.one_sided(along, self.real, side) if side else slopes.central(along, self.real)
+            size = self._size(arguments)
+            found = slopes.one_sided(along, self.real, side, size) if side else slopes.central(along, self.real, size)
         return slopes.Slope(found.value / scale, found.error / scale)
 
     def _size(self, arguments: Arrays) -> Any:

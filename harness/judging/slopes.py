@@ -136,8 +136,9 @@ class Slope:
 
 
 def complex_length(real: type[np.floating[Any]]) -> Any:
-    """Return the length of a complex step, so small that its square underflows."""
-    return real(np.finfo(real).tiny ** 0.5)
+    """Return the length of a complex step, so small that its square is 0."""
+    limits = np.finfo(real)
+    return np.sqrt(limits.tiny * limits.eps) / 2
 
 
 def complex_step(f: Callable[[Any], Any], real: type[np.floating[Any]]) -> Any:
@@ -146,20 +147,19 @@ def complex_step(f: Callable[[Any], Any], real: type[np.floating[Any]]) -> Any:
     return real(np.imag(f(1j * h)) / h)
 
 
-def central(f: Callable[[Any], Any], real: type[np.floating[Any]]) -> Slope:
-    """Return the derivative at 0, by central differences."""
-    return _best(lambda h: (f(h) - f(-h)) / (2 * h), 4, f, real)
+def central(f: Callable[[Any], Any], real: type[np.floating[Any]], size: Any = 0) -> Slope:
+    """Return the derivative at 0, by central differences; `size` is that of the terms of f, if it sums."""
+    return _best(lambda h: (f(h) - f(-h)) / (2 * h), 4, max(abs(f(real(0))), size), real)
 
 
-def one_sided(f: Callable[[Any], Any], real: type[np.floating[Any]], side: int) -> Slope:
+def one_sided(f: Callable[[Any], Any], real: type[np.floating[Any]], side: int, size: Any = 0) -> Slope:
     """Return the derivative at 0 to one side, by differences."""
     here = f(real(0))
-    return _best(lambda h: (f(side * h) - here) / (side * h), 2, f, real)
+    return _best(lambda h: (f(side * h) - here) / (side * h), 2, max(abs(here), size), real)
 
 
-def _best(quotient: Callable[[Any], Any], factor: int, f: Callable[[Any], Any], real: type[np.floating[Any]]) -> Slope:
+def _best(quotient: Callable[[Any], Any], factor: int, size: Any, real: type[np.floating[Any]]) -> Slope:
     """Extrapolate with one first step after the other; `factor` is by how much half a step divides the error."""
-    size = abs(f(real(0)))
     best = Slope(real(np.nan), real(np.inf))
     for first in STEPS:
         found = _extrapolated(quotient, factor, real(first), size, real)

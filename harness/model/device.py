@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import random
 import sys
-from enum import StrEnum
+from enum import Enum
 from typing import Any
 
 import torch
 
 
-class Device(StrEnum):
+class Device(str, Enum):
     """A CPU, a GPU, or a CPU on which Triton's interpreter runs the kernels for GPUs."""
 
     cpu = "cpu"
     cuda = "cuda"
     interpreter = "interpreter"
+
+    __str__ = str.__str__
 
 
 _device = Device.cpu

@@ -52,7 +52,8 @@ class ReportSection:
     def now(cls, rows: Iterable[Row], quick: bool) -> ReportSection:
         """Create a section from rows that were made today on this machine."""
         where = f"{machine()['cpu']}, {machine()['threads']} threads"
-        return cls(list(rows), quick, datetime.datetime.now(datetime.UTC).date().isoformat(), versions(), where)
+        today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+        return cls(list(rows), quick, today, versions(), where)
 
 
 def load(folder: Path) -> dict[str, ReportSection]:

@@ -16,7 +16,6 @@ A file contains:
 from __future__ import annotations
 
 import inspect
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -26,6 +25,7 @@ from typing import Any
 
 from twinloss import fast, reference
 from twinloss.harness.model.twin import Twin
+from twinloss.harness.system.toml import tomllib
 
 CONTENT = Path(__file__).parent / "content"
 

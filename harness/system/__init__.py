@@ -1,1 +1,1 @@
-"""Facts about the machine and this process."""
+"""Facts about the machine and this process, and what differs between versions of Python."""

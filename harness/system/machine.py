@@ -24,6 +24,11 @@ def machine() -> dict[str, Any]:
     return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "platform": platform.platform()}
 
 
+def load() -> float | None:
+    """Return the load average of the last minute, or None if the system does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python, of this project, and of the packages that compute."""
     found = {name: version(name) for name in PACKAGES}

@@ -172,6 +172,18 @@ def test_compiled_traced_and_differentiated_losses_take_lists():
     assert_all_close(torch.func.grad(lambda levels: loss(levels, y))(x), expected[1], 1e-5, 1e-7)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
+def test_one_graph_serves_all_sizes():
+    torch.compiler.reset()
+    loss = DeepSupervisionLoss(DiceCELoss(**ON_LABELS))
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="eager")
+    for size in (8, 12):
+        x, y = outputs((size, 9), (size // 2, 5), dtype=torch.float32), labels(2, 1, size, 9)
+        expected = value_and_gradients(loss, x, y)
+        value, gradients = value_and_gradients(compiled, x, y)
+        assert_all_close((value, *gradients), (expected[0], *expected[1]), 1e-5, 1e-7)
+
+
 X, Y = [torch.zeros(2, 2, 4), torch.zeros(2, 2, 2)], torch.zeros(2, 1, 4)
 DEEP = partial(DeepSupervisionLoss, DiceLoss(**ON_LABELS))
 

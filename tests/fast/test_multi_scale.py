@@ -332,7 +332,9 @@ def test_batch_and_channels_are_smoothed_one_by_one(form, spatial):
         together = loss(y_true, y_pred)
         for b, c in itertools.product(range(3), range(2)):
             alone = (slice(b, b + 1), slice(c, c + 1))
-            torch.testing.assert_close(together[:, *alone], loss(y_true[alone], y_pred[alone]), rtol=1e-14, atol=0)
+            torch.testing.assert_close(
+                together[:, b : b + 1, c : c + 1], loss(y_true[alone], y_pred[alone]), rtol=1e-14, atol=0
+            )
 
 
 @BACKENDS

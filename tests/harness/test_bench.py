@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -286,3 +288,87 @@ def test_the_yardstick_is_the_cross_entropy_of_torch():
     wanted = torch.nn.functional.cross_entropy(logits, labels[:, 0])
     assert case.line.others[YARDSTICK]()(logits, labels) == wanted
     assert isinstance(case.twin.fast(), fast.DiceCELoss)
+
+
+def varying(share, median=10.0):
+    """Times whose quartiles are apart by a share of the median."""
+    return Times(1, median * (1 - share / 2), median, median * (1 + share / 2), 3)
+
+
+def test_a_case_whose_times_vary_is_measured_again_and_the_calmest_times_are_taken(monkeypatch):
+    monkeypatch.setattr(timing, "_summary", varying)
+    told = []
+
+    def taken(*shares):
+        told.clear()
+        left = list(shares)
+        return timing._calmest(lambda: {FAST: left.pop(0), EAGER: 0.0}, lambda: told.append(len(left)))[FAST].spread
+
+    assert (taken(0.1), len(told)) == (pytest.approx(0.1), 0)
+    assert (taken(0.5, 0.1), len(told)) == (pytest.approx(0.1), 1)
+    assert (taken(0.5, 0.3, 0.4), len(told)) == (pytest.approx(0.3), timing.REPEATS)
+    assert timing._calmest(dict, lambda: told.append(0)) == {}
+
+
+def test_a_noisy_result_replaces_no_calmer_one_unless_it_is_forced(monkeypatch, tmp_path):
+    calm, noisy, noisier = (
+        replace(made("dice"), times={FAST: varying(0.1), EAGER: varying(share)}) for share in (0.19, 0.3, 0.5)
+    )
+    failed = replace(calm, times={EAGER: varying(0.1)})
+    kept = Records([noisy])
+    assert not kept.put(noisier)
+    assert not kept.put(failed)
+    assert kept.put(calm)
+    assert not kept.put(noisy)
+    assert kept.outcomes == [calm]
+    assert kept.put(noisy, force=True)
+    assert kept.outcomes == [noisy]
+    assert any(f"{noisy.case}: 30% of the median" in line for line in report.summary(kept))
+
+    kept.save(tmp_path / "benchmarks.json")
+    monkeypatch.setattr(session.Session, "outcome", lambda self, case: replace(noisier, run=self.run))
+    monkeypatch.setattr("twinloss.harness.bench.cases.base_cases", lambda *_: [noisy.case])
+    done = quick("dice", "--out", str(tmp_path))
+    assert f"kept the earlier result of {noisy.case}" in done.output
+    assert load(tmp_path / "benchmarks.json") == kept
+    quick("dice", "--out", str(tmp_path), "--force")
+    assert load(tmp_path / "benchmarks.json").outcomes[0].times == noisier.times
+
+
+def test_the_host_its_load_and_the_drift_of_its_rates_are_told_and_kept(monkeypatch, tmp_path):
+    rates = iter([RUN.rates["2"], replace(RUN.rates["2"], exp=3e9)] * 2)
+    monkeypatch.setattr(roofline, "measured", lambda count: next(rates))
+    monkeypatch.setattr("twinloss.harness.system.machine.load", lambda: 1.25)
+    done = quick("dice", "--out", str(tmp_path), "--threads", "1")
+    told = "Load before the run: 1.2. The rates changed by up to 25% during the run"
+    assert told in done.output
+    assert told in (tmp_path / "benchmarks.md").read_text()
+    (outcome,) = load(tmp_path / "benchmarks.json").outcomes
+    assert (outcome.run.load, outcome.run.drift) == (1.25, 0.25)
+    assert (RUN.load, RUN.drift, report.conditions(RUN)) == (None, None, "")
+
+
+def test_warnings_of_other_libraries_give_way_to_lines_of_progress(capfd, monkeypatch):
+    outcome = session.Session.outcome
+
+    def loud(self, case):
+        subprocess.run("echo No CUDA runtime is found >&2", shell=True, check=True)
+        return outcome(self, case)
+
+    monkeypatch.setattr(session.Session, "outcome", loud)
+    monkeypatch.setattr("twinloss.harness.cli.app.SILENCE", 0.0)
+    done = quick("dice")
+    assert "0 of 1 cases: dice, 2×4×8³" in done.output
+    assert "1 of 1 cases: " in done.output
+    assert capfd.readouterr().err == ""
+
+
+def test_the_last_messages_are_shown_if_an_error_ends_a_run(capfd):
+    @timing.stderr_kept()
+    def failing():
+        os.write(2, b"long ago" + b" " * timing._SHOWN + b"the cause")
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        failing()
+    assert capfd.readouterr().err.strip() == "the cause"

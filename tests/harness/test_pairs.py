@@ -18,8 +18,8 @@ from twinloss import harness
 from twinloss.harness import Pair, PairError, arrays, check_pair, laws
 from twinloss.harness.cli.main import with_all_commands
 from twinloss.harness.commands.audit import LibraryError
-from twinloss.harness.commands.audit_torch import as_markdown, audit_torch
-from twinloss.harness.commands.torch_pairs import PAIRS
+from twinloss.harness.commands.audit_functions import as_markdown, audit_functions
+from twinloss.harness.commands.pairs_of_torch import PAIRS
 from twinloss.harness.hunting import pairs
 from twinloss.harness.hunting.loading import TargetError
 from twinloss.harness.hunting.pairs import as_twin
@@ -128,6 +128,15 @@ def test_the_bound_of_a_sum_over_blocks_grows_with_their_number():
         truth = PairTruth(as_twin(replace(total, blocks=blocks, reference=reference)), case_of(x=x))
         bounds.append(np.max(truth.values.bounds(0, np.zeros(1)) / truth.reference.outputs[0]))
     assert bounds[0] == bounds[1] > 5 * bounds[2]
+
+
+def test_a_complex_step_is_confirmed_where_the_outputs_cancel():
+    """The sum of a normalised group is 0, whatever the numbers are."""
+    pair = next(pair for pair in PAIRS if pair.name == "group_norm")
+    case = case_of(x=[[[8192.5, 0.0, 0.0], [8192.0, 8192.5, 8193.0]]], w=[8192.0, 8000.0], b=[0.001, 0.001])
+    trial = examine(as_twin(pair), replace(case, options={"groups": 2}))
+    assert trial.truth.slopes.method == "complex step"
+    assert trial.kind is None, trial.message
 
 
 def float32_only(function):
@@ -249,6 +258,35 @@ def test_a_tie_hides_no_error_of_its_neighbours(distance, at_tie, elsewhere, kin
     pair = Pair("distance", fast=Distance.apply, reference=lambda x, y: distance(x - y), wrt=("x", "y"),
                 inputs={"x": arrays("N"), "y": arrays("N")}, takes="torch")  # fmt: skip
     assert examine(as_twin(pair), case_of(x=[2.0, 1.0, -2.0], y=[2.0, 0.25, 3.0])).kind == kind
+
+
+def test_a_gradient_where_kinks_meet_must_lie_between_their_sides():
+    """Torch shares the gradient of a maximum among the equal numbers."""
+    boxes = {"x": arrays("N 4"), "y": arrays("N 4")}
+    pair = Pair("hull", fast=lambda x, y: torch.maximum(x, y).prod(1), inputs=boxes, wrt=("x", "y"), takes="torch",
+                reference=lambda x, y: np.maximum(x, y).prod(1))  # fmt: skip
+    case = case_of(x=np.tile([1.0, -2.0, 3.0, 0.5], (20, 1)), y=np.tile([1.0, -2.0, 3.0, 0.5], (20, 1)))
+    assert examine(as_twin(pair), case).kind is None
+    wrong = replace(pair, fast=lambda x, y: torch.maximum(x, y).prod(1) + (x - x.detach())[:, 0] * 4)
+    assert examine(as_twin(wrong), case).kind == "gradient"
+
+
+@pytest.mark.parametrize(("at_zero", "kind"), [(0.0, None), (float("nan"), "gradient")])
+def test_the_gradient_of_a_norm_at_zero_is_finite(at_zero, kind):
+    class Norm(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.norm()
+
+        @staticmethod
+        def backward(ctx, upstream):
+            (x,) = ctx.saved_tensors
+            return upstream * (x / x.norm() if x.any() else x + at_zero)
+
+    pair = Pair("norm", fast=Norm.apply, reference=lambda x: np.sqrt((x * x).sum()), inputs={"x": arrays("N")}, wrt="x",
+                takes="torch")  # fmt: skip
+    assert examine(as_twin(pair), case_of(x=[0.0, 0.0])).kind == kind
 
 
 def test_an_infinite_gradient_is_right_at_a_pole_and_only_there():
@@ -567,11 +605,11 @@ def test_our_own_losses_are_pairs():
 
 
 def test_torch_functions_are_audited():
-    rows = audit_torch(["avg_pool1d"])
+    rows = audit_functions("torch", ["avg_pool1d"])
     assert [(row.dtype, row.verdict) for row in rows] == [("float32", "agrees"), ("float64", "agrees")]
-    assert "| avg_pool1d | float32 | agrees |" in as_markdown(rows, 0)
+    assert "| avg_pool1d | float32 | agrees |" in as_markdown("torch", rows, 0)
     with pytest.raises(LibraryError, match="avg_pool1d"):
-        audit_torch(["avgpool"])
+        audit_functions("torch", ["avgpool"])
 
 
 @pytest.mark.parametrize(("block", "verdict"), [(4, "pass"), (3, "fail")])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from twinloss.harness.bench import traffic
+from twinloss.harness.bench import estimate, traffic
 from twinloss.harness.bench.cases import counted_cases
 from twinloss.harness.cli.bench import app
 from twinloss.harness.losses.catalogue import TWINS
@@ -73,3 +73,13 @@ def test_the_command_prints_a_table_and_writes_the_report(tmp_path):
     report = (tmp_path / "traffic.md").read_text()
     assert "| tversky, 2×4×8³ |" in report
     assert "* focal, 2×4×8³: " in report
+    assert "## Estimate for GPUs" in report
+
+
+def test_the_estimate_counts_the_tensors_of_each_launch():
+    pytest.importorskip("triton")
+    case = next(each for each in counted_cases(TWINS, 16) if each.title == "dice")
+    found = estimate.estimate(case, None)
+    # The logits are read twice and the gradient is written; a label of 8 bytes, for 4 classes, is read twice.
+    assert found.moved == pytest.approx(3 + 2 * 8 / 16, abs=0.1)
+    assert found.launches <= 4

@@ -38,7 +38,7 @@ from twinloss.fast.kernels.contract import (
     unweighted,
 )
 from twinloss.fast.runtime import dispatch
-from twinloss.fast.runtime.arguments import ShapeError, check_tensors, checked_flag, numbers
+from twinloss.fast.runtime.arguments import ShapeError, as_tuples, check_tensors, checked_flag, numbers
 from twinloss.fast.runtime.options import LARGEST, Rule, checked_number, is_whole
 from twinloss.fast.runtime.ranks import ProcessGroup, checked_group
 from twinloss.fast.runtime.torch_operator import Computation, is_traced, one_node
@@ -68,7 +68,8 @@ def checked_weight(weight: ClassWeight | None, name: str = "weight") -> float | 
         raise ValueError(f"{name} must be finite and not negative, got {values.tolist()}")
     if bool((values > LARGEST).any()):
         raise ValueError(f"{name} must be at most {LARGEST:g}, got {values.tolist()}: a larger number may overflow")
-    return values.item() if values.ndim == 0 else tuple(values.tolist())
+    weights: float | tuple[float, ...] = as_tuples(values)
+    return weights
 
 
 def checked_activation(value: Any, name: str) -> Callable[[Tensor], Tensor] | None:

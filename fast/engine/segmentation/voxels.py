@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -69,7 +69,11 @@ class Voxels:
 
     def widened(self) -> Voxels:
         """Return a copy with half-precision input as float32, so that only the sum of its gradients is rounded."""
-        return replace(self, input=widened(self.input))
+        return self.having(input=widened(self.input))
+
+    def having(self, **changes: Any) -> Voxels:
+        """Return a copy with other values. Older releases of torch.compile cannot follow `dataclasses.replace`."""
+        return Voxels(**{name: changes.get(name, getattr(self, name)) for name in _NAMES})
 
     def cleaned(self) -> tuple[Tensor, Tensor]:
         """Return input and target, with 0 in excluded voxels; half-precision input becomes float32."""
@@ -110,3 +114,6 @@ class Voxels:
         if p.shape != x.shape:
             raise ShapeError(f"other_act must keep the shape {tuple(x.shape)}, it returned {tuple(p.shape)}")
         return p
+
+
+_NAMES = tuple(each.name for each in fields(Voxels))

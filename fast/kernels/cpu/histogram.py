@@ -97,9 +97,9 @@ def histogram(x: Tensor, y: Tensor, plan: HistogramPlan) -> Tensor:
 def gradient(upstream: Tensor, x: Tensor, y: Tensor, plan: HistogramPlan) -> Tensor:
     """Return dL/dx, given dL/d(histogram)."""
     call = _Histogram(x, y, plan)
-    before = [compiled.before(window, call.reach) for window in call.windows]
+    before = [compiled.before.py_func(window, call.reach) for window in call.windows]
     # After the last bin, there is room for the reach of the windows and for one vector register.
-    after = [compiled.reached(window, call.reach) + LANES for window in call.windows]
+    after = [compiled.reached.py_func(window, call.reach) + LANES for window in call.windows]
     bins = plan.bins
     padded = np.zeros((len(x), *(low + bins + high for low, high in zip(before, after, strict=True))))
     padded[:, before[0] : before[0] + bins, before[1] : before[1] + bins] = upstream.numpy() / x.shape[1]

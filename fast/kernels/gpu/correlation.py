@@ -176,7 +176,7 @@ class _Windows:
                 *target, planes, fields, 1 if fields is None else fields.shape[2], more, score, parts,
                 0 if parts is None else parts.shape[1], first, *ready.geometry, weights.window, weights.ring,
                 weights.of_window, weights.of_ring, count, float(self.plan.nu), float(self.plan.delta),
-                warps=ready.warps, **step.constants(), ACROSS=step.across, EXACT=self.real == torch.float64,
+                warps=ready.warps, STEP=step, EXACT=self.real == torch.float64,
                 CLAMPED=self.plan.clamped, BLOCK=ready.block, FAR=self.far,
             )  # fmt: skip
             count, source = count * weights.of_window * weights.of_ring, target
@@ -200,7 +200,7 @@ class _Windows:
                 fields[0].stride(0), fields[1].stride(0), fields[0].shape[1], out, high - low,
                 gradient if last else None, by_voxel, *((0,) * 4 if by_voxel is None else step.strides(by_voxel)),
                 slope, 0 if slope is None or slope.ndim == 0 else slope.stride(0), factor, *ready.geometry,
-                weights.window, weights.ring, warps=ready.warps, **step.constants(), ACROSS=step.across,
+                weights.window, weights.ring, warps=ready.warps, STEP=step,
                 EXACT=self.real == torch.float64, BLOCK=ready.block, FAR=self.far,
             )  # fmt: skip
             if out is not None:

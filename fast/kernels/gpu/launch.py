@@ -43,12 +43,15 @@ class Launch(NamedTuple):
     warps: int
 
 
-_recorded: dict[Launch, None] | None = None
+_recorded: dict[Launch, list[int]] | None = None
 
 
 @contextmanager
-def recorded() -> Iterator[dict[Launch, None]]:
-    """Record the launches of a block instead of running them, to compile them for a device that is not there."""
+def recorded() -> Iterator[dict[Launch, list[int]]]:
+    """Record the launches of a block instead of running them, to compile them for a device that is not there.
+
+    For each, the bytes of the tensors that it got are listed, once for every time that it was launched.
+    """
     global _recorded
     before, _recorded = _recorded, {}
     try:
@@ -68,7 +71,8 @@ def launch(kernel: Any, grid: Sequence[int], *arguments: Any, warps: int = 4, **
         constants: the kernel's parameters that are `tl.constexpr`.
     """
     if _recorded is not None:
-        _recorded[_described(kernel, arguments, constants, warps)] = None
+        tensors = {each.data_ptr(): each.nbytes for each in arguments if isinstance(each, Tensor)}
+        _recorded.setdefault(_described(kernel, arguments, constants, warps), []).append(sum(tensors.values()))
         return
     with _on_device(arguments):
         # Without fused multiply-adds, a GPU rounds as the source says, and as the interpreter does.
@@ -131,8 +135,9 @@ def _described(kernel: Any, arguments: Sequence[Any], constants: dict[str, Any],
     values = {**dict(zip(names, arguments, strict=False)), **constants}
     annotated = {name: str(kind) for name, kind in kernel.fn.__annotations__.items()}
     # Triton compiles a version for each number that is 1, and looks at the alignment of those that may have any.
-    unaligned = {each.name for each in kernel.params if each.do_not_specialize or each.do_not_specialize_on_alignment}
-    one = {each.name for each in kernel.params if not each.do_not_specialize and not each.annotation}
+    parameters = getattr(kernel, "params", ())  # the interpreter's functions have none
+    unaligned = {each.name for each in parameters if each.do_not_specialize or each.do_not_specialize_on_alignment}
+    one = {each.name for each in parameters if not each.do_not_specialize and not each.annotation}
     fixed: dict[str, Any] = {}
     for name in names:
         value = values[name]

@@ -45,5 +45,5 @@ def _launch(step: Step, source: Tensor, target: Tensor, weights: Tensor) -> None
     ready = programs(step, tuple(source.shape), 0, source.shape[1], source.device)
     launch(
         smoothing.smooth, ready.grid, source, *step.strides(source), target, *ready.geometry, weights,
-        warps=ready.warps, **step.constants(), BLOCK=ready.block, FAR=far(source),
+        warps=ready.warps, STEP=step, BLOCK=ready.block, FAR=far(source),
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ _LANES = 128
 
 
 class Step(NamedTuple):
-    """The part of a window that one launch takes; see `compiled/window.py`.
+    """The part of a window that one launch takes, for which kernels are compiled; see `compiled/window.py`.
 
     Attributes:
         deep: whether programs march along z, or else along y.
@@ -29,10 +29,6 @@ class Step(NamedTuple):
     across: int = 1
     row: int = 1
     ring: int = 1
-
-    def constants(self) -> dict[str, Any]:
-        """Return the constants of a kernel."""
-        return {"DEEP": self.deep, "ALONG": self.along, "ROW": self.row, "RING": self.ring}
 
     def strides(self, image: Tensor) -> tuple[int, int, int, int]:
         """Return the strides along N, the march, across it, and x."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -31,16 +33,87 @@ INFINITY = tl.constexpr(float("inf"))
 LARGE = tl.constexpr(2.0**110)
 
 
+class _Parts(NamedTuple):
+    """The statistics of each chunk of voxels, or their sums as one chunk.
+
+    Attributes:
+        first: pointer to the first part.
+        chunks: the number of chunks of an item.
+        item_step: the distance of items in memory.
+        row_step: that of rows.
+    """
+
+    first: Any
+    chunks: Any
+    item_step: Any
+    row_step: Any
+
+
+class _Terms(NamedTuple):
+    """The factors of the statistics in a fraction, its ν and its δ, all float64.
+
+    Attributes:
+        overlap: the factor of the overlap.
+        errors: that of the errors.
+        others: that of further errors.
+        nu: ν.
+        delta: δ.
+    """
+
+    overlap: Any
+    errors: Any
+    others: Any
+    nu: Any
+    delta: Any
+
+
 @triton.jit
-def _summed(part_ptr, item, row, chunks, item_step, row_step, c, CLASSES: tl.constexpr, TOGETHER: tl.constexpr):
+def _terms(overlap, errors, others, nu, delta):
+    return _Terms(
+        tl.full((), overlap, tl.float64),
+        tl.full((), errors, tl.float64),
+        tl.full((), others, tl.float64),
+        tl.full((), nu, tl.float64),
+        tl.full((), delta, tl.float64),
+    )
+
+
+@triton.jit
+def _summed(parts, item, row, c, CLASSES: tl.constexpr, TOGETHER: tl.constexpr):
     """Return a statistic of an item, given the part of each chunk of voxels, which are added in order."""
     total = tl.zeros(c.shape, tl.float64)
-    part_ptr += tl.full((), item_step, tl.int64) * item + tl.full((), row_step, tl.int64) * row
-    for first in range(0, chunks, TOGETHER):
+    part_ptr = parts.first
+    part_ptr += tl.full((), parts.item_step, tl.int64) * item + tl.full((), parts.row_step, tl.int64) * row
+    for first in range(0, parts.chunks, TOGETHER):
         k = first + tl.arange(0, TOGETHER)
+        there = (k < parts.chunks)[:, None] & (c < CLASSES)[None, :]
         at = k.to(tl.int64)[:, None] * (ROWS * CLASSES) + c[None, :]
-        total += tl.sum(tl.load(part_ptr + at, (k < chunks)[:, None] & (c < CLASSES)[None, :], 0.0).to(tl.float64), 0)
+        total += tl.sum(tl.load(part_ptr + at, there, 0.0).to(tl.float64), 0)
     return total
+
+
+@triton.jit
+def _overlap_and_errors(
+    parts, terms, first, stop, c, OVERLAP: tl.constexpr, ERRORS: tl.constexpr, OTHERS: tl.constexpr,
+    CLASSES: tl.constexpr, TOGETHER: tl.constexpr,
+):  # fmt: skip
+    """Return the overlap and the errors of the items from `first` to `stop`, times their factors."""
+    overlap, errors = tl.zeros(c.shape, tl.float64), tl.zeros(c.shape, tl.float64)
+    for item in range(first, stop):
+        overlap += terms.overlap * _summed(parts, item, OVERLAP, c, CLASSES, TOGETHER)
+        errors += terms.errors * _summed(parts, item, ERRORS, c, CLASSES, TOGETHER)
+        if OTHERS is not None:
+            errors += terms.others * _summed(parts, item, OTHERS, c, CLASSES, TOGETHER)
+    return overlap, errors
+
+
+@triton.jit
+def _volume(parts, first, stop, c, CLASSES: tl.constexpr, TOGETHER: tl.constexpr):
+    """Return the volume of the items from `first` to `stop`."""
+    volume = tl.zeros(c.shape, tl.float64)
+    for item in range(first, stop):
+        volume += _summed(parts, item, VOLUME, c, CLASSES, TOGETHER)
+    return volume
 
 
 @triton.jit
@@ -112,17 +185,16 @@ def prepare(
 
 
 @triton.jit
-def _loss_and_slopes(
-    overlap, errors, share, w_overlap, w_errors, a, b, further, nu, delta, COMPLEMENTARY: tl.constexpr
-):
+def _loss_and_slopes(overlap, errors, share, w_overlap, w_errors, terms, COMPLEMENTARY: tl.constexpr):
     """Return the fraction, and its slopes in TP, in FP and in TP less FN, times a share.
 
     The slopes in TP and FN may cancel, so that their difference is a formula of its own.
     """
+    a, b, nu, delta = terms.overlap, terms.errors, terms.nu, terms.delta
     denominator = overlap + errors + delta
     loss = (errors + (delta - nu)) / denominator
     by_denominator = share / denominator
-    d = further if COMPLEMENTARY else 2.0 * further
+    d = terms.others if COMPLEMENTARY else 2.0 * terms.others
     both = (a * (errors + delta) + d * overlap + (d - a) * nu) / denominator
     tp = w_overlap * (a * (-by_denominator * loss))
     fp = w_errors * (b * (by_denominator * ((overlap + nu) / denominator)))
@@ -154,6 +226,14 @@ def _weights_of(volume, included, POWER: tl.constexpr, OFFSET: tl.constexpr, NOR
 
 
 @triton.jit
+def _pooled(overlap, errors, w_overlap, w_errors, included):
+    """Return the weighted sums over the included classes, once for each class."""
+    zero = tl.zeros_like(overlap)
+    overlap = tl.sum(tl.where(included, w_overlap * overlap, 0.0), 0) + zero
+    return overlap, tl.sum(tl.where(included, w_errors * errors, 0.0), 0) + zero
+
+
+@triton.jit
 def fraction(
     part_ptr, w_overlap_ptr, w_errors_ptr, slopes_ptr, loss_ptr, items, chunks, item_step, row_step,
     rows_overlap, rows_errors,
@@ -169,10 +249,9 @@ def fraction(
     the nearness, the distance and None. Each has a factor. The class weights of overlap and errors, (1 or B, C')
     float64, may be None. If POWER is not None, they are those of `ClassWeights` of the contract.
     """
-    a, b = tl.full((), in_overlap, tl.float64), tl.full((), in_errors, tl.float64)
-    further = tl.full((), in_others, tl.float64)
-    nu, delta = tl.full((), nu, tl.float64), tl.full((), delta, tl.float64)
     POOLED: tl.constexpr = w_overlap_ptr is not None or POWER is not None
+    parts = _Parts(part_ptr, chunks, item_step, row_step)
+    terms = _terms(in_overlap, in_errors, in_others, nu, delta)
     c = tl.arange(0, PADDED)
     there, included = c < CLASSES, (c >= FIRST) & (c < CLASSES)
     groups, together = (1, items) if BATCH else (items, 1)
@@ -182,34 +261,26 @@ def fraction(
     zero = tl.zeros((PADDED,), tl.float64)
     total = tl.full((), 0.0, tl.float64)
     for group in range(0, groups):
-        overlap, errors, volume = zero, zero, zero
-        for item in range(group * together, (group + 1) * together):
-            overlap += a * _summed(part_ptr, item, OVERLAP, chunks, item_step, row_step, c, CLASSES, TOGETHER)
-            errors += b * _summed(part_ptr, item, ERRORS, chunks, item_step, row_step, c, CLASSES, TOGETHER)
-            if OTHERS is not None:
-                errors += further * _summed(part_ptr, item, OTHERS, chunks, item_step, row_step, c, CLASSES, TOGETHER)
-            if POWER is not None:
-                volume += _summed(part_ptr, item, VOLUME, chunks, item_step, row_step, c, CLASSES, TOGETHER)
+        start, stop = group * together, (group + 1) * together
+        overlap, errors = _overlap_and_errors(parts, terms, start, stop, c, OVERLAP, ERRORS, OTHERS, CLASSES, TOGETHER)
         w_overlap, w_errors = zero + 1.0, zero + 1.0
         if POWER is not None:
+            volume = _volume(parts, start, stop, c, CLASSES, TOGETHER)
             w_errors = _weights_of(volume, included, POWER, OFFSET, NORMALIZED)
             w_overlap = tl.where(c == 0, 0.0, w_errors) if FOREGROUND else w_errors
         elif POOLED:
             w_overlap = _weights(w_overlap_ptr, rows_overlap, group, c, FIRST, CLASSES)
             w_errors = _weights(w_errors_ptr, rows_errors, group, c, FIRST, CLASSES)
         if POOLED:
-            overlap = tl.sum(tl.where(included, w_overlap * overlap, 0.0), 0) + zero
-            errors = tl.sum(tl.where(included, w_errors * errors, 0.0), 0) + zero
-        loss, tp, fp, hit = _loss_and_slopes(
-            overlap, errors, share, w_overlap, w_errors, a, b, further, nu, delta, COMPLEMENTARY
-        )
+            overlap, errors = _pooled(overlap, errors, w_overlap, w_errors, included)
+        loss, tp, fp, hit = _loss_and_slopes(overlap, errors, share, w_overlap, w_errors, terms, COMPLEMENTARY)
         # One of the classes stands for all that are pooled.
         total += tl.sum(tl.where((c == FIRST) if POOLED else included, loss, 0.0), 0)
         tp, fp, hit = tl.where(included, tp, 0.0), tl.where(included, fp, 0.0), tl.where(included, hit, 0.0)
         far = zero
         if OVERLAP != TP:  # the overlap is the nearness, and the errors are the distance
             tp, fp, hit, far = zero, zero, zero, fp - tp
-        for item in range(group * together, (group + 1) * together):
+        for item in range(start, stop):
             _put(slopes_ptr + tl.full((), CLASSES, tl.int64) * item + c, row, there, tp, fp, hit, zero, zero, far)
     store(loss_ptr, total / count if MEAN else total)
 
@@ -222,9 +293,12 @@ def _factors(factors_ptr, row: tl.constexpr, c, CLASSES: tl.constexpr):
 
 
 @triton.jit
-def _counted(part_ptr, item, chunks, item_step, row_step, factor, c, CLASSES: tl.constexpr, TOGETHER: tl.constexpr):
-    """Return the weighted volume of an item."""
-    return tl.sum(factor * _summed(part_ptr, item, VOLUME, chunks, item_step, row_step, c, CLASSES, TOGETHER), 0)
+def _counted(parts, first, stop, factor, c, CLASSES: tl.constexpr, TOGETHER: tl.constexpr):
+    """Return the weighted volume of the items from `first` to `stop`, or 1 if there is none."""
+    count = tl.full((), 0.0, tl.float64)
+    for item in range(first, stop):
+        count += tl.sum(factor * _summed(parts, item, VOLUME, c, CLASSES, TOGETHER), 0)
+    return tl.where(count > 0, count, 1.0)
 
 
 @triton.jit
@@ -240,9 +314,8 @@ def compound(
     The parts are as for `fraction`. The factors, (4, C) float64, are those of fractions, hits, misses and volumes; NaN
     leaves a class out.
     """
-    a, b = tl.full((), in_overlap, tl.float64), tl.full((), in_errors, tl.float64)
-    further = tl.full((), in_others, tl.float64)
-    nu, delta = tl.full((), nu, tl.float64), tl.full((), delta, tl.float64)
+    parts = _Parts(part_ptr, chunks, item_step, row_step)
+    terms = _terms(in_overlap, in_errors, in_others, nu, delta)
     c = tl.arange(0, PADDED)
     there = c < CLASSES
     of_fraction, included = _factors(factors_ptr, 0, c, CLASSES)
@@ -254,39 +327,27 @@ def compound(
     zero = tl.zeros((PADDED,), tl.float64)
     total, count = tl.full((), 0.0, tl.float64), tl.full((), 1.0, tl.float64)
     if COUNTED and not BY_ITEM:
-        count -= 1.0
-        for item in range(0, items):
-            count += _counted(part_ptr, item, chunks, item_step, row_step, of_volume, c, CLASSES, TOGETHER)
-        count = tl.where(count > 0, count, 1.0)
+        count = _counted(parts, 0, items, of_volume, c, CLASSES, TOGETHER)
     for group in range(0, groups):
         tp, fp, hit = zero, zero, zero
+        start, stop = group * together, (group + 1) * together
         if FRACTION:
-            overlap, errors = zero, zero
-            for item in range(group * together, (group + 1) * together):
-                overlap += a * _summed(part_ptr, item, TP, chunks, item_step, row_step, c, CLASSES, TOGETHER)
-                errors += b * _summed(part_ptr, item, FP, chunks, item_step, row_step, c, CLASSES, TOGETHER)
-                errors += further * _summed(part_ptr, item, FN, chunks, item_step, row_step, c, CLASSES, TOGETHER)
+            overlap, errors = _overlap_and_errors(parts, terms, start, stop, c, TP, FP, FN, CLASSES, TOGETHER)
             weight, counted = zero + 1.0, included
             if POWER is not None:
-                volume = zero
-                for item in range(group * together, (group + 1) * together):
-                    volume += _summed(part_ptr, item, VOLUME, chunks, item_step, row_step, c, CLASSES, TOGETHER)
+                volume = _volume(parts, start, stop, c, CLASSES, TOGETHER)
                 weight = _weights_of(volume, included, POWER, OFFSET, NORMALIZED)
-                overlap = tl.sum(tl.where(included, weight * overlap, 0.0), 0) + zero
-                errors = tl.sum(tl.where(included, weight * errors, 0.0), 0) + zero
+                overlap, errors = _pooled(overlap, errors, weight, weight, included)
                 counted = c == FIRST  # one of the classes stands for all, which are pooled
-            loss, tp, fp, hit = _loss_and_slopes(
-                overlap, errors, of_fraction, weight, weight, a, b, further, nu, delta, COMPLEMENTARY
-            )
+            loss, tp, fp, hit = _loss_and_slopes(overlap, errors, of_fraction, weight, weight, terms, COMPLEMENTARY)
             tp, fp, hit = tl.where(included, tp, 0.0), tl.where(included, fp, 0.0), tl.where(included, hit, 0.0)
             total += tl.sum(tl.where(counted, of_fraction * loss, 0.0), 0)
-        for item in range(group * together, (group + 1) * together):
-            hits = _summed(part_ptr, item, HITS, chunks, item_step, row_step, c, CLASSES, TOGETHER)
-            misses = _summed(part_ptr, item, MISSES, chunks, item_step, row_step, c, CLASSES, TOGETHER)
+        for item in range(start, stop):
+            hits = _summed(parts, item, HITS, c, CLASSES, TOGETHER)
+            misses = _summed(parts, item, MISSES, c, CLASSES, TOGETHER)
             of_item = tl.where(with_hits, of_hits * hits, 0.0) + tl.where(with_misses, of_misses * misses, 0.0)
             if BY_ITEM:
-                count = _counted(part_ptr, item, chunks, item_step, row_step, of_volume, c, CLASSES, TOGETHER)
-                count = tl.where(count > 0, count, 1.0)
+                count = _counted(parts, item, item + 1, of_volume, c, CLASSES, TOGETHER)
             share = 1.0 / count
             total += tl.sum(of_item, 0) * share
             at = slopes_ptr + tl.full((), CLASSES, tl.int64) * item + c

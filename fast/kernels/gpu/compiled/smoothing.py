@@ -5,8 +5,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from twinloss.fast.kernels.gpu.compiled.elementary import store
-from twinloss.fast.kernels.gpu.compiled.window import in_range, lanes_of, offset_of, places_of, pushed, range_of, read
+from twinloss.fast.kernels.gpu.compiled.window import (
+    chunk_of,
+    found_at,
+    image_of,
+    in_range,
+    lanes_of,
+    pushed,
+    put,
+    read,
+    stored_of,
+    voxels_at,
+)
 
 
 # One compiled version serves all sizes: lanes are single numbers, so that alignment does not matter.
@@ -31,35 +41,27 @@ from twinloss.fast.kernels.gpu.compiled.window import in_range, lanes_of, offset
 def smooth(
     images, n_stride, m_stride, a_stride, x_stride, out,
     M, A, X, plane, m_first, m_count, chunk, a_first, a_count, blocks, taps,
-    ALONG: tl.constexpr, ROW: tl.constexpr, RING: tl.constexpr, DEEP: tl.constexpr, BLOCK: tl.constexpr,
-    FAR: tl.constexpr,
+    STEP: tl.constexpr, BLOCK: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
-    """Correlate images with the taps along x if `ROW` > 1, and along the march if `ALONG` > 1 or `RING` > 1."""
+    """Correlate images with the taps along x, along the march or both, as the `Step` of `gpu/window.py` says."""
+    RING: tl.constexpr = STEP.ring
     n, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
-    lanes, inside = lanes_of(block, a_first, a_count, M, A, X, BLOCK, FAR)
-    x, march = lanes[1], lanes[2]
-    images += n * n_stride + (lanes[0] * a_stride + x * x_stride)
-    D = M if DEEP else A
-    out += n * (M * A * (n * 0 + X)) + places_of(lanes, D, plane, DEEP)
+    lanes, inside = lanes_of(block, a_first, a_count, M, A, X, plane, BLOCK, FAR)
+    image = image_of(images, n, lanes, n_stride, m_stride, a_stride, x_stride)
+    out = stored_of(out, 1, n, lanes, M if STEP.deep else A, STEP.deep)
     zero = tl.zeros((BLOCK,), tl.float64)
     ring = (zero,) * RING
-    first = m_first + tl.program_id(1) * chunk
-    written = range_of(inside, first, tl.minimum(first + chunk, m_first + m_count))
+    first, written = chunk_of(inside, m_first, m_count, chunk)
     for k in range(0, chunk + RING - 1):
         m = first + k - RING // 2
         total = zero
-        for k_m in range(ALONG):
-            there = m + (k_m - ALONG // 2)
-            steps = in_range(there, march)
-            for k_x in range(ROW):
-                j_x = k_x - ROW // 2
-                found = steps
-                if ROW > 1:
-                    found = steps & ((x + j_x >= 0) & (x + j_x < X))
-                here = read(images + (there.to(tl.int64) * m_stride + j_x * x_stride), found, tl.float64)
-                if ROW > 1:
+        for k_m in range(STEP.along):
+            for k_x in range(STEP.row):
+                there, j_x = m + (k_m - STEP.along // 2), k_x - STEP.row // 2
+                here = read(voxels_at(image, there, 0, j_x), found_at(lanes, there, 0, j_x, STEP), tl.float64)
+                if STEP.row > 1:
                     here = tl.load(taps + k_x) * here
-                if ALONG > 1:
+                if STEP.along > 1:
                     here = tl.load(taps + k_m) * here
                 total += here
         ring = pushed(ring, total)
@@ -68,4 +70,4 @@ def smooth(
             total = zero
             for j in tl.static_range(RING):
                 total += tl.load(taps + j) * ring[j]
-        store(out + offset_of(m, D, X, plane, DEEP), total, in_range(m, written))
+        put(out, (total,), m, in_range(m, written), lanes, STEP.deep)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch.nn import functional
 
 from twinloss.harness.judging import pair_laws as laws
@@ -146,6 +147,115 @@ def fast_grid_sample(x: Any, grid: Any, align_corners: bool = False) -> Any:
     return functional.grid_sample(x, grid, align_corners=align_corners)
 
 
+def interpolate_2d(x: Array, *, scale: int = 2, align_corners: bool = False) -> Array:
+    """Interpolate the last two axes linearly, one after the other."""
+    for axis in (-1, -2):
+        moved = interpolate(np.moveaxis(x, axis, -1), size=scale * x.shape[axis], align_corners=align_corners)
+        x = np.moveaxis(moved, -1, axis)
+    return x
+
+
+def fast_interpolate_2d(x: Any, scale: int = 2, align_corners: bool = False) -> Any:
+    """Call torch's interpolate with its bilinear mode."""
+    return functional.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=align_corners)
+
+
+def rms_norm(x: Array, w: Array, *, eps: float = 1e-5) -> Array:
+    """Divide the last axis by its root mean square."""
+    made: Array = x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * w
+    return made
+
+
+def fast_rms_norm(x: Any, w: Any, eps: float = 1e-5) -> Any:
+    """Call torch's rms_norm for the last axis."""
+    return functional.rms_norm(x, x.shape[-1:], w, eps)
+
+
+def attention(q: Array, k: Array, v: Array, *, is_causal: bool = False) -> Array:
+    """Return softmax(q k^T / sqrt(d)) v; with is_causal, query i sees the keys up to i."""
+    scores = q @ np.swapaxes(k, -1, -2) / np.sqrt(_real(q).dtype.type(q.shape[-1]))
+    seen = np.tril(np.ones(scores.shape[-2:], bool)) if is_causal else np.ones(scores.shape[-2:], bool)
+    most = np.max(np.where(seen, _real(scores), -np.inf), -1, keepdims=True)
+    weights = np.where(seen, np.exp(np.where(seen, scores - most, 0)), 0)
+    made: Array = weights / weights.sum(-1, keepdims=True) @ v
+    return made
+
+
+def _real(values: Array) -> Array:
+    """Return the real parts."""
+    return np.asarray(values.real)
+
+
+def gaussian_nll(x: Array, y: Array, var: Array, *, full: bool = False, eps: float = 1e-6) -> Array:
+    """Return the mean of (log var + (x - y)^2 / var) / 2, where var is at least eps; full adds log(2 pi) / 2."""
+    var = np.maximum(var, eps)
+    each = (np.log(var) + (x - y) ** 2 / var) / 2
+    constant = np.log(2 * np.arctan2(_real(x).dtype.type(0), _real(x).dtype.type(-1))) / 2 if full else 0
+    return _reduced(each + constant, "mean")
+
+
+def fast_gaussian_nll(x: Any, y: Any, var: Any, full: bool = False, eps: float = 1e-6) -> Any:
+    """Call torch's gaussian_nll_loss, which takes the variance third."""
+    return functional.gaussian_nll_loss(x, y, var, full=full, eps=eps)
+
+
+def poisson_nll(x: Array, y: Array, *, log_input: bool = True, reduction: str = "mean") -> Array:
+    """Return exp(x) - y x, or x - y log(x + 1e-8) if x is not a logarithm."""
+    return _reduced(np.exp(x) - y * x if log_input else x - y * np.log(x + 1e-8), reduction)
+
+
+def soft_margin(x: Array, y: Array, *, reduction: str = "mean") -> Array:
+    """Return log(1 + exp(-y x))."""
+    z = -y * x
+    return _reduced(np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z))), reduction)
+
+
+def triplet_margin(a: Array, p: Array, n: Array, *, margin: float = 1.0, swap: bool = False) -> Array:
+    """Return the mean of max(d(a, p) - d(a, n) + margin, 0) with d(x, y) = |x - y + 1e-6|."""
+    near, far, other = (np.sqrt(((u - v + 1e-6) ** 2).sum(-1)) for u, v in ((a, p), (a, n), (p, n)))
+    return _reduced(np.maximum(near - (np.minimum(far, other) if swap else far) + margin, 0), "mean")
+
+
+def fast_triplet_margin(a: Any, p: Any, n: Any, margin: float = 1.0, swap: bool = False) -> Any:
+    """Call torch's triplet_margin_loss with its defaults."""
+    return functional.triplet_margin_loss(a, p, n, margin=margin, swap=swap)
+
+
+def ctc(log_p: Array, labels: Array, *, reduction: str = "sum") -> Array:
+    """Return minus the log probability of the labels, with blanks (class 0) between them (Graves et al. 2006).
+
+    `log_p` are log probabilities (T, B, C), and `labels` (B, S) of at least 1; all lengths are the full ones.
+    """
+    each = np.zeros_like(log_p, shape=len(labels))
+    for b, label in enumerate(labels):
+        path = np.zeros(2 * len(label) + 1, int)
+        path[1::2] = label
+        skips = np.array([i > 1 and path[i] != 0 and path[i] != path[i - 2] for i in range(len(path))])
+        p = np.exp(log_p[:, b][:, path])
+        alpha = np.where(np.arange(len(path)) < 2, p[0], 0)
+        total = 0
+        for t in range(1, len(p)):
+            scale = alpha.sum()  # so that the probabilities of long inputs do not underflow
+            total, alpha = total + np.log(scale), alpha / scale
+            before = np.concatenate([0 * alpha[:1], alpha[:-1]])
+            twice = np.where(skips, np.concatenate([0 * alpha[:1], 0 * alpha[:1], alpha])[: len(path)], 0)
+            alpha = (alpha + before + twice) * p[t]
+        each[b] = -(total + np.log(alpha[-2:].sum()))
+    made: Array = (each / labels.shape[1]).mean() if reduction == "mean" else _reduced(each, reduction)
+    return made
+
+
+def fast_ctc(log_p: Any, labels: Any, reduction: str = "sum") -> Any:
+    """Call torch's ctc_loss with full lengths."""
+    steps, length = (torch.full((len(labels),), n, dtype=torch.long) for n in (len(log_p), labels.shape[1]))
+    return functional.ctc_loss(log_p, labels, steps, length, reduction=reduction)
+
+
+def _log_probabilities(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    made: Array = np.moveaxis(log_softmax(np.moveaxis(3 * rng.normal(size=shape), -1, 1)), 1, -1)
+    return made
+
+
 _AFFINE = {"w": arrays("C"), "b": arrays("C")}
 _TWO = {"x": arrays("N D"), "y": arrays("N D")}
 
@@ -177,4 +287,26 @@ PAIRS = (
     Pair("grid_sample", fast_grid_sample, grid_sample,
          {"x": arrays("B C H W"), "grid": arrays("B N M 2", low=-1.5, high=1.5)}, wrt=("x", "grid"),
          options={"align_corners": (False, True)}),
+    Pair("interpolate_bilinear", fast_interpolate_2d, interpolate_2d, {"x": arrays("B C H W")}, wrt="x",
+         options={"scale": (2, 1, 3), "align_corners": (False, True)}),
+    Pair("rms_norm", fast_rms_norm, rms_norm, {"x": arrays("... C"), "w": arrays("C")}, wrt=("x", "w"),
+         options={"eps": (1e-5, 1.0)}),
+    Pair("scaled_dot_product_attention", functional.scaled_dot_product_attention, attention,
+         {"q": arrays("B L D"), "k": arrays("B S D"), "v": arrays("B S D")}, wrt=("q", "k", "v"),
+         options={"is_causal": (False, True)}, sizes={"D": (4, 1, 7)}),
+    Pair("gaussian_nll_loss", fast_gaussian_nll, gaussian_nll,
+         {**_TWO, "var": arrays("N D", low=0, high=4)}, wrt=("x", "y"),
+         options={"full": (False, True), "eps": (1e-6, 0.5)}),
+    Pair("poisson_nll_loss", functional.poisson_nll_loss, poisson_nll,
+         {"x": arrays("N D", low=0, high=8), "y": arrays("N D", low=0, high=8)}, wrt=("x", "y"),
+         options={"log_input": (True, False), **REDUCTION}),
+    Pair("soft_margin_loss", functional.soft_margin_loss, soft_margin,
+         {"x": arrays("N D", logits=True), "y": arrays("N D", make=lambda rng, shape: rng.choice([-1.0, 1.0], shape))},
+         wrt="x", options=REDUCTION),
+    Pair("triplet_margin_loss", fast_triplet_margin, triplet_margin,
+         {name: arrays("N D", low=-2, high=2) for name in ("a", "p", "n")}, wrt=("a", "p", "n"),
+         options={"margin": (1.0, 0.25), "swap": (False, True)}),
+    Pair("ctc_loss", fast_ctc, ctc,
+         {"x": arrays("T B C", make=_log_probabilities), "labels": arrays("B S", "int64", low=1, high=2)}, wrt="x",
+         options={"reduction": ("sum", "mean", "none")}, sizes={"C": (3, 5), "S": (2, 1, 3), "T": (7, 9, 31)}),
 )  # fmt: skip
