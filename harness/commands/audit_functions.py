@@ -39,9 +39,10 @@ def pairs_of(library: str) -> tuple[Pair, ...]:
         LibraryError: if the library cannot be imported.
     """
     try:
-        made: tuple[Pair, ...] = import_module(f"twinloss.harness.commands.pairs_of_{library}").PAIRS
+        import_module(LIBRARIES[library])
     except (ImportError, RuntimeError) as error:  # a torchvision for another torch raises the latter
         raise LibraryError(f"{library} cannot be imported: {error}; pip install {library}") from error
+    made: tuple[Pair, ...] = import_module(f"twinloss.harness.commands.pairs_of_{library}").PAIRS
     return made
 
 

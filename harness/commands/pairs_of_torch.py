@@ -227,21 +227,19 @@ def ctc(log_p: Array, labels: Array, *, reduction: str = "sum") -> Array:
 
     `log_p` are log probabilities (T, B, C), and `labels` (B, S) of at least 1; all lengths are the full ones.
     """
-    each = np.zeros_like(log_p, shape=len(labels))
-    for b, label in enumerate(labels):
-        path = np.zeros(2 * len(label) + 1, int)
-        path[1::2] = label
-        skips = np.array([i > 1 and path[i] != 0 and path[i] != path[i - 2] for i in range(len(path))])
-        p = np.exp(log_p[:, b][:, path])
-        alpha = np.where(np.arange(len(path)) < 2, p[0], 0)
-        total = 0
-        for t in range(1, len(p)):
-            scale = alpha.sum()  # so that the probabilities of long inputs do not underflow
-            total, alpha = total + np.log(scale), alpha / scale
-            before = np.concatenate([0 * alpha[:1], alpha[:-1]])
-            twice = np.where(skips, np.concatenate([0 * alpha[:1], 0 * alpha[:1], alpha])[: len(path)], 0)
-            alpha = (alpha + before + twice) * p[t]
-        each[b] = -(total + np.log(alpha[-2:].sum()))
+    path = np.zeros((len(labels), 2 * labels.shape[1] + 1), int)
+    path[:, 1::2] = labels
+    skips = np.zeros(path.shape, bool)
+    skips[:, 3::2] = labels[:, 1:] != labels[:, :-1]
+    p = np.exp(np.take_along_axis(log_p, path[None], 2))
+    nothing = 0 * p[0, :, :1]
+    alpha, each = np.where(np.arange(path.shape[1]) < 2, p[0], 0), 0
+    for t in range(1, len(p)):
+        total = alpha.sum(1, keepdims=True)  # so that the probabilities of long inputs do not underflow
+        alpha = alpha / total
+        one, two = (np.concatenate([nothing] * k + [alpha], 1)[:, : path.shape[1]] for k in (1, 2))
+        alpha, each = (alpha + one + np.where(skips, two, 0)) * p[t], each - np.log(total[:, 0])
+    each = each - np.log(alpha[:, -2:].sum(1))
     made: Array = (each / labels.shape[1]).mean() if reduction == "mean" else reduced(each, reduction)
     return made
 
@@ -252,12 +250,24 @@ def fast_ctc(log_p: Any, labels: Any, reduction: str = "sum") -> Any:
     return functional.ctc_loss(log_p, labels, steps, length, reduction=reduction)
 
 
+def ctc_of_logits(x: Array, labels: Array, *, reduction: str = "sum") -> Array:
+    """Return the loss of the log-softmax of logits; torch's gradient is right only if a log-softmax comes first."""
+    return ctc(np.moveaxis(log_softmax(np.moveaxis(x, -1, 1)), 1, -1), labels, reduction=reduction)
+
+
+def fast_ctc_of_logits(x: Any, labels: Any, reduction: str = "sum") -> Any:
+    """Call torch's ctc_loss after a log-softmax."""
+    return fast_ctc(functional.log_softmax(x, 2), labels, reduction)
+
+
 def _log_probabilities(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     made: Array = np.moveaxis(log_softmax(np.moveaxis(3 * rng.normal(size=shape), -1, 1)), 1, -1)
     return made
 
 
 _AFFINE = {"w": arrays("C"), "b": arrays("C")}
+_CTC_REDUCTION = {"reduction": ("sum", "mean", "none")}
+_CTC_SIZES = {"B": (2, 1, 5), "C": (3, 5), "S": (2, 1, 3), "T": (7, 9, 31)}
 _TWO = {"x": arrays("N D"), "y": arrays("N D")}
 
 PAIRS = (
@@ -309,5 +319,8 @@ PAIRS = (
          options={"margin": (1.0, 0.25), "swap": (False, True)}),
     Pair("ctc_loss", fast_ctc, ctc,
          {"x": arrays("T B C", make=_log_probabilities), "labels": arrays("B S", "int64", low=1, high=2)}, wrt="x",
-         options={"reduction": ("sum", "mean", "none")}, sizes={"C": (3, 5), "S": (2, 1, 3), "T": (7, 9, 31)}),
+         options=_CTC_REDUCTION, sizes=_CTC_SIZES),
+    Pair("ctc_loss_of_logits", fast_ctc_of_logits, ctc_of_logits,
+         {"x": arrays("T B C", low=-4, high=4), "labels": arrays("B S", "int64", low=1, high=2)}, wrt="x",
+         options=_CTC_REDUCTION, sizes=_CTC_SIZES),
 )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from torchvision import ops
 
 from twinloss.harness.commands.pairs_of_torch import bce_with_logits, reduced
 from twinloss.harness.model.operand import Array
@@ -56,11 +55,11 @@ _ORDER = {"reduction": ("none", "mean", "sum")}
 _BOXES = {"a": arrays("N 4", make=_boxes), "b": arrays("N 4", make=_boxes)}
 
 PAIRS = (
-    Pair("sigmoid_focal_loss", ops.sigmoid_focal_loss, focal,
+    Pair("sigmoid_focal_loss", "torchvision.ops:sigmoid_focal_loss", focal,
          {"x": arrays("N D", logits=True), "y": arrays("N D", low=0, high=1)}, wrt=("x", "y"),
          options={"alpha": (0.25, -1.0, 0.75), "gamma": (2.0, 0.0, 1.5), **_ORDER}),
-    Pair("generalized_box_iou_loss", ops.generalized_box_iou_loss, giou, _BOXES, wrt=("a", "b"),
+    Pair("generalized_box_iou_loss", "torchvision.ops:generalized_box_iou_loss", giou, _BOXES, wrt=("a", "b"),
          options={**_ORDER, "eps": (1e-7, 0.5)}),
-    Pair("distance_box_iou_loss", ops.distance_box_iou_loss, diou, _BOXES, wrt=("a", "b"),
+    Pair("distance_box_iou_loss", "torchvision.ops:distance_box_iou_loss", diou, _BOXES, wrt=("a", "b"),
          options={**_ORDER, "eps": (1e-7, 0.5)}),
 )  # fmt: skip

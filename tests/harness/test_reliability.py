@@ -1,4 +1,4 @@
-"""Run the tests of `twinloss reliability` at small sizes, except those that measure a time."""
+X"""Run the tests of `twinloss reliability` at small sizes, except those that measure a time."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -141,7 +141,7 @@ def test_losses_to_compile_first_are_losses():
 def test_warm_up_compiles_for_the_losses_that_are_named():
     made = CliRunner().invoke(APP, ["warmup", "dice", "bending_energy"])
     assert made.exit_code == 0
-    assert "compiled" in made.output
+    assert re.search(r"compiled \d+ kernels|all kernels were in the cache already", made.output)
 
 
 def test_a_record_without_a_benchmark_is_told_to_have_one():
