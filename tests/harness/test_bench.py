@@ -252,9 +252,9 @@ def test_what_would_take_too_long_or_too_much_is_not_tried():
     assert known.reason_to_skip(large, EAGER) == "a step would take about 19 s"
     assert known.reason_to_skip(small, EAGER) is None
     quicker = replace(base, times={EAGER: Times(1, 1, 1, 1, 1)})
-    known.records.put(quicker)
+    known.records.put(quicker, force=True)
     assert known.reason_to_skip(large, EAGER) == "a step would take about 11 GB"
-    known.records.put(replace(base, times={**base.times, PLAIN: Times(1, 1, 3000, 1, 1)}))
+    known.records.put(replace(base, times={**base.times, PLAIN: Times(1, 1, 3000, 1, 1)}), force=True)
     assert known.reason_to_skip(small, PLAIN) == "3.0 times as slow as MONAI at the base case"
 
 
@@ -277,9 +277,9 @@ def test_any_number_of_classes_can_be_timed(twin, classes):
         pytest.skip("the loss asks for more classes")
     case = BenchmarkCase(twin.name, "", 8, 3, classes, 1)
     assert case.operands()[0].shape == (3, classes, 8, 8, 8)
-    taken, left_out = times(case, [FAST, EAGER, *({YARDSTICK} & set(case.line.others))], 0.001)
+    taken, left_out = times(case, [FAST, *([EAGER] if case.line.peer else []), *({YARDSTICK} & set(case.line.others))], 0.001)
     assert FAST in taken
-    assert EAGER in taken
+    assert (EAGER in taken) == (case.line.peer is not None)
     assert not left_out
 
 

@@ -1,5 +1,6 @@
-X"""Run the tests of `twinloss reliability` at small sizes, except those that measure a time."""
+"""Run the tests of `twinloss reliability` at small sizes, except those that measure a time."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
