@@ -35,7 +35,8 @@ class DiceFocalParts(NamedTuple):
     """The terms of Dice + focal as they enter the loss, each with its factor λ, so that their sum is the loss.
 
     Attributes:
-        dice: λ times the Dice term; with ``reduction="none"`` a value for each item and class, (B, C', 1, …).
+        dice: λ times the Dice term, or that of generalised Dice. With ``reduction="none"`` it has a value for each item
+            and class, (B, C', 1, …), or for each item if the classes are pooled, (B, 1, 1, …).
         focal: λ times the focal term; with ``reduction="none"`` a value for each voxel and class, (B, C', *S).
     """
 
