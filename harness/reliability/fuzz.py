@@ -80,7 +80,8 @@ def attempt(each: Everyday, seed: int) -> str:
         x = given[0]
         if isinstance(x, torch.Tensor) and x.is_floating_point():
             given[0] = x.detach().requires_grad_()
-        value = loss(*given)
+        made = loss(*given)
+        value = made[0] if options.pop("return_parts", False) else made
         if value.requires_grad and value.device.type == "cpu":
             torch.autograd.grad(value.sum(), given[0])
     except TYPED as error:
