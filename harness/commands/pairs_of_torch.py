@@ -15,7 +15,8 @@ from twinloss.harness.model.pair import Pair, arrays
 REDUCTION = {"reduction": ("mean", "sum", "none")}
 
 
-def _reduced(values: Array, reduction: str) -> Array:
+def reduced(values: Array, reduction: str) -> Array:
+    """Return the values, or their sum or mean."""
     made: Array = values if reduction == "none" else values.sum() if reduction == "sum" else values.mean()
     return made
 
@@ -34,7 +35,7 @@ def cross_entropy(
     log_p, kept = log_softmax(x), labels != ignore_index
     hit = np.take_along_axis(log_p, np.where(kept, labels, 0)[:, None], 1)[:, 0]
     each = -np.where(kept, (1 - label_smoothing) * hit + label_smoothing * log_p.mean(1), 0)
-    made: Array = each.sum() / kept.sum() if reduction == "mean" else _reduced(each, reduction)
+    made: Array = each.sum() / kept.sum() if reduction == "mean" else reduced(each, reduction)
     return made
 
 
@@ -67,24 +68,24 @@ def fast_group_norm(x: Any, w: Any, b: Any, groups: int = 1, eps: float = 1e-5) 
 def smooth_l1(x: Array, y: Array, *, beta: float = 1.0, reduction: str = "mean") -> Array:
     """Return |d| - beta / 2, or d^2 / (2 beta) where |d| < beta."""
     d = np.abs(x - y)
-    return _reduced(np.where(d < beta, d * d / (2 * beta), d - beta / 2), reduction)
+    return reduced(np.where(d < beta, d * d / (2 * beta), d - beta / 2), reduction)
 
 
 def huber(x: Array, y: Array, *, delta: float = 1.0, reduction: str = "mean") -> Array:
     """Return delta (|d| - delta / 2), or d^2 / 2 where |d| <= delta."""
     d = np.abs(x - y)
-    return _reduced(np.where(d <= delta, d * d / 2, delta * (d - delta / 2)), reduction)
+    return reduced(np.where(d <= delta, d * d / 2, delta * (d - delta / 2)), reduction)
 
 
 def bce_with_logits(x: Array, y: Array, *, reduction: str = "mean") -> Array:
     """Return log(1 + exp(x)) - x y."""
-    return _reduced(np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))) - x * y, reduction)
+    return reduced(np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))) - x * y, reduction)
 
 
 def kl_div(x: Array, y: Array, *, reduction: str = "sum") -> Array:
     """Return y (log y - x), which is 0 for y = 0."""
     positive = np.where(y > 0, y, 1)
-    return _reduced(np.where(y > 0, positive * (np.log(positive) - x), 0), reduction)
+    return reduced(np.where(y > 0, positive * (np.log(positive) - x), 0), reduction)
 
 
 def cosine_similarity(x: Array, y: Array, *, eps: float = 1e-8) -> Array:
@@ -191,7 +192,7 @@ def gaussian_nll(x: Array, y: Array, var: Array, *, full: bool = False, eps: flo
     var = np.maximum(var, eps)
     each = (np.log(var) + (x - y) ** 2 / var) / 2
     constant = np.log(2 * np.arctan2(_real(x).dtype.type(0), _real(x).dtype.type(-1))) / 2 if full else 0
-    return _reduced(each + constant, "mean")
+    return reduced(each + constant, "mean")
 
 
 def fast_gaussian_nll(x: Any, y: Any, var: Any, full: bool = False, eps: float = 1e-6) -> Any:
@@ -201,19 +202,19 @@ def fast_gaussian_nll(x: Any, y: Any, var: Any, full: bool = False, eps: float =
 
 def poisson_nll(x: Array, y: Array, *, log_input: bool = True, reduction: str = "mean") -> Array:
     """Return exp(x) - y x, or x - y log(x + 1e-8) if x is not a logarithm."""
-    return _reduced(np.exp(x) - y * x if log_input else x - y * np.log(x + 1e-8), reduction)
+    return reduced(np.exp(x) - y * x if log_input else x - y * np.log(x + 1e-8), reduction)
 
 
 def soft_margin(x: Array, y: Array, *, reduction: str = "mean") -> Array:
     """Return log(1 + exp(-y x))."""
     z = -y * x
-    return _reduced(np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z))), reduction)
+    return reduced(np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z))), reduction)
 
 
 def triplet_margin(a: Array, p: Array, n: Array, *, margin: float = 1.0, swap: bool = False) -> Array:
     """Return the mean of max(d(a, p) - d(a, n) + margin, 0) with d(x, y) = |x - y + 1e-6|."""
     near, far, other = (np.sqrt(((u - v + 1e-6) ** 2).sum(-1)) for u, v in ((a, p), (a, n), (p, n)))
-    return _reduced(np.maximum(near - (np.minimum(far, other) if swap else far) + margin, 0), "mean")
+    return reduced(np.maximum(near - (np.minimum(far, other) if swap else far) + margin, 0), "mean")
 
 
 def fast_triplet_margin(a: Any, p: Any, n: Any, margin: float = 1.0, swap: bool = False) -> Any:
@@ -241,7 +242,7 @@ def ctc(log_p: Array, labels: Array, *, reduction: str = "sum") -> Array:
             twice = np.where(skips, np.concatenate([0 * alpha[:1], 0 * alpha[:1], alpha])[: len(path)], 0)
             alpha = (alpha + before + twice) * p[t]
         each[b] = -(total + np.log(alpha[-2:].sum()))
-    made: Array = (each / labels.shape[1]).mean() if reduction == "mean" else _reduced(each, reduction)
+    made: Array = (each / labels.shape[1]).mean() if reduction == "mean" else reduced(each, reduction)
     return made
 
 

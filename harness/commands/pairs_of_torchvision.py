@@ -5,14 +5,9 @@ from __future__ import annotations
 import numpy as np
 from torchvision import ops
 
-from twinloss.harness.commands.pairs_of_torch import bce_with_logits
+from twinloss.harness.commands.pairs_of_torch import bce_with_logits, reduced
 from twinloss.harness.model.operand import Array
 from twinloss.harness.model.pair import Pair, arrays
-
-
-def _reduced(values: Array, reduction: str) -> Array:
-    made: Array = values if reduction == "none" else values.sum() if reduction == "sum" else values.mean()
-    return made
 
 
 def focal(x: Array, y: Array, *, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "none") -> Array:
@@ -20,7 +15,7 @@ def focal(x: Array, y: Array, *, alpha: float = 0.25, gamma: float = 2.0, reduct
     e = np.exp(-np.abs(x))
     p, q = np.where(x > 0, 1, e) / (1 + e), np.where(x > 0, e, 1) / (1 + e)
     each = bce_with_logits(x, y, reduction="none") * (q * y + p * (1 - y)) ** gamma
-    return _reduced(each * (alpha * y + (1 - alpha) * (1 - y)) if alpha >= 0 else each, reduction)
+    return reduced(each * (alpha * y + (1 - alpha) * (1 - y)) if alpha >= 0 else each, reduction)
 
 
 def _overlap(a: Array, b: Array) -> tuple[Array, Array]:
@@ -42,14 +37,14 @@ def giou(a: Array, b: Array, *, reduction: str = "none", eps: float = 1e-7) -> A
     common, union = _overlap(a, b)
     sides = _hull(a, b)
     hull = sides[:, 0] * sides[:, 1]
-    return _reduced(1 - common / (union + eps) + (hull - union) / (hull + eps), reduction)
+    return reduced(1 - common / (union + eps) + (hull - union) / (hull + eps), reduction)
 
 
 def diou(a: Array, b: Array, *, reduction: str = "none", eps: float = 1e-7) -> Array:
     """Return 1 - I / U + d^2 / c^2: the distance of the centres, and the diagonal of the hull (Zheng et al. 2020)."""
     common, union = _overlap(a, b)
     apart = ((a[:, :2] + a[:, 2:] - b[:, :2] - b[:, 2:]) / 2) ** 2
-    return _reduced(1 - common / (union + eps) + apart.sum(1) / ((_hull(a, b) ** 2).sum(1) + eps), reduction)
+    return reduced(1 - common / (union + eps) + apart.sum(1) / ((_hull(a, b) ** 2).sum(1) + eps), reduction)
 
 
 def _boxes(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:

@@ -285,8 +285,8 @@ def in_a_line(trial: Trial) -> str:
         return ", ".join(parts)
     part = "value" if trial.kind == "value" else "gradient"
     got, want = (np.asarray(getattr(each, part), np.float64) for each in (trial.answer, trial.truth))
-    if got.shape != want.shape:
-        return f"{', '.join(parts)}: {part} of shape {got.shape}, by the paper {want.shape}"
+    if got.shape != want.shape:  # the gradient is judged along some directions
+        return ", ".join(parts)
     got, want = got.ravel(), want.ravel()
     if not got.size:
         return ", ".join(parts)

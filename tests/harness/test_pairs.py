@@ -18,7 +18,7 @@ from twinloss import harness
 from twinloss.harness import Pair, PairError, arrays, check_pair, laws
 from twinloss.harness.cli.main import with_all_commands
 from twinloss.harness.commands.audit import LibraryError
-from twinloss.harness.commands.audit_functions import as_markdown, audit_functions
+from twinloss.harness.commands.audit_functions import as_markdown, audit_functions, pairs_of
 from twinloss.harness.commands.pairs_of_torch import PAIRS
 from twinloss.harness.hunting import pairs
 from twinloss.harness.hunting.loading import TargetError
@@ -604,12 +604,20 @@ def test_our_own_losses_are_pairs():
     assert check_pair(f"{place}:diffusion", dtypes=["float64"], examples=5).verdict in RIGHT
 
 
-def test_torch_functions_are_audited():
-    rows = audit_functions("torch", ["avg_pool1d"])
+@pytest.mark.parametrize(("library", "function"), [("torch", "avg_pool1d"), ("scipy", "distance_transform_edt")])
+def test_functions_of_libraries_are_audited(library, function):
+    rows = audit_functions(library, [function])
     assert [(row.dtype, row.verdict) for row in rows] == [("float32", "agrees"), ("float64", "agrees")]
-    assert "| avg_pool1d | float32 | agrees |" in as_markdown("torch", rows, 0)
-    with pytest.raises(LibraryError, match="avg_pool1d"):
-        audit_functions("torch", ["avgpool"])
+    assert f"| {function} | float32 | agrees |" in as_markdown(library, rows, 0)
+    with pytest.raises(LibraryError, match=function):
+        audit_functions(library, [function[1:]])
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.delitem(sys.modules, "twinloss.harness.commands.pairs_of_torchvision", raising=False)
+    with pytest.raises(LibraryError, match="pip install torchvision"):
+        pairs_of("torchvision")
 
 
 @pytest.mark.parametrize(("block", "verdict"), [(4, "pass"), (3, "fail")])
