@@ -72,3 +72,23 @@ def test_the_next_job_is_of_a_type_that_no_other_is_at():
         more,
         real,
     ]
+
+
+COUNT = """
+from twinloss.harness.hunting import compiling, warmup
+from twinloss.harness.losses.catalogue import TWINS
+import sys
+
+for twin in TWINS:
+    warmup.warm_up(twin, "float32")
+modules = [each for name, each in sys.modules.items() if name.startswith(compiling.KERNELS)]
+kernels = {each for module in modules for each in vars(module).values() if hasattr(each, "signatures")}
+own = [each for each in kernels if each.py_func.__code__.co_freevars == ("sources",)]
+print(sum(len(each.signatures) for each in own), warmup.KERNELS)
+"""
+
+
+def test_warmup_tells_roughly_how_many_kernels_there_are():
+    done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)
+    kernels, told = map(int, done.stdout.split())
+    assert abs(kernels - told) <= 0.1 * told
