@@ -77,7 +77,8 @@ class DeepSupervision(torch.nn.Module):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of the levels, which are float32 for a half, so that the sum of their slopes is rounded."""
-        loss: Tensor = self.deep(self.levels(dispatch.widened(input)), target)
+        levels = self.levels(dispatch.widened(input)) if isinstance(input, Tensor) else input
+        loss: Tensor = self.deep(levels, target)
         return loss.to(dispatch.result_type(input))
 
 

@@ -29,10 +29,10 @@ TYPED = (TypeError, ValueError, AssertionError, NotImplementedError)
 
 def options_of(each: Everyday, rng: random.Random) -> dict[str, Any]:
     """Return the usual options with some of them replaced by junk."""
-    # The multi-scale loss of the harness is a wrapper, which does not have the options of the loss that it wraps.
+    # The records of wrappers name the loss that they wrap, and take its options as keyword arguments.
     of_twin = [name for name in each.twin.options if name not in ("loss", "ndim")]
     named = [name for name in inspect.signature(each.twin.fast).parameters if name != "process_group"]
-    names = of_twin if each.name == "multi_scale" else named
+    names = of_twin if each.name in ("multi_scale", "deep_supervision", "masked") else named
     made = each.options
     for name in rng.sample(names, min(len(names), rng.choice((0, 1, 1, 2)))):
         made[name] = rng.choice(JUNK)

@@ -277,9 +277,9 @@ def test_any_number_of_classes_can_be_timed(twin, classes):
         pytest.skip("the loss asks for more classes")
     case = BenchmarkCase(twin.name, "", 8, 3, classes, 1)
     assert case.operands()[0].shape == (3, classes, 8, 8, 8)
-    taken, left_out = times(case, [FAST, *([EAGER] if case.line.peer else []), *({YARDSTICK} & set(case.line.others))], 0.001)
-    assert FAST in taken
-    assert (EAGER in taken) == (case.line.peer is not None)
+    peers = [EAGER] if case.line.peer else []
+    taken, left_out = times(case, [FAST, *peers, *({YARDSTICK} & set(case.line.others))], 0.001)
+    assert {FAST, *peers} <= set(taken)
     assert not left_out
 
 
