@@ -39,6 +39,7 @@ from twinloss.fast.kernels.contract import (
 )
 from twinloss.fast.runtime import dispatch
 from twinloss.fast.runtime.arguments import ShapeError, as_tuples, check_tensors, checked_flag, numbers
+from twinloss.fast.runtime.constants import constant
 from twinloss.fast.runtime.options import LARGEST, Rule, checked_number, is_whole
 from twinloss.fast.runtime.ranks import ProcessGroup, checked_group
 from twinloss.fast.runtime.torch_operator import Computation, is_traced, one_node
@@ -101,9 +102,9 @@ def one_activation(sigmoid: bool, softmax: bool, other_act: Callable[[Tensor], T
 
 
 def weight_by_class(weight: float | tuple[float, ...], classes: int, like: Tensor, name: str = "weight") -> Tensor:
-    """Return a checked weight as a tensor that broadcasts over the classes of `like`."""
+    """Return a checked weight as a tensor that broadcasts over the classes of `like`, and must not be modified."""
     _check_length(weight, classes, name)
-    return torch.as_tensor(weight, dtype=like.dtype, device=like.device)
+    return constant(weight, like)
 
 
 def numbers_by_class(weight: float | tuple[float, ...] | None, classes: int, name: str = "weight") -> tuple[float, ...]:
