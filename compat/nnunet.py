@@ -18,6 +18,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from twinloss import fast
+from twinloss.fast.runtime.arguments import ShapeError, check_tensors
 
 __all__ = [
     "DC_and_BCE_loss",
@@ -158,13 +159,20 @@ class DC_and_BCE_loss(nn.Module):
         super().__init__()
         _check_dice_class(dice_class)
         self.dc = MemoryEfficientSoftDiceLoss(torch.sigmoid, **soft_dice_kwargs)
-        self.weight_ce, self.weight_dice, self.use_ignore_label = weight_ce, weight_dice, use_ignore_label
+        self.weight_ce, self.weight_dice, self.use_ignore_label = weight_ce, weight_dice, bool(use_ignore_label)
         self.soft_dice_kwargs, self.ce_options = soft_dice_kwargs, _bce_options(bce_kwargs)
         self.terms = self._terms(None)
 
     def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the class documents the shapes."""
+        check_tensors(net_output=net_output, target=target)
         channels = net_output.shape[1]
+        if target.ndim != net_output.ndim or target.shape[1] != channels + self.use_ignore_label:
+            further = ", and a further one that is 1 in voxels to leave out" if self.use_ignore_label else ""
+            raise ShapeError(
+                f"target has shape {tuple(target.shape)} and net_output {tuple(net_output.shape)}: expected a channel "
+                f"for each of the {channels} regions{further}"
+            )
         if self.use_ignore_label and self.terms.options["ignore_index"] != channels:
             self.terms = self._terms(channels)
         loss: Tensor = self.terms(net_output, target)
@@ -212,12 +220,12 @@ class DC_and_topk_loss(nn.Module):
 
     def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the class documents the shapes."""
+        dice: Tensor = self.dc(net_output, target)
         each = functional.cross_entropy(
             net_output, target[:, 0].long(), self.weight, reduction="none", label_smoothing=self.label_smoothing,
             ignore_index=-100 if self.ignore_label is None else self.ignore_label,
         )  # fmt: skip
         largest = each.flatten().topk(int(each.numel() * self.k / 100), sorted=False).values
-        dice: Tensor = self.dc(net_output, target)
         return self.weight_ce * largest.mean() + self.weight_dice * (dice - 1)
 
 

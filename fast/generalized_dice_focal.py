@@ -52,6 +52,7 @@ class GeneralizedDiceFocalLoss(DiceFocalLoss):
         use_softmax: see FocalLoss.
         alpha: see FocalLoss.
         process_group: see DiceLoss.
+        return_parts: see DiceFocalLoss; the first term is the generalised Dice term.
 
     Raises:
         TypeError: as in DiceLoss.
@@ -100,12 +101,13 @@ class GeneralizedDiceFocalLoss(DiceFocalLoss):
         use_softmax: bool = True,
         alpha: ClassWeight | None = None,
         process_group: ProcessGroup | None = None,
+        return_parts: bool = False,
     ) -> None:
         super().__init__(
             include_background, to_onehot_y, sigmoid, softmax, other_act, reduction=reduction, smooth_nr=smooth_nr,
             smooth_dr=smooth_dr, batch=batch, gamma=gamma, lambda_focal=lambda_focal, weight=weight,
             soft_label=soft_label, ignore_index=ignore_index, use_softmax=use_softmax, alpha=alpha,
-            process_group=process_group,
+            process_group=process_group, return_parts=return_parts,
         )  # fmt: skip
         self.w_type = w_type
         self.normalize_weights = normalize_weights

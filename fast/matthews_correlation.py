@@ -48,7 +48,7 @@ class MatthewsCorrelationLoss(ClassWeightedLoss):
             the number of classes that are not excluded.
         smooth_nr: ν, the smoothing term of the numerator.
         smooth_dr: δ, the smoothing term of both factors of the denominator. If it is 0, the loss of a class that is
-            constant in the prediction or in the target is not finite.
+            absent from the prediction or constant in the target is not finite.
         batch: sum over all items of the batch before the division. ``"none"`` then gives (1, C', 1, …).
         weight: factor on the loss: a number, or a list with one for each class that is not excluded.
         soft_label: use the sum of min(p, g) as TP, and that of min(1 - p, 1 - g) as TN. The minimum of the loss is then
@@ -180,11 +180,8 @@ def _parts(stack: Any, counts: Any, asked: _Asked) -> _Parts:
     rows = _included(stack, asked)
     tp, fp, fn, g = (rows[row] for row in (TP, FP, FN, VOLUME))
     h = counts - g
-    # FP and G are rounded, so that this difference resolves no TN below a roundoff of theirs. If FN is 0, such a TN is
-    # set to 0, because all probabilities may be 1. Otherwise a TN of 0 could make the slope of the root far too large.
-    tn = h - fp
-    none = xp.where(abs(tn) < asked.roundoff * (fp + g), 0, tn)
-    tn = xp.where(fn == 0, none, xp.maximum(tn, asked.roundoff * fp))
+    # FP is rounded, so that the difference resolves no smaller TN. It could make the slope of the root far too large.
+    tn = xp.maximum(h - fp, asked.roundoff * fp)
     a, b = tp + fp, tn + fn
     p, q = a * b / counts + asked.smooth_dr, g * h / counts + asked.smooth_dr
     r = (tp * tn - fp * fn) / counts + asked.smooth_nr

@@ -16,6 +16,7 @@ from twinloss.compat.monai.segmentation import (
     DiceFocalLoss,
     DiceLoss,
     FocalLoss,
+    GeneralizedDiceFocalLoss,
     GeneralizedDiceLoss,
     MaskedDiceLoss,
     MCCLoss,
@@ -27,6 +28,7 @@ from twinloss.fast import GeneralizedWassersteinDiceLoss, MultiScaleLoss
 Dice = DiceLoss
 dice_ce = DiceCELoss
 dice_focal = DiceFocalLoss
+generalized_dice_focal = GeneralizedDiceFocalLoss
 generalized_dice = GeneralizedDiceLoss
 generalized_wasserstein_dice = GeneralizedWassersteinDiceLoss
 
@@ -39,6 +41,7 @@ __all__ = [
     "DiceLoss",
     "DiffusionLoss",
     "FocalLoss",
+    "GeneralizedDiceFocalLoss",
     "GeneralizedDiceLoss",
     "GeneralizedWassersteinDiceLoss",
     "GlobalMutualInformationLoss",
@@ -51,5 +54,6 @@ __all__ = [
     "dice_ce",
     "dice_focal",
     "generalized_dice",
+    "generalized_dice_focal",
     "generalized_wasserstein_dice",
 ]

@@ -55,7 +55,7 @@ class LocalNormalizedCrossCorrelationLoss(fast.LocalNormalizedCrossCorrelationLo
         **options: Any,
     ) -> None:
         super().__init__(
-            spatial_dims, kernel_size, kernel_type, reduction, smooth_nr, smooth_dr,
+            3, kernel_size, kernel_type, reduction, smooth_nr, smooth_dr, spatial_dims=spatial_dims,
             **{"denominator": "clamp", **options},
         )  # fmt: skip
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from twinloss import fast
-from twinloss.fast.engine.loss import entry_point
 from twinloss.fast.engine.segmentation.labels import checked_labels
 from twinloss.fast.engine.segmentation.loss import ClassWeight, SegmentationLoss
 from twinloss.fast.engine.segmentation.voxels import Voxels
@@ -115,10 +113,9 @@ class MCCLoss(_NoAxes, fast.MatthewsCorrelationLoss):
             **options,
         )  # fmt: skip
 
-    @entry_point
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss; `twinloss.fast.MatthewsCorrelationLoss` documents shapes and errors."""
-        voxels = self.voxels(input, target)
+    def within(self, input: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the loss of the voxels within a mask, (B or 1, 1, *S), or of all voxels."""
+        voxels = self.voxels(input, target, mask)
         sums = voxels.sums(self.activation(input), overlap="minimum" if self.soft_label else "product").stack
         rows = sums if voxels.background else sums[:, :, 1:]
         if self.batch:
@@ -127,8 +124,8 @@ class MCCLoss(_NoAxes, fast.MatthewsCorrelationLoss):
         tn = self._counts(voxels) - volume - fp
         product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
         correlation = (tp * tn - fp * fn + self.smooth_nr) / (product + self.smooth_dr).sqrt()
-        loss = torch.where((fp == 0) & (fn == 0), 0, 1 - correlation)
-        return self.reduce(self.by_class(loss, voxels), input)
+        losses = self.by_class(torch.where((fp == 0) & (fn == 0), 0, 1 - correlation), voxels)
+        return self.answer(losses, losses, input)
 
 
 class GeneralizedDiceLoss(_NoAxisOfTheBatch, fast.GeneralizedDiceLoss):
@@ -179,31 +176,22 @@ class FocalLoss(fast.FocalLoss):
             ignore_index=ignore_index, **options,
         )  # fmt: skip
 
-    @entry_point
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss; `twinloss.fast.FocalLoss` documents shapes and errors."""
+    def within(self, input: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the loss of the voxels within a mask, (B or 1, 1, *S), or of all voxels."""
         if self.include_background or not self.use_softmax:
-            return super().forward(input, target)
-        voxels = self.voxels(input, target)
+            return super().within(input, target, mask)
+        voxels = self.voxels(input, target, mask)
         if voxels.input.shape[1] < 3:
-            return super().forward(input, target)
-        kept = voxels.input.shape[1] - 1
-        taken = voxels.taking_part()
-        ignored = None if taken is None else ~taken
-        focal = self.remembered(
-            (kept, ignored is None), partial(self._of_foreground, None if ignored is None else kept)
-        )
-        loss: Tensor = focal(*_foreground(voxels, ignored))
-        return loss
+            return super().within(input, target, mask)
+        focal = self.remembered("foreground", self._of_foreground)
+        return focal.within(*_foreground(voxels), voxels.weights())
 
-    def _of_foreground(self, ignore_index: int | None) -> fast.FocalLoss:
+    def _of_foreground(self) -> fast.FocalLoss:
         alpha = self.alpha
         if isinstance(alpha, float):
             warn("with include_background=False and use_softmax=True, `alpha` is ignored: pass one value per class")
             alpha = None
-        return _ForegroundFocalLoss(
-            gamma=self.gamma, weight=self.weight, reduction=self.reduction, alpha=alpha, ignore_index=ignore_index
-        )
+        return _ForegroundFocalLoss(gamma=self.gamma, weight=self.weight, reduction=self.reduction, alpha=alpha)
 
 
 class _ForegroundFocalLoss(fast.FocalLoss):
@@ -212,13 +200,12 @@ class _ForegroundFocalLoss(fast.FocalLoss):
         return True, False
 
 
-def _foreground(voxels: Voxels, ignored: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return input and dense target of the foreground; a further channel of the target marks ignored voxels."""
+def _foreground(voxels: Voxels) -> tuple[Tensor, Tensor]:
+    """Return input and dense target of the foreground, with 0 in excluded voxels."""
     x, target = voxels.cleaned()
     if voxels.labels:
         target = torch.zeros_like(x).scatter(1, checked_labels(target, x.shape[1], None), 1.0)
-    target = target[:, 1:]
-    return x[:, 1:], target if ignored is None else torch.cat([target, ignored.to(target.dtype)], 1)
+    return x[:, 1:], target[:, 1:]
 
 
 class DiceCELoss(fast.DiceCELoss):
@@ -258,7 +245,14 @@ class DiceCELoss(fast.DiceCELoss):
         return not voxels.labels or super().is_per_voxel(voxels)
 
 
-class DiceFocalLoss(fast.DiceFocalLoss):
+class _WeightOfIncludedClasses(fast.DiceFocalLoss):
+    """A loss whose `weight` has a value for each class that is not excluded."""
+
+    def seen(self, weight: float | tuple[float, ...], voxels: Voxels) -> float | tuple[float, ...]:
+        return weight
+
+
+class DiceFocalLoss(_WeightOfIncludedClasses):
     """Dice loss plus focal loss of a sigmoid for each channel, see `twinloss.fast.DiceFocalLoss`.
 
     `weight` has a value for each class that is not excluded.
@@ -290,6 +284,32 @@ class DiceFocalLoss(fast.DiceFocalLoss):
             **{"use_softmax": False, **options},
         )  # fmt: skip
 
-    def seen(self, weight: float | tuple[float, ...], voxels: Voxels) -> float | tuple[float, ...]:
-        """Return the weight of the included classes, which is as given."""
-        return weight
+
+class GeneralizedDiceFocalLoss(_WeightOfIncludedClasses, fast.GeneralizedDiceFocalLoss):
+    """Generalised Dice loss plus focal loss of a sigmoid, see `twinloss.fast.GeneralizedDiceFocalLoss`.
+
+    `weight` has a value for each class that is not excluded.
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        w_type: Any = "square",
+        reduction: str = "mean",
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        gamma: float = 2.0,
+        weight: ClassWeight | None = None,
+        lambda_gdl: float = 1.0,
+        lambda_focal: float = 1.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            include_background, to_onehot_y, sigmoid, softmax, other_act, w_type, reduction, smooth_nr, smooth_dr,
+            batch, gamma, weight, lambda_gdl, lambda_focal, **{"use_softmax": False, **options},
+        )  # fmt: skip

@@ -15,7 +15,7 @@ import torch
 
 from twinloss.fast.runtime import dispatch
 from twinloss.harness.bench.cases import BenchmarkCase
-from twinloss.harness.losses.peers import YARDSTICK
+from twinloss.harness.losses.peers import FIREANTS, YARDSTICK
 from twinloss.harness.model.benchmark_spec import LossFunction
 
 FAST, EAGER, COMPILED = "twinloss", "MONAI", "MONAI compiled"
@@ -34,10 +34,11 @@ Step = Callable[[], object]
 def names(case: BenchmarkCase, compiled: bool = True) -> list[str]:
     """Return the names of the implementations for a case.
 
-    On a GPU, twinloss runs its plain-torch form, which is therefore not listed a second time.
+    On a GPU, the plain form is not timed in eager mode, and of other libraries only those that are made for GPUs are.
     """
-    plain = [PLAIN] if case.device == "cpu" else []
-    others = list(case.line.others) if case.device == "cpu" else []
+    on_cpu = case.device == "cpu"
+    plain = [PLAIN] if on_cpu else []
+    others = [name for name in case.line.others if (name != FIREANTS if on_cpu else name in (FIREANTS, YARDSTICK))]
     peers = [EAGER, COMPILED] if case.line.peer else []
     return [name for name in [FAST, *peers, *plain, PLAIN_COMPILED, *others] if compiled or name not in COMPILES]
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
+import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,7 +35,7 @@ twinloss bench --sweep --out reports --resume        only the cases that an inte
 
 twinloss bench dice --size 32 --threads 1 --no-compiled --no-memory --budget 1      a quick look
 
-twinloss bench --device cuda --out reports           benchmarks-cuda.md: the losses in plain torch on a GPU
+twinloss bench --device cuda --out reports           gpu.md: correctness, time and memory on a GPU, in eight minutes
 
 twinloss bench --traffic --out reports               traffic.md: bytes, launches, waits and memory, without a GPU
 
@@ -68,6 +71,9 @@ def bench(
         raise typer.BadParameter("Triton's interpreter shows whether kernels are right; their times mean nothing")
     if traffic:
         _count(twins, size, folder)
+        return
+    if device is Device.cuda and not sweep:
+        _on_gpu(twins, budget, folder)
         return
     import torch
 
@@ -105,6 +111,40 @@ def bench(
     if not finished:
         console.print("interrupted: the results so far are kept", style="magenta")
         raise typer.Exit(130)
+
+
+def _on_gpu(twins: list[Twin], budget: float, folder: Path | None) -> None:
+    """Check the losses on the GPU, measure them, print the report and write it."""
+    from twinloss.harness.bench import on_gpu
+
+    with progress() as tick:
+        session = on_gpu.Session(twins, seconds=budget / 16, tick=tick, checked=_checked_on_gpu(twins, tick))
+        session.go(folder)
+    console.print(on_gpu.as_markdown(session), markup=False, highlight=False, soft_wrap=True)
+    if folder:
+        console.print(f"wrote {on_gpu.write(session, folder)}")
+
+
+def _checked_on_gpu(
+    twins: list[Twin], tick: Callable[[str, int], None], limit: float = 150, device: str = "cuda"
+) -> list[str]:
+    """Return what a short hunt on the GPU has found, in lines; it ends after some seconds."""
+    from rich.text import Text
+
+    from twinloss.harness.commands.report import line
+    from twinloss.harness.commands.verify import verify
+
+    end = time.monotonic() + limit
+
+    def tick_in_time(what: str, cases: int) -> None:
+        tick(what, cases)
+        if time.monotonic() > end:
+            raise KeyboardInterrupt
+
+    processes = min(os.cpu_count() or 1, 8)
+    seen = verify(twins, ["float32"], 0, 20, False, tick_in_time, processes=processes, device=device)
+    ended = ["The hunt was ended, as its time was up."] if seen.interrupted else []
+    return [*(Text.from_markup(line(row)).plain for row in seen.rows), *ended]
 
 
 def _count(twins: list[Twin], size: int, folder: Path | None) -> None:

@@ -186,6 +186,27 @@ DIFFERENCES = (
         "`use_softmax=False`",
     ),
     Difference(
+        "GeneralizedDiceFocalLoss", "The focal term uses a softmax, as `FocalLoss` does.",
+        "This is the same for all losses.",
+        "x, g = torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), torch.tensor([[[0.0, 1.0]]])\n"
+        "GeneralizedDiceFocalLoss(softmax=True, to_onehot_y=True)(x, g)",
+        "`use_softmax=False`",
+    ),
+    Difference(
+        "MaskedLoss", "The mask is applied after the activation of a segmentation loss.",
+        "A logit that is masked to 0 would have the probability ½, and would count.",
+        "x, g = torch.tensor([[[5.0, -5.0, 5.0]]]), torch.tensor([[[1.0, 0.0, 0.0]]])\n"
+        "MaskedLoss(DiceLoss(sigmoid=True))(x, g, torch.tensor([[[1.0, 1.0, 0.0]]]))",
+        "`MaskedLoss(lambda x, g: loss(x, g))`",
+    ),
+    Difference(
+        "DeepSupervisionLoss", "A list of weights of another length than that of the outputs raises a ValueError.",
+        "MONAI ignores a list that is too short, and weights the outputs by `exp`.",
+        "x, g = [torch.zeros(1, 2, 2), torch.zeros(1, 2, 1)], torch.ones(1, 1, 2)\n"
+        "DeepSupervisionLoss(DiceLoss(softmax=True, to_onehot_y=True), weights=[1.0])(x, g)",
+        kept="error",
+    ),
+    Difference(
         "BendingEnergyLoss",
         "Second differences are taken between neighbours, so that the loss of a checkerboard is not 0.",
         "Nested central differences are blind to a checkerboard, so that a folding field may have a loss of 0.",

@@ -16,7 +16,7 @@ from torch.nn import functional
 from twinloss.harness.model.benchmark_spec import LossFunction
 
 SMP = "segmentation_models_pytorch"
-YARDSTICK = "cross_entropy"
+YARDSTICK, FIREANTS = "cross_entropy", "FireANTs"
 
 
 class MonaiMultiScale(torch.nn.Module):
@@ -121,6 +121,24 @@ def _cross_entropy(input: Tensor, target: Tensor) -> Tensor:
 
 def _binary_cross_entropy(input: Tensor, target: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(input, target.to(input.dtype))
+
+
+def fireants_ncc(size: int) -> LossFunction:
+    """Return the LNCC of FireANTs' fused kernels, with the exact gradient; it is negative, and needs a GPU."""
+    from fireants.losses.fusedcc import FusedLocalNormalizedCrossCorrelationLoss
+
+    made: LossFunction = FusedLocalNormalizedCrossCorrelationLoss(
+        spatial_dims=3, kernel_size=size, use_ants_gradient=False
+    )
+    return made
+
+
+def fireants_information() -> LossFunction:
+    """Return the mutual information of FireANTs' fused kernels, with as many bins as ours; it needs a GPU."""
+    from fireants.losses.fusedmi import FusedGlobalMutualInformationLoss
+
+    made: LossFunction = FusedGlobalMutualInformationLoss(num_bins=23, sigma_ratio=0.5)
+    return made
 
 
 def kornia_information() -> LossFunction:

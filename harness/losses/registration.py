@@ -132,7 +132,9 @@ LNCC = Twin(
     benches=tuple(
         bench(
             benchmark_inputs.images, "LocalNormalizedCrossCorrelationLoss", {"kernel_size": k},
-            name=f"k = {k}", memory=8.0, swept=k == 9, others={"voxelmorph": partial(peers.voxelmorph_ncc, k)},
+            name=f"k = {k}", memory=8.0, swept=k == 9, others={
+                "voxelmorph": partial(peers.voxelmorph_ncc, k), peers.FIREANTS: partial(peers.fireants_ncc, k),
+            },
             work=LeastWork(3, 0, 0, "two images are read, one gradient is written; no intermediate image is counted"),
             note="voxelmorph also squares and averages, but smooths in another way",
         )
@@ -166,7 +168,7 @@ GLOBAL_MUTUAL_INFORMATION = Twin(
     benches=(
         bench(
             benchmark_inputs.images, "GlobalMutualInformationLoss", {}, memory=2.0,
-            others={"kornia": peers.kornia_information},
+            others={"kornia": peers.kornia_information, peers.FIREANTS: peers.fireants_information},
             work=LeastWork(5, 0, 0, "two images are read twice, one gradient is written; the histogram stays in cache"),
             note="kornia's kernel is not Gaussian, and reaches only one bin to either side",
         ),

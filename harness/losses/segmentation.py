@@ -5,16 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from hypothesis.strategies import SearchStrategy
 
 from twinloss import fast, reference
 from twinloss.harness.drawing import segmentation_options as seg
 from twinloss.harness.drawing.segmentation_cases import segmentation
+from twinloss.harness.judging.truth import reference_options
 from twinloss.harness.losses import bounds, gradient_term_sizes, peers
 from twinloss.harness.losses import segmentation_laws as laws
 from twinloss.harness.losses.benchmark_inputs import counted, labelled
 from twinloss.harness.losses.module_laws import PROTOCOL
 from twinloss.harness.losses.real_cases import LABELS, LABELS_IN_MASK, SOFT_LABELS, SOFT_LABELS_IN_MASK
-from twinloss.harness.model.twin import Twin
+from twinloss.harness.model.twin import Case, Twin
+from twinloss.reference import matthews_correlation
+from twinloss.reference.steps.segmentation import probabilities
 
 # Attributes that all segmentation losses share.
 OF_SEGMENTATION: dict[str, Any] = {"cases": segmentation, "slopes": seg.slopes_of_arguments}
@@ -102,6 +106,26 @@ FOCAL_TVERSKY = Twin(
     benches=(labelled(None),),
 )  # fmt: skip
 
+
+def _has_true_negatives(case: Case) -> bool:
+    """Return whether δ > 0, or TN is not 0 up to rounding, where the Matthews correlation is not defined.
+
+    TN is the difference of two sums. If these are rounded, the fast loss cannot tell 0 from a small number, and with
+    δ = 0 such a number matters.
+    """
+    if case.options.get("smooth_dr", 1.0) > 0:
+        return True
+    o = matthews_correlation.MatthewsCorrelationOptions(**reference_options(case))
+    x, target = (operand.lifted(np.longdouble) for operand in case.operands.values())
+    with np.errstate(all="ignore"):
+        c = matthews_correlation.counts(x, target, *probabilities(x, target, o), o)
+    return not bool(((c.fp > 0) & (c.tn < 1e-3 * c.fp)).any())
+
+
+def _matthews_cases(*arguments: Any) -> SearchStrategy[Case]:
+    return segmentation(*arguments).filter(_has_true_negatives)
+
+
 MATTHEWS_CORRELATION = Twin(
     name="matthews_correlation",
     fast=fast.MatthewsCorrelationLoss,
@@ -110,7 +134,10 @@ MATTHEWS_CORRELATION = Twin(
     operands=("input", "target"),
     options=seg.TARGET | seg.ACTIVATION | seg.REDUCTION | seg.SMOOTHING | seg.BATCH | seg.WEIGHT | seg.SOFT_LABEL
     | seg.IGNORE,
-    **OF_OVERLAP,
+    **OF_OVERLAP | {
+        "cases": _matthews_cases,
+        "domain": lambda case: seg.probabilities_if_not_activated(case) and _has_true_negatives(case),
+    },
     allowed=seg.one_activation,
     logits=seg.logits_in,
     terms=gradient_term_sizes.matthews_correlation_loss,

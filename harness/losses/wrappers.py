@@ -63,10 +63,17 @@ class DeepSupervision(torch.nn.Module):
         for level in range(count):
             x = input
             for axis in range(2, input.ndim if level else 2):
-                range_of = partial(torch.arange, device=x.device)
-                x = x.index_select(axis, _places(x.shape[axis], level, self.deep.interp_mode, range_of))
+                x = self._sampled(x.movedim(axis, -1), level).movedim(-1, axis)
             levels.append(x)
         return levels
+
+    def _sampled(self, x: Tensor, level: int) -> Tensor:
+        """Return the voxels of a level along the last axis; slices take less time than the loss."""
+        n = x.shape[-1]
+        if n % (level + 1) == 0:
+            return x[..., (level + 1) // 2 if self.deep.interp_mode == "nearest-exact" else 0 :: level + 1]
+        range_of = partial(torch.arange, device=x.device)
+        return x.index_select(-1, _places(n, level, self.deep.interp_mode, range_of))
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of the levels, which are float32 for a half, so that the sum of their slopes is rounded."""

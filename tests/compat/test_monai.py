@@ -59,6 +59,10 @@ OPTIONS = {
         "gamma": (2.0, 0.5), "weight": (None, 2.0, "by class"), "lambda_dice": (1.0, 0.5), "lambda_focal": (1.0, 0.0),
         "alpha": (None, 0.25),
     },
+    "GeneralizedDiceFocalLoss": without(DICE, "soft_label", "squared_pred", "jaccard") | {
+        "w_type": ("square", "simple", "uniform"), "gamma": (2.0, 0.5), "weight": (None, 2.0, "by class"),
+        "lambda_gdl": (1.0, 0.5), "lambda_focal": (1.0, 0.0),
+    },
     "BendingEnergyLoss": {"normalize": FLAG, "reduction": DICE["reduction"]},
     "DiffusionLoss": {"normalize": FLAG, "reduction": DICE["reduction"]},
     "LocalNormalizedCrossCorrelationLoss": {
@@ -108,7 +112,12 @@ def segmentation(rng, name, options, channels):
     """Return input, target and mask of a segmentation loss."""
     shape = (2, channels, *rng.integers(3, 6, rng.integers(1, 4)))
     active = any(options.get(act) for act in ("sigmoid", "softmax" if channels > 1 else "", "other_act"))
-    logits = active or name in ("FocalLoss", "DiceFocalLoss", "GeneralizedWassersteinDiceLoss")
+    logits = active or name in (
+        "FocalLoss",
+        "DiceFocalLoss",
+        "GeneralizedDiceFocalLoss",
+        "GeneralizedWassersteinDiceLoss",
+    )
     x = torch.tensor(rng.normal(size=shape) if logits else rng.random(shape))
     labels = torch.tensor(rng.integers(channels if channels > 1 else 2, size=(2, 1, *shape[2:])))
     if name == "GeneralizedWassersteinDiceLoss":
@@ -207,6 +216,11 @@ def test_all_losses_that_both_have_are_there():
 
     shared = {name for name in vars(monai.losses) if name.endswith("Loss")} & set(fast.__all__)
     assert shared <= set(ours.__all__)
+
+
+def test_number_of_axes_of_a_window_is_called_as_in_monai():
+    with pytest.raises(ValueError, match="spatial_dims must be 1, 2 or 3, got 4"):
+        ours.LocalNormalizedCrossCorrelationLoss(4)
 
 
 def test_enums_of_monai_are_options():

@@ -198,6 +198,13 @@ def test_trainer_may_replace_the_dice_term_that_forward_does_not_use(name, activ
     assert loss(X, y) == expected
 
 
+@pytest.mark.parametrize("ignore", [False, True])
+def test_regions_need_a_channel_each(ignore):
+    loss = ours.DC_and_BCE_loss({}, DICE[0], use_ignore_label=ignore)
+    with pytest.raises(ValueError, match="expected a channel for each of the 3 regions" + ", and a further" * ignore):
+        loss(X, REGIONS if ignore else Y)
+
+
 def test_losses_are_copied_and_pickled():
     for name, ignore in (("DC_and_CE_loss", 3), ("DC_and_BCE_loss", True), ("DC_and_topk_loss", 3)):
         loss, y = built(ours, name, DICE[0], {}, ignore, 1, 1), target(name, ignore)

@@ -29,6 +29,7 @@ LOSSES = {
     "dice ce smoothed": (fast.DiceCELoss, ON_LABELS | {"sigmoid": True, "softmax": False, "multilabel": True,
                                                        "label_smoothing": 0.1}),
     "dice focal": (fast.DiceFocalLoss, ON_LABELS | {"lambda_dice": 0.5, "lambda_focal": 2.0}),
+    "generalized dice focal": (fast.GeneralizedDiceFocalLoss, ON_LABELS | {"lambda_gdl": 0.5, "alpha": 0.25}),
     "dice focal of two passes": (fast.DiceFocalLoss, {"sigmoid": True, "to_onehot_y": True}),
 }  # fmt: skip
 POOLED = (fast.GeneralizedDiceLoss, fast.GeneralizedWassersteinDiceLoss)

@@ -94,7 +94,7 @@ OF_ONE_HOT = {
     MatthewsCorrelationLoss: (torch.float64, 1e-13, 1e-16),
     GeneralizedDiceLoss: (torch.float64, 1e-13, 1e-16),
     FocalLoss: (torch.float32, 1e-6, 1e-9),
-    DiceCELoss: (torch.float32, 1e-6, 1e-8),
+    DiceCELoss: (torch.float64, 1e-13, 1e-15),
     DiceFocalLoss: (torch.float32, 1e-6, 1e-6),
 }
 

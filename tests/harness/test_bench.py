@@ -217,10 +217,11 @@ def test_a_gpu_that_is_not_there_is_told(monkeypatch):
     assert "--device cuda needs a GPU" in done.output
 
 
-def test_on_a_gpu_the_plain_form_is_twinloss_itself():
-    case = base_cases([find("focal")], 1, 8, "cuda")[0]
-    assert names(case) == [FAST, EAGER, COMPILED, PLAIN_COMPILED]
-    assert names(case, compiled=False) == [FAST, EAGER]
+def test_on_a_gpu_of_other_libraries_only_those_that_are_made_for_gpus_are_timed():
+    dice_ce, lncc = (base_cases([find(name)], 1, 8, "cuda")[0] for name in ("dice_ce", "lncc"))
+    assert names(dice_ce) == [FAST, EAGER, COMPILED, PLAIN_COMPILED, "cross_entropy"]
+    assert names(lncc, compiled=False) == [FAST, EAGER, "FireANTs"]
+    assert "FireANTs" not in names(base_cases([find("lncc")], 1, 8)[0])
 
 
 def test_the_plain_form_is_timed_under_its_own_name(monkeypatch):

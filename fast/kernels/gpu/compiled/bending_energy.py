@@ -11,6 +11,8 @@ second difference, with neighbours 2 voxels away, along each of its axes.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -22,6 +24,7 @@ from twinloss.fast.kernels.gpu.compiled.field import (
     inside,
     neighbours,
     push,
+    slope_of,
     store_inside,
     tile_of,
     voxels_of,
@@ -52,11 +55,11 @@ def _masked_second(before, here, after, has_before, has_after):
 
 
 @triton.jit
-def _adjoint(far_before, before, here, after, far_after, has_before, has, has_after):
+def _adjoint(far_before, before, here, after, far_after, inner):
     """Return DᵀMD along an axis, given where the second differences D around three places are in the interior."""
-    first = tl.where(has_before, _second(far_before, before, here), 0.0)
-    middle = tl.where(has, _second(before, here, after), 0.0)
-    return _second(first, middle, tl.where(has_after, _second(here, after, far_after), 0.0))
+    first = tl.where(inner.step_before, _second(far_before, before, here), 0.0)
+    middle = tl.where(inner.here, _second(before, here, after), 0.0)
+    return _second(first, middle, tl.where(inner.step_after, _second(here, after, far_after), 0.0))
 
 
 @triton.jit(do_not_specialize_on_alignment=SHAPE)
@@ -105,22 +108,11 @@ def march(
     u += field * stride_n
     by_energy = weights_of(weights, field % components, 1.0, TERMS, REAL)
     if GRADIENT:
-        slope = tl.full((), factor, tl.float64)
-        if upstream is not None:
-            slope *= tl.load(upstream).to(tl.float64)
-        by_slope = weights_of(weights, field % components, slope, TERMS, REAL)
+        by_slope = weights_of(weights, field % components, slope_of(factor, upstream), TERMS, REAL)
         out += field * depth * height * width
     rows, columns = neighbours(y, height, stride_y, FAR), neighbours(x, width, stride_x, FAR)
-    middle_row, middle_column = rows[FAR], columns[FAR]
-    in_field = (y < height) & (x < width)
-    # Whether there are differences around a place and its neighbours.
-    in_x, x_step_before, x_step_after = _in_interior(x, width, STEP, STEP)
-    x_one_before, x_one_after = within(x - 1, width, STEP), within(x + 1, width, STEP)
-    in_plane = in_x & (y < height)
-    if RANK > 1:
-        in_y, y_step_before, y_step_after = _in_interior(y, height, STEP, STEP)
-        y_one_before, y_one_after = within(y - 1, height, STEP), within(y + 1, height, STEP)
-        in_plane = in_x & in_y
+    in_field, inner_x, inner_y = (y < height) & (x < width), _interior(x, width, STEP), _interior(y, height, STEP)
+    in_plane = inner_x.here & (inner_y.here if RANK > 1 else y < height)
     # The field, its central differences, and two parts of the gradient, of some planes around the current one.
     zero = tl.zeros((ROWS, COLUMNS), REAL)
     column, along_x, along_y = (zero,) * (2 * LEAD + 1), (zero,) * 3, (zero,) * 3
@@ -130,92 +122,131 @@ def march(
     stop = tl.minimum(start + planes, depth)
     for p in range(start - LEAD, stop + LEAD):
         level = u + clamped(p, depth).to(tl.int64) * stride_z
-        here = tl.load(level + (middle_row + middle_column)).to(REAL)
-        left = tl.load(level + (middle_row + columns[FAR - STEP])).to(REAL)
-        right = tl.load(level + (middle_row + columns[FAR + STEP])).to(REAL)
-        energy = _square(by_energy[0], _second(left, here, right))
+        here = tl.load(level + (rows[FAR] + columns[FAR])).to(REAL)
+        column = push(column, here)
+        if VALUE:
+            energy = _plane_energy(level, rows, columns, here, by_energy, RANK, STEP, REAL)
+            if RANK == 3:
+                left, right = _sides(level, rows[FAR], columns, 1, REAL)
+                up, down = _sides(level, columns[FAR], rows, 1, REAL)
+                along_x, along_y = push(along_x, right - left), push(along_y, down - up)
+                energy = _with_depth(energy, column, along_x, along_y, by_energy, p, start, stop, depth, STEP)
+            total += tl.where(in_plane, energy, 0.0).to(tl.float64)
         if GRADIENT:
-            far_left = tl.load(level + (middle_row + columns[0])).to(REAL)
-            far_right = tl.load(level + (middle_row + columns[2 * FAR])).to(REAL)
-            slopes = _adjoint(far_left, left, here, right, far_right, x_step_before, in_x, x_step_after)
-            level_slopes = by_slope[0] * (slopes if RANK == 1 else tl.where(in_y, slopes, 0.0))
-        if RANK > 1:
-            up = tl.load(level + (rows[FAR - STEP] + middle_column)).to(REAL)
-            down = tl.load(level + (rows[FAR + STEP] + middle_column)).to(REAL)
-            if VALUE:
-                one = tl.load(level + (rows[FAR + 1] + columns[FAR + 1])).to(REAL)
-                two = tl.load(level + (rows[FAR + 1] + columns[FAR - 1])).to(REAL)
-                three = tl.load(level + (rows[FAR - 1] + columns[FAR + 1])).to(REAL)
-                four = tl.load(level + (rows[FAR - 1] + columns[FAR - 1])).to(REAL)
-                energy += _square(by_energy[1], _second(up, here, down))
-                energy += _square(by_energy[2], _cross(one, two, three, four))
-            if GRADIENT:
-                far_up = tl.load(level + (rows[0] + middle_column)).to(REAL)
-                far_down = tl.load(level + (rows[2 * FAR] + middle_column)).to(REAL)
-                slopes = _adjoint(far_up, up, here, down, far_down, y_step_before, in_y, y_step_after)
-                level_slopes += by_slope[1] * tl.where(in_x, slopes, 0.0)
-                # From here on, neighbours are 2 voxels away, whatever the step.
-                one = tl.load(level + (rows[FAR - 2] + columns[FAR - 2])).to(REAL)
-                two = tl.load(level + (rows[FAR - 2] + columns[FAR + 2])).to(REAL)
-                three = tl.load(level + (rows[FAR + 2] + columns[FAR - 2])).to(REAL)
-                four = tl.load(level + (rows[FAR + 2] + columns[FAR + 2])).to(REAL)
-                if STEP == 1:
-                    west, east, north, south = far_left, far_right, far_up, far_down
-                else:
-                    west, east, north, south = left, right, up, down
-                above = _masked_second(one, north, two, x_one_before, x_one_after)
-                along = _masked_second(west, here, east, x_one_before, x_one_after)
-                below = _masked_second(three, south, four, x_one_before, x_one_after)
-                level_slopes += by_slope[2] * _masked_second(above, along, below, y_one_before, y_one_after)
-        if RANK < 3:
-            if VALUE:
-                total += tl.where(in_plane, energy, 0.0).to(tl.float64)
-            if GRADIENT:
-                store(out + (p * height + y) * width + x, level_slopes, in_field)
-        else:
-            column = push(column, here)
-            if VALUE:
-                if STEP == 1:
-                    along_x, along_y = push(along_x, right - left), push(along_y, down - up)
-                else:
-                    west_one = tl.load(level + (middle_row + columns[FAR - 1])).to(REAL)
-                    east_one = tl.load(level + (middle_row + columns[FAR + 1])).to(REAL)
-                    north_one = tl.load(level + (rows[FAR - 1] + middle_column)).to(REAL)
-                    south_one = tl.load(level + (rows[FAR + 1] + middle_column)).to(REAL)
-                    along_x, along_y = push(along_x, east_one - west_one), push(along_y, south_one - north_one)
-                mixed = _square(by_energy[4], along_x[2] - along_x[0])
-                mixed += _square(by_energy[5], along_y[2] - along_y[0])
-                LAST: tl.constexpr = 2 * LEAD
-                pure = _square(by_energy[3], _second(column[LAST - FAR], column[LAST - STEP], column[LAST]))
-                # Energies of three planes: of those whose neighbours have all been read.
-                energy = tl.where(_counts(p, start, stop, depth, STEP), energy, 0.0)
-                energy += tl.where(_counts(p - 1, start, stop, depth, STEP), mixed, 0.0)
-                energy += tl.where(_counts(p - STEP, start, stop, depth, STEP), pure, 0.0)
-                total += tl.where(in_plane, energy, 0.0).to(tl.float64)
-            if GRADIENT:
-                vertical = _masked_second(north, here, south, y_one_before, y_one_after)
-                slopes = by_slope[4] * tl.where(in_y, along, 0.0) + by_slope[5] * tl.where(in_x, vertical, 0.0)
-                flat, across = push(flat, level_slopes), push(across, slopes)
-                z = p - LEAD
-                if z >= start:
-                    in_z, z_step_before, z_step_after = _in_interior(z, depth, STEP, STEP)
-                    slopes = _adjoint(
-                        column[0], column[LEAD - STEP], column[LEAD], column[LEAD + STEP], column[2 * LEAD],
-                        z_step_before, in_z, z_step_after,
-                    )  # fmt: skip
-                    slopes = tl.where(in_z, flat[0], 0.0) + by_slope[3] * tl.where(in_plane, slopes, 0.0)
-                    slopes += _masked_second(
-                        across[0], across[2], across[4], within(z - 1, depth, STEP), within(z + 1, depth, STEP)
-                    )
-                    store(out + (z.to(tl.int64) * height + y) * width + x, slopes, in_field)
+            made, of_depth = _plane_slopes(level, rows, columns, here, by_slope, inner_x, inner_y, RANK, STEP, REAL)
+            z = p - LEAD
+            if RANK == 3:
+                flat, across = push(flat, made), push(across, of_depth)
+            if z >= start:
+                if RANK == 3:
+                    made = _slopes_with_depth(z, depth, column, flat, across, by_slope[3], in_plane, STEP)
+                store(out + (z.to(tl.int64) * height + y) * width + x, made, in_field)
     if VALUE:
         tl.store(parts + tl.program_id(0), tl.sum(total))
 
 
+class _Interior(NamedTuple):
+    """Whether places are off the border.
+
+    Attributes:
+        here: the place itself.
+        step_before: its neighbour as many voxels before as the step.
+        step_after: the one as many voxels after.
+        one_before: the next neighbour before.
+        one_after: the next neighbour after.
+    """
+
+    here: Any
+    step_before: Any
+    step_after: Any
+    one_before: Any
+    one_after: Any
+
+
 @triton.jit
-def _in_interior(k, n, margin, STEP: tl.constexpr):
-    """Return whether a place k of n, its neighbour STEP voxels before, and that after it are off the border."""
-    return within(k, n, margin), within(k - STEP, n, margin), within(k + STEP, n, margin)
+def _interior(k, n, STEP: tl.constexpr):
+    """Return whether the places k of n and their neighbours are off the border."""
+    one_before, one_after = within(k - 1, n, STEP), within(k + 1, n, STEP)
+    return _Interior(within(k, n, STEP), within(k - STEP, n, STEP), within(k + STEP, n, STEP), one_before, one_after)
+
+
+@triton.jit
+def _sides(level, middle, offsets, FAR: tl.constexpr, REAL: tl.constexpr):
+    """Return the neighbours on both sides along an axis, FAR voxels away, in one plane of a field."""
+    MIDDLE: tl.constexpr = len(offsets) // 2
+    before = tl.load(level + (middle + offsets[MIDDLE - FAR])).to(REAL)
+    return before, tl.load(level + (middle + offsets[MIDDLE + FAR])).to(REAL)
+
+
+@triton.jit
+def _plane_energy(level, rows, columns, here, by_energy, RANK: tl.constexpr, STEP: tl.constexpr, REAL: tl.constexpr):
+    """Return the energies of the differences within a plane."""
+    MIDDLE: tl.constexpr = len(rows) // 2
+    left, right = _sides(level, rows[MIDDLE], columns, STEP, REAL)
+    energy = _square(by_energy[0], _second(left, here, right))
+    if RANK > 1:
+        up, down = _sides(level, columns[MIDDLE], rows, STEP, REAL)
+        three, one = _sides(level, columns[MIDDLE + 1], rows, 1, REAL)
+        four, two = _sides(level, columns[MIDDLE - 1], rows, 1, REAL)
+        energy += _square(by_energy[1], _second(up, here, down))
+        energy += _square(by_energy[2], _cross(one, two, three, four))
+    return energy
+
+
+@triton.jit
+def _with_depth(energy, column, along_x, along_y, by_energy, p, start, stop, depth, STEP: tl.constexpr):
+    """Add the energies of the differences along z, of the planes whose neighbours have all been read."""
+    LAST: tl.constexpr = len(column) - 1
+    mixed = _square(by_energy[4], along_x[2] - along_x[0])
+    mixed += _square(by_energy[5], along_y[2] - along_y[0])
+    pure = _square(by_energy[3], _second(column[LAST - 2 * STEP], column[LAST - STEP], column[LAST]))
+    energy = tl.where(_counts(p, start, stop, depth, STEP), energy, 0.0)
+    energy += tl.where(_counts(p - 1, start, stop, depth, STEP), mixed, 0.0)
+    return energy + tl.where(_counts(p - STEP, start, stop, depth, STEP), pure, 0.0)
+
+
+@triton.jit
+def _plane_slopes(
+    level, rows, columns, here, by_slope, inner_x, inner_y, RANK: tl.constexpr, STEP: tl.constexpr, REAL: tl.constexpr
+):
+    """Return the gradient from the differences within a plane, and what the mixed differences along z are taken of."""
+    MIDDLE: tl.constexpr = len(rows) // 2
+    left, right = _sides(level, rows[MIDDLE], columns, STEP, REAL)
+    far_left, far_right = _sides(level, rows[MIDDLE], columns, 2 * STEP, REAL)
+    slopes = _adjoint(far_left, left, here, right, far_right, inner_x)
+    made, of_depth = by_slope[0] * (slopes if RANK == 1 else tl.where(inner_y.here, slopes, 0.0)), slopes
+    if RANK > 1:
+        up, down = _sides(level, columns[MIDDLE], rows, STEP, REAL)
+        far_up, far_down = _sides(level, columns[MIDDLE], rows, 2 * STEP, REAL)
+        slopes = _adjoint(far_up, up, here, down, far_down, inner_y)
+        made += by_slope[1] * tl.where(inner_x.here, slopes, 0.0)
+        # From here on, neighbours are 2 voxels away, whatever the step.
+        one, three = _sides(level, columns[MIDDLE - 2], rows, 2, REAL)
+        two, four = _sides(level, columns[MIDDLE + 2], rows, 2, REAL)
+        if STEP == 1:
+            west, east, north, south = far_left, far_right, far_up, far_down
+        else:
+            west, east, north, south = left, right, up, down
+        above = _masked_second(one, north, two, inner_x.one_before, inner_x.one_after)
+        along = _masked_second(west, here, east, inner_x.one_before, inner_x.one_after)
+        below = _masked_second(three, south, four, inner_x.one_before, inner_x.one_after)
+        made += by_slope[2] * _masked_second(above, along, below, inner_y.one_before, inner_y.one_after)
+        if RANK == 3:
+            vertical = _masked_second(north, here, south, inner_y.one_before, inner_y.one_after)
+            of_depth = by_slope[4] * tl.where(inner_y.here, along, 0.0)
+            of_depth += by_slope[5] * tl.where(inner_x.here, vertical, 0.0)
+    return made, of_depth
+
+
+@triton.jit
+def _slopes_with_depth(z, depth, column, flat, across, by_slope, in_plane, STEP: tl.constexpr):
+    """Return the gradient of plane z, given that from differences within the plane, and what is needed around it."""
+    MIDDLE: tl.constexpr = len(column) // 2
+    before, after = column[MIDDLE - STEP], column[MIDDLE + STEP]
+    inner_z = _interior(z, depth, STEP)
+    slopes = _adjoint(column[0], before, column[MIDDLE], after, column[2 * MIDDLE], inner_z)
+    slopes = tl.where(inner_z.here, flat[0], 0.0) + by_slope * tl.where(in_plane, slopes, 0.0)
+    return slopes + _masked_second(across[0], across[2], across[4], inner_z.one_before, inner_z.one_after)
 
 
 @triton.jit

@@ -22,6 +22,7 @@ from twinloss.fast.kernels.gpu.compiled.field import (
     inside,
     neighbours,
     push,
+    slope_of,
     store_inside,
     tile_of,
     voxels_of,
@@ -39,7 +40,7 @@ def march(
 ):  # fmt: skip
     """Sum the energies of a tile of some planes, or write dL/du, or both; the arguments are those of bending energy.
 
-    A program visits the planes in order, and keeps in registers what later planes need of the column of a voxel.
+    A program keeps in registers what later planes need of the column of a voxel.
     """
     FAR: tl.constexpr = 1 + MARGIN
     # How many planes the program reads ahead of the current one.
@@ -50,16 +51,12 @@ def march(
     u += field * stride_n
     by_energy = weights_of(weights, field % components, 1.0, RANK, REAL)
     if GRADIENT:
-        slope = tl.full((), factor, tl.float64)
-        if upstream is not None:
-            slope *= tl.load(upstream).to(tl.float64)
-        by_slope = weights_of(weights, field % components, slope, RANK, REAL)
+        by_slope = weights_of(weights, field % components, slope_of(factor, upstream), RANK, REAL)
         out += field * depth * height * width
     rows, columns = neighbours(y, height, stride_y, FAR), neighbours(x, width, stride_x, FAR)
-    total = tl.zeros((ROWS, COLUMNS), tl.float64)
-    column = (tl.zeros((ROWS, COLUMNS), REAL),) * (2 * LEAD + 1)
-    start = chunk * planes
-    stop = tl.minimum(start + planes, depth)
+    total, zero = tl.zeros((ROWS, COLUMNS), tl.float64), tl.zeros((ROWS, COLUMNS), REAL)
+    column = (zero,) * (2 * LEAD + 1)
+    start, stop = chunk * planes, tl.minimum(chunk * planes + planes, depth)
     for p in range(start - LEAD, stop + LEAD):
         ahead = u + clamped(p, depth).to(tl.int64) * stride_z
         column = push(column, tl.load(ahead + (rows[FAR] + columns[FAR])).to(REAL))
@@ -67,7 +64,7 @@ def march(
         if z >= start:
             place, here = (block_of(z), y, x), column[LEAD]
             level = u + clamped(z, depth).to(tl.int64) * stride_z
-            energy, slopes = tl.zeros((ROWS, COLUMNS), REAL), tl.zeros((ROWS, COLUMNS), REAL)
+            energy, slopes = zero, zero
             for axis in tl.static_range(RANK):
                 k, n = place[2 - axis], size[2 - axis]
                 if VALUE or MARGIN == 0:
@@ -78,8 +75,7 @@ def march(
                         slopes += by_slope[axis] * _pulls(before, here, after, k, n)
                 if GRADIENT and MARGIN:
                     before, after = _pair(level, rows, columns, column, axis, FAR, 2, REAL)
-                    pulls = tl.where(within(k - 1, n, 1), here - before, 0.0)
-                    pulls += tl.where(within(k + 1, n, 1), here - after, 0.0)
+                    pulls = _wide_pulls(before, here, after, k, n)
                     slopes += by_slope[axis] * tl.where(_others_inside(place, size, axis, RANK), pulls, 0.0)
             if VALUE:
                 total += tl.where(inside(place, size, MARGINS), energy, 0.0).to(tl.float64)
@@ -184,6 +180,13 @@ def _pulls(before, here, after, k, n):
     one, other = tl.where(k > 0, here - before, 0.0), tl.where(k < n - 1, here - after, 0.0)
     mine = _times(k, n, tl.full((1, 1), 1, here.dtype))
     return (mine + _times(k - 1, n, 1.0)) * one + (mine + _times(k + 1, n, 1.0)) * other
+
+
+@triton.jit
+def _wide_pulls(before, here, after, k, n):
+    """Return the slopes along an axis without their weight, for a margin of 1 and neighbours two voxels away."""
+    pulls = tl.where(within(k - 1, n, 1), here - before, 0.0)
+    return pulls + tl.where(within(k + 1, n, 1), here - after, 0.0)
 
 
 @triton.jit

@@ -61,6 +61,15 @@ def weights_of(weights, component, slope, TERMS: tl.constexpr, REAL: tl.constexp
 
 
 @triton.jit
+def slope_of(factor, upstream):
+    """Return a factor times dL/d(value), which may be None for 1."""
+    slope = tl.full((), factor, tl.float64)
+    if upstream is not None:
+        slope *= tl.load(upstream).to(tl.float64)
+    return slope
+
+
+@triton.jit
 def push(queue, new):
     """Append to a queue, and drop its first element."""
     return queue[1:] + (new,)  # noqa: RUF005

@@ -72,25 +72,37 @@ def histogram(
             hits = _reaches(near_x, offset_x, first, TILE, reach) & _reaches(near_y, offset_y, first_y, TILE, reach)
             needed = tl.max((hits & there).to(tl.int32), 0)
         if needed > 0:
-            if GAUSSIAN:
-                of_x = _gaussian(k[:, None] - near_x[None, :], offset_x[None, :], factor)
-                of_y = _gaussian(k_y[None, :] - near_y[:, None], offset_y[:, None], factor)
-                of_x = tl.where((k < bins)[:, None], of_x, 0.0)
-                of_y = tl.where((k_y < bins)[None, :], of_y, 0.0)
-                if ONE_TILE:
-                    scale = 1.0 / (tl.sum(of_x, 0) * tl.sum(of_y, 1))
-                else:
-                    total_x, _ = _moments(near_x, offset_x, bins, reach, window, factor)
-                    total_y, _ = _moments(near_y, offset_y, bins, reach, window, factor)
-                    scale = 1.0 / (total_x * total_y)
-            else:
-                of_x = _cubic(k[:, None] - near_x[None, :], offset_x[None, :])
-                of_y = tl.where(k_y[None, :] == near_y[:, None], 1.0, 0.0).to(tl.float64)
-                scale = 1.0 + 0.0 * offset_y  # a voxel that is NaN is NaN in all bins
+            of_x, of_y, scale = _weights(
+                near_x, offset_x, near_y, offset_y, k, k_y, bins, reach, window, factor, GAUSSIAN, ONE_TILE
+            )
             of_y *= tl.where(there, scale, 0.0)[:, None]
             joint = tl.dot(of_x, of_y, joint, input_precision="ieee", out_dtype=tl.float64)
     out = parts + tl.program_id(0).to(tl.int64) * bins * bins + (k[:, None].to(tl.int64) * bins + k_y[None, :])
     tl.store(out, joint, (k < bins)[:, None] & (k_y < bins)[None, :])
+
+
+@triton.jit
+def _weights(
+    near_x, offset_x, near_y, offset_y, k, k_y, bins, reach, window, factor, GAUSSIAN: tl.constexpr,
+    ONE_TILE: tl.constexpr,
+):  # fmt: skip
+    """Return the weights of voxels in bins, (bins of x, voxels) and (voxels, bins of y), and a factor of each voxel."""
+    if GAUSSIAN:
+        of_x = _gaussian(k[:, None] - near_x[None, :], offset_x[None, :], factor)
+        of_y = _gaussian(k_y[None, :] - near_y[:, None], offset_y[:, None], factor)
+        of_x = tl.where((k < bins)[:, None], of_x, 0.0)
+        of_y = tl.where((k_y < bins)[None, :], of_y, 0.0)
+        if ONE_TILE:
+            scale = 1.0 / (tl.sum(of_x, 0) * tl.sum(of_y, 1))
+        else:
+            total_x, _ = _moments(near_x, offset_x, bins, reach, window, factor)
+            total_y, _ = _moments(near_y, offset_y, bins, reach, window, factor)
+            scale = 1.0 / (total_x * total_y)
+    else:
+        of_x = _cubic(k[:, None] - near_x[None, :], offset_x[None, :])
+        of_y = tl.where(k_y[None, :] == near_y[:, None], 1.0, 0.0).to(tl.float64)
+        scale = 1.0 + 0.0 * offset_y  # a voxel that is NaN is NaN in all bins
+    return of_x, of_y, scale
 
 
 @triton.jit
