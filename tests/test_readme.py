@@ -190,6 +190,14 @@ def test_figure_of_the_soak_is_that_of_its_report():
         assert outcome == "not run yet"
 
 
+def agreeing(report):
+    """Return how many of the audited functions agree in every dtype."""
+    verdicts = {}
+    for function, _, verdict, *_ in rows_of(report):
+        verdicts[function] = verdicts.get(function, True) and verdict == "agrees"
+    return f"{sum(verdicts.values())} of {len(verdicts)}"
+
+
 def test_figures_are_those_of_the_reports():
     lines = json.loads((ROOT / "reports" / "reliability.json").read_text()).values()
     trials = [row["passed"] for line in lines for row in line["rows"]]
@@ -200,6 +208,7 @@ def test_figures_are_those_of_the_reports():
         "twinloss reliability": f"{sum(trials)} of {len(trials)} passed",
         "twinloss bench": "each loss",
         "twinloss audit monai": f"{defects('errata.md')} defects in {audited('errata.md')} losses",
+        "twinloss audit scipy": f"{agreeing('errata-scipy.md')} functions",
         "twinloss migration": f"{len(DIFFERENCES)} differences",
     }
     rows = {row[2].strip("`"): row[1] for row in table("Why trust it?")}

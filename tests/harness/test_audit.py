@@ -232,13 +232,15 @@ UNKNOWN = {
     ],
     "documented": [
         ("GeneralizedWassersteinDiceLoss", "`dist_matrix` may be nested lists"), ("FocalLoss", "The logits go"),
-        ("DiceFocalLoss", "The focal term"), ("LocalNormalizedCrossCorrelationLoss", "A flat window"),
+        ("DiceFocalLoss", "The focal term"), ("GeneralizedDiceFocalLoss", "The focal term"),
+        ("MaskedLoss", "The mask is applied"), ("LocalNormalizedCrossCorrelationLoss", "A flat window"),
     ],
     "the order or the names of arguments": [
         ("FocalLoss", "The fourth argument"), ("DiceCELoss", "`weight` applies"),
         ("GlobalMutualInformationLoss", "The first argument"),
     ],
     "a typed error, at the first call": [("MultiScaleLoss", "Invalid scales")],
+    "missed by the audit": [("DeepSupervisionLoss", "A list of weights")],
 }  # fmt: skip
 
 
@@ -263,6 +265,8 @@ def reports():
 @pytest.mark.parametrize("path", reports(), ids=lambda path: path.stem)
 def test_the_printed_lines_print_what_the_report_says(path):
     library = path.stem.partition("-")[2] or "monai" if path.parent == REPORTS else path.stem
+    if library == "scipy":
+        pytest.skip("its functions are judged as pairs, and all agree")
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
     make_importable(library)
