@@ -1,6 +1,6 @@
 """Decimal arithmetic of 60 digits, to measure the error of the reference."""
 
-from decimal import Decimal, localcontext
+from decimal import Context, Decimal, localcontext
 
 import numpy as np
 
@@ -46,7 +46,7 @@ def errors(value, gradient, truth, x, *rest):
     got, slope = value(x, *rest), gradient(x, *rest)
     assert got.dtype == slope.dtype == x.dtype
     assert slope.shape == x.shape
-    with localcontext(prec=60):
+    with localcontext(Context(prec=60)):
         unit, others = exact(np.finfo(x.dtype).eps), [lifted(a) for a in rest]
         expected, rates = truth(lifted(x), *others), slopes(lambda x: truth(x, *others), lifted(x))
         of_value = abs(exact(got[()]) - expected) / abs(expected)

@@ -3,7 +3,7 @@
 Finite differences of the decimal value give each element of a gradient with more digits than longdouble has.
 """
 
-from decimal import Decimal, localcontext
+from decimal import Context, Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -208,7 +208,7 @@ def test_value_and_gradient_have_the_accuracy_of_the_inputs_dtype(name, target, 
     loss_gradient = getattr(twinloss.reference, f"{name}_gradient")
     got, gradient = (f(X.astype(dtype), target, **options) for f in (loss, loss_gradient))
     assert got.dtype == gradient.dtype == dtype
-    with localcontext(prec=60):
+    with localcontext(Context(prec=60)):
         g, unit = decimals(target if target.shape == X.shape else HARD), exact(np.finfo(dtype).eps)
         truth, rates = value(decimals(X), g), slopes(value, decimals(X), g)
         errors = [abs(exact(a) - b) for a, b in zip(gradient.ravel(), rates, strict=True)]
