@@ -40,7 +40,9 @@ class Dice(torch.nn.Module):
         if not input.numel():
             raise ValueError("input has no voxels")
         kind = input.dtype if input.is_floating_point() else torch.float32
-        return (self.terms(input.float(), target.float()) * (1.0 if self.weight is None else self.weight)).mean().to(kind)
+        return (
+            (self.terms(input.float(), target.float()) * (1.0 if self.weight is None else self.weight)).mean().to(kind)
+        )
 
     def terms(self, x, y):
         x, y = x.flatten(2), y.flatten(2)
