@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from twinloss.fast.kernels.gpu.compiled.class_weights import pooled, weights, weights_of
 from twinloss.fast.kernels.gpu.compiled.elementary import store
 from twinloss.fast.kernels.gpu.compiled.rows import (
     DISTANCE,
@@ -202,38 +203,6 @@ def _loss_and_slopes(overlap, errors, share, w_overlap, w_errors, terms, COMPLEM
 
 
 @triton.jit
-def _weights(weights_ptr, rows, group, c, first, CLASSES: tl.constexpr):
-    """Return the weights of a group, given those of the included classes, (rows, C'), where rows may be 1."""
-    at = tl.minimum(group, rows - 1) * (CLASSES - first) + c - first
-    return tl.load(weights_ptr + at, (c >= first) & (c < CLASSES), 0.0)
-
-
-@triton.jit
-def _weights_of(volume, included, POWER: tl.constexpr, OFFSET: tl.constexpr, NORMALIZED: tl.constexpr):
-    """Return the weights that `ClassWeights` of the contract defines."""
-    base = volume + OFFSET
-    weight = tl.zeros_like(volume) + 1.0
-    if POWER == 1:
-        weight = 1.0 / base
-    elif POWER == 2:
-        weight = 1.0 / (base * base)
-    present = included & (tl.abs(weight) < INFINITY)
-    weight = tl.where(present, weight, tl.max(tl.where(present, weight, 0.0), 0))
-    if NORMALIZED:
-        total = tl.sum(tl.where(included, weight, 0.0), 0)
-        weight = tl.where(total > 0, weight / total, 0.0)
-    return weight
-
-
-@triton.jit
-def _pooled(overlap, errors, w_overlap, w_errors, included):
-    """Return the weighted sums over the included classes, once for each class."""
-    zero = tl.zeros_like(overlap)
-    overlap = tl.sum(tl.where(included, w_overlap * overlap, 0.0), 0) + zero
-    return overlap, tl.sum(tl.where(included, w_errors * errors, 0.0), 0) + zero
-
-
-@triton.jit
 def fraction(
     part_ptr, w_overlap_ptr, w_errors_ptr, slopes_ptr, loss_ptr, items, chunks, item_step, row_step,
     rows_overlap, rows_errors,
@@ -266,13 +235,13 @@ def fraction(
         w_overlap, w_errors = zero + 1.0, zero + 1.0
         if POWER is not None:
             volume = _volume(parts, start, stop, c, CLASSES, TOGETHER)
-            w_errors = _weights_of(volume, included, POWER, OFFSET, NORMALIZED)
+            w_errors = weights_of(volume, included, POWER, OFFSET, NORMALIZED)
             w_overlap = tl.where(c == 0, 0.0, w_errors) if FOREGROUND else w_errors
         elif POOLED:
-            w_overlap = _weights(w_overlap_ptr, rows_overlap, group, c, FIRST, CLASSES)
-            w_errors = _weights(w_errors_ptr, rows_errors, group, c, FIRST, CLASSES)
+            w_overlap = weights(w_overlap_ptr, rows_overlap, group, c, FIRST, CLASSES)
+            w_errors = weights(w_errors_ptr, rows_errors, group, c, FIRST, CLASSES)
         if POOLED:
-            overlap, errors = _pooled(overlap, errors, w_overlap, w_errors, included)
+            overlap, errors = pooled(overlap, errors, w_overlap, w_errors, included)
         loss, tp, fp, hit = _loss_and_slopes(overlap, errors, share, w_overlap, w_errors, terms, COMPLEMENTARY)
         # One of the classes stands for all that are pooled.
         total += tl.sum(tl.where((c == FIRST) if POOLED else included, loss, 0.0), 0)
@@ -336,8 +305,8 @@ def compound(
             weight, counted = zero + 1.0, included
             if POWER is not None:
                 volume = _volume(parts, start, stop, c, CLASSES, TOGETHER)
-                weight = _weights_of(volume, included, POWER, OFFSET, NORMALIZED)
-                overlap, errors = _pooled(overlap, errors, weight, weight, included)
+                weight = weights_of(volume, included, POWER, OFFSET, NORMALIZED)
+                overlap, errors = pooled(overlap, errors, weight, weight, included)
                 counted = c == FIRST  # one of the classes stands for all, which are pooled
             loss, tp, fp, hit = _loss_and_slopes(overlap, errors, of_fraction, weight, weight, terms, COMPLEMENTARY)
             tp, fp, hit = tl.where(included, tp, 0.0), tl.where(included, fp, 0.0), tl.where(included, hit, 0.0)
