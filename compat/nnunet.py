@@ -30,7 +30,7 @@ __all__ = [
 
 Options = Mapping[str, Any]
 
-# The options of torch's cross entropies that are accepted if they have these values.
+# Options of torch's cross entropies that are accepted only with these values.
 _DEFAULTS = {"size_average": None, "reduce": None, "reduction": "mean"}
 
 # The smoothing term of the denominator if `smooth` is 0. Without it, the overlap of an absent class would be 0/0.
@@ -43,7 +43,7 @@ def softmax_helper_dim1(x: Tensor) -> Tensor:
 
 
 class MemoryEfficientSoftDiceLoss(nn.Module):
-    """Minus the Dice overlap of prediction and target.
+    """Negative Dice overlap of prediction and target.
 
     Args:
         apply_nonlin: the activation. `torch.sigmoid` and nnU-Net's `softmax_helper_dim1` are computed by the kernels,
@@ -54,8 +54,8 @@ class MemoryEfficientSoftDiceLoss(nn.Module):
         ddp: with `batch_dice`, also sum over the ranks of the default process group.
 
     Shape:
-        x (B, C, *S); y (B, C, *S), or labels (B, 1, *S) or (B, *S); loss_mask (B, 1, *S), which is 0 in voxels to leave
-        out.
+        x (B, C, *S); y (B, C, *S), or labels (B, 1, *S) or (B, *S); loss_mask (B, 1, *S), which is 0 in the voxels to
+        exclude.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class MemoryEfficientSoftDiceLoss(nn.Module):
 
 
 class DC_and_CE_loss(nn.Module):
-    """Minus the Dice overlap plus the cross entropy of a softmax, from one pass over the voxels.
+    """Cross entropy of a softmax minus the Dice overlap, from one pass over the voxels.
 
     Args:
         soft_dice_kwargs: `batch_dice`, `do_bg`, `smooth` and `ddp` of MemoryEfficientSoftDiceLoss.
@@ -129,7 +129,7 @@ class DC_and_CE_loss(nn.Module):
 
 
 class DC_and_BCE_loss(nn.Module):
-    """Minus the Dice overlap plus the binary cross entropy of regions that may overlap, from one pass over the voxels.
+    """Binary cross entropy of regions that may overlap minus their Dice overlap, from one pass over the voxels.
 
     Args:
         bce_kwargs: `pos_weight`, a number or a tensor of shape (C, 1, …) with one value for each channel.
@@ -185,7 +185,7 @@ class DC_and_BCE_loss(nn.Module):
 
 
 class DC_and_topk_loss(nn.Module):
-    """Minus the Dice overlap plus the mean of the largest cross entropies, those of k percent of the voxels.
+    """Mean cross entropy of the k percent of the voxels where it is largest, minus the Dice overlap.
 
     Args:
         soft_dice_kwargs: `batch_dice`, `do_bg`, `smooth` and `ddp` of MemoryEfficientSoftDiceLoss.
@@ -230,7 +230,7 @@ class DC_and_topk_loss(nn.Module):
 
 
 class _Terms(nn.Module):
-    """Dice and cross entropy from one pass, or from two if the Dice term sums over ranks, as nnU-Net's does alone."""
+    """Dice and cross entropy in one pass, or in two if ranks pool the Dice term; they never pool the cross entropy."""
 
     def __init__(self, dice: Options, weight_ce: float, weight_dice: float, options: Options, ce: Options) -> None:
         super().__init__()
@@ -301,7 +301,7 @@ def _bce_options(given: Options) -> dict[str, Any]:
 
 
 def _supported(name: str, given: Options, only: Options) -> dict[str, Any]:
-    """Return the given options without those in `only`, which must have the values there."""
+    """Return the options without those in `only`, which must have the values that `only` gives."""
     for option, value in only.items():
         if given.get(option, value) != value:
             raise ValueError(f"{name}: {option} must be {value!r}, got {given[option]!r}")

@@ -53,26 +53,27 @@ class DeepSupervisionLoss(Loss):
         L = \sum_l w_l\, \ell(x_l, r_l(g))
 
     Here :math:`\ell` is the wrapped loss, :math:`x_l` is the output at level l, and :math:`r_l(g)` is the target on the
-    grid of this output. It is the target at the nearest voxel, so that labels stay labels; target and mask are never
-    interpolated. If an axis is a whole multiple of the coarse one, they are sliced and not copied.
+    grid of this output. Each voxel of an output gets the target and the mask at the nearest voxel. They are never
+    interpolated, so that labels stay labels. If their size along an axis is a multiple of the output's, they are
+    sliced and not copied.
 
     Args:
         loss: the wrapped loss, called as ``loss(input, target)`` or ``loss(input, target, mask)``: a module of this
             package or any callable. If it returns a value for each voxel, levels of different sizes cannot be added.
-        weight_mode: w. ``"exp"``: 1, 1/2, 1/4, …; ``"same"``: 1 for all levels; ``"two"``: 1, 1/2, 1/2, …
-        weights: w as a list with a number for each level, which replaces ``weight_mode``. nnU-Net divides the weights
+        weight_mode: the weights w. ``"exp"``: 1, 1/2, 1/4, …; ``"same"``: 1 for all levels; ``"two"``: 1, 1/2, 1/2, …
+        weights: a list with the weight of each level, which replaces ``weight_mode``. nnU-Net divides the weights
             of ``"exp"`` by their sum, and gives the coarsest level 0. A level of weight 0 is not computed: its gradient
             is 0, even if it holds NaN, and it need not match the target.
-        interp_mode: the voxel of the target, of n along an axis, that the voxel i of m voxels of an output gets.
+        interp_mode: the voxel of a target with n voxels along an axis that voxel i of an output with m voxels gets.
             ``"nearest-exact"``: ⌊(i + ½) n/m⌋, the voxel at the same place. ``"nearest"``: ⌊i n/m⌋, the one at its
             lower border. These are the modes of ``torch.nn.functional.interpolate``.
-        stacked: the levels are stacked along axis 1 of a single tensor, (B, L, C, *S), as in MONAI's DynUNet.
+        stacked: the input is a single tensor, (B, L, C, *S), with the levels along axis 1, as in MONAI's DynUNet.
 
     Shape:
         input: a list or tuple of outputs (B, C, *S), the finest first, or a single output, which is one level, or with
-        ``stacked`` (B, L, C, *S). target and mask: as the wrapped loss takes them, for a grid of any size, or lists
-        with one for each level, which are passed on as they are. Integer and float64 targets keep their type. The
-        result is that of the wrapped loss; half-precision losses are added in float32.
+        ``stacked`` (B, L, C, *S). target and mask: as the wrapped loss takes them, on a grid at least as fine as every
+        output's, or lists with one for each level, which are passed on unchanged. Integer and float64 targets
+        keep their type. The result is that of the wrapped loss; half-precision losses are added in float32.
 
     Raises:
         TypeError: if the loss is not callable, or if an argument is neither a tensor nor a list of tensors.
@@ -131,7 +132,7 @@ class DeepSupervisionLoss(Loss):
         losses = []
         for k, (level, weight) in enumerate(zip(levels, self._weights(len(levels)), strict=True)):
             if weight == 0:
-                losses.append(level[:0].sum())  # a sum of nothing, so that the gradient is exactly 0
+                losses.append(level[:0].sum())  # an empty sum, whose gradient is exactly 0
                 continue
             # Losses in half precision would be rounded before they are added.
             x = dispatch.widened(level) if dispatch.result_type(level) in dispatch.HALVES else level
@@ -173,7 +174,7 @@ class DeepSupervisionLoss(Loss):
 
 
 class _OnGrids:
-    """A target or mask on the grids of all levels: given for each, or on one grid that is at least as fine."""
+    """A target or mask for all levels: a list with one for each level, or one on a grid at least as fine as theirs."""
 
     def __init__(self, given: Tensor | Sequence[Tensor], name: str, levels: Sequence[Tensor]) -> None:
         self.given, self.name, self.levels = given, name, levels
@@ -208,7 +209,7 @@ class _OnGrids:
 
 
 def _sampled(tensor: Tensor, axis: int, size: int, exact: bool) -> Tensor:
-    """Return a number of voxels along an axis, which has more; a view if their distance is whole."""
+    """Return `size` of the voxels along an axis; a view if the length of the axis is a multiple of `size`."""
     fine = tensor.shape[axis]
     if fine % size == 0:
         step = fine // size

@@ -19,16 +19,16 @@ from twinloss.fast.runtime.warn import warn
 class MaskedLoss(Loss):
     r"""Loss of the voxels within a mask.
 
-    A segmentation loss of this package takes the mask m itself, after the activation: the mask weights what the loss
-    sums over voxels. Overlaps and sizes are those of :math:`m_i p_i` and :math:`m_i g_i`, and the mean of the values
-    :math:`\ell_i` of voxels, as in focal loss and cross entropy, is
+    A segmentation loss of this package applies the mask m after the activation, as a weight in its sums over voxels.
+    Overlaps and sizes are those of :math:`m_i p_i` and :math:`m_i g_i`. A mean of the values :math:`\ell_i` of voxels,
+    as in focal loss and cross entropy, becomes
 
     .. math::
         L = \frac{\sum_i m_i\, \ell_i}{\sum_i m_i}
 
     A mask of zeros and ones therefore gives the loss of the voxels where it is 1. Any other loss is called with input
-    and target times the mask, :math:`\ell(m x, m g)`, which suits images and fields. MONAI's MaskedLoss does the same
-    with logits, so that a voxel outside of the mask counts as one with equal probabilities for all classes.
+    and target times the mask, :math:`\ell(m x, m g)`, which suits images and fields. MONAI's MaskedLoss also does
+    this with logits, so that a voxel outside of the mask counts, with equal probabilities for all classes.
 
     Args:
         loss: the wrapped loss: a module of this package, or a callable that takes two tensors.
@@ -36,13 +36,13 @@ class MaskedLoss(Loss):
     Shape:
         input (B, C, *S) and target as the wrapped loss takes them; mask (B, 1, *S) or (1, 1, *S), with values in
         [0, 1]. Voxels where it is 0 contribute nothing to the value or the gradient, even if they hold NaN. If the
-        wrapped loss takes no mask, a target of integers is set to 0 there and not multiplied. A focal loss with
-        ``reduction="none"`` returns the values of voxels times the mask.
+        wrapped loss takes no mask, an integer target is set to 0 there and unchanged elsewhere. A focal loss with
+        ``reduction="none"`` returns the value of each voxel times the mask.
 
     Raises:
         TypeError: if the loss is not callable, or if an argument is not a tensor.
         ValueError: if the shape of the mask does not match the input, or, on the CPU, if its values lie outside [0, 1].
-            On other devices, the loss is then NaN, unless ``TWINLOSS_CHECK=1`` is set. Also as in the wrapped loss.
+            On other devices, the loss is then NaN, unless ``TWINLOSS_CHECK=1`` is set. The wrapped loss adds its own.
 
     Warns:
         UserWarning: if no mask is given; the loss is then the wrapped one.
@@ -78,6 +78,6 @@ class MaskedLoss(Loss):
 
 
 def _times(mask: Tensor, values: Tensor) -> Tensor:
-    """Return values times a mask, and exactly 0 where it is 0; integers are only set to 0."""
+    """Return values times a mask, and exactly 0 where the mask is 0; other integers stay as they are."""
     cut = torch.where(mask != 0, values, 0)
     return checked_mask(mask, values) * cut if values.is_floating_point() else cut

@@ -36,7 +36,7 @@ class MatthewsCorrelationLoss(ClassWeightedLoss):
 
     The smoothing terms are counts of voxels. As δ is added to both factors under the root, a class that is absent from
     the target still has a gradient: the loss is 0 if nothing is predicted, and goes to 1 with the number of false
-    positives. With a single δ under the root, as in MONAI's MCCLoss, its loss is constant.
+    positives. With a single δ under the root, as in MONAI's MCCLoss, the loss of such a class is constant.
 
     Args:
         include_background: if False, channel 0 is excluded from the loss. The softmax still includes it.
@@ -124,7 +124,7 @@ class MatthewsCorrelationLoss(ClassWeightedLoss):
         return self.answer(losses, losses, input)
 
     def _counts(self, voxels: Voxels) -> Tensor:
-        """Return the number of voxels of each item, or of all, (B or 1, 1), weighted by a mask; 1 if none is left."""
+        """Return the number of voxels, or the sum of the mask, of each item or of all, (B or 1, 1); 1 if it is 0."""
         counts = voxels.counts().unsqueeze(1)
         counts = counts.sum(0, keepdim=True) if self.batch else counts
         return torch.where(counts > 0, counts, 1)
@@ -180,7 +180,7 @@ def _parts(stack: Any, counts: Any, asked: _Asked) -> _Parts:
     rows = _included(stack, asked)
     tp, fp, fn, g = (rows[row] for row in (TP, FP, FN, VOLUME))
     h = counts - g
-    # FP is rounded, so that the difference resolves no smaller TN. It could make the slope of the root far too large.
+    # FP is rounded, so h - fp cannot resolve a smaller TN, which could make the slope of the root far too large.
     tn = xp.maximum(h - fp, asked.roundoff * fp)
     a, b = tp + fp, tn + fn
     p, q = a * b / counts + asked.smooth_dr, g * h / counts + asked.smooth_dr
@@ -189,7 +189,7 @@ def _parts(stack: Any, counts: Any, asked: _Asked) -> _Parts:
 
 
 def _value(stack: Any, counts: Any, asked: _Asked) -> Any:
-    """Return 1 - r/d, computed as (d² - r²) / (d (d + r)) if r is positive, because 1 - r/d cancels if it is small.
+    """Return 1 - r/d, computed as (d² - r²) / (d (d + r)) if r is positive, because a small 1 - r/d loses digits.
 
     With tp tn = N a, fp fn = N b, e = (tp fn + fp tn)/N and f = (tp fp + fn tn)/N, the product p q is
     (a + b + e + δ)(a + b + f + δ), and r = a - b + ν. In d² - r², the terms a² and b² drop out.
@@ -206,7 +206,7 @@ def _value(stack: Any, counts: Any, asked: _Asked) -> Any:
 def _slopes(stack: Any, counts: Any, asked: _Asked) -> dict[int, Any]:
     """Return the slopes in TP, FP and the volume, (B or 1, C').
 
-    As TP + FN is the volume, and N the number of voxels, FN and TN fall by as much as TP and FP rise.
+    FN and TN are not independent of these: FN is the volume minus TP, and TN is N minus the volume minus FP.
     """
     m = _parts(stack, counts, asked)
     divisor = counts * m.d
@@ -219,7 +219,7 @@ def _slopes(stack: Any, counts: Any, asked: _Asked) -> dict[int, Any]:
 
 
 def _slope_in_counts(stack: Tensor, counts: Tensor, asked: _Asked) -> Tensor:
-    """Return the slope in the number of voxels, which a mask may have, (B or 1, C'); TN rises by as much."""
+    """Return the slope in N, (B or 1, C'), for the gradient of a mask; if N rises, TN rises by as much."""
     m = _parts(stack, counts, asked)
     in_r = m.tp - (m.r - asked.smooth_nr)
     in_p, in_q = m.a - (m.p - asked.smooth_dr), m.g - (m.q - asked.smooth_dr)
@@ -246,7 +246,7 @@ def _gradient_by_torch(upstream: Tensor, stack: Tensor, counts: Tensor, asked: _
 
 
 class _Correlation(torch.autograd.Function):
-    """Compute the loss of each item and class from the statistics, with a gradient without cancellation."""
+    """Compute the loss of each item and class from the statistics, and its gradient without cancellation."""
 
     generate_vmap_rule = True
 

@@ -17,7 +17,7 @@ from twinloss.fast.runtime.warn import warn
 
 
 class _NoAxisOfTheBatch(SegmentationLoss):
-    """A loss whose values without reduction are (C', 1, …) if `batch` pools the items, not (1, C', 1, …)."""
+    """Loss whose result without reduction is (C', 1, …), and not (1, C', 1, …), if `batch` pools the items."""
 
     def reduced(self, loss: Tensor, ndim: int) -> Tensor:
         made = super().reduced(loss, ndim)
@@ -25,7 +25,7 @@ class _NoAxisOfTheBatch(SegmentationLoss):
 
 
 class _NoAxes(_NoAxisOfTheBatch):
-    """A loss whose values without reduction are (B, C'), or (C',) if `batch` pools the items."""
+    """Loss whose result without reduction is (B, C'), or (C',) if `batch` pools the items."""
 
     def reduced(self, loss: Tensor, ndim: int) -> Tensor:
         return super().reduced(loss, 2)
@@ -91,8 +91,8 @@ class TverskyLoss(_NoAxes, fast.TverskyLoss):
 class MCCLoss(_NoAxes, fast.MatthewsCorrelationLoss):
     """Matthews correlation loss, see `twinloss.fast.MatthewsCorrelationLoss`, with another smoothing.
 
-    It is 1 - (TP TN - FP FN + ν) / sqrt((TP + FP)(TP + FN)(TN + FP)(TN + FN) + δ), and 0 without any error. Without
-    reduction, its values are (B, C'). A class that is absent from the target has a loss without a gradient.
+    It is 1 - (TP TN - FP FN + ν) / sqrt((TP + FP)(TP + FN)(TN + FP)(TN + FN) + δ), and 0 for a perfect prediction.
+    Without reduction, its values are (B, C'). A class that is absent from the target has a loss without a gradient.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class FocalLoss(fast.FocalLoss):
 
 class _ForegroundFocalLoss(fast.FocalLoss):
     def exclusive(self, background: bool) -> tuple[bool, bool]:
-        """Return that a softmax makes the classes exclude each other, and that the background is left out."""
+        """Return True, as the classes exclude each other, and False, as the background does not count."""
         return True, False
 
 

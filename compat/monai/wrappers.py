@@ -32,7 +32,7 @@ class MaskedLoss(fast.MaskedLoss):
         """Return the loss; `twinloss.fast.MaskedLoss` documents shapes and errors."""
         if mask is None:
             return super().forward(input, target)
-        # A partial function is no segmentation loss, which would take the mask itself.
+        # `partial` hides that the loss is a segmentation loss, which would apply the mask after the activation.
         products = self.remembered("products", lambda: fast.MaskedLoss(partial(self.loss)))
         loss: Tensor = products(input, target, mask)
         return loss
@@ -41,8 +41,8 @@ class MaskedLoss(fast.MaskedLoss):
 class DeepSupervisionLoss(fast.DeepSupervisionLoss):
     """Weighted sum of a loss over outputs at several resolutions, see `twinloss.fast.DeepSupervisionLoss`.
 
-    A single output, as of a network in evaluation, gets the loss itself, whatever the weights are. Of a list of weights
-    that is longer than the list of outputs, the first ones are taken.
+    For a single output, as a network returns in evaluation, it is the wrapped loss, whatever the weights are. If there
+    are more weights than outputs, the first ones are used.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Properties that need no reference: each is shown by lines of the library's own code."""
+"""Probes of properties that need no reference: each finding is shown by lines of the library's own code."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def mutable_options(peer: Peer, twin: Twin) -> Iterator[Probe]:
 
 
 def other_gradients(peer: Peer, twin: Twin) -> Iterator[Probe]:
-    """Yield probes of the gradient in each further argument that may ask for one."""
+    """Yield probes of the gradient with respect to each further argument that may require one."""
     case = example(peer, twin)
     if case is None:
         return
@@ -190,13 +190,13 @@ def result_types(peer: Peer, twin: Twin) -> Iterator[Probe]:
 
 
 def large_sizes(peer: Peer, twin: Twin) -> Iterator[Probe]:
-    """Yield probes whose sums exceed the range of float16, and the whole numbers of float32."""
+    """Yield probes whose sums exceed the range of float16, or the integers that float32 represents exactly."""
     case = example(peer, twin)
     if case is None:
         return
     for dtype, count in (("float16", 70000), ("float32", 2**24 + 2**22)):
         if dtype == "float32" and (case.input.values.shape[1] * len(twin.operands) > 4 or "num_bins" in twin.options):
-            return  # for want of memory: the histogram needs a row of bins for each voxel
+            return  # too much memory: the histogram needs a row of bins for each voxel
         made, double = [peer.head, ""], call(peer, case)
         for variable, (name, operand) in zip(VARIABLES, case.operands.items(), strict=False):
             integer = operand.dtype == "int64"
@@ -296,12 +296,12 @@ def documented_range(peer: Peer, twin: Twin) -> Iterator[Probe]:
         )  # fmt: skip
 
 
-# Numbers for which a value is compared with its range, by what a finding says.
+# The inputs whose value is compared with the range, by the words that are added to a finding.
 RANGES = {"": "", ", with a contrast of 1 at 4000": "x, y = 4000 + x, 4000 + y"}
 SLACK = 1e-3
 
 
-# Options that cannot matter: with the first, the answer must be that with the second.
+# Options that cannot matter: the loss with the first ones must be the loss with the second ones.
 SAME: tuple[tuple[dict[str, Any], dict[str, Any], str], ...] = (
     ({"ignore_index": 99}, {}, "`ignore_index`, although no voxel has this label"),
     ({"weight": 1.0}, {}, "`weight=1.0`"),

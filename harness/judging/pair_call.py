@@ -1,4 +1,4 @@
-"""Call the two functions of a pair: value and gradient of the fast one, and the reference, as arrays."""
+"""Call the fast function of a pair, its gradient and the reference, and return their results as arrays."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Fast:
         found: the function, class or instance.
         slope: the function of its gradient, or None if it has autograd.
         by_arrays: whether it takes NumPy arrays.
-        takes: whether it, or the constructor of a class, has a parameter of a name.
-        call_takes: whether the call of a class or an instance has a parameter of a name.
+        takes: returns whether the function, or the constructor if it is a class, has a parameter of a given name.
+        call_takes: returns whether the call of an instance has a parameter of a given name.
     """
 
     pair: Pair
@@ -44,7 +44,7 @@ class Fast:
 
     @property
     def constructed(self) -> bool:
-        """Whether it is a class, which is constructed before it is called."""
+        """Return whether it is a class, which is constructed before it is called."""
         return inspect.isclass(self.found)
 
     def theirs(self, name: str) -> str:
@@ -64,7 +64,7 @@ class Fast:
     def called(
         self, loss: Any, arguments: Mapping[str, Any], options: Mapping[str, Any], more: Mapping[str, Any]
     ) -> Any:
-        """Call a function or an instance, and return what it returns."""
+        """Call a function or an instance, and return its results."""
         options = {
             self.theirs(name): value
             for name, value in options.items()
@@ -167,7 +167,7 @@ def as_array(tensor: torch.Tensor) -> Array:
 
 
 def _tensor(value: Any) -> torch.Tensor:
-    """Convert an output to a tensor: a tensor, a number, or an array of NumPy or of any library with DLPack."""
+    """Convert an output to a tensor; it is a tensor, a number, or an array of NumPy or of a library with DLPack."""
     if isinstance(value, torch.Tensor):
         return value
     if value is None or isinstance(value, str | dict):
@@ -181,7 +181,7 @@ def _tensor(value: Any) -> torch.Tensor:
 
 
 def in_a_row(values: Sequence[Array]) -> Array:
-    """Return the numbers of all arrays in one array of one axis."""
+    """Concatenate the numbers of all arrays in an array of one axis."""
     if not values:
         return np.zeros(0)
     common = np.result_type(*values) if all(v.dtype.kind == "f" for v in values) else np.float64
@@ -257,7 +257,7 @@ def _autograd(pair: Pair, case: Case, tensors: Tensors, values: Sequence[torch.T
 def _slopes(
     twin: Twin, case: Case, slope: Callable[..., Any], tensors: Tensors, values: Sequence[torch.Tensor]
 ) -> dict[str, Array]:
-    """Call the function of the gradient."""
+    """Return the gradients that the gradient function computes."""
     fast, pair = fast_of(twin)
     floating = [value for value in values if value.is_floating_point()]
     made: list[Any] = [
@@ -274,10 +274,10 @@ def _slopes(
 
 
 def named_gradients(pair: Pair, found: Any) -> dict[str, Any]:
-    """Return the gradients by input, from what a function of the gradient returns.
+    """Assign the results of a gradient function to the inputs.
 
     Raises:
-        PairError: if it returns another number of arrays than `wrt` names.
+        PairError: if the number of arrays is not the number of names in `wrt`.
     """
     if isinstance(found, Mapping):
         found = tuple(found[name] for name in pair.wrt)

@@ -17,12 +17,12 @@ from twinloss.harness.model.operand import Array
 
 # The number of perturbations of the inputs.
 ROUNDS = 6
-# The plain gradient is computed forwards, by complex steps, and the fast one backwards, with other rounding errors: in
-# all, C times the error of the plain computation is degraded, and not wrong.
+# The plain gradient is computed forwards, by complex steps, and the fast one backwards, with other rounding errors.
+# `grade` allows twice this factor, so an error of up to C times that of the plain computation is only degraded.
 OTHER_WAY = C / 2
 # A gradient has jumped if a roundoff moves it by more than this share of the largest number of its block.
 JUMP = 2.0**-10
-# The number of points to both sides of a kink, and of those where several kinks meet.
+# The number of points that are tried beside a kink, and beside several kinks that meet.
 SIDES, MORE_SIDES = 8, 24
 # The largest error estimate of a one-sided derivative, as a share of it, unless the point is a pole.
 DECIDED = 1e-2
@@ -81,14 +81,14 @@ class GradientJudge:
         return np.where([d.place is None for d in self.slopes.directions_in(name)], np.inf, self.precision.largest)
 
     def _is_wrongly_infinite(self, name: str, gradient: Array) -> bool:
-        """Return whether some number of a gradient is not finite, though the derivative is, and fits into its dtype."""
+        """Return whether a number of a gradient is not finite although the derivative is, and fits into the dtype."""
         places = self.slopes.some_places(~np.isfinite(gradient))
         ref = np.array([self.slopes.at_place(name, place) for place in places], self.real)
         got = np.array([gradient[place] for place in places])
         return bool(unlike(got, ref, self.precision.largest, poles=True).any())
 
     def _is_at_a_pole(self, name: str) -> Array:
-        """Return where no derivative to a side can be found, though those to both sides may cancel."""
+        """Return where a one-sided derivative cannot be determined, even if the two cancel in a central difference."""
         found = [
             max(slope.error / abs(slope.value) if slope.value else 0 for slope in sides)
             for sides in zip(*(self.slopes.differences_here(side) for side in (-1, 1)), strict=True)
@@ -107,7 +107,7 @@ class GradientJudge:
 
     def _bounds(self, name: str, errors: Array, norms: Array) -> Array:
         """Return the bound of each block of the gradient of an input."""
-        errors_of_slopes = self.slopes.own_errors[name]  # infinite where a slope is undecided, and so not judged
+        errors_of_slopes = self.slopes.own_errors[name]  # infinite where a slope is undecided and not judged
         own = self._in_blocks(name, np.where(np.isfinite(errors_of_slopes), errors_of_slopes, 0))
         growth = self._growth(name)
         bounds = bound(growth * norms, norms, self.precision, own=own)
@@ -177,7 +177,7 @@ class GradientJudge:
         return largest
 
     def _outside(self, name: str, ref: Array, got: Array) -> Array:
-        """Return how far each number lies outside the derivatives to both sides."""
+        """Return how far each number lies outside the range of the derivatives to both sides."""
         jump = 64 * self.precision.u * np.abs(ref)
         if self.slopes.method == "differences":
             sides = []
@@ -196,15 +196,15 @@ class GradientJudge:
         with np.errstate(all="ignore"):
             outside = np.maximum(np.maximum(low - got, got - high), 0)
         if self.slopes.directions is not None:
-            # Several numbers that cross kinks at once, in opposite directions, bound nothing.
+            # If several numbers cross kinks at once, in opposite directions, their derivatives give no bound.
             several = np.array([d.place is None for d in self.slopes.directions_in(name)])
             outside = np.where(several & (high - low > jump), 0, outside)
         return np.where(np.isfinite(outside), outside, 0)
 
     @cached_property
     def _noise(self) -> Arrays:
-        """How far the numbers of each gradient move if each operation of the reference rounds at random."""
-        if self.slopes.method == "differences":  # which would magnify the noise
+        """Largest changes of each gradient if each operation of the reference rounds at random."""
+        if self.slopes.method == "differences":  # they would magnify the noise
             return {name: np.zeros(ref.shape, self.real) for name, ref in self.slopes.here.items()}
         return self.reference.noise(self.slopes.at, self.slopes.here)
 
@@ -217,7 +217,7 @@ class GradientJudge:
         return self._growth(name) * self._in_blocks(name, self._noise[name])
 
     def _plain_slope_errors(self, name: str) -> Array:
-        """Return what the plain computation may explain: its errors here and at nearby points, times `OTHER_WAY`."""
+        """Return the largest errors of the plain computation, here and at nearby points, times `OTHER_WAY`."""
         largest = self._in_blocks(name, np.zeros(self.slopes.here[name].shape, self.real))
         if self.slopes.method == "differences":
             return largest
@@ -226,7 +226,7 @@ class GradientJudge:
             got, want = self.slopes.at(plain)[name], self.slopes.at(exact)[name]
             errors = np.where(unlike(got, want, self.precision.largest, poles=True), np.inf, distance(got, want))
             largest = np.maximum(largest, self._in_blocks(name, errors))
-        if self.slopes.directions is not None:  # those of single numbers are alike
+        if self.slopes.directions is not None:  # single numbers share the largest error
             single = np.array([d.place is not None for d in self.slopes.directions_in(name)])
             largest = np.where(single, np.max(largest, where=single, initial=0), largest)
         return OTHER_WAY * largest

@@ -1,7 +1,7 @@
 """Laws for pairs: relations between answers of the fast function, which hold whatever the reference computes.
 
-`permutes`, `scales` and the other functions without an underscore make laws for `Pair(laws=[…])`. The laws that every
-function should keep are in `pair_protocol.py`; the hunt checks them without being asked to.
+`permutes`, `scales` and the other functions without an underscore make laws for `Pair(laws=[…])`. The hunt always
+checks the laws in `pair_protocol.py`, which every function should keep.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ Change = Callable[[dict[str, Array]], Inputs]
 
 
 def permutes(axis: str, **needs: Any) -> Law:
-    """Claim that another order of `axis` in the inputs gives the same results in that order.
+    """Claim that a permutation of `axis` in the inputs permutes the results in the same way.
 
-    The axis of each output is found with the reference; an output without it must not change. `needs` are options that
-    the law needs, as in all laws.
+    The axis of each output is found with the reference; an output without it must not change. As in all laws, `needs`
+    are the options under which the law holds.
     """
 
     def claims(twin: Twin, case: Case) -> Iterator[Claim]:
@@ -78,7 +78,7 @@ def scales(name: str, degree: int = 1, factor: float = 2.0, **needs: Any) -> Law
 
 
 def linear(name: str, **needs: Any) -> Law:
-    """Claim that the outputs for a sum are the sum of the outputs, if an input is split in two."""
+    """Claim that the outputs for a sum of two inputs are the sum of their outputs, up to a constant term."""
 
     def claims(twin: Twin, case: Case) -> Iterator[Claim]:
         values = case.operands[name].values
@@ -126,9 +126,9 @@ def bounded(low: float = -np.inf, high: float = np.inf, **needs: Any) -> Law:
 
 
 def independent(axis: str, **needs: Any) -> Law:
-    """Claim that the outputs for one entry of the first axis of the inputs do not depend on the other entries.
+    """Claim that the outputs for one entry of an axis of the inputs do not depend on the other entries.
 
-    Inputs without `axis` are shared. Outputs must have the axis first.
+    Inputs without `axis` are shared. It must be the first axis of each output.
     """
 
     def claims(twin: Twin, case: Case) -> Iterator[Claim]:
@@ -157,7 +157,7 @@ def holds(name: str, predicate: Callable[[Inputs, tuple[Array, ...], Mapping[str
 def compiles(backend: str = "inductor", **needs: Any) -> Law:
     """Claim that torch.compile(fullgraph=True) accepts the function and computes the same.
 
-    It takes seconds; with backend="eager", only whether the function can be captured is checked, which is faster.
+    It takes seconds. backend="eager" is faster, and checks only that torch can capture the function.
     """
 
     def claims(twin: Twin, case: Case) -> Iterator[Claim]:

@@ -1,4 +1,4 @@
-"""The reference of a pair at a case, and the points near by at which it is evaluated."""
+"""The reference of a pair for a case, and the nearby points at which it is evaluated."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ K = TypeVar("K")
 
 # The number of nearby points at which the plain computation is tried, and their relative distance.
 POINTS, NEAR = 20, 2.0**-10
-# At a single point the plain computation may be right by luck. With more than FEW numbers, FEWER points are enough.
+# At a single point, the plain computation may be right by luck. With more than FEW numbers, FEWER points are enough.
 FEW, FEWER = 16, 6
 
-# The number of times that each operation of the reference is rounded at random, and how much weaker a weak noise is.
+# The number of runs with random rounding, and the factor by which a second run of each reduces the noise.
 NOISES, QUIETER = 4, 64.0
 
 _REALS: dict[Pair, Real] = {}
@@ -35,7 +35,7 @@ _REALS: dict[Pair, Real] = {}
 
 @dataclass(frozen=True)
 class Allowed:
-    """What a bound allows for: the spread of so many perturbations, and the reference's own error."""
+    """Allowances of a bound: the spread over a number of perturbations, and the reference's own error."""
 
     rounds: int
     spread: Array | float
@@ -68,7 +68,7 @@ class Reference:
         return reference_outputs(self.pair, arguments, self.options if options is None else options)
 
     def growth(self, blocks: int) -> float:
-        """Return the factor for the rounding errors of sums, max(1, sqrt(n) / C), in a result of so many blocks."""
+        """Return the factor for the rounding errors of sums, max(1, sqrt(n) / C), in a result with `blocks` blocks."""
         return max(1.0, math.sqrt(self.terms(blocks)) / C)
 
     def terms(self, blocks: int) -> int:
@@ -94,7 +94,7 @@ class Reference:
         return lifted(self.case, real)
 
     def basis(self, found: Finding, scale: Array, allowed: Allowed, blocks: int, method: str = "") -> str:
-        """Describe in words what a bound rests on."""
+        """Explain in words how a bound was computed."""
         size, moved, mine = (
             float(np.broadcast_to(a, scale.shape)[found.where]) for a in (scale, allowed.spread, allowed.own)
         )
@@ -151,10 +151,10 @@ class Reference:
         return made
 
     def noise(self, compute: Callable[[Arrays], dict[K, Array]], ref: Mapping[K, Array]) -> dict[K, Array]:
-        """Return how far results of the reference move if each of its operations rounds at random.
+        """Return the largest changes of the reference's results if each of its operations rounds at random.
 
-        `compute` returns the results for inputs; `ref` holds those without noise. What does not shrink with the noise
-        has jumped across a kink, and counts as 0.
+        `compute` returns the results for inputs; `ref` holds those without noise. A change that does not
+        shrink with the noise is a jump across a kink, and counts as 0.
         """
         worst = {name: np.zeros(values.shape, self.real) for name, values in ref.items()}
         arguments = {k: x.view(Analytic) if x.dtype.kind == "f" else x for k, x in self.arguments.items()}
@@ -202,7 +202,7 @@ def is_rounded(value: Any) -> bool:
 
 
 def ordinary(rng: np.random.Generator, arguments: Arrays) -> Arrays:
-    """Return a point near by at which no number is 0 and no two are equal."""
+    """Return a nearby point at which no number is 0 and no two are equal."""
     made = {}
     for name, x in arguments.items():
         if x.dtype.kind == "f":
@@ -220,7 +220,7 @@ def difference(near: Array, ref: Array) -> Array:
 
 
 def sizes(x: Array) -> Array:
-    """Return the size of each number, or for 0 that of the others, or 1."""
+    """Return the absolute value of each number; for zeros, the largest one of the array, or 1 if all are 0."""
     finite = np.abs(np.where(np.isfinite(x), x, 0))
     typical = np.max(finite, initial=0) or 1
     made: Array = np.where(finite > 0, finite, typical)

@@ -46,7 +46,7 @@ def _repeats_bitwise(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _hands_out_no_buffer(twin: Twin, case: Case) -> Iterator[Claim]:
-    """Overwriting the results of one call must not affect the next call, and the next call must not overwrite them."""
+    """Claim that overwriting the results of a call does not affect the next call, which does not overwrite them."""
     pair, loss = pair_of(twin), build(twin, case)
     first = run(twin, case, loss, tensors_of(pair, case))
     kept = [as_array(value).copy() for value in map(_writable, first)]
@@ -98,7 +98,7 @@ def _copies_answer_alike(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _copies_its_arguments(twin: Twin, case: Case) -> Iterator[Claim]:
-    """Changing a list or an array after construction must not change the results."""
+    """Claim that changing a list or an array after construction does not change the results."""
     fast, pair = fast_of(twin)
     options = copy.deepcopy(options_of(twin, case))
     loss = fast.built(sizes_of(pair, case), options)
@@ -118,7 +118,7 @@ def _no_graph_without_request(twin: Twin, case: Case) -> Iterator[Claim]:
     yield flag(held or not any(value.requires_grad for value in plain), case)
     with torch.no_grad():
         made = run(twin, case, loss, tensors_of(pair, case, pair.wrt))
-    # A view of a leaf requires a gradient even then, but it has no graph.
+    # Under no_grad, a view of a leaf still requires a gradient, but it has no graph.
     yield flag(all(value.grad_fn is None for value in made), case)
 
 
@@ -163,7 +163,7 @@ def _ignores_defaults(twin: Twin, case: Case) -> Iterator[Claim]:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Let torch use so many threads, and Numba, if it is used."""
+    """Set the number of threads of torch, and of Numba if it has been imported."""
     numba = sys.modules.get("numba")
     before, before_numba = torch.get_num_threads(), numba.get_num_threads() if numba else 0
     torch.set_num_threads(count)
@@ -186,7 +186,7 @@ def _ignores_threads(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _alike(pair: Pair) -> list[tuple[str, str]]:
-    """Return the inputs that may be one array."""
+    """Return the pairs of inputs for which one array may be given."""
     free = [name for name in pair.inputs if name not in pair.writes and name not in pair.state]
     return [(a, b) for a, b in combinations(free, 2) if pair.inputs[a] == pair.inputs[b]]
 
@@ -205,7 +205,7 @@ def _accepts_one_tensor_twice(twin: Twin, case: Case) -> Iterator[Claim]:
 
 
 def _follows_its_state(twin: Twin, case: Case) -> Iterator[Claim]:
-    """A module that is called, and then loads a state_dict, must compute with the new parameters."""
+    """Claim that a module that loads a state_dict after a call computes with the new parameters."""
     pair = pair_of(twin)
     tensors = tensors_of(pair, case)
     loss = copy.deepcopy(build(twin, case)).to(pair.runs_on(), getattr(torch, case.dtype))

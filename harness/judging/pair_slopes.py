@@ -15,10 +15,11 @@ from twinloss.harness.judging.pair_call import named_gradients, weights
 from twinloss.harness.judging.pair_points import Arrays, Reference, ordinary, sizes
 from twinloss.harness.model.operand import Array
 
-# With more numbers, derivatives are taken along some directions only: within so many blocks, and for so many numbers.
+# With more than FULL numbers, derivatives are taken only along some directions: in each input, within BLOCKS blocks and
+# for SINGLE single numbers.
 FULL, BLOCKS, SINGLE = 64, 4, 12
 
-# Error estimates of difference quotients that are a larger share of the slope cannot confirm a complex step.
+# Differences can confirm a complex step only if their error estimate is at most this share of the slope.
 CONFIRMED = 1e-6
 # The number of points at which differences may confirm it.
 TRIES = 3
@@ -57,7 +58,7 @@ class Slopes:
 
     @cached_property
     def method(self) -> str:
-        """How the reference is differentiated: "closed form", "complex step" or "differences"."""
+        """Method of differentiation of the reference: "closed form", "complex step" or "differences"."""
         if self.pair.gradient is not None:
             return "closed form"
         return "complex step" if self._is_analytic() else "differences"
@@ -84,7 +85,7 @@ class Slopes:
         return Direction(name, one, place)
 
     def all_directions(self) -> Sequence[Direction]:
-        """Return the directions, or that of each number."""
+        """Return the directions, or one for each number if there are none."""
         if self.directions is not None:
             return self.directions
         shapes = {name: self.arguments[name].shape for name in self.pair.wrt}
@@ -111,7 +112,7 @@ class Slopes:
         return [direction for direction in self.all_directions() if direction.name == name]
 
     def at(self, arguments: Arrays, options: Mapping[str, Any] | None = None) -> Arrays:
-        """Return the gradient for each input; along the directions, if it is not known for all numbers."""
+        """Return the gradient for each input, or its slopes along the directions if there are any."""
         options = self.options if options is None else options
         if self.method == "closed form":
             return self._closed_form(arguments, options)
@@ -120,7 +121,7 @@ class Slopes:
         return self.by_input([self.differences(arguments, options, each).value for each in self.all_directions()])
 
     def by_input(self, found: Sequence[Any]) -> Arrays:
-        """Sort one number for each direction by inputs, in the shape of the input if there is one for each number."""
+        """Group the values of all directions by input, in its shape if each of its numbers has a direction."""
         made = {}
         for name in self.pair.wrt:
             own = np.array([v for v, d in zip(found, self.all_directions(), strict=True) if d.name == name], self.real)
@@ -194,7 +195,7 @@ class Slopes:
         return sum(np.nansum(np.abs(w * output)) for w, output in zip(self._upstream, floating, strict=True))
 
     def _is_analytic(self) -> bool:
-        """Return whether a complex step can be taken: differences confirm it at points near by, away from kinks."""
+        """Return whether complex steps are right: differences must confirm one at a nearby point, away from kinks."""
         rng = np.random.default_rng(0)
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("error")
@@ -258,7 +259,7 @@ class Slopes:
 
 
 def _as_complex(arguments: Arrays) -> Arrays:
-    """Return the inputs with all floating numbers complex, so that an array like one of them can hold the results."""
+    """Return the inputs with floating numbers as complex ones, so that arrays made like them can hold the results."""
     return {
         name: x.astype(np.result_type(x, np.complex64)).view(slopes.Analytic) if x.dtype.kind == "f" else x
         for name, x in arguments.items()
@@ -274,7 +275,7 @@ def _scale(x: Array, direction: Direction) -> Any:
 
 
 def _blocks(shape: tuple[int, ...], axes: tuple[int, ...]) -> list[tuple[Any, ...]]:
-    """Return an index for each block: a number at the axes of blocks, and all at the others."""
+    """Return an index for each block: one entry of each block axis, and all entries of the other axes."""
     made: list[tuple[Any, ...]] = []
     for place in np.ndindex(*(shape[axis] for axis in axes)):
         index: list[Any] = [slice(None)] * len(shape)
@@ -285,7 +286,7 @@ def _blocks(shape: tuple[int, ...], axes: tuple[int, ...]) -> list[tuple[Any, ..
 
 
 def _some(rng: np.random.Generator, all_of: list[Any], count: int) -> list[Any]:
-    """Return the first and the last, and some between them."""
+    """Return the first entry, the last one, and random ones between them, `count` in all."""
     if len(all_of) <= count:
         return all_of
     between = rng.choice(np.arange(1, len(all_of) - 1), count - 2, replace=False)

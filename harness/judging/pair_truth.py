@@ -1,6 +1,6 @@
 r"""The reference's results for a case of a pair, and the bounds that they give.
 
-The rules are those of `judgement.py`; here is how they read for a function of which only the values are known.
+The rules are those of `judgement.py`, in the form for a function of which only the values may be known.
 
 **Value.** Every number of every output must satisfy
 
@@ -23,21 +23,21 @@ g_ref is the closed form of the pair, or else a derivative by complex step or, w
 differences; see `slopes.py`. The error estimate of the differences is a part of `own`. If there are many numbers, the
 derivatives along some directions are compared instead: random ones within a block, and those of single numbers.
 
-**Degraded** is an error beyond the bound of at most twice that of the plain computation: the reference in the working
-precision, here or at nearby points. For a gradient it is C times that error, since complex steps compute the gradient
-forwards, and the fast function computes it backwards, with other roundings.
+**Degraded.** An error beyond the bound is degraded, not wrong, if it is at most twice that of the plain computation,
+which is the reference in the working precision, here or at nearby points. For a gradient, it may be C times that error,
+because complex steps compute the gradient forwards and the fast function backwards, with other rounding errors.
 
-**Noise.** Where a result is 0 by cancellation, as the gradient of RMS norm over a single number, neither perturbed
-inputs nor a computation that rounds luckily show how large its rounding errors may be. So each operation of the
-reference is also rounded at random by up to u (Monte Carlo arithmetic, Parker 1997), and with it its derivative in a
-complex step. An error is degraded, too, if it is at most C g times the largest change. Laws may be broken by as much.
-What jumps across a kink does not shrink with the noise, and is left out.
+**Noise.** A result may be 0 by cancellation, such as the gradient of RMS norm over a single number. Perturbed inputs
+then do not show how large its rounding errors may be, nor does a plain computation that is right by luck. Therefore,
+each operation of the reference is also rounded at random by up to u (Monte Carlo arithmetic, Parker 1997), including
+its derivative in a complex step. An error of at most C g times the largest change is degraded, too. Laws may be broken
+by as much. A jump across a kink does not shrink with the noise, and is left out.
 
 **Reference.** It computes in longdouble if it can, else in float64. `own` also holds an estimate of its rounding error,
 scaled from its results in the next lower precisions.
 
-**Kinks.** An element of the gradient that exceeds its bound may also lie between the derivatives to both sides. What
-jumps across a kink is left out of the spread, and a block is not judged by directions that cross kinks.
+**Kinks.** An element of the gradient that exceeds its bound may also lie between the derivatives to both sides. Jumps
+across a kink are left out of the spread, and a block is not judged by directions that cross kinks.
 """
 
 from __future__ import annotations

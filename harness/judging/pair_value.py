@@ -13,7 +13,7 @@ from twinloss.harness.judging.pair_points import Allowed, Reference, difference
 from twinloss.harness.model.answer import Answer
 from twinloss.harness.model.operand import Array
 
-# The number of perturbations that decide most cases, and of those that decide the rest.
+# The number of perturbations for integer outputs, and the largest number for floating outputs.
 ROUNDS, MORE_ROUNDS = 6, 16
 
 
@@ -108,7 +108,7 @@ class ValueJudge:
 
     @cached_property
     def _noise(self) -> dict[int, Array]:
-        """How far the numbers of each floating output move if each operation of the reference rounds at random."""
+        """Largest changes of each floating output if each operation of the reference rounds at random."""
         ref = {k: output for k, output in enumerate(self.reference.outputs) if output.dtype.kind == "f"}
         return self.reference.noise(lambda moved: dict(enumerate(self.reference.outputs_at(moved))), ref)
 
