@@ -160,9 +160,6 @@ class MaskedDiceLoss(DiceLoss):
     and errors are the same as in :class:`DiceLoss`.
     """
 
-    # Without a method of its own, `inspect.signature` shows the arguments of `__new__` before Python 3.11.4.
-    __init__ = DiceLoss.__init__
-
     @entry_point
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the loss within `mask`, (B, 1, *S) or (1, 1, *S). Without a mask, warn and return the Dice loss.

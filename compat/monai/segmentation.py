@@ -61,8 +61,6 @@ class DiceLoss(_NoAxisOfTheBatch, fast.DiceLoss):
 class MaskedDiceLoss(DiceLoss, fast.MaskedDiceLoss):
     """Dice loss of the voxels within a mask, see `twinloss.fast.MaskedDiceLoss`."""
 
-    __init__ = DiceLoss.__init__
-
 
 class TverskyLoss(_NoAxes, fast.TverskyLoss):
     """Tversky loss, see `twinloss.fast.TverskyLoss`; without reduction, its values are (B, C')."""

@@ -130,6 +130,7 @@ class Loss(Configured):
     def _with(self, options: Mapping[str, Any]) -> Self:
         made = type(self).__new__(type(self))
         made.__dict__.update(options)
+        made.forget()
         return made
 
     def __getstate__(self) -> dict[str, Any]:

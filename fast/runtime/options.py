@@ -8,15 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from torch.nn.modules.loss import _Loss
 
 from twinloss.fast.runtime.arguments import is_one_of
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 # Takes the value and the name of an option, and returns the value to store, or raises.
 Check = Callable[[Any, str], Any]
@@ -97,12 +94,6 @@ class Configured(_Loss):
     # A slot is no part of `__dict__`, so that state, copies and pickles of a loss do not have its memory.
     __slots__ = ("_memory",)
     _memory: dict[Hashable, Any]
-
-    def __new__(cls, *_: Any, **__: Any) -> Self:
-        """Make a loss that remembers nothing."""
-        made = super().__new__(cls)
-        made.forget()
-        return made
 
     def remembered(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return `make()`, or its earlier result for this key if no attribute has been assigned since.

@@ -232,3 +232,8 @@ def test_wasserstein_distance_map_is_public_and_takes_the_documented_arguments()
 def test_alias_names_the_class(alias, loss_class):
     assert getattr(fast, alias) is loss_class
     assert alias in fast.__all__
+
+
+@EVERY
+def test_subclass_without_a_constructor_of_its_own_shows_the_same_arguments(loss_class, documented):
+    assert inspect.signature(type("Own", (loss_class,), {})) == inspect.signature(loss_class)
