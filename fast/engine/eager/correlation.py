@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from twinloss.fast.engine.eager.windows import summed
+from twinloss.fast.engine.eager.windows import sum_in_place_of, summed
 from twinloss.fast.kernels.contract import CorrelationPlan
 from twinloss.fast.runtime.constants import constant
 
@@ -108,9 +108,9 @@ def _scores(p: Tensor, t: Tensor, plan: CorrelationPlan, gradients: int) -> _Sco
 def _moments(p: Tensor, t: Tensor, plan: CorrelationPlan) -> Tensor:
     """Return the covariance, the variance of t, Σ t, Σ p and the variance of p, (5, N, D, H, W), times the count."""
     count = plan.size**plan.rank
-    parts = [*_products(p, t, count)]  # each is freed when it has been summed
-    low = summed(parts.pop(), plan.size, plan.rank)
-    made = summed(parts.pop(), plan.size, plan.rank)
+    parts = [*_products(p, t, count)]
+    sum_in_place_of(parts, plan.size, plan.rank)
+    made, low = parts
     tp, tt, sum_t, sum_p, pp = made
     (of_t, rest_t), (of_p, rest_p) = (_mean_and_rest(sums, count, low.dtype) for sums in (sum_t, sum_p))
     tp.addcmul_(of_t, of_p, value=-count)

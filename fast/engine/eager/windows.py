@@ -37,9 +37,20 @@ def summed(images: Tensor, size: int, rank: int) -> Tensor:
 
     Beyond the borders, images are 0.
     """
-    for axis in range(5 - rank, 5):
-        images = _summed_along(images, axis, size)
-    return images
+    parts = [images]
+    sum_in_place_of(parts, size, rank)
+    return parts[0]
+
+
+def sum_in_place_of(parts: list[Tensor], size: int, rank: int) -> None:
+    """Replace each item of a list by its `summed` images.
+
+    An item is freed after its first axis. If it were an argument, the caller could hold it until the end: Python does
+    so wherever it does not inline the call, as before 3.11 and within torch.compile.
+    """
+    for k in range(len(parts)):
+        for axis in range(5 - rank, 5):
+            parts[k] = _summed_along(parts[k], axis, size)
 
 
 def _along(images: Tensor, axis: int, taps: tuple[float, ...]) -> Tensor:
