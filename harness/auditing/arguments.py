@@ -108,9 +108,8 @@ def _ignored_lists(peer: Peer, case: Case, name: str) -> Iterator[Probe]:
     """Yield a probe of a list that is ignored because of its length, although lists of other lengths are not."""
     x = case.input.values
     # If all channels had the same loss, weights whose sum does not matter would change nothing.
-    case = case.with_values(
-        **{next(iter(case.operands)): x * (1 - np.arange(x.shape[1]) / 8).reshape(-1, *[1] * (x.ndim - 2))}
-    )
+    unlike = x * (1 - np.arange(x.shape[1]) / 8).reshape(-1, *[1] * (x.ndim - 2))
+    case = case.with_values(**{next(iter(case.operands)): unlike})
     asked = f"{call(peer, case)}.sum().item()"
     lines_of = {}
     for length in LENGTHS:
@@ -120,9 +119,9 @@ def _ignored_lists(peer: Peer, case: Case, name: str) -> Iterator[Probe]:
             f"ignored = {asked} == {asked.replace('loss(', 'plain(')}",
             'print("got", "the loss without it," if ignored else "another loss,", "expected another loss")',
         )  # fmt: skip
-    printed = {text: run(code) for text, code in lines_of.items()}
-    ignored = [text for text, prints in printed.items() if prints.startswith("got the loss")]
-    if ignored and any(prints.startswith("got another") for prints in printed.values()):
+    told = {text: run(code) for text, code in lines_of.items()}
+    ignored = [text for text, prints in told.items() if prints.startswith("got the loss")]
+    if ignored and any(prints.startswith("got another") for prints in told.values()):
         yield _refused(peer, lines_of[ignored[0]], f"`{name}={ignored[0]}` is accepted, and ignored", "length")
 
 

@@ -240,6 +240,8 @@ MONAI = (
          "the equations of the thesis that it cites (section 3.1), and of Mattes et al. for b-spline",
          clauses=(SPLINE,), promises=REDUCTIONS, highest=0.0,
          quotes={
+             "the rest of the batch": "`reduction`: the mean is the sum divided by the number of elements; Mattes et "
+                                      "al., whom it cites, define the loss and its bins for a single pair of images",
              "value not finite": "`smooth_nr` and `smooth_dr` are constants to avoid nan",
              "`kernel_type`": "`kernel_type`: based on Mattes et al. and adapted from ITK, where a voxel of the last "
                               "bin keeps its position under the cubic window; here it moves to the start of the bin",

@@ -273,7 +273,10 @@ def items_alone(peer: Peer, twin: Twin) -> Iterator[Probe]:
         options = "".join(f", with `{peer.theirs(n)}={label(v)}`" for n, v in row.items())
         yield Probe(
             DEFECT, f"the loss of an item depends on the rest of the batch{options}",
-            "its documentation of `reduction`: the mean is the sum divided by the number of elements",
+            peer.quotes.get(
+                "the rest of the batch",
+                "its documentation of `reduction`: the mean is the sum divided by the number of elements",
+            ),
             code_of(peer, case, printed(f"{asked}.item()", f"(({' + '.join(alone)}) / 2).item()")),
             error_is_right=True, traits=("the rest of the batch",),
         )  # fmt: skip
