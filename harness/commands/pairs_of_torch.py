@@ -335,8 +335,8 @@ NOTES = {
         "exp(-x y) overflows where the documented formula, log(1 + exp(-x y)), is about -x y.",
     "ctc_loss":
         "the value agrees. The gradient is not the derivative with respect to `log_probs`, but with respect to logits "
-        "of which they are the log-softmax: it is larger by exp(log_probs). So it is right where a log-softmax comes "
-        "before the loss, as in nearly all use; see `ctc_loss_of_logits`. No document states this convention: "
+        "of which they are the log-softmax: for the sum, it is larger by exp(log_probs). So it is right where a "
+        "log-softmax comes before the loss, as in nearly all use; see `ctc_loss_of_logits`. No document states this convention: "
         "`log_probs` are \"logarithmized probabilities (e.g. obtained with log_softmax)\", and the example of the "
         "documentation takes the gradient with respect to detached ones. It has been reported as pytorch/pytorch#52241 "
         "and #181534, which are open; #190863 proposes to document it.",
