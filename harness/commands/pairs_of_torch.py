@@ -334,10 +334,10 @@ NOTES = {
     "soft_margin_loss":
         "exp(-x y) overflows where the documented formula, log(1 + exp(-x y)), is about -x y.",
     "ctc_loss":
-        "the value agrees. The gradient is not the derivative with respect to `log_probs`, but with respect to logits "
-        "of which they are the log-softmax: for the sum, it is larger by exp(log_probs). So it is right where a "
-        "log-softmax comes before the loss, as in nearly all use; see `ctc_loss_of_logits`. No document states this convention: "
-        "`log_probs` are \"logarithmized probabilities (e.g. obtained with log_softmax)\", and the example of the "
-        "documentation takes the gradient with respect to detached ones. It has been reported as pytorch/pytorch#52241 "
-        "and #181534, which are open; #190863 proposes to document it.",
+        "the value agrees. The gradient is not the derivative with respect to `log_probs`, but with respect to "
+        "logits of which they are the log-softmax: for the sum, it is larger by exp(log_probs). So it is right "
+        "where a log-softmax comes before the loss, as in nearly all use; see `ctc_loss_of_logits`. The "
+        "documentation does not state this: `log_probs` are \"logarithmized probabilities (e.g. obtained with "
+        "log_softmax)\", and its example takes the gradient with respect to detached ones. pytorch/pytorch#52241 and"
+        " #181534 report it, and #190863 proposes to document it.",
 }  # fmt: skip
