@@ -130,6 +130,8 @@ def base(loss_class, name):
     options = dict(BASE.get(loss_class, {}))
     if "softmax" in OPTIONS[loss_class] and name not in ("sigmoid", "softmax", "other_act", "multilabel"):
         options["softmax"] = True
+    if name == "multilabel":
+        options["sigmoid"] = True
     if name == "ignore_index" and "to_onehot_y" in OPTIONS[loss_class]:
         options["to_onehot_y"] = True
     return options
