@@ -229,7 +229,7 @@ class DiceCELoss(CompoundDiceLoss):
     def _is_whole(self, voxels: Voxels) -> bool:
         """Return whether kernels compute the whole loss; the number of voxels, if needed, must then be known."""
         known = not self.is_per_voxel(voxels) or (voxels.ignore_index is None and voxels.kept is None)
-        methods = ("dice", "reduced", "class_weight", "_cross_entropy", "_parts")
+        methods = ("dice", "by_class", "total", "reduced", "class_weight", "_cross_entropy", "_parts")
         return known and not self.return_parts and is_served(voxels, self, methods)
 
     def _whole(self, voxels: Voxels, activation: Activation, surprisal: Surprisal) -> CompoundPlan:
