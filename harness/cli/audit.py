@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 def audit(
     library: Annotated[
         str,
-        typer.Argument(help="monai, kornia, segmentation_models_pytorch, neurite, torch, scipy or torchvision."),
+        typer.Argument(
+            help="monai, kornia, segmentation_models_pytorch, neurite, torch, scipy, torchvision or liger_kernel."
+        ),
     ],
     losses: Annotated[
         list[str] | None,
@@ -33,7 +35,7 @@ def audit(
     jobs: Jobs = None,
     dask: Cluster = None,
 ) -> None:
-    """Find what is wrong in the losses of another library, or in functions of torch, scipy and torchvision."""
+    """Find what is wrong in the losses of another library, or in functions of torch, scipy and others."""
     folder = writable(out) if out else None
     from twinloss.harness.commands import audit as audits
     from twinloss.harness.commands import audit_functions as functions

@@ -1,8 +1,9 @@
-"""`twinloss audit torch`, and scipy and torchvision: hunt on their functions, as pairs with references of our own."""
+"""`twinloss audit torch`, scipy, torchvision or liger_kernel: hunt on their functions, as pairs with our references."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -11,13 +12,48 @@ from types import ModuleType
 from twinloss import __version__
 from twinloss.harness.commands.audit import LibraryError, cell
 from twinloss.harness.commands.check import check_pair
+from twinloss.harness.model import interpreter
+from twinloss.harness.model.device import DeviceError
 from twinloss.harness.model.pair import Pair
 
-DTYPES = ("float32", "float64")
-EXAMPLES = 60
 
-# What is audited of each library.
-LIBRARIES = {"torch": "torch.nn.functional", "scipy": "scipy.ndimage", "torchvision": "torchvision.ops"}
+@dataclass(frozen=True)
+class Library:
+    """What is audited of a library.
+
+    Attributes:
+        module: the module with the functions.
+        package: the name of the package for pip.
+        dtypes: the dtypes under test.
+        examples: the number of cases of each function and dtype.
+        interpreted: whether Triton's interpreter runs the functions.
+    """
+
+    module: str
+    package: str
+    dtypes: tuple[str, ...] = ("float32", "float64")
+    examples: int = 60
+    interpreted: bool = False
+
+    def running(self) -> AbstractContextManager[None]:
+        """Return the context in which the functions are imported and run."""
+        return interpreter.completed() if self.interpreted else nullcontext()
+
+
+LIBRARIES = {
+    "torch": Library("torch.nn.functional", "torch"),
+    "scipy": Library("scipy.ndimage", "scipy"),
+    "torchvision": Library("torchvision.ops", "torchvision"),
+    # Its kernels compute in float32 whatever the dtype is, and the interpreter is slow.
+    "liger_kernel": Library("liger_kernel.transformers.functional", "liger-kernel", ("float32",), 40, interpreted=True),
+}
+
+INTERPRETED = (
+    "",
+    "Triton's interpreter ran the kernels on a CPU. It was made to pass numbers to them in float32, as launches on a",
+    "GPU do, and to compute by NumPy the functions `rsqrt` and `tanh`, which are in libdevice on a GPU. No GPU was",
+    "used, which may round differently. Errors of the interpreter are not errors of the library.",
+)
 
 VERDICTS = {"pass": "agrees", "degraded": "agrees", "imprecise": "imprecise", "fail": "differs"}
 
@@ -42,10 +78,14 @@ def pairs_of(library: str) -> tuple[Pair, ...]:
     Raises:
         LibraryError: if the library cannot be imported.
     """
+    known = LIBRARIES[library]
     try:
-        import_module(LIBRARIES[library])
+        with known.running():
+            import_module(known.module)
     except (ImportError, RuntimeError) as error:  # a torchvision for another torch raises the latter
-        raise LibraryError(f"{library} cannot be imported: {error}; pip install {library}") from error
+        raise LibraryError(f"{library} cannot be imported: {error}; pip install {known.package}") from error
+    except DeviceError as error:
+        raise LibraryError(f"the kernels of {library} run in Triton's interpreter: {error}") from error
     made: tuple[Pair, ...] = _pairs_module(library).PAIRS
     return made
 
@@ -69,10 +109,11 @@ def audit_functions(
     for name in names:
         if name not in known:
             raise LibraryError(f"no function {name}: known are {', '.join(known)}")
-    rows = []
+    rows, audited = [], LIBRARIES[library]
     for name in names or known:
-        for dtype in DTYPES:
-            row = check_pair(known[name], dtypes=(dtype,), examples=EXAMPLES, seed=seed, tick=tick).rows[0]
+        for dtype in audited.dtypes:
+            with audited.running():
+                row = check_pair(known[name], dtypes=(dtype,), examples=audited.examples, seed=seed, tick=tick).rows[0]
             found = row.counterexample
             what = "; ".join([*([found.message] if found else []), *row.problems])
             verdict = "not judged" if row.problems and not found else VERDICTS[row.verdict]
@@ -82,14 +123,17 @@ def audit_functions(
 
 def as_markdown(library: str, rows: Sequence[Checked], seed: int) -> str:
     """Return the table as Markdown."""
+    audited, pairs = LIBRARIES[library], _pairs_module(library)
+    release = version(audited.package).partition("+")[0]
     lines = [
-        f"# {LIBRARIES[library]} beside its documentation",
+        f"# {audited.module} beside its documentation",
         "",
         f"Made by `twinloss audit {library} --seed {seed} --out reports`, of twinloss {__version__} with {library}",
-        f"{version(library).partition('+')[0]}: {EXAMPLES} cases of each function and dtype, and further ones of each",
+        f"{release}: {audited.examples} cases of each function and dtype, and further ones of each",
         "law and of long axes. The bounds are derived from references of our own, which are in",
         f"`harness/commands/pairs_of_{library}.py`. A function is *imprecise* if its formula is right, but it loses",
         "more digits than the formula has to. It is *not judged* if the check itself would miss some wrong answers.",
+        *(INTERPRETED if audited.interpreted else ()),
         "",
         "| function | dtype | verdict | what | smallest input |",
         "|---|---|---|---|---|",
@@ -97,8 +141,10 @@ def as_markdown(library: str, rows: Sequence[Checked], seed: int) -> str:
     for row in rows:
         cells = row.function, row.dtype, row.verdict, row.what, row.smallest
         lines.append(f"| {' | '.join(map(cell, cells))} |")
-    notes = getattr(_pairs_module(library), "NOTES", {})
+    notes = getattr(pairs, "NOTES", {})
     for name in dict.fromkeys(row.function for row in rows if row.verdict == "differs"):
         if name in notes:
             lines += ["", f"**{name}**: {notes[name]}"]
+    for name, reason in getattr(pairs, "NOT_RUN", {}).items():
+        lines += ["", f"**{name}** was not run: {reason}."]
     return "\n".join(lines) + "\n"
