@@ -14,7 +14,7 @@ from torch import Tensor
 from twinloss.fast.kernels.contract import ROWS
 from twinloss.harness.judging.answers import expected_warnings_silent
 from twinloss.harness.reliability.everyday import Everyday, everyday, step
-from twinloss.harness.reliability.numerics import IMAGES, relative
+from twinloss.harness.reliability.numerics import relative
 from twinloss.harness.reliability.registry import Row, line
 
 # The tolerated relative difference of compiled code, which rounds differently.
@@ -28,7 +28,7 @@ class Training(torch.nn.Module):
         super().__init__()
         channels = each.arguments(4)[0].shape[1]
         self.layer, self.loss = torch.nn.Conv3d(channels, channels, 1), each.module()
-        self.image = each.name in IMAGES
+        self.image = each.twin.of_images
 
     def forward(self, x: Tensor, *rest: Tensor) -> Tensor:
         """Return the loss of the network's output."""
