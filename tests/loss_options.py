@@ -75,6 +75,11 @@ def usual(loss_class):
     return [SOFTMAX if "softmax" in TWIN[loss_class].options else {}]
 
 
+def activations(loss_class):
+    """Return the usual options, and another activation if the loss takes one."""
+    return [*usual(loss_class), *([{"other_act": torch.sigmoid}] if "other_act" in TWIN[loss_class].options else [])]
+
+
 def one_by_one(loss_class):
     """Return the usual options, each with one further option of the loss at one of its values."""
     twin, (base,) = TWIN[loss_class], usual(loss_class)
