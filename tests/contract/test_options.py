@@ -15,7 +15,7 @@ import torch
 from loss_options import OF_TABLES, TWIN
 from support import BACKENDS, labels, logits, soft, value_and_gradient
 
-from twinloss import fast
+from twinloss import fast, reference
 from twinloss.fast.engine.segmentation.loss import SegmentationLoss
 
 NO_GROUP = ("a group", TypeError)
@@ -116,6 +116,8 @@ def base(loss_class, name):
     options = dict(BASE.get(loss_class, {}))
     if "softmax" in OPTIONS[loss_class] and name not in ("sigmoid", "softmax", "other_act", "multilabel"):
         options["softmax"] = True
+    if name == "multilabel":
+        options["sigmoid"] = True
     if name == "ignore_index" and "to_onehot_y" in OPTIONS[loss_class]:
         options["to_onehot_y"] = True
     return options
@@ -261,6 +263,42 @@ def test_bad_value_is_the_same_error_when_it_is_assigned_and_the_old_one_stays(l
             setattr(loss, name, bad)
         assert str(later.value) == str(at_once.value)
         assert getattr(loss, name) == before
+
+
+FLAGS = [0.5, 2, -1, None, [], "True", np.array([True, False])]
+BOOLEANS = [True, np.True_, [True, 1.0], [False, False], np.array([True, False]), torch.tensor(True)]
+
+
+def wrong_type(given):
+    """Return numbers for a flag, and booleans for any other option."""
+    return FLAGS if isinstance(given, bool) else BOOLEANS
+
+
+@EVERY_OPTION
+def test_boolean_for_a_number_and_number_for_a_flag_are_errors_that_name_the_option(loss_class, name):
+    others = base(loss_class, name)
+    for bad in wrong_type(OPTIONS[loss_class][name][0]):
+        with pytest.raises((TypeError, ValueError), match=name):
+            loss_class(**others | {name: bad})
+
+
+@EVERY_OPTION
+def test_boolean_for_a_number_and_number_for_a_flag_are_errors_of_the_reference(loss_class, name):
+    function = getattr(reference, loss_class.__module__.rpartition(".")[2] + "_loss")
+    parameters = inspect.signature(function).parameters
+    given = OPTIONS[loss_class][name][0]
+    if name in parameters and isinstance(given, (bool, int, float, list, np.ndarray)):
+        arguments = [None for each in parameters.values() if each.kind is not each.KEYWORD_ONLY]
+        for bad in wrong_type(given):
+            with pytest.raises(TypeError, match=name):
+                function(*arguments, **{name: bad})
+
+
+@pytest.mark.parametrize("flag", [0, 1, np.False_, np.int64(1)])
+def test_0_and_1_are_flags(flag):
+    assert fast.DiceLoss(batch=flag).batch is bool(flag)
+    x, g = np.full((1, 2, 3), 0.25), np.ones((1, 2, 3))
+    assert reference.dice_loss(x, g, batch=flag) == reference.dice_loss(x, g, batch=bool(flag))
 
 
 EXTREMES = (1e-300, 1e-200, 1e-30, 1e30, 1e99, 1e200, 1.7e308, 100_000, 100_001, 2**70 + 1, 10**400)

@@ -185,6 +185,8 @@ def problem(name, case):
         case["other_act"] = np.tanh
     elif activation:
         case[activation] = True
+    if case.get("multilabel"):  # softmax makes the classes exclude each other, and no activation is an error
+        case["multilabel"] = activation in ("sigmoid", "other_act")
     mask = case.pop("mask", None)
     if mask is None:
         return x, (target,), case
