@@ -83,13 +83,16 @@ def activations(loss_class):
 def one_by_one(loss_class):
     """Return the usual options, each with one further option of the loss at one of its values."""
     twin, (base,) = TWIN[loss_class], usual(loss_class)
+    sizes = Sizes(batch=2, classes=3, taking_part=3, labels=True, rank=3 if twin.of_registration else 1)
     made = [base]
     for name, (_, *others) in twin.options.items():
         for value in others:
             if isinstance(value, PerCase):
-                value = value.make(Sizes(batch=2, classes=3, taking_part=3, labels=True, rank=1))
+                value = value.make(
+                    Sizes(2, classes=3, taking_part=3, labels=True, rank=3 if twin.of_registration else 1)
+                )
             options = ({} if name in ("sigmoid", "softmax") else base) | {name: value}
-            if name not in ("to_onehot_y", "other_act") and twin.allowed(twin.defaults() | options):
+            if name not in ("to_onehot_y", "other_act", "ndim") and twin.allowed(twin.defaults() | options):
                 made.append(options)
     return made
 
