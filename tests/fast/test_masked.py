@@ -5,6 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from loss_options import SEGMENTATION, TWIN, for_labels, usual
 from support import BACKENDS, assert_all_close, labels, logits, one_hot, value_and_gradient, value_and_gradients
 
 from twinloss import fast, reference
@@ -35,6 +36,11 @@ WRAPPED = {
     ),
     "dice_focal": (fast.DiceFocalLoss, {**ON_LABELS, "reduction": "sum"}),
     "dice_focal, none": (fast.DiceFocalLoss, {**ON_LABELS, "reduction": "none"}),
+}  # fmt: skip
+# A loss without a row has the usual options.
+WRAPPED |= {
+    TWIN[each].name: (each, for_labels(each, *usual(each))) for each in SEGMENTATION
+    if each not in [listed for listed, _ in WRAPPED.values()]
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("name", WRAPPED)
 MASKS = pytest.mark.parametrize("kind", ["hard", "soft", "one for all items", "flags"])
