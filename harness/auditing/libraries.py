@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import types
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 import numpy as np
@@ -361,5 +362,5 @@ def make_importable(library: str) -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] == SMP_NAME]:
             del sys.modules[name]
         package, losses = types.ModuleType(SMP_NAME), peers.smp_losses()
-        package.__dict__.update(losses=losses, __path__=[])
+        package.__dict__.update(losses=losses, __path__=[], __spec__=ModuleSpec(SMP_NAME, None))
         sys.modules.update({SMP_NAME: package, f"{SMP_NAME}.losses": losses})
