@@ -165,6 +165,7 @@ def monai_masked(classes: int) -> Callable[[Any], LossFunction]:
 DEEP_SUPERVISION = Twin(
     name="deep_supervision",
     fast=DeepSupervision,
+    wraps=fast.DeepSupervisionLoss,
     value=deep_supervision,
     gradient=deep_supervision_gradient,
     operands=("input", "target"),
@@ -239,6 +240,7 @@ def _allowed(options: Mapping[str, Any]) -> bool:
 MASKED = Twin(
     name="masked",
     fast=Masked,
+    wraps=fast.MaskedLoss,
     value=masked,
     gradient=masked_gradient,
     operands=("input", "target", "mask"),

@@ -197,6 +197,13 @@ class Twin:
         laws: relations that must hold between answers of the fast twin.
         real: cases on real images.
         benches: the benchmarks that `twinloss bench` runs; `warmup` and `reliability` use the first one.
+        wraps: the class in `twinloss.fast`, if `fast` is a module of the harness around it.
+        shards: options with which `reliability` computes the loss on several ranks; without any, and if the loss takes
+            a process group, those of the first benchmark.
+        unlike_monai: whether MONAI defines the loss in another way, so that the two train differently: for example, the
+            focal term of its Dice + focal uses a sigmoid, see reports/errata.md.
+        lost_digits: why cases may be degraded, that is, which digits the formula itself loses in a dtype.
+        compiles_first: whether `warmup` compiles the kernels of this loss before those of others, which share them.
     """
 
     name: str
@@ -230,6 +237,31 @@ class Twin:
     laws: tuple[Law, ...] = ()
     real: tuple[RealCase, ...] = ()
     benches: tuple[BenchmarkSpec, ...] = ()
+    wraps: type[torch.nn.Module] | None = None
+    shards: tuple[Mapping[str, Any], ...] = ()
+    unlike_monai: bool = False
+    lost_digits: str = ""
+    compiles_first: bool = False
+
+    @property
+    def public(self) -> type[torch.nn.Module]:
+        """The class in `twinloss.fast`."""
+        return self.wraps or self.fast
+
+    @property
+    def of_fields(self) -> bool:
+        """Whether the argument is a displacement field."""
+        return self.operands == ("pred",)
+
+    @property
+    def of_images(self) -> bool:
+        """Whether the arguments are two images."""
+        return self.operands == ("pred", "target")
+
+    @property
+    def of_registration(self) -> bool:
+        """Whether this is a loss of fields or images, and not of a segmentation."""
+        return self.of_fields or self.of_images
 
     @property
     def wrt(self) -> tuple[str, ...]:

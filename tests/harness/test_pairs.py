@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from twinloss import harness
 from twinloss.harness import Pair, PairError, arrays, check_pair, laws
 from twinloss.harness.cli.main import with_all_commands
+from twinloss.harness.commands import audit_functions as functions
 from twinloss.harness.commands.audit import LibraryError
-from twinloss.harness.commands.audit_functions import as_markdown, audit_functions, pairs_of
+from twinloss.harness.commands.audit_functions import Checked, as_markdown, audit_functions, pairs_of
 from twinloss.harness.commands.pairs_of_torch import PAIRS
 from twinloss.harness.drawing.hypothesis_seed import drawn
 from twinloss.harness.hunting import pairs
@@ -691,6 +692,16 @@ def test_functions_of_libraries_are_audited(library, function):
     assert f"| {function} | float32 | agrees |" in as_markdown(library, rows, 0)
     with pytest.raises(LibraryError, match=function):
         audit_functions(library, [function[1:]])
+
+
+def test_the_report_on_functions_says_what_is_known_about_those_that_differ(monkeypatch):
+    row = Checked("ctc_loss", "float32", "differs", "gradient x: off by 1", "x")
+    assert "pytorch/pytorch#52241" in as_markdown("torch", [row], 0)
+    assert "pytorch/pytorch#52241" not in as_markdown("torch", [replace(row, verdict="agrees")], 0)
+    unsure = check_pair(pairs_of("torch")[0], dtypes=["float32"], examples=2)
+    unsure.rows[0].problems = ["the judge accepts zeros"]
+    monkeypatch.setattr(functions, "check_pair", lambda pair, **given: unsure)
+    assert {row.verdict for row in audit_functions("torch", ["log_softmax"])} == {"not judged"}
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch):
