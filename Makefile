@@ -16,7 +16,7 @@ verify: $(VERIFY)  ## hunt for an input on which a fast loss differs from its re
 	$(BIN)/twinloss verify $(ARGS)
 
 test: $(INSTALLED)  ## run the tests and the doctests
-	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 lint: $(INSTALLED)  ## ruff, mypy --strict, and import-linter for the rules of which part may import which
 	$(BIN)/ruff check

@@ -10,7 +10,7 @@ from hypothesis.strategies import SearchStrategy
 from twinloss import fast, reference
 from twinloss.harness.drawing import segmentation_options as seg
 from twinloss.harness.drawing.segmentation_cases import segmentation
-from twinloss.harness.judging.truth import reference_options
+from twinloss.harness.judging.nearby import reference_options
 from twinloss.harness.losses import bounds, gradient_term_sizes, lost_digits, peers
 from twinloss.harness.losses import segmentation_laws as laws
 from twinloss.harness.losses.benchmark_inputs import counted, labelled
@@ -41,7 +41,7 @@ DICE = Twin(
     **OF_OVERLAP,
     allowed=seg.one_activation,
     logits=seg.logits_in,
-    slope=gradient_term_sizes.dice_slope,
+    terms=gradient_term_sizes.dice_loss,
     bounds=bounds.overlap,
     laws=laws.SEGMENTATION + laws.JACCARD + laws.WEIGHT + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
@@ -66,7 +66,7 @@ MASKED_DICE = Twin(
     **OF_OVERLAP,
     allowed=seg.one_activation,
     logits=seg.logits_in,
-    slope=gradient_term_sizes.dice_slope,
+    terms=gradient_term_sizes.dice_loss,
     bounds=bounds.overlap,
     laws=laws.SEGMENTATION + laws.JACCARD + laws.WEIGHT + laws.MASKED + PROTOCOL,
     real=(LABELS_IN_MASK, SOFT_LABELS_IN_MASK),
@@ -84,7 +84,7 @@ TVERSKY = Twin(
     **OF_OVERLAP | {"constants": (*SMOOTHED, "alpha", "beta")},
     allowed=seg.one_activation,
     logits=seg.logits_in,
-    slope=gradient_term_sizes.dice_slope,
+    terms=gradient_term_sizes.dice_loss,
     bounds=bounds.overlap,
     laws=laws.SEGMENTATION + laws.WEIGHT + laws.TVERSKY + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
@@ -198,7 +198,7 @@ GENERALIZED_WASSERSTEIN_DICE = Twin(
     required=("dist_matrix",),
     constants=SMOOTHED,
     logits=lambda options: True,
-    slope=gradient_term_sizes.wasserstein_slope,
+    terms=gradient_term_sizes.wasserstein_loss,
     bounds=bounds.overlap,
     laws=laws.WASSERSTEIN + PROTOCOL,
     real=(
@@ -253,7 +253,7 @@ COMPOUND: dict[str, tuple[Any, ...]] = {
 OF_COMPOUND: dict[str, Any] = OF_OVERLAP | {
     "allowed": seg.one_activation_and_one_weight,
     "logits": lambda options: True,
-    "slope": gradient_term_sizes.dice_slope,
+    "terms": gradient_term_sizes.dice_loss,
     "bounds": bounds.overlap_and_entropy,
 }
 

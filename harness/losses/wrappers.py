@@ -178,7 +178,7 @@ DEEP_SUPERVISION = Twin(
     **OF_OVERLAP,
     allowed=seg.one_activation,
     logits=seg.logits_in,
-    slope=gradient_term_sizes.dice_slope,
+    terms=gradient_term_sizes.dice_loss,
     bounds=bounds.deep_supervision,
     laws=laws.DEEP_SUPERVISION + PROTOCOL,
     real=(LABELS, SOFT_LABELS),

@@ -27,8 +27,9 @@ from twinloss.harness.hunting.pairs import as_twin
 from twinloss.harness.hunting.self_check import survivors
 from twinloss.harness.judging import slopes
 from twinloss.harness.judging.judgement import C
-from twinloss.harness.judging.pair_truth import PairTruth
 from twinloss.harness.judging.trial import examine, only_rounding
+from twinloss.harness.judging.truth import Truth
+from twinloss.harness.judging.verdict import value_bounds
 from twinloss.harness.losses.catalogue import catalogue
 from twinloss.harness.model.operand import Operand
 from twinloss.harness.model.twin import Case
@@ -96,14 +97,14 @@ W = np.array([1.0, -2.0, 0.25])
 def test_the_gradient_of_a_reference_is_that_of_its_formula():
     """By complex step, and by differences where the reference is not defined for complex numbers."""
     twin = as_twin(PAIR)
-    truth = PairTruth(twin, case_of("float64", x=X, w=W, cotangent=(1.0, -0.5, 2.0)))
+    truth = Truth(twin, case_of("float64", x=X, w=W, cotangent=(1.0, -0.5, 2.0)))
     assert truth.slopes.method == "complex step"
     r = 1 / np.sqrt((X**2).mean(-1, keepdims=True) + 1e-6)
     upstream = np.resize([1.0, -0.5, 2.0], X.shape)
     wanted = r * W * upstream - X * r**3 * (W * upstream * X).mean(-1, keepdims=True)
     np.testing.assert_allclose(truth.gradient[:6].astype(float), wanted.ravel(), rtol=1e-14)
     length = replace(PAIR, reference=lambda x, w, *, eps=1e-6: np.hypot(x, np.sqrt(eps)) * w)
-    truth = PairTruth(as_twin(length), case_of("float64", x=X, w=W))
+    truth = Truth(as_twin(length), case_of("float64", x=X, w=W))
     assert truth.slopes.method == "differences"
     wanted = X / np.hypot(X, 1e-3) * W
     np.testing.assert_allclose(truth.gradient[:6].astype(float), wanted.ravel(), rtol=1e-10)
@@ -113,11 +114,11 @@ def test_the_bound_of_a_value_grows_with_its_conditioning():
     difference = Pair(
         "difference", fast=lambda x, y: x - y, reference=lambda x, y: x - y, inputs={"x": arrays("N"), "y": arrays("N")}
     )
-    truth = PairTruth(as_twin(difference), case_of(x=[1000.0], y=[999.0]))
-    (bound,) = truth.values.bounds(0, np.array([1.0]))
+    truth = Truth(as_twin(difference), case_of(x=[1000.0], y=[999.0]))
+    (bound,) = value_bounds(truth, np.array([1.0]))
     u = 2.0**-24
     assert C * u * 100 < bound < C * u * 4000
-    (near,) = truth.values.bounds(0, np.array([0.0]))
+    (near,) = value_bounds(truth, np.array([0.0]))
     assert near < 16 * u
 
 
@@ -126,8 +127,8 @@ def test_the_bound_of_a_sum_over_blocks_grows_with_their_number():
     total = Pair("total", fast=lambda x: x.sum(), reference=lambda x: (x**2).sum(), inputs={"x": arrays("N M")},
                  takes="torch")  # fmt: skip
     for blocks, reference in (("", total.reference), ("N", total.reference), ("N", lambda x: (x**2).sum(1))):
-        truth = PairTruth(as_twin(replace(total, blocks=blocks, reference=reference)), case_of(x=x))
-        bounds.append(np.max(truth.values.bounds(0, np.zeros(1)) / truth.reference.outputs[0]))
+        truth = Truth(as_twin(replace(total, blocks=blocks, reference=reference)), case_of(x=x))
+        bounds.append(np.max(value_bounds(truth, np.zeros(1)) / truth.outputs[0]))
     assert bounds[0] == bounds[1] > 5 * bounds[2]
 
 
@@ -307,7 +308,7 @@ def test_a_slope_that_is_steep_within_less_than_a_step_is_seen():
         reference=lambda x: x / np.maximum(np.abs(x), 1e-8), inputs={"x": arrays("N")},
     )  # fmt: skip
     case = case_of(x=[0.0, 1e-9])
-    truth = PairTruth(as_twin(pair), case)
+    truth = Truth(as_twin(pair), case)
     np.testing.assert_allclose(truth.gradient.astype(float), 1e8, rtol=1e-12)
     assert examine(as_twin(pair), case).kind is None
     assert examine(as_twin(pair), case_of(x=[1.0])).kind == "gradient"
@@ -346,7 +347,7 @@ def test_a_large_input_is_judged_along_directions_and_a_wrong_last_number_is_see
     pair = replace(PAIR, fast=lambda x, w, eps=1e-6: examples.fast_rms_norm(Tail.apply(x), w, eps), takes="torch")
     rng = np.random.default_rng(0)
     case = case_of("float64", x=rng.normal(size=(4, 10, 30)), w=rng.normal(size=30))
-    assert PairTruth(as_twin(PAIR), case).slopes.directions is not None
+    assert Truth(as_twin(PAIR), case).slopes.directions is not None
     assert examine(as_twin(PAIR), case).kind is None
     assert examine(as_twin(pair), case).kind == "gradient"
 
