@@ -141,10 +141,6 @@ class DiceLoss(ClassWeightedLoss):
         """Return the fraction of each item and class."""
         return Fraction(self.overlap(), self.dice_terms(voxels))
 
-    def dice(self, sums: Statistics, voxels: Voxels) -> Tensor:
-        """Return the unreduced loss of each item and included class, (B, C'), or (1, C') with `batch`."""
-        return self.by_class(fraction(sums.stack, self.dice_terms(voxels)), voxels)
-
     def dice_terms(self, voxels: Voxels) -> Terms:
         """Return the terms of the fraction."""
         # With I = TP, the denominator is D = 2 TP + FP + FN, or with `jaccard` 2 (D - I) = 2 TP + 2 (FP + FN).
@@ -221,6 +217,10 @@ class CompoundDiceLoss(DiceLoss):
         share = factor / (included * (1 if self.batch else items) if self.reduction == "mean" else 1)
         weights = numbers_by_class(None if self.weight is None else self.seen(self.weight, voxels), included)
         return (*[None] * (classes - included), *(share * weight for weight in weights))
+
+    def dice(self, sums: Statistics, voxels: Voxels) -> Tensor:
+        """Return the unreduced Dice loss of each item and included class, (B, C'), or (1, C') with `batch`."""
+        return self.by_class(fraction(sums.stack, self.dice_terms(voxels)), voxels)
 
     def weigh(self) -> ClassWeights | None:
         """Return the function that computes class weights from volumes, if the fraction pools the classes."""

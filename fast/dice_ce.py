@@ -54,6 +54,14 @@ def _no_softmax(multilabel: bool, softmax: bool) -> None:
         )
 
 
+def _has_regions(multilabel: bool, sigmoid: bool, other_act: Callable[[Tensor], Tensor] | None) -> None:
+    if multilabel and not sigmoid and other_act is None:
+        raise ValueError(
+            "multilabel=True takes the input as logits, and the Dice term needs their probabilities: pass "
+            "sigmoid=True, or another activation as other_act"
+        )
+
+
 def _one_weight(weight: ClassWeight | None, ce_weight: ClassWeight | None) -> None:
     if weight is not None and ce_weight is not None:
         raise ValueError("weight goes to both terms and ce_weight to the cross entropy only: give one of them")
@@ -99,7 +107,7 @@ class DiceCELoss(CompoundDiceLoss):
         ignore_index: see DiceLoss.
         label_smoothing: ε in [0, 1]. The target of the cross entropy becomes (1 - ε) g + ε/C, as in
             ``torch.nn.CrossEntropyLoss``; in a binary problem it becomes (1 - ε) g + ε/2.
-        multilabel: whether the classes may overlap. Combine it with ``sigmoid=True``.
+        multilabel: whether the classes may overlap. It needs ``sigmoid=True``, or another activation as ``other_act``.
         process_group: see DiceLoss.
         return_parts: return a tuple of the loss and :class:`~twinloss.fast.DiceCEParts`, its two terms, which are
             detached from the graph, for logging.
@@ -107,9 +115,9 @@ class DiceCELoss(CompoundDiceLoss):
     Raises:
         TypeError: as in DiceLoss.
         ValueError: as in DiceLoss; if the reduction is ``"none"``, since the Dice loss has no value for a single voxel;
-            if λ is negative; if ε lies outside [0, 1]; if both ``weight`` and ``ce_weight`` are given; if both
-            ``softmax`` and ``multilabel`` are True; if input and target have different numbers of axes; if the target
-            has neither 1 channel nor as many as the input.
+            if λ is negative; if ε lies outside [0, 1]; if both ``weight`` and ``ce_weight`` are given; if
+            ``multilabel`` is given with ``softmax``, or without an activation; if input and target have different
+            numbers of axes; if the target has neither 1 channel nor as many as the input.
 
     Warns:
         UserWarning: once, if several channels are given with ``sigmoid=True`` but without ``multilabel=True``, because
@@ -134,6 +142,7 @@ class DiceCELoss(CompoundDiceLoss):
         *CompoundDiceLoss.option_rules,
         (("weight", "ce_weight"), _one_weight),
         (("multilabel", "softmax"), _no_softmax),
+        (("multilabel", "sigmoid", "other_act"), _has_regions),
     )
 
     def __init__(
@@ -220,7 +229,7 @@ class DiceCELoss(CompoundDiceLoss):
     def _is_whole(self, voxels: Voxels) -> bool:
         """Return whether kernels compute the whole loss; the number of voxels, if needed, must then be known."""
         known = not self.is_per_voxel(voxels) or (voxels.ignore_index is None and voxels.kept is None)
-        methods = ("dice", "reduced", "class_weight", "_cross_entropy", "_parts")
+        methods = ("dice", "by_class", "total", "reduced", "class_weight", "_cross_entropy", "_parts")
         return known and not self.return_parts and is_served(voxels, self, methods)
 
     def _whole(self, voxels: Voxels, activation: Activation, surprisal: Surprisal) -> CompoundPlan:

@@ -132,7 +132,7 @@ class FocalTerm:
 
         How many voxels are ignored must then follow from volumes.
         """
-        methods = () if dice is None else ("dice", "reduced", "class_weight")
+        methods = () if dice is None else ("dice", "by_class", "total", "reduced", "class_weight")
         return (voxels.ignore_index is None or voxels.labels) and is_served(voxels, dice, methods)
 
     def whole(

@@ -189,8 +189,9 @@ def _samples(image: Tensor, wide: torch.dtype) -> Tensor:
 def mutual_information(joint: Tensor, smooth_nr: float, smooth_dr: float) -> Tensor:
     """Return the mutual information of each item, given joint histograms (B, K, K) that sum to 1."""
     product = joint.sum(2, keepdim=True) * joint.sum(1, keepdim=True)
-    # An empty bin adds nothing. Its ratio may be 0 / 0 without smoothing, and is replaced by 1.
-    empty = joint == 0
+    # An empty bin adds nothing. Its ratio may be 0 / 0 without smoothing, and is replaced by 1. The share of a bin far
+    # from all intensities adds no digit either, but the slope of its ratio may overflow.
+    empty = joint <= 1e-50
     lower = torch.where(empty, 1, product + smooth_dr)
     ratio = torch.where(empty, 1, (joint + smooth_nr) / lower + smooth_dr)
     # For nearly independent images, the first-order terms of the sum cancel, and only rounding errors would remain. The

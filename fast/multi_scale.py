@@ -25,7 +25,7 @@ from twinloss.fast.runtime.torch_operator import is_traced
 def _checked_scales(value: Any, name: str) -> tuple[float, ...] | None:
     if value is None:
         return None
-    if not isinstance(value, (Sequence, np.ndarray, Tensor)):
+    if not isinstance(value, (Sequence, np.ndarray, Tensor)) or getattr(value, "ndim", 1) == 0:
         raise TypeError(f"{name} must be None or a list of numbers, got {type(value).__name__}")
     if len(value) == 0:
         raise ValueError(f"{name} must hold at least one number, or be None to leave the images unsmoothed")

@@ -17,12 +17,14 @@ import numpy as np
 
 from twinloss.reference.steps.activation import Array
 from twinloss.reference.steps.grid import voxel_sizes
+from twinloss.reference.steps.options import typed
 from twinloss.reference.steps.reduction import reduce, reduce_adjoint
 
 # A difference of neighbouring voxels, as a sum of terms (factor, offset in voxels along each spatial axis).
 Stencil = list[tuple[float, tuple[int, ...]]]
 
 
+@typed
 def bending_energy_loss(
     pred: Array,
     *,
@@ -64,6 +66,7 @@ def bending_energy_loss(
     return reduce(np.sum(terms, axis=0), pred.ndim, reduction)
 
 
+@typed
 def bending_energy_loss_gradient(
     pred: Array,
     *,

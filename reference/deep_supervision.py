@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from twinloss.reference.steps.activation import Array
+from twinloss.reference.steps.options import typed
 
 Loss = Callable[..., Array]
 
 
+@typed
 def deep_supervision_loss(
     input: Sequence[Array] | Array,
     target: Sequence[Array] | Array,
@@ -58,6 +60,7 @@ def deep_supervision_loss(
     return np.asarray(sum(w * np.asarray(loss(*arguments)) for w, arguments in levels if w != 0))
 
 
+@typed
 def deep_supervision_loss_gradient(
     input: Sequence[Array] | Array,
     target: Sequence[Array] | Array,

@@ -34,6 +34,11 @@ class DiceCEOptions(DiceOptions):
     label_smoothing: float = 0.0  # ε, the part of the target that is spread over all classes
     multilabel: bool = False  # the classes are regions that may overlap: a binary problem for each
 
+    def __post_init__(self) -> None:
+        """Refuse regions without an activation: the cross entropy takes logits, and the Dice term probabilities."""
+        if self.multilabel and not self.sigmoid and self.other_act is None:
+            raise ValueError("multilabel=True needs sigmoid=True, or another activation as other_act")
+
 
 @takes(DiceCEOptions)
 def dice_ce_loss(input: Array, target: Array, **options: Any) -> Array:

@@ -15,11 +15,13 @@ import numpy as np
 
 from twinloss.reference.steps.activation import Array
 from twinloss.reference.steps.grid import voxel_sizes
+from twinloss.reference.steps.options import typed
 from twinloss.reference.steps.reduction import reduce, reduce_adjoint
 
 Place = tuple[slice, ...]
 
 
+@typed
 def diffusion_loss(
     pred: Array,
     *,
@@ -67,6 +69,7 @@ def diffusion_loss(
     return reduce(energy, pred.ndim, reduction)
 
 
+@typed
 def diffusion_loss_gradient(
     pred: Array,
     *,

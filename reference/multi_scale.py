@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from twinloss.reference.steps.activation import Array
+from twinloss.reference.steps.options import typed
 from twinloss.reference.steps.reduction import reduce, reduce_adjoint
 from twinloss.reference.steps.window import correlated
 
 Loss = Callable[..., Array]
 
 
+@typed
 def multi_scale_loss(
     y_true: Array,
     y_pred: Array,
@@ -57,6 +59,7 @@ def multi_scale_loss(
     return reduce(stack, stack.ndim, reduction)
 
 
+@typed
 def multi_scale_loss_gradient(
     y_true: Array,
     y_pred: Array,

@@ -12,6 +12,7 @@ import torch
 from support import labels, logits, soft
 
 from twinloss import fast
+from twinloss.harness.losses.catalogue import TWINS
 
 DISTANCES = [[0.0, 1.0, 1.0], [1.0, 0.0, 0.5], [1.0, 0.5, 0.0]]
 
@@ -130,4 +131,21 @@ LOSSES = {
         lambda: fast.MultiScaleLoss(torch.nn.L1Loss(), scales=[1.0], kernel="cauchy", reduction="none"), _scaled_images
     ),
 }
+
+
+def _usual(twin, **options):
+    """Return a loss with the options of its record and others."""
+    arguments = {("input", "target"): _of_labels, ("input", "target", "mask"): _masked, ("pred",): _field}
+    given = {name: value for name, value in twin.usual.options.items() if name in twin.options} | options
+    given |= {"ndim": 2} if "ndim" in twin.options else {}
+    return Each(lambda: twin.fast(**given), arguments.get(twin.operands, _images))
+
+
+# Losses without a row have the usual options, and are also computed without a reduction.
+_LISTED = {type(each.make()) for each in LOSSES.values()}
+for _twin in TWINS:
+    if _twin.public not in _LISTED:
+        LOSSES[_twin.name] = _usual(_twin)
+        if "none" in _twin.options.get("reduction", ()):
+            LOSSES[f"{_twin.name} none"] = _usual(_twin, reduction="none")
 EVERY_LOSS = pytest.mark.parametrize("each", [pytest.param(each, id=name) for name, each in LOSSES.items()])

@@ -216,15 +216,42 @@ def test_figures_are_those_of_the_reports():
     assert rows == expected
 
 
-def test_table_of_losses_leads_to_reference_fast_loss_kernel_and_tests():
-    kernels = {path.name for path in (ROOT / "fast" / "kernels").rglob("*.py")}
-    for row in table("The losses"):
-        file = row[4].strip("`")
-        for path in (f"reference/{file}", f"fast/{file}", f"tests/reference/test_{file}", f"tests/fast/test_{file}"):
-            assert (ROOT / path).exists(), path
-        assert f"def {row[2].strip('`')}(" in (ROOT / "reference" / file).read_text()
-        assert f"class {row[1].strip('`')}(" in (ROOT / "fast" / file).read_text()
-        assert set(re.findall(r"`(.*?)`", row[5])) <= kernels
+def names(cell):
+    """Return what a cell of a table shows as code."""
+    return re.findall(r"`(.*?)`", cell)
+
+
+def found(text, files):
+    """Return the files that hold a text."""
+    return [path for path in ROOT.glob(files) if text in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("row", table("The losses"), ids=lambda row: row[3].strip("`"))
+def test_row_of_a_loss_leads_to_everything_about_it(row):
+    (cls,), (function,), (name,), (file,) = map(names, row[1:5])
+    for path in (f"reference/{file}", f"fast/{file}", f"tests/reference/test_{file}", f"tests/fast/test_{file}"):
+        assert (ROOT / path).exists(), path
+    for form in (function, f"{function}_gradient"):
+        assert f"def {form}(" in (ROOT / "reference" / file).read_text()
+    assert f"class {cls}(" in (ROOT / "fast" / file).read_text()
+    for device, cell in zip(("cpu", "gpu"), row[5:], strict=True):
+        folder = ROOT / "fast" / "kernels" / device / "compiled"
+        assert names(cell) or "wrapped loss" in cell
+        assert all((folder / kernel).exists() for kernel in names(cell)), f"{names(cell)} in {folder}"
+    assert len(found(f'name="{name}"', "harness/losses/*.py")) == 1
+    assert found(f'@bug("{name}")', "harness/zoo/*.py")
+    assert found(f"| {name} |", "reports/*.md")
+
+
+def test_paths_of_the_map_exist():
+    text = re.search(r"## Find your way\n(.*?)\n## ", README, re.DOTALL)[1].rpartition("```")[2]
+    # A file without a folder is one of the compiled kernels or one of the tests for GPUs.
+    folders = "", "fast/kernels/cpu/compiled", "fast/kernels/gpu/compiled", "tests/fast/gpu"
+    for path in re.findall(r"`([\w/]+(?:/|\.py))`", text):
+        assert any((ROOT / folder / path).exists() for folder in folders), path
+    assert set(re.findall(r"test_\w+\.py", text)) >= {
+        path.name for path in (ROOT / "tests" / "fast" / "gpu").glob("test_*.py")
+    } - {"test_offline.py"}
 
 
 @pytest.mark.parametrize(("row", "loss"), [(0, "DiceCELoss"), (1, "DC_and_CE_loss")], ids=["MONAI", "nnU-Net"])
@@ -242,6 +269,17 @@ def test_changed_import_has_the_same_names(row, loss):
     assert not losses[1].__module__.startswith("twinloss.")
 
 
+@pytest.mark.parametrize("page", ["fast/README.md", "fast/kernels/README.md", "harness/README.md"])
+def test_paths_of_the_map_of_a_wing_exist(page):
+    wing = ROOT / page.partition("/")[0]
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    paths = re.findall(r"`([\w/]+(?:/|\.py))`", text)
+    # A file without a folder is in one of those that the text is about.
+    assert paths
+    for path in paths:
+        assert any(wing.rglob(path.rstrip("/"))) or (ROOT / path).exists(), f"{path} in {page}"
+
+
 def test_map_of_the_tree_shows_every_package():
     drawn = re.search(r"## Find your way\n\n```\n(.*?)```", README, re.DOTALL)[1]
     shown, parent = [], ""
@@ -256,9 +294,9 @@ def test_map_of_the_tree_shows_every_package():
 
 def test_table_of_losses_is_complete():
     rows = table("The losses")
-    names = [(row[1].strip("`"), row[2].strip("`"), row[3].strip("`")) for row in rows]
-    assert {name for *_, name in names} == {twin.name for twin in TWINS}
-    for cls, function, name in names:
+    listed = [(row[1].strip("`"), row[2].strip("`"), row[3].strip("`")) for row in rows]
+    left = {twin.name for twin in TWINS} - {name for *_, name in listed}
+    assert not left, f"add a row for {left} to the table of losses in README.md"
+    for cls, function, name in listed:
         assert hasattr(reference, function)
-        if name not in ("multi_scale", "deep_supervision", "masked"):  # their records wrap the class
-            assert next(twin for twin in TWINS if twin.name == name).fast.__name__ == cls
+        assert next(twin for twin in TWINS if twin.name == name).public.__name__ == cls

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,20 +65,29 @@ def total(terms: Iterable[Tensor]) -> Tensor:
 
 
 def checked_flag(value: Any, name: str) -> bool:
-    """Return a flag as a bool.
+    """Return a flag as a bool; the whole numbers 0 and 1 also count as flags.
 
-    A string is an error, because it is likely an argument in the wrong position.
+    Anything else is an error, because it is likely an argument in the wrong position.
     """
-    if isinstance(value, str):
+    if not isinstance(value, (Integral, np.bool_)) or value not in (0, 1):
         raise TypeError(f"{name} must be True or False, got {value!r}")
-    try:
-        return bool(value)
-    except (RuntimeError, ValueError) as error:  # an array with several elements
-        raise TypeError(f"{name} must be True or False, got {type(value).__name__}: {error}") from error
+    return bool(value)
+
+
+def _is_boolean(value: Any) -> bool:
+    """Return whether a value is a bool, an array of them, or a list with one of these."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_is_boolean, value))
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
 
 
 def numbers(value: Any, name: str) -> Tensor:
-    """Convert a number, an array or nested lists to a float64 tensor on the CPU, without a gradient."""
+    """Convert a number, an array or nested lists to a float64 tensor on the CPU, without a gradient.
+
+    Booleans are an error, because they are likely an argument in the wrong position.
+    """
+    if _is_boolean(value):
+        raise TypeError(f"{name} must hold numbers, got the boolean {value!r}")
     try:
         return torch.as_tensor(unwrapped(value), dtype=torch.float64, device="cpu").detach()
     except (RuntimeError, TypeError, ValueError, OverflowError, NotImplementedError) as error:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from twinloss.harness.auditing.erratum import CONVENTION, DEFECT, OUTSIDE
-from twinloss.harness.auditing.peer import VARIABLES, Peer
+from twinloss.harness.auditing.peer import VARIABLES, Peer, plain, takes_lists
 from twinloss.harness.auditing.probe import Probe, code_of, example, printed
-from twinloss.harness.auditing.snippets import call, lines, literal
+from twinloss.harness.auditing.snippets import call, lines, literal, run
 from twinloss.harness.judging.answers import ask_fast
 from twinloss.harness.judging.truth import Truth
 from twinloss.harness.losses.catalogue import find
@@ -34,8 +34,8 @@ FORMS = (
     ("{0}.tolist()", "a nested list"), ("{0}.numpy()", "a NumPy array"), ("{0}.to(torch.uint8)", "uint8"),
     ("{0}.to(torch.int64)", "int64"), ("{0}.to(torch.bool)", "bool"), ("{0}.to_sparse()", "a sparse tensor"),
 )  # fmt: skip
-# Empty arguments, for which a mean is 0/0.
-EMPTY = (("{0}[:0]", "an empty batch"), ("{0}[..., :0]", "an item without voxels"))
+# An empty batch, of which a mean is 0/0.
+EMPTY = "{0}[:0]"
 # Edge values of options, and the key of the promise that covers them.
 EDGES: tuple[tuple[str, str, str], ...] = (
     ("reduction", '"junk"', "reduction"), ("gamma", "-1.0", "gamma"), ("weight", "-1.0", "negative weight"),
@@ -50,6 +50,11 @@ EDGES: tuple[tuple[str, str, str], ...] = (
     ("dist_matrix", "torch.tensor([[0.0, -1.0], [-1.0, 0.0]])", "negative matrix"),
 )  # fmt: skip
 LABELS = (("5", "a label that is no class"), ("-1", "a negative label"), ("0.6", "a label that is no whole number"))
+
+
+# Lists of each of these lengths are given to an option that takes a list of numbers.
+LENGTHS = (1, 2, 3, 4)
+NUMBERS = (2.0, 3.0, 5.0, 7.0)
 
 
 def bad_arguments(peer: Peer, twin: Twin) -> Iterator[Probe]:
@@ -72,9 +77,52 @@ def bad_arguments(peer: Peer, twin: Twin) -> Iterator[Probe]:
         if text.startswith("[") and not peer.documented(name, [1.0]):
             continue
         yield from _edge(peer, twin, name, text, key)
+    yield from _of_signature(peer, twin)
     yield from _strange_labels(peer, twin)
     yield from _forms(peer, twin)
     yield from _empty(peer, twin)
+
+
+def _of_signature(peer: Peer, twin: Twin) -> Iterator[Probe]:
+    """Yield probes of bad values of each option that the signature names, also of those that our loss does not have."""
+    case = example(peer, twin)
+    if case is None:
+        return
+    tried = {peer.theirs(name) for name, text, _ in EDGES if text in ('"junk"', 'float("nan")')}
+    for name, parameter in peer.parameters.items():
+        default = plain(parameter.default)
+        if name in tried or f"{name}=" in peer.build:
+            continue
+        if isinstance(default, str):
+            code = code_with(peer, case, name, '"junk"', _got(call(peer, case)))
+            yield _refused(peer, code, f'`{name}="junk"` is accepted', "choice")
+        elif isinstance(default, float):
+            # NaN in the result tells the caller.
+            code = code_with(peer, case, name, 'float("nan")', _got(call(peer, case), "nan"))
+            yield _refused(peer, code, f'`{name}=float("nan")` is accepted, and ignored', "NaN")
+        elif default is None and takes_lists(str(parameter.annotation)):
+            yield from _ignored_lists(peer, case, name)
+
+
+def _ignored_lists(peer: Peer, case: Case, name: str) -> Iterator[Probe]:
+    """Yield a probe of a list that is ignored because of its length, although lists of other lengths are not."""
+    x = case.input.values
+    # If all channels had the same loss, weights whose sum does not matter would change nothing.
+    unlike = x * (1 - np.arange(x.shape[1]) / 8).reshape(-1, *[1] * (x.ndim - 2))
+    case = case.with_values(**{next(iter(case.operands)): unlike})
+    asked = f"{call(peer, case)}.sum().item()"
+    lines_of = {}
+    for length in LENGTHS:
+        text = str(list(NUMBERS[:length]))
+        lines_of[text] = code_with(
+            peer, case, name, text, f"plain = {peer.expression(case.options)}",
+            f"ignored = {asked} == {asked.replace('loss(', 'plain(')}",
+            'print("got", "the loss without it," if ignored else "another loss,", "expected another loss")',
+        )  # fmt: skip
+    told = {text: run(code) for text, code in lines_of.items()}
+    ignored = [text for text, prints in told.items() if prints.startswith("got the loss")]
+    if ignored and any(prints.startswith("got another") for prints in told.values()):
+        yield _refused(peer, lines_of[ignored[0]], f"`{name}={ignored[0]}` is accepted, and ignored", "length")
 
 
 def _forms(peer: Peer, twin: Twin) -> Iterator[Probe]:
@@ -100,16 +148,14 @@ def _forms(peer: Peer, twin: Twin) -> Iterator[Probe]:
 
 
 def _empty(peer: Peer, twin: Twin) -> Iterator[Probe]:
-    """Yield probes of arguments without numbers."""
+    """Yield probes of arguments without numbers; NaN, as of torch's own losses, tells the caller."""
     case = example(peer, twin)
     if case is None:
         return
-    asked = call(peer, case)
-    for form, what in EMPTY:
-        changed = asked
-        for variable in VARIABLES[: len(case.operands)]:
-            changed = re.sub(rf"\b{variable}\b", form.format(variable), changed)
-        yield _refused(peer, code_of(peer, case, _got(changed)), f"{what} is accepted", "empty")
+    changed = call(peer, case)
+    for variable in VARIABLES[: len(case.operands)]:
+        changed = re.sub(rf"\b{variable}\b", EMPTY.format(variable), changed)
+    yield _refused(peer, code_of(peer, case, _got(changed, "nan")), "an empty batch is accepted", "empty")
 
 
 def _edge(peer: Peer, twin: Twin, name: str, text: str, key: str) -> Iterator[Probe]:
@@ -119,19 +165,24 @@ def _edge(peer: Peer, twin: Twin, name: str, text: str, key: str) -> Iterator[Pr
         return
     if name == "weight" and "torch" in peer.literal(name, [1.0]):
         text = f"torch.tensor({text if text.startswith('[') else f'[{text}, {text}]'})"
-    made = peer.expression({n: v for n, v in case.options.items() if n != name})
-    given = f"{peer.theirs(name)}={text}"
-    made = f"{made[:-1]}{given})" if made.endswith("()") else f"{made[:-1]}, {given})"
-    want = _wanted(twin, case, name, text)
-    code = "\n".join([*lines(peer, case)[:-1], f"loss = {made}",
-                      _got(call(peer, case), "an error" if want is None else literal(want))])  # fmt: skip
-    if want is None:
+    plain_case = case.having(**{name: None})
+    want = "nan" if "nan" in text else _wanted(twin, case, name, text)  # NaN in the result tells the caller
+    answer = _got(call(peer, case), "an error" if want is None else want)
+    code, given = code_with(peer, plain_case, peer.theirs(name), text, answer), f"{peer.theirs(name)}={text}"
+    if want in (None, "nan"):
         yield _refused(peer, code, f"`{given}` is accepted", key)
     else:
         yield Probe(DEFECT, f"`{given}` gives a wrong value", peer.source, code, error_is_right=True)
 
 
-def _wanted(twin: Twin, case: Case, name: str, text: str) -> float | None:
+def code_with(peer: Peer, case: Case, name: str, text: str, *more: str) -> str:
+    """Return the lines that make the arguments, and the loss with one more option, and more lines."""
+    made, given = peer.expression(case.options), f"{name}={text}"
+    made = f"{made[:-1]}{given})" if made.endswith("()") and made.count("(") == 1 else f"{made[:-1]}, {given})"
+    return "\n".join([*lines(peer, case)[:-1], f"loss = {made}", *more])
+
+
+def _wanted(twin: Twin, case: Case, name: str, text: str) -> str | None:
     """Return the reference's value for an edge value of an option, or None if our own loss refuses it."""
     value = eval(text, {"torch": torch, "float": float})
     value = value.tolist() if isinstance(value, torch.Tensor) else value
@@ -143,7 +194,7 @@ def _wanted(twin: Twin, case: Case, name: str, text: str) -> float | None:
         return None
     with np.errstate(all="ignore"):
         made = float(np.sum(Truth(known, asked).value))
-    return made if math.isfinite(made) else None
+    return literal(made) if math.isfinite(made) else None
 
 
 def _strange_labels(peer: Peer, twin: Twin) -> Iterator[Probe]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from twinloss.harness.auditing.causes import Cause, cause, quick, same_cause, smallest
+from twinloss.harness.auditing.causes import Cause, cause, quick, ruling, same_cause, smallest
 from twinloss.harness.auditing.erratum import DEFECT, PRECISION, SORTS, Audited, Erratum, rounded_in
 from twinloss.harness.auditing.peer import Peer
 from twinloss.harness.auditing.probe import findings
@@ -20,13 +20,15 @@ from twinloss.harness.drawing import coverage
 from twinloss.harness.drawing.hypothesis_seed import drawn
 from twinloss.harness.judging.trial import Trial
 from twinloss.harness.model.operand import label
-from twinloss.harness.model.twin import Twin
+from twinloss.harness.model.twin import Case, Twin
 
 # The number of cases of each option value by dtype.
 COUNTS = {"float32": 12, "float64": 6, "float16": 4}
 # The number of cases of each row that combines options: of any shape, and of two items with as many classes as options
 # need that leave out or weight some.
 COMBINED, OF_SEVERAL = 2, 2
+# The number of cases of each option value whose numbers are moved to the ends of [0, 1].
+AT_ENDS = 2
 # Failing cases of a row beyond this number are not examined further.
 MOST = 4
 
@@ -50,7 +52,7 @@ def _audited(peer: Peer, twin: Twin, seed: int) -> Audited:
                 found = next((known for known in causes if same_cause(twin, trial, known)), None)
                 if found is None:
                     found = cause(twin, trial)
-                    if not any(found.how == known.how and found.traits == known.traits for known in causes):
+                    if not any(_alike(twin, found, known) for known in causes):
                         causes.append(found)
                 right &= combined or not any(f"`{name}`" in found.traits for name in row if name in text)
         if right and not combined:
@@ -78,6 +80,12 @@ def rows(twin: Twin) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
         yield "", row, True
 
 
+def _alike(twin: Twin, a: Cause, b: Cause) -> bool:
+    """Return whether two causes are the same, on input of which the documentation says the same."""
+    same = a.how == b.how and a.traits == b.traits
+    return same and ruling(twin, a.trial.case) == ruling(twin, b.trial.case)
+
+
 def _trials(twin: Twin, row: Mapping[str, Any], combined: bool, seed: int) -> Iterator[list[Trial]]:
     for dtype, count in COUNTS.items():
         # The caller's own activation may overflow in float16.
@@ -86,7 +94,21 @@ def _trials(twin: Twin, row: Mapping[str, Any], combined: bool, seed: int) -> It
         cases = drawn(twin, dtype, row, None, COMBINED if combined else count, seed)
         if combined:
             cases += drawn(_of_several(twin), dtype, row, None, OF_SEVERAL, seed)
+        elif dtype == "float32":
+            cases += [at_the_ends(case) for case in cases[-AT_ENDS:]]
         yield [quick(twin, case) for case in cases]
+
+
+def at_the_ends(case: Case) -> Case:
+    """Return a case with numbers at the ends of [0, 1], and in the first argument also next to them."""
+    made = {}
+    for name, operand in case.operands.items():
+        v = operand.values
+        if v.dtype.kind == "f" and np.isfinite(v).all():
+            share = (v - v.min()) / (np.ptp(v) or 1)
+            near = 1 / 32 if name == next(iter(case.operands)) else 0
+            made[name] = np.select([share < 0.25, share < 0.5, share < 0.75], [0, near, 1 - near], default=1.0)
+    return case.with_values(**made)
 
 
 def _of_several(twin: Twin) -> Twin:
@@ -99,9 +121,9 @@ def _of_several(twin: Twin) -> Twin:
 
 def _errata_of(peer: Peer, twin: Twin, causes: list[Cause]) -> Iterator[Erratum]:
     """Yield an erratum for each cause, but none for a wrong gradient where the value is wrong for the same reason."""
-    values = {each.traits for each in causes if each.how.startswith("value")}
+    values = [each for each in causes if each.how.startswith("value")]
     for found in causes:
-        if found.how.startswith("gradient") and found.traits in values:
+        if found.how.startswith("gradient") and any(_alike(twin, replace(found, how=v.how), v) for v in values):
             continue
         sort, source = sort_of(peer, twin, found)
         if sort == NOTHING:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 
+from twinloss.harness.auditing.peer import Clause, Peer
 from twinloss.harness.auditing.traits import ordinary, probed, reduced
 from twinloss.harness.drawing.input_kinds import rounded
 from twinloss.harness.judging.judgement import Precision
 from twinloss.harness.judging.trial import MOST, Trial, examine, only_rounding, relative_error, wrong_parts
 from twinloss.harness.judging.truth import Truth
-from twinloss.harness.model.answer import Answer
 from twinloss.harness.model.operand import DTYPES, Array
 from twinloss.harness.model.twin import Case, Twin
 
 # The number of steps to simplify the numbers of a case.
 STEPS = 50
+
+# The arguments of losses of two images, which are not cut to a single voxel: that would convince nobody.
+IMAGES = ("pred", "target")
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,9 @@ def how(trial: Trial) -> str:
 class QuickTruth(Truth):
     """The reference, with fewer points of the plain computation: whether an error is degraded matters little here."""
 
-    def plain_points(self) -> Iterable[tuple[Answer, Answer]]:
-        """Return pairs of the reference in working precision and in its own."""
-        return self._plain_points(2)
+    def number_of_plain_points(self) -> int:
+        """Return at how many points the plain computation is tried."""
+        return 2
 
 
 def quick(twin: Twin, case: Case) -> Trial:
@@ -82,10 +86,23 @@ def quick_in_double(twin: Twin, case: Case) -> Trial:
 Grade = tuple[str, bool]
 
 
-def _fails(twin: Twin, case: Case, wanted: Grade) -> Trial | None:
-    """Return the trial of a case if it fails in a given way."""
+def ruling(twin: Twin, case: Case) -> Clause | None:
+    """Return what the documentation of the peer says about the input of a case, or None if it is ordinary input."""
+    made: Any = twin.fast  # a class that `Peer` made
+    peer: Peer = made.peer
+    return next((clause for clause in peer.clauses if clause.covers(twin, case)), None)
+
+
+def _stays(twin: Twin, case: Case, before: Case) -> bool:
+    """Return whether a case is ordinary input of the peer if the one before it is."""
+    return ruling(twin, case) is None or ruling(twin, before) is not None
+
+
+def _fails(twin: Twin, case: Case, wanted: Grade, before: Case) -> Trial | None:
+    """Return the trial of a case if it fails as the one before it, and is no less ordinary."""
     trial = _tried(twin, case)
-    return trial if trial is not None and _is_alike(twin, trial, wanted) else None
+    fails = trial is not None and _is_alike(twin, trial, wanted) and _stays(twin, case, before)
+    return trial if fails else None
 
 
 def _is_right(twin: Twin, case: Case, wanted: Grade) -> bool:
@@ -116,9 +133,13 @@ def _grade(twin: Twin, trial: Trial) -> Grade:
 def cause(twin: Twin, failed: Trial) -> Cause:
     """Take away one trait after the other for as long as the case fails in the same way."""
     wanted = _grade(twin, failed)
+    if tuple(failed.case.operands) == IMAGES and failed.case.input.values.size == 1:
+        wider = failed.case.each(lambda v: np.repeat(v, 3, axis=-1))
+        failed = _fails(twin, wider, wanted, failed.case) or failed
+        wanted = _grade(twin, failed)
     # Particular numbers may make an option seem necessary that is not.
     for simpler in ordinary(twin, failed.case):
-        failed = _fails(twin, simpler, wanted) or failed
+        failed = _fails(twin, simpler, wanted, failed.case) or failed
         wanted = _grade(twin, failed)
     needed: set[str] = set()
     progress = True
@@ -126,18 +147,23 @@ def cause(twin: Twin, failed: Trial) -> Cause:
         progress, needed = False, set()
         for name, simpler in reduced(twin, failed.case):
             trial = _tried(twin, simpler)
-            if trial is not None and _is_alike(twin, trial, wanted):
+            if trial is None:
+                continue
+            if not _is_alike(twin, trial, wanted):
+                needed.add(name)
+            elif _stays(twin, simpler, failed.case):
                 failed, wanted, progress = trial, _grade(twin, trial), True
                 break
-            if trial is not None:
-                needed.add(name)
     needed |= {name for name, other in probed(twin, failed.case) if _is_right(twin, other, wanted)}
     return Cause(failed, frozenset(needed), wanted[0])
 
 
 def same_cause(twin: Twin, trial: Trial, known: Cause) -> bool:
-    """Return whether a case needs the traits of a known cause to fail, and no others."""
-    if how(trial) != known.how or not known.traits:
+    """Return whether a case needs the traits of a known cause to fail, and no others.
+
+    A failure on ordinary input is none of a cause that was only shown on input of which the documentation speaks.
+    """
+    if how(trial) != known.how or not known.traits or not _stays(twin, known.trial.case, trial.case):
         return False
     wanted = _grade(twin, trial)
     simpler: dict[str, list[Case]] = {}
@@ -167,7 +193,7 @@ def _smaller(twin: Twin, found: Cause) -> Cause:
             steps -= 1
             if steps < 0:
                 break
-            if (trial := _fails(twin, case, wanted)) is None:
+            if (trial := _fails(twin, case, wanted, best.trial.case)) is None:
                 continue
             # A smaller case must not fail for a more special reason.
             special = (other for name, other in probed(twin, case) if name not in found.traits)
@@ -180,8 +206,9 @@ def _smaller(twin: Twin, found: Cause) -> Cause:
 def _simpler(case: Case) -> Iterator[Case]:
     """Yield cases with fewer voxels, items or classes, then with simpler numbers."""
     x = case.input.values
+    least = 3 if tuple(case.operands) == IMAGES else 1
     for axis in range(x.ndim - 1, 1, -1):
-        if x.shape[axis] > 1:
+        if x.shape[axis] > least:
             half = x.shape[axis] // 2
             first, last = (
                 (slice(0, 1), slice(0, -half), slice(0, -1)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import types
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,10 @@ def _option(name: str, wanted: Any = None) -> Any:
 
 def _soft_without_option(twin: Twin, case: Case) -> bool:
     return is_soft(twin, case) and not case.options.get("soft_label")
+
+
+def _soft_with_ignored(twin: Twin, case: Case) -> bool:
+    return is_soft(twin, case) and case.options.get("ignore_index") is not None
 
 
 def _large_constants(twin: Twin, case: Case) -> bool:
@@ -99,6 +104,10 @@ HARD = Clause(
     "targets other than 0 and 1 without `soft_label`", _soft_without_option,
     "`soft_label`: set it if the target contains non-binary values",
 )  # fmt: skip
+SOFT_IGNORED = Clause(
+    "a soft target and `ignore_index`", _soft_with_ignored,
+    "`ignore_index`: voxels with this label are excluded, but a voxel of a soft target has no label", excluded=False,
+)  # fmt: skip
 SMALL = Clause("smoothing constants that are not small", _large_constants, "`smooth_nr`, `smooth_dr`: a small constant")
 COMPONENTS = Clause(
     "fields without one component per axis", _components, "`forward`, Raises: ValueError for such a field"
@@ -107,7 +116,7 @@ SIZES = Clause("axes of at most two voxels", _too_small, "`forward`, Raises: Val
 MASKS = Clause("masks other than 0 and 1", _soft_mask, "the class: it accepts a binary mask")
 REDUCTIONS = {"reduction": "`forward`, Raises: ValueError"}
 SHAPES = {"shape": "`forward`, Raises: an error when input and target have different shapes"}
-SEGMENTATION = (AXES, HARD, SMALL)
+SEGMENTATION = (AXES, HARD, SMALL, SOFT_IGNORED)
 ANY_RANK = (0, 1, 2, 3)
 
 BINARY_FOCAL = Clause(
@@ -123,15 +132,31 @@ def _share_of_each_class(twin: Twin, case: Case) -> bool:
     return isinstance(case.options.get("alpha"), list) and not case.options.get("use_softmax")
 
 
+def _softmax_without_background(twin: Twin, case: Case) -> bool:
+    return bool(case.options.get("use_softmax")) and case.options.get("include_background") is False
+
+
 def _smoothed_channel(twin: Twin, case: Case) -> bool:
     return bool(case.options.get("label_smoothing")) and case.input.values.shape[1] == 1
 
 
-def _spline_with_contrast(twin: Twin, case: Case) -> bool:
-    images = [operand.values for operand in case.operands.values()]
-    return case.options.get("kernel_type") == "b-spline" and all(bool((v != v.flat[0]).any()) for v in images)
+def _in_the_upper_half_of_a_bin(twin: Twin, case: Case) -> bool:
+    """Return whether a box that is centred on a bin and one that begins there count some voxel in different bins."""
+    if case.options.get("kernel_type") != "b-spline":
+        return False
+    bins = case.options.get("num_bins", twin.defaults()["num_bins"]) - 4
+    y = case.operands["target"].values.astype(np.float64)
+    y = y[np.isfinite(y).all(tuple(range(1, y.ndim)))]
+    low, width = (made(y, axis=tuple(range(1, y.ndim)), keepdims=True) for made in (np.min, np.ptp))
+    at = bins * (y - low) / np.where(width, width, 1)
+    return bool(((at < bins - 1) & (at % 1 > 0.499)).any())
 
 
+SOFTMAX = Clause(
+    "a softmax and no background", _softmax_without_background,
+    "`include_background`: channel 0 is excluded from the loss calculation, and the source code excludes it from the "
+    "softmax, too", excluded=False,
+)  # fmt: skip
 SHARES = Clause(
     "a share of each class without a softmax", _share_of_each_class,
     "`include_background` calls them explicit class weights, and its source code gives negative voxels the weight 1",
@@ -142,7 +167,7 @@ SMOOTHED = Clause(
     "one channel goes to torch.nn.BCEWithLogitsLoss, which has no label smoothing", excluded=False,
 )  # fmt: skip
 SPLINE = Clause(
-    "b-spline windows", _spline_with_contrast,
+    "b-spline windows, and a target in the upper half of a bin", _in_the_upper_half_of_a_bin,
     "Mattes et al. center the box on a bin, as it does; ours counts a voxel in the bin in which it lies, as ITK does",
     excluded=False,
 )  # fmt: skip
@@ -175,14 +200,14 @@ MONAI = (
          "the formula of Fidon et al. (2017), which it cites", channels=2, lowest=0.0, highest=1.0,
          clauses=(SMALL,), ranks=ANY_RANK, promises={"matrix": "Raises: ValueError when dist_matrix is not square"}),
     Peer("FocalLoss", "focal", "monai.losses", "the formula of Lin et al. (2017), which it cites",
-         clauses=(BINARY_FOCAL, SHARES), ranks=ANY_RANK, promises=SHAPES | REDUCTIONS | {
+         clauses=(BINARY_FOCAL, SHARES, SOFTMAX), ranks=ANY_RANK, promises=SHAPES | REDUCTIONS | {
              "negative weight": "`forward`, Raises: ValueError for a negative weight",
              "weights": "`forward`, Raises: ValueError when the length of weight is not the number of classes",
          }, quotes=WEIGHT | {
              "`ignore_index`": "`ignore_index`: voxels with this label are excluded; `reduction`: the mean divides by "
                                "the number of elements in the output",
-             "`include_background`": "`include_background`: channel 0 is excluded from the loss calculation",
-             "`use_softmax`": "`use_softmax`: the original logits are transformed into probabilities",
+             "`reduction`": "`reduction`: for \"sum\", the output is summed; the source code takes the mean over the "
+                            "spatial axes first, to be backward compatible",
          }, lowest=0.0),
     Peer("DiceCELoss", "dice_ce", "monai.losses",
          "its documentation: the weighted sum of DiceLoss and torch's cross entropy",
@@ -223,7 +248,13 @@ MONAI = (
     Peer("GlobalMutualInformationLoss", "mutual_information", "monai.losses",
          "the equations of the thesis that it cites (section 3.1), and of Mattes et al. for b-spline",
          clauses=(SPLINE,), promises=REDUCTIONS, highest=0.0,
-         quotes={"`kernel_type`": "`smooth_nr` and `smooth_dr` are constants to avoid nan"}),
+         quotes={
+             "the rest of the batch": "`reduction`: the mean is the sum divided by the number of elements; Mattes et "
+                                      "al., whom it cites, define the loss and its bins for a single pair of images",
+             "value not finite": "`smooth_nr` and `smooth_dr` are constants to avoid nan",
+             "`kernel_type`": "`kernel_type`: based on Mattes et al. and adapted from ITK, where a voxel of the last "
+                              "bin keeps its position under the cubic window; here it moves to the start of the bin",
+         }),
     Peer("MultiScaleLoss", "multi_scale", "monai.losses",
          "its documentation: the wrapped loss of smoothed images, here torch's MSELoss",
          build="{name}(torch.nn.MSELoss(){more})", call="loss(y, x)", options={"loss": "squares", "ndim": RANK},
@@ -339,5 +370,5 @@ def make_importable(library: str) -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] == SMP_NAME]:
             del sys.modules[name]
         package, losses = types.ModuleType(SMP_NAME), peers.smp_losses()
-        package.__dict__.update(losses=losses, __path__=[])
+        package.__dict__.update(losses=losses, __path__=[], __spec__=ModuleSpec(SMP_NAME, None))
         sys.modules.update({SMP_NAME: package, f"{SMP_NAME}.losses": losses})

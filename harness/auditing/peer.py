@@ -60,7 +60,7 @@ class Peer:
         promises: errors that the documentation promises, by the kind of bad argument (see `arguments.py`).
         stated: findings of `probes.py` that the documentation announces, each with the place.
         unlike: options of the same name with another documented meaning, which are not compared.
-        quotes: what the documentation says about options and traits, as the source of a defect that needs them.
+        quotes: what the documentation says about options, traits and ways to fail, as the source of a defect.
         lowest: the lowest value of the formula, and the highest.
         range_source: where the documentation says that values stay in this range, if it does.
         hunted: whether it can be compared with our reference. If not, only the probes are run.
@@ -136,7 +136,7 @@ class Peer:
         annotation = str(self.parameters[self.theirs(name)].annotation)
         if isinstance(value, list) and value and isinstance(value[0], list):
             return f"torch.tensor({value})"
-        if isinstance(value, list) and "Tensor" in annotation and not _takes_lists(annotation):
+        if isinstance(value, list) and "Tensor" in annotation and not takes_lists(annotation):
             return f"torch.tensor({value})"
         return repr(value)
 
@@ -147,9 +147,9 @@ class Peer:
             return True
         if isinstance(value, PerCase):
             single = label(value) in ("the last class", "255", "the rank")
-            return "int" in annotation if single else _takes_lists(annotation) or "Tensor" in annotation
+            return "int" in annotation if single else takes_lists(annotation) or "Tensor" in annotation
         if isinstance(value, list):
-            return _takes_lists(annotation) or "Tensor" in annotation
+            return takes_lists(annotation) or "Tensor" in annotation
         if isinstance(value, Elementwise):
             return "Callable" in annotation
         if isinstance(value, float):
@@ -263,7 +263,8 @@ def _scope(peer: Peer) -> dict[str, Any]:
     return _imports(peer.head)
 
 
-def _takes_lists(annotation: str) -> bool:
+def takes_lists(annotation: str) -> bool:
+    """Return whether an annotation allows lists."""
     return any(word in annotation for word in ("Sequence", "list", "List"))
 
 

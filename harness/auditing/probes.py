@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -249,8 +250,9 @@ def reductions(peer: Peer, twin: Twin) -> Iterator[Probe]:
         code = [*lines(peer, case)[:-1], f"loss = {made[name]}", f"each = {made['none']}",
                 printed(f"{asked}.item()", f"{asked.replace('loss(', 'each(')}.{name}().item()")]  # fmt: skip
         yield Probe(
-            DEFECT, f'`reduction="{name}"` is not the {name} of `reduction="none"`', "its documentation of `reduction`",
-            "\n".join(code), error_is_right=True, traits=("`reduction`",),
+            DEFECT, f'`reduction="{name}"` is not the {name} of `reduction="none"`',
+            peer.quotes.get("`reduction`", "its documentation of `reduction`"), "\n".join(code),
+            error_is_right=True, traits=("`reduction`",),
         )  # fmt: skip
 
 
@@ -271,7 +273,10 @@ def items_alone(peer: Peer, twin: Twin) -> Iterator[Probe]:
         options = "".join(f", with `{peer.theirs(n)}={label(v)}`" for n, v in row.items())
         yield Probe(
             DEFECT, f"the loss of an item depends on the rest of the batch{options}",
-            "its documentation of `reduction`: the mean is the sum divided by the number of elements",
+            peer.quotes.get(
+                "the rest of the batch",
+                "its documentation of `reduction`: the mean is the sum divided by the number of elements",
+            ),
             code_of(peer, case, printed(f"{asked}.item()", f"(({' + '.join(alone)}) / 2).item()")),
             error_is_right=True, traits=("the rest of the batch",),
         )  # fmt: skip
@@ -351,8 +356,9 @@ def stationary_mistakes(peer: Peer, twin: Twin) -> Iterator[Probe]:
     if twin.operands[0] != "input":
         return
     rows: list[dict[str, Any]] = [{}]
-    free = {name: values for name, values in twin.options.items() if name not in twin.required}
-    rows += [{name: value} for name, values in free.items() for value in values[1:]]
+    rows += [{name: value} for name, values in twin.options.items() for value in values[1:]]
+    first = [{name: values[1]} for name, values in twin.options.items() if len(values) > 1]
+    rows += [a | b for a, b in combinations(first, 2)]
     for row in rows:
         if any(label(v) in ("0.0",) and n.startswith("lambda") for n, v in row.items()):
             continue
@@ -363,7 +369,8 @@ def stationary_mistakes(peer: Peer, twin: Twin) -> Iterator[Probe]:
         x, y = case.input.values, case.operands["target"].values
         hot = y if y.shape == x.shape else y == np.arange(x.shape[1]).reshape(-1, *[1] * (x.ndim - 2))
         wrong = np.where(hot, 0.0, 1.0) if not logits else np.where(hot, -8.0, 8.0)
-        listed = "".join(f", with `{peer.theirs(n)}={label(v)}`" for n, v in row.items())
+        named = [f"`{peer.theirs(n)}={label(v)}`" for n, v in row.items()]
+        listed = f", with {' and '.join(named)}" if named else ""
         yield _not_zero(peer, case.with_values(input=wrong), f"a wrong prediction costs nothing{listed}", tuple(row))
 
 

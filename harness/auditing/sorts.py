@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from twinloss.harness.auditing.causes import Cause, digits, how, only_digits, quick_in_double
+from twinloss.harness.auditing.causes import Cause, digits, how, only_digits, quick_in_double, ruling
 from twinloss.harness.auditing.erratum import CONVENTION, DEFECT, HALF, OUTSIDE, PRECISION
 from twinloss.harness.auditing.peer import Peer
 from twinloss.harness.hunting.conventions import expects_classes
@@ -38,9 +38,8 @@ def sort_of(peer: Peer, twin: Twin, cause: Cause) -> tuple[str, str]:
         right, held = digits(twin, trial)
         if right > held - 1:
             return NOTHING, "less than one digit is lost"
-    for clause in peer.clauses:
-        if clause.covers(twin, case):
-            return (OUTSIDE if clause.excluded else CONVENTION), f"{clause.name}; {clause.source}"
+    if clause := ruling(twin, case):
+        return (OUTSIDE if clause.excluded else CONVENTION), f"{clause.name}; {clause.source}"
     for trait, reason in OPEN.items():
         if trait in cause.traits and (trait == "infinity" or _not_only_numbers_differ(cause)):
             return CONVENTION, reason
@@ -95,7 +94,9 @@ def _sort_of_error(peer: Peer, cause: Cause) -> tuple[str, str]:
 
 
 def _source(peer: Peer, cause: Cause) -> str:
-    """Return what says that the answer is wrong: what the documentation says about the traits, and the formula."""
+    """Return what says that the answer is wrong: what the documentation says about the failure, and the formula."""
+    if cause.how in peer.quotes:
+        return peer.quotes[cause.how]
     said = [peer.quotes[trait] for trait in sorted(cause.traits) if trait in peer.quotes]
     options = sorted(trait.strip("`") for trait in cause.traits if trait.startswith("`") and trait not in peer.quotes)
     named = [f"`{peer.theirs(name)}`" for name in options]

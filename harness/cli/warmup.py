@@ -9,13 +9,6 @@ import typer
 
 from twinloss.harness.cli.app import Dtype, Losses, app, chosen_types, console, named_twins, progress
 
-# Losses that need all kernels between them. They come first, so that no two processes compile the same kernels at the
-# same time.
-FIRST = (
-    "dice", "generalized_wasserstein_dice", "focal", "dice_ce", "bending_energy", "diffusion", "lncc",
-    "mutual_information",
-)  # fmt: skip
-
 
 @app.command()
 def warmup(
@@ -33,7 +26,8 @@ def warmup(
     from twinloss.harness.hunting.warmup import KERNELS
 
     dtypes = chosen_types(dtype, ("float32", "float64"))
-    twins = sorted(named_twins(losses), key=lambda twin: twin.name not in FIRST)
+    # Between them, those that come first need all kernels: no two processes compile the same ones at the same time.
+    twins = sorted(named_twins(losses), key=lambda twin: not twin.compiles_first)
     parts = [Job(twin, (each,), "warmup", 0, 0) for twin in twins for each in dtypes]
     kernels = 0
     with progress("kernels", None if losses else KERNELS * len(dtypes), exact=False) as tick:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
+from types import ModuleType
 
 from twinloss import __version__
 from twinloss.harness.commands.audit import LibraryError, cell
@@ -23,7 +24,10 @@ VERDICTS = {"pass": "agrees", "degraded": "agrees", "imprecise": "imprecise", "f
 
 @dataclass(frozen=True)
 class Checked:
-    """The result for a function in a dtype: it "agrees", is "imprecise" or "differs"; with the smallest input."""
+    """The result for a function in a dtype, with the smallest input.
+
+    The verdict is "agrees", "imprecise", "differs", or "not judged" if the check itself has a problem.
+    """
 
     function: str
     dtype: str
@@ -42,8 +46,12 @@ def pairs_of(library: str) -> tuple[Pair, ...]:
         import_module(LIBRARIES[library])
     except (ImportError, RuntimeError) as error:  # a torchvision for another torch raises the latter
         raise LibraryError(f"{library} cannot be imported: {error}; pip install {library}") from error
-    made: tuple[Pair, ...] = import_module(f"twinloss.harness.commands.pairs_of_{library}").PAIRS
+    made: tuple[Pair, ...] = _pairs_module(library).PAIRS
     return made
+
+
+def _pairs_module(library: str) -> ModuleType:
+    return import_module(f"twinloss.harness.commands.pairs_of_{library}")
 
 
 def audit_functions(
@@ -67,7 +75,8 @@ def audit_functions(
             row = check_pair(known[name], dtypes=(dtype,), examples=EXAMPLES, seed=seed, tick=tick).rows[0]
             found = row.counterexample
             what = "; ".join([*([found.message] if found else []), *row.problems])
-            rows.append(Checked(name, dtype, VERDICTS[row.verdict], what, found.line if found else ""))
+            verdict = "not judged" if row.problems and not found else VERDICTS[row.verdict]
+            rows.append(Checked(name, dtype, verdict, what, found.line if found else ""))
     return rows
 
 
@@ -80,7 +89,7 @@ def as_markdown(library: str, rows: Sequence[Checked], seed: int) -> str:
         f"{version(library).partition('+')[0]}: {EXAMPLES} cases of each function and dtype, and further ones of each",
         "law and of long axes. The bounds are derived from references of our own, which are in",
         f"`harness/commands/pairs_of_{library}.py`. A function is *imprecise* if its formula is right, but it loses",
-        "more digits than the formula has to.",
+        "more digits than the formula has to. It is *not judged* if the check itself would miss some wrong answers.",
         "",
         "| function | dtype | verdict | what | smallest input |",
         "|---|---|---|---|---|",
@@ -88,4 +97,8 @@ def as_markdown(library: str, rows: Sequence[Checked], seed: int) -> str:
     for row in rows:
         cells = row.function, row.dtype, row.verdict, row.what, row.smallest
         lines.append(f"| {' | '.join(map(cell, cells))} |")
+    notes = getattr(_pairs_module(library), "NOTES", {})
+    for name in dict.fromkeys(row.function for row in rows if row.verdict == "differs"):
+        if name in notes:
+            lines += ["", f"**{name}**: {notes[name]}"]
     return "\n".join(lines) + "\n"

@@ -21,43 +21,6 @@ START, END = "<!-- twinloss soak -->", "<!-- end -->"
 # The largest number of seeds that a cell of the table on screen lists.
 SHOWN = 3
 
-_OVERLAP = (
-    "The gradient of an overlap loss is the difference of two terms, one for the hits and one for the errors. In a few "
-    "voxels, they may cancel: where a soft target g is far below the prediction p, the terms are up to p/g times as "
-    "large as the gradient, and a smoothing term may put the minimum of the loss near p. With soft_label, the loss has "
-    "a kink at p = g. If p differs from g by less than a roundoff, rounding decides on which side of the kink it lies. "
-    "Both twins compute these terms, and lose the same digits."
-)
-_WINDOWS = (
-    "Where two images match in a window, or all but one of its voxels are equal, the derivatives of the correlation "
-    "and of the variances cancel, and so do the contributions of overlapping windows. The plain formula loses as many "
-    "digits."
-)
-# The reasons why cases of a loss may be degraded: the digits that the formula itself loses in the dtype under test.
-REASONS = {
-    **dict.fromkeys(
-        (
-            "dice",
-            "masked_dice",
-            "tversky",
-            "focal_tversky",
-            "matthews_correlation",
-            "generalized_dice",
-            "dice_ce",
-            "dice_focal",
-            "deep_supervision",
-            "masked",
-            "generalized_dice_focal",
-        ),
-        _OVERLAP,
-    ),
-    **dict.fromkeys(("lncc", "multi_scale"), _WINDOWS),
-    "mutual_information": (
-        "Two independent images have a mutual information of 0, up to the smoothing terms. The computed value is the "
-        "rounding error of the joint histogram, which no perturbation of the images explains."
-    ),
-}
-
 
 @dataclass
 class SoakLine:
@@ -214,9 +177,10 @@ def as_markdown(seen: Verification) -> str:
     degraded = dict.fromkeys(line.loss for line in lines(seen.rows) if line.degraded)
     if degraded:
         made += ["", "Why cases are degraded:", ""]
+        reasons = {row.twin.name: row.twin.lost_digits for row in seen.rows}
         losses_by_reason: dict[str, list[str]] = {}
         for loss in degraded:
-            losses_by_reason.setdefault(REASONS.get(loss, "not explained yet."), []).append(loss)
+            losses_by_reason.setdefault(reasons[loss] or "not explained yet.", []).append(loss)
         made += [f"- {', '.join(losses)}: {reason}" for reason, losses in losses_by_reason.items()]
     if failed := failures(seen):
         made += ["", "To repeat each failure:", "", "```sh", *failed, "```"]

@@ -123,7 +123,8 @@ def logits_in(options: Mapping[str, Any]) -> bool:
 def one_activation_and_one_weight(options: Mapping[str, Any]) -> bool:
     """Return whether a compound loss has at most one activation and one option for weights, and no contradiction."""
     given = [options.get(name) is not None for name in ("weight", "ce_weight", "focal_weight")]
-    return one_activation(options) and sum(given) <= 1 and not (options.get("multilabel") and options["softmax"])
+    regions = not options.get("multilabel") or options["sigmoid"] or options["other_act"] is not None
+    return bool(one_activation(options) and sum(given) <= 1 and regions)
 
 
 def is_activated(options: Mapping[str, Any], classes: int) -> bool:

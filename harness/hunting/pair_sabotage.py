@@ -8,9 +8,9 @@ from itertools import combinations
 
 import numpy as np
 
-from twinloss.harness.judging.pair_call import ask_pair, in_a_row, sizes_of
-from twinloss.harness.judging.pair_truth import PairTruth
+from twinloss.harness.judging.pair_call import ask_pair, joined, sizes_of
 from twinloss.harness.judging.trial import Trial
+from twinloss.harness.judging.truth import Truth
 from twinloss.harness.model.answer import Answer
 from twinloss.harness.model.operand import Array, label
 from twinloss.harness.model.twin import Case
@@ -83,26 +83,27 @@ def wrong_answers_of_a_pair(trial: Trial) -> Iterator[WrongAnswer]:
     """Yield the wrong answers to a case of a pair."""
     answer, truth = trial.answer, trial.truth
     assert answer is not None
-    assert isinstance(truth, PairTruth)
-    pair = truth.reference.pair
+    assert truth is not None
+    pair = truth.twin.pair
+    assert pair is not None
     for name, spoil in OF_VALUES.items():
         yield (
             name, "value", lambda spoil=spoil: _with_outputs(answer, spoil),  # type: ignore[misc]
-            lambda spoil=spoil: _keeps(truth.reference.outputs, spoil),  # type: ignore[misc]
+            lambda spoil=spoil: _keeps(truth.outputs, spoil),  # type: ignore[misc]
         )  # fmt: skip
     for which in answer.gradients:
         for name, spoil in OF_GRADIENTS.items():
             yield (
                 f"gradient of {which} {name}", "gradient",
                 lambda spoil=spoil, which=which: _with_gradient(answer, which, spoil),  # type: ignore[misc]
-                lambda which=which, name=name: "constant" not in name and truth.gradients.is_zero(which),  # type: ignore[misc]
+                lambda which=which, name=name: "constant" not in name and truth.is_zero(which),  # type: ignore[misc]
             )  # fmt: skip
         for axis in pair.blocks.split():
             if axis in pair.inputs[which].axes:
                 yield (
                     f"gradient of {which} with a wrong block of {axis}", "gradient",
                     lambda which=which, axis=axis: _with_wrong_block(trial, which, axis),  # type: ignore[misc]
-                    lambda which=which: truth.gradients.is_zero(which),  # type: ignore[misc]
+                    lambda which=which: truth.is_zero(which),  # type: ignore[misc]
                 )  # fmt: skip
     for a, b in combinations(pair.inputs, 2):
         if pair.inputs[a] == pair.inputs[b]:
@@ -125,12 +126,12 @@ def _keeps(outputs: Sequence[Array], spoil: Spoil) -> bool:
 
 def _with_outputs(answer: Answer, spoil: Spoil) -> Answer:
     outputs = tuple(spoil(output) if output.size else output for output in answer.outputs)
-    return replace(answer, outputs=outputs, value=in_a_row(outputs))
+    return replace(answer, outputs=outputs, value=joined(outputs))
 
 
 def _with_gradient(answer: Answer, which: str, spoil: Spoil) -> Answer:
     gradients = {name: spoil(g) if name == which and g.size else g for name, g in answer.gradients.items()}
-    return replace(answer, gradients=gradients, gradient=in_a_row(list(gradients.values())))
+    return replace(answer, gradients=gradients, gradient=joined(list(gradients.values())))
 
 
 def _with_wrong_block(trial: Trial, which: str, axis: str) -> Answer | None:
@@ -162,7 +163,7 @@ def _asked(trial: Trial, case: Case) -> Answer | None:
     truth = trial.truth
     assert truth is not None
     try:
-        other = PairTruth(truth.twin, case).value
+        other = Truth(truth.twin, case).value
         if other.shape == truth.value.shape and np.allclose(other, truth.value, rtol=SAME, atol=0, equal_nan=True):
             return None
         return ask_pair(truth.twin, case)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from twinloss.harness.judging.pair_call import (
     lifted,
     named_gradients,
     options_of,
-    reference_options,
+    pair_options,
     reference_outputs,
     sizes_of,
     weights,
@@ -128,13 +129,18 @@ def as_twin(pair: Pair, place: str | None = None) -> Twin:
         name=pair.name,
         fast=fast,  # type: ignore[arg-type]
         value=pair.reference,
-        gradient=pair.gradient or pair.reference,
+        gradient=pair.gradient,
         operands=tuple(pair.inputs),
         options=pair.all_options(),
         cases=pair_cases,
         allowed=pair.allowed,
         domain=lambda case: in_domain(pair, case),
-        unit=0.0,
+        unit=pair.unit,
+        precise=pair.precise,
+        constants=_constants(pair),
+        kinks=lambda options: pair.kinks({**pair.defaults(), **options}),
+        terms=pair.terms,
+        value_terms=pair.value_terms,
         differentiable=bool(pair.wrt),
         pair=pair,
         laws=laws,
@@ -142,6 +148,17 @@ def as_twin(pair: Pair, place: str | None = None) -> Twin:
         source=_source(place),
     )
     return replace(made, laws=(*laws, *pair_protocol.protocol(made)))
+
+
+def _constants(pair: Pair) -> tuple[str, ...]:
+    if pair.constants is not None:
+        return tuple(pair.constants)
+    return tuple(name for name, tried in pair.options.items() if any(map(_is_rounded, tried)))
+
+
+def _is_rounded(value: Any) -> bool:
+    """Return whether a value of an option is a real number that rounding may change; whole numbers are exact."""
+    return isinstance(value, float) and math.isfinite(value) and value != round(value)
 
 
 def _refuse_device(pair: Pair) -> None:
@@ -185,7 +202,7 @@ def _source(place: str | None) -> str:
     where, _, name = place.rpartition(":")
     if where.endswith(".py"):
         return f"from twinloss.harness.hunting.pairs import load_pair\n\nPAIR = load_pair({place!r})"
-    return f"from {where} import {name}" + ("" if name == "PAIR" else f" as {name}\n\nPAIR = {name}")
+    return f"from {where} import {name}" + ("" if name == "PAIR" else " as PAIR")
 
 
 def _refuse_signature(fast: Fast, call: Any) -> None:
@@ -259,12 +276,12 @@ def refuse_what_does_not_fit(twin: Twin, dtypes: Sequence[str], seed: int) -> No
 
 def _refuse_reference(twin: Twin, pair: Pair, case: Case) -> None:
     name = getattr(pair.reference, "__name__", "the reference")
-    options = reference_options(twin, case)
+    options = pair_options(twin, case)
     passed = _passed(case, options)
     arguments = lifted(case, np.float64)
     before = {key: value.copy() for key, value in arguments.items()}
     try:
-        outputs = reference_outputs(pair, arguments, options)
+        outputs = reference_outputs(pair.reference, arguments, options)
     except Exception as error:
         raise PairError(f"the reference {name} raised {type(error).__name__} for {passed}: {error}") from error
     for key, value in arguments.items():
@@ -278,7 +295,9 @@ def _refuse_reference(twin: Twin, pair: Pair, case: Case) -> None:
                 f"the reference {name} returns {output.dtype} for inputs of float64: it must compute in the precision "
                 "of its inputs, without astype or constants of another dtype"
             )
-    again = reference_outputs(pair, lifted(case, np.float64), options)
+    if pair.precise and len(outputs) > 1:
+        raise PairError(f"precise=True is for a single output, and the reference {name} returns {len(outputs)}")
+    again = reference_outputs(pair.reference, lifted(case, np.float64), options)
     if not all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(outputs, again, strict=True)):
         raise PairError(f"the reference {name} gives other results in a second call, for {passed}")
     if pair.wrt and not any(output.dtype.kind == "f" for output in outputs):
@@ -294,7 +313,7 @@ def _refuse_gradient(pair: Pair, case: Case, outputs: Sequence[Array], options: 
     try:
         with np.errstate(all="ignore"):
             cotangent = upstream[0] if len(upstream) == 1 else tuple(upstream)
-            found = named_gradients(pair, pair.gradient(*arguments.values(), cotangent=cotangent, **options))
+            found = named_gradients(pair.wrt, pair.gradient(*arguments.values(), cotangent=cotangent, **options))
     except PairError:
         raise
     except Exception as error:
@@ -320,7 +339,7 @@ def _complaint(twin: Twin, case: Case) -> str | None:
             made = fast.constructor_arguments(sizes_of(pair, case), options)
             what += f"\nconstructed with: {made}\nsignature: {_signature(fast.found)}"
         return what
-    want = reference_outputs(pair, lifted(case, np.float64), reference_options(twin, case))
+    want = reference_outputs(pair.reference, lifted(case, np.float64), pair_options(twin, case))
     got_shapes, shapes = [o.shape for o in answer.outputs], [o.shape for o in want]
     if len(want) != len(answer.outputs):
         return f"{fast.__name__} returns {len(answer.outputs)} outputs, and the reference {len(want)}, for {passed}"
@@ -367,6 +386,7 @@ def replay(
         )
         for part, got, want in pairs:
             if got.shape == want.shape:
+                got, want = got.ravel(), want.ravel()
                 error = np.where((got == want) | (np.isnan(got) & np.isnan(want)), 0, np.abs(got - want))
                 print(f"{part}:\n  fast      {got[:20]}\n  reference {want[:20].astype(float)}")
                 print(f"  error     {error[:20].astype(float)}")

@@ -11,7 +11,7 @@ from twinloss.harness.drawing import coverage
 from twinloss.harness.drawing.hypothesis_seed import drawn
 from twinloss.harness.hunting.conventions import of_one_type
 from twinloss.harness.judging.answers import ask_fast
-from twinloss.harness.judging.verdict import truth_of
+from twinloss.harness.judging.truth import Truth
 from twinloss.harness.model.answer import Answer
 from twinloss.harness.model.operand import Array
 from twinloss.harness.model.twin import Twin
@@ -66,7 +66,7 @@ def _answers(twin: Twin, dtype: str, seed: int) -> Iterator[tuple[Answer, Answer
     narrowed = coverage.narrowed(replace(twin, ranks=tuple(filter(None, twin.ranks)) or twin.ranks), wanted)
     for case in drawn(narrowed, dtype, twin.defaults(), None, CASES, seed):
         case = case if twin.pair else of_one_type(twin, case)
-        truth = truth_of(twin, case)
+        truth = Truth(twin, case)
         try:
             theirs = ask_fast(twin, case)
         except Exception:

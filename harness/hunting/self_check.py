@@ -10,10 +10,9 @@ import numpy as np
 
 from twinloss.harness.hunting.pair_sabotage import WrongAnswer, wrong_answers_of_a_pair
 from twinloss.harness.judging.judgement import Finding
-from twinloss.harness.judging.pair_truth import PairTruth
 from twinloss.harness.judging.trial import Trial
 from twinloss.harness.judging.truth import Truth
-from twinloss.harness.judging.verdict import judge_gradient, judge_value, truth_of
+from twinloss.harness.judging.verdict import judge_gradient, judge_value
 from twinloss.harness.model.answer import Answer
 from twinloss.harness.model.operand import Array, label
 from twinloss.harness.model.twin import Case, Twin
@@ -56,11 +55,9 @@ def survivors(trials: Iterable[Trial]) -> list[str]:
     return sorted(accepted - rejected)
 
 
-def judged(truth: Truth | PairTruth, answer: Answer, part: str) -> Finding:
+def judged(truth: Truth, answer: Answer, part: str) -> Finding:
     """Judge the value or the gradient of an answer."""
-    if isinstance(truth, PairTruth):
-        return truth.judge_value(answer) if part == "value" else truth.judge_gradient(answer)
-    return judge_value(truth, answer.value) if part == "value" else judge_gradient(truth, answer.gradient)
+    return judge_value(truth, *answer.all_outputs) if part == "value" else judge_gradient(truth, *answer.all_gradients)
 
 
 def _is_right(trial: Trial, spoilt: Answer, part: str) -> bool:
@@ -93,7 +90,7 @@ def _called(name: str, part: str) -> str:
 @np.errstate(all="ignore")
 def changes_result(twin: Twin, case: Case, option: str) -> bool:
     """Return whether the reference's answer changes when an option is set to its default."""
-    with_it, without = (truth_of(twin, each, np.float64) for each in (case, case.having(**{option: None})))
+    with_it, without = (Truth(twin, each, np.float64) for each in (case, case.having(**{option: None})))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from twinloss.harness.judging.trial import Trial
-from twinloss.harness.judging.truth import Truth
 from twinloss.harness.judging.verdict import gradient_bounds, value_bounds
 from twinloss.harness.model import device
 from twinloss.harness.model.operand import LAYOUTS, Array, Elementwise, Operand, label
@@ -197,7 +196,7 @@ def _title(twin: Twin, trial: Trial) -> str:
 def _bounds(trial: Trial) -> tuple[str, str]:
     """Return the bounds as literals; that of the gradient has an entry for each block."""
     truth = trial.truth
-    if not isinstance(truth, Truth):
+    if truth is None:
         return "0.0", "0.0"
     value = value_bounds(truth, np.full(truth.value.shape, np.inf))
     gradient = gradient_bounds(truth, np.full(truth.gradient.shape[:2], np.inf))

@@ -12,8 +12,8 @@ import numpy as np
 
 from twinloss.harness.judging.answers import ask_fast, expected_warnings_silent
 from twinloss.harness.judging.judgement import Precision, bound
-from twinloss.harness.judging.pair_truth import PairTruth
-from twinloss.harness.judging.verdict import gradient_bounds, truth_of, value_bounds
+from twinloss.harness.judging.truth import Truth
+from twinloss.harness.judging.verdict import full_bound
 from twinloss.harness.model.operand import HALVES, Array
 from twinloss.harness.model.twin import Case, Claim, Law, Twin, UnsupportedError
 
@@ -63,13 +63,7 @@ def _allowed(twin: Twin, claim: Claim, difference: float) -> float:
     near = 2 * float(bound(scale, scale, p))
     if difference <= near:
         return near
-    # An infinite error makes the lazy evaluation return the full bound.
-    truth = truth_of(twin, claim.base)
-    if isinstance(truth, PairTruth):
-        return near + 2 * truth.full_bound(claim.part)
-    infinite = np.full(truth.value.shape if claim.part == "value" else truth.gradient.shape[:2], np.inf)
-    full = value_bounds(truth, infinite) if claim.part == "value" else gradient_bounds(truth, infinite)
-    return near + 2 * float(np.max(full))
+    return near + 2 * full_bound(Truth(twin, claim.base), claim.part)
 
 
 def both(twin: Twin, case: Case, other: Case, back: Callable[[Array], Array] = lambda g: g) -> Iterator[Claim]:

@@ -87,8 +87,8 @@ def options_of(twin: Twin, case: Case) -> dict[str, Any]:
     return {**twin.defaults(), **case.options}
 
 
-def reference_options(twin: Twin, case: Case) -> dict[str, Any]:
-    """Return the options of the reference: all but those that must not change the results."""
+def pair_options(twin: Twin, case: Case) -> dict[str, Any]:
+    """Return the options of a pair's reference: all but those that must not change the results."""
     assert twin.pair is not None
     return {name: value for name, value in options_of(twin, case).items() if name in twin.pair.options}
 
@@ -150,7 +150,7 @@ def _buffers(twin: Twin, case: Case) -> dict[str, torch.Tensor]:
     names = [name for name in pair.writes if name not in pair.inputs]
     if not names:
         return {}
-    wanted = reference_outputs(pair, lifted(case, np.float64), reference_options(twin, case))[-len(names) :]
+    wanted = reference_outputs(pair.reference, lifted(case, np.float64), pair_options(twin, case))[-len(names) :]
     made = {}
     for name, output in zip(names, wanted, strict=True):
         kind = output.dtype.kind
@@ -180,8 +180,10 @@ def _tensor(value: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(value))
 
 
-def in_a_row(values: Sequence[Array]) -> Array:
-    """Concatenate the numbers of all arrays in an array of one axis."""
+def joined(values: Sequence[Array]) -> Array:
+    """Return a single array as it is, or the numbers of several arrays in an array of one axis."""
+    if len(values) == 1:
+        return values[0]
     if not values:
         return np.zeros(0)
     common = np.result_type(*values) if all(v.dtype.kind == "f" for v in values) else np.float64
@@ -219,7 +221,7 @@ def answer_with(twin: Twin, case: Case, loss: Any, tensors: Tensors | None = Non
         else:
             gradients = _autograd(pair, case, tensors, values)
     outputs = tuple(widened(value) for value in values)
-    return Answer(in_a_row(outputs), in_a_row(list(gradients.values())), outputs, gradients)
+    return Answer(joined(outputs), joined(list(gradients.values())), outputs, gradients)
 
 
 def _check_dtypes(pair: Pair, case: Case, values: Sequence[torch.Tensor]) -> None:
@@ -269,22 +271,22 @@ def _slopes(
         made = [as_array(each) for each in made]
         arguments = {name: as_array(tensor) for name, tensor in tensors.items()}
     cotangent = made[0] if len(made) == 1 else tuple(made)
-    found = slope(*arguments.values(), cotangent=cotangent, **reference_options(twin, case))
-    return {name: widened(_tensor(each)) for name, each in named_gradients(pair, found).items()}
+    found = slope(*arguments.values(), cotangent=cotangent, **pair_options(twin, case))
+    return {name: widened(_tensor(each)) for name, each in named_gradients(pair.wrt, found).items()}
 
 
-def named_gradients(pair: Pair, found: Any) -> dict[str, Any]:
+def named_gradients(wrt: Sequence[str], found: Any) -> dict[str, Any]:
     """Assign the results of a gradient function to the inputs.
 
     Raises:
         PairError: if the number of arrays is not the number of names in `wrt`.
     """
     if isinstance(found, Mapping):
-        found = tuple(found[name] for name in pair.wrt)
+        found = tuple(found[name] for name in wrt)
     made = found if isinstance(found, tuple | list) else (found,)
-    if len(made) != len(pair.wrt):
-        raise PairError(f"the gradient has {len(made)} arrays, but wrt names {len(pair.wrt)}: {', '.join(pair.wrt)}")
-    return dict(zip(pair.wrt, made, strict=True))
+    if len(made) != len(wrt):
+        raise PairError(f"the gradient has {len(made)} arrays, but wrt names {len(wrt)}: {', '.join(wrt)}")
+    return dict(zip(wrt, made, strict=True))
 
 
 def lifted(case: Case, real: Any) -> dict[str, Array]:
@@ -297,8 +299,10 @@ def _lifted(operand: Operand, real: Any) -> Array:
     return np.array(operand.values, real if floating else operand.dtype)
 
 
-def reference_outputs(pair: Pair, arguments: Mapping[str, Array], options: Mapping[str, Any]) -> tuple[Array, ...]:
-    """Call the reference, and return its outputs as arrays."""
+def reference_outputs(
+    reference: Callable[..., Any], arguments: Mapping[str, Array], options: Mapping[str, Any]
+) -> tuple[Array, ...]:
+    """Call a reference, and return its outputs as arrays."""
     with np.errstate(all="ignore"):
-        made = pair.reference(*arguments.values(), **options)
+        made = reference(*arguments.values(), **options)
     return tuple(np.asarray(each) for each in (made if isinstance(made, tuple | list) else (made,)))

@@ -17,10 +17,10 @@ from twinloss.harness.judging.pair_call import (
     answer_with,
     ask_pair,
     build,
-    in_a_row,
+    joined,
     lifted,
     options_of,
-    reference_options,
+    pair_options,
     reference_outputs,
     sizes_of,
 )
@@ -98,7 +98,7 @@ def invariant(name: str, change: Change, **needs: Any) -> Law:
 
     def claims(twin: Twin, case: Case) -> Iterator[Claim]:
         moved = _with_values(case, change(dict(_values(case))))
-        yield Claim("value", ask_pair(twin, moved).value, ask_pair(twin, case).value, case)
+        yield Claim("value", ask_pair(twin, moved).value.ravel(), ask_pair(twin, case).value.ravel(), case)
 
     return Law(f"{name} changes nothing", claims, needs)
 
@@ -109,7 +109,7 @@ def equivariant(name: str, change: Change, of_outputs: Callable[[Array], Array],
     def claims(twin: Twin, case: Case) -> Iterator[Claim]:
         moved = _with_values(case, change(dict(_values(case))))
         here, there = ask_pair(twin, case), ask_pair(twin, moved)
-        want = in_a_row([np.asarray(of_outputs(output)) for output in here.outputs])
+        want = joined([np.asarray(of_outputs(output)) for output in here.outputs])
         yield Claim("value", there.value, want, case)
 
     return Law(name, claims, needs)
@@ -221,7 +221,7 @@ def _alike(a: Array, b: Array) -> bool:
 
 
 def _reference(twin: Twin, case: Case) -> tuple[Array, ...]:
-    return reference_outputs(pair_of(twin), lifted(case, np.float64), reference_options(twin, case))
+    return reference_outputs(twin.value, lifted(case, np.float64), pair_options(twin, case))
 
 
 def flag(condition: bool, case: Case) -> Claim:

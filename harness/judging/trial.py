@@ -11,9 +11,8 @@ import numpy as np
 from twinloss.harness.judging import finite_differences, law_check
 from twinloss.harness.judging.answers import WrongDtypeError, ask_fast
 from twinloss.harness.judging.judgement import C, Finding, Precision
-from twinloss.harness.judging.pair_truth import PairTruth
 from twinloss.harness.judging.truth import Truth
-from twinloss.harness.judging.verdict import judge, truth_of
+from twinloss.harness.judging.verdict import judge
 from twinloss.harness.model.answer import Answer
 from twinloss.harness.model.operand import HALVES, Array
 from twinloss.harness.model.twin import Case, Twin, UnsupportedError
@@ -43,15 +42,15 @@ class Trial:
     kind: str | None = None
     message: str = ""
     findings: tuple[Finding, ...] = ()
-    truth: Truth | PairTruth | None = field(default=None, repr=False)
+    truth: Truth | None = field(default=None, repr=False)
     answer: Answer | None = field(default=None, repr=False)
     beyond: bool = False
 
 
 @np.errstate(all="ignore")  # the judge itself looks for NaN and infinity
-def examine(twin: Twin, case: Case, truth: Truth | PairTruth | None = None) -> Trial:
+def examine(twin: Twin, case: Case, truth: Truth | None = None) -> Trial:
     """Run both twins on a case and judge the result; `truth` saves the reference's work if it is known."""
-    truth = truth or truth_of(twin, case)
+    truth = truth or Truth(twin, case)
     wrong_dtype: WrongDtypeError | None = None
     try:
         answer = ask_fast(twin, case)
@@ -171,7 +170,7 @@ def describe(finding: Finding) -> str:
     """Describe a finding in a sentence."""
     if np.isinf(finding.ratio) and finding.of:
         place = f" at {finding.where}" if finding.where else ""
-        return f"{finding.part} {finding.of}{place}: it, or the places of NaN and infinity, differ from the reference"
+        return f"{finding.part} {finding.of}{place}"
     if np.isinf(finding.ratio):
         return f"{finding.part}: the shape, or the places of NaN and infinity, differ from the reference"
     place = f" at {finding.where}" if finding.where else ""
@@ -184,13 +183,13 @@ def describe(finding: Finding) -> str:
     )
 
 
-def _second_opinions(twin: Twin, case: Case, truth: Truth | PairTruth, answer: Answer) -> tuple[str | None, str]:
+def _second_opinions(twin: Twin, case: Case, truth: Truth, answer: Answer) -> tuple[str | None, str]:
     if case.law is not None and case.law.applies(case):
         broken = law_check.breach(case.law, twin, case)
         if broken:
             return "law", broken
-    if isinstance(truth, PairTruth):
-        contradicted = truth.contradiction()
+    if twin.pair is not None:
+        contradicted = truth.slopes.contradiction()
         return ("differences", contradicted) if contradicted else (None, "")
     if finite_differences.applies(truth):
         contradicted = finite_differences.complaint(truth, answer)

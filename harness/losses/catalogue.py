@@ -4,29 +4,16 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
-from twinloss.harness.losses.registration import BENDING_ENERGY, DIFFUSION, GLOBAL_MUTUAL_INFORMATION, LNCC, MULTI_SCALE
-from twinloss.harness.losses.segmentation import (
-    DICE,
-    DICE_CE,
-    DICE_FOCAL,
-    FOCAL,
-    FOCAL_TVERSKY,
-    GENERALIZED_DICE,
-    GENERALIZED_DICE_FOCAL,
-    GENERALIZED_WASSERSTEIN_DICE,
-    MASKED_DICE,
-    MATTHEWS_CORRELATION,
-    TVERSKY,
-)
-from twinloss.harness.losses.wrappers import DEEP_SUPERVISION, MASKED
+from twinloss.harness.losses import registration, segmentation, wrappers
 from twinloss.harness.model.twin import Twin
 
-TWINS = (
-    DICE, MASKED_DICE, TVERSKY, FOCAL_TVERSKY, MATTHEWS_CORRELATION,
-    GENERALIZED_DICE, GENERALIZED_WASSERSTEIN_DICE, FOCAL, DICE_CE, DICE_FOCAL,
-    BENDING_ENERGY, DIFFUSION, LNCC, GLOBAL_MUTUAL_INFORMATION, MULTI_SCALE,
-    DEEP_SUPERVISION, MASKED, GENERALIZED_DICE_FOCAL,
-)  # fmt: skip
+# Every record in the modules of records.
+TWINS = tuple(
+    record
+    for module in (segmentation, registration, wrappers)
+    for record in vars(module).values()
+    if isinstance(record, Twin)
+)
 
 
 class UnknownLossError(ValueError):

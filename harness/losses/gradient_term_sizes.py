@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twinloss import reference
-from twinloss.harness.judging.truth import Truth, reference_options, softmax_terms
+from twinloss.harness.judging.nearby import reference_options
+from twinloss.harness.judging.truth import Truth
 from twinloss.harness.model.operand import Array
 from twinloss.reference import (
     focal_tversky,
@@ -29,6 +30,15 @@ def _arguments(truth: Truth) -> tuple[list[Array], Array, Mapping[str, Any]]:
     case = truth.case
     images = [operand.lifted(truth.real) for operand in case.operands.values()]
     return images, case.weights(truth.value.shape).astype(truth.real), case.options
+
+
+def softmax_terms(h: Array, p: Array) -> Array:
+    """Return p_c sum_{k != c} p_k (|h_c| + |h_k|), the terms of a gradient through a softmax p; `h` holds the |h|."""
+    terms = np.empty_like(p)
+    for c in range(p.shape[1]):
+        others = np.arange(p.shape[1]) != c
+        terms[:, c] = p[:, c] * (p * (h[:, c : c + 1] + h))[:, others].sum(1)
+    return terms
 
 
 def generalized_dice_loss(truth: Truth) -> Array:
@@ -245,18 +255,23 @@ def multi_scale_lncc(truth: Truth, wrapped: Callable[..., Array], wrapped_gradie
     return reference.multi_scale_loss_gradient(target, pred, wrapped, terms, cotangent=np.abs(cotangent), **ours)
 
 
-def dice_slope(truth: Truth) -> Array | None:
-    """Return dL/dp of the Dice term if p is the softmax of the input, else None."""
+def dice_loss(truth: Truth) -> Array | None:
+    """Return the magnitudes of the terms of the Dice term's gradient if p is the softmax of the input, else None.
+
+    The gradient is p_c sum_k p_k (h_c - h_k) with h = dL/dp, and every h is rounded.
+    """
     case = truth.case
     x = case.input.lifted(truth.real)
     if not case.options.get("softmax") or x.shape[1] == 1:
         return None
     other_terms = {name: 0.0 for name in ("lambda_ce", "lambda_focal") if name in truth.twin.options}
-    return truth.gradient_of(case.having(softmax=None, **other_terms).with_values(input=softmax(x)))
+    p = softmax(x)
+    h = truth.gradient_of(case.having(softmax=None, **other_terms).with_values(input=p))
+    return softmax_terms(np.abs(h), p)
 
 
-def wasserstein_slope(truth: Truth) -> Array:
-    """Return |dL/dp| of Wasserstein Dice as if its terms did not cancel: M[y, c] |dL/dW|.
+def wasserstein_loss(truth: Truth) -> Array:
+    """Return the magnitudes of the terms of the gradient, in which |dL/dp| is M[y, c] |dL/dW|, as if none cancelled.
 
     The loss is L = 1 - N / Z, where N and Z are sums over the distances W of all voxels.
     """
@@ -279,4 +294,4 @@ def wasserstein_slope(truth: Truth) -> Array:
     slope_z = alpha if by_gdl else np.abs(1 - 2 * alpha)
     by_w = kept * (np.abs(n / z) * slope_z + 2 * alpha) / np.abs(z)
     upstream = np.abs(case.weights(truth.value.shape)).reshape(-1, 1) / (len(x) if given["reduction"] == "mean" else 1)
-    return np.asarray((upstream * by_w)[:, np.newaxis] * to_label).reshape(x.shape)
+    return softmax_terms(np.asarray((upstream * by_w)[:, np.newaxis] * to_label).reshape(x.shape), softmax(x))

@@ -1,15 +1,15 @@
 """The losses of the catalogue as pairs, as users write them.
 
-`twinloss check --pair twinloss.harness.losses.own_pairs:dice` hunts on one of them.
-A pair is judged without the knowledge that a `Twin` has of its loss, such as the sizes of terms that cancel. So its
-verdict may be degraded or imprecise where that of `twinloss verify` is not.
+`twinloss check --pair twinloss.harness.losses.own_pairs:dice` hunts on one of them, with the bounds of `verify`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+from twinloss.harness.judging.truth import Truth
 from twinloss.harness.losses.catalogue import TWINS, catalogue
 from twinloss.harness.model.operand import Elementwise, PerCase
 from twinloss.harness.model.pair import ArraySpec, Pair, arrays
@@ -36,6 +36,12 @@ def pair_of(twin: Twin) -> Pair:
         inputs=_inputs(twin),
         wrt=twin.operands[0],
         options={name: FIXED.get(name) or tried for name, tried in _options(twin).items()},
+        kinks=twin.kinks,
+        unit=twin.unit,
+        precise=twin.precise,
+        constants=twin.constants,
+        terms=_of_pair(twin, twin.terms),
+        value_terms=_of_pair(twin, twin.value_terms),
         blocks="B C",
         sizes={"H": (5, 6, 9), "W": (7, 5, 6)} if images else {"C": (3,)},
         takes="torch",
@@ -43,9 +49,18 @@ def pair_of(twin: Twin) -> Pair:
     )
 
 
+def _of_pair(twin: Twin, terms: Callable[[Truth], Any] | None) -> Callable[[Truth], Any] | None:
+    """Return the function that computes magnitudes of terms from the truth of a pair, whose defaults may be others."""
+    if terms is None:
+        return None
+    return lambda truth: terms(Truth(twin, replace(truth.case, options=truth.options), truth.real))
+
+
 def _inputs(twin: Twin) -> dict[str, ArraySpec]:
     specs = {
-        "target": arrays("B C H W") if twin.operands[0] == "pred" else arrays("B 1 H W", "int64", below="C"),
+        "target": arrays("B C H W", exact=True)
+        if twin.operands[0] == "pred"
+        else arrays("B 1 H W", "int64", below="C"),
         "mask": arrays("B 1 H W", "int64", low=0, high=1),
     }
     logits = twin.operands[0] == "input"

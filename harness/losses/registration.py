@@ -11,7 +11,7 @@ import torch
 
 from twinloss import fast, reference
 from twinloss.harness.drawing.registration_cases import FIRST, displacements, image_pair
-from twinloss.harness.losses import benchmark_inputs, bounds, gradient_term_sizes, peers
+from twinloss.harness.losses import benchmark_inputs, bounds, gradient_term_sizes, lost_digits, peers
 from twinloss.harness.losses import registration_laws as laws
 from twinloss.harness.losses.benchmark_inputs import bench
 from twinloss.harness.losses.module_laws import PROTOCOL
@@ -75,6 +75,7 @@ BENDING_ENERGY = Twin(
     bounds=bounds.not_negative,
     laws=laws.BENDING_ENERGY + PROTOCOL,
     real=(FIELD,),
+    compiles_first=True,
     benches=(bench(benchmark_inputs.displacement, "BendingEnergyLoss", {}, work=FIELD_WORK),),
 )
 
@@ -90,6 +91,8 @@ DIFFUSION = Twin(
     bounds=bounds.not_negative,
     laws=laws.DIFFUSION + PROTOCOL,
     real=(FIELD,),
+    unlike_monai=True,
+    compiles_first=True,
     benches=(
         bench(
             benchmark_inputs.displacement, "DiffusionLoss", {},
@@ -129,6 +132,9 @@ LNCC = Twin(
     bounds=bounds.correlation,
     laws=laws.LNCC + PROTOCOL,
     real=(PAIR,),
+    lost_digits=lost_digits.WINDOWS,
+    unlike_monai=True,
+    compiles_first=True,
     benches=tuple(
         bench(
             benchmark_inputs.images, "LocalNormalizedCrossCorrelationLoss", {"kernel_size": k},
@@ -165,6 +171,9 @@ GLOBAL_MUTUAL_INFORMATION = Twin(
     bounds=bounds.information,
     laws=laws.MUTUAL_INFORMATION + PROTOCOL,
     real=(T1_AND_GREY,),
+    lost_digits=lost_digits.HISTOGRAM,
+    unlike_monai=True,
+    compiles_first=True,
     benches=(
         bench(
             benchmark_inputs.images, "GlobalMutualInformationLoss", {}, memory=2.0,
@@ -231,6 +240,7 @@ def _monai_multi_scale(losses: Any) -> Callable[..., torch.Tensor]:
 MULTI_SCALE = Twin(
     name="multi_scale",
     fast=MultiScale,
+    wraps=fast.MultiScaleLoss,
     value=multi_scale,
     gradient=multi_scale_gradient,
     operands=("pred", "target"),
@@ -243,6 +253,8 @@ MULTI_SCALE = Twin(
     bounds=bounds.multi_scale,
     laws=laws.MULTI_SCALE + PROTOCOL,
     real=(PAIR.having("brain and warped brain, scale 2", ndim=3, scales=[2]),),
+    lost_digits=lost_digits.WINDOWS,
+    unlike_monai=True,
     benches=(
         BenchmarkSpec(
             benchmark_inputs.images, {"kernel_size": 9, "scales": [0, 1, 2]}, _monai_multi_scale,

@@ -10,8 +10,8 @@ from hypothesis.strategies import SearchStrategy
 from twinloss import fast, reference
 from twinloss.harness.drawing import segmentation_options as seg
 from twinloss.harness.drawing.segmentation_cases import segmentation
-from twinloss.harness.judging.truth import reference_options
-from twinloss.harness.losses import bounds, gradient_term_sizes, peers
+from twinloss.harness.judging.nearby import reference_options
+from twinloss.harness.losses import bounds, gradient_term_sizes, lost_digits, peers
 from twinloss.harness.losses import segmentation_laws as laws
 from twinloss.harness.losses.benchmark_inputs import counted, labelled
 from twinloss.harness.losses.module_laws import PROTOCOL
@@ -23,9 +23,11 @@ from twinloss.reference.steps.segmentation import probabilities
 # Attributes that all segmentation losses share.
 OF_SEGMENTATION: dict[str, Any] = {"cases": segmentation, "slopes": seg.slopes_of_arguments}
 SMOOTHED = ("smooth_nr", "smooth_dr")
+ON_LABELS = {"softmax": True, "to_onehot_y": True}
 # Attributes that all losses of overlaps with a choice of activations share.
 OF_OVERLAP: dict[str, Any] = OF_SEGMENTATION | {
     "domain": seg.probabilities_if_not_activated, "constants": SMOOTHED, "kinks": seg.ties_matter,
+    "lost_digits": lost_digits.OVERLAP,
 }  # fmt: skip
 
 DICE = Twin(
@@ -39,10 +41,13 @@ DICE = Twin(
     **OF_OVERLAP,
     allowed=seg.one_activation,
     logits=seg.logits_in,
-    slope=gradient_term_sizes.dice_slope,
+    terms=gradient_term_sizes.dice_loss,
     bounds=bounds.overlap,
     laws=laws.SEGMENTATION + laws.JACCARD + laws.WEIGHT + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
+    shards=(ON_LABELS, {**ON_LABELS, "squared_pred": True, "weight": (1.0, 2.0, 3.0), "ignore_index": 2},
+            {"sigmoid": True, "to_onehot_y": True, "jaccard": True, "include_background": False}),
+    compiles_first=True,
     benches=(
         labelled("DiceLoss", others=peers.dice),
         counted("sigmoid", "DiceLoss", {"sigmoid": True, "to_onehot_y": True}),
@@ -61,7 +66,7 @@ MASKED_DICE = Twin(
     **OF_OVERLAP,
     allowed=seg.one_activation,
     logits=seg.logits_in,
-    slope=gradient_term_sizes.dice_slope,
+    terms=gradient_term_sizes.dice_loss,
     bounds=bounds.overlap,
     laws=laws.SEGMENTATION + laws.JACCARD + laws.WEIGHT + laws.MASKED + PROTOCOL,
     real=(LABELS_IN_MASK, SOFT_LABELS_IN_MASK),
@@ -79,10 +84,11 @@ TVERSKY = Twin(
     **OF_OVERLAP | {"constants": (*SMOOTHED, "alpha", "beta")},
     allowed=seg.one_activation,
     logits=seg.logits_in,
-    slope=gradient_term_sizes.dice_slope,
+    terms=gradient_term_sizes.dice_loss,
     bounds=bounds.overlap,
     laws=laws.SEGMENTATION + laws.WEIGHT + laws.TVERSKY + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
+    shards=({**ON_LABELS, "alpha": 0.3, "beta": 0.7},),
     benches=(labelled("TverskyLoss", others=peers.tversky),),
 )  # fmt: skip
 
@@ -103,6 +109,7 @@ FOCAL_TVERSKY = Twin(
     bounds=bounds.power_of_overlap,
     laws=laws.SEGMENTATION + laws.WEIGHT + laws.FOCAL_TVERSKY + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
+    shards=({**ON_LABELS, "gamma": (0.5, 1.0, 2.0)},),
     benches=(labelled(None),),
 )  # fmt: skip
 
@@ -145,6 +152,8 @@ MATTHEWS_CORRELATION = Twin(
     bounds=bounds.matthews_correlation,
     laws=laws.SEGMENTATION + laws.WEIGHT + laws.MATTHEWS_CORRELATION + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
+    shards=({**ON_LABELS, "ignore_index": 2},),
+    unlike_monai=True,
     benches=(labelled("MCCLoss"),),
 )  # fmt: skip
 
@@ -189,13 +198,15 @@ GENERALIZED_WASSERSTEIN_DICE = Twin(
     required=("dist_matrix",),
     constants=SMOOTHED,
     logits=lambda options: True,
-    slope=gradient_term_sizes.wasserstein_slope,
+    terms=gradient_term_sizes.wasserstein_loss,
     bounds=bounds.overlap,
     laws=laws.WASSERSTEIN + PROTOCOL,
     real=(
         LABELS.having(dist_matrix=FOUR_CLASSES),
         LABELS.having("labels, GDL", dist_matrix=FOUR_CLASSES, weighting_mode="GDL"),
     ),
+    unlike_monai=True,
+    compiles_first=True,
     benches=(
         labelled(
             "GeneralizedWassersteinDiceLoss",
@@ -217,6 +228,8 @@ FOCAL = Twin(
     bounds=bounds.not_negative,
     laws=laws.FOCAL + PROTOCOL,
     real=(LABELS.having(to_onehot_y=True), SOFT_LABELS.having(include_background=False)),
+    unlike_monai=True,
+    compiles_first=True,
     benches=(
         labelled(
             "FocalLoss",
@@ -240,7 +253,7 @@ COMPOUND: dict[str, tuple[Any, ...]] = {
 OF_COMPOUND: dict[str, Any] = OF_OVERLAP | {
     "allowed": seg.one_activation_and_one_weight,
     "logits": lambda options: True,
-    "slope": gradient_term_sizes.dice_slope,
+    "terms": gradient_term_sizes.dice_loss,
     "bounds": bounds.overlap_and_entropy,
 }
 
@@ -260,6 +273,8 @@ DICE_CE = Twin(
     **OF_COMPOUND,
     laws=laws.DICE_CE + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
+    shards=({**ON_LABELS, "label_smoothing": 0.1, "ce_weight": (1.0, 2.0, 3.0)},),
+    compiles_first=True,
     benches=(
         labelled("DiceCELoss", others=peers.cross_entropy),
         counted("soft target", "DiceCELoss", {"softmax": True}, soft=True),
@@ -276,6 +291,8 @@ DICE_FOCAL = Twin(
     **OF_COMPOUND,
     laws=laws.DICE_FOCAL + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
+    shards=({**ON_LABELS, "gamma": 0.5},),
+    unlike_monai=True,
     benches=(
         labelled(
             "DiceFocalLoss",
@@ -300,6 +317,8 @@ GENERALIZED_DICE_FOCAL = Twin(
     bounds=bounds.generalized_overlap_and_entropy,
     laws=laws.GENERALIZED_DICE_FOCAL + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
+    shards=({**ON_LABELS, "gamma": 0.5},),
+    unlike_monai=True,
     benches=(
         labelled(
             "GeneralizedDiceFocalLoss",

@@ -408,8 +408,8 @@ GENERALIZED_DICE_FOCAL = (
     Law("without the focal term it is generalised Dice", _generalized_dice_alone,
         {"lambda_focal": 0.0, "lambda_gdl": 1.0, "reduction": "mean"}),
 )  # fmt: skip
-_REGIONS = {"multilabel": True, "to_onehot_y": False, "weight": None, "ce_weight": None, "ignore_index": None,
-            "reduction": "mean"}  # fmt: skip
+_REGIONS = {"multilabel": True, "sigmoid": True, "to_onehot_y": False, "weight": None, "ce_weight": None,
+            "ignore_index": None, "reduction": "mean"}  # fmt: skip
 _ENTROPY = {**_REGIONS, "lambda_dice": 0.0, "lambda_ce": 1.0, "label_smoothing": 0.0}
 DICE_CE = (
     BOUNDED, needing(MEAN, ignore_index=None, weight=None, ce_weight=None, to_onehot_y=True), NO_ORDER, FLIPS, ONE_HOT,
@@ -417,8 +417,8 @@ DICE_CE = (
     Law("regions have torch's binary cross entropy", _regions_are_binary_cross_entropy, _ENTROPY, _finite_in_channels),
     Law("regions have the sigmoid focal loss with gamma = 0", _regions_are_focal_without_focus, _ENTROPY,
         _finite_in_channels),
-    Law("regions are independent", _regions_are_independent, {**_REGIONS, "sigmoid": True, "include_background": True}),
-    Law("one region is a binary problem", _one_region_is_binary, {"multilabel": True}, _one_channel),
+    Law("regions are independent", _regions_are_independent, {**_REGIONS, "include_background": True}),
+    Law("one region is a binary problem", _one_region_is_binary, {"multilabel": True, "sigmoid": True}, _one_channel),
     Law("the scale of ce_weight does not change the mean", _ignores_the_scale_of("ce_weight"),
         {"ce_weight": PER_CHANNEL, "weight": None, "reduction": "mean", "multilabel": False}, _classes_are_counted),
 )  # fmt: skip

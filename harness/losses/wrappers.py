@@ -165,6 +165,7 @@ def monai_masked(classes: int) -> Callable[[Any], LossFunction]:
 DEEP_SUPERVISION = Twin(
     name="deep_supervision",
     fast=DeepSupervision,
+    wraps=fast.DeepSupervisionLoss,
     value=deep_supervision,
     gradient=deep_supervision_gradient,
     operands=("input", "target"),
@@ -177,7 +178,7 @@ DEEP_SUPERVISION = Twin(
     **OF_OVERLAP,
     allowed=seg.one_activation,
     logits=seg.logits_in,
-    slope=gradient_term_sizes.dice_slope,
+    terms=gradient_term_sizes.dice_loss,
     bounds=bounds.deep_supervision,
     laws=laws.DEEP_SUPERVISION + PROTOCOL,
     real=(LABELS, SOFT_LABELS),
@@ -239,6 +240,7 @@ def _allowed(options: Mapping[str, Any]) -> bool:
 MASKED = Twin(
     name="masked",
     fast=Masked,
+    wraps=fast.MaskedLoss,
     value=masked,
     gradient=masked_gradient,
     operands=("input", "target", "mask"),

@@ -20,3 +20,13 @@ class Answer:
     gradient: Array
     outputs: tuple[Array, ...] = ()
     gradients: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def all_outputs(self) -> tuple[Array, ...]:
+        """All outputs; those of our losses are the value."""
+        return self.outputs or (self.value,)
+
+    @property
+    def all_gradients(self) -> tuple[Array, ...]:
+        """The gradients with respect to all inputs under test."""
+        return tuple(self.gradients.values()) or (self.gradient,)

@@ -46,6 +46,7 @@ class ArraySpec:
     finite: bool = True
     make: Callable[[np.random.Generator, tuple[int, ...]], Any] | None = None
     logits: bool = False
+    exact: bool = False
 
     @property
     def floating(self) -> bool:
@@ -96,6 +97,7 @@ def arrays(
     finite: bool = True,
     make: Callable[[np.random.Generator, tuple[int, ...]], Any] | None = None,
     logits: bool = False,
+    exact: bool = False,
 ) -> ArraySpec:
     """Describe the arrays to draw for an input.
 
@@ -111,6 +113,7 @@ def arrays(
         make: makes the numbers from a NumPy generator and a shape, if `low` and `high` cannot describe them.
         logits: whether an exponential is applied to the numbers. A relative error of a roundoff in exp(x) equals an
             absolute error of a roundoff in x, so that small numbers are perturbed by as much as 1.
+        exact: whether whole numbers are exact, as the 0 and 1 of a hard target are, so that they are not perturbed.
 
     Raises:
         PairError: if the arguments contradict each other; the message says how to mend them.
@@ -132,7 +135,16 @@ def arrays(
     if low is not None and high is not None and low > high:
         raise PairError(f"no number is at least low={low} and at most high={high}")
     return ArraySpec(
-        names, dtype, 0 if below is not None and low is None else low, high, below, tuple(also), finite, make, logits
+        names,
+        dtype,
+        0 if below is not None and low is None else low,
+        high,
+        below,
+        tuple(also),
+        finite,
+        make,
+        logits,
+        exact,
     )
 
 
@@ -158,6 +170,16 @@ class Pair:
         gradient: the gradient of the reference, `gradient(*inputs, cotangent=…, **options)`. It returns an array for
             each input in `wrt`. Without it, the reference is differentiated numerically.
         fast_gradient: the same for the fast function, if it has no autograd.
+        kinks: whether the gradient may jump under some options, as at a tie or a clamp; it then may lie between the
+            derivatives to both sides.
+        unit: the magnitude of the terms that the outputs subtract, if it is known, such as 1 in 1 - Dice.
+        precise: whether the fast function is held to the bounds of a careful implementation, which leave no room for
+            long sums in low precision. This needs `gradient`.
+        constants: the options that are real numbers and so are rounded like the inputs; by default those of which some
+            value is no whole number.
+        terms: computes from a `Truth` the magnitude of the terms that each number of the gradient adds or subtracts;
+            None if these are not larger than the gradient.
+        value_terms: the same for the output of a precise function.
         sizes: the sizes to try for some axes, the most ordinary first; a 0 among them allows empty arrays.
         names: maps our names of inputs, options and axes to the names of the fast function's parameters.
         state: maps inputs to the parameters or buffers of a module that hold them.
@@ -180,6 +202,12 @@ class Pair:
     blocks: str = ""
     gradient: Callable[..., Any] | None = None
     fast_gradient: Any = None
+    kinks: Callable[[Mapping[str, Any]], bool] = lambda options: True
+    unit: float = 0.0
+    precise: bool = False
+    constants: str | tuple[str, ...] | None = None
+    terms: Callable[[Any], Array | None] | None = None
+    value_terms: Callable[[Any], Array] | None = None
     sizes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     state: Mapping[str, str] = field(default_factory=dict)
@@ -196,9 +224,10 @@ class Pair:
         Raises:
             PairError: if it does.
         """
-        for name in ("wrt", "writes", "results"):
+        for name in ("wrt", "writes", "results", "constants"):
             given = getattr(self, name)
-            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+            if given is not None:
+                object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
         for which in ("options", "tuning"):
             tried = {name: _tried(name, values) for name, values in getattr(self, which).items()}
             object.__setattr__(self, which, tried)
@@ -283,6 +312,14 @@ def _check_names(pair: Pair) -> None:
     for name in pair.names:
         if name not in (*pair.inputs, *pair.all_options(), *pair.axes(), *pair.writes):
             raise PairError(_unknown("names", name, [*pair.inputs, *pair.all_options(), *pair.axes()], "name"))
+    for name in pair.constants or ():
+        if name not in pair.options:
+            raise PairError(_unknown("constants", name, pair.options, "option"))
+    for which in ("kinks", "allowed", "domain"):
+        if not callable(getattr(pair, which)):
+            raise PairError(f"{which} is a function, as in {which}=lambda case: True, got {getattr(pair, which)!r}")
+    if pair.precise and pair.gradient is None:
+        raise PairError("precise=True needs the closed form of the gradient: give gradient=, or leave it out")
     for name in pair.state:
         if name not in pair.inputs:
             raise PairError(_unknown("state", name, pair.inputs, "input"))

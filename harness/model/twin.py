@@ -167,7 +167,7 @@ class Twin:
         fast: the torch module.
         value: the reference, `value(*operands, **options)`.
         gradient: the closed-form gradient of the reference; it also takes `cotangent` and, for each option that is an
-            `Elementwise`, `<option>_derivative`.
+            `Elementwise`, `<option>_derivative`. None if the reference is to be differentiated numerically.
         operands: the names of the arguments, in order; the gradient is with respect to the first one.
         options: the values to try for each option, the default first.
         cases: makes a strategy of cases for a dtype. Options that are given are kept. The last argument asks for large
@@ -175,14 +175,14 @@ class Twin:
         allowed: whether a combination of options is valid.
         domain: whether the values of a case suit its options, as those of drawn cases do.
         unit: the magnitude of the terms that the loss may subtract (1 - Dice: 1).
+        precise: whether the fast twin is judged by the bounds of a careful implementation; see judgement.py.
         channels: the smallest number of input channels.
         required: options without a default; the first of their values is used in its place.
         constants: options that are real numbers, and so are rounded like the input.
         logits: whether the input holds logits. Then a relative error of one roundoff in exp(x) equals an absolute error
             of one roundoff in x, however small x is.
-        slope: computes dL/dp from a truth, where p is the softmax of the input; None without a softmax.
         terms: computes from a truth the magnitude of the terms that are added or subtracted in each element of the
-            gradient.
+            gradient; None if these are not larger than the gradient.
         value_terms: the same for each element of the value, if its condition numbers do not cover its rounding errors.
         kinks: whether the loss has kinks under these options (clamp, tie); see judgement.py.
         ranks: the spatial ranks to draw, of those that the loss supports.
@@ -199,24 +199,31 @@ class Twin:
         laws: relations that must hold between answers of the fast twin.
         real: cases on real images.
         benches: the benchmarks that `twinloss bench` runs; `warmup` and `reliability` use the first one.
+        wraps: the class in `twinloss.fast`, if `fast` is a module of the harness around it.
+        shards: options with which `reliability` computes the loss on several ranks; without any, and if the loss takes
+            a process group, those of the first benchmark.
+        unlike_monai: whether MONAI defines the loss in another way, so that the two train differently: for example, the
+            focal term of its Dice + focal uses a sigmoid, see reports/errata.md.
+        lost_digits: why cases may be degraded, that is, which digits the formula itself loses in a dtype.
+        compiles_first: whether `warmup` compiles the kernels of this loss before those of others, which share them.
     """
 
     name: str
     fast: type[torch.nn.Module]
     value: Callable[..., Any]
-    gradient: Callable[..., Any]
+    gradient: Any
     operands: tuple[str, ...]
     options: Mapping[str, tuple[Any, ...]]
     cases: Callable[[Twin, str, Mapping[str, Any], Law | None, bool], SearchStrategy[Case]]
     allowed: Callable[[Mapping[str, Any]], bool] = lambda options: True
     domain: Callable[[Case], bool] = lambda case: True
     unit: float = 1.0
+    precise: bool = True
     channels: int = 1
     required: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
     logits: Callable[[Mapping[str, Any]], bool] = lambda options: False
-    slope: Callable[[Any], Array | None] = lambda truth: None
-    terms: Callable[[Any], Array] | None = None
+    terms: Callable[[Any], Array | None] | None = None
     value_terms: Callable[[Any], Array] | None = None
     kinks: Callable[[Mapping[str, Any]], bool] = lambda options: False
     ranks: tuple[int, ...] = (0, 1, 2, 3)
@@ -232,6 +239,48 @@ class Twin:
     laws: tuple[Law, ...] = ()
     real: tuple[RealCase, ...] = ()
     benches: tuple[BenchmarkSpec, ...] = ()
+    wraps: type[torch.nn.Module] | None = None
+    shards: tuple[Mapping[str, Any], ...] = ()
+    unlike_monai: bool = False
+    lost_digits: str = ""
+    compiles_first: bool = False
+
+    @property
+    def public(self) -> type[torch.nn.Module]:
+        """The class in `twinloss.fast`."""
+        return self.wraps or self.fast
+
+    @property
+    def of_fields(self) -> bool:
+        """Whether the argument is a displacement field."""
+        return self.operands == ("pred",)
+
+    @property
+    def of_images(self) -> bool:
+        """Whether the arguments are two images."""
+        return self.operands == ("pred", "target")
+
+    @property
+    def of_registration(self) -> bool:
+        """Whether this is a loss of fields or images, and not of a segmentation."""
+        return self.of_fields or self.of_images
+
+    @property
+    def wrt(self) -> tuple[str, ...]:
+        """The arguments with respect to which the gradient is judged."""
+        return self.operands[:1] if self.pair is None else tuple(self.pair.wrt)
+
+    def block_axes(self, name: str, ndim: int) -> tuple[int, ...]:
+        """Return the axes of blocks in the gradient with respect to an argument; by default, items and channels."""
+        return tuple(range(min(2, ndim))) if self.pair is None else self.pair.block_axes(name, ndim)
+
+    def is_exact(self, name: str) -> bool:
+        """Return whether whole numbers in an argument are exact, as the labels 0 and 1 in a target are."""
+        return name != self.operands[0] if self.pair is None else self.pair.inputs[name].exact
+
+    def has_logits(self, name: str, options: Mapping[str, Any]) -> bool:
+        """Return whether an argument holds logits."""
+        return self.logits(options) if self.pair is None else self.pair.inputs[name].logits
 
     def laws_for(self, dtype: str) -> tuple[Law, ...]:
         """Return the laws that apply to a dtype under test."""

@@ -14,7 +14,6 @@ import torch
 
 from twinloss.harness.model.operand import widened
 from twinloss.harness.reliability.everyday import Everyday, everyday
-from twinloss.harness.reliability.numerics import REGISTRATION
 from twinloss.harness.reliability.registry import Row, line
 
 JUNK: tuple[Any, ...] = (
@@ -32,7 +31,7 @@ def options_of(each: Everyday, rng: random.Random) -> dict[str, Any]:
     # The records of wrappers name the loss that they wrap, and take its options as keyword arguments.
     of_twin = [name for name in each.twin.options if name not in ("loss", "ndim")]
     named = [name for name in inspect.signature(each.twin.fast).parameters if name != "process_group"]
-    names = of_twin if each.name in ("multi_scale", "deep_supervision", "masked") else named
+    names = of_twin if each.twin.wraps else named
     made = each.options
     for name in rng.sample(names, min(len(names), rng.choice((0, 1, 1, 2)))):
         made[name] = rng.choice(JUNK)
@@ -97,7 +96,7 @@ def _compared(each: Everyday, options: dict[str, Any], given: list[Any], answer:
     value = widened(answer)
     try:
         with np.errstate(all="ignore"):
-            arrays = [_array(x, each.name not in REGISTRATION) for x in given]
+            arrays = [_array(x, not each.twin.of_registration) for x in given]
             if "spatial_dims" in options:  # an alias of ndim, which the reference does not have
                 options = {"ndim": options["spatial_dims"], **options} if options["spatial_dims"] else {**options}
                 del options["spatial_dims"]

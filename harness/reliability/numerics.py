@@ -17,9 +17,6 @@ from twinloss.harness.model.twin import Case
 from twinloss.harness.reliability.everyday import Everyday, everyday, step
 from twinloss.harness.reliability.registry import Row, line
 
-FIELDS, IMAGES = ("bending_energy", "diffusion"), ("lncc", "mutual_information", "multi_scale")
-REGISTRATION = FIELDS + IMAGES
-
 
 def hard_case(each: Everyday, size: int, dtype: str) -> Case:
     """Return a case that is difficult in low precision.
@@ -28,13 +25,13 @@ def hard_case(each: Everyday, size: int, dtype: str) -> Case:
     values of the input are numbers that both half-precision types represent, so that one reference serves both.
     """
     values: list[Array] = [x[:1].numpy().copy() for x in each.arguments(size)]
-    if each.name not in REGISTRATION:
+    if not each.twin.of_registration:
         logits, labels = values[:2]
         labels[labels > 1] = 0
         labels[0, 0, size // 2, size // 2, size // 2] = 2
         far = logits[..., : size // 4]
         far *= 1e4 / np.abs(far).max()
-    elif each.name not in FIELDS:
+    elif each.twin.of_images:
         for image in values:
             image[..., size // 3 :] = 0
     values[0] = torch.from_numpy(values[0]).bfloat16().half().float().numpy()
@@ -81,7 +78,7 @@ def autocast(quick: bool) -> Iterator[Row]:
                     loss = each.module()
                     with torch.autocast("cpu", dtype):
                         made = layer(x)
-                        if each.name in IMAGES:
+                        if each.twin.of_images:
                             made = made.sigmoid()
                         value = loss(made, *rest)
                     outside = loss(made.detach(), *rest)

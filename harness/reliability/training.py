@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations, zip_longest
 from pathlib import Path
 
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 from twinloss import fast
 from twinloss.harness.data.brain import load_brain
 from twinloss.harness.judging.answers import expected_warnings_silent
+from twinloss.harness.model.twin import Twin
 from twinloss.harness.reliability.everyday import Everyday, everyday
-from twinloss.harness.reliability.numerics import FIELDS, REGISTRATION
 from twinloss.harness.reliability.registry import Row, line
 
-EDGE, PATCHES, CLASSES = 32, 2, 4
+PATCHES, CLASSES = 2, 4
 # Rounding errors grow as a network trains. So where MONAI computes the same loss, its curve may differ from ours by
 # FACTOR times the distance among its own curves from STARTS starts, which differ only in their last bits. As the curves
 # are float32, ROUNDOFFS roundoffs of the first loss are added. This must hold for the FIRST steps, before errors have
@@ -27,19 +28,6 @@ EDGE, PATCHES, CLASSES = 32, 2, 4
 # was 2 % away from all others.
 FACTOR, STARTS, ROUNDOFFS, FIRST = 3, 5, 8, 10
 ROUNDOFF = 2.0**-24
-# Losses that MONAI defines differently. For example, the focal term of its Dice + focal uses a sigmoid. For Wasserstein
-# Dice, and for generalised Dice with an absent class, see reports/errata.md.
-UNLIKE = (
-    "dice_focal",
-    "diffusion",
-    "focal",
-    "generalized_dice_focal",
-    "generalized_wasserstein_dice",
-    "lncc",
-    "matthews_correlation",
-    "multi_scale",
-    "mutual_information",
-)
 
 
 @dataclass
@@ -116,8 +104,8 @@ def _descend(optimizer: torch.optim.Optimizer, value: Tensor) -> None:
     optimizer.step()
 
 
-def patches() -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield T1 patches and their labels at random places of the brain, without end.
+def patches(edge: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield cubes of T1 with their labels, from random places of the brain, without end.
 
     Each patch contains all classes, because MONAI's generalised Dice treats an absent class differently.
     """
@@ -126,17 +114,17 @@ def patches() -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         pairs = []
         for _ in range(PATCHES):
-            place = _place(t1.shape, generator)
+            place = _place(t1.shape, edge, generator)
             while len(torch.unique(labels[place])) < CLASSES:
-                place = _place(t1.shape, generator)
+                place = _place(t1.shape, edge, generator)
             pairs.append((t1[place], labels[place]))
         yield torch.stack([a for a, _ in pairs])[:, None], torch.stack([b for _, b in pairs])[:, None]
 
 
-def _place(shape: Sequence[int], generator: torch.Generator) -> tuple[slice, ...]:
+def _place(shape: Sequence[int], edge: int, generator: torch.Generator) -> tuple[slice, ...]:
     """Return the position of a patch in the middle half of the image."""
-    corner = (int(torch.randint(n // 4, 3 * n // 4 - EDGE, (1,), generator=generator).item()) for n in shape)
-    return tuple(slice(start, start + EDGE) for start in corner)
+    corner = (int(torch.randint(n // 4, 3 * n // 4 - edge, (1,), generator=generator).item()) for n in shape)
+    return tuple(slice(start, start + edge) for start in corner)
 
 
 def dice_score(logits: Tensor, labels: Tensor) -> float:
@@ -157,19 +145,15 @@ def perturb(start: Sequence[Tensor], seed: int) -> None:
             tensor.mul_(1 + 2 * ROUNDOFF * (2 * torch.rand(tensor.shape, generator=generator) - 1))
 
 
-# Losses that take a mask.
-MASKED = ("masked_dice", "masked")
-
-
-def segment(loss: Callable[..., Tensor], name: str, steps: int, seed: int = 0) -> Curve:
-    """Train the network with a loss; a non-zero seed perturbs its initial weights."""
+def segment(loss: Callable[..., Tensor], twin: Twin, steps: int, seed: int = 0, edge: int = 32) -> Curve:
+    """Train the network with a loss, on patches with this edge; a non-zero seed perturbs its initial weights."""
     torch.manual_seed(0)
-    network, source = UNet(), patches()
+    network, source = UNet(), patches(edge)
     perturb(list(network.parameters()), seed)
     # SGD reveals a gradient with a wrong scale. The steps of Adam do not depend on the scale.
     optimizer = torch.optim.SGD(network.parameters(), 0.3, momentum=0.9, nesterov=True)
     held_out, truth = next(source)
-    more = (torch.ones_like(held_out),) if name in MASKED else ()
+    more = (torch.ones_like(held_out),) if "mask" in twin.operands else ()
 
     def state() -> tuple[float, float]:
         """Return loss and score of held-out patches; the loss of a step also depends on its patches."""
@@ -184,7 +168,7 @@ def segment(loss: Callable[..., Tensor], name: str, steps: int, seed: int = 0) -
         _descend(optimizer, value)
         losses.append(float(value.detach()))
     last, after = state()
-    return Curve(name, losses, before, after, fall=(first, last))
+    return Curve(twin.name, losses, before, after, fall=(first, last))
 
 
 def pair() -> tuple[Tensor, Tensor]:
@@ -204,7 +188,7 @@ def warp(image: Tensor, field: Tensor) -> Tensor:
     return moved
 
 
-def register(loss: Callable[..., Tensor], name: str, steps: int, seed: int = 0) -> Curve:
+def register(loss: Callable[..., Tensor], twin: Twin, steps: int, seed: int = 0) -> Curve:
     """Optimise a displacement field so that the warped moving image matches the fixed one.
 
     For a loss of fields, start from a random field and smooth it.
@@ -212,44 +196,44 @@ def register(loss: Callable[..., Tensor], name: str, steps: int, seed: int = 0) 
     fixed, moving = pair()
     generator = torch.Generator().manual_seed(1)
     start = torch.zeros(1, 3, 12, 12, 12)
-    if name in FIELDS:
+    if twin.of_fields:
         start = 0.05 * torch.randn(start.shape, generator=generator)
     perturb([start], seed)
     coarse = start.requires_grad_()
-    smoothing = name == "bending_energy"  # has a peer: SGD reveals a wrong scale, see `segment`
+    smoothing = twin.name == "bending_energy"  # has a peer: SGD reveals a wrong scale, see `segment`
     optimizer = torch.optim.SGD([coarse], 1e-2, momentum=0.9) if smoothing else torch.optim.Adam([coarse], 5e-3)
 
     def score() -> float:
         with torch.no_grad():
-            if name in FIELDS:
+            if twin.of_fields:
                 return float(fast.BendingEnergyLoss(stencil="wide")(coarse))
             return float((warp(moving, _fine(coarse, fixed)) - fixed).square().mean())
 
     losses, before = [], score()
     for _ in range(steps):
         fine = _fine(coarse, fixed)
-        value = loss(coarse * 24) if name in FIELDS else loss(warp(moving, fine), fixed)
+        value = loss(coarse * 24) if twin.of_fields else loss(warp(moving, fine), fixed)
         _descend(optimizer, value)
         losses.append(float(value.detach()))
-    return Curve(name, losses, before, score(), fall=(losses[0], losses[-1]))
+    return Curve(twin.name, losses, before, score(), fall=(losses[0], losses[-1]))
 
 
 def _fine(coarse: Tensor, image: Tensor) -> Tensor:
     return nn.functional.interpolate(coarse, image.shape[2:], mode="trilinear", align_corners=True)
 
 
-def train(each: Everyday, steps: int, with_peer: bool) -> Curve:
+def train(each: Everyday, steps: int, with_peer: bool, edge: int) -> Curve:
     """Train with our loss and, if MONAI computes the same loss, with MONAI's."""
-    run = register if each.name in REGISTRATION else segment
+    run = register if each.twin.of_registration else partial(segment, edge=edge)
     with expected_warnings_silent():
-        curve = run(each.module(), each.name, steps)
+        curve = run(each.module(), each.twin, steps)
         bench = each.twin.usual
-        if with_peer and bench.peer and each.name not in UNLIKE:
+        if with_peer and bench.peer and not each.twin.unlike_monai:
             import monai.losses  # type: ignore[import-untyped, unused-ignore]
 
             peer = bench.peer(monai.losses)
             warnings.simplefilter("ignore")  # warnings of MONAI do not matter here
-            curve.peer, *curve.others = (run(peer, each.name, steps, seed).losses for seed in range(STARTS))
+            curve.peer, *curve.others = (run(peer, each.twin, steps, seed).losses for seed in range(STARTS))
     return curve
 
 
@@ -262,13 +246,14 @@ def trainings(quick: bool) -> Iterator[Row]:
     """The loss falls, the score improves, and the curve is that of MONAI where MONAI computes the same."""
     CURVES.clear()
     for each in everyday():
-        steps = 12 if quick else 200 if each.name not in REGISTRATION else 150
-        curve = train(each, steps, with_peer=not quick or each.name == "bending_energy")
+        steps = 12 if quick else 150 if each.twin.of_registration else 200
+        with_peer = not quick or each.name == "bending_energy"
+        curve = train(each, steps, with_peer, edge=16 if quick else 32)
         CURVES.append(curve)
-        of_images = each.name in REGISTRATION
+        of_images = each.twin.of_registration
         first, last = curve.fall
         better = curve.after < curve.before if of_images else curve.after > curve.before
-        score = "bending energy" if each.name in FIELDS else "image distance" if of_images else "Dice score"
+        score = "bending energy" if each.twin.of_fields else "image distance" if of_images else "Dice score"
         told = f"loss {first:.3g} to {last:.3g}, {score} {curve.before:.3g} to {curve.after:.3g}"
         if curve.peer:
             told += f"; {curve}"

@@ -21,6 +21,7 @@ KNOWN = {
     "errata-kornia": "twinloss audit kornia --seed 0 --out reports",
     "errata-segmentation_models_pytorch": "twinloss audit segmentation_models_pytorch --seed 0 --out reports",
     "errata-neurite": "twinloss audit neurite --seed 0 --out reports",
+    "errata-torch": "twinloss audit torch --seed 0 --out reports",
     "errata-scipy": "twinloss audit scipy --seed 0 --out reports",
 }
 TITLES = {

@@ -73,7 +73,8 @@ class Record:
     @property
     def gradient(self) -> Callable[..., Any]:
         """The function of its gradient in closed form."""
-        return getattr(reference, f"{self.reference}_gradient") if self.reference else self.twin.gradient
+        found: Callable[..., Any] = self.twin.gradient
+        return getattr(reference, f"{self.reference}_gradient") if self.reference else found
 
     @property
     def module(self) -> ModuleType:

@@ -1,9 +1,13 @@
-"""Long lists of options, which are written once as a dataclass and shown in every signature."""
+"""Options: long lists are written once as a dataclass and shown in every signature, and flags are no numbers."""
 
 import inspect
 from collections.abc import Callable
 from dataclasses import fields
+from functools import wraps
+from numbers import Integral
 from typing import Any, TypeVar
+
+import numpy as np
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -31,9 +35,41 @@ def takes(options: type[Any]) -> Callable[[Function], Function]:
         bare = [p.replace(annotation=p.empty) for p in named]  # array types would make it long
         shown = inspect.Signature(sorted(bare, key=lambda p: p.kind))
         function.__signature__ = shown  # type: ignore[attr-defined]
-        return function
+        return typed(function)
 
     return show
+
+
+def typed(function: Function) -> Function:
+    """Let a function raise an error if an option is a flag where a number is expected, or the other way round.
+
+    The flags are the keyword-only arguments with the default True or False. The numbers 0 and 1 also count as flags.
+
+    >>> @typed
+    ... def loss(input, *, weight=1.0, batch=False): ...
+    >>> loss(None, weight=[True, 2.0])
+    Traceback (most recent call last):
+        ...
+    TypeError: weight must hold numbers, got the boolean [True, 2.0]
+    """
+    parameters = inspect.signature(function).parameters.values()
+    options = {p.name: isinstance(p.default, bool) for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    @wraps(function)
+    def checked(*args: Any, **given: Any) -> Any:
+        for name, value in given.items():
+            if name in options and name not in ("mask", "cotangent"):
+                _check(name, value, options[name])
+        return function(*args, **given)
+
+    return checked  # type: ignore[return-value]
+
+
+def _check(name: str, value: Any, is_flag: bool) -> None:
+    if is_flag and not (isinstance(value, (Integral, np.bool_)) and value in (0, 1)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    if not is_flag and any(isinstance(each, (bool, np.bool_)) for each in np.asarray(value, dtype=object).ravel()):
+        raise TypeError(f"{name} must hold numbers, got the boolean {value!r}")
 
 
 def only(options: type[Any], given: Any) -> dict[str, Any]:

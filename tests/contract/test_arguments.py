@@ -13,8 +13,10 @@ from loss_options import (
     MATRIX,
     MODES,
     REDUCTIONS,
+    REGISTRATION,
     SOFTMAX,
     WINDOWS,
+    activations,
     for_labels,
     grid,
     registration_arguments,
@@ -67,7 +69,8 @@ def layouts(x):
         DiceCELoss: [SOFTMAX],
         DiceFocalLoss: grid([SOFTMAX], REDUCTIONS),
         GeneralizedDiceFocalLoss: [SOFTMAX],
-    }
+    },
+    others=activations,
 )
 def test_layout_of_logits_and_labels_does_not_matter(form, loss_class, options):
     x, y = logits(2, 3, 6, 5, 4), labels(2, 1, 6, 5, 4)
@@ -89,7 +92,9 @@ def test_layout_of_logits_and_labels_does_not_matter(form, loss_class, options):
         LocalNormalizedCrossCorrelationLoss: REDUCTIONS,
         GlobalMutualInformationLoss: HISTOGRAMS,
         MultiScaleLoss: [{"scales": [0, 1.5]}],
-    }
+    },
+    others=[{}],
+    of=REGISTRATION,
 )
 def test_layout_of_a_field_and_of_images_does_not_matter(form, loss_class, options):
     doubles = loss_class in (LocalNormalizedCrossCorrelationLoss, MultiScaleLoss)

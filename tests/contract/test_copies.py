@@ -16,6 +16,7 @@ from loss_options import (
     grid,
     registration_arguments,
     registration_loss,
+    usual,
     with_options,
 )
 from support import labels, logits
@@ -112,7 +113,8 @@ BLUR = {"scales": [0, 0.3, 1.7], "kernel": "cauchy", "reduction": "sum", "normal
             {"num_bins": 9, "sigma_ratio": 0.7, "reduction": "sum", "smooth_nr": 1e-3, "smooth_dr": 1e-5}
         ],
         fast.MultiScaleLoss: [BLUR | {"loss": fast.LocalNormalizedCrossCorrelationLoss(2, **WINDOW)}],
-    }
+    },
+    others=usual,
 )
 def test_options_survive_half_copying_and_pickling_in_float64(loss_class, options):
     if loss_class in REGISTRATION:

@@ -5,21 +5,14 @@ import warnings
 
 import pytest
 import torch
+from loss_options import taking
 from support import BACKENDS, labels, logits, one_hot, soft
 from torch._subclasses import FakeTensorMode
 
 from twinloss import fast
 from twinloss.fast.runtime import dispatch
 
-OVERLAPPING = [
-    fast.DiceLoss,
-    fast.MaskedDiceLoss,
-    fast.TverskyLoss,
-    fast.FocalTverskyLoss,
-    fast.MatthewsCorrelationLoss,
-    fast.GeneralizedDiceLoss,
-]
-TAKE_DENSE_TARGETS = [*OVERLAPPING, fast.FocalLoss, fast.DiceCELoss, fast.DiceFocalLoss]
+TAKE_DENSE_TARGETS = [*taking("to_onehot_y"), fast.MaskedDiceLoss]
 EVERY_LOSS = pytest.mark.parametrize("loss_class", TAKE_DENSE_TARGETS, ids=lambda c: c.__name__)
 MASK_OF_255 = 255 * one_hot(labels(2, 1, 6)).to(torch.uint8)
 

@@ -18,9 +18,11 @@ from loss_options import (
     SPACING,
     STENCILS,
     WINDOWS,
+    for_labels,
     grid,
     registration_arguments,
     registration_loss,
+    usual,
     values,
     with_options,
 )
@@ -121,7 +123,8 @@ SMOOTHED = SIGMOID | {"label_smoothing": 0.2}
         DiceFocalLoss: grid(
             [{"to_onehot_y": True}], [SOFTMAX, SIGMOID | {"use_softmax": False, "gamma": 0.5}], REDUCTIONS
         ),
-    }
+    },
+    others=lambda loss_class: [for_labels(loss_class, *usual(loss_class))],
 )
 def test_segmentation_loss_passes_gradgradcheck(loss_class, options):
     options = dict(options)

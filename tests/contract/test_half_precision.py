@@ -9,13 +9,16 @@ from loss_options import (
     MODES,
     PROBABILITIES,
     REDUCTIONS,
+    REGISTRATION,
     SIGMOID,
     SOFTMAX,
     W_TYPES,
     for_labels,
     grid,
+    one_by_one,
     registration_arguments,
     registration_loss,
+    usual,
     values,
     with_options,
 )
@@ -56,7 +59,8 @@ HALVES = pytest.mark.parametrize("half", dispatch.HALVES, ids=str)
         DiceCELoss: [SOFTMAX, SIGMOID | {"label_smoothing": 0.1}],
         DiceFocalLoss: grid([SOFTMAX, SIGMOID | {"use_softmax": False}], REDUCTIONS),
         GeneralizedDiceFocalLoss: grid([SOFTMAX, SIGMOID | {"use_softmax": False}], values("reduction", "mean", "sum")),
-    }
+    },
+    others=usual,
 )
 def test_segmentation_loss_of_halves_is_computed_in_float32(half, loss_class, options):
     # 2^17 voxels: beyond 65504, the largest float16, and far beyond 256, where bfloat16 stops counting.
@@ -82,7 +86,9 @@ def test_segmentation_loss_of_halves_is_computed_in_float32(half, loss_class, op
         LocalNormalizedCrossCorrelationLoss: REDUCTIONS,
         GlobalMutualInformationLoss: HISTOGRAMS,
         MultiScaleLoss: REDUCTIONS,
-    }
+    },
+    others=one_by_one,
+    of=REGISTRATION,
 )
 def test_registration_loss_of_halves_is_computed_in_float32(form, half, loss_class, options):
     arguments = registration_arguments(loss_class, 1, 3, 9, 10, 11, dtype=half)

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from every_loss import DISTANCES
+from loss_options import SEGMENTATION, TWIN, for_labels, usual
 from support import assert_all_close, labels, logits, value_and_gradient
 
 from twinloss import fast
@@ -32,6 +33,11 @@ LOSSES = {
     "generalized dice focal": (fast.GeneralizedDiceFocalLoss, ON_LABELS | {"lambda_gdl": 0.5, "alpha": 0.25}),
     "dice focal of two passes": (fast.DiceFocalLoss, {"sigmoid": True, "to_onehot_y": True}),
 }  # fmt: skip
+# A loss without a row has the usual options on labels.
+LOSSES |= {
+    TWIN[each].name: (each, for_labels(each, *usual(each))) for each in SEGMENTATION
+    if issubclass(each, SegmentationLoss) and each not in [fast.FocalLoss, *(listed for listed, _ in LOSSES.values())]
+}  # fmt: skip
 POOLED = (fast.GeneralizedDiceLoss, fast.GeneralizedWassersteinDiceLoss)
 EVERY = pytest.mark.parametrize("name", LOSSES)
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -46,11 +52,6 @@ def made(name, reduction="mean", **more):
     arguments = (x, y, torch.ones(2, 1, 5)) if loss_class is fast.MaskedDiceLoss else (x, y)
     options = options | {"reduction": reduction} | more
     return loss_class(**options), loss_class(**options, return_parts=True), arguments
-
-
-def test_every_segmentation_loss_but_focal_is_here():
-    losses = {each for each in vars(fast).values() if isinstance(each, type) and issubclass(each, SegmentationLoss)}
-    assert {loss_class for loss_class, _ in LOSSES.values()} == losses - {fast.FocalLoss}
 
 
 @EVERY

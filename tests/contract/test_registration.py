@@ -1,10 +1,12 @@
 """Tests of the documented reductions, errors and dtypes of the registration losses."""
 
+import inspect
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from loss_options import REGISTRATION
 
 from twinloss.fast import (
     BendingEnergyLoss,
@@ -14,13 +16,7 @@ from twinloss.fast import (
     MultiScaleLoss,
 )
 
-FORWARD = {
-    BendingEnergyLoss: ["pred"],
-    DiffusionLoss: ["pred"],
-    LocalNormalizedCrossCorrelationLoss: ["pred", "target"],
-    GlobalMutualInformationLoss: ["pred", "target"],
-    MultiScaleLoss: ["y_true", "y_pred"],
-}
+FORWARD = {loss_class: list(inspect.signature(loss_class.forward).parameters)[1:] for loss_class in REGISTRATION}
 MultiScale = partial(MultiScaleLoss, torch.nn.MSELoss())
 MAKE = {loss_class: loss_class for loss_class in FORWARD} | {MultiScaleLoss: MultiScale}
 EVERY = pytest.mark.parametrize("loss_class", list(FORWARD))

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from loss_options import taking
 from support import labels, logits, soft
 
 from twinloss import fast
@@ -25,21 +26,9 @@ from twinloss.fast import (
 
 Wasserstein = partial(GeneralizedWassersteinDiceLoss, 1 - np.eye(3))
 # The losses that take `to_onehot_y` and no mask.
-ONEHOT = (
-    DiceLoss,
-    GeneralizedDiceLoss,
-    DiceCELoss,
-    DiceFocalLoss,
-    FocalLoss,
-    TverskyLoss,
-    FocalTverskyLoss,
-    MatthewsCorrelationLoss,
-)
+ONEHOT = taking("to_onehot_y")
 COMPOUND = pytest.mark.parametrize("loss_class", [DiceCELoss, DiceFocalLoss])
-ACTIVATED = pytest.mark.parametrize(
-    "loss_class",
-    [DiceLoss, MaskedDiceLoss, GeneralizedDiceLoss, DiceCELoss, DiceFocalLoss, TverskyLoss, FocalTverskyLoss],
-)
+ACTIVATED = pytest.mark.parametrize("loss_class", [*taking("other_act"), MaskedDiceLoss])
 ON_LABELS = pytest.mark.parametrize(
     "loss",
     [

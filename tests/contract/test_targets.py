@@ -16,6 +16,7 @@ from loss_options import (
     W_TYPES,
     for_labels,
     grid,
+    usual,
     values,
     with_options,
 )
@@ -68,7 +69,8 @@ ONE_CHANNEL = {c: options if c is FocalLoss else grid(options, [SIGMOID]) for c,
         FocalLoss: grid(FOCAL_FORMS, values("reduction", "mean", "none"), ONEHOT),
         DiceCELoss: grid([SIGMOID | {"label_smoothing": 0.1, "ce_weight": 2.0}], ONEHOT),
         DiceFocalLoss: grid([SIGMOID | {"focal_weight": 2.0}], values("reduction", "mean", "none"), ONEHOT),
-    }
+    },
+    others=lambda loss_class: grid(usual(loss_class), [{"to_onehot_y": True}]),
 )
 def test_target_of_any_type_gives_the_same(form, target_type, loss_class, options):
     x, y = logits(2, 2, 7), labels(2, 1, 7, classes=2)

@@ -8,6 +8,7 @@ import torch
 from support import BACKENDS, assert_all_close, labels, logits, one_hot, soft, value_and_gradient
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from twinloss import reference
 from twinloss.fast import DiceCELoss, DiceLoss
 from twinloss.fast.runtime import dispatch
 
@@ -320,3 +321,16 @@ def test_sigmoid_without_multilabel_warns_once_what_the_cross_entropy_is():
 def test_regions_do_not_go_with_a_softmax():
     with pytest.raises(ValueError, match="softmax=True makes the classes exclude each other"):
         DiceCELoss(softmax=True, multilabel=True)
+
+
+def test_regions_need_an_activation_as_the_input_of_the_cross_entropy_is_logits():
+    for twin in (
+        DiceCELoss,
+        lambda **options: reference.dice_ce_loss(np.zeros((1, 2, 3)), np.zeros((1, 2, 3)), **options),
+    ):
+        with pytest.raises(ValueError, match="sigmoid=True, or another activation as other_act"):
+            twin(multilabel=True)
+    loss = DiceCELoss(multilabel=True, other_act=torch.sigmoid)
+    assert loss(logits(1, 3, 6), regions(1, 3, 6)) == DiceCELoss(**REGIONS)(logits(1, 3, 6), regions(1, 3, 6))
+    with pytest.raises(ValueError, match="other_act"):
+        loss.other_act = None

@@ -127,7 +127,10 @@ def test_at_a_tie_either_side_and_between_will_do():
         "target": Operand(np.array([[[0.5, 0.75]]]), "float32"),
     }
     truth = Truth(DICE, Case(operands, {"soft_label": True}))
-    low, high = truth.between()
+    low, high = truth.gradient.copy(), truth.gradient.copy()
+    for arguments in truth.beside(4):
+        (near,) = truth.slopes.at(arguments).values()
+        low, high = np.minimum(low, near), np.maximum(high, near)
     for gradient in (low, high, (low + high) / 2):
         assert judge_gradient(truth, gradient).verdict == "pass"
     assert judge_gradient(truth, high + 0.1 * (high - low).max()).verdict == "fail"
@@ -153,7 +156,7 @@ def test_no_more_of_a_bound_is_worked_out_than_the_errors_need(monkeypatch):
     asked = []
     for name in ("sizes", "spreads", "own_gradient"):
         found = getattr(truth, name)
-        monkeypatch.setattr(truth, name, lambda name=name, found=found: asked.append(name) or found())
+        monkeypatch.setattr(truth, name, lambda of, name=name, found=found: asked.append(name) or found(of))
     small, large = (gradient_bounds(truth, np.full((1, 2), error)) for error in (0, np.inf))
     assert asked == ["sizes", "spreads", "own_gradient"]
     assert (small <= large).all()
@@ -180,13 +183,13 @@ def of_generalized_dice(target, **activation):
 def test_a_hard_target_leaves_no_room_for_terms_that_a_soft_one_may_cancel(activation):
     truth = of_generalized_dice([[[0.0, 1, 1], [1, 0, 0]]], **{activation: True})
     without = of_generalized_dice([[[0.0, 1, 1], [1, 0, 0]]], **{activation: True})
-    without.twin = replace(truth.twin, terms=None, slope=DICE.slope)
-    assert truth.sizes() == pytest.approx(without.sizes())
+    without.twin = replace(truth.twin, terms=DICE.terms)
+    assert truth.sizes("input") == pytest.approx(without.sizes("input"))
 
 
 def test_terms_that_a_soft_target_cancels_are_allowed_their_rounding():
     truth = of_generalized_dice([[[0.7, 0.04, 0.5], [0.3, 0.96, 0.5]]], sigmoid=True)
-    assert (truth.sizes() > 1.5 * np.abs(truth.gradient).max(-1)).any()
+    assert (truth.sizes("input") > 1.5 * np.abs(truth.gradient).max(-1)).any()
 
 
 def test_each_window_of_lncc_rounds_its_own_moments():

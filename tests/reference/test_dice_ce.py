@@ -97,14 +97,14 @@ def test_impossible_wrong_class_adds_nothing():
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_regions_that_overlap_are_binary_problems_each_with_a_weight_of_its_positives(reduction):
     x, g = np.array([[[0.5, -1.0], [2.0, 0.0]]]), np.array([[[1, 0], [1, 1]]])
-    got = dice_ce_loss(x, g, lambda_dice=0, multilabel=True, ce_weight=[3, 2], reduction=reduction)
+    got = dice_ce_loss(x, g, lambda_dice=0, sigmoid=True, multilabel=True, ce_weight=[3, 2], reduction=reduction)
     each = -np.array([3 * np.log(expit(0.5)), np.log(expit(1.0)), 2 * np.log(expit(2.0)), 2 * np.log(0.5)])
     assert np.isclose(got, getattr(each, reduction)(), rtol=1e-14)
 
 
 def test_regions_have_two_outcomes_to_smooth_over():
     x, g = np.array([[[0.5], [2.0]]]), np.array([[[1], [0]]])
-    got = dice_ce_loss(x, g, lambda_dice=0, multilabel=True, label_smoothing=0.2)
+    got = dice_ce_loss(x, g, lambda_dice=0, sigmoid=True, multilabel=True, label_smoothing=0.2)
     first = 0.9 * np.log(expit(0.5)) + 0.1 * np.log(expit(-0.5))
     second = 0.1 * np.log(expit(2.0)) + 0.9 * np.log(expit(-2.0))
     assert np.isclose(got, -(first + second) / 2, rtol=1e-14)

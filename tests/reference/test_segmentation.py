@@ -1,6 +1,7 @@
 """Properties that all segmentation losses of the reference have in common."""
 
 import inspect
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,20 +19,18 @@ from twinloss.reference.steps.activation import (
 
 SHAPE = (2, 3, 4, 5)
 MATRIX = [[0, 1, 1], [1, 0, 0.5], [1, 0.5, 0]]
-SOFTMAX = {"softmax": True, "to_onehot_y": True}
-LOSSES = {
-    "dice_loss": SOFTMAX,
-    "masked_dice_loss": SOFTMAX,
-    "generalized_dice_loss": SOFTMAX,
-    "generalized_wasserstein_dice_loss": {"dist_matrix": MATRIX},
-    "focal_loss": {"to_onehot_y": True},
-    "dice_ce_loss": SOFTMAX,
-    "dice_focal_loss": SOFTMAX,
-    "generalized_dice_focal_loss": SOFTMAX,
-    "tversky_loss": SOFTMAX,
-    "focal_tversky_loss": SOFTMAX,
-    "matthews_correlation_loss": SOFTMAX,
-}
+
+
+def options_for_labels(name):
+    """Return the options with which a loss takes logits and labels."""
+    given = {"softmax": True, "to_onehot_y": True, "dist_matrix": MATRIX}
+    taken = inspect.signature(getattr(twinloss.reference, name)).parameters
+    return {option: value for option, value in given.items() if option in taken} if "ignore_index" in taken else None
+
+
+# The losses of a segmentation, but for those that wrap one.
+EXPORTED = [name for name in twinloss.reference.__all__ if name.endswith("_loss")]
+LOSSES = {name: options for name in EXPORTED if (options := options_for_labels(name)) is not None}
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
 
@@ -228,17 +227,9 @@ def test_signature_names_every_option_as_keyword_only_with_its_default(name):
         evaluate(name, logits(), labels(), sofmax=True)
 
 
-def test_every_name_is_exported():
-    registration = {
-        "bending_energy_loss",
-        "diffusion_loss",
-        "local_normalized_cross_correlation_loss",
-        "global_mutual_information_loss",
-        "multi_scale_loss",
-        "deep_supervision_loss",
-        "masked_loss",
-    }
-    names = {form for name in registration.union(LOSSES) for form in (name, f"{name}_gradient")}
+def test_every_loss_and_its_gradient_are_exported():
+    files = {path.stem for path in Path(twinloss.reference.__file__).parent.glob("*.py")} - {"__init__"}
+    names = {f"{name}_{form}" for name in {*files, "masked_dice"} for form in ("loss", "loss_gradient")}
     assert set(twinloss.reference.__all__) == names | {"wasserstein_distance_map"}
 
 

@@ -149,8 +149,17 @@ class Fraction(NamedTuple):
     distances: Distances | None = None
 
 
+# The methods that kernels replace where they compute the reduced loss, and the packages whose methods they know.
+_REPLACED, _PACKAGES = ("by_class", "answer", "reduce", "reduced"), ("twinloss.fast.", "twinloss.compat.")
+
+
 class SegmentationLoss(Loss):
-    """A loss of input (B, C, *S) and a target of the same shape, or labels (B, 1, *S), of any spatial rank."""
+    """A loss of input (B, C, *S) and a target of the same shape, or labels (B, 1, *S), of any spatial rank.
+
+    Subclasses may override `by_class`, `answer`, `reduce` and `reduced`. Kernels then compute only the statistics.
+    """
+
+    _is_overridden: ClassVar[bool] = False
 
     option_checks: ClassVar = {
         **Loss.option_checks,
@@ -190,6 +199,11 @@ class SegmentationLoss(Loss):
         self.batch = batch
         self.process_group = process_group
         self.return_parts = return_parts
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Find out whether a subclass has methods of its own in place of those that kernels replace."""
+        super().__init_subclass__(**options)
+        cls._is_overridden = not all(getattr(cls, name).__module__.startswith(_PACKAGES) for name in _REPLACED)
 
     def voxels(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Voxels:
         """Return the checked arguments of forward."""
@@ -232,7 +246,7 @@ class SegmentationLoss(Loss):
 
     def is_fraction(self) -> bool:
         """Return whether the loss of each class is the fraction itself, so that kernels compute the reduced loss."""
-        return True
+        return not self._is_overridden
 
     def by_class(self, fractions: Tensor, voxels: Voxels) -> Tensor:
         """Return the loss of each item and class, (B, C'), or (1, C') with `batch`, given the fractions."""
@@ -321,7 +335,7 @@ class ClassWeightedLoss(SegmentationLoss):
 
     def is_fraction(self) -> bool:
         """Return whether the loss of each class is the fraction itself."""
-        return self.weight is None
+        return self.weight is None and not self._is_overridden
 
     def by_class(self, fractions: Tensor, voxels: Voxels) -> Tensor:
         """Return the weighted loss of each item and class."""

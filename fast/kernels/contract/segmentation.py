@@ -49,15 +49,17 @@ class ClassWeights:
         if self.power == 0:
             weight = (volume[:1] if self.foreground else volume) ** 0  # ones, also for a volume of 0
         else:
-            weight = 1 / (volume + self.offset if self.offset else volume) ** self.power
+            powers = (volume + self.offset if self.offset else volume) ** self.power
+            weight = 1 / powers
             present = xp.isfinite(weight)
             # NumPy skips the rule for absent classes where it has no effect: the check is cheaper. A tensor may be
             # traced, where no branch may depend on its values.
             if xp is torch or not present.all():
+                weight = 1 / xp.where(present, powers, 1)  # the slope of 1 / 0 is NaN, also behind a `where`
                 weight = xp.where(present, weight, xp.amax(xp.where(present, weight, 0), axis=1, keepdims=True))
         if self.normalized:
             total = weight.sum(axis=1, keepdims=True)
-            weight = xp.where(total > 0, weight / total, 0)
+            weight = weight / xp.where(total > 0, total, 1)
         if not self.foreground:
             return (weight,)
         of_overlap = weight + 0

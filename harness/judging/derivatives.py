@@ -1,4 +1,4 @@
-"""The gradient of a pair's reference: in closed form, by complex steps or by differences."""
+"""The gradient of a reference: in closed form, by complex steps or by differences."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from twinloss.harness.judging import slopes
+from twinloss.harness.judging.nearby import Arrays, Reference, ordinary, sizes
 from twinloss.harness.judging.pair_call import named_gradients, weights
-from twinloss.harness.judging.pair_points import Arrays, Reference, ordinary, sizes
 from twinloss.harness.model.operand import Array
 
 # With more than FULL numbers, derivatives are taken only along some directions: in each input, within BLOCKS blocks and
@@ -39,16 +39,22 @@ class Slopes:
 
     def __init__(self, reference: Reference) -> None:
         """Prepare to differentiate the reference at its case."""
-        self.reference, self.pair = reference, reference.pair
-        self.arguments, self.options, self.real = reference.arguments, reference.options, reference.real
+        self.reference, self.twin, self.wrt, self.real = reference, reference.twin, reference.twin.wrt, reference.real
 
     @cached_property
-    def _shapes(self) -> list[tuple[int, ...]]:
-        return [output.shape for output in self.reference.outputs if output.dtype.kind == "f"]
+    def arguments(self) -> Arrays:
+        """The arguments in the reference's precision; a closed form does not keep them, as volumes are large."""
+        return self.reference.arguments
 
     @cached_property
+    def options(self) -> Mapping[str, Any]:
+        """The options of the reference's gradient."""
+        return self.reference.options_of(self.reference.case, gradient=True)
+
+    @property
     def _upstream(self) -> list[Array]:
-        return [weight.astype(self.real) for weight in weights(self.reference.case, self._shapes)]
+        shapes = [output.shape for output in self.reference.outputs if output.dtype.kind == "f"]
+        return [weight.astype(self.real) for weight in weights(self.reference.case, shapes)]
 
     def weighted(self, arguments: Mapping[str, Array], options: Mapping[str, Any]) -> Any:
         """Return the sum of all floating outputs times the upstream gradients."""
@@ -59,20 +65,20 @@ class Slopes:
     @cached_property
     def method(self) -> str:
         """Method of differentiation of the reference: "closed form", "complex step" or "differences"."""
-        if self.pair.gradient is not None:
+        if self.twin.gradient is not None:
             return "closed form"
         return "complex step" if self._is_analytic() else "differences"
 
     @cached_property
     def directions(self) -> tuple[Direction, ...] | None:
         """The directions along which the gradient is compared; None stands for all numbers."""
-        if self.pair.gradient is not None or sum(self.arguments[name].size for name in self.pair.wrt) <= FULL:
+        if self.twin.gradient is not None or sum(self.arguments[name].size for name in self.wrt) <= FULL:
             return None
         rng = np.random.default_rng(0)
         made = []
-        for name in self.pair.wrt:
+        for name in self.wrt:
             values = self.arguments[name]
-            for block in _some(rng, _blocks(values.shape, self.pair.block_axes(name, values.ndim)), BLOCKS):
+            for block in _some(rng, _blocks(values.shape, self.twin.block_axes(name, values.ndim)), BLOCKS):
                 moved = np.zeros(values.shape, self.real)
                 moved[block] = rng.choice([-1.0, 1.0], moved[block].shape) * rng.uniform(0.5, 1, moved[block].shape)
                 made.append(Direction(name, moved))
@@ -88,13 +94,13 @@ class Slopes:
         """Return the directions, or one for each number if there are none."""
         if self.directions is not None:
             return self.directions
-        shapes = {name: self.arguments[name].shape for name in self.pair.wrt}
+        shapes = {name: self.arguments[name].shape for name in self.wrt}
         return [self._single(name, place) for name, shape in shapes.items() for place in np.ndindex(shape)]
 
     @cached_property
     def here(self) -> Arrays:
         """The gradient at the case, or its slopes along the directions."""
-        return self.at(self.arguments)
+        return self.at(self.reference.arguments)
 
     def some_places(self, chosen: Array) -> list[tuple[int, ...]]:
         """Return some of the places at which an array is true."""
@@ -111,11 +117,16 @@ class Slopes:
         """Return the directions in an input."""
         return [direction for direction in self.all_directions() if direction.name == name]
 
-    def at(self, arguments: Arrays, options: Mapping[str, Any] | None = None) -> Arrays:
-        """Return the gradient for each input, or its slopes along the directions if there are any."""
+    def at(
+        self, arguments: Arrays, options: Mapping[str, Any] | None = None, upstream: Sequence[Array] | None = None
+    ) -> Arrays:
+        """Return the gradient for each input, or its slopes along the directions if there are any.
+
+        `upstream` replaces the upstream gradients of the case in a closed form.
+        """
         options = self.options if options is None else options
         if self.method == "closed form":
-            return self._closed_form(arguments, options)
+            return self._closed_form(arguments, options, self._upstream if upstream is None else upstream)
         if self.method == "complex step":
             return self._complex_slopes(arguments, options)
         return self.by_input([self.differences(arguments, options, each).value for each in self.all_directions()])
@@ -123,21 +134,21 @@ class Slopes:
     def by_input(self, found: Sequence[Any]) -> Arrays:
         """Group the values of all directions by input, in its shape if each of its numbers has a direction."""
         made = {}
-        for name in self.pair.wrt:
+        for name in self.wrt:
             own = np.array([v for v, d in zip(found, self.all_directions(), strict=True) if d.name == name], self.real)
             made[name] = own.reshape(self.arguments[name].shape) if self.directions is None else own
         return made
 
-    def _closed_form(self, arguments: Arrays, options: Mapping[str, Any]) -> Arrays:
-        assert self.pair.gradient is not None
+    def _closed_form(self, arguments: Arrays, options: Mapping[str, Any], upstream: Sequence[Array]) -> Arrays:
+        assert self.twin.gradient is not None
         real = next((a.dtype.type for a in arguments.values() if a.dtype.kind == "f"), self.real)
-        upstream = [weight.astype(real) for weight in weights(self.reference.case, self._shapes)]
+        upstream = [weight.astype(real) for weight in upstream]
         if any(isinstance(each, slopes.Analytic) for each in arguments.values()):
             upstream = [each.view(slopes.Analytic) for each in upstream]
         cotangent = upstream[0] if len(upstream) == 1 else tuple(upstream)
         with np.errstate(all="ignore"):
-            found = self.pair.gradient(*arguments.values(), cotangent=cotangent, **options)
-        made = {name: np.asarray(each) for name, each in named_gradients(self.pair, found).items()}
+            found = self.twin.gradient(*arguments.values(), cotangent=cotangent, **options)
+        made = {name: np.asarray(each) for name, each in named_gradients(self.wrt, found).items()}
         for name, each in made.items():
             if each.shape != arguments[name].shape:
                 raise ValueError(f"the gradient for {name} has shape {each.shape}, and {name} {arguments[name].shape}")
@@ -201,7 +212,7 @@ class Slopes:
             warnings.simplefilter("error")
             try:
                 points = [ordinary(rng, self.arguments) for _ in range(TRIES)]
-                return any(all(self._is_confirmed(rng, point, name) for name in self.pair.wrt) for point in points)
+                return any(all(self._is_confirmed(rng, point, name) for name in self.wrt) for point in points)
             except Exception:
                 return False
 
@@ -231,10 +242,10 @@ class Slopes:
 
     def contradiction(self) -> str | None:
         """Describe how differences of the reference's value contradict the closed form of its gradient, or None."""
-        if self.pair.gradient is None or not sum(output.size for output in self.reference.outputs):
+        if self.twin.gradient is None or not sum(output.size for output in self.reference.outputs):
             return None
         rng = np.random.default_rng(0)
-        for name in self.pair.wrt:
+        for name in self.wrt:
             x, closed = self.arguments[name], self.here[name]
             if not x.size or not np.isfinite(closed).all():
                 continue
