@@ -265,8 +265,9 @@ def plot(curves: Sequence[Curve], path: Path) -> None:
     """Plot the curves of training runs."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 8), layout="constrained")
-    for axes, curve in zip_longest(figure.subplots(4, 4).flat, curves):
+    rows = -(-len(curves) // 4)
+    figure = Figure(figsize=(12, 2 * rows), layout="constrained")
+    for axes, curve in zip_longest(figure.subplots(rows, 4, squeeze=False).flat, curves):
         if curve is None:
             axes.remove()
             continue
