@@ -166,7 +166,9 @@ class Truth(Reference):
             near = self.results_at("gradient", arguments, constants)
             for name, ref in self.gradients.items():
                 with np.errstate(all="ignore"):
-                    moves = np.asarray(near.pop(name) - ref)
+                    moves = np.asarray(near.pop(name))
+                    # A user's gradient may return the same array twice; a volume leaves no memory for a copy.
+                    moves = np.asarray(np.subtract(moves, ref, out=moves if self.twin.pair is None else None))
                 if self.kinks:
                     _drop_jumps(moves, self._largest_of_its_block(name, ref), least)
                 moved = self.blocks_in(name, moves)
