@@ -50,7 +50,7 @@ def _trained(training: Any, arguments: list[Tensor]) -> tuple[Tensor, Tensor]:
 def compiled(quick: bool) -> Iterator[Row]:
     """A training step compiles to a single graph, also for changing sizes."""
     importlib.import_module("torch._dynamo")
-    backend = "aot_eager" if quick else "inductor"
+    backend = "eager" if quick else "inductor"
     for each in everyday():
         torch.manual_seed(0)
         training = Training(each)
