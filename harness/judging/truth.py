@@ -64,7 +64,7 @@ class Truth(Reference):
     @cached_property
     def gradients(self) -> Arrays:
         """The gradient with respect to each input, or its slopes along some directions."""
-        return self.slopes.here
+        return self.slopes.here if self.twin.wrt else {}
 
     def value_of(self, case: Case, real: Real | None = None) -> Array:
         """Return the reference's value of a case."""

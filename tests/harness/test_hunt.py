@@ -177,8 +177,8 @@ def test_a_judge_that_cannot_fail_is_noticed(monkeypatch):
         monkeypatch.setattr(self_check, judge, lambda truth, answer: Finding("value", "pass", 0.0))
     seen = hunted(Good)
     assert seen.verdict == "fail"
-    assert "the judge accepts a gradient replaced by zeros" in seen.problems
-    assert "the judge accepts a sign-flipped value" in seen.problems
+    assert "the judge accepts a gradient of input replaced by zeros" in seen.problems
+    assert "the judge accepts a value of the wrong sign" in seen.problems
 
 
 def test_a_dead_option_is_named():
