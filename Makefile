@@ -15,8 +15,9 @@ INSTALL := $(BIN)/python -m pip install --constraint constraints.txt --editable
 verify: $(VERIFY)  ## hunt for an input on which a fast loss differs from its reference
 	$(BIN)/twinloss verify $(ARGS)
 
+# One thread for each process, since there is a process for each core. Tests of several threads ask for them.
 test: $(INSTALLED)  ## run the tests and the doctests
-	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 lint: $(INSTALLED)  ## ruff, mypy --strict, and import-linter for the rules of which part may import which
 	$(BIN)/ruff check

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from twinloss import fast
 from twinloss.fast.runtime.arguments import ShapeError, check_tensors
+from twinloss.fast.runtime.options import checked_number
 
 __all__ = [
     "DC_and_BCE_loss",
@@ -78,6 +79,7 @@ class MemoryEfficientSoftDiceLoss(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, loss_mask: Tensor | None = None) -> Tensor:
         """Return the loss; the class documents the shapes."""
+        check_tensors(x=x, y=y)
         if y.ndim == x.ndim - 1:
             y = y.unsqueeze(1)
         plain, masked = self.of_channels if y.shape == x.shape else self.of_labels
@@ -189,7 +191,8 @@ class DC_and_topk_loss(nn.Module):
 
     Args:
         soft_dice_kwargs: `batch_dice`, `do_bg`, `smooth` and `ddp` of MemoryEfficientSoftDiceLoss.
-        ce_kwargs: `weight`, one number for each class, `label_smoothing`, and `k`, by default 10.
+        ce_kwargs: `weight`, one number for each class, `label_smoothing`, and `k`, by default 10. At least one voxel
+            is taken.
         weight_ce: weight of the cross entropy, at least 0.
         weight_dice: weight of the Dice term, at least 0.
         ignore_label: voxels with this label are left out of the Dice term, and have a cross entropy of 0.
@@ -209,11 +212,13 @@ class DC_and_topk_loss(nn.Module):
         super().__init__()
         self.weight: Tensor | None
         given = dict(ce_kwargs)
-        self.weight_ce, self.weight_dice, self.ignore_label = weight_ce, weight_dice, ignore_label
-        self.k = given.pop("k", 10)
+        self.weight_ce, self.weight_dice = _checked_weights(weight_ce, weight_dice)
+        self.ignore_label, self.k = ignore_label, checked_number(given.pop("k", 10), "k")
+        if not 0 < self.k <= 100:
+            raise ValueError(f"k must be a percentage of the voxels, more than 0 and at most 100, got {self.k:g}")
         options = _ce_options(given, ignore_label)
-        self.label_smoothing = options.get("label_smoothing", 0.0)
-        self.register_buffer("weight", options.get("ce_weight"), persistent=False)
+        self.label_smoothing, weight = options.get("label_smoothing", 0.0), options.get("ce_weight")
+        self.register_buffer("weight", None if weight is None else torch.as_tensor(weight), persistent=False)
         self.dc = fast.DiceLoss(
             softmax=True, to_onehot_y=True, ignore_index=ignore_label, **_dice_options(**soft_dice_kwargs)
         )
@@ -221,11 +226,12 @@ class DC_and_topk_loss(nn.Module):
     def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
         """Return the loss; the class documents the shapes."""
         dice: Tensor = self.dc(net_output, target)
+        weight = None if self.weight is None else self.weight.to(net_output.dtype)
         each = functional.cross_entropy(
-            net_output, target[:, 0].long(), self.weight, reduction="none", label_smoothing=self.label_smoothing,
+            net_output, target[:, 0].long(), weight, reduction="none", label_smoothing=self.label_smoothing,
             ignore_index=-100 if self.ignore_label is None else self.ignore_label,
         )  # fmt: skip
-        largest = each.flatten().topk(int(each.numel() * self.k / 100), sorted=False).values
+        largest = each.flatten().topk(max(int(each.numel() * self.k / 100), 1), sorted=False).values
         return self.weight_ce * largest.mean() + self.weight_dice * (dice - 1)
 
 
@@ -234,6 +240,7 @@ class _Terms(nn.Module):
 
     def __init__(self, dice: Options, weight_ce: float, weight_dice: float, options: Options, ce: Options) -> None:
         super().__init__()
+        weight_ce, weight_dice = _checked_weights(weight_ce, weight_dice)
         self.weight_dice, self.options = weight_dice, dict(options)
         dice_options = _dice_options(**dice)
         pooled = dice_options.pop("process_group")
@@ -245,6 +252,10 @@ class _Terms(nn.Module):
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         loss: Tensor = self.both(x, target) - self.weight_dice
         return loss if self.dc is None else loss + self.weight_dice * self.dc(x, target)
+
+
+def _checked_weights(weight_ce: float, weight_dice: float) -> tuple[float, float]:
+    return checked_number(weight_ce, "weight_ce"), checked_number(weight_dice, "weight_dice")
 
 
 def _dice_pair(**options: Any) -> nn.ModuleList:
@@ -260,7 +271,7 @@ def _dice_options(
     Raises:
         RuntimeError: if the Dice term is to be summed over ranks, and there is no process group.
     """
-    pooled = None
+    pooled, smooth = None, checked_number(smooth, "smooth")
     if batch_dice and ddp:
         if not (distributed.is_available() and distributed.is_initialized()):
             raise RuntimeError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from twinloss.fast.runtime.arguments import (
     total,
     unwrapped,
 )
-from twinloss.fast.runtime.options import fixed, one_of
+from twinloss.fast.runtime.options import LARGEST, fixed, one_of
 
 
 def _checked_weights(value: Any, name: str) -> tuple[float, ...] | None:
@@ -33,17 +33,29 @@ def _checked_weights(value: Any, name: str) -> tuple[float, ...] | None:
         raise ValueError(f"{name} must be None or a list with a number for each level, got shape {tuple(given.shape)}")
     if not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
         raise ValueError(f"{name} must be finite and not negative, and one of them must not be 0, got {list(weights)}")
+    if max(weights) > LARGEST:
+        raise ValueError(f"{name} must be at most {LARGEST:g}, got {list(weights)}: a larger number may overflow")
     return weights
 
 
 def _one_value(loss: Any) -> Tensor:
     """Check the loss of a level, and return it."""
     if not isinstance(loss, Tensor):
+        hint = ": parts of several levels are not added, so do not pass return_parts=True"
         raise TypeError(
-            f"the wrapped loss must return a tensor, got {type(loss).__name__}: the parts of several levels are not "
-            "added, so do not pass return_parts=True"
+            f"the wrapped loss must return a tensor, got {type(loss).__name__}{hint if isinstance(loss, tuple) else ''}"
         )
     return loss
+
+
+def _check_levels(given: Any, name: str) -> None:
+    """Check a tensor, or a list of tensors."""
+    if isinstance(given, (list, tuple)):
+        check_tensors(**{f"{name}[{k}]": each for k, each in enumerate(given)})
+    elif isinstance(given, Tensor):
+        check_tensors(**{name: given})
+    else:
+        raise TypeError(f"{name} must be a tensor or a list of tensors, got {type(given).__name__}")
 
 
 class DeepSupervisionLoss(Loss):
@@ -147,19 +159,19 @@ class DeepSupervisionLoss(Loss):
 
     def _levels(self, input: Tensor | Sequence[Tensor]) -> list[Tensor]:
         """Return the checked outputs of all levels."""
+        _check_levels(input, "input")
         if self.stacked:
-            check_tensors(input=input)
-            stack = cast(Tensor, input)
-            if stack.ndim < 3:
-                raise ShapeError(f"stacked levels must be (batch, levels, classes, *spatial), got {tuple(stack.shape)}")
-            levels = list(stack.unbind(1))
-        elif isinstance(input, (list, tuple)):
-            levels = [unwrapped(level) for level in input]
+            if not isinstance(input, Tensor):
+                raise TypeError(f"input must be a single tensor if stacked=True, got {type(input).__name__}")
+            if input.ndim < 3:
+                raise ShapeError(f"stacked levels must be (batch, levels, classes, *spatial), got {tuple(input.shape)}")
+            levels = list(input.unbind(1))
         else:
-            levels = [cast(Tensor, input)]
+            levels = [input] if isinstance(input, Tensor) else [unwrapped(level) for level in input]
         if not levels:
             raise ValueError("input must hold the output of at least one level, got none")
-        check_tensors(**{"input" if len(levels) == 1 else f"input[{k}]": level for k, level in enumerate(levels)})
+        if any(level.ndim == 0 for level in levels):
+            raise ShapeError("the output of a level must be (batch, classes, *spatial), got a number without axes")
         return levels
 
     def _weights(self, count: int) -> tuple[float, ...]:
@@ -178,14 +190,11 @@ class _OnGrids:
 
     def __init__(self, given: Tensor | Sequence[Tensor], name: str, levels: Sequence[Tensor]) -> None:
         self.given, self.name, self.levels = given, name, levels
-        if isinstance(given, (list, tuple)):
-            if len(given) != len(levels):
-                raise ValueError(
-                    f"{name} has {len(given)} entries for {len(levels)} levels: give one for each level, or one tensor"
-                )
-            check_tensors(**{f"{name}[{k}]": each for k, each in enumerate(given)})
-        else:
-            check_tensors(**{name: given})
+        if isinstance(given, (list, tuple)) and len(given) != len(levels):
+            raise ValueError(
+                f"{name} has {len(given)} entries for {len(levels)} levels: give one for each level, or one tensor"
+            )
+        _check_levels(given, name)
 
     def at(self, k: int, mode: str) -> Tensor:
         """Return the target or mask of level k."""

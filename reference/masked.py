@@ -29,7 +29,8 @@ def masked_loss(input: Array, target: Array, mask: Array, loss: Loss) -> Array:
 
     Args:
         input: x, (B, C, *S).
-        target: g, as the loss takes it; integers are labels, which are set to 0 where m = 0 and not multiplied.
+        target: g, (B, C', *S) or (B, *S), as the loss takes it; integers are labels, which are set to 0 where m = 0 and
+            not multiplied.
         mask: m, (B, 1, *S) or (1, 1, *S).
         loss: the wrapped loss, called as ``loss(x, g, mask=m)`` if it has this argument, else as ``loss(m x, m g)``.
 
@@ -71,5 +72,6 @@ def _takes_mask(loss: Loss) -> bool:
 
 def _times(mask: Array, a: Array) -> Array:
     """Return the array times the mask, and exactly 0 where it is 0. Integers are only cut."""
-    m = np.broadcast_to(mask if a.dtype.kind == "f" else mask != 0, a.shape)
+    m = mask if a.ndim == mask.ndim else mask[:, 0]  # labels may have no axis of channels
+    m = np.broadcast_to(m if a.dtype.kind == "f" else m != 0, a.shape)
     return masked_product(m.astype(a.dtype), a)

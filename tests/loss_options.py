@@ -8,7 +8,7 @@ import pytest
 import torch
 from support import exact, logits
 
-from twinloss.fast import GeneralizedWassersteinDiceLoss, LocalNormalizedCrossCorrelationLoss, MultiScaleLoss
+from twinloss.fast import LocalNormalizedCrossCorrelationLoss, MultiScaleLoss
 from twinloss.harness.losses.catalogue import TWINS
 from twinloss.harness.model.operand import PerCase, Sizes
 
@@ -75,16 +75,22 @@ def usual(loss_class):
     return [SOFTMAX if "softmax" in TWIN[loss_class].options else {}]
 
 
+def activations(loss_class):
+    """Return the usual options, and another activation if the loss takes one."""
+    return [*usual(loss_class), *([{"other_act": torch.sigmoid}] if "other_act" in TWIN[loss_class].options else [])]
+
+
 def one_by_one(loss_class):
     """Return the usual options, each with one further option of the loss at one of its values."""
     twin, (base,) = TWIN[loss_class], usual(loss_class)
+    sizes = Sizes(batch=2, classes=3, taking_part=3, labels=True, rank=3 if twin.of_registration else 1)
     made = [base]
     for name, (_, *others) in twin.options.items():
         for value in others:
             if isinstance(value, PerCase):
-                value = value.make(Sizes(batch=2, classes=3, taking_part=3, labels=True, rank=1))
+                value = value.make(sizes)
             options = ({} if name in ("sigmoid", "softmax") else base) | {name: value}
-            if name not in ("to_onehot_y", "other_act") and twin.allowed(twin.defaults() | options):
+            if name not in ("to_onehot_y", "other_act", "ndim") and twin.allowed(twin.defaults() | options):
                 made.append(options)
     return made
 
@@ -96,9 +102,8 @@ def taking(*names, of=SEGMENTATION):
 
 def for_labels(loss_class, options):
     """Return options with which a segmentation loss takes labels; Wasserstein Dice always does."""
-    if loss_class is GeneralizedWassersteinDiceLoss:
-        return {"dist_matrix": MATRIX} | options
-    return {"to_onehot_y": True} | options
+    given = {"to_onehot_y": True, "dist_matrix": MATRIX}
+    return {name: value for name, value in given.items() if name in TWIN[loss_class].options} | options
 
 
 def truth(loss_class, x, target, options):

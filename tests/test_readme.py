@@ -269,6 +269,17 @@ def test_changed_import_has_the_same_names(row, loss):
     assert not losses[1].__module__.startswith("twinloss.")
 
 
+@pytest.mark.parametrize("page", ["fast/README.md", "fast/kernels/README.md", "harness/README.md"])
+def test_paths_of_the_map_of_a_wing_exist(page):
+    wing = ROOT / page.partition("/")[0]
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    paths = re.findall(r"`([\w/]+(?:/|\.py))`", text)
+    # A file without a folder is in one of those that the text is about.
+    assert paths
+    for path in paths:
+        assert any(wing.rglob(path.rstrip("/"))) or (ROOT / path).exists(), f"{path} in {page}"
+
+
 def test_map_of_the_tree_shows_every_package():
     drawn = re.search(r"## Find your way\n\n```\n(.*?)```", README, re.DOTALL)[1]
     shown, parent = [], ""

@@ -1,8 +1,9 @@
 """The losses of MONAI 1.6, with its arguments, defaults and shapes, computed by `twinloss.fast`.
 
 `from twinloss.compat.monai import *` replaces `from monai.losses import *` for the losses that twinloss has. Values and
-gradients stay the same up to rounding, except for the differences in `reports/compat-monai.md`, most of which are
-defects of MONAI. Each class also takes the other options of its class in `twinloss.fast`, as keyword arguments.
+gradients stay the same up to rounding, except for the differences in `reports/compat-monai.md`, such as defects of
+MONAI and errors for invalid arguments. Each class also takes the other options of its class in `twinloss.fast`, as
+keyword arguments.
 """
 
 from twinloss.compat.monai.registration import (

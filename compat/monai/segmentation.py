@@ -122,9 +122,11 @@ class MCCLoss(_NoAxes, fast.MatthewsCorrelationLoss):
             rows = rows.sum(1, keepdim=True)
         tp, fp, fn, volume = (rows[row] for row in (TP, FP, FN, VOLUME))
         tn = self._counts(voxels) - volume - fp
-        product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
-        correlation = (tp * tn - fp * fn + self.smooth_nr) / (product + self.smooth_dr).sqrt()
-        losses = self.by_class(torch.where((fp == 0) & (fn == 0), 0, 1 - correlation), voxels)
+        perfect = (fp == 0) & (fn == 0)
+        product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn) + self.smooth_dr
+        # Where the product is 0, the slope of its root is NaN, also behind a `where`.
+        correlation = (tp * tn - fp * fn + self.smooth_nr) / torch.where(perfect, 1, product).sqrt()
+        losses = self.by_class(torch.where(perfect, 0, 1 - correlation), voxels)
         return self.answer(losses, losses, input)
 
 

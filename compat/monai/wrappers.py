@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from twinloss import fast
-from twinloss.fast.engine.loss import entry_point
+from twinloss.fast.engine.loss import checked_loss, entry_point
 
 
 class MaskedLoss(fast.MaskedLoss):
@@ -23,6 +23,8 @@ class MaskedLoss(fast.MaskedLoss):
         loss_args: positional arguments of the class.
         loss_kwargs: keyword arguments of the class.
     """
+
+    option_checks: ClassVar = {**fast.MaskedLoss.option_checks, "loss": checked_loss}
 
     def __init__(self, loss: Callable[..., Any], *loss_args: Any, **loss_kwargs: Any) -> None:
         super().__init__(loss(*loss_args, **loss_kwargs) if isinstance(loss, type) else loss)

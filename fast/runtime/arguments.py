@@ -78,7 +78,7 @@ def _is_boolean(value: Any) -> bool:
     """Return whether a value is a bool, an array of them, or a list with one of these."""
     if isinstance(value, (list, tuple)):
         return any(map(_is_boolean, value))
-    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
+    return isinstance(value, bool) or str(getattr(unwrapped(value), "dtype", "")) in ("bool", "torch.bool")
 
 
 def numbers(value: Any, name: str) -> Tensor:

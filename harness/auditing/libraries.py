@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import types
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,10 @@ def _option(name: str, wanted: Any = None) -> Any:
 
 def _soft_without_option(twin: Twin, case: Case) -> bool:
     return is_soft(twin, case) and not case.options.get("soft_label")
+
+
+def _soft_with_ignored(twin: Twin, case: Case) -> bool:
+    return is_soft(twin, case) and case.options.get("ignore_index") is not None
 
 
 def _large_constants(twin: Twin, case: Case) -> bool:
@@ -99,6 +104,10 @@ HARD = Clause(
     "targets other than 0 and 1 without `soft_label`", _soft_without_option,
     "`soft_label`: set it if the target contains non-binary values",
 )  # fmt: skip
+SOFT_IGNORED = Clause(
+    "a soft target and `ignore_index`", _soft_with_ignored,
+    "`ignore_index`: voxels with this label are excluded, but a voxel of a soft target has no label", excluded=False,
+)  # fmt: skip
 SMALL = Clause("smoothing constants that are not small", _large_constants, "`smooth_nr`, `smooth_dr`: a small constant")
 COMPONENTS = Clause(
     "fields without one component per axis", _components, "`forward`, Raises: ValueError for such a field"
@@ -107,7 +116,7 @@ SIZES = Clause("axes of at most two voxels", _too_small, "`forward`, Raises: Val
 MASKS = Clause("masks other than 0 and 1", _soft_mask, "the class: it accepts a binary mask")
 REDUCTIONS = {"reduction": "`forward`, Raises: ValueError"}
 SHAPES = {"shape": "`forward`, Raises: an error when input and target have different shapes"}
-SEGMENTATION = (AXES, HARD, SMALL)
+SEGMENTATION = (AXES, HARD, SMALL, SOFT_IGNORED)
 ANY_RANK = (0, 1, 2, 3)
 
 BINARY_FOCAL = Clause(
@@ -361,5 +370,5 @@ def make_importable(library: str) -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] == SMP_NAME]:
             del sys.modules[name]
         package, losses = types.ModuleType(SMP_NAME), peers.smp_losses()
-        package.__dict__.update(losses=losses, __path__=[])
+        package.__dict__.update(losses=losses, __path__=[], __spec__=ModuleSpec(SMP_NAME, None))
         sys.modules.update({SMP_NAME: package, f"{SMP_NAME}.losses": losses})

@@ -164,13 +164,13 @@ def tell(made: Check, folder: Path, save: Path | None = None, explain_bound: boo
     """Print the table and the results in words, and write the files."""
     from twinloss.harness.commands import report as reports
     from twinloss.harness.commands.check import story
-    from twinloss.harness.hunting.report_file import LEGEND
+    from twinloss.harness.hunting.report_file import LEGEND, LEGEND_OF_PAIR
     from twinloss.harness.hunting.snippet import shortened
 
     console.print(
         reports.table(made, f"twinloss check {made.twin.fast.__name__} as {made.twin.name}, seed {made.seed}")
     )
-    console.print(LEGEND, style="dim", soft_wrap=True)
+    console.print(LEGEND_OF_PAIR if made.twin.pair else LEGEND, style="dim", soft_wrap=True)
     if not made.twin.differentiable:
         console.print("The gradient was not judged.", style="yellow")
     if made.held:

@@ -317,7 +317,8 @@ def story(made: Check) -> list[tuple[str, str]]:
         agree = [probe.name for probe in made.options if probe.failed is None]
         failed, cases = made.options[0].failed, made.options[0].cases
         how, style = ("No further difference with", "yellow") if failed else ("Agrees with", "green")
-        sentences.append((f"{how}, in {cases} cases each: {', '.join(agree) or 'no option'}", style))
+        if agree:
+            sentences.append((f"{how}, in {cases} cases each: {', '.join(agree)}", style))
         sentences += [(f"Differs with {probe}", "red") for probe in made.options if probe.failed]
         broken = [probe for probe in made.laws if probe.failed]
         sentences += [(f"Breaks {probe.failed.message}", "red") for probe in broken if probe.failed]

@@ -120,8 +120,9 @@ FURTHER = (
         "MONAI raises an error for a list, and applies a number to the focal term alone.",
         "x = torch.zeros(1, 2, 1)\nDiceFocalLoss(include_background=False, weight=[2.0])(x, x)",
         kept="accepted",
-    ),    Difference(
-        "DeepSupervisionLoss", "An unknown `weight_mode` and negative weights raise a ValueError.",
+    ),
+    Difference(
+        "DeepSupervisionLoss", "An unknown `weight_mode`, and weights that are negative or all 0, raise a ValueError.",
         "MONAI takes an unknown mode for `same`.",
         'x, y = [torch.zeros(1, 2, 2)], torch.ones(1, 1, 2)\n'
         'DeepSupervisionLoss(DiceLoss(softmax=True, to_onehot_y=True), weight_mode="exponential")(x, y)',
@@ -132,6 +133,51 @@ FURTHER = (
         "x, y = [torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 2, 2)], torch.ones(1, 1, 4, 4).long()\n"
         "DeepSupervisionLoss(DiceLoss(softmax=True, to_onehot_y=True))(x, y)",
         kept="accepted",
+    ),
+    Difference(
+        "DeepSupervisionLoss", "A target with fewer voxels than an output raises an AssertionError.",
+        "MONAI repeats its voxels.",
+        "x, y = [torch.zeros(1, 2, 4), torch.zeros(1, 2, 2)], torch.ones(1, 1, 2)\n"
+        "DeepSupervisionLoss(DiceLoss(softmax=True, to_onehot_y=True))(x, y)",
+        kept="error",
+    ),
+    Difference(
+        "DeepSupervisionLoss", "Losses of items and classes are added.", "MONAI adds numbers only.",
+        "x, y = [torch.zeros(1, 2, 4), torch.zeros(1, 2, 2)], torch.ones(1, 1, 4)\n"
+        'DeepSupervisionLoss(DiceLoss(softmax=True, to_onehot_y=True, reduction="none"))(x, y).shape',
+        kept="accepted",
+    ),
+    Difference(
+        "MaskedLoss", "A mask with values outside [0, 1] raises a ValueError.",
+        "A mask of 0 and 255 would multiply the logits by 255.",
+        "x = torch.ones(1, 1, 2)\nMaskedLoss(torch.nn.MSELoss())(x, 0 * x, 255 * x)",
+        kept="error",
+    ),
+    Difference(
+        "MaskedLoss", "The target may lack the axis of channels, as labels for `torch.nn.CrossEntropyLoss`.",
+        "MONAI's product with the mask has one axis more.",
+        "x, y, mask = torch.zeros(1, 2, 3), torch.ones(1, 3).long(), torch.ones(1, 1, 3)\n"
+        "MaskedLoss(torch.nn.CrossEntropyLoss())(x, y, mask)",
+        kept="accepted",
+    ),
+    Difference(
+        "all", "A flag that is neither True, False, 0 nor 1, and a boolean in place of a number, raise a TypeError.",
+        "It is likely an argument in the wrong position.",
+        "x = torch.zeros(1, 1, 2)\nDiceLoss(sigmoid=0.5)(x, x)",
+        kept="error",
+    ),
+    Difference(
+        "all", "Inputs without spatial axes, (B, C), have a loss for each item and class.",
+        "MONAI pools all items and classes, or raises an error.",
+        'x = torch.tensor([[0.5, 1.0]])\nDiceLoss(reduction="none")(x, x).shape',
+        kept="convention",
+    ),
+    Difference(
+        "FocalLoss", "Without a softmax, a soft target t weights the terms of positives and negatives by t and 1 − t.",
+        "MONAI's focal factor is σ(−x (2t − 1))^γ, which does not depend on the logit at t = ½. Both agree for t of 0 "
+        "and 1, and so do `DiceFocalLoss` and `GeneralizedDiceFocalLoss`.",
+        "x = torch.full((1, 1, 1), 2.0)\nFocalLoss()(x, torch.full((1, 1, 1), 0.5))",
+        kept="convention",
     ),
     Difference(
         "BendingEnergyLoss", "A string for `normalize` raises a TypeError.", "MONAI takes any string for True.",

@@ -32,6 +32,7 @@ class Difference:
 KINDS = {
     "defect": "MONAI returns a wrong number; errata.md has most of these",
     "NaN": "MONAI returns NaN, or digits that are mere rounding errors",
+    "convention": "the documentation of MONAI leaves open what the number is",
     "error": "MONAI returns a number for an invalid argument, and twinloss raises an error",
     "accepted": "MONAI raises an error for a valid argument",
     "conduct": "the number is the same, and something else differs",

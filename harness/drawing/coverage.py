@@ -20,7 +20,7 @@ from twinloss.harness.model.pair import LONG
 from twinloss.harness.model.twin import Case, Twin
 
 RANK, CHANNELS, ITEMS, UNIT_AXIS = "rank", "channels", "items", "an axis of size 1"
-TARGET, NUMBERS = "numbers of the target", "numbers of the input"
+TARGET, NUMBERS, EQUAL = "numbers of the target", "numbers of the input", "many equal numbers"
 ONE, SEVERAL = "one", "several"
 
 Pair = tuple[tuple[str, str], tuple[str, str]]
@@ -128,6 +128,8 @@ def narrowed(twin: Twin, wanted: Mapping[str, Any]) -> Twin:
     if TARGET in wanted:
         ground = replace(ground, targets=input_kinds.HARD if wanted[TARGET] == "hard" else input_kinds.SOFT)
     numbers = (wanted[NUMBERS],) if NUMBERS in wanted else None
+    if EQUAL in wanted:
+        return replace(twin, ground=replace(ground, equal=True, items=ground.items or (1,)))
     ground = replace(ground, items=counts.get(wanted.get(ITEMS, "")), unit_axis=wanted.get(UNIT_AXIS), numbers=numbers)
     return replace(twin, ground=ground, ranks=(wanted[RANK],) if RANK in wanted else twin.ranks)
 

@@ -121,6 +121,20 @@ NUMBERS: dict[str, Callable[[Rng, tuple[int, ...], str], Array]] = {
 # The kinds for images and displacements; without the smallest numbers, as their squares underflow in every dtype.
 IMAGES = {f.__name__: f for f in (moderate, probabilities, unit, normal, constant, sparse, offset, steps, not_a_number)}
 
+
+def equal(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
+    """The same probability everywhere in a channel, with all digits of the dtype."""
+    return np.broadcast_to(rng.random((1, shape[1], *[1] * len(shape[2:]))), shape)
+
+
+def alternating(rng: Rng, shape: tuple[int, ...], dtype: str) -> Array:
+    """Zero and another number in turn along every axis: all differences between neighbours have the same size."""
+    return np.asarray(equal(rng, shape, dtype) * (np.indices(shape[2:]).sum(0) % 2))
+
+
+# The kinds of which all terms of a loss are equal. A plain sum of many of them rounds in the same direction each time.
+EQUAL = {f.__name__: f for f in (alternating, equal)}
+
 # The kinds that are probabilities, or close to 0.
 WITHIN_UNIT = ("probabilities", "unit", "subnormal", "not_a_number")
 

@@ -21,13 +21,15 @@ from twinloss.harness.drawing.draft import (
     spatial_shape,
 )
 from twinloss.harness.model.operand import Array, PerCase, Sizes, label
-from twinloss.harness.model.twin import Case, Law, Twin
+from twinloss.harness.model.twin import Case, Ground, Law, Twin
 
 SMALL = (
     (1,), (2,), (3,), (5,), (7,), (1, 2), (3, 1), (2, 3), (5, 7), (1, 1, 2), (2, 3, 2), (3, 1, 5), (13,), (1, 1),
     (3, 5, 7),
 )  # fmt: skip
 LARGE = ((1031,), (37, 41), (11, 13, 17))
+# More than a hundred of the blocks in which kernels sum.
+MANY = ((30_011,), (173, 174), (31, 31, 32))
 # Shapes of fields, by the number of voxels that differences need along each axis.
 FIELDS = {
     2: ((2,), (3,), (4,), (7,), (2, 2), (2, 5), (3, 4), (5, 7), (2, 2, 2), (2, 3, 4), (5, 4, 3), (13,)),
@@ -50,10 +52,11 @@ def image_pair(
     draw: st.DrawFn, twin: Twin, dtype: str, given: Mapping[str, Any], law: Law | None = None, large: bool = False
 ) -> Case:
     """Draw a case of a loss of two images, with the options in `given` and those that a law needs."""
-    draft, chosen, law = _draft(draw, twin, dtype, given, law, LARGE if large else SMALL)
-    first = _numbers(draft, "input", twin.ground.numbers)
+    shapes = MANY if twin.ground.equal else LARGE if large else SMALL
+    draft, chosen, law = _draft(draw, twin, dtype, given, law, shapes)
+    first = _numbers(draft, "input", twin.ground)
     relation = draft.pick("relation", RELATIONS)
-    second = _numbers(draft, "target") if relation == "another" else first.copy()
+    second = _numbers(draft, "target", Ground(equal=twin.ground.equal)) if relation == "another" else first.copy()
     if relation == "affine":
         second = input_kinds.rounded(second / 2 + 0.25, dtype)
     made = {
@@ -74,10 +77,9 @@ def displacements(
     least: Mapping[str, int] = SECOND,
 ) -> Case:
     """Draw a case of a loss of a displacement field; `least` is the minimum size of an axis, by stencil."""
-    draft, chosen, law = _draft(draw, twin, dtype, given, law, LARGE if large else (), least)
-    made = {
-        name: draft.operand(name, _numbers(draft, "input", twin.ground.numbers), first=True) for name in twin.operands
-    }
+    shapes = MANY if twin.ground.equal else LARGE if large else ()
+    draft, chosen, law = _draft(draw, twin, dtype, given, law, shapes, least)
+    made = {name: draft.operand(name, _numbers(draft, "input", twin.ground), first=True) for name in twin.operands}
     return Case(made, differing(twin, chosen, draft.options), cotangent(draft), draft.traits, law)
 
 
@@ -94,7 +96,7 @@ def _draft(
         law = draw(st.sampled_from((None, *twin.laws_for(dtype))))
     chosen = draw(options(twin, {**given, **needed(twin, law)}))
     shapes = shapes or FIELDS[least[chosen.get("stencil", "compact")]]
-    most = 3
+    most = 1 if twin.ground.equal else 3
     if chosen["reduction"] == "none" and "target" in twin.operands:
         # The judge may need the conditioning of each value, which takes a gradient for each.
         shapes, most = tuple(shape for shape in SMALL if math.prod(shape) <= FEW), 2
@@ -114,6 +116,10 @@ def suitable(options: Mapping[str, Any]) -> Sequence[str]:
     return ("normal",) if options.get("smooth_dr") == 0 else tuple(input_kinds.IMAGES)
 
 
-def _numbers(draft: Draft, trait: str, wanted: tuple[str, ...] | None = None) -> Array:
-    kind = draft.pick(trait, narrowed(suitable(draft.options), wanted))
-    return input_kinds.rounded(input_kinds.IMAGES[kind](draft.rng, draft.shape, draft.dtype), draft.dtype)
+def _numbers(draft: Draft, trait: str, ground: Ground) -> Array:
+    """Make the numbers of an image or a field; `ground` restricts their kind."""
+    kinds = suitable(draft.options)
+    if ground.equal and "constant" in kinds:
+        kinds = tuple(input_kinds.EQUAL)
+    make = (input_kinds.IMAGES | input_kinds.EQUAL)[draft.pick(trait, narrowed(kinds, ground.numbers))]
+    return input_kinds.rounded(make(draft.rng, draft.shape, draft.dtype), draft.dtype)

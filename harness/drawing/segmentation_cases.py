@@ -16,7 +16,7 @@ from twinloss.harness.drawing import input_kinds
 from twinloss.harness.drawing.draft import Draft, cotangent, differing, narrowed, needed, options, size, spatial_shape
 from twinloss.harness.drawing.segmentation_options import has_labels, is_activated
 from twinloss.harness.model.operand import Array, PerCase, Sizes, label
-from twinloss.harness.model.twin import Case, Law, Twin
+from twinloss.harness.model.twin import Case, Ground, Law, Twin
 
 SMALL = (
     (1,), (2,), (3,), (), (5,), (7,), (1, 2), (3, 1), (2, 3), (5, 7), (1, 1, 2), (2, 3, 2), (3, 1, 5), (13,), (1, 1),
@@ -24,6 +24,8 @@ SMALL = (
 )  # fmt: skip
 # Larger than one tile of 1024 voxels and than one chunk of about 10^4. These are slow, so the hunt draws only a few.
 LARGE = ((1031,), (37, 41), (11, 13, 17), (40009,))
+# Hundreds of the blocks in which kernels sum, and more than one of the chunks that they divide among threads.
+MANY = ((70_001,), (264, 266), (41, 41, 42))
 
 # The kind of input that equals the target.
 PERFECT = "perfect"
@@ -37,9 +39,10 @@ def segmentation(
     if law is None and not given:
         law = draw(st.sampled_from((None, *twin.laws_for(dtype))))
     chosen = draw(options(twin, {**given, **needed(twin, law)}))
-    draft = _draft(draw, twin, chosen, dtype, LARGE if large else SMALL)
-    y = _target(draft, twin.ground.targets or input_kinds.TARGETS)
-    x = _input(draft, y, narrowed(suitable(twin, draft.options, draft.sizes.classes), twin.ground.numbers))
+    draft = _draft(draw, twin, chosen, dtype, MANY if twin.ground.equal else LARGE if large else SMALL)
+    y = _target(draft, twin.ground)
+    kinds = narrowed(suitable(twin, draft.options, draft.sizes.classes), twin.ground.numbers)
+    x = _input(draft, y, ["equal"] if twin.ground.equal else kinds)
     operands = {"input": x, "target": y}
     if "mask" in twin.operands:
         operands["mask"] = _mask(draft, x)
@@ -61,15 +64,17 @@ def _draft(
     return Draft(draw, rng, dtype, sizes, spatial, concrete, traits, _takes_logits(twin, concrete, classes))
 
 
-def _target(draft: Draft, kinds: tuple[str, ...]) -> Array:
+def _target(draft: Draft, ground: Ground) -> Array:
     sizes = draft.sizes
     shape = (sizes.batch, 1, *draft.spatial)
     # A single channel has the labels 0 and 1 of a binary problem.
     classes = max(sizes.classes, 2)
-    labels = input_kinds.LABELS[draft.pick("labels", input_kinds.LABELS)](draft.rng, shape, classes)
+    # A lone voxel of a class has a term of its own, whose error no other term hides.
+    kinds = narrowed(list(input_kinds.LABELS), ("one_voxel",) if ground.equal else None)
+    labels = input_kinds.LABELS[draft.pick("labels", kinds)](draft.rng, shape, classes)
     if sizes.labels:
         return labels
-    kind = draft.pick("target", kinds)
+    kind = draft.pick("target", narrowed(ground.targets or input_kinds.TARGETS, ("one_hot",) if ground.equal else None))
     if sizes.classes == 1 and kind in input_kinds.HARD:
         return labels
     return input_kinds.target(draft.rng, kind, labels, sizes.classes, draft.dtype)
@@ -83,7 +88,8 @@ def _input(draft: Draft, target: Array, kinds: Sequence[str]) -> Array:
         hit = target == channels if draft.sizes.labels else target > 0.5
         logits = draft.activated and draft.options.get("other_act") is None
         return np.where(hit, 20.0, -20.0) if logits else hit.astype(np.float64)
-    return input_kinds.rounded(input_kinds.NUMBERS[kind](draft.rng, draft.shape, draft.dtype), draft.dtype)
+    make = (input_kinds.NUMBERS | input_kinds.EQUAL)[kind]
+    return input_kinds.rounded(make(draft.rng, draft.shape, draft.dtype), draft.dtype)
 
 
 def suitable(twin: Twin, options: Mapping[str, Any], classes: int) -> list[str]:

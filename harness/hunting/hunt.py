@@ -27,11 +27,12 @@ EXAMPLES = 150
 
 # LAW_TRIALS is the minimum number of cases for each law. ATTEMPTS is the number of draws that look for cases of a law,
 # or for a case in which an option changes the result, because such cases may be rare. LARGE_TRIALS is the number of
-# large cases, and KEPT the number of trials kept for the check that the judge rejects wrong answers
-# (`self_check.survivors`).
+# large cases, EQUAL_TRIALS that of cases of many equal numbers, and KEPT the number of trials kept for the check that
+# the judge rejects wrong answers (`self_check.survivors`).
 LAW_TRIALS = 3
 ATTEMPTS = 10
 LARGE_TRIALS = 6
+EQUAL_TRIALS = 3
 KEPT = 40
 
 # The width of a bar in the histogram of errors, in bits.
@@ -294,6 +295,8 @@ def _draw_all(seen: Hunt, examples: int, start: int, tick: Callable[[], None]) -
     attempts = ATTEMPTS if twin.ground == Ground() else 1
     _draw(seen, {}, None, examples, start, tick)
     _draw(seen, {}, None, LARGE_TRIALS, start, tick, large=True)
+    if twin.pair is None:
+        _draw(seen, {}, None, EQUAL_TRIALS, start, tick, large=True, shape={coverage.EQUAL: True})
     for axis in coverage.long_axes(twin):
         _draw(seen, {}, None, ROW_TRIALS, start, tick, shape=axis)
     for row in coverage.covering_rows(coverage.with_shapes(twin), coverage.missing_pairs(twin, seen.pairs)):

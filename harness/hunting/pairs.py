@@ -152,7 +152,7 @@ def as_twin(pair: Pair, place: str | None = None) -> Twin:
 
 def _constants(pair: Pair) -> tuple[str, ...]:
     if pair.constants is not None:
-        return pair.constants
+        return tuple(pair.constants)
     return tuple(name for name, tried in pair.options.items() if any(map(_is_rounded, tried)))
 
 
@@ -202,7 +202,7 @@ def _source(place: str | None) -> str:
     where, _, name = place.rpartition(":")
     if where.endswith(".py"):
         return f"from twinloss.harness.hunting.pairs import load_pair\n\nPAIR = load_pair({place!r})"
-    return f"from {where} import {name}" + ("" if name == "PAIR" else f" as {name}\n\nPAIR = {name}")
+    return f"from {where} import {name}" + ("" if name == "PAIR" else " as PAIR")
 
 
 def _refuse_signature(fast: Fast, call: Any) -> None:
@@ -295,6 +295,8 @@ def _refuse_reference(twin: Twin, pair: Pair, case: Case) -> None:
                 f"the reference {name} returns {output.dtype} for inputs of float64: it must compute in the precision "
                 "of its inputs, without astype or constants of another dtype"
             )
+    if pair.precise and len(outputs) > 1:
+        raise PairError(f"precise=True is for a single output, and the reference {name} returns {len(outputs)}")
     again = reference_outputs(pair.reference, lifted(case, np.float64), options)
     if not all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(outputs, again, strict=True)):
         raise PairError(f"the reference {name} gives other results in a second call, for {passed}")

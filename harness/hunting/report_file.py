@@ -13,6 +13,11 @@ class ReportError(ValueError):
     """A file is not a report."""
 
 
+LEGEND_OF_PAIR = (
+    "x: worst error as a multiple of its bound. bits: number of wrong trailing bits of the result;\n"
+    "an error at the bound has 3.\n"
+    "degraded: beyond the bound, but the reference loses as many digits in the same dtype."
+)
 LEGEND = (
     "x: worst error as a multiple of its bound. bits: number of wrong trailing bits of the result;\n"
     "an error at the bound has 3. pairs: share of all pairs of option values that were tried together.\n"

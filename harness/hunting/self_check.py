@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable
 
 import numpy as np
 
-from twinloss.harness.hunting.pair_sabotage import WrongAnswer, wrong_answers_of_a_pair
+from twinloss.harness.hunting.sabotage import wrong_answers
 from twinloss.harness.judging.judgement import Finding
 from twinloss.harness.judging.trial import Trial
 from twinloss.harness.judging.truth import Truth
@@ -16,18 +15,6 @@ from twinloss.harness.judging.verdict import judge_gradient, judge_value
 from twinloss.harness.model.answer import Answer
 from twinloss.harness.model.operand import Array, label
 from twinloss.harness.model.twin import Case, Twin
-
-
-def _shuffled(values: Array) -> Array:
-    return np.roll(values.ravel(), 1).reshape(values.shape)
-
-
-SABOTAGE: dict[str, Callable[[Array], Array]] = {
-    "zeros": np.zeros_like,
-    "a constant": lambda values: np.full_like(values, 0.5),
-    "sign-flipped": np.negative,
-    "shuffled": _shuffled,
-}
 
 
 @np.errstate(all="ignore")
@@ -41,8 +28,7 @@ def survivors(trials: Iterable[Trial]) -> list[str]:
     for trial in trials:
         if trial.truth is None or trial.answer is None:
             continue
-        wrong = wrong_answers_of_a_pair(trial) if trial.truth.twin.pair else _wrong_answers(trial)
-        for name, part, make, is_right in wrong:
+        for name, part, make, is_right in wrong_answers(trial):
             if name in rejected:
                 continue
             spoilt = make()
@@ -65,26 +51,6 @@ def _is_right(trial: Trial, spoilt: Answer, part: str) -> bool:
     assert trial.answer is not None
     got, right = getattr(spoilt, part), getattr(trial.answer, part)
     return got.shape == right.shape and bool(np.array_equal(got, right, equal_nan=True))
-
-
-def _wrong_answers(trial: Trial) -> Iterator[WrongAnswer]:
-    """Yield the wrong answers to a case of one of our losses."""
-    answer, truth = trial.answer, trial.truth
-    assert answer is not None
-    assert truth is not None
-    for part in ("value", "gradient") if truth.twin.differentiable else ("value",):
-        for name, spoil in SABOTAGE.items():
-            if (name, part) != ("shuffled", "value"):
-
-                def make(part: str = part, spoil: Callable[[Array], Array] = spoil) -> Answer:
-                    spoilt = spoil(getattr(answer, part))
-                    return replace(answer, value=spoilt) if part == "value" else replace(answer, gradient=spoilt)
-
-                yield _called(name, part), part, make, lambda: False
-
-
-def _called(name: str, part: str) -> str:
-    return f"{part} replaced by {name}" if name in ("zeros", "a constant") else f"{name} {part}"
 
 
 @np.errstate(all="ignore")

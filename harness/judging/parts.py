@@ -42,9 +42,11 @@ class Part:
         key: the number of the output, or the name of the input.
         ref: the reference's result.
         axes: the axes of its blocks; all axes if each number is judged by itself.
+        along: whether the numbers are slopes along some directions.
         allowed: the allowances of the last bound.
     """
 
+    along = False
     allowed: Allowed
 
     def __init__(self, truth: Truth, part: str, key: Any, ref: Array, axes: tuple[int, ...], blocks: int) -> None:
@@ -64,13 +66,13 @@ class Part:
         """Return the compared numbers, the reference's where it is undecided; None if they are wrong in any case."""
         return got
 
+    def unlike(self, fast: Array, ref: Array) -> Array:
+        """Return where only one of two arrays has NaN or infinity; their kinds may differ in a gradient."""
+        return unlike(fast, ref, self.largest, poles=self.part == "gradient")
+
     def is_unlike(self, got: Array) -> bool:
         """Return whether NaN or infinity stand in other places than in the reference."""
-
-        def wrong(fast: Array, ref: Array) -> Array:
-            return unlike(fast, ref, self.largest, poles=self.part == "gradient")
-
-        return bool(in_blocks(wrong, self.axes, got, self.ref).any())
+        return bool(in_blocks(self.unlike, self.axes, got, self.ref).any())
 
     @property
     def largest(self) -> Any:
@@ -213,7 +215,7 @@ class Gradient(Part):
         super().__init__(truth, "gradient", name, ref, axes, truth.blocks_of_input(name))
         self._slopes = truth.slopes
         self._numeric = truth.twin.gradient is None
-        self._along = self._numeric and truth.slopes.directions is not None
+        self.along = self._numeric and truth.slopes.directions is not None
 
     @cached_property
     def _directions(self) -> Sequence[Any]:
@@ -221,14 +223,14 @@ class Gradient(Part):
 
     def compared(self, gradient: Array) -> Array:
         """Return the gradient of an answer, or its slopes along the directions."""
-        if not self._along:
+        if not self.along:
             return gradient
         return np.array([np.sum(gradient.astype(self.truth.real) * d.values) for d in self._directions])
 
     @property
     def largest(self) -> Any:
         """The largest number of the dtype; sums along a direction may exceed it."""
-        if not self._along:
+        if not self.along:
             return self.truth.precision.largest
         return np.where([d.place is None for d in self._directions], np.inf, self.truth.precision.largest)
 
@@ -239,7 +241,7 @@ class Gradient(Part):
         undecided = ~np.isfinite(self._slopes.own_errors[self.key])
         if self._slopes.method == "differences" and not np.isfinite(got).all():
             undecided |= ~np.isfinite(got) & self._is_at_a_pole()
-        if self._along and not np.isfinite(gradient).all():
+        if self.along and not np.isfinite(gradient).all():
             if self._is_wrongly_infinite(gradient):
                 return None
             undecided |= ~np.isfinite(got)
@@ -262,7 +264,7 @@ class Gradient(Part):
 
     def norms(self, got: Array) -> Array:
         """Return the size of each block: its largest number, or the sum of the terms of a slope."""
-        if not self._along:
+        if not self.along:
             return self.truth.blocks_in(self.key, self.ref)
         return np.abs(self.ref) + np.abs(got) + self._typical_terms()
 
@@ -277,7 +279,7 @@ class Gradient(Part):
         """Yield the size of the terms, the spread over perturbations, and the reference's own error."""
         own = self._errors_of_differences()
         yield Allowed(norms, own=own)
-        sizes = norms if self._along else self.truth.sizes(self.key)
+        sizes = norms if self.along else self.truth.sizes(self.key)
         yield Allowed(sizes, own=own)
         spread: Array | float = 0.0
         for rounds, spread in enumerate(self.truth.spreads(self.key), 1):
@@ -299,7 +301,7 @@ class Gradient(Part):
             np.fmax(high, near, out=high)
         with np.errstate(all="ignore"):
             outside = np.maximum(np.maximum(low - got, got - high), 0)
-        if self._along:
+        if self.along:
             # If several numbers cross kinks at once, in opposite directions, their derivatives give no bound.
             several = np.array([d.place is None for d in self._directions])
             outside = np.where(several & (high - low > self._jump()), 0, outside)
@@ -324,7 +326,7 @@ class Gradient(Part):
         if self._slopes.method == "differences":
             return np.zeros_like(self.norms(self.ref))
         largest = super().plain_errors()
-        if self._along:  # single numbers share the largest error
+        if self.along:  # single numbers share the largest error
             single = np.array([d.place is not None for d in self._directions])
             largest = np.where(single, np.max(largest, where=single, initial=0), largest)
         return OTHER_WAY * largest if self._numeric else largest

@@ -170,7 +170,7 @@ def describe(finding: Finding) -> str:
     """Describe a finding in a sentence."""
     if np.isinf(finding.ratio) and finding.of:
         place = f" at {finding.where}" if finding.where else ""
-        return f"{finding.part} {finding.of}{place}: it, or the places of NaN and infinity, differ from the reference"
+        return f"{finding.part} {finding.of}{place}"
     if np.isinf(finding.ratio):
         return f"{finding.part}: the shape, or the places of NaN and infinity, differ from the reference"
     place = f" at {finding.where}" if finding.where else ""

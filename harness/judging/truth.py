@@ -64,7 +64,7 @@ class Truth(Reference):
     @cached_property
     def gradients(self) -> Arrays:
         """The gradient with respect to each input, or its slopes along some directions."""
-        return self.slopes.here
+        return self.slopes.here if self.twin.wrt else {}
 
     def value_of(self, case: Case, real: Real | None = None) -> Array:
         """Return the reference's value of a case."""
@@ -166,7 +166,9 @@ class Truth(Reference):
             near = self.results_at("gradient", arguments, constants)
             for name, ref in self.gradients.items():
                 with np.errstate(all="ignore"):
-                    moves = np.asarray(near.pop(name) - ref)
+                    moves = np.asarray(near.pop(name))
+                    # A user's gradient may return the same array twice; a volume leaves no memory for a copy.
+                    moves = np.asarray(np.subtract(moves, ref, out=moves if self.twin.pair is None else None))
                 if self.kinks:
                     _drop_jumps(moves, self._largest_of_its_block(name, ref), least)
                 moved = self.blocks_in(name, moves)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -37,18 +39,18 @@ def judge_gradient(truth: Truth, *gradients: Array) -> Finding:
 
 
 def _judged(part: Part, got: Array) -> Finding:
-    wrong = Finding(part.part, "fail", np.inf, of=part.of)
     compared = part.compared(got)
     if compared.shape != part.ref.shape:
-        shapes = f"{part.of} of shape {got.shape}, not {part.ref.shape}".strip()
-        return wrong if part.truth.twin.pair is None else replace(wrong, of=shapes)
+        return _wrong(part, f"of shape {got.shape}, not {part.ref.shape}")
     if not part.ref.size:
         return Finding(part.part, "pass", 0.0, of=part.of)
     if isinstance(part, Output) and part.ref.dtype.kind != "f":
         return _judged_integers(part, got)
     decided = part.decided(got, compared)
-    if decided is None or part.is_unlike(decided):
-        return wrong
+    if decided is None or (part.along and part.is_unlike(decided)):
+        return _wrong(part, "has NaN or infinity in other places than the reference")
+    if part.is_unlike(decided):
+        return _wrong_number(part, decided, part.ref, part.unlike)
     norms, errors = part.norms(decided), part.errors(decided)
     bounds = part.bounds(norms, errors)
     if part.part == "gradient" and part.truth.kinks and (errors > bounds).any():
@@ -57,13 +59,29 @@ def _judged(part: Part, got: Array) -> Finding:
     return replace(found, of=part.of, basis=part.basis(found) if part.truth.twin.pair else "")
 
 
+def _wrong(part: Part, how: str, where: tuple[int, ...] = ()) -> Finding:
+    """Return the finding for an answer that is wrong whatever the rounding; of our losses, it does not say how."""
+    of = f"{part.of} {how}".strip() if part.truth.twin.pair is not None else ""
+    return Finding(part.part, "fail", np.inf, where=where, of=of)
+
+
+def _wrong_number(part: Part, got: Array, ref: Array, wrong: Callable[[Array, Array], Array]) -> Finding:
+    """Return the finding for the first number that is wrong."""
+    if part.truth.twin.pair is None:
+        return _wrong(part, "")
+    where = tuple(int(i) for i in np.argwhere(wrong(got, ref))[0])
+    return _wrong(part, f"is {_text(got[where])}, not {_text(ref[where])}", where)
+
+
+def _text(number: Any) -> str:
+    return f"{number:.6g}" if isinstance(number, np.floating) else str(number)
+
+
 def _judged_integers(part: Output, got: Array) -> Finding:
     low, high = part.range_of_integers(got)
-    wrong = ~((got >= low) & (got <= high))
-    if not wrong.any():
+    if ((got >= low) & (got <= high)).all():
         return Finding(part.part, "pass", 0.0, of=part.of)
-    where = tuple(int(i) for i in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
-    return Finding(part.part, "fail", np.inf, where=where, of=f"{part.of} is {got[where]}, not {low[where]}".strip())
+    return _wrong_number(part, got, low, lambda got, low: ~((got >= low) & (got <= high)))
 
 
 def value_bounds(truth: Truth, errors: Array, k: int = 0) -> Array:

@@ -205,7 +205,7 @@ class Pair:
     kinks: Callable[[Mapping[str, Any]], bool] = lambda options: True
     unit: float = 0.0
     precise: bool = False
-    constants: tuple[str, ...] | None = None
+    constants: str | tuple[str, ...] | None = None
     terms: Callable[[Any], Array | None] | None = None
     value_terms: Callable[[Any], Array] | None = None
     sizes: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -224,9 +224,10 @@ class Pair:
         Raises:
             PairError: if it does.
         """
-        for name in ("wrt", "writes", "results"):
+        for name in ("wrt", "writes", "results", "constants"):
             given = getattr(self, name)
-            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+            if given is not None:
+                object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
         for which in ("options", "tuning"):
             tried = {name: _tried(name, values) for name, values in getattr(self, which).items()}
             object.__setattr__(self, which, tried)
@@ -311,6 +312,14 @@ def _check_names(pair: Pair) -> None:
     for name in pair.names:
         if name not in (*pair.inputs, *pair.all_options(), *pair.axes(), *pair.writes):
             raise PairError(_unknown("names", name, [*pair.inputs, *pair.all_options(), *pair.axes()], "name"))
+    for name in pair.constants or ():
+        if name not in pair.options:
+            raise PairError(_unknown("constants", name, pair.options, "option"))
+    for which in ("kinks", "allowed", "domain"):
+        if not callable(getattr(pair, which)):
+            raise PairError(f"{which} is a function, as in {which}=lambda case: True, got {getattr(pair, which)!r}")
+    if pair.precise and pair.gradient is None:
+        raise PairError("precise=True needs the closed form of the gradient: give gradient=, or leave it out")
     for name in pair.state:
         if name not in pair.inputs:
             raise PairError(_unknown("state", name, pair.inputs, "input"))

@@ -34,6 +34,7 @@ class Ground:
         unit_axis: whether some spatial axis must have size 1.
         targets: allowed kinds of targets that have all channels, from `input_kinds.TARGETS`.
         numbers: allowed kinds of input values, where they suit the options.
+        equal: whether a case has so many equal numbers that the rounding errors of a plain sum would show.
     """
 
     channels: tuple[int, ...] | None = None
@@ -41,6 +42,7 @@ class Ground:
     unit_axis: bool | None = None
     targets: tuple[str, ...] | None = None
     numbers: tuple[str, ...] | None = None
+    equal: bool = False
 
 
 @dataclass(frozen=True)

@@ -101,10 +101,13 @@ def read_only(quick: bool) -> Iterator[Row]:
         (copied / "fast" / "kernels" / "cpu" / "compiled" / "__pycache__").touch()
         home = Path(folder, "home")
         home.mkdir()
-        for title, where, kept in (("with", home, True), ("without", Path("/proc/none"), False)):
+        values = []
+        for title, where, runs in (("with", home, 2), ("without", Path("/proc/none"), 1)):
             clean: Mapping[str, str] = {"HOME": str(where), "XDG_CACHE_HOME": str(where / ".cache")}
             clean = {**clean, "PYTHONPATH": str(copied.parent), "PYTHONDONTWRITEBYTECODE": "1"}
-            first, again = (run(code, **clean) for _ in range(2))
-            good = first[2] == again[2] and (again[0] < first[0] / 2 or not kept)
+            made = [run(code, **clean) for _ in range(runs)]
+            values += [value for *_, value in made]
+            kept = runs > 1
+            good = len({*values}) == 1 and (not kept or made[1][0] < made[0][0] / 2)
             told = "the second process reads the cache there" if kept else "each process compiles, with a warning"
             yield Row(f"read-only installation, {title} a writable home directory", told if good else "fails", good)

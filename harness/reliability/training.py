@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations, zip_longest
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from twinloss.harness.model.twin import Twin
 from twinloss.harness.reliability.everyday import Everyday, everyday
 from twinloss.harness.reliability.registry import Row, line
 
-EDGE, PATCHES, CLASSES = 32, 2, 4
+PATCHES, CLASSES = 2, 4
 # Rounding errors grow as a network trains. So where MONAI computes the same loss, its curve may differ from ours by
 # FACTOR times the distance among its own curves from STARTS starts, which differ only in their last bits. As the curves
 # are float32, ROUNDOFFS roundoffs of the first loss are added. This must hold for the FIRST steps, before errors have
@@ -103,8 +104,8 @@ def _descend(optimizer: torch.optim.Optimizer, value: Tensor) -> None:
     optimizer.step()
 
 
-def patches() -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield T1 patches and their labels at random places of the brain, without end.
+def patches(edge: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield cubes of T1 with their labels, from random places of the brain, without end.
 
     Each patch contains all classes, because MONAI's generalised Dice treats an absent class differently.
     """
@@ -113,17 +114,17 @@ def patches() -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         pairs = []
         for _ in range(PATCHES):
-            place = _place(t1.shape, generator)
+            place = _place(t1.shape, edge, generator)
             while len(torch.unique(labels[place])) < CLASSES:
-                place = _place(t1.shape, generator)
+                place = _place(t1.shape, edge, generator)
             pairs.append((t1[place], labels[place]))
         yield torch.stack([a for a, _ in pairs])[:, None], torch.stack([b for _, b in pairs])[:, None]
 
 
-def _place(shape: Sequence[int], generator: torch.Generator) -> tuple[slice, ...]:
+def _place(shape: Sequence[int], edge: int, generator: torch.Generator) -> tuple[slice, ...]:
     """Return the position of a patch in the middle half of the image."""
-    corner = (int(torch.randint(n // 4, 3 * n // 4 - EDGE, (1,), generator=generator).item()) for n in shape)
-    return tuple(slice(start, start + EDGE) for start in corner)
+    corner = (int(torch.randint(n // 4, 3 * n // 4 - edge, (1,), generator=generator).item()) for n in shape)
+    return tuple(slice(start, start + edge) for start in corner)
 
 
 def dice_score(logits: Tensor, labels: Tensor) -> float:
@@ -144,10 +145,10 @@ def perturb(start: Sequence[Tensor], seed: int) -> None:
             tensor.mul_(1 + 2 * ROUNDOFF * (2 * torch.rand(tensor.shape, generator=generator) - 1))
 
 
-def segment(loss: Callable[..., Tensor], twin: Twin, steps: int, seed: int = 0) -> Curve:
-    """Train the network with a loss; a non-zero seed perturbs its initial weights."""
+def segment(loss: Callable[..., Tensor], twin: Twin, steps: int, seed: int = 0, edge: int = 32) -> Curve:
+    """Train the network with a loss, on patches with this edge; a non-zero seed perturbs its initial weights."""
     torch.manual_seed(0)
-    network, source = UNet(), patches()
+    network, source = UNet(), patches(edge)
     perturb(list(network.parameters()), seed)
     # SGD reveals a gradient with a wrong scale. The steps of Adam do not depend on the scale.
     optimizer = torch.optim.SGD(network.parameters(), 0.3, momentum=0.9, nesterov=True)
@@ -221,9 +222,9 @@ def _fine(coarse: Tensor, image: Tensor) -> Tensor:
     return nn.functional.interpolate(coarse, image.shape[2:], mode="trilinear", align_corners=True)
 
 
-def train(each: Everyday, steps: int, with_peer: bool) -> Curve:
+def train(each: Everyday, steps: int, with_peer: bool, edge: int) -> Curve:
     """Train with our loss and, if MONAI computes the same loss, with MONAI's."""
-    run = register if each.twin.of_registration else segment
+    run = register if each.twin.of_registration else partial(segment, edge=edge)
     with expected_warnings_silent():
         curve = run(each.module(), each.twin, steps)
         bench = each.twin.usual
@@ -246,7 +247,8 @@ def trainings(quick: bool) -> Iterator[Row]:
     CURVES.clear()
     for each in everyday():
         steps = 12 if quick else 150 if each.twin.of_registration else 200
-        curve = train(each, steps, with_peer=not quick or each.name == "bending_energy")
+        with_peer = not quick or each.name == "bending_energy"
+        curve = train(each, steps, with_peer, edge=16 if quick else 32)
         CURVES.append(curve)
         of_images = each.twin.of_registration
         first, last = curve.fall
@@ -263,8 +265,9 @@ def plot(curves: Sequence[Curve], path: Path) -> None:
     """Plot the curves of training runs."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 8), layout="constrained")
-    for axes, curve in zip_longest(figure.subplots(4, 4).flat, curves):
+    rows = -(-len(curves) // 4)
+    figure = Figure(figsize=(12, 2 * rows), layout="constrained")
+    for axes, curve in zip_longest(figure.subplots(rows, 4, squeeze=False).flat, curves):
         if curve is None:
             axes.remove()
             continue

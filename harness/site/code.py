@@ -131,5 +131,7 @@ def styles() -> str:
     light = HtmlFormatter(style="default").get_style_defs(":root .code")
     by_system = "@media (prefers-color-scheme: dark) {\n" + dark.get_style_defs(":root:not(.light) .code") + "\n}"
     # The default colours of these have too little contrast on the grey background.
-    darker = ":root .code .c1, :root .code .go { color: var(--soft) } :root .code .nd { color: var(--c2) }"
+    darker = (
+        ":root .code .c1, :root .code .go { color: var(--soft) } :root .code .nd, :root .code .gr { color: var(--c2) }"
+    )
     return f"{light}\n{darker}\n{by_system}\n{dark.get_style_defs(':root.dark .code')}\n"

@@ -177,6 +177,14 @@ def test_several_ranks_need_a_process_group(tmp_path):
         (lambda: ours.DC_and_CE_loss({}, {"gamma": 2}), ValueError, "may have weight and label_smoothing, got gamma"),
         (lambda: ours.DC_and_CE_loss({"squared": 1}, {}), TypeError, "squared"),
         (lambda: ours.DC_and_CE_loss({}, {}, dice_class=torch.nn.MSELoss), TypeError, "dice_class must be"),
+        (lambda: ours.DC_and_CE_loss({}, {}, weight_ce=-1), ValueError, "weight_ce must be finite and not negative"),
+        (lambda: ours.DC_and_BCE_loss({}, {}, weight_dice=True), TypeError, "weight_dice must be a number, got bool"),
+        (lambda: ours.DC_and_topk_loss({}, {}, weight_ce="1"), TypeError, "weight_ce must be a number, got str"),
+        (lambda: ours.DC_and_CE_loss({"smooth": "a"}, {}), TypeError, "smooth must be a number, got str"),
+        (lambda: ours.DC_and_topk_loss({}, {"k": 0}), ValueError, "k must be a percentage of the voxels"),
+        (lambda: ours.DC_and_topk_loss({}, {"k": 101}), ValueError, "at most 100, got 101"),
+        (lambda: ours.DC_and_topk_loss({}, {"k": True}), TypeError, "k must be a number, got bool"),
+        (lambda: ours.MemoryEfficientSoftDiceLoss()(X, None), TypeError, "y must be a tensor, got NoneType"),
         (lambda: ours.DC_and_BCE_loss({"weight": WEIGHT}, {}), ValueError, "have pos_weight, got weight"),
         (lambda: ours.DC_and_BCE_loss({"pos_weight": WEIGHT}, {}), ValueError, r"must have the shape \(C, 1, …\)"),
     ],
@@ -196,6 +204,21 @@ def test_trainer_may_replace_the_dice_term_that_forward_does_not_use(name, activ
     expected = loss(X, y)
     loss.dc = torch.compile(loss.dc)
     assert loss(X, y) == expected
+
+
+def test_top_k_takes_one_voxel_at_least():
+    loss = ours.DC_and_topk_loss(DICE[0], {"k": 1e-3}, weight_dice=0)
+    each = cross_entropy(X, Y[:, 0].long(), reduction="none")
+    torch.testing.assert_close(loss(X, Y), each.max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("weight", [[1, 2, 1], [1.0, 2.0, 1.0], torch.tensor([1.0, 2.0, 1.0])], ids=str)
+def test_weights_of_top_k_may_have_another_type_than_the_logits(dtype, weight):
+    x, y = X.to(dtype), Y
+    found = ours.DC_and_topk_loss(DICE[0], {"weight": weight, "k": 100}, weight_dice=0)(x, y)
+    expected = cross_entropy(x, y[:, 0].long(), torch.tensor([1, 2, 1]).to(dtype), reduction="none").mean()
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("ignore", [False, True])

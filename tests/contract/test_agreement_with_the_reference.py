@@ -179,9 +179,7 @@ USUAL_TOLERANCES = (1e-12, 1e-15), (5e-6, 1e-6)
         ),
         DiceLoss: [],  # which has tests of its own
     },
-    others=lambda loss_class: grid(
-        one_by_one(loss_class), [LABELS] if "to_onehot_y" not in TWIN[loss_class].options else ANY_TARGET
-    ),
+    others=lambda loss_class: grid(one_by_one(loss_class), [LABELS]),
 )
 def test_value_and_gradient_of_a_segmentation_loss_are_those_of_the_reference(form, loss_class, options):
     x, y = 3 * logits(2, 3, 7, dtype=torch.float64), labels(2, 1, 7)

@@ -16,11 +16,11 @@ from loss_options import (
     REGISTRATION,
     SOFTMAX,
     WINDOWS,
+    activations,
     for_labels,
     grid,
     registration_arguments,
     registration_loss,
-    usual,
     values,
     with_options,
 )
@@ -70,7 +70,7 @@ def layouts(x):
         DiceFocalLoss: grid([SOFTMAX], REDUCTIONS),
         GeneralizedDiceFocalLoss: [SOFTMAX],
     },
-    others=usual,
+    others=activations,
 )
 def test_layout_of_logits_and_labels_does_not_matter(form, loss_class, options):
     x, y = logits(2, 3, 6, 5, 4), labels(2, 1, 6, 5, 4)

@@ -13,8 +13,10 @@ from loss_options import (
     W_TYPES,
     WINDOWS,
     grid,
+    one_by_one,
     registration_arguments,
     registration_loss,
+    usual,
     values,
     with_options,
 )
@@ -84,7 +86,8 @@ def assert_finite_slopes(situation, loss, *arguments):
         fast.DiceFocalLoss: grid([SOFTMAX], FOCAL_FORMS),
         fast.DiceCELoss: grid([SOFTMAX], [{}, {"ce_weight": WEIGHT}, {"label_smoothing": 0.1}])
         + grid([SIGMOID], values("multilabel", True, False)),
-    }
+    },
+    others=usual,
 )
 def test_slopes_of_segmentation_losses_in_logits_target_and_mask_are_finite(form, loss_class, options):
     y, loss = labels(2, 1, 6), loss_class(**options)
@@ -108,10 +111,11 @@ def test_slopes_of_segmentation_losses_in_logits_target_and_mask_are_finite(form
             {"kernel_type": "b-spline"},
         ],
         fast.MultiScaleLoss: values("kernel", "gaussian", "cauchy"),
-    }
+    },
+    others=one_by_one,
+    of=REGISTRATION,
 )
 def test_slopes_of_registration_losses_in_both_images_and_the_mask_are_finite(form, loss_class, options):
-    assert loss_class in REGISTRATION
     loss = registration_loss(loss_class, options, 2)
     x, *rest = registration_arguments(loss_class, 1, 2, 5, 6, dtype=torch.float64)
     with dispatch.forced(form):

@@ -15,6 +15,7 @@ from loss_options import (
     W_TYPES,
     for_labels,
     grid,
+    one_by_one,
     registration_arguments,
     registration_loss,
     usual,
@@ -86,7 +87,7 @@ def test_segmentation_loss_of_halves_is_computed_in_float32(half, loss_class, op
         GlobalMutualInformationLoss: HISTOGRAMS,
         MultiScaleLoss: REDUCTIONS,
     },
-    others=[{}],
+    others=one_by_one,
     of=REGISTRATION,
 )
 def test_registration_loss_of_halves_is_computed_in_float32(form, half, loss_class, options):

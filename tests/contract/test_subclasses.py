@@ -4,24 +4,17 @@ import inspect
 
 import pytest
 import torch
-from loss_options import SOFTMAX, for_labels
+from loss_options import SOFTMAX, for_labels, taking
 from support import BACKENDS, labels, logits, value_and_gradient
 
 from twinloss import fast
 
-FRACTIONS = (
-    fast.DiceLoss,
-    fast.TverskyLoss,
-    fast.FocalTverskyLoss,
-    fast.MatthewsCorrelationLoss,
-    fast.GeneralizedDiceLoss,
-    fast.GeneralizedWassersteinDiceLoss,
-)
 COMPOUND = {
     fast.DiceCELoss: "lambda_ce",
     fast.DiceFocalLoss: "lambda_focal",
     fast.GeneralizedDiceFocalLoss: "lambda_focal",
 }
+FRACTIONS = [loss_class for loss_class in taking("smooth_nr") if loss_class not in COMPOUND]
 OVERRIDES = [
     *((loss_class, name) for loss_class in FRACTIONS for name in ("by_class", "answer", "reduce", "reduced")),
     *((loss_class, name) for loss_class in COMPOUND for name in ("dice", "reduced", "total")),

@@ -98,18 +98,19 @@ def test_value_and_gradient_are_those_of_the_reference(form, reduction, kernel_t
     assert_all_close(found[1:], (slope,), 0, 1e-5 * slope.abs().max().item())
 
 
-@BACKENDS
 @WINDOWS
 @DENOMINATORS
 @SPATIAL
-def test_each_window_is_correlated_as_the_definition_says(form, kernel_type, denominator, spatial):
-    p, t = pair(1, 2, *spatial)
+def test_each_window_is_correlated_as_the_definition_says(kernel_type, denominator, spatial):
+    p, t = pair(1, 1, *spatial)
     for size in (1, 3, 5, 7):
         options = {"kernel_type": kernel_type, "smooth_nr": 0.3, "smooth_dr": 0.9, "denominator": denominator}
         loss = LocalNormalizedCrossCorrelationLoss(len(spatial), size, reduction="none", **options)
-        with dispatch.forced(form):
-            found = loss(p, t)
-        torch.testing.assert_close(found, by_definition(p, t, size, **options), rtol=1e-12, atol=1e-14)
+        expected = by_definition(p, t, size, **options)
+        for form in ("kernel", "plain"):
+            with dispatch.forced(form):
+                found = loss(p, t)
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
 @BACKENDS

@@ -173,6 +173,28 @@ def test_other_loss_gets_the_arguments_times_the_mask():
     assert torch.equal(seen[0], torch.where(taken, y, 0))  # labels are not multiplied
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64])
+def test_target_keeps_its_type_and_may_lack_the_axis_of_channels(dtype):
+    x, y, mask = case()
+    seen, target = [], (y > 0).to(dtype)
+    for given in (target, target[:, 0]):
+        MaskedLoss(lambda x, y: seen.append(y) or x.sum())(x, given, mask)
+        reference.masked_loss(
+            x.numpy(), given.numpy(), mask.numpy(), lambda x, y: seen.append(torch.from_numpy(y)) or 0
+        )
+    expected = torch.where(mask != 0, target, False)
+    assert all(torch.equal(found, expected) for found in seen[:2])
+    assert all(torch.equal(found, expected[:, 0]) for found in seen[2:])
+    assert all(found.dtype == dtype for found in seen)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 1), (1, 1, 4, 5), (2, 4), (1, 4, 5), (2, 1, 1, 4, 5)])
+def test_target_that_a_product_with_the_mask_would_expand_is_an_error(shape):
+    x, _, mask = case()
+    with pytest.raises(AssertionError, match=r"target has shape .* and input \(2, 3, 4, 5\)"):
+        MaskedLoss(torch.nn.MSELoss())(x, torch.zeros(shape), mask)
+
+
 def test_registration_loss_within_a_mask():
     p, t = (logits(1, 1, 9, 9, seed=seed).sigmoid() for seed in (0, 1))
     mask = torch.zeros(1, 1, 9, 9)
@@ -231,6 +253,10 @@ def test_wrong_losses_and_inputs_are_errors():
         MaskedLoss(DiceLoss)
     with pytest.raises(TypeError, match="loss must be a module or another callable"):
         MaskedLoss(None)
+    with pytest.raises(TypeError, match=r"not be a DeepSupervisionLoss.*use DeepSupervisionLoss\(MaskedLoss\(…\)\)"):
+        MaskedLoss(fast.DeepSupervisionLoss(DiceLoss()))
+    with pytest.raises(TypeError, match="not be a MaskedLoss, which itself takes a mask"):
+        MaskedLoss(MaskedLoss(DiceLoss()))
     with pytest.raises(ValueError, match=r"input must be \(batch, channels, \*spatial\), got shape \(4,\)"):
         MaskedLoss(torch.nn.MSELoss())(torch.zeros(4), torch.zeros(4), torch.ones(4))
     with pytest.raises(TypeError, match="no option reduction"):

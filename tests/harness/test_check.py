@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts import run_scripts
 from typer.testing import CliRunner
 
 from twinloss import fast
@@ -223,20 +224,16 @@ def test_only_the_ranks_that_are_asked_for_are_drawn(losses, dimension):
     assert shapes == {dimension}
 
 
-@pytest.mark.parametrize("name", ["WrongInBatch", "Remembers"])
-def test_the_script_runs_by_itself_and_fails_as_long_as_the_bug_is_there(losses, tmp_path, name):
-    made = check(f"{losses}:{name}", "dice", names=NAMES, options=MEAN, dtypes=("float32",), **FEW)
-    script = tmp_path / "elsewhere" / "shown.py"
-    script.parent.mkdir()
-    script.write_text(made.rows[0].counterexample.snippet)
-    done = subprocess.run([sys.executable, script], cwd="/", capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stdout + done.stderr
-    losses.write_text(
-        LOSSES.replace("1.01", "1").replace('getattr(self, "calls", 0) + 1', "1") + f"\n{name}.calls = 1\n"
-    )
-    script.write_text(script.read_text().replace(name, "PlainDice"))
-    done = subprocess.run([sys.executable, script], cwd="/", capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_the_scripts_run_by_themselves_and_fail_as_long_as_the_bugs_are_there(losses, tmp_path):
+    scripts = []
+    for name in ("WrongInBatch", "Remembers"):
+        made = check(f"{losses}:{name}", "dice", names=NAMES, options=MEAN, dtypes=("float32",), **FEW)
+        for loss in (name, "PlainDice"):
+            scripts.append(tmp_path / "elsewhere" / f"{name}_{loss}.py")
+            scripts[-1].parent.mkdir(exist_ok=True)
+            scripts[-1].write_text(made.rows[0].counterexample.snippet.replace(name, loss))
+    made = run_scripts(*scripts)
+    assert [code for code, _ in made] == [1, 0, 1, 0], made
 
 
 def test_a_known_deviation_passes_and_one_that_is_gone_is_reported(losses, tmp_path):

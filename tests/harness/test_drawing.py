@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from twinloss.harness.drawing import coverage, input_kinds
+from twinloss.harness.drawing import coverage, input_kinds, registration_cases, segmentation_cases
 from twinloss.harness.drawing.draft import TARGET_TYPES
 from twinloss.harness.drawing.segmentation_cases import LARGE, SMALL
 from twinloss.harness.drawing.segmentation_options import PER_CLASS
@@ -56,6 +56,21 @@ def test_every_rank_and_size_occur(masked):
 
 def test_large_cases_are_large():
     assert {case.input.values.shape[2:] for case in drawn(DICE, "float32", 30, large=True)} == set(LARGE)
+
+
+@pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.name)
+def test_cases_of_many_equal_numbers_have_them_in_all_blocks_of_a_kernel(twin):
+    cases = drawn(coverage.narrowed(twin, {coverage.EQUAL: True}), "float64", 6, large=True)
+    shapes = segmentation_cases.MANY + registration_cases.MANY
+    many = [
+        case for case in cases if case.input.values.shape[2:] in shapes and case.traits["input"] in input_kinds.EQUAL
+    ]
+    assert len(many) >= 3  # no smoothing, or a value for each voxel, needs other numbers
+    for case in many:
+        for channel in case.input.values[0]:
+            assert len(np.unique(channel[np.isfinite(channel)])) <= 2
+        if case.traits.get("labels"):
+            assert case.traits["labels"] == "one_voxel"
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])

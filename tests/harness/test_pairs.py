@@ -21,6 +21,7 @@ from twinloss.harness.commands import audit_functions as functions
 from twinloss.harness.commands.audit import LibraryError
 from twinloss.harness.commands.audit_functions import Checked, as_markdown, audit_functions, pairs_of
 from twinloss.harness.commands.pairs_of_torch import PAIRS
+from twinloss.harness.drawing.hypothesis_seed import drawn
 from twinloss.harness.hunting import pairs
 from twinloss.harness.hunting.loading import TargetError
 from twinloss.harness.hunting.pairs import as_twin
@@ -29,8 +30,9 @@ from twinloss.harness.judging import slopes
 from twinloss.harness.judging.judgement import C
 from twinloss.harness.judging.trial import examine, only_rounding
 from twinloss.harness.judging.truth import Truth
-from twinloss.harness.judging.verdict import value_bounds
+from twinloss.harness.judging.verdict import judge, judge_value, value_bounds
 from twinloss.harness.losses.catalogue import catalogue
+from twinloss.harness.model.answer import Answer
 from twinloss.harness.model.operand import Operand
 from twinloss.harness.model.twin import Case
 
@@ -239,6 +241,63 @@ def test_a_gradient_at_a_kink_must_lie_between_both_sides(reference, slope, kind
     assert examine(as_twin(pair), case_of(x=[0.0, 1.0, -2.0])).kind == kind
 
 
+def test_without_kinks_a_gradient_has_no_sides():
+    pair = Pair("relu", fast=relu_of_slope(0.5), reference=lambda x: np.maximum(x, 0), inputs={"x": arrays("N")},
+                wrt="x", takes="torch", options={}, kinks=lambda options: False)  # fmt: skip
+    assert examine(as_twin(pair), case_of(x=[0.0, 1.0])).kind == "gradient"
+
+
+def test_a_gradient_beside_numbers_without_one_is_still_judged():
+    """A derivative that is NaN to one side of a kink hides no error."""
+    pair = Pair("root", fast=relu_of_slope(7.0), reference=lambda x: np.maximum(x, 0), inputs={"x": arrays("N")},
+                gradient=lambda x, *, cotangent: cotangent * np.where(x < 0, np.nan, x > 0), wrt="x",
+                takes="torch")  # fmt: skip
+    assert examine(as_twin(pair), case_of(x=[0.0, 1.0])).kind == "gradient"
+    assert examine(as_twin(replace(pair, fast=relu_of_slope(0.0))), case_of(x=[0.0, 1.0])).kind is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdicts"),
+    [({}, ("pass", "pass")), ({"precise": True}, ("pass", "fail")), ({"precise": True, "unit": 1e8}, ("pass", "pass"))],
+)
+def test_a_precise_function_has_no_room_for_long_sums(changes, verdicts):
+    x = np.ones(10_000)
+    total = Pair("total", fast=lambda x: x.sum(), reference=lambda x: x.sum(), inputs={"x": arrays("N")}, wrt="x",
+                 gradient=lambda x, *, cotangent: cotangent * np.ones_like(x), takes="torch", **changes)  # fmt: skip
+    truth = Truth(as_twin(total), case_of("float64", x=x), np.float64)
+    u = truth.precision.u
+    assert tuple(judge_value(truth, np.asarray(x.sum() * (1 + k * u))).verdict for k in (4, 60)) == verdicts
+
+
+def test_whole_numbers_that_are_exact_are_not_rounded():
+    bounds = []
+    for exact in (False, True):
+        pair = Pair("difference", fast=lambda x, y: x - y, reference=lambda x, y: x - y,
+                    inputs={"x": arrays("N", exact=exact), "y": arrays("N", exact=exact)})  # fmt: skip
+        truth = Truth(as_twin(pair), case_of(x=[1000.0], y=[999.0]))
+        bounds.append(value_bounds(truth, np.array([1.0]))[0])
+    assert bounds[0] > 50 * bounds[1]
+
+
+@pytest.mark.parametrize(
+    ("fast", "message"),
+    [
+        (lambda x: x.argsort() + 1, "value is 1, not 0 at (0,)"),
+        (lambda x: torch.log(x - 1).argsort() * torch.nan, "value is nan, not 0 at (0,)"),
+        (lambda x: (x, x), "value 2 outputs, not 1"),
+        (lambda x: x[:1], "value of shape (1,), not (2,)"),
+    ],
+)
+def test_a_message_says_what_came_and_what_was_expected(fast, message):
+    pair = Pair("order", fast=fast, reference=np.argsort, inputs={"x": arrays("N")}, takes="torch")
+    assert examine(as_twin(pair), case_of(x=[0.5, 2.0])).message == message
+
+
+def test_a_message_says_where_the_reference_is_infinite():
+    pair = Pair("log", fast=lambda x: x.log().clamp(min=-9), reference=np.log, inputs={"x": arrays("N")}, takes="torch")
+    assert examine(as_twin(pair), case_of(x=[1.0, 0.0])).message == "value is -9, not -inf at (1,)"
+
+
 @pytest.mark.parametrize(
     ("at_tie", "elsewhere", "kind"),
     [(0, 1, None), (1, 1, None), (-0.5, 1, None), (1.5, 1, "gradient"), (0, 1.001, "gradient")],
@@ -374,6 +433,9 @@ def test_a_closed_form_that_is_wrong_is_contradicted_by_differences():
         ({"names": {"epsilon": "eps"}}, "did you mean eps"),
         ({"reference": "numpy:sin"}, "import it"),
         ({"takes": "jax"}, "takes is"),
+        ({"kinks": False}, "kinks is a function, as in kinks=lambda case: True, got False"),
+        ({"constants": "esp"}, "constants: there is no option 'esp': did you mean eps"),
+        ({"precise": True}, "precise=True needs the closed form of the gradient"),
     ],
 )
 def test_a_description_that_contradicts_itself_is_refused(changes, message):
@@ -423,6 +485,8 @@ def returns_text(x, w, *, eps=1e-6):
         ({"reference": lambda x, w, *, eps=1: x @ x}, PairError, "the reference <lambda> raised"),
         ({"reference": lambda x, w, *, eps=1: x.astype(np.float32)}, PairError, "in the precision of its inputs"),
         ({"gradient": lambda x, w, *, cotangent, eps=1: x}, PairError, "1 arrays, but wrt names 2"),
+        ({"reference": lambda x, w, *, eps=1: (x, w), "fast": lambda x, w, eps=1: (x, w), "precise": True,
+          "gradient": lambda x, w, *, cotangent, eps=1: cotangent}, PairError, "precise=True is for a single output"),
         ({"domain": lambda case: False}, PairError, "no case fits"),
         ({"laws": ["permutes"]}, PairError, "is no law"),
         ({"laws": [laws.permutes("B", dim=1)]}, PairError, "needs an option dim"),
@@ -580,7 +644,7 @@ def test_numbers_beyond_float16_are_drawn():
     assert checked(pair, "float32").verdict in RIGHT
     made = checked(pair, "float16")
     assert made.verdict == "fail"
-    assert "NaN and infinity" in made.rows[0].counterexample.message
+    assert "value is inf, not " in made.rows[0].counterexample.message
 
 
 def test_a_kernel_that_is_off_by_a_factor_is_told_so():
@@ -604,6 +668,21 @@ def test_our_own_losses_are_pairs():
     place = "twinloss.harness.losses.own_pairs"
     assert all(pairs.load_pair(f"{place}:{name}").name == name for name in catalogue())
     assert check_pair(f"{place}:diffusion", dtypes=["float64"], examples=5).verdict in RIGHT
+
+
+@pytest.mark.parametrize("name", catalogue())
+def test_a_loss_and_its_pair_are_judged_alike(name):
+    """Right answers, and those that differ by about the bound."""
+    loss, pair = catalogue()[name], as_twin(pairs.load_pair(f"twinloss.harness.losses.own_pairs:{name}"))
+    for case in drawn(pair, "float32", {}, None, 3, 0):
+        as_pair = Truth(pair, case)
+        as_loss = Truth(loss, replace(case, options=as_pair.options))
+        value, gradient = as_loss.value, as_loss.gradient
+        for size in (0, 2.0**-21, 1e-3):
+            spoilt = Answer(np.asarray(value * (1 + size)), gradient * (1 + size))
+            assert [(f.verdict, f.ratio) for f in judge(as_pair, spoilt)] == [
+                (f.verdict, f.ratio) for f in judge(as_loss, spoilt)
+            ]
 
 
 @pytest.mark.parametrize(("library", "function"), [("torch", "avg_pool1d"), ("scipy", "distance_transform_edt")])

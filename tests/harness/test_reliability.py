@@ -17,7 +17,7 @@ from twinloss.harness.reliability import fuzz, int32_overflow, lines
 from twinloss.harness.reliability.everyday import everyday
 from twinloss.harness.reliability.registry import Row
 from twinloss.harness.reliability.report import MEANING, ReportSection, as_markdown, load, update
-from twinloss.harness.reliability.training import Curve
+from twinloss.harness.reliability.training import Curve, plot
 
 APP = with_all_commands()
 REPORTS = Path(__file__).parents[2] / "reports"
@@ -160,3 +160,9 @@ def test_interruption_loses_no_finished_section(tmp_path, monkeypatch):
     done = CliRunner().invoke(APP, ["reliability", "State", "Fuzz", "--out", str(tmp_path)])
     assert done.exit_code != 0
     assert load(tmp_path)["Fuzz"].rows == [HELD]
+
+
+@pytest.mark.parametrize("count", [1, 4, 18])
+def test_curves_of_any_number_of_losses_are_plotted(tmp_path, count):
+    plot([Curve(f"loss {k}", [2.0, 1.0], 0, 1) for k in range(count)], tmp_path / "training.png")
+    assert (tmp_path / "training.png").stat().st_size > 1000

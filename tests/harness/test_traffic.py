@@ -80,11 +80,11 @@ def test_without_compiled_kernels_a_loss_waits_for_nothing_and_moves_little(case
 
 
 def test_the_command_prints_a_table_and_writes_the_report(tmp_path):
-    arguments = ["bench", "tversky", "focal", "--traffic", "--size", "8", "--out", str(tmp_path)]
+    arguments = ["bench", "focal", "--traffic", "--size", "8", "--out", str(tmp_path)]
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": "250", "TERMINAL_WIDTH": "250"})
     assert result.exit_code == 0, result.output
     report = (tmp_path / "traffic.md").read_text()
-    assert "| tversky, 2×4×8³ |" in report
+    assert "| focal, 2×4×8³ |" in report
     assert "* focal, 2×4×8³: " in report
     assert "## Estimate for GPUs" in report
 

@@ -14,7 +14,6 @@ from twinloss.harness.commands.check import story
 from twinloss.harness.drawing import coverage
 from twinloss.harness.drawing.hypothesis_seed import drawn
 from twinloss.harness.hunting import conventions
-from twinloss.harness.hunting import hunt as hunts
 from twinloss.harness.hunting.hunt import Hunt, hunt
 from twinloss.harness.hunting.loading import TargetError
 from twinloss.harness.hunting.relation import relation as relation_of
@@ -24,13 +23,6 @@ from twinloss.harness.losses.catalogue import TWINS
 
 TYPES, NO_AXES, ONE_CHANNEL, SOFT, COMPONENTS, IMAGES = (each.name for each in conventions.CONVENTIONS)
 SOFTMAX = {"options": {"softmax": True}, "dtypes": ["float64"], "examples": 10}
-
-
-@pytest.fixture(autouse=True)
-def briefly(monkeypatch):
-    """Examples need not be the simplest here."""
-    monkeypatch.setattr(hunts, "SECONDS", 0.1)
-    monkeypatch.setattr(hunts, "LONGER", 0.1)
 
 
 def dice(p, target, axes):
@@ -138,7 +130,7 @@ class NaiveCorrelation(torch.nn.Module):
 # --- conventions -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(2))
 def test_right_dice_of_several_classes_passes_whatever_the_seed(seed):
     made = check(SoftmaxDice, "dice", seed=seed, **SOFTMAX)
     assert made.verdict == "imprecise", made.rows[0].counterexample  # its softmax loses digits
@@ -146,7 +138,7 @@ def test_right_dice_of_several_classes_passes_whatever_the_seed(seed):
     assert made.exit_code == 0
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(2))
 def test_right_dice_without_an_activation_passes_whatever_the_seed(seed):
     made = check(PlainDice, "dice", seed=seed, dtypes=["float32"], examples=20)
     assert made.verdict == "convention", made.rows[0].counterexample
@@ -183,7 +175,7 @@ def test_soft_targets_of_a_loss_of_hard_ones_are_a_convention():
 
 
 @pytest.mark.parametrize("target", [Pooled, WithoutFirst, WrongInPlanes])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_conventions_do_not_hide_what_is_wrong_whatever_the_seed(target, seed):
     twin = adapted(Wiring("here:target", "dice", {"softmax": True}), target)
     seen = hunt(twin, "float64", 10, seed, into=Hunt(twin, "float64", forgiving=True, lenient=True))

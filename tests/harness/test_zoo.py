@@ -42,9 +42,7 @@ def test_each_judgement_is_the_only_killer_of_some_mutant(judgement):
     assert list(made.at) == [judgement]
 
 
-@pytest.mark.parametrize(
-    "name", ["nested differences", "index of sixteen bits", "triangle of one", "stale buffer", "alpha beyond one"]
-)
+@pytest.mark.parametrize("name", ["nested differences", "index of sixteen bits", "stale buffer", "alpha beyond one"])
 def test_a_bug_that_few_cases_show_is_killed(name):
     assert kills.kills(named(name)).at
 
@@ -65,7 +63,7 @@ def test_no_mutant_is_alive_in_the_report_and_none_is_missing():
     ids=lambda mutant: mutant.name,
 )
 def test_what_the_mutants_are_made_of_lives(good):
-    assert kills.kills(good, examples=40).at == {}
+    assert kills.kills(good, examples=15).at == {}
 
 
 def test_plain_forms_are_the_losses_they_say():

@@ -10,6 +10,21 @@ from torch import Tensor
 Array = np.ndarray[Any, Any]
 
 
+def total_of_parts(parts: Array) -> Array:
+    """Return the sum over the first axis.
+
+    The parts are added in pairs, always in the same order, so that rounding errors do not grow with their number. They
+    are overwritten.
+    """
+    count = len(parts)
+    while count > 1:
+        half = count // 2
+        parts[:half] += parts[count - half : count]
+        count -= half
+    total: Array = parts[0]
+    return total
+
+
 def as_array(tensor: Tensor) -> Array:
     """Return a tensor as a contiguous array.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from twinloss.fast.kernels.contract import Differences
-from twinloss.fast.kernels.cpu.arrays import Array, as_array
+from twinloss.fast.kernels.cpu.arrays import Array, as_array, total_of_parts
 from twinloss.fast.kernels.cpu.compiled import bending_energy, diffusion
 from twinloss.fast.runtime.memory import empty, scalar
 from twinloss.fast.runtime.threads import for_each_chunk
@@ -56,7 +56,7 @@ class Energy:
         slabs = _Slabs(u)
         work, totals = self._add_energies(slabs, differences, slabs.no_voxels)
         slabs.run(work)
-        return scalar(float(totals.sum()) / count, dtype, u.device)
+        return scalar(float(total_of_parts(totals)) / count, dtype, u.device)
 
     def energies(self, u: Tensor, differences: Differences) -> Tensor:
         """Return the energy of each interior voxel."""
@@ -87,34 +87,36 @@ class Energy:
             add, totals = self._add_energies(slabs, differences, slabs.no_voxels)
             write, gradient = self._write_gradient(slabs, differences, 2 / count, slabs.no_voxels)
             slabs.run(add, write)
-            total = float(totals.sum())
+            total = float(total_of_parts(totals))
         return scalar(total / count, dtype, u.device), gradient
 
     def _in_one_kernel(self, slabs: _Slabs, differences: Differences, slope: float) -> tuple[float, Tensor]:
-        totals, gradient = np.zeros((slabs.fields, slabs.count)), empty(slabs.u.shape, slabs.u.dtype)
+        totals, gradient = np.zeros(slabs.fields * slabs.count), empty(slabs.u.shape, slabs.u.dtype)
         weights, out = differences.weights.astype(slabs.real), _planes(gradient)
         factors = _by_field(differences.weights, slope, slabs)
 
         def work(k: int, slab: int, start: int, stop: int) -> None:
-            totals[k, slab] = self.kernels.both(
+            totals[k * slabs.count + slab] = self.kernels.both(
                 slabs.field[k], slabs.width, weights[k % len(weights)], factors[k], start, stop, out[k]
             )
 
         slabs.run(work)
-        return float(totals.sum()), gradient
+        return float(total_of_parts(totals)), gradient
 
     def _add_energies(self, slabs: _Slabs, differences: Differences, out: Array) -> tuple[_Work, Array]:
         """Return a function that computes the energies of a slab, and the array in which it puts their sums.
 
         If `out` is not empty, the function writes the energies to it instead.
         """
-        totals, weights = np.zeros((slabs.fields, slabs.count)), differences.weights.astype(slabs.real)
+        totals, weights = np.zeros(slabs.fields * slabs.count), differences.weights.astype(slabs.real)
         margin, border = differences.margin, (slabs.depth - differences.interior(slabs.u.shape)[1]) // 2
         forward = self.kernels.forward
 
         def work(k: int, slab: int, start: int, stop: int) -> None:
             inside = max(start, border), min(stop, slabs.depth - border)
-            totals[k, slab] = forward(slabs.field[k], slabs.width, weights[k % len(weights)], margin, *inside, out[k])
+            totals[k * slabs.count + slab] = forward(
+                slabs.field[k], slabs.width, weights[k % len(weights)], margin, *inside, out[k]
+            )
 
         return work, totals
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from twinloss.fast.kernels.contract import HistogramPlan
-from twinloss.fast.kernels.cpu.arrays import as_array
+from twinloss.fast.kernels.cpu.arrays import as_array, total_of_parts
 from twinloss.fast.kernels.cpu.compiled import mutual_information as compiled
 from twinloss.fast.kernels.cpu.compiled.lanes import LANES
 from twinloss.fast.runtime.memory import empty
@@ -89,7 +89,7 @@ def histogram(x: Tensor, y: Tensor, plan: HistogramPlan) -> Tensor:
         missing[item, part] = compiled.forward(first, second, *call.options(item), parts[item, part])
 
     call.each_chunk(work)
-    joint = parts.sum(1) / x.shape[1]
+    joint = total_of_parts(parts.swapaxes(0, 1)) / x.shape[1]
     joint[missing.any(1)] = np.nan
     return torch.from_numpy(joint)
 
@@ -113,7 +113,7 @@ def gradient(upstream: Tensor, x: Tensor, y: Tensor, plan: HistogramPlan) -> Ten
 
     call.each_chunk(work)
     if plan.kernel == "b-spline":
-        _through_the_range(out, call, sums.sum(1))
+        _through_the_range(out, call, total_of_parts(sums.swapaxes(0, 1)))
     return made
 
 

@@ -180,7 +180,7 @@ class VoxelCall:
         return kept
 
     def forward(self, part: Part, first: int, end: int, matrix: Array | None, sums: Array) -> int:
-        """Add the statistics of chunks of a part to `sums`, (chunks, ROWS, C); return a status."""
+        """Add the statistics of chunks of a part to `sums`, (chunks, 2, ROWS, C); return a status."""
         layout, (x, target, mask) = self.layout, part
         return layout.forward(
             x, target, *layout.statistics, matrix, *layout.options, mask, first, end, sums, self.room

@@ -23,7 +23,7 @@ from twinloss.fast.kernels.contract import (
     VoxelInputs,
     unweighted,
 )
-from twinloss.fast.kernels.cpu.arrays import Array
+from twinloss.fast.kernels.cpu.arrays import Array, total_of_parts
 from twinloss.fast.kernels.cpu.compiled import fraction, voxel
 from twinloss.fast.kernels.cpu.compiled.status import NOT_BINARY, VALID
 from twinloss.fast.kernels.cpu.voxel_call import VoxelCall, places
@@ -153,10 +153,9 @@ def _sums(inputs: VoxelInputs, matrix: Array | None, plan: Plan, ahead: bool) ->
 
 
 def _summed(call: VoxelCall, add: Callable[[int, int, Array], int]) -> Array:
-    """Return the sums by item, (ROWS, B, C); `add` adds a range of chunks to an array (chunks, ROWS, C)."""
+    """Return the sums by item, (ROWS, B, C); `add` adds a range of chunks to an array (chunks, 2, ROWS, C)."""
     items, classes, _ = call.shape
-    made = np.zeros((items, call.layout.chunks, len(ROWS), classes))
-    by_chunk = made.reshape(-1, len(ROWS), classes)
+    by_chunk = np.zeros((call.chunks, 2, len(ROWS), classes))
 
     def forward(first: int, end: int) -> int:
         by_chunk[first:end] = 0  # the general kernels may have to start again
@@ -164,8 +163,8 @@ def _summed(call: VoxelCall, add: Callable[[int, int, Array], int]) -> Array:
 
     if call.run(forward):
         raise InvalidVoxelsError
-    by_item = made[:, 0] if made.shape[1] == 1 else made.sum(1)
-    return np.ascontiguousarray(by_item.transpose(1, 0, 2))
+    made = by_chunk[:, 0].reshape(items, call.layout.chunks, len(ROWS), classes)
+    return np.ascontiguousarray(total_of_parts(made.swapaxes(0, 1)).swapaxes(0, 1))
 
 
 def _gradient(

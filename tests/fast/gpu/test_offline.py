@@ -7,9 +7,14 @@ import sys
 
 import pytest
 
-# The base cases of each statistic: statements that launch its kernels, with torch and the losses in scope.
+# Statements that launch the kernels of each kind of statistic, with torch and the losses in scope. Each kind takes a
+# process, whose imports take seconds.
 CASES = {
-    "bending energy": "BendingEnergyLoss()(random(1, 3, 32, 48, 64)).backward()",
+    "fields": """
+for reduction in ("mean", "none"):
+    BendingEnergyLoss(reduction)(random(1, 3, 32, 48, 64)).sum().backward()
+    DiffusionLoss(reduction=reduction)(random(1, 3, 32, 48, 64)).sum().backward()
+""",
     "segmentation, softmax": """
 labels = torch.zeros(2, 1, 32, 32, 32, dtype=torch.uint8)
 DiceCELoss(softmax=True, to_onehot_y=True)(random(2, 4, 32, 32, 32), labels).backward()
@@ -23,24 +28,17 @@ GeneralizedWassersteinDiceLoss([[0.0, 1.0], [1.0, 0.0]])(random(2, 2, 32, 32, 32
 MaskedDiceLoss(softmax=True)(random(2, 4, 32, 32, 32), random(2, 4, 32, 32, 32), random(2, 1, 32, 32, 32)).backward()
 FocalLoss(to_onehot_y=True)(random(2, 40, 32, 32, 32), labels).backward()
 """,
-    "diffusion": "DiffusionLoss()(random(1, 3, 32, 48, 64)).backward()",
-    "correlation": (
-        "for size, length in ((3, 48), (9, 48), (9, 104)):\n"
-        "    images = random(1, 1, length, length, length), torch.rand(1, 1, length, length, length)\n"
-        "    LNCC(kernel_size=size)(*images).backward()"
-    ),
-    "correlation, weighted": (
-        "images = [random(1, 1, 48, 48, 48, dtype=torch.float64) for _ in range(2)]\n"
-        "LNCC(kernel_size=9, kernel_type='gaussian', reduction='none')(*images).sum().backward()"
-    ),
-    "smoothing": (
-        "image = random(1, 1, 64, 64, 96)\n"
-        "MultiScaleLoss(torch.nn.MSELoss(), [1.0, 2.0, 8.0])(image.detach(), image).backward()"
-    ),
-    "bending energy by voxel": 'BendingEnergyLoss("none")(random(1, 3, 32, 48, 64)).sum().backward()',
-    "diffusion by voxel": 'DiffusionLoss(reduction="none")(random(1, 3, 32, 48, 64)).sum().backward()',
-    "histogram": "GlobalMutualInformationLoss()(random(1, 1, 64, 64, 64), random(1, 1, 64, 64, 64)).backward()",
-    "histogram of splines": 'GlobalMutualInformationLoss(kernel_type="b-spline")(*random(2, 1, 64, 64, 64)).backward()',
+    "images": """
+for size, length in ((3, 48), (9, 48), (9, 104)):
+    images = random(1, 1, length, length, length), torch.rand(1, 1, length, length, length)
+    LNCC(kernel_size=size)(*images).backward()
+images = [random(1, 1, 48, 48, 48, dtype=torch.float64) for _ in range(2)]
+LNCC(kernel_size=9, kernel_type="gaussian", reduction="none")(*images).sum().backward()
+image = random(1, 1, 64, 64, 96)
+MultiScaleLoss(torch.nn.MSELoss(), [1.0, 2.0, 8.0])(image.detach(), image).backward()
+GlobalMutualInformationLoss()(random(1, 1, 64, 64, 64), random(1, 1, 64, 64, 64)).backward()
+GlobalMutualInformationLoss(kernel_type="b-spline")(*random(2, 1, 64, 64, 64)).backward()
+""",
 }
 
 # Spilled registers cost much more time than those that are used; a thread has up to 255, or 512 on AMD's GPU.
@@ -49,12 +47,12 @@ MOST_SPILLS, MOST_REGISTERS = 0, {"sm_80": 255, "sm_90": 255, "gfx942": 512}
 MORE_SPILLS = {"compound": 16}
 
 
-@pytest.mark.parametrize("statistic", CASES)
-def test_kernels_compile_for_each_target_without_spills(statistic):
+@pytest.mark.parametrize("kind", CASES)
+def test_kernels_compile_for_each_target_without_spills(kind):
     pytest.importorskip("triton")
     # Triton reads this variable when it is imported: with it, its interpreter would leave nothing to compile.
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, __file__, statistic]
+    command = [sys.executable, __file__, kind]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
     found = [json.loads(line) for line in ended.stdout.splitlines()]
@@ -68,8 +66,8 @@ def test_kernels_compile_for_each_target_without_spills(statistic):
     assert wrong == []
 
 
-def _compile(statistic):
-    """Print the resources that the kernels of a statistic take on each target."""
+def _compile(kind):
+    """Print the resources that the kernels of one kind of statistic take on each target."""
     import torch
 
     from twinloss import fast
@@ -82,7 +80,7 @@ def _compile(statistic):
 
     with gpu_kernels_on_cpu(), recorded() as launches:
         names = {**vars(fast), "LNCC": fast.LocalNormalizedCrossCorrelationLoss}
-        exec(CASES[statistic], {**names, "torch": torch, "random": random})
+        exec(CASES[kind], {**names, "torch": torch, "random": random})
     for launch in launches:
         for target in TARGETS:
             resources = compiled(launch, target)._asdict()

@@ -19,7 +19,9 @@ from twinloss.fast import (
     MaskedDiceLoss,
     TverskyLoss,
 )
-from twinloss.fast.kernels.contract import VOXELS, Plan, VoxelInputs
+from twinloss.fast.kernels.contract import ROWS, VOXELS, Plan, VoxelInputs
+from twinloss.fast.kernels.gpu.compiled import fraction
+from twinloss.fast.kernels.gpu.launch import launch
 from twinloss.harness.drawing.segmentation_options import BELL
 from twinloss.harness.judging.trial import examine
 from twinloss.harness.losses.catalogue import find
@@ -521,3 +523,18 @@ def test_a_subclass_with_a_dice_of_its_own_is_not_replaced_by_kernels(device, ba
     expected = value_and_gradient(base(**SOFTMAX, lambda_dice=2.0), *given)
     for one, other in zip(doubled, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-9)
+
+
+def test_sum_of_many_equal_parts_is_rounded_only_a_few_times(device):
+    chunks, together = 100_003, 128
+    parts = torch.full((1, chunks, len(ROWS), 1), 0.3, dtype=torch.float64, device=device)
+    made = torch.empty((len(ROWS), 1, 1), dtype=torch.float64, device=device)
+    constants = {"USED": 2 ** len(ROWS) - 1, "CLASSES": 1, "WIDTH": 16, "TOGETHER": together}
+    launch(fraction.add, (1, 1), parts, made, chunks, **constants)
+    exact = math.fsum(parts[0, :, 0, 0].tolist())
+    assert abs(made / exact - 1).max() <= 4 * 2.0**-53
+    parts[0, 17], parts[0, -1] = math.inf, math.nan
+    launch(fraction.add, (1, 1), parts[:, :-1].contiguous(), made, chunks - 1, **constants)
+    assert (made == math.inf).all()
+    launch(fraction.add, (1, 1), parts, made, chunks, **constants)
+    assert made.isnan().all()

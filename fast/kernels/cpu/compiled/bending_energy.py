@@ -19,7 +19,8 @@ import numpy as np
 from numba import njit
 
 from twinloss.fast.kernels.cpu.compiled.compiler import kernel
-from twinloss.fast.kernels.cpu.compiled.rows import BLOCK, alike, at, clear_between, total_of
+from twinloss.fast.kernels.cpu.compiled.rows import BLOCK, alike, at, clear_between
+from twinloss.fast.kernels.cpu.compiled.sums import compensated, total_of
 from twinloss.fast.kernels.cpu.compiled.tile import START, copy_cast, stage
 
 # Numbers before and after the slopes of a row, for the neighbours of the first and the last voxel.
@@ -225,7 +226,7 @@ def forward(u, width, weights, step, z_start, z_stop, energy):
     """
     above = step if weights.size > 1 else 0
     height, lines = u.shape[1] // width, max(BLOCK // width, 1)
-    total, room = 0.0, np.empty(lines * width, u.dtype)
+    total, lost, room = 0.0, 0.0, np.empty(lines * width, u.dtype)
     for z in range(z_start, z_stop):
         for y in range(above, height - above, lines):
             count = min(lines, height - above - y)
@@ -233,7 +234,7 @@ def forward(u, width, weights, step, z_start, z_stop, energy):
             _energies(u, width, step, z, y * width + step, weights, row)
             clear_between(row, width, step)
             if energy.size == 0:
-                total += total_of(row)
+                total, lost = compensated(total, lost, total_of(row))
             else:
                 for k in range(count):
                     inside = row[k * width : (k + 1) * width - 2 * step]

@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from twinloss.fast.kernels.cpu.compiled.compiler import kernel
-from twinloss.fast.kernels.cpu.compiled.tile import NEXT, START, copy_cast, stage, sums_stage
+from twinloss.fast.kernels.cpu.compiled.sums import compensated, total_of
+from twinloss.fast.kernels.cpu.compiled.tile import NEXT, START, copy_cast, stage
 from twinloss.fast.kernels.cpu.compiled.window import (
     MOMENTS,
     begin_slab,
@@ -33,14 +34,6 @@ from twinloss.fast.kernels.cpu.compiled.window import (
 #
 # All these arrays may have fewer planes than the images. Plane z is then stored at z modulo their number of planes,
 # where it overwrites a plane that is no longer needed.
-
-
-@sums_stage
-def _sum(row):
-    total = 0.0
-    for i in range(row.size):
-        total += row[i]
-    return total
 
 
 @stage
@@ -182,11 +175,7 @@ def _score_slab(
         if score.size > 0:
             copy_cast(scores, score[z, here])
         else:
-            # Compensated summation of the rows (Kahan 1965): the rounding error is carried over to the next row.
-            term = _sum(scores) - lost
-            raised = total + term
-            lost = (raised - total) - term if np.isfinite(raised) else 0.0
-            total = raised
+            total, lost = compensated(total, lost, total_of(scores))
         if gradients > 0:
             _store(made, 0, line.start, n, made_fields, z, start)
         if gradients > 1:
@@ -282,14 +271,15 @@ def depth(
     step = columns_at_once(stop - start, slab, radius)
     rooms, row = np.empty((3, MOMENTS, (slab + 2 * radius) * step)), np.empty(step)
     carried = np.empty((MOMENTS, radius * step))
-    total = 0.0
+    total, lost = 0.0, 0.0
     for k in range(start, stop, step):
         n = min(step, stop - k)
         for z in range(low, high, slab):
             m = min(slab, high - z)
             _load_slab(means, fields, p.shape[0], low, z, m, k, n, radius, rooms, carried)
             at = moments_along(rooms, START, (m + 2 * radius) * n, n, window_z, ones, weighted, count)
-            total += _score_slab(p, t, z, m, k, n, nu, delta, clamped, rooms, at, row, score, made, more, gradients)
+            part = _score_slab(p, t, z, m, k, n, nu, delta, clamped, rooms, at, row, score, made, more, gradients)
+            total, lost = compensated(total, lost, part)
     return total
 
 

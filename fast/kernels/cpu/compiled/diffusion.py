@@ -28,7 +28,8 @@ from twinloss.fast.kernels.cpu.compiled.diffusion_energies import (
     rows_from,
     wide_energies,
 )
-from twinloss.fast.kernels.cpu.compiled.rows import BLOCK, alike, total_of
+from twinloss.fast.kernels.cpu.compiled.rows import BLOCK, alike
+from twinloss.fast.kernels.cpu.compiled.sums import compensated, total_of
 from twinloss.fast.kernels.cpu.compiled.tile import NEXT, START, copy_cast, stage
 
 
@@ -266,16 +267,16 @@ def forward(u, width, weights, margin, z_start, z_stop, energy):
     """
     above, before = (margin if weights.size > 2 else 0), (margin if weights.size > 1 else 0)
     height, lines = u.shape[1] // width, max(BLOCK // width, 1)
-    total, room = 0.0, np.empty(lines * width, u.dtype)
+    total, lost, room = 0.0, 0.0, np.empty(lines * width, u.dtype)
     for z in range(z_start, z_stop):
         y = START + before
         while y < height - before:
             count = alike(y, height, ALIKE, lines)
             rows = room[: count * width - 2 * margin]
             if margin:
-                total += wide_energies(u, width, z, y, count, weights, rows)
+                total, lost = compensated(total, lost, wide_energies(u, width, z, y, count, weights, rows))
             else:
-                total += energies(u, width, z, y, count, weights, rows)
+                total, lost = compensated(total, lost, energies(u, width, z, y, count, weights, rows))
             if energy.size > 0:
                 for k in range(count):
                     copy_cast(rows[k * width : (k + 1) * width - 2 * margin], energy[z - above, y - before + k])
@@ -316,12 +317,13 @@ def both(u, width, weights, pulls, z_start, z_stop, out):
     `weights` are those of `forward`, and `pulls` those of `backward`.
     """
     height, lines = u.shape[1] // width, max(BLOCK // width, 1)
-    total, room = 0.0, np.empty(lines * width, u.dtype)
+    total, lost, room = 0.0, 0.0, np.empty(lines * width, u.dtype)
     for z in range(z_start, z_stop):
         y = START
         while y < height:
             count = alike(y, height, ALIKE, lines)
             rows = rows_from(out, width, z, y, count)
-            total += _both_of_rows(u, width, z, y, count, weights, pulls, room[: count * width], rows)
+            energy = _both_of_rows(u, width, z, y, count, weights, pulls, room[: count * width], rows)
+            total, lost = compensated(total, lost, energy)
             y += count
     return total

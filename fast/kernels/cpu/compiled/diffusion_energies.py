@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from numba import njit
 
-from twinloss.fast.kernels.cpu.compiled.rows import clear_between, total_of
+from twinloss.fast.kernels.cpu.compiled.rows import clear_between
+from twinloss.fast.kernels.cpu.compiled.sums import total_of
 from twinloss.fast.kernels.cpu.compiled.tile import NEXT, stage
 
 # Rows at the border of a plane that are processed one by one, because their pulls differ from those in the interior.

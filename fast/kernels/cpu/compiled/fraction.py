@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit
 
 from twinloss.fast.kernels.cpu.compiled.compiler import kernel
+from twinloss.fast.kernels.cpu.compiled.sums import compensated
 from twinloss.fast.kernels.cpu.compiled.tile import stage
 from twinloss.fast.kernels.statistic_rows import DISTANCE, FN, NEARNESS, TP, TP_LESS_FN, VOLUME
 
@@ -25,9 +26,9 @@ def _part(sums, factors, items, c):
     total = 0.0
     for row in range(factors.size):
         if not np.isnan(factors[row]):
-            of_row = 0.0
+            of_row, lost = 0.0, 0.0
             for b in range(items[0], items[1]):
-                of_row += sums[row, b, c]
+                of_row, lost = compensated(of_row, lost, sums[row, b, c])
             total += factors[row] * of_row
     return total
 
@@ -60,7 +61,7 @@ def _fraction(sums, overlap, errors, smooth, first, batch, complementary, w_over
     classes, pooled = sums.shape[2] - first, w_overlap.size > 0
     count = groups * (1 if pooled else classes) if mean else 1
     share = 1 / count
-    total = 0.0
+    total, lost = 0.0, 0.0
     for group in range(groups):
         items = (0, sums.shape[1]) if batch else (group, group + 1)
         whole_overlap, whole_errors = 0.0, 0.0
@@ -70,11 +71,13 @@ def _fraction(sums, overlap, errors, smooth, first, batch, complementary, w_over
                 whole_overlap += _weight(w_overlap, group, c) * part[0]
                 whole_errors += _weight(w_errors, group, c) * part[1]
             else:
-                total += (part[1] + (smooth[1] - smooth[0])) / (part[0] + part[1] + smooth[1])
+                loss = (part[1] + (smooth[1] - smooth[0])) / (part[0] + part[1] + smooth[1])
+                total, lost = compensated(total, lost, loss)
                 _put_slopes(overlap, errors, smooth, part, complementary, share, 1.0, 1.0, items, first + c, slopes)
         if pooled:
             whole = whole_overlap, whole_errors
-            total += (whole[1] + (smooth[1] - smooth[0])) / (whole[0] + whole[1] + smooth[1])
+            loss = (whole[1] + (smooth[1] - smooth[0])) / (whole[0] + whole[1] + smooth[1])
+            total, lost = compensated(total, lost, loss)
             for c in range(classes):
                 weights = _weight(w_overlap, group, c), _weight(w_errors, group, c)
                 _put_slopes(overlap, errors, smooth, whole, complementary, share, *weights, items, first + c, slopes)

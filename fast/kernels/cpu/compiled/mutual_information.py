@@ -12,6 +12,7 @@ from numba import njit
 from twinloss.fast.kernels.cpu.compiled.compiler import kernel
 from twinloss.fast.kernels.cpu.compiled.elementary import exp_nonpositive
 from twinloss.fast.kernels.cpu.compiled.lanes import LANES, add_outer, inner
+from twinloss.fast.kernels.cpu.compiled.sums import compensated
 from twinloss.fast.kernels.cpu.compiled.tile import stage
 
 GAUSSIAN, CUBIC, BOX = 0, 1, 2
@@ -162,12 +163,10 @@ def _slopes_of_voxels(gamma, stride, near, near_y, slopes, of_y, count, by_z):
 
 @stage
 def _fold(part, total, lost):
-    """Add a part to the total and set it to 0; `lost` carries the rounding error over to the next part (Kahan 1965)."""
+    """Add a part to the total and set it to 0."""
     for i in range(total.size):
-        term = part[i] - lost[i]
-        raised = total[i] + term
-        lost[i] = (raised - total[i]) - term
-        total[i], part[i] = raised, 0.0
+        total[i], lost[i] = compensated(total[i], lost[i], part[i])
+        part[i] = 0.0
 
 
 @kernel
@@ -227,7 +226,7 @@ def backward(x, y, windows, bins, reach, exponent, ranges, gamma, out):
     bins_x, bins_y = np.empty((many, TILE)), np.empty((few, TILE))
     of_x, of_y, slopes = np.zeros((TILE, many)), np.zeros((TILE, lanes)), np.empty((many, TILE))
     low, width = ranges[0, 0], ranges[0, 1]
-    flat, total, moment = gamma.reshape(-1), 0.0, 0.0
+    flat, total, moment, lost, lost_moment = gamma.reshape(-1), 0.0, 0.0, 0.0, 0.0
     for lo in range(0, x.size, TILE):
         n = min(TILE, x.size - lo)
         _weights(
@@ -250,6 +249,6 @@ def backward(x, y, windows, bins, reach, exponent, ranges, gamma, out):
                 out[lo + i] = by_z * (0.0 if (value < 0.0) | (value > 1.0) else bins - 1.0)
             else:
                 out[lo + i] = by_z
-                total += by_z
-                moment += by_z * ((near[i] - 2.0) + offset[i])
+                total, lost = compensated(total, lost, by_z)
+                moment, lost_moment = compensated(moment, lost_moment, by_z * ((near[i] - 2.0) + offset[i]))
     return total, moment

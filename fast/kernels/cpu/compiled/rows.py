@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 from numba import njit
 
-from twinloss.fast.kernels.cpu.compiled.tile import stage, sums_stage
+from twinloss.fast.kernels.cpu.compiled.tile import stage
 
 # Number of voxels that are processed at once, so that intermediate values stay in the nearest cache.
 BLOCK = 2048
@@ -21,23 +20,6 @@ def at(plane, start, offset, like):
 def alike(y, height, border, lines):
     """Return how many rows from y on are processed at once: up to `lines` in the interior, one in the border."""
     return min(lines, height - border - y) if border <= y < height - border else 1
-
-
-@sums_stage
-def _total(values):
-    total = values.dtype.type(0)
-    for i in range(values.size):
-        total += values[i]
-    return total
-
-
-@njit(inline="always")
-def total_of(values):
-    """Return the sum, which is accumulated in float64 beyond a block."""
-    total = 0.0
-    for i in range(0, values.size, BLOCK):
-        total += np.float64(_total(values[i : i + BLOCK]))
-    return total
 
 
 @stage

@@ -15,6 +15,7 @@ from twinloss.fast.kernels.cpu.compiled.elementary import log1p_nonnegative
 from twinloss.fast.kernels.cpu.compiled.probabilities import sigmoid
 from twinloss.fast.kernels.cpu.compiled.reading import keep_labels, read_counted
 from twinloss.fast.kernels.cpu.compiled.status import NOT_BINARY, VALID
+from twinloss.fast.kernels.cpu.compiled.sums import add
 from twinloss.fast.kernels.cpu.compiled.surprisal import focus, slope_of_surprisal
 from twinloss.fast.kernels.cpu.compiled.tile import (
     BLOCK,
@@ -23,6 +24,7 @@ from twinloss.fast.kernels.cpu.compiled.tile import (
     SCRATCH_A,
     SOFTMAX,
     TOP,
+    block_of,
     stage,
     sums_stage,
     taken,
@@ -147,8 +149,8 @@ def forward_channels_tile(given, overlap, surprisals, matrix, chunk, b, lo, buff
         status = max(status, found)
         if kept.size > 0 and c == first:
             keep_labels(y, lo, kept[b, 0])
-        for k in range(0, y.size, BLOCK):
-            block, number = slice(k, min(k + BLOCK, y.size)), np.int32(1 if dense else c)
+        for k in range(0, y.size, block_of(spare)):
+            block, number = slice(k, min(k + block_of(spare), y.size)), np.int32(1 if dense else c)
             labels, spread = y[block], buffers.row[TOP, block]
             here = slice(lo + k, lo + k + labels.size)
             if pair:
@@ -161,26 +163,26 @@ def forward_channels_tile(given, overlap, surprisals, matrix, chunk, b, lo, buff
                 surprise(logits, labels, number, right, wrong, values)
                 focus(wrong, gamma, values)
                 tp, fp, fn, tn, hits, misses = surprisal_sums(right, wrong, values, labels, number)
-                sums[HITS, c] += hits
-                sums[HITS if pair else MISSES, 0 if pair else c] += misses
+                add(sums, HITS, c, hits)
+                add(sums, HITS if pair else MISSES, 0 if pair else c, misses)
             _add_overlap(overlap, matrix, tp, fp, fn, c, sums)
-            sums[VOLUME, c] += volume(tp, fn, labels, number)
+            add(sums, VOLUME, c, volume(tp, fn, labels, number))
             if pair:
                 _add_overlap(overlap, matrix, tn, fn, fp, 0, sums)
-                sums[VOLUME, 0] += volume(tn, fp, labels, 0)
+                add(sums, VOLUME, 0, volume(tn, fp, labels, 0))
     return status
 
 
 @stage
 def _add_overlap(overlap, matrix, tp, fp, fn, c, sums):
     if overlap is not None:
-        sums[TP, c] += tp
-        sums[FP, c] += fp
-        sums[FN, c] += fn
+        add(sums, TP, c, tp)
+        add(sums, FP, c, fp)
+        add(sums, FN, c, fn)
     if matrix is not None:  # a pair of classes, whose errors all have the same distance
         distance = matrix[c, 1 - c]
-        sums[DISTANCE, c] += distance * fn
-        sums[NEARNESS, c] += tp + (1 - distance) * fn
+        add(sums, DISTANCE, c, distance * fn)
+        add(sums, NEARNESS, c, tp + (1 - distance) * fn)
 
 
 @stage

@@ -18,7 +18,7 @@ TILE = 4032
 # Tiles of a chunk. Threads work on whole chunks, and the float64 sums of the chunks are added in a fixed order.
 TILES = 16
 # Number of voxels whose sum is computed in float32, over vector lanes with few additions each. Sums of blocks are
-# float64.
+# float64. In float64, which has half as many lanes, it is half as many voxels; see `block_of`.
 BLOCK = 512
 IDENTITY, SIGMOID, SOFTMAX = 0, 1, 2
 EXCLUDED = np.int32(-1)
@@ -87,7 +87,8 @@ class _NoAlias(_Part):
 
 
 # error_model="numpy": a division by zero gives infinity instead of a branch that raises, so that loops are vectorised.
-stage = njit(error_model="numpy", _nrt=False, pipeline_class=_NoAlias)
+OF_STAGE = {"error_model": "numpy", "_nrt": False, "pipeline_class": _NoAlias}
+stage = njit(**OF_STAGE)
 # Here a product and a sum may be rounded once, as a fused multiply-add.
 fused_stage = njit(error_model="numpy", fastmath={"contract"}, _nrt=False, pipeline_class=_NoAlias)
 # Here arrays may overlap, and in the second, arrays may be allocated.
@@ -161,6 +162,12 @@ def clear_where_excluded(y, rows):
         row = rows[c]
         for i in range(y.size):
             row[i] = taken(row[i], y, i)
+
+
+@njit(inline="always")
+def block_of(row):
+    """Return the number of voxels in a block of a row."""
+    return 4 * BLOCK // row.itemsize
 
 
 # --- the whole tile --------------------------------------------------------------------------------------------------

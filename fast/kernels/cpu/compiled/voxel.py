@@ -23,10 +23,10 @@ first:
 * mask: (B or 1, N), or (0, 0) if there is none;
 * first, end: the range of chunks; a chunk is `TILES` tiles of an item.
 
-Forward kernels add the statistics of each chunk to `sums`, (chunks, ROWS, C). If `kept`, (B, 1, ...) bytes, is not
-empty, it receives the labels, two in each byte, which the backward pass reads in place of the target and the mask.
-Backward kernels write dL/dx to `out`, which may be x, except for `backward_channels`. `slopes`, (ROWS, B, C), is
-dL/d(statistics), and includes the slope in TP - FN. All return a status, see `status.py`.
+Forward kernels add the statistics of each chunk to `sums`, (chunks, 2, ROWS, C), as `add` in `sums.py` does. If `kept`,
+(B, 1, ...) bytes, is not empty, it receives the labels, two in each byte, which the backward pass reads in place of the
+target and the mask. Backward kernels write dL/dx to `out`, which may be x, except for `backward_channels`. `slopes`,
+(ROWS, B, C), is dL/d(statistics), and includes the slope in TP - FN. All return a status, see `status.py`.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from twinloss.fast.kernels.cpu.compiled.distance import distance_slopes, distanc
 from twinloss.fast.kernels.cpu.compiled.probabilities import exponentials
 from twinloss.fast.kernels.cpu.compiled.reading import keep_labels, read_counted, read_weighted
 from twinloss.fast.kernels.cpu.compiled.status import NOT_BINARY, VALID
+from twinloss.fast.kernels.cpu.compiled.sums import add
 from twinloss.fast.kernels.cpu.compiled.surprisal import (
     add_gradient_soft,
     class_sum,
@@ -27,7 +28,6 @@ from twinloss.fast.kernels.cpu.compiled.surprisal import (
     surprisal_soft,
 )
 from twinloss.fast.kernels.cpu.compiled.tile import (
-    BLOCK,
     FACTOR,
     OWN,
     REST,
@@ -41,6 +41,7 @@ from twinloss.fast.kernels.cpu.compiled.tile import (
     Q,
     W,
     X,
+    block_of,
     clear_where_excluded,
     copy_cast,
     four_classes,
@@ -59,18 +60,17 @@ def _few_sums(p, scale, rest, y, values, spare, sums):
     A block has half as many voxels as elsewhere, because each sum is spread over fewer vector lanes.
     """
     first, second, third, fourth = four_exponentials(p, spare)
-    numbers = four_classes(y, p.shape[0] - 1)
-    for k in range(0, y.size, BLOCK // 2):
-        tp, fp, fn, hits = few_confusions(
-            first, second, third, fourth, numbers, scale, rest, y, values, k, min(k + BLOCK // 2, y.size)
-        )  # fmt: skip
-        labels = y[k : min(k + BLOCK // 2, y.size)]
+    numbers, half = four_classes(y, p.shape[0] - 1), block_of(p) // 2
+    for k in range(0, y.size, half):
+        stop = min(k + half, y.size)
+        tp, fp, fn, hits = few_confusions(first, second, third, fourth, numbers, scale, rest, y, values, k, stop)
+        labels = y[k:stop]
         for c in range(p.shape[0]):
-            sums[TP, c] += tp[c]
-            sums[FP, c] += fp[c]
-            sums[FN, c] += fn[c]
-            sums[HITS, c] += hits[c]
-            sums[VOLUME, c] += volume(tp[c], fn[c], labels, c)
+            add(sums, TP, c, tp[c])
+            add(sums, FP, c, fp[c])
+            add(sums, FN, c, fn[c])
+            add(sums, HITS, c, hits[c])
+            add(sums, VOLUME, c, volume(tp[c], fn[c], labels, c))
 
 
 @stage
@@ -107,24 +107,24 @@ def forward_labels_tile(given, overlap, surprisals, matrix, chunk, b, lo, buffer
         _few_sums(p, scale, rest, y, None if surprisals is None else buffers.row[SCRATCH_A], buffers.row[W], sums)
         return status
     for c in range(p.shape[0]):
-        for k in range(0, y.size, BLOCK):
-            block = slice(k, k + BLOCK)
+        for k in range(0, y.size, block_of(p)):
+            block = slice(k, k + block_of(p))
             if overlap is not None:
                 tp, fp, fn = confusion_labels(p[c, block], scale[block], rest[block], y[block], c)
                 count = volume(tp, fn, y[block], c)
-                sums[TP, c] += tp
-                sums[FP, c] += fp
-                sums[FN, c] += fn
+                add(sums, TP, c, tp)
+                add(sums, FP, c, fp)
+                add(sums, FN, c, fn)
             if surprisals is not None:
                 hits, count = class_sum(buffers.row[SCRATCH_A, block], y[block], c)
-                sums[HITS, c] += hits
+                add(sums, HITS, c, hits)
             if matrix is not None:
                 far, near, count = distance_sums(
                     buffers.row[SCRATCH_A, block], buffers.row[SCRATCH_B, block], y[block], c
                 )
-                sums[DISTANCE, c] += far
-                sums[NEARNESS, c] += near
-            sums[VOLUME, c] += count
+                add(sums, DISTANCE, c, far)
+                add(sums, NEARNESS, c, near)
+            add(sums, VOLUME, c, count)
     return status
 
 
@@ -137,28 +137,28 @@ def forward_weighted_tile(given, overlap, surprisals, matrix, chunk, b, lo, buff
     if matrix is not None:
         distances(p, y, w, matrix, buffers.row[SCRATCH_B], buffers.row[SCRATCH_A])
     for c in range(p.shape[0]):
-        for k in range(0, y.size, BLOCK):
-            block = slice(k, k + BLOCK)
+        for k in range(0, y.size, block_of(p)):
+            block = slice(k, k + block_of(p))
             if overlap is not None:
                 tp, fp, fn = confusion_soft(p[c, block], q[c, block], g[c, block], w[block], overlap)
-                sums[TP, c] += tp
-                sums[FP, c] += fp
-                sums[FN, c] += fn
+                add(sums, TP, c, tp)
+                add(sums, FP, c, fp)
+                add(sums, FN, c, fn)
             if surprisals is not None:
                 hits, misses = surprisal_soft(
                     activation, p[c, block], q[c, block], g[c, block], buffers.rows[X, c, block], w[block],
                     buffers.row[TOP, block], buffers.row[REST, block], gamma, surprisals == surprisal.ALL,
                     buffers.row[OWN, block], buffers.row[FACTOR, block],
                 )  # fmt: skip
-                sums[HITS, c] += hits
-                sums[MISSES, c] += misses
+                add(sums, HITS, c, hits)
+                add(sums, MISSES, c, misses)
             if matrix is not None:
                 distance, near, _ = distance_sums(
                     buffers.row[SCRATCH_B, block], buffers.row[SCRATCH_A, block], y[block], c
                 )
-                sums[DISTANCE, c] += distance
-                sums[NEARNESS, c] += near
-            sums[VOLUME, c] += surprisal.product_sum(g[c, block], w[block])
+                add(sums, DISTANCE, c, distance)
+                add(sums, NEARNESS, c, near)
+            add(sums, VOLUME, c, surprisal.product_sum(g[c, block], w[block]))
     return status
 
 
@@ -213,11 +213,11 @@ def surprisals_of_labels_tile(given, overlap, surprisals, matrix, chunk, b, lo, 
     copy_cast(own, focused)
     surprisal.focus(own_q, gamma, focused)
     for c in range(p.shape[0]):
-        for k in range(0, y.size, BLOCK):
-            block = slice(k, k + BLOCK)
+        for k in range(0, y.size, block_of(p)):
+            block = slice(k, k + block_of(p))
             hits, count = class_sum(focused[block], y[block], c)
-            sums[HITS, c] += hits
-            sums[VOLUME, c] += count
+            add(sums, HITS, c, hits)
+            add(sums, VOLUME, c, count)
     own_slope(own_p, own_q, y, gamma, slopes[HITS, b], own)
     gradient_own(p, scale, rest, y, own, buffers.row[OWN : OWN + 2], out, b, lo)
     return status

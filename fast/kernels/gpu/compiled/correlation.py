@@ -31,7 +31,7 @@ from twinloss.fast.kernels.gpu.compiled.correlation_moments import (
     pair,
     score_of,
 )
-from twinloss.fast.kernels.gpu.compiled.elementary import store
+from twinloss.fast.kernels.gpu.compiled.elementary import compensated, store
 from twinloss.fast.kernels.gpu.compiled.window import (
     chunk_of,
     found_at,
@@ -260,8 +260,8 @@ def _with(sums, one, up, weights, place):
 def add(parts, out, length, factor: tl.float64, BLOCK: tl.constexpr):
     """Write the sum of each row of `parts`, (N, length), times a factor."""
     n = tl.program_id(0).to(tl.int64)
-    total = tl.zeros((BLOCK,), tl.float64)
+    total, lost = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
     for k in range(0, length, BLOCK):
         at = k + tl.arange(0, BLOCK)
-        total += tl.load(parts + n * length + at, at < length, 0.0)
+        total, lost = compensated(total, lost, tl.load(parts + n * length + at, at < length, 0.0))
     store(out + n, tl.full((), factor, tl.float64) * tl.sum(total, 0))

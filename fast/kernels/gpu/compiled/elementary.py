@@ -24,6 +24,17 @@ def store(pointers, values, mask=None):
 
 
 @triton.jit
+def compensated(total, lost, value):
+    """Return `total` plus a value, and the rounding error of this, to be passed to the next call (Kahan 1965).
+
+    An infinite total has no error.
+    """
+    term = value - lost
+    raised = total + term
+    return raised, tl.where(tl.abs(raised) < float("inf"), (raised - total) - term, 0.0)
+
+
+@triton.jit
 def log1p(x):
     """Return log(1 + x) for x >= 0, to the last digit but one (Kahan): Triton itself has none."""
     u = 1.0 + x

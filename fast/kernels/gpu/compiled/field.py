@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from twinloss.fast.kernels.gpu.compiled.elementary import store
+from twinloss.fast.kernels.gpu.compiled.elementary import compensated, store
 
 # The arguments whose alignment must not matter. Otherwise, each thread would take four neighbouring columns to store
 # them at once, and the loads of a warp, most of which are not aligned, would touch four times as many lines.
@@ -126,8 +126,8 @@ def block_of(k):
 @triton.jit
 def add_parts(parts, out, count, divisor: tl.float64, BLOCK: tl.constexpr):
     """Write the sum of some float64 numbers, divided by a number; the order of the sum is fixed."""
-    total = tl.zeros((BLOCK,), tl.float64)
+    total, lost = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
     for start in range(0, count, BLOCK):
         k = start + tl.arange(0, BLOCK)
-        total += tl.load(parts + k, k < count, 0.0)
+        total, lost = compensated(total, lost, tl.load(parts + k, k < count, 0.0))
     store(out, tl.sum(total) / tl.full((), divisor, tl.float64))

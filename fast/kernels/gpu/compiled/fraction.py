@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from twinloss.fast.kernels.gpu.compiled.class_weights import pooled, weights, weights_of
-from twinloss.fast.kernels.gpu.compiled.elementary import store
+from twinloss.fast.kernels.gpu.compiled.elementary import compensated, store
 from twinloss.fast.kernels.gpu.compiled.rows import (
     DISTANCE,
     FN,
@@ -82,14 +82,14 @@ def _terms(overlap, errors, others, nu, delta):
 @triton.jit
 def _summed(parts, item, row, c, CLASSES: tl.constexpr, TOGETHER: tl.constexpr):
     """Return a statistic of an item, given the part of each chunk of voxels, which are added in order."""
-    total = tl.zeros(c.shape, tl.float64)
+    total, lost = tl.zeros(c.shape, tl.float64), tl.zeros(c.shape, tl.float64)
     part_ptr = parts.first
     part_ptr += tl.full((), parts.item_step, tl.int64) * item + tl.full((), parts.row_step, tl.int64) * row
     for first in range(0, parts.chunks, TOGETHER):
         k = first + tl.arange(0, TOGETHER)
         there = (k < parts.chunks)[:, None] & (c < CLASSES)[None, :]
         at = k.to(tl.int64)[:, None] * (ROWS * CLASSES) + c[None, :]
-        total += tl.sum(tl.load(part_ptr + at, there, 0.0).to(tl.float64), 0)
+        total, lost = compensated(total, lost, tl.sum(tl.load(part_ptr + at, there, 0.0).to(tl.float64), 0))
     return total
 
 
@@ -129,12 +129,12 @@ def add(
     row = column // CLASSES
     there = column < ROWS * CLASSES
     part_ptr += item * chunks * (ROWS * CLASSES)
-    total = tl.zeros((WIDTH,), tl.float64)
+    total, lost = tl.zeros((WIDTH,), tl.float64), tl.zeros((WIDTH,), tl.float64)
     for first in range(0, chunks, TOGETHER):
         k = first + tl.arange(0, TOGETHER)
         used = (k < chunks)[:, None] & (there & (((USED >> row) & 1) != 0))[None, :]
         at = k.to(tl.int64)[:, None] * (ROWS * CLASSES) + column[None, :]
-        total += tl.sum(tl.load(part_ptr + at, used, 0.0).to(tl.float64), 0)
+        total, lost = compensated(total, lost, tl.sum(tl.load(part_ptr + at, used, 0.0).to(tl.float64), 0))
     tl.store(sums_ptr + (row * tl.num_programs(0) + item) * CLASSES + column % CLASSES, total, there)
 
 

@@ -15,7 +15,7 @@ import math
 import triton
 import triton.language as tl
 
-from twinloss.fast.kernels.gpu.compiled.elementary import store
+from twinloss.fast.kernels.gpu.compiled.elementary import compensated, store
 
 # The Taylor series of exp, 1 / k!, from the highest power: it is exact to 2e-16 up to log(2) / 2.
 _DEGREE = tl.constexpr(12)
@@ -172,7 +172,7 @@ def spline_sums(
     range_x, range_y = _range(low_x, high_x, item), _range(low_y, high_y, item)
     gamma = upstream + item * bins * bins
     zero = tl.zeros((BLOCK,), tl.float64)
-    total, moment, lowest, highest = zero, zero, zero, zero
+    total, lost, moment, lost_moment, lowest, highest = zero, zero, zero, zero, zero, zero
     start = part.to(tl.int64) * chunk
     stop = tl.minimum(start + chunk, voxels)
     for at in range(start, stop, BLOCK):
@@ -182,8 +182,9 @@ def spline_sums(
         near_x, offset = _position(value, range_x, bins, False)
         near_y, _ = _position(tl.load(y + item * stride_y + i, there, 0.0).to(tl.float64), range_y, bins, False)
         by_z = tl.where(there, _spline_slope(gamma, near_x, offset, near_y, bins), 0.0)
-        total += by_z
-        moment += by_z * ((near_x - 2).to(tl.float64) + offset)
+        total, lost = compensated(total, lost, by_z)
+        by_place = by_z * ((near_x - 2).to(tl.float64) + offset)
+        moment, lost_moment = compensated(moment, lost_moment, by_place)
         lowest += tl.where(there & (value == range_x[0]), 1.0, 0.0)
         highest += tl.where(there & (value == range_x[1]), 1.0, 0.0)
     out = parts + tl.program_id(0).to(tl.int64) * 4

@@ -1,4 +1,4 @@
-"""Wrong answers to a case of a pair, all of which the judge must reject in some case."""
+"""Wrong answers to a case, all of which the judge must reject in some case."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from twinloss.harness.judging.trial import Trial
 from twinloss.harness.judging.truth import Truth
 from twinloss.harness.model.answer import Answer
 from twinloss.harness.model.operand import Array, label
+from twinloss.harness.model.pair import Pair
 from twinloss.harness.model.twin import Case
 
 # The factor by which one block, and by which the last number, is wrong.
@@ -61,12 +62,12 @@ def _scaled(values: Array, factor: float) -> Array:
 
 
 OF_VALUES: dict[str, Spoil] = {
-    "outputs replaced by zeros": np.zeros_like,
-    "outputs replaced by a constant": _constant,
-    "outputs of the wrong sign": _negative,
-    "shuffled outputs": _shuffled,
-    "outputs of which the last entry is wrong": _last_entry,
-    "outputs of which the last number is wrong": _tail,
+    "replaced by zeros": np.zeros_like,
+    "replaced by a constant": _constant,
+    "of the wrong sign": _negative,
+    "shuffled": _shuffled,
+    "of which the last entry is wrong": _last_entry,
+    "of which the last number is wrong": _tail,
 }
 OF_GRADIENTS: dict[str, Spoil] = {
     "replaced by zeros": np.zeros_like,
@@ -79,25 +80,32 @@ OF_GRADIENTS: dict[str, Spoil] = {
 }
 
 
-def wrong_answers_of_a_pair(trial: Trial) -> Iterator[WrongAnswer]:
-    """Yield the wrong answers to a case of a pair."""
+def wrong_answers(trial: Trial) -> Iterator[WrongAnswer]:
+    """Yield the wrong answers to a case."""
     answer, truth = trial.answer, trial.truth
     assert answer is not None
     assert truth is not None
-    pair = truth.twin.pair
-    assert pair is not None
     for name, spoil in OF_VALUES.items():
         yield (
-            name, "value", lambda spoil=spoil: _with_outputs(answer, spoil),  # type: ignore[misc]
+            f"value {name}", "value", lambda spoil=spoil: _with_outputs(answer, spoil),  # type: ignore[misc]
             lambda spoil=spoil: _keeps(truth.outputs, spoil),  # type: ignore[misc]
         )  # fmt: skip
-    for which in answer.gradients:
+    for which in truth.twin.wrt if truth.twin.differentiable else ():
         for name, spoil in OF_GRADIENTS.items():
             yield (
                 f"gradient of {which} {name}", "gradient",
-                lambda spoil=spoil, which=which: _with_gradient(answer, which, spoil),  # type: ignore[misc]
+                lambda spoil=spoil, which=which: _with_gradient(trial, which, spoil),  # type: ignore[misc]
                 lambda which=which, name=name: "constant" not in name and truth.is_zero(which),  # type: ignore[misc]
             )  # fmt: skip
+    if truth.twin.pair is not None:
+        yield from _of_a_pair(trial, truth.twin.pair)
+
+
+def _of_a_pair(trial: Trial, pair: Pair) -> Iterator[WrongAnswer]:
+    """Yield wrong blocks, inputs in another order, and options that are dropped."""
+    truth = trial.truth
+    assert truth is not None
+    for which in pair.wrt:
         for axis in pair.blocks.split():
             if axis in pair.inputs[which].axes:
                 yield (
@@ -105,14 +113,13 @@ def wrong_answers_of_a_pair(trial: Trial) -> Iterator[WrongAnswer]:
                     lambda which=which, axis=axis: _with_wrong_block(trial, which, axis),  # type: ignore[misc]
                     lambda which=which: truth.is_zero(which),  # type: ignore[misc]
                 )  # fmt: skip
+    others = {f"call without option {name}={label(value)}": trial.case.having(**{name: None})
+              for name, value in trial.case.options.items()}  # fmt: skip
     for a, b in combinations(pair.inputs, 2):
         if pair.inputs[a] == pair.inputs[b]:
-            swapped = _swapped(trial.case, a, b)
-            yield f"{a} and {b} in the other order", "value", lambda swapped=swapped: _asked(trial, swapped), _never  # type: ignore[misc]
-    for name in trial.case.options:
-        text = label(trial.case.options[name])
-        dropped = trial.case.having(**{name: None})
-        yield f"option {name}={text} dropped", "value", lambda dropped=dropped: _asked(trial, dropped), _never  # type: ignore[misc]
+            others[f"call with {a} and {b} in the other order"] = _swapped(trial.case, a, b)
+    for name, case in others.items():
+        yield name, "value", lambda case=case: _asked(trial, case), _never  # type: ignore[misc]
 
 
 def _never() -> bool:
@@ -125,13 +132,16 @@ def _keeps(outputs: Sequence[Array], spoil: Spoil) -> bool:
 
 
 def _with_outputs(answer: Answer, spoil: Spoil) -> Answer:
-    outputs = tuple(spoil(output) if output.size else output for output in answer.outputs)
+    outputs = tuple(spoil(output) if output.size else output for output in answer.all_outputs)
     return replace(answer, outputs=outputs, value=joined(outputs))
 
 
-def _with_gradient(answer: Answer, which: str, spoil: Spoil) -> Answer:
-    gradients = {name: spoil(g) if name == which and g.size else g for name, g in answer.gradients.items()}
-    return replace(answer, gradients=gradients, gradient=joined(list(gradients.values())))
+def _with_gradient(trial: Trial, which: str, spoil: Spoil) -> Answer:
+    assert trial.answer is not None
+    assert trial.truth is not None
+    named = zip(trial.truth.twin.wrt, trial.answer.all_gradients, strict=True)
+    gradients = {name: spoil(g) if name == which and g.size else g for name, g in named}
+    return replace(trial.answer, gradients=gradients, gradient=joined(list(gradients.values())))
 
 
 def _with_wrong_block(trial: Trial, which: str, axis: str) -> Answer | None:
@@ -149,7 +159,7 @@ def _with_wrong_block(trial: Trial, which: str, axis: str) -> Answer | None:
         moved[-1] = _scaled(moved[-1], BLOCK)
         return np.moveaxis(moved, 0, place)
 
-    return _with_gradient(trial.answer, which, spoil)
+    return _with_gradient(trial, which, spoil)
 
 
 def _swapped(case: Case, a: str, b: str) -> Case:
