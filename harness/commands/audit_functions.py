@@ -45,7 +45,7 @@ LIBRARIES = {
     "scipy": Library("scipy.ndimage", "scipy"),
     "torchvision": Library("torchvision.ops", "torchvision"),
     # Its kernels compute in float32 whatever the dtype is, and the interpreter is slow.
-    "liger_kernel": Library("liger_kernel.transformers.functional", "liger-kernel", ("float32",), 40, interpreted=True),
+    "liger_kernel": Library("liger_kernel.transformers.functional", "liger-kernel", ("float32",), 20, interpreted=True),
 }
 
 INTERPRETED = (
