@@ -152,8 +152,8 @@ class MaskedDiceLoss(DiceLoss):
     """Dice loss of the voxels within a mask.
 
     The mask multiplies the prediction, after the activation, and the target. It may be soft, with values in [0, 1].
-    Voxels where it is 0 contribute nothing to the value or the gradient, whatever values they hold. Arguments, shapes
-    and errors are the same as in :class:`DiceLoss`.
+    Voxels where it is 0 contribute nothing to the value or the gradient, even if the input is NaN there. Labels must be
+    classes there, too. Arguments, shapes and errors are the same as in :class:`DiceLoss`.
     """
 
     @entry_point
