@@ -23,6 +23,7 @@ KNOWN = {
     "errata-neurite": "twinloss audit neurite --seed 0 --out reports",
     "errata-torch": "twinloss audit torch --seed 0 --out reports",
     "errata-scipy": "twinloss audit scipy --seed 0 --out reports",
+    "errata-torchvision": "twinloss audit torchvision --seed 0 --out reports",
     "errata-liger_kernel": "twinloss audit liger_kernel --seed 0 --out reports",
 }
 TITLES = {
