@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from twinloss.harness.model.operand import Elementwise, PerCase, Sizes
+import numpy as np
+
+from twinloss.harness.model.operand import Array, Elementwise, PerCase, Sizes
 from twinloss.harness.model.twin import Case, Twin
 
 # An activation whose values are in [0, 1], where the losses are defined. Unlike the derivative of tanh, 1 - tanh^2, its
@@ -94,7 +96,28 @@ def has_labels(twin: Twin, options: Mapping[str, Any]) -> bool:
 def slopes_of_arguments(twin: Twin, case: Case) -> tuple[str, ...]:
     """Return the further arguments that have a gradient: a target that holds no labels, and a mask."""
     dense = case.input.values.shape[1] == 1 or not has_labels(twin, case.options)
-    return tuple(name for name in twin.operands[1:] if name == "mask" or dense)
+    smooth = dense and not _weights_jump(twin, case)
+    return tuple(name for name in twin.operands[1:] if name == "mask" or smooth)
+
+
+def _weights_jump(twin: Twin, case: Case) -> bool:
+    """Return whether the weight of a class jumps if the target moves.
+
+    In generalised Dice, it is a power of the inverse volume, but that of another class where the volume is 0. The fast
+    twin gives the slope for constant weights there.
+    """
+    options = {**twin.defaults(), **case.options}
+    if options.get("w_type", "uniform") == "uniform":
+        return False
+    target, index = case.operands["target"].values, options.get("ignore_index")
+    kept = target if index is None else np.where(is_ignored(target, index), 0, target)
+    volumes = kept.reshape(*kept.shape[:2], -1).sum(-1)
+    return bool(((volumes.sum(0) if options["batch"] else volumes) == 0).any())
+
+
+def is_ignored(target: Array, index: int) -> Array:
+    """Return the voxels that `ignore_index` excludes, (B, 1, *S): by a label, or by a channel of a dense target."""
+    return np.asarray(target == index if target.shape[1] == 1 else target[:, index : index + 1] == 1)
 
 
 def one_activation(options: Mapping[str, Any]) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.differentiate import derivative
 
 from twinloss.harness.drawing.input_kinds import IMAGES, NUMBERS
+from twinloss.harness.drawing.segmentation_options import is_ignored
 from twinloss.harness.judging.answers import ask_slope
 from twinloss.harness.judging.truth import VALUE_ROUNDOFFS, Truth
 from twinloss.harness.model.answer import Answer
@@ -85,8 +86,7 @@ def movable(case: Case, name: str) -> Array:
         return np.asarray(values > 0)
     if index is None:
         return np.ones(values.shape, bool)
-    ignored = values == index if values.shape[1] == 1 else values[:, index : index + 1] == 1
-    return np.broadcast_to(~ignored, values.shape)
+    return np.broadcast_to(~is_ignored(values, index), values.shape)
 
 
 def _contradiction(truth: Truth, case: Case, name: str, free: Array, accounts: dict[str, Array]) -> str | None:

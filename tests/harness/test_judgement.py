@@ -200,3 +200,18 @@ def test_each_window_of_lncc_rounds_its_own_moments():
     assert examine(find("lncc"), case).message == ""
     truth = Truth(find("lncc"), case)
     assert find("lncc").terms(truth).min() > 2 * np.abs(truth.gradient).max()
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "names"),
+    [
+        ([[0.0, 0.0], [1.0, 0.5]], {}, ()),  # the first class is absent
+        ([[0.5, 0.0], [1.0, 0.5]], {}, ("target",)),
+        ([[0.0, 0.0], [1.0, 0.5]], {"w_type": "uniform"}, ("target",)),
+        ([[1.0, 0.0], [1.0, 0.0]], {"ignore_index": 0}, ()),  # the second class has only an ignored voxel
+    ],
+)
+def test_slope_in_a_target_is_not_compared_where_the_weight_of_a_class_jumps(target, options, names):
+    operands = {"input": Operand(np.full((1, 2, 2), 0.25), "float64"), "target": Operand(np.array([target]), "float64")}
+    twin = find("generalized_dice")
+    assert twin.slopes(twin, Case(operands, options)) == names
